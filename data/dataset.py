@@ -1,0 +1,187 @@
+"""A dataset root: the folder that holds a manifest, the embedding stores and the runs.
+
+    root/
+      dataset.json          name, clip folder, classes in order, default backbones and protocol, where it came from
+      manifest.csv          clip_id, path, label, split, group
+      missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
+      stores/<split>/       stage one: HDF5 shards of embeddings
+      runs/<name>/          stage two: trained heads, their figures and settings
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alphafuse.errors import DatasetError, EmptySplitError, SettingsMismatchError, unknown
+
+from .files import read_json, write_json
+from .manifest import SPLITS, Clip, Manifest
+from .store import MODALITIES, Embeddings, EmbeddingStore, setting_differences
+
+FORMAT_VERSION = 1
+DEFAULT_TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
+DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
+DEFAULT_PROTOCOL = "standard"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset root.
+
+    Attributes:
+        root: the folder.
+        name: what people call the dataset ("vggsound", "demo", a folder's name).
+        clip_folder: where `Clip.path` starts.
+        classes: labels in the order of the heads' outputs.
+        timesformer, ast: default backbones, each a hub id, a folder or "compact".
+        protocol: default preprocessing protocol.
+        source: how the root was made (csv, subset, seed, ...), for provenance.
+        manifest: the clips.
+    """
+
+    root: Path
+    name: str
+    clip_folder: Path
+    classes: tuple[str, ...]
+    timesformer: str
+    ast: str
+    protocol: str
+    source: dict[str, Any]
+    manifest: Manifest
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self.classes)} classes, {self.manifest!r}, root={str(self.root)!r})"
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        manifest: Manifest,
+        *,
+        name: str,
+        clip_folder: Path,
+        classes: tuple[str, ...],
+        timesformer: str = DEFAULT_TIMESFORMER,
+        ast: str = DEFAULT_AST,
+        protocol: str = DEFAULT_PROTOCOL,
+        source: dict[str, Any] | None = None,
+    ) -> Dataset:
+        """Write a root's dataset.json and manifest.csv; stores and runs already there stay.
+
+        The clip folder is recorded relative to the root when it lies inside (so that the root can be moved), else
+        absolutely.
+        """
+        root, clip_folder = root.resolve(), clip_folder.resolve()
+        inside = clip_folder.is_relative_to(root)
+        manifest.write(root / "manifest.csv")
+        # dataset.json last: a root exists once it is there
+        write_json(
+            root / "dataset.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "name": name,
+                "clips": str(clip_folder.relative_to(root) if inside else clip_folder),
+                "classes": list(classes),
+                "timesformer": timesformer,
+                "ast": ast,
+                "protocol": protocol,
+                "source": source or {},
+            },
+        )
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, root: Path) -> Dataset:
+        """Open a root.
+
+        Raises:
+            DatasetError: no root there, a field missing, or a manifest label that dataset.json's classes lack.
+        """
+        root = Path(root)
+        if not (root / "dataset.json").is_file():
+            raise DatasetError(
+                f"no dataset root at '{root}' (it has no dataset.json): make one with "
+                "`alphafuse data demo|vggsound|folder --root ...`, or name yours with --root or ALPHAFUSE_ROOT"
+            )
+        content = read_json(root / "dataset.json")
+        fields = ("format_version", "name", "clips", "classes", "timesformer", "ast", "protocol", "source")
+        absent = [field for field in fields if field not in content]
+        if absent:
+            raise DatasetError(f"{root / 'dataset.json'} lacks '{absent[0]}': make the root again")
+        if content["format_version"] != FORMAT_VERSION:
+            raise DatasetError(
+                f"{root / 'dataset.json'} has format version {content['format_version']}, this alphafuse reads "
+                f"{FORMAT_VERSION}: make the root again or install the alphafuse that made it"
+            )
+        manifest = Manifest.read(root / "manifest.csv")
+        classes = tuple(content["classes"])
+        for clip in manifest:
+            if clip.label not in classes:
+                raise DatasetError(
+                    f"{root / 'manifest.csv'}: clip {clip.clip_id}: {unknown('label', clip.label, classes)} "
+                    "(dataset.json lists them)"
+                )
+        return cls(
+            root=root,
+            name=content["name"],
+            clip_folder=root / content["clips"],
+            classes=classes,
+            timesformer=content["timesformer"],
+            ast=content["ast"],
+            protocol=content["protocol"],
+            source=content["source"],
+            manifest=manifest,
+        )
+
+    def path_of(self, clip: Clip) -> Path:
+        """The clip's file."""
+        return self.clip_folder / clip.path
+
+    def store(self, split: str) -> EmbeddingStore:
+        """The embedding store of a split (it may not exist yet)."""
+        if split not in SPLITS:
+            raise DatasetError(unknown("split", split, SPLITS))
+        return EmbeddingStore(self.root / "stores" / split)
+
+    def embeddings(self, split: str) -> Embeddings:
+        """The split's embeddings in manifest order: the one way in for stage two.
+
+        Raises:
+            EmptySplitError: the split has no clips, or none of them has an embedding.
+            DatasetError: some clips have not been extracted yet.
+        """
+        clips = self.manifest.require_split(split)
+        store = self.store(split)
+        embeddings = store.read(clips)
+        done = store.done(modalities=embeddings.features)
+        pending = sum(clip.clip_id not in done for clip in clips)
+        if pending:
+            raise DatasetError(
+                f"{pending} of {len(clips)} {split} clips are not extracted yet: run "
+                f"`alphafuse extract --split {split} --root {self.root}` first (it does only what is missing)"
+            )
+        if not any(embeddings.present(modality).any() for modality in embeddings.features):
+            raise EmptySplitError(
+                f"none of the {len(clips)} {split} clips has an embedding: see `alphafuse store info {store.folder}`"
+            )
+        return embeddings
+
+    def all_embeddings(self) -> dict[str, Embeddings]:
+        """split -> embeddings of train, val and test, made under the same settings.
+
+        Raises:
+            SettingsMismatchError: two splits were extracted with different backbones, protocols or precisions.
+        """
+        loaded = {split: self.embeddings(split) for split in SPLITS}
+        for split in SPLITS[1:]:
+            for modality in MODALITIES:
+                ours, theirs = (loaded[name].settings.get(modality, {}) for name in ("train", split))
+                difference = setting_differences(ours, theirs)
+                if difference:
+                    raise SettingsMismatchError(
+                        f"train and {split} were extracted with another {modality} {difference}: remove "
+                        f"{self.store(split).folder} or {self.store('train').folder} and extract again"
+                    )
+        return loaded

@@ -1,0 +1,130 @@
+"""Clips and the manifest that lists them: the first arrow of the data flow.
+
+A manifest is a csv with the columns `clip_id, path, label, split, group`. `path` is relative to the dataset's clip
+folder and may not leave it; `group` is the source video, the unit that must not straddle splits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path, PurePosixPath
+
+from alphafuse.errors import DatasetError, EmptySplitError, unknown
+
+from .files import read_csv, write_csv
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip.
+
+    Attributes:
+        clip_id: unique name, in VGGSound `{youtube_id}_{start:06d}`.
+        path: file, relative to the dataset's clip folder, with forward slashes.
+        label: class name as people read it.
+        split: "train", "val" or "test".
+        group: source video; clips of one group belong into one split.
+    """
+
+    clip_id: str
+    path: str
+    label: str
+    split: str
+    group: str
+
+    def __post_init__(self) -> None:
+        for name, value in zip(COLUMNS, astuple(self), strict=True):
+            if not value:
+                raise DatasetError(f"a clip has an empty {name}: {self}")
+            if not value.isprintable():
+                raise DatasetError(f"{name} {value!r} has a control character: remove it")
+        if self.split not in SPLITS:
+            raise DatasetError(f"clip {self.clip_id}: {unknown('split', self.split, SPLITS)}")
+        path = PurePosixPath(self.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise DatasetError(
+                f"clip {self.clip_id}: path '{self.path}' leaves the clip folder: "
+                "give paths relative to it, without '..'"
+            )
+
+
+COLUMNS = tuple(field.name for field in fields(Clip))
+
+
+class Manifest(Sequence[Clip]):
+    """An ordered, immutable list of clips with unique ids.
+
+    Raises:
+        DatasetError: two clips share a clip_id.
+    """
+
+    def __init__(self, clips: Iterable[Clip]) -> None:
+        self._clips = tuple(clips)
+        counts = Counter(clip.clip_id for clip in self._clips)
+        twice = [clip_id for clip_id, count in counts.items() if count > 1]
+        if twice:
+            raise DatasetError(f"clip_id '{twice[0]}' occurs {counts[twice[0]]} times: clip ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self._clips)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's int and slice overloads
+        return self._clips[index]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={len(self.of_split(name))}" for name in SPLITS)
+        return f"Manifest({len(self)} clips: {sizes})"
+
+    def of_split(self, split: str) -> tuple[Clip, ...]:
+        """Clips of one split in manifest order; `DatasetError` for a name that is no split."""
+        if split not in SPLITS:
+            raise DatasetError(unknown("split", split, SPLITS))
+        return tuple(clip for clip in self._clips if clip.split == split)
+
+    def require_split(self, split: str) -> tuple[Clip, ...]:
+        """Like `of_split`, but an empty split is an `EmptySplitError`."""
+        clips = self.of_split(split)
+        if not clips:
+            sizes = ", ".join(f"{name} {len(self.of_split(name))}" for name in SPLITS)
+            raise EmptySplitError(
+                f"split '{split}' has no clips ({sizes}): make the root again with clips in it "
+                "(alphafuse data vggsound|folder --help)"
+            )
+        return clips
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that occur, sorted."""
+        return tuple(sorted({clip.label for clip in self._clips}))
+
+    def write(self, path: Path) -> None:
+        """Write the csv atomically."""
+        rows = [COLUMNS, *(astuple(clip) for clip in self._clips)]
+        write_csv(path, rows)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a csv written by `write` (or by hand, with the same header).
+
+        Raises:
+            DatasetError: no such file, another header, a bad row (its line is named) or a repeated clip_id.
+        """
+        rows = read_csv(path)
+        if not rows or tuple(rows[0][1]) != COLUMNS:
+            raise DatasetError(f"{path} is not a manifest: its first line must be {','.join(COLUMNS)}")
+        clips = []
+        for line, row in rows[1:]:
+            if len(row) != len(COLUMNS):
+                raise DatasetError(f"{path} line {line} has {len(row)} columns instead of {len(COLUMNS)}: {row}")
+            try:
+                clips.append(Clip(*row))
+            except DatasetError as error:
+                raise DatasetError(f"{path} line {line}: {error}") from None
+        return cls(clips)

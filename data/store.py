@@ -1,0 +1,438 @@
+"""The embedding store: stage one writes it, stage two reads it, and nothing else passes between them.
+
+A store is a folder of HDF5 shards, append-only. A shard appears whole (written, fsynced, renamed) and is never modified
+again. So a kill costs at most what was not yet flushed, resuming is asking which clip_ids are there, writers work side by
+side, and readers are never blocked. One shard:
+
+    /clip_id, /label, /group      (clips,) UTF-8 strings
+    /timesformer, /ast            (clips, dim) float32 or float16; a row of NaN = this clip has no such embedding
+    /failures/clip_id, modality, reason   (failures,) UTF-8 strings: why it has none
+    attributes: format_version, settings (json: per modality, everything that decides the numbers),
+                provenance (json: backbone names, library versions, device, time), sha256 (of the datasets)
+
+Rows are keyed by clip_id: modalities are joined by id, never by position. When two writers stored the same clip, the
+older shard's row counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from alphafuse.errors import SettingsMismatchError, StoreError, unknown
+
+from .files import write_atomically
+from .manifest import Clip
+
+FORMAT_VERSION = 1
+MODALITIES = ("timesformer", "ast")
+PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
+_READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a clip has no embedding of a modality."""
+
+    clip_id: str
+    modality: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of clips, in the order asked for.
+
+    Attributes:
+        clip_ids, labels, groups: (clips,) each.
+        features: modality -> (clips, dim) float32; a row of NaN where the clip has no embedding.
+        failures: why rows are absent; a clip that is absent without a failure has not been extracted yet.
+        settings: modality -> what decided its numbers.
+    """
+
+    clip_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    features: Mapping[str, np.ndarray]
+    failures: tuple[Failure, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for modality, matrix in self.features.items():
+            if modality not in MODALITIES:
+                raise StoreError(unknown("modality", modality, MODALITIES))
+            if matrix.ndim != 2 or len(matrix) != len(self.clip_ids):
+                raise StoreError(f"{modality}: shape {matrix.shape} does not fit {len(self.clip_ids)} clips")
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={matrix.shape}" for name, matrix in self.features.items())
+        return f"Embeddings({len(self)} clips, {shapes}, {len(self.failures)} failures)"
+
+    def present(self, modality: str) -> np.ndarray:
+        """(clips,) bool: which clips have this modality's embedding."""
+        if modality not in self.features:
+            raise StoreError(unknown("modality", modality, self.features))
+        return np.isfinite(self.features[modality]).all(axis=1)
+
+    def take(self, rows: np.ndarray) -> Embeddings:
+        """The clips at these positions (an integer array) or under this mask (a boolean array)."""
+        positions = np.flatnonzero(rows) if rows.dtype == bool else rows
+        clip_ids = tuple(self.clip_ids[i] for i in positions)
+        kept = set(clip_ids)
+        return Embeddings(
+            clip_ids=clip_ids,
+            labels=tuple(self.labels[i] for i in positions),
+            groups=tuple(self.groups[i] for i in positions),
+            features={name: matrix[positions] for name, matrix in self.features.items()},
+            failures=tuple(failure for failure in self.failures if failure.clip_id in kept),
+            settings=self.settings,
+        )
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What `EmbeddingStore.info` counts."""
+
+    folder: Path
+    shards: int
+    clips: int
+    duplicates: int
+    bytes: int
+    rows: Mapping[str, int]
+    dims: Mapping[str, int]
+    failures: tuple[Failure, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+
+class EmbeddingStore:
+    """A folder of shards. Creating the object reads and writes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStore({str(self.folder)!r})"
+
+    # writing
+
+    def write(self, rows: Embeddings, *, provenance: Mapping[str, Any] | None = None) -> Path:
+        """Append one shard, atomically, and return its path.
+
+        Args:
+            rows: what to store; `rows.settings` must name the settings of each modality in `rows.features`.
+            provenance: json-able facts that don't decide the numbers (library versions, device, backbone names).
+
+        Raises:
+            SettingsMismatchError: the store holds shards made under other settings.
+            StoreError: the disk is full or the folder can't be written; nothing is left behind.
+        """
+        self.require_settings(rows.settings)
+        path = self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
+        self._remove_leftovers()
+        write_atomically(path, _shard_bytes(rows, dict(provenance or {})))
+        return path
+
+    def require_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `SettingsMismatchError`, naming the difference, unless these settings fit what is stored."""
+        stored = self.settings()
+        for modality, asked in settings.items():
+            if modality in stored:
+                difference = setting_differences(stored[modality], asked)
+                if difference:
+                    raise SettingsMismatchError(
+                        f"the store {self.folder} was made with another {modality} {difference}: extract into another "
+                        "root, or remove this store to make it anew"
+                    )
+
+    def _remove_leftovers(self) -> None:
+        for partial in self.folder.glob(".shard-*.partial"):
+            try:
+                if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
+                    partial.unlink()
+            except FileNotFoundError:
+                pass  # another writer was faster
+
+    # reading
+
+    def shards(self) -> list[Path]:
+        """Shard files, oldest first; empty when the store does not exist."""
+        return sorted(self.folder.glob("shard-*.h5"))
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """modality -> the settings that all shards share; empty for an empty store.
+
+        Raises:
+            SettingsMismatchError: two shards disagree (a shard was copied in from another store).
+        """
+        merged: dict[str, dict[str, Any]] = {}
+        for path in self.shards():
+            with _open_shard(path) as shard:
+                for modality, settings in _json_attribute(shard, "settings").items():
+                    difference = setting_differences(merged.setdefault(modality, settings), settings)
+                    if difference:
+                        raise SettingsMismatchError(
+                            f"shard {path} was made with another {modality} {difference} than the shards before it: "
+                            "move it out of the store"
+                        )
+        return merged
+
+    def read(self, clips: Sequence[Clip] | None = None) -> Embeddings:
+        """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
+
+        Clips that the store lacks get rows of NaN. Features are float32, (clips, dim).
+
+        Raises:
+            StoreError: the store is empty or a shard is damaged.
+            SettingsMismatchError: shards made under different settings.
+        """
+        settings = self.settings()
+        if not settings:
+            raise StoreError(
+                f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
+            )
+        if clips is None:
+            clips = self._stored_clips()
+        position = {clip.clip_id: i for i, clip in enumerate(clips)}
+        features: dict[str, np.ndarray] = {}
+        failures: dict[tuple[str, str], Failure] = {}
+        for path in self.shards():
+            with _open_shard(path) as shard:
+                clip_ids = _strings(shard, "clip_id")
+                for modality in settings:
+                    if modality in shard:
+                        _merge(features, modality, shard[modality][()], [position.get(i) for i in clip_ids], len(clips))
+                for failure in _failures(shard):
+                    if failure.clip_id in position:
+                        failures.setdefault((failure.clip_id, failure.modality), failure)
+        absent = {
+            (clips[row].clip_id, modality)
+            for modality, matrix in features.items()
+            for row in np.flatnonzero(np.isnan(matrix[:, 0]))
+        }
+        return Embeddings(
+            clip_ids=tuple(clip.clip_id for clip in clips),
+            labels=tuple(clip.label for clip in clips),
+            groups=tuple(clip.group for clip in clips),
+            features={modality: features[modality] for modality in MODALITIES if modality in features},
+            failures=tuple(failure for key, failure in failures.items() if key in absent or key[1] not in features),
+            settings=settings,
+        )
+
+    def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
+        """clip_ids that need no more extraction: each modality has an embedding or (unless `retry_failed`) a failure."""
+        finished: dict[str, set[str]] = {modality: set() for modality in modalities}
+        for path in self.shards():
+            with _open_shard(path) as shard:
+                clip_ids = np.array(_strings(shard, "clip_id"), dtype=object)
+                for modality, ids in finished.items():
+                    if modality in shard and len(clip_ids):
+                        ids.update(clip_ids[np.isfinite(shard[modality][:, 0])])
+                if not retry_failed:
+                    for failure in _failures(shard):
+                        finished.get(failure.modality, set()).add(failure.clip_id)
+        return set.intersection(*finished.values()) if finished else set()
+
+    def info(self) -> StoreInfo:
+        """Counts of what is stored, without the numbers themselves."""
+        if not self.shards():
+            raise StoreError(
+                f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
+            )
+        embeddings = self.read()
+        stored = Counter[str]()
+        provenance: dict[str, Any] = {}
+        for path in self.shards():
+            with _open_shard(path) as shard:
+                stored.update(_strings(shard, "clip_id"))
+                provenance = _json_attribute(shard, "provenance")
+        return StoreInfo(
+            folder=self.folder,
+            shards=len(self.shards()),
+            clips=len(embeddings),
+            duplicates=stored.total() - len(stored),
+            bytes=sum(path.stat().st_size for path in self.shards()),
+            rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.features},
+            dims={modality: matrix.shape[1] for modality, matrix in embeddings.features.items()},
+            failures=embeddings.failures,
+            settings=embeddings.settings,
+            provenance=provenance,
+        )
+
+    def verify(self) -> list[str]:
+        """Re-read every shard against its checksum and the settings of the others; the problems found, a line each."""
+        problems = []
+        for path in self.shards():
+            try:
+                with _open_shard(path) as shard:
+                    if _content_sha256(shard) != shard.attrs["sha256"]:
+                        problems.append(f"{path}: content differs from its checksum: remove it and extract again")
+            except (StoreError, *_READ_ERRORS) as error:
+                problems.append(f"{path}: {error}: remove it and extract again")
+        try:
+            self.settings()
+        except StoreError as error:
+            problems.append(str(error))
+        return problems
+
+    def pack(self) -> Path:
+        """Merge all shards into one (duplicates dropped) and remove the old ones.
+
+        A kill in between leaves the new shard and some old ones: the same rows, read once. Writers may go on
+        meanwhile: only shards that were merged are removed.
+        """
+        old = self.shards()
+        info = self.info()
+        packed = self.write(self.read(), provenance=info.provenance)
+        for path in old:
+            path.unlink(missing_ok=True)
+        return packed
+
+    def export(self, path: Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
+        """Write all embeddings as .npz (arrays clip_id, label, group, timesformer, ast) or parquet (same columns).
+
+        The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`.
+        """
+        chosen = format or path.suffix.lstrip(".")
+        if chosen not in ("npz", "parquet"):
+            raise StoreError(unknown("export format", chosen, ("npz", "parquet")))
+        embeddings = self.read()
+        columns: dict[str, Any] = {
+            "clip_id": embeddings.clip_ids,
+            "label": embeddings.labels,
+            "group": embeddings.groups,
+        }
+        buffer = io.BytesIO()
+        if chosen == "npz":
+            np.savez(buffer, **{name: np.array(column) for name, column in columns.items()}, **embeddings.features)
+        else:
+            try:
+                import pyarrow
+                import pyarrow.parquet
+            except ImportError:
+                raise StoreError(
+                    "parquet needs pyarrow: run `pip install 'alphafuse[parquet]'` or export .npz"
+                ) from None
+            for modality, matrix in embeddings.features.items():
+                present = embeddings.present(modality)
+                columns[modality] = pyarrow.array(
+                    [row if ok else None for row, ok in zip(matrix, present, strict=True)],
+                    pyarrow.list_(pyarrow.float32()),
+                )
+            pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+        write_atomically(path, buffer.getvalue())
+        return path
+
+    def _stored_clips(self) -> tuple[Clip, ...]:
+        """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
+        clips: dict[str, Clip] = {}
+        for path in self.shards():
+            with _open_shard(path) as shard:
+                columns = (_strings(shard, name) for name in ("clip_id", "label", "group"))
+                for clip_id, label, group in zip(*columns, strict=True):
+                    clips.setdefault(clip_id, Clip(clip_id, clip_id, label, "train", group))
+        return tuple(clips.values())
+
+
+def _merge(
+    features: dict[str, np.ndarray], modality: str, rows: np.ndarray, positions: list[int | None], clips: int
+) -> None:
+    """Put a shard's rows where they belong; rows already filled and rows of NaN are left out."""
+    matrix = features.get(modality)
+    if matrix is None:
+        matrix = features[modality] = np.full((clips, rows.shape[1]), np.nan, np.float32)
+    target = np.array([-1 if position is None else position for position in positions], dtype=np.int64)
+    useful = (target >= 0) & np.isfinite(rows).all(axis=1) if len(rows) else np.zeros(0, bool)
+    useful[useful] = np.isnan(matrix[target[useful], 0])
+    matrix[target[useful]] = rows[useful]
+
+
+def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first three settings that differ, as "name (there: a, here: b)"; empty when none does."""
+    names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
+    return ", ".join(f"{name} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})" for name in names[:3])
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."
+
+
+def _shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
+    """The HDF5 file's bytes, made in memory so that the file on disk is written in one go."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as shard:
+        for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
+            shard.create_dataset(name, data=list(column), dtype=h5py.string_dtype(), shape=(len(column),))
+        for modality, matrix in rows.features.items():
+            dtype = np.float16 if matrix.dtype == np.float16 else np.float32
+            shard.create_dataset(modality, data=matrix.astype(dtype, copy=False))
+        for name in ("clip_id", "modality", "reason"):
+            column = [getattr(failure, name) for failure in rows.failures]
+            shard.create_dataset(f"failures/{name}", data=column, dtype=h5py.string_dtype(), shape=(len(column),))
+        shard.attrs["format_version"] = FORMAT_VERSION
+        shard.attrs["settings"] = json.dumps({name: dict(value) for name, value in rows.settings.items()})
+        shard.attrs["provenance"] = json.dumps(provenance)
+        shard.attrs["sha256"] = _content_sha256(shard)
+    return buffer.getvalue()
+
+
+def _content_sha256(shard: h5py.File) -> str:
+    """Checksum of settings and datasets: name, dtype, shape and values of each, in name order."""
+    names: list[str] = []
+    shard.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    digest = hashlib.sha256(str(shard.attrs["settings"]).encode())
+    for name in sorted(names):
+        dataset = shard[name]
+        text = h5py.check_string_dtype(dataset.dtype) is not None
+        content = "\0".join(_strings(shard, name)).encode() if text else np.ascontiguousarray(dataset[()]).tobytes()
+        digest.update(f"{name} {'text' if text else dataset.dtype} {dataset.shape} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _open_shard(path: Path) -> h5py.File:
+    """Open a shard for reading, without file locks (it never changes).
+
+    Raises:
+        StoreError: not a readable shard, or one of another format version.
+    """
+    try:
+        shard = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise StoreError(f"shard {path} is damaged ({error}): remove it and run extract again") from None
+    version = shard.attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        shard.close()
+        raise StoreError(
+            f"shard {path} has format version {version}, this alphafuse reads {FORMAT_VERSION}: "
+            "install the alphafuse that made it, or extract into another root"
+        )
+    return shard
+
+
+def _strings(shard: h5py.File, name: str) -> list[str]:
+    return list(shard[name].asstr()[()])
+
+
+def _failures(shard: h5py.File) -> list[Failure]:
+    columns = (_strings(shard, f"failures/{name}") for name in ("clip_id", "modality", "reason"))
+    return [Failure(*row) for row in zip(*columns, strict=True)]
+
+
+def _json_attribute(shard: h5py.File, name: str) -> dict[str, Any]:
+    return json.loads(shard.attrs[name])

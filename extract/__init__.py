@@ -1,0 +1,1 @@
+"""Stage one: clips in, embeddings out."""

@@ -1,0 +1,1 @@
+"""Stage two: embeddings in, heads and figures out."""
