@@ -1,11 +1,11 @@
 """A dataset root: the folder that holds a manifest, the embedding stores and the runs.
 
-    root/
-      dataset.json          name, clip folder, classes in order, default backbones and protocol, where it came from
-      manifest.csv          clip_id, path, label, split, group
-      missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
-      stores/<split>/       stage one: HDF5 shards of embeddings
-      runs/<name>/          stage two: trained heads, their figures and settings
+root/
+  dataset.json          name, clip folder, classes in order, default backbones and protocol, where it came from
+  manifest.csv          clip_id, path, label, split, group
+  missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
+  stores/<split>/       stage one: HDF5 shards of embeddings
+  runs/<name>/          stage two: trained heads, their figures and settings
 """
 
 from __future__ import annotations

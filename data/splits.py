@@ -40,7 +40,7 @@ def reachable_ceiling(train_labels: Iterable[str], labels: Sequence[str]) -> Cei
 
 
 def take_subset(clips: Sequence[Clip], clip_count: int, *, seed: int) -> list[Clip]:
-    """At most `clip_count` clips, whole source videos first, in proportion to the labels' frequencies; manifest order."""
+    """At most `clip_count` clips, whole source videos first, in proportion to the labels; manifest order."""
     chosen: set[str] = set()
     for group in _stratified_groups(clips, seed=seed):
         for clip in group:

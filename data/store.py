@@ -1,8 +1,8 @@
 """The embedding store: stage one writes it, stage two reads it, and nothing else passes between them.
 
-A store is a folder of HDF5 shards, append-only. A shard appears whole (written, fsynced, renamed) and is never modified
-again. So a kill costs at most what was not yet flushed, resuming is asking which clip_ids are there, writers work side by
-side, and readers are never blocked. One shard:
+A store is a folder of HDF5 shards, append-only. A shard appears whole (written, fsynced, renamed) and is never
+modified again. So a kill costs at most what was not yet flushed, resuming is asking which clip_ids are there, writers
+work side by side, and readers are never blocked. One shard:
 
     /clip_id, /label, /group      (clips,) UTF-8 strings
     /timesformer, /ast            (clips, dim) float32 or float16; a row of NaN = this clip has no such embedding
@@ -234,7 +234,7 @@ class EmbeddingStore:
         )
 
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
-        """clip_ids that need no more extraction: each modality has an embedding or (unless `retry_failed`) a failure."""
+        """clip_ids that need no more work: each modality has an embedding or (unless `retry_failed`) a failure."""
         finished: dict[str, set[str]] = {modality: set() for modality in modalities}
         for path in self.shards():
             with _open_shard(path) as shard:
@@ -364,7 +364,9 @@ def _merge(
 def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first three settings that differ, as "name (there: a, here: b)"; empty when none does."""
     names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
-    return ", ".join(f"{name} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})" for name in names[:3])
+    return ", ".join(
+        f"{name} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})" for name in names[:3]
+    )
 
 
 def _short(value: object) -> str:

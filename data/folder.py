@@ -1,0 +1,137 @@
+"""Your own clips -> a dataset root: one folder per class, or a csv that lists them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from alphafuse.errors import DatasetError
+
+from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
+from .files import read_csv
+from .manifest import SPLITS, Clip, Manifest
+from .sources import VAL_FRACTION, ImportReport, check_fraction, find_videos, write_missing
+from .splits import carve_split
+
+TEST_FRACTION = 0.2  # of all clips, when the source has no test split
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_VGGSOUND_NAME = re.compile(r"([\w-]{11})_\d{6}")  # {youtube_id}_{start_seconds:06d}
+
+
+def import_folder(
+    source: Path,
+    root: Path,
+    *,
+    csv: Path | None = None,
+    val_fraction: float = VAL_FRACTION,
+    test_fraction: float = TEST_FRACTION,
+    seed: int = 0,
+    name: str | None = None,
+    timesformer: str = DEFAULT_TIMESFORMER,
+    ast: str = DEFAULT_AST,
+    protocol: str = DEFAULT_PROTOCOL,
+) -> ImportReport:
+    """Make a dataset root from a folder of clips.
+
+    Without `csv`, the folder holds one folder per class (`dog/a.mp4`), or split folders that do
+    (`train/dog/a.mp4`, `test/dog/b.mp4`; val, valid and validation mean val). With `csv` (header
+    `path,label[,split][,group]`, paths relative to `source`), the csv says it all. Splits that the source doesn't have
+    are carved by source video: test out of all clips, then val out of train. A clip's group is the csv's, else the
+    YouTube id of a name like VGGSound's, else the clip itself.
+
+    Args:
+        source: folder with the clips.
+        root: folder to make.
+        csv: list of the clips.
+        val_fraction, test_fraction: shares to carve, in [0, 1).
+        seed: decides what is carved.
+        name: the dataset's name; by default the folder's.
+        timesformer, ast, protocol: recorded in dataset.json as the root's defaults.
+
+    Raises:
+        DatasetError: nothing usable there, a bad csv (its line is named), or no clip found.
+    """
+    check_fraction("val_fraction", val_fraction)
+    check_fraction("test_fraction", test_fraction)
+    listed, missing = _from_csv(source, csv) if csv is not None else (_from_folders(source), ())
+    if not listed:
+        raise DatasetError(
+            f"no clips found in {source}: it needs one folder per class with video files, or a csv (--csv path,label)"
+        )
+    given = {split for _, split in listed if split}
+    clips = [Clip(c.clip_id, c.path, c.label, split or "train", c.group) for c, split in listed]
+    if "test" not in given:
+        clips = carve_split(clips, test_fraction, into="test", seed=seed)
+    if "val" not in given:
+        clips = carve_split(clips, val_fraction, into="val", seed=seed)
+    manifest = Manifest(clips)
+    dataset = Dataset.create(
+        root,
+        manifest,
+        name=name or source.resolve().name,
+        clip_folder=source,
+        classes=manifest.labels,
+        timesformer=timesformer,
+        ast=ast,
+        protocol=protocol,
+        source={
+            "folder": source.resolve().name,
+            "csv": csv.name if csv else None,
+            "seed": seed,
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+            "missing": len(missing),
+        },
+    )
+    write_missing(root, missing)
+    return ImportReport(dataset, len(listed) + len(missing), missing)
+
+
+def _from_folders(source: Path) -> list[tuple[Clip, str]]:
+    """(clip, split or "") of each video, by the names of its folders."""
+    videos = find_videos(source)
+    tops = {path.parts[0] for path in videos.values() if len(path.parts) > 1}
+    has_splits = bool(tops) and all(top.lower() in _SPLIT_FOLDERS for top in tops)
+    listed = []
+    for stem, path in videos.items():
+        parts = path.parts[1:] if has_splits else path.parts
+        if len(parts) < 2:
+            raise DatasetError(
+                f"{source / path} lies in no class folder: move it into one (its name is the label), or list the clips "
+                "in a csv (--csv)"
+            )
+        split = _SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else ""
+        listed.append((Clip(stem, path.as_posix(), parts[0], split or "train", _group_of(stem)), split))
+    return listed
+
+
+def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[str, ...]]:
+    """((clip, split or "") of each listed file that exists, paths of the others)."""
+    rows = read_csv(csv)
+    header = [column.strip().lower() for column in rows[0][1]] if rows else []
+    if header[:2] != ["path", "label"] or not set(header[2:]) <= {"split", "group"} or len(set(header)) != len(header):
+        raise DatasetError(f"{csv}: the first line must be path,label[,split][,group], not '{','.join(header)}'")
+    listed, missing = [], []
+    for line, columns in rows[1:]:
+        if len(columns) != len(header):
+            raise DatasetError(f"{csv} line {line} has {len(columns)} columns instead of {len(header)}")
+        row = dict(zip(header, (column.strip() for column in columns), strict=True))
+        split = _SPLIT_FOLDERS.get(row.get("split", "").lower(), row.get("split", ""))
+        if split and split not in SPLITS:
+            raise DatasetError(f"{csv} line {line}: split '{split}' is none of {', '.join(SPLITS)}")
+        path = Path(row["path"])
+        stem = path.with_suffix("").as_posix()
+        try:
+            clip = Clip(stem, path.as_posix(), row["label"], split or "train", row.get("group") or _group_of(stem))
+        except DatasetError as error:
+            raise DatasetError(f"{csv} line {line}: {error}") from None
+        if (source / path).is_file():
+            listed.append((clip, split))
+        else:
+            missing.append(clip.path)
+    return listed, tuple(missing)
+
+
+def _group_of(stem: str) -> str:
+    match = _VGGSOUND_NAME.fullmatch(Path(stem).name)
+    return match[1] if match else stem
