@@ -13,10 +13,12 @@ from .dataset import Dataset
 from .files import write_csv
 
 VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
-VIDEO_SUFFIXES = frozenset(
-    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm")
-    + (".wmv",)
-)
+# fmt: off
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+    ".wmv",
+))
+# fmt: on
 
 
 @dataclass(frozen=True)

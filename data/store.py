@@ -205,8 +205,7 @@ class EmbeddingStore:
             raise StoreError(
                 f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
             )
-        if clips is None:
-            clips = self._stored_clips()
+        clips = self._stored_clips() if clips is None else tuple(clips)
         position = {clip.clip_id: i for i, clip in enumerate(clips)}
         features: dict[str, np.ndarray] = {}
         failures: dict[tuple[str, str], Failure] = {}
@@ -318,7 +317,8 @@ class EmbeddingStore:
         }
         buffer = io.BytesIO()
         if chosen == "npz":
-            np.savez(buffer, **{name: np.array(column) for name, column in columns.items()}, **embeddings.features)
+            columns = {name: np.array(column) for name, column in columns.items()}
+            np.savez(buffer, allow_pickle=False, **columns, **embeddings.features)
         else:
             try:
                 import pyarrow
@@ -384,8 +384,8 @@ def _shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
             dtype = np.float16 if matrix.dtype == np.float16 else np.float32
             shard.create_dataset(modality, data=matrix.astype(dtype, copy=False))
         for name in ("clip_id", "modality", "reason"):
-            column = [getattr(failure, name) for failure in rows.failures]
-            shard.create_dataset(f"failures/{name}", data=column, dtype=h5py.string_dtype(), shape=(len(column),))
+            values = [getattr(failure, name) for failure in rows.failures]
+            shard.create_dataset(f"failures/{name}", data=values, dtype=h5py.string_dtype(), shape=(len(values),))
         shard.attrs["format_version"] = FORMAT_VERSION
         shard.attrs["settings"] = json.dumps({name: dict(value) for name, value in rows.settings.items()})
         shard.attrs["provenance"] = json.dumps(provenance)

@@ -11,7 +11,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from alphafuse.errors import DatasetError, unknown
@@ -21,6 +20,8 @@ from .files import read_csv
 from .manifest import Clip, Manifest
 from .sources import VAL_FRACTION, ImportReport, check_fraction, find_videos, write_missing
 from .splits import carve_split, take_subset
+
+SHIPPED = Path(__file__).parent / "vggsound"
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Row:
 
 def official_classes() -> tuple[str, ...]:
     """VGGSound's 309 labels in the order of its class list."""
-    with files("alphafuse.data").joinpath("vggsound/classes.csv") as resource:
-        return tuple(row[0] for _, row in read_csv(Path(str(resource))))
+    return tuple(row[0] for _, row in read_csv(SHIPPED / "classes.csv"))
 
 
 def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> list[Row]:
@@ -81,8 +81,7 @@ def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> li
 
 def paper_rows() -> list[Row]:
     """The seed paper's 130 clips with its split (100 train, 10 val, 20 test), as its authors' files list them."""
-    with files("alphafuse.data").joinpath("vggsound/paper_split.csv") as resource:
-        return [Row(row[0], int(row[1]), row[2], row[3]) for _, row in read_csv(Path(str(resource)))[1:]]
+    return [Row(row[0], int(row[1]), row[2], row[3]) for _, row in read_csv(SHIPPED / "paper_split.csv")[1:]]
 
 
 def import_vggsound(

@@ -1,0 +1,253 @@
+"""The frozen backbones: HuggingFace's TimeSformer and AST without their classifiers.
+
+A backbone is named by a hub id, by a folder in HuggingFace's layout, or "compact" for the small one that is shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alphafuse.data.files import read_json
+from alphafuse.errors import AlphafuseError, BackboneError, unknown
+
+from .inputs import AudioSpec, FrameSpec, check_protocol, filter_bank, normalize_frames
+
+COMPACT = "compact"
+COMPACT_FOLDER = Path(__file__).parent / "compact"
+PRECISIONS = ("fp32", "bf16")
+_MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transformer"}  # config.json's model_type
+_LAYOUT = "config.json and model.safetensors"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a backbone runs.
+
+    Attributes:
+        device: as `choose_device` gives it.
+        precision: "fp32" or "bf16" (autocast); embeddings are float32 either way.
+        protocol: preprocessing, see `alphafuse.extract.inputs`.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    protocol: str = "standard"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise BackboneError(unknown("precision", self.precision, PRECISIONS))
+        check_protocol(self.protocol)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model with its preprocessing.
+
+    Attributes:
+        modality: "timesformer" or "ast".
+        name: as it was asked for.
+        revision: the hub's commit, or "" for a folder.
+        weights_sha256: of the tensors used, by name, so independent of the file format.
+        dim: length of an embedding.
+        spec: `FrameSpec` or `AudioSpec`.
+        model: in eval mode, without gradients.
+        placement: where and how it runs.
+    """
+
+    modality: str
+    name: str
+    revision: str
+    weights_sha256: str
+    dim: int
+    spec: FrameSpec | AudioSpec
+    model: nn.Module
+    placement: Placement
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.modality}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides this modality's numbers, json-able; compared by the store."""
+        spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
+        return {
+            "protocol": self.placement.protocol,
+            "precision": self.placement.precision,
+            "weights_sha256": self.weights_sha256,
+            "dim": self.dim,
+            **spec,
+        }
+
+    @torch.inference_mode()
+    def embed_frames(self, frames: np.ndarray) -> np.ndarray:
+        """TimeSformer's CLS token after the final norm.
+
+        (clips, frames, height, width, 3) uint8 -> (clips, dim) float32
+        """
+        assert isinstance(self.spec, FrameSpec)
+        pixel_values = normalize_frames(frames, self.spec, device=self.placement.device)
+        with self._autocast():
+            hidden = self.model(pixel_values=pixel_values).last_hidden_state  # (clips, 1 + patches * frames, dim)
+        return hidden[:, 0].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_filter_banks(self, banks: np.ndarray) -> np.ndarray:
+        """AST's pooler output: the mean of CLS and distillation tokens after the final norm.
+
+        (clips, max_length, mel_bins) float32 -> (clips, dim) float32
+        """
+        with self._autocast():
+            pooled = self.model(
+                input_values=torch.from_numpy(banks).to(self.placement.device)
+            ).pooler_output  # (clips, dim)
+        return pooled.float().cpu().numpy()
+
+    def embed_waveforms(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        """AST: waveforms (samples,) at 16 kHz -> (clips, dim) float32."""
+        assert isinstance(self.spec, AudioSpec)
+        return self.embed_filter_banks(np.stack([filter_bank(waveform, self.spec) for waveform in waveforms]))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.placement.device.type, dtype=torch.bfloat16, enabled=self.placement.precision == "bf16"
+        )
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N" -> a device that exists here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise BackboneError(f"unknown device '{device}': choose from auto, cpu, cuda") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise BackboneError("this machine has no usable CUDA device: use --device cpu (or auto)")
+    return chosen
+
+
+def load_timesformer(name: str, placement: Placement | None = None) -> Backbone:
+    """Load a TimeSformer: hub id, folder or "compact"; it is fed as many frames as its config says.
+
+    Raises:
+        BackboneError: not to be had, not a TimeSformer, weights missing, or settings that aren't implemented.
+    """
+    from transformers import TimesformerModel
+
+    source = _locate("timesformer", name)
+    model, config, preprocessor = _load(TimesformerModel, source, name)
+    spec = FrameSpec.from_config(preprocessor, frames=config.num_frames, image_size=config.image_size)
+    return _freeze("timesformer", name, model, spec, placement or Placement())
+
+
+def load_ast(name: str, placement: Placement | None = None) -> Backbone:
+    """Load an AST: hub id, folder or "compact"; any input length and strides.
+
+    Raises:
+        BackboneError: not to be had, not an AST, weights missing, or settings that aren't implemented.
+    """
+    from transformers import ASTModel
+
+    source = _locate("ast", name)
+    model, config, preprocessor = _load(ASTModel, source, name)
+    spec = AudioSpec.from_config(preprocessor, mel_bins=config.num_mel_bins, max_length=config.max_length)
+    return _freeze("ast", name, model, spec, placement or Placement())
+
+
+def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioSpec, placement: Placement) -> Backbone:
+    config: Any = model.config
+    return Backbone(
+        modality=modality,
+        name=name,
+        revision=getattr(config, "_commit_hash", None) or "",
+        weights_sha256=_weights_sha256(model),
+        dim=config.hidden_size,
+        spec=spec,
+        model=model.eval().requires_grad_(False).to(placement.device),
+        placement=placement,
+    )
+
+
+def _locate(modality: str, name: str) -> str:
+    """Folder or hub id behind a name; a folder is checked for what it should hold."""
+    folder = COMPACT_FOLDER / modality if name == COMPACT else Path(name).expanduser()
+    if not folder.is_dir():
+        looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
+        if looks_like_folder:
+            raise BackboneError(
+                f"no such folder for --{modality}: '{name}': name a HuggingFace folder ({_LAYOUT}), a hub id like "
+                f"owner/name, or '{COMPACT}'"
+            )
+        return name
+    config = folder / "config.json"
+    if not config.is_file():
+        raise BackboneError(
+            f"{folder} is no HuggingFace folder (no config.json): an original checkpoint becomes one with "
+            f"`alphafuse convert {modality} FILE OUT`"
+        )
+    try:
+        model_type = read_json(config).get("model_type")
+    except AlphafuseError as error:
+        raise BackboneError(str(error)) from None
+    if model_type != _MODEL_TYPES[modality]:
+        raise BackboneError(
+            f"{folder} holds a '{model_type}', not the '{_MODEL_TYPES[modality]}' that --{modality} needs"
+        )
+    return str(folder)
+
+
+def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str, Any]]:
+    """(model in float32, its config, its preprocessor_config.json as a dict, {} without one)."""
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    modality = "timesformer" if model_class is transformers.TimesformerModel else "ast"
+    try:
+        model, report = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise BackboneError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
+        raise BackboneError(_unreachable(modality, name)) from None
+    except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
+        raise BackboneError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
+    if report["missing_keys"]:  # HuggingFace would fill them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise BackboneError(
+            f"{name} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
+        )
+    return model, model.config, _preprocessor_config(source)
+
+
+def _preprocessor_config(source: str) -> dict[str, Any]:
+    if Path(source).is_dir():
+        path = Path(source) / "preprocessor_config.json"
+        return read_json(path) if path.is_file() else {}
+    from transformers.utils import cached_file
+
+    found = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    return read_json(Path(found)) if found else {}
+
+
+def _unreachable(modality: str, name: str) -> str:
+    return (
+        f"the hub has no '{name}' or can't be reached from here: point at a folder (--{modality} FOLDER with "
+        f"{_LAYOUT}), convert the original checkpoint (`alphafuse convert {modality} FILE FOLDER`), or run the demo, which needs "
+        "no download (`alphafuse data demo`)"
+    )
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    """Checksum of names, shapes and values of all tensors, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,221 @@
+"""Frames and waveform -> what TimeSformer and AST are fed, by protocol.
+
+Protocol `standard` is each backbone's own published preprocessing, read from its `preprocessor_config.json`; where a
+folder has none, the values that its authors published. Frames are resized and cropped as uint8 beside the decoder
+(`prepare_frame`), scaled and normalised on the model's device (`normalize_frames`); the waveform becomes log mel filter
+banks (`filter_bank`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alphafuse.errors import BackboneError, DecodeError, unknown
+
+from .decode import SAMPLE_RATE_HZ
+
+PROTOCOLS = ("standard",)
+WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
+HOP_SAMPLES = 160  # and its hop: 10 ms
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """How frames become TimeSformer's input.
+
+    The defaults are the published Kinetics-400 values (mean 0.45, std 0.225, short side and centre crop 224, bilinear);
+    the ImageNet statistics that HuggingFace's processor classes fall back to are not TimeSformer's.
+
+    Attributes:
+        frames: how many are fed.
+        shortest_edge: short side after resizing, pixels; 0 = not kept in proportion, see `size`.
+        size: (height, width) to squash to when `shortest_edge` is 0; (0, 0) = no resizing.
+        crop: (height, width) of the centre crop, pixels; (0, 0) = none.
+        resample: PIL's filter number (2 = bilinear with antialiasing).
+        scale: factor on the 8-bit values.
+        mean, std: per channel, in units of the scaled values.
+    """
+
+    frames: int = 8
+    shortest_edge: int = 224
+    size: tuple[int, int] = (0, 0)
+    crop: tuple[int, int] = (224, 224)
+    resample: int = 2
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, frames: int, image_size: int) -> FrameSpec:
+        """Read HuggingFace's image processor settings; absent ones take the published values for `image_size`.
+
+        Raises:
+            BackboneError: settings that this module doesn't implement; they are named.
+        """
+        size = config.get("size", {"shortest_edge": image_size})
+        size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+        crop = config.get("crop_size", image_size)
+        crop = {"height": crop, "width": crop} if isinstance(crop, int) else dict(crop)
+        if not config.get("do_resize", True):
+            size = {}
+        if not config.get("do_center_crop", True):
+            crop = {}
+        if set(size) not in ({"shortest_edge"}, {"height", "width"}, set()) or set(crop) not in (
+            {"height", "width"},
+            set(),
+        ):
+            raise BackboneError(
+                f"preprocessor_config.json has size {size} and crop_size {crop}: only shortest_edge or height and "
+                "width are implemented"
+            )
+        normalize = config.get("do_normalize", True)
+        return cls(
+            frames=frames,
+            shortest_edge=size.get("shortest_edge", 0),
+            size=(size.get("height", 0), size.get("width", 0)),
+            crop=(crop.get("height", 0), crop.get("width", 0)),
+            resample=int(config.get("resample", cls.resample)),
+            scale=config.get("rescale_factor", cls.scale) if config.get("do_rescale", True) else 1.0,
+            mean=tuple(config.get("image_mean", cls.mean)) if normalize else (0.0, 0.0, 0.0),
+            std=tuple(config.get("image_std", cls.std)) if normalize else (1.0, 1.0, 1.0),
+        )
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """How a waveform becomes AST's input.
+
+    The defaults are AST's published AudioSet values: 128 mel bands, 1024 frames of 10 ms, and the mean and standard
+    deviation of AudioSet's log filter banks.
+
+    Attributes:
+        mel_bins: mel bands.
+        max_length: frames fed; shorter clips are padded with zeros before normalisation, longer ones cut.
+        mean, std: the result is (x - mean) / (2 std).
+    """
+
+    mel_bins: int = 128
+    max_length: int = 1024
+    mean: float = -4.2677393
+    std: float = 4.5689974
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, mel_bins: int, max_length: int) -> AudioSpec:
+        """Read HuggingFace's AST feature extractor settings; absent ones take the published values.
+
+        Raises:
+            BackboneError: another sample rate than 16 kHz, or a size that the model doesn't take.
+        """
+        rate = config.get("sampling_rate", SAMPLE_RATE_HZ)
+        if rate != SAMPLE_RATE_HZ:
+            raise BackboneError(
+                f"preprocessor_config.json wants audio at {rate} Hz: only {SAMPLE_RATE_HZ} is implemented"
+            )
+        given = (config.get("num_mel_bins", mel_bins), config.get("max_length", max_length))
+        if given != (mel_bins, max_length):
+            raise BackboneError(
+                f"preprocessor_config.json makes {given[0]} mel bins x {given[1]} frames, config.json takes {mel_bins} x "
+                f"{max_length}: make them agree"
+            )
+        normalize = config.get("do_normalize", True)
+        return cls(
+            mel_bins=mel_bins,
+            max_length=max_length,
+            mean=config.get("mean", cls.mean) if normalize else 0.0,
+            std=config.get("std", cls.std) if normalize else 0.5,
+        )
+
+    @property
+    def samples(self) -> int:
+        """How much of a waveform is looked at: later samples don't change the input."""
+        return (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise `BackboneError` for a name that is no protocol."""
+    if protocol not in PROTOCOLS:
+        raise BackboneError(unknown("protocol", protocol, PROTOCOLS))
+
+
+def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
+    """Resize and centre-crop one frame as HuggingFace's PIL image processors do.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        spec: sizes and filter.
+
+    Returns:
+        (crop height, crop width, 3) uint8.
+
+    Raises:
+        DecodeError: the resized frame is smaller than the crop.
+    """
+    height, width = image.shape[:2]
+    if spec.shortest_edge:
+        short, long = sorted((height, width))
+        longest_edge = int(spec.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do
+        size = (longest_edge, spec.shortest_edge) if height > width else (spec.shortest_edge, longest_edge)
+    else:
+        size = spec.size if spec.size != (0, 0) else (height, width)
+    if size != (height, width):
+        resized = Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(spec.resample))
+        image = np.asarray(resized)
+    if spec.crop != (0, 0):
+        top, left = ((size[i] - spec.crop[i]) // 2 for i in (0, 1))
+        if top < 0 or left < 0:
+            raise DecodeError(f"a frame of {size[0]}x{size[1]} is smaller than the crop {spec.crop[0]}x{spec.crop[1]}")
+        image = image[top : top + spec.crop[0], left : left + spec.crop[1]]
+    return np.ascontiguousarray(image)
+
+
+def normalize_frames(frames: np.ndarray, spec: FrameSpec, *, device: Any = "cpu") -> Any:
+    """Prepared frames -> TimeSformer's `pixel_values`.
+
+    Args:
+        frames: (clips, frames, height, width, 3) uint8.
+        spec: scale and statistics.
+        device: where the float tensor is made; 8-bit values travel there.
+
+    Returns:
+        torch float32 (clips, frames, 3, height, width).
+    """
+    import torch
+
+    pixels = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).float() * spec.scale
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return (pixels - mean) / std  # (clips, frames, 3, height, width)
+
+
+def filter_bank(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+    """Waveform -> AST's `input_values`: Kaldi log mel filter banks, padded or cut, normalised.
+
+    25 ms Hann window, 10 ms hop: the same call of torchaudio's Kaldi-compatible filter bank that HuggingFace's ASTFeatureExtractor makes.
+
+    Args:
+        waveform: (samples,) float32, mono, 16 kHz.
+        spec: sizes and statistics.
+
+    Returns:
+        (max_length, mel_bins) float32.
+
+    Raises:
+        DecodeError: shorter than one 25 ms window.
+    """
+    import torch
+    from torchaudio.compliance import kaldi
+
+    if len(waveform) < WINDOW_SAMPLES:
+        raise DecodeError(f"audio of {len(waveform)} samples is shorter than one window of {WINDOW_SAMPLES} (25 ms)")
+    bank = kaldi.fbank(
+        torch.from_numpy(waveform[: spec.samples]).unsqueeze(0),
+        sample_frequency=SAMPLE_RATE_HZ,
+        window_type="hanning",
+        num_mel_bins=spec.mel_bins,
+    )  # (frames, mel_bins), frames <= max_length
+    bank = torch.nn.functional.pad(bank, (0, 0, 0, spec.max_length - len(bank)))
+    return ((bank - spec.mean) / (spec.std * 2)).numpy()

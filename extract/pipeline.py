@@ -1,0 +1,307 @@
+"""Stage one: the clips of a split -> decode workers -> both backbones -> shards of the embedding store.
+
+Worker processes decode and prepare clips; this process runs the models in batches and appends a shard every
+`flush_seconds`. What is in the store already is left alone, so a second call does only what is missing; what goes wrong
+with a clip is recorded with its reason, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loky import ProcessPoolExecutor
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import Clip
+from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore, Failure
+from alphafuse.errors import BackboneError, DatasetError, DecodeError
+
+from .decode import Decoded, decode_clip
+from .inputs import FrameSpec, filter_bank, prepare_frame
+
+_LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """How to extract; the command line's defaults are these.
+
+    Attributes:
+        timesformer, ast: hub id, folder or "compact"; None = the root's default.
+        protocol: preprocessing; None = the root's default.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "fp32" or "bf16".
+        batch_size: clips per forward pass.
+        workers: decode processes; 0 = one per processor.
+        flush_seconds: a shard is appended at least this often, so that a kill costs at most this much work.
+        retry_failed: also try clips again whose failure is recorded.
+    """
+
+    timesformer: str | None = None
+    ast: str | None = None
+    protocol: str | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 8
+    workers: int = 0
+    flush_seconds: float = 30.0
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("batch_size", self.batch_size, 1), ("workers", self.workers, 0)):
+            if value < least:
+                raise BackboneError(f"{name} must be at least {least}, not {value}")
+        if self.flush_seconds < 0:
+            raise BackboneError(f"flush_seconds must not be negative, but is {self.flush_seconds}")
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What one split's extraction did.
+
+    Attributes:
+        split: "train", "val" or "test".
+        clips: clips of the split.
+        already: clips that were done before.
+        embedded: modality -> embeddings made now.
+        failures: failures recorded now.
+        seconds: wall time of this split, without loading the models.
+        store: where the embeddings are.
+    """
+
+    split: str
+    clips: int
+    already: int
+    embedded: dict[str, int]
+    failures: tuple[Failure, ...]
+    seconds: float
+    store: EmbeddingStore
+
+
+@dataclass
+class _Pending:
+    """Rows that are embedded and not yet in a shard."""
+
+    clips: list[Clip] = field(default_factory=list)
+    rows: dict[str, list[np.ndarray]] = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
+    failures: list[Failure] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Extractor:
+    """Both backbones, loaded once, for any number of splits."""
+
+    def __init__(self, dataset: Dataset, settings: ExtractSettings) -> None:
+        """Load the backbones; `BackboneError` when one can't be had."""
+        from .backbones import Placement, choose_device, load_ast, load_timesformer
+
+        self.dataset = dataset
+        self.settings = settings
+        self.protocol = settings.protocol or dataset.protocol
+        common = Placement(choose_device(settings.device), settings.precision, self.protocol)
+        self.timesformer = load_timesformer(settings.timesformer or dataset.timesformer, common)
+        self.ast = load_ast(settings.ast or dataset.ast, common)
+
+    @property
+    def store_settings(self) -> dict[str, dict[str, Any]]:
+        """modality -> everything that decides its numbers."""
+        return {backbone.modality: backbone.settings() for backbone in (self.timesformer, self.ast)}
+
+    def pending(self, split: str) -> tuple[Clip, ...]:
+        """Clips of the split that the store lacks; `SettingsMismatchError` when it was made under other settings."""
+        store = self.dataset.store(split)
+        store.require_settings(self.store_settings)
+        done = store.done(retry_failed=self.settings.retry_failed)
+        return tuple(clip for clip in self.dataset.manifest.require_split(split) if clip.clip_id not in done)
+
+    def extract(self, split: str, *, progress: Callable[[bool], None] | None = None) -> ExtractReport:
+        """Extract what the split's store lacks.
+
+        Args:
+            split: "train", "val" or "test".
+            progress: called once per clip with whether all its embeddings were made.
+
+        Raises:
+            DatasetError: the clip folder is gone.
+            SettingsMismatchError: the store was made under other settings.
+            StoreError, AlphafuseError: the store can't be written.
+
+        Also when it is interrupted, what was embedded until then is in the store.
+        """
+        clips = self.pending(split)
+        store = self.dataset.store(split)
+        if not self.dataset.clip_folder.is_dir():
+            raise DatasetError(
+                f"the clip folder {self.dataset.clip_folder} is gone: bring it back or make the root again"
+            )
+        started = time.monotonic()
+        embedded = dict.fromkeys(MODALITIES, 0)
+        failures: list[Failure] = []
+        pending = _Pending()
+        batch: list[tuple[Clip, Decoded]] = []
+        decoded_clips = decode_clips(self.dataset, clips, self._frame_spec(), self.settings)
+        try:
+            for position, decoded in enumerate(decoded_clips, start=1):
+                batch.append(decoded)
+                if len(batch) < self.settings.batch_size and position < len(clips):
+                    continue
+                for modality, failed in self._embed(batch, pending).items():
+                    embedded[modality] += len(batch) - len(failed)
+                    failures += failed
+                if progress is not None:
+                    failed_ids = {failure.clip_id for failure in pending.failures}
+                    for clip, _ in batch:
+                        progress(clip.clip_id not in failed_ids)
+                batch = []
+                if time.monotonic() - pending.since >= self.settings.flush_seconds:
+                    self._flush(store, pending)
+                    pending = _Pending()
+        finally:
+            decoded_clips.close()
+            self._flush(store, pending)
+        total = len(self.dataset.manifest.of_split(split))
+        return ExtractReport(
+            split, total, total - len(clips), embedded, tuple(failures), time.monotonic() - started, store
+        )
+
+    def _frame_spec(self) -> FrameSpec:
+        assert isinstance(self.timesformer.spec, FrameSpec)
+        return self.timesformer.spec
+
+    def _embed(self, batch: list[tuple[Clip, Decoded]], pending: _Pending) -> dict[str, list[Failure]]:
+        """Run both models over a batch, append its rows to `pending`, and return the failures by modality."""
+        frames = [decoded.frames if decoded.frames is not None else decoded.no_frames for _, decoded in batch]
+        banks = [self._bank(decoded) for _, decoded in batch]
+        pending.clips += [clip for clip, _ in batch]
+        failed: dict[str, list[Failure]] = {}
+        for backbone, embed, inputs in (
+            (self.timesformer, self.timesformer.embed_frames, frames),
+            (self.ast, self.ast.embed_filter_banks, banks),
+        ):
+            reasons = [item if isinstance(item, str) else "" for item in inputs]
+            rows = np.full((len(batch), backbone.dim), np.nan, np.float32)
+            usable = [i for i, reason in enumerate(reasons) if not reason]
+            if usable:
+                rows[usable] = embed(np.stack([inputs[i] for i in usable]))
+            for i in usable:
+                if not np.isfinite(rows[i]).all():
+                    rows[i], reasons[i] = np.nan, "the embedding is not finite"
+            pending.rows[backbone.modality].append(rows)
+            failed[backbone.modality] = [
+                Failure(clip.clip_id, backbone.modality, reason)
+                for (clip, _), reason in zip(batch, reasons, strict=True)
+                if reason
+            ]
+            pending.failures += failed[backbone.modality]
+        return failed
+
+    def _bank(self, decoded: Decoded) -> np.ndarray | str:
+        """The waveform's filter bank, or why there is none."""
+        if decoded.waveform is None:
+            return decoded.no_waveform
+        try:
+            return filter_bank(decoded.waveform, self.ast.spec)  # type: ignore[arg-type]  # an AST's AudioSpec
+        except DecodeError as error:
+            return str(error)
+
+    def _flush(self, store: EmbeddingStore, pending: _Pending) -> None:
+        if not pending.clips:
+            return
+        rows = Embeddings(
+            clip_ids=tuple(clip.clip_id for clip in pending.clips),
+            labels=tuple(clip.label for clip in pending.clips),
+            groups=tuple(clip.group for clip in pending.clips),
+            features={modality: np.concatenate(rows) for modality, rows in pending.rows.items()},
+            failures=tuple(pending.failures),
+            settings=self.store_settings,
+        )
+        store.write(rows, provenance=self._provenance())
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": str(self.timesformer.placement.device),
+            "backbones": {
+                backbone.modality: {"name": backbone.name, "revision": backbone.revision}
+                for backbone in (self.timesformer, self.ast)
+            },
+            "libraries": {library: version(library) for library in _LIBRARIES},
+        }
+
+
+def extract_embeddings(
+    dataset: Dataset,
+    splits: Sequence[str],
+    settings: ExtractSettings | None = None,
+    *,
+    progress: Callable[[bool], None] | None = None,
+) -> list[ExtractReport]:
+    """Extract what the stores of these splits lack: `Extractor` in one call."""
+    for split in splits:
+        dataset.manifest.require_split(split)
+    extractor = Extractor(dataset, settings or ExtractSettings())
+    for split in splits:
+        extractor.pending(split)  # refuse a store of other settings before any work
+    return [extractor.extract(split, progress=progress) for split in splits]
+
+
+def decode_clips(
+    dataset: Dataset, clips: Sequence[Clip], spec: FrameSpec, settings: ExtractSettings
+) -> Generator[tuple[Clip, Decoded], None, None]:
+    """Decode clips in worker processes and yield them as they are finished, never many more than are being used.
+
+    A clip whose decoder crashes its process is yielded with that as its reason; the others are not harmed.
+    """
+    workers = min(settings.workers or os.cpu_count() or 1, max(len(clips), 1))
+    decode = partial(decode_clip, frames=spec.frames, prepare=partial(prepare_frame, spec=spec))
+    window = 2 * workers + settings.batch_size  # in flight: workers stay busy during a forward pass
+    queue = list(reversed(clips))
+    suspects: list[Clip] = []  # were in flight when a worker died
+    while queue:
+        with _pool(workers) as pool:
+            flying: dict[Future[Decoded], Clip] = {}
+            try:
+                while queue or flying:
+                    while queue and len(flying) < window:
+                        flying[pool.submit(decode, dataset.path_of(queue[-1]))] = queue[-1]
+                        queue.pop()  # only now: submitting to a pool that just broke raises
+                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                        decoded = future.result()
+                        yield flying.pop(future), decoded
+            except BrokenProcessPool:
+                suspects += flying.values()
+            except GeneratorExit:
+                pool.shutdown(wait=True, kill_workers=True)
+                raise
+    for clip in suspects:
+        yield clip, _decode_alone(decode, dataset.path_of(clip))
+
+
+def _decode_alone(decode: Callable[[Path], Decoded], path: Path) -> Decoded:
+    """Decode in a process of its own, which may die."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(decode, path).result()
+        except BrokenProcessPool:
+            return Decoded(None, None, "the decoder crashed", "the decoder crashed")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
+    return ProcessPoolExecutor(max_workers=workers, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
