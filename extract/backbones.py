@@ -6,6 +6,9 @@ A backbone is named by a hub id, by a folder in HuggingFace's layout, or "compac
 from __future__ import annotations
 
 import hashlib
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
 PRECISIONS = ("fp32", "bf16")
 _MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transformer"}  # config.json's model_type
+HUB_TIMEOUT_SECONDS = 5.0
 _LAYOUT = "config.json and model.safetensors"
 
 
@@ -204,18 +208,24 @@ def _locate(modality: str, name: str) -> str:
 
 def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str, Any]]:
     """(model in float32, its config, its preprocessor_config.json as a dict, {} without one)."""
+    import huggingface_hub
     import transformers
     from safetensors import SafetensorError
 
+    huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     modality = "timesformer" if model_class is transformers.TimesformerModel else "ast"
+    is_folder = Path(source).is_dir()
+    offline = not is_folder and not _hub_reachable()
     try:
-        model, report = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, report = model_class.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, local_files_only=offline
+        )
     except (OSError, ValueError) as error:
-        if Path(source).is_dir():
+        if is_folder:
             raise BackboneError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
-        raise BackboneError(_unreachable(modality, name)) from None
+        raise BackboneError(_not_to_be_had(modality, name, offline=offline)) from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
         raise BackboneError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
     if report["missing_keys"]:  # HuggingFace would fill them with random numbers
@@ -223,24 +233,42 @@ def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str,
         raise BackboneError(
             f"{name} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
-    return model, model.config, _preprocessor_config(source)
+    return model, model.config, _preprocessor_config(source, offline=offline)
 
 
-def _preprocessor_config(source: str) -> dict[str, Any]:
+def _preprocessor_config(source: str, *, offline: bool) -> dict[str, Any]:
     if Path(source).is_dir():
         path = Path(source) / "preprocessor_config.json"
         return read_json(path) if path.is_file() else {}
     from transformers.utils import cached_file
 
-    found = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    found = cached_file(
+        source, "preprocessor_config.json", local_files_only=offline, _raise_exceptions_for_missing_entries=False
+    )
     return read_json(Path(found)) if found else {}
 
 
-def _unreachable(modality: str, name: str) -> str:
+def _hub_reachable() -> bool:
+    """Whether the hub answers; without this, its client retries for half a minute before it gives up."""
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True  # only the client knows the way through a proxy
+    address = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _not_to_be_had(modality: str, name: str, *, offline: bool) -> str:
+    what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
     return (
-        f"the hub has no '{name}' or can't be reached from here: point at a folder (--{modality} FOLDER with "
-        f"{_LAYOUT}), convert the original checkpoint (`alphafuse convert {modality} FILE FOLDER`), or run the demo, which needs "
-        "no download (`alphafuse data demo`)"
+        f"{what}: point at a folder (--{modality} FOLDER with {_LAYOUT}), convert the original checkpoint "
+        f"(`alphafuse convert {modality} FILE OUT`), or run the demo, which needs no download (`alphafuse data demo`)"
     )
 
 

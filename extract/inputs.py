@@ -119,8 +119,8 @@ class AudioSpec:
         given = (config.get("num_mel_bins", mel_bins), config.get("max_length", max_length))
         if given != (mel_bins, max_length):
             raise BackboneError(
-                f"preprocessor_config.json makes {given[0]} mel bins x {given[1]} frames, config.json takes {mel_bins} x "
-                f"{max_length}: make them agree"
+                f"preprocessor_config.json makes {given[0]} mel bins x {given[1]} frames, config.json takes "
+                f"{mel_bins} x {max_length}: make them agree"
             )
         normalize = config.get("do_normalize", True)
         return cls(
@@ -194,7 +194,8 @@ def normalize_frames(frames: np.ndarray, spec: FrameSpec, *, device: Any = "cpu"
 def filter_bank(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
     """Waveform -> AST's `input_values`: Kaldi log mel filter banks, padded or cut, normalised.
 
-    25 ms Hann window, 10 ms hop: the same call of torchaudio's Kaldi-compatible filter bank that HuggingFace's ASTFeatureExtractor makes.
+    25 ms Hann window, 10 ms hop: the same call of torchaudio's Kaldi-compatible filter bank that HuggingFace's
+    ASTFeatureExtractor makes.
 
     Args:
         waveform: (samples,) float32, mono, 16 kHz.

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from loky import ProcessPoolExecutor
@@ -90,6 +90,19 @@ class ExtractReport:
     store: EmbeddingStore
 
 
+class Progress(Protocol):
+    """Who wants to know how extraction goes."""
+
+    def start(self, split: str, *, clips: int, already: int) -> None:
+        """A split begins: `clips` to do, `already` done before."""
+
+    def clip(self, *, complete: bool) -> None:
+        """A clip is done; `complete` when all its embeddings were made."""
+
+    def stop(self) -> None:
+        """The split is finished or interrupted."""
+
+
 @dataclass
 class _Pending:
     """Rows that are embedded and not yet in a shard."""
@@ -126,12 +139,12 @@ class Extractor:
         done = store.done(retry_failed=self.settings.retry_failed)
         return tuple(clip for clip in self.dataset.manifest.require_split(split) if clip.clip_id not in done)
 
-    def extract(self, split: str, *, progress: Callable[[bool], None] | None = None) -> ExtractReport:
+    def extract(self, split: str, *, progress: Progress | None = None) -> ExtractReport:
         """Extract what the split's store lacks.
 
         Args:
             split: "train", "val" or "test".
-            progress: called once per clip with whether all its embeddings were made.
+            progress: is told of each clip.
 
         Raises:
             DatasetError: the clip folder is gone.
@@ -146,6 +159,9 @@ class Extractor:
             raise DatasetError(
                 f"the clip folder {self.dataset.clip_folder} is gone: bring it back or make the root again"
             )
+        total = len(self.dataset.manifest.of_split(split))
+        if progress is not None:
+            progress.start(split, clips=len(clips), already=total - len(clips))
         started = time.monotonic()
         embedded = dict.fromkeys(MODALITIES, 0)
         failures: list[Failure] = []
@@ -163,7 +179,7 @@ class Extractor:
                 if progress is not None:
                     failed_ids = {failure.clip_id for failure in pending.failures}
                     for clip, _ in batch:
-                        progress(clip.clip_id not in failed_ids)
+                        progress.clip(complete=clip.clip_id not in failed_ids)
                 batch = []
                 if time.monotonic() - pending.since >= self.settings.flush_seconds:
                     self._flush(store, pending)
@@ -171,7 +187,8 @@ class Extractor:
         finally:
             decoded_clips.close()
             self._flush(store, pending)
-        total = len(self.dataset.manifest.of_split(split))
+            if progress is not None:
+                progress.stop()
         return ExtractReport(
             split, total, total - len(clips), embedded, tuple(failures), time.monotonic() - started, store
         )
@@ -246,7 +263,7 @@ def extract_embeddings(
     splits: Sequence[str],
     settings: ExtractSettings | None = None,
     *,
-    progress: Callable[[bool], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ExtractReport]:
     """Extract what the stores of these splits lack: `Extractor` in one call."""
     for split in splits:

@@ -1,0 +1,453 @@
+"""The command line: each command is a thin call of one public function with the same keywords.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 `store verify` found something, 2 a mistake
+of the user's (one line says what, why, and how to mend it), 130 and 143 interrupted (what was done is kept).
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+import alphafuse
+from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER, Dataset
+from alphafuse.data.manifest import SPLITS
+from alphafuse.errors import AlphafuseError, DatasetError, unknown
+
+if TYPE_CHECKING:
+    from alphafuse.data.sources import ImportReport
+    from alphafuse.extract.checkpoints import ConversionReport
+    from alphafuse.extract.pipeline import ExtractReport
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
+EXIT_TERMINATED = 128 + signal.SIGTERM
+DEFAULT_ROOT = "vggsound"
+DEFAULT_DEMO_ROOT = "demo"
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_ROOT,
+    envvar="ALPHAFUSE_ROOT",
+    show_default=True,
+    show_envvar=True,
+    help="Dataset root: manifest, embedding stores, runs.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Decides everything that is drawn by lot.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(alphafuse.__version__)
+def cli() -> None:
+    """How much should each modality weigh when frozen video and audio transformers are fused late?
+
+    \b
+    The demo, offline and without any download:
+      alphafuse data demo
+      alphafuse extract --split all --root demo
+      alphafuse table1 --root demo
+    """
+
+
+def main() -> None:
+    """Console entry point: runs the command and turns every foreseen error into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(standalone_mode=False)
+    except AlphafuseError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        help_hint = f" (see `{context.command_path} --help`)" if context else ""
+        _fail(f"{error.format_message()}{help_hint}")
+    except click.Abort:
+        click.echo("alphafuse: interrupted; what was finished is kept, the same command goes on from there", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output (head, less) is gone
+
+
+def _fail(message: str) -> None:
+    click.echo(f"alphafuse: {' '.join(message.split())}", err=True)
+    sys.exit(EXIT_MISTAKE)
+
+
+def _terminate(number: int, frame: object) -> None:
+    click.echo("alphafuse: terminated; what was finished is kept, the same command goes on from there", err=True)
+    sys.exit(EXIT_TERMINATED)
+
+
+def _print_json(content: object) -> None:
+    click.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+# data
+
+
+@cli.group()
+def data() -> None:
+    """Make a dataset root: from VGGSound, from your own clips, or the demo."""
+
+
+def _defaults(command: Callable[..., None]) -> Callable[..., None]:
+    """The backbones and protocol that a root remembers."""
+    options = (
+        click.option("--timesformer", default=DEFAULT_TIMESFORMER, show_default=True, help="Remembered for extract."),
+        click.option("--ast", default=DEFAULT_AST, show_default=True, help="Remembered for extract."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@data.command("demo")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DEMO_ROOT,
+    envvar="ALPHAFUSE_ROOT",
+    show_default=True,
+    show_envvar=True,
+    help="Folder to make.",
+)
+@seed_option
+@json_option
+def data_demo(root: Path, seed: int, as_json: bool) -> None:
+    """Generate the demo: small clips with picture and sound, in VGGSound's own layout.
+
+    \b
+    Example:
+      alphafuse data demo --root demo
+    """
+    from alphafuse.data.demo import make_demo
+
+    with tqdm(desc="demo", unit="clip", disable=None) as bar:
+        report = make_demo(root, seed=seed, progress=bar.update)
+    _print_import(report, as_json=as_json)
+
+
+@data.command("vggsound")
+@click.option("--csv", type=click.Path(path_type=Path), help="VGGSound's vggsound.csv; --subset paper does without.")
+@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with {id}_{start:06d}.mp4 files.")
+@root_option
+@click.option("--subset", help="'paper' (the seed paper's 130 clips), a number of clips, or a fraction.")
+@seed_option
+@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_defaults
+@json_option
+def data_vggsound(as_json: bool, **arguments: Any) -> None:
+    """Make a root from VGGSound's csv and a folder of its clips (any video suffix, nested folders too).
+
+    \b
+    Examples:
+      alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound
+      alphafuse data vggsound --subset paper --clips /data/vggsound --root paper
+      alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound --subset 0.1 --root tenth
+    """
+    from alphafuse.data.vggsound import import_vggsound
+
+    _print_import(import_vggsound(**arguments), as_json=as_json)
+
+
+@data.command("folder")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
+@root_option
+@seed_option
+@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips carved out for testing.")
+@_defaults
+@json_option
+def data_folder(as_json: bool, **arguments: Any) -> None:
+    """Make a root from your own clips: one folder per class, or a csv that lists them.
+
+    \b
+    Examples:
+      alphafuse data folder clips/ --root mine              clips/dog/a.mp4, clips/cat/b.mkv, ...
+      alphafuse data folder clips/ --root mine              clips/train/dog/a.mp4, clips/test/dog/b.mp4, ...
+      alphafuse data folder clips/ --csv labels.csv --root mine
+    """
+    from alphafuse.data.folder import import_folder
+
+    _print_import(import_folder(**arguments), as_json=as_json)
+
+
+def _print_import(report: ImportReport, *, as_json: bool) -> None:
+    from alphafuse.data.splits import reachable_ceiling
+
+    dataset = report.dataset
+    train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
+    ceilings = {
+        split: reachable_ceiling(train_labels, [clip.label for clip in dataset.manifest.of_split(split)])
+        for split in SPLITS
+    }
+    if as_json:
+        _print_json(
+            {
+                "root": str(dataset.root),
+                "name": dataset.name,
+                "classes": len(dataset.classes),
+                "clips": {split: ceiling.clips for split, ceiling in ceilings.items()},
+                "reachable": {split: ceiling.reachable for split, ceiling in ceilings.items()},
+                "listed": report.listed,
+                "missing": list(report.missing),
+            }
+        )
+        return
+    sizes = ", ".join(f"{split} {ceiling.clips}" for split, ceiling in ceilings.items())
+    click.echo(f"{dataset.name}: {len(dataset.manifest)} clips in {len(dataset.classes)} classes ({sizes})")
+    for split, ceiling in ceilings.items():
+        if ceiling.reachable < ceiling.clips:
+            click.echo(
+                f"  {split}: only {ceiling.reachable} of {ceiling.clips} clips have a label that occurs in training: "
+                f"no head can score above {ceiling.accuracy:.1%}"
+            )
+    if report.missing:
+        click.echo(
+            f"  missing: {len(report.missing)} of {report.listed} listed clips have no file, such as "
+            f"{', '.join(report.missing[:3])} (all in {dataset.root / 'missing.csv'})"
+        )
+    click.echo(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")
+
+
+# stage one
+
+
+class _ExtractBar:
+    """tqdm behind the pipeline's progress: clips/s, time left, failures; quiet when not a terminal."""
+
+    def start(self, split: str, *, clips: int, already: int) -> None:
+        self.failed = 0
+        self.bar = tqdm(total=clips + already, initial=already, desc=split, unit="clip", disable=None)
+
+    def clip(self, *, complete: bool) -> None:
+        self.failed += not complete
+        self.bar.set_postfix(failures=self.failed, refresh=False)
+        self.bar.update()
+
+    def stop(self) -> None:
+        self.bar.close()
+
+
+@cli.command()
+@click.option("--split", required=True, help="train, val, test or all.")
+@root_option
+@click.option("--timesformer", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
+@click.option("--ast", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
+@click.option("--protocol", help="Preprocessing. [default: the root's]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
+@click.option("--batch-size", default=8, show_default=True, help="Clips per forward pass.")
+@click.option("--workers", default=0, show_default=True, help="Decode processes; 0 = one per processor.")
+@click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
+@click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
+@json_option
+def extract(split: str, root: Path, as_json: bool, **arguments: Any) -> None:
+    """Run the frozen backbones over a split's clips, once; resumes by itself.
+
+    \b
+    Examples:
+      alphafuse extract --split train
+      alphafuse extract --split all --root demo
+      alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
+    """
+    from alphafuse.extract.pipeline import ExtractSettings, extract_embeddings
+
+    dataset = Dataset.open(root)
+    if split not in (*SPLITS, "all"):
+        raise DatasetError(unknown("split", split, (*SPLITS, "all")))
+    splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
+    reports = extract_embeddings(dataset, splits, ExtractSettings(**arguments), progress=_ExtractBar())
+    if as_json:
+        _print_json([_extract_json(report) for report in reports])
+        return
+    for report in reports:
+        _print_tally(report)
+
+
+def _extract_json(report: ExtractReport) -> dict[str, Any]:
+    return {
+        "split": report.split,
+        "clips": report.clips,
+        "already": report.already,
+        "embedded": report.embedded,
+        "failures": [vars(failure) for failure in report.failures],
+        "seconds": round(report.seconds, 3),
+        "store": str(report.store.folder),
+    }
+
+
+def _print_tally(report: ExtractReport) -> None:
+    new = report.clips - report.already
+    if not new:
+        click.echo(f"{report.split}: all {report.clips} clips are there already, nothing to do")
+        return
+    made = ", ".join(f"{modality} {count}" for modality, count in report.embedded.items())
+    before = f", {report.already} were there before" if report.already else ""
+    rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
+    click.echo(f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}")
+    _print_failures(report.failures)
+
+
+def _print_failures(failures: tuple[Any, ...]) -> None:
+    """Counts per modality and reason, with one clip as an example."""
+    examples: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        examples.setdefault((failure.modality, failure.reason), []).append(failure.clip_id)
+    for (modality, reason), clips in sorted(examples.items(), key=lambda entry: -len(entry[1])):
+        click.echo(f"  {len(clips)} without {modality}: {reason} (such as {clips[0]})")
+
+
+@cli.group()
+def convert() -> None:
+    """Turn original checkpoints into HuggingFace folders that extract takes."""
+
+
+@convert.command("timesformer")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--image-size", type=int, help="Pixels. [default: read from the tensors]")
+@click.option("--frames", type=int, help="Frames per clip. [default: read from the tensors]")
+@json_option
+def convert_timesformer(as_json: bool, **arguments: Any) -> None:
+    """Convert a .pyth file of facebookresearch/TimeSformer.
+
+    \b
+    Example:
+      alphafuse convert timesformer TimeSformer_divST_8x32_224_K400.pyth timesformer-k400
+    """
+    from alphafuse.extract import checkpoints
+
+    _print_conversion(checkpoints.convert_timesformer(**arguments), as_json=as_json)
+
+
+@convert.command("ast")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@json_option
+def convert_ast(as_json: bool, **arguments: Any) -> None:
+    """Convert a .pth file of YuanGongND/ast.
+
+    \b
+    Example:
+      alphafuse convert ast audioset_10_10_0.4593.pth ast-audioset
+    """
+    from alphafuse.extract import checkpoints
+
+    _print_conversion(checkpoints.convert_ast(**arguments), as_json=as_json)
+
+
+def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        click.echo(str(report))
+
+
+# the store
+
+
+@cli.group()
+def store() -> None:
+    """Look into embedding stores, check them, merge their shards, export them."""
+
+
+store_argument = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@store.command("info")
+@store_argument
+@json_option
+def store_info(folder: Path, as_json: bool) -> None:
+    """Counts, settings and failures of a store.
+
+    \b
+    Example:
+      alphafuse store info demo/stores/train
+    """
+    from alphafuse.data.store import EmbeddingStore
+
+    info = EmbeddingStore(folder).info()
+    if as_json:
+        _print_json(
+            {
+                **vars(info),
+                "folder": str(info.folder),
+                "failures": [vars(failure) for failure in info.failures],
+            }
+        )
+        return
+    click.echo(f"{info.folder}: {info.clips} clips in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
+    for modality, rows in info.rows.items():
+        backbone = info.provenance.get("backbones", {}).get(modality, {}).get("name", "?")
+        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.settings[modality].items())
+        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {backbone}\n    {settings}")
+    if info.duplicates:
+        click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
+    _print_failures(info.failures)
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+@store.command("verify")
+@store_argument
+def store_verify(folder: Path) -> None:
+    """Re-read every shard against its checksum; exit code 1 when something is wrong.
+
+    \b
+    Example:
+      alphafuse store verify demo/stores/train
+    """
+    from alphafuse.data.store import EmbeddingStore
+
+    embedding_store = EmbeddingStore(folder)
+    shards = len(embedding_store.shards())
+    if not shards:
+        raise DatasetError(f"no shards in {folder}: name a store, such as ROOT/stores/train")
+    problems = embedding_store.verify()
+    for problem in problems:
+        click.echo(problem)
+    click.echo(f"{folder}: {shards} shards, {len(problems)} problems")
+    if problems:
+        sys.exit(1)
+
+
+@store.command("pack")
+@store_argument
+def store_pack(folder: Path) -> None:
+    """Merge all shards into one.
+
+    \b
+    Example:
+      alphafuse store pack demo/stores/train
+    """
+    from alphafuse.data.store import EmbeddingStore
+
+    click.echo(str(EmbeddingStore(folder).pack()))
+
+
+@store.command("export")
+@store_argument
+@click.argument("file", type=click.Path(path_type=Path))
+def store_export(folder: Path, file: Path) -> None:
+    """Write all embeddings as .npz or .parquet (columns clip_id, label, group, timesformer, ast).
+
+    \b
+    Example:
+      alphafuse store export demo/stores/train train.npz
+    """
+    from alphafuse.data.store import EmbeddingStore
+
+    click.echo(str(EmbeddingStore(folder).export(file)))

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.errors import DatasetError, EmptySplitError
+
+DOG = Clip("abc_000001", "sub dir/abc_000001.mp4", "dog, barking", "train", "abc")
+CAT = Clip("däf_000002", "däf_000002.mkv", 'a "quoted" cat', "test", "däf")
+
+
+def test_manifest_survives_a_round_trip_with_commas_quotes_and_unicode(tmp_path: Path) -> None:
+    Manifest([DOG, CAT]).write(tmp_path / "manifest.csv")
+    assert list(Manifest.read(tmp_path / "manifest.csv")) == [DOG, CAT]
+
+
+def test_manifest_refuses_a_clip_id_that_occurs_twice() -> None:
+    with pytest.raises(DatasetError, match=r"clip_id 'abc_000001' occurs 2 times"):
+        Manifest([DOG, DOG])
+
+
+@pytest.mark.parametrize("path", ["../secret.mp4", "/etc/passwd", "a/../../b.mp4"])
+def test_clip_refuses_a_path_that_leaves_the_clip_folder(path: str) -> None:
+    with pytest.raises(DatasetError, match="leaves the clip folder"):
+        Clip("a", path, "dog", "train", "a")
+
+
+def test_clip_refuses_control_characters_empty_fields_and_unknown_splits() -> None:
+    with pytest.raises(DatasetError, match="control character"):
+        Clip("a", "a.mp4", "dog\x1b[31m", "train", "a")
+    with pytest.raises(DatasetError, match="empty label"):
+        Clip("a", "a.mp4", "", "train", "a")
+    with pytest.raises(DatasetError, match=r"unknown split 'tran' \(did you mean 'train'\?\)"):
+        Clip("a", "a.mp4", "dog", "tran", "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("clip_id,path,label\n", "first line must be clip_id,path,label,split,group"),
+        ("clip_id,path,label,split,group\na,a.mp4,dog,train\n", "line 2 has 4 columns instead of 5"),
+        ("clip_id,path,label,split,group\n\na,../a.mp4,dog,train,a\n", "line 3: clip a: path"),
+        ("", "is not a manifest"),
+    ],
+)
+def test_manifest_names_what_is_wrong_and_where(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "manifest.csv").write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        Manifest.read(tmp_path / "manifest.csv")
+
+
+def test_empty_split_is_refused_with_the_sizes_of_all() -> None:
+    with pytest.raises(EmptySplitError, match=r"split 'val' has no clips \(train 1, val 0, test 1\)"):
+        Manifest([DOG, CAT]).require_split("val")
+
+
+def test_root_remembers_a_clip_folder_inside_it_relatively_so_that_it_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "root" / "clips").mkdir(parents=True)
+    Dataset.create(
+        tmp_path / "root",
+        Manifest([DOG]),
+        name="d",
+        clip_folder=tmp_path / "root" / "clips",
+        classes=("dog, barking",),
+    )
+    moved = (tmp_path / "root").rename(tmp_path / "elsewhere")
+    assert Dataset.open(moved).path_of(DOG) == moved / "clips" / DOG.path
+
+
+def test_root_refuses_a_manifest_label_that_is_not_among_its_classes(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"unknown label 'dog, barking' \(did you mean 'dog, barkin'\?\)"):
+        Dataset.create(tmp_path, Manifest([DOG]), name="d", clip_folder=tmp_path, classes=("dog, barkin",))
+
+
+def test_opening_a_folder_that_is_no_root_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"no dataset root at .* make one with `alphafuse data demo\|vggsound\|folder"
+    ):
+        Dataset.open(tmp_path)
