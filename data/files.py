@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -40,7 +41,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             "same command again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_csv(path: Path) -> list[tuple[int, list[str]]]:

@@ -1,0 +1,207 @@
+"""Inputs and embeddings are held against HuggingFace's own processors and models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import sine, write_clip
+from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
+from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+from alphafuse.errors import BackboneError, DecodeError
+from alphafuse.extract.backbones import Placement, load_ast, load_timesformer
+from alphafuse.extract.decode import decode_clip
+from alphafuse.extract.inputs import AudioSpec, FrameSpec, filter_bank, normalize_frames, prepare_frame
+
+K400 = {  # facebook/timesformer-base-finetuned-k400's preprocessor_config.json
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 2,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.45, 0.45, 0.45],
+    "image_std": [0.225, 0.225, 0.225],
+}
+
+
+def huggingface_frames(frames: np.ndarray, config: dict) -> np.ndarray:
+    processor = VideoMAEImageProcessorPil(**config)
+    return np.stack(processor(list(frames), return_tensors="np")["pixel_values"][0])
+
+
+def our_frames(frames: np.ndarray, config: dict) -> np.ndarray:
+    spec = FrameSpec.from_config(config, frames=len(frames), image_size=224)
+    prepared = np.stack([prepare_frame(frame, spec) for frame in frames])
+    return normalize_frames(prepared[None], spec)[0].numpy()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(240, 320), (360, 480), (720, 406), (224, 224), (225, 301), (100, 90), (352, 640)])
+def test_frames_equal_huggingfaces_processor_at_any_size(size: tuple[int, int]) -> None:
+    frames = noise(2, *size, 3)
+    np.testing.assert_allclose(our_frames(frames, K400), huggingface_frames(frames, K400), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": {"height": 224, "width": 224}},
+        {"do_center_crop": False, "size": {"height": 64, "width": 96}},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"resample": 3},
+        {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        {"size": {"shortest_edge": 256}},
+        {"do_resize": False},
+    ],
+)
+def test_other_processor_settings_are_followed_as_huggingface_follows_them(change: dict) -> None:
+    frames, config = noise(2, 300, 260, 3), {**K400, **change}
+    np.testing.assert_allclose(our_frames(frames, config), huggingface_frames(frames, config), rtol=1e-6, atol=1e-6)
+
+
+def test_a_folder_without_processor_settings_gets_the_published_ones() -> None:
+    assert FrameSpec.from_config({}, frames=8, image_size=224) == FrameSpec.from_config(K400, frames=8, image_size=224)
+    assert FrameSpec.from_config({}, frames=8, image_size=224) == FrameSpec()
+    assert FrameSpec.from_config({}, frames=16, image_size=448).crop == (448, 448)
+    assert AudioSpec.from_config({}, mel_bins=128, max_length=1024) == AudioSpec()
+
+
+def test_settings_that_are_not_implemented_are_refused_not_ignored() -> None:
+    with pytest.raises(BackboneError, match="only shortest_edge or height and width are implemented"):
+        FrameSpec.from_config({"size": {"longest_edge": 224}}, frames=8, image_size=224)
+    with pytest.raises(BackboneError, match="wants audio at 44100 Hz"):
+        AudioSpec.from_config({"sampling_rate": 44_100}, mel_bins=128, max_length=1024)
+    with pytest.raises(BackboneError, match=r"64 mel bins x 1024 frames, config.json takes 128 x 1024"):
+        AudioSpec.from_config({"num_mel_bins": 64}, mel_bins=128, max_length=1024)
+    with pytest.raises(DecodeError, match="smaller than the crop"):
+        prepare_frame(noise(100, 100, 3), FrameSpec(shortest_edge=0, crop=(224, 224)))
+
+
+@pytest.mark.parametrize("seconds", [0.03, 1.0, 10.0, 12.5])
+def test_filter_bank_equals_huggingfaces_extractor_at_any_length(seconds: float) -> None:
+    waveform = sine(seconds, 16_000, 1)[0] + np.random.default_rng(0).normal(0, 0.01, round(seconds * 16_000))
+    waveform = waveform.astype(np.float32)
+    expected = ASTFeatureExtractor()(waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
+    ours = filter_bank(waveform, AudioSpec())
+    assert ours.shape == (1024, 128) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_samples_beyond_the_last_frame_do_not_change_the_filter_bank() -> None:
+    spec = AudioSpec(max_length=50, mel_bins=64)
+    waveform = np.random.default_rng(0).normal(0, 0.1, 3 * spec.samples).astype(np.float32)
+    np.testing.assert_array_equal(filter_bank(waveform, spec), filter_bank(waveform[: spec.samples], spec))
+    assert not np.array_equal(filter_bank(waveform, spec), filter_bank(waveform[: spec.samples - 1], spec))
+
+
+def test_audio_shorter_than_a_window_is_refused() -> None:
+    with pytest.raises(DecodeError, match=r"audio of 399 samples is shorter than one window of 400 \(25 ms\)"):
+        filter_bank(np.zeros(399, np.float32), AudioSpec())
+
+
+def test_embeddings_equal_huggingfaces_models(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    clip = decode_clip(write_clip(tmp_path / "clip.mp4"), frames=4)
+    assert clip.frames is not None and clip.waveform is not None
+    timesformer, ast = load_timesformer(str(tiny_backbones["timesformer"])), load_ast(str(tiny_backbones["ast"]))
+    config = {**K400, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    pixel_values = torch.from_numpy(huggingface_frames(clip.frames, config))[None].float()
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    input_values = extractor(clip.waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
+    with torch.no_grad():
+        model = TimesformerModel.from_pretrained(tiny_backbones["timesformer"]).eval()
+        cls = model(pixel_values).last_hidden_state[:, 0].numpy()
+        pooled = ASTModel.from_pretrained(tiny_backbones["ast"]).eval()(input_values).pooler_output.numpy()
+    prepared = np.stack([prepare_frame(frame, timesformer.spec) for frame in clip.frames])  # type: ignore[arg-type]
+    np.testing.assert_allclose(timesformer.embed_frames(prepared[None]), cls, atol=1e-5)
+    np.testing.assert_allclose(ast.embed_waveforms([clip.waveform]), pooled, atol=1e-5)
+    assert timesformer.dim == 64 and ast.dim == 32
+
+
+def test_bf16_stays_close_to_fp32(tiny_backbones: dict[str, Path]) -> None:
+    frames = noise(2, 4, 32, 32, 3)
+    name = str(tiny_backbones["timesformer"])
+    full = load_timesformer(name).embed_frames(frames)
+    half = load_timesformer(name, Placement(precision="bf16")).embed_frames(frames)
+    assert half.dtype == np.float32 and not np.array_equal(full, half)
+    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    assert (cosine > 0.99).all()
+
+
+def test_weights_checksum_depends_on_the_weights_alone(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    name = str(tiny_backbones["ast"])
+    original = load_ast(name)
+    ASTModel.from_pretrained(name).save_pretrained(tmp_path / "copy")
+    assert load_ast(str(tmp_path / "copy")).settings() == original.settings()
+    changed = ASTModel.from_pretrained(name)
+    changed.layernorm.bias.data[0] += 1e-3
+    changed.save_pretrained(tmp_path / "changed")
+    assert load_ast(str(tmp_path / "changed")).weights_sha256 != original.weights_sha256
+
+
+def test_a_classifier_checkpoint_loads_without_its_head(tmp_path: Path) -> None:
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    config = ASTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_length=64, num_labels=5
+    )
+    whole = ASTForAudioClassification(config)
+    whole.save_pretrained(tmp_path / "ast")
+    loaded = load_ast(str(tmp_path / "ast"))
+    whole_body = whole.audio_spectrogram_transformer.state_dict()
+    assert all(torch.equal(tensor, whole_body[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_what_is_no_backbone_gets_one_clear_line(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"no such folder for --ast: '/nowhere/ast'"):
+        load_ast("/nowhere/ast")
+    with pytest.raises(BackboneError, match=r"no config.json\): .* `alphafuse convert ast FILE OUT`"):
+        load_ast(str(tmp_path))
+    with pytest.raises(BackboneError, match=r"holds a 'timesformer', not the 'audio-spectrogram-transformer'"):
+        load_ast(str(tiny_backbones["timesformer"]))
+    with pytest.raises(BackboneError, match=r"unknown precision 'fp8'"):
+        Placement(precision="fp8")
+    with pytest.raises(BackboneError, match=r"unknown protocol 'notebok'"):
+        Placement(protocol="notebok")
+
+
+def test_incomplete_weights_are_refused_not_filled_with_random_numbers(
+    tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "ast"
+    ASTModel.from_pretrained(tiny_backbones["ast"]).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["layernorm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"lacks 1 weights, such as layernorm.weight"):
+        load_ast(str(folder))
+    (folder / "model.safetensors").write_bytes((tiny_backbones["ast"] / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(BackboneError, match=r"can't be loaded"):
+        load_ast(str(folder))
+
+
+def test_an_unreachable_hub_names_three_ways_out() -> None:
+    with pytest.raises(BackboneError) as caught:
+        load_timesformer("facebook/timesformer-base-finetuned-k400")
+    message = str(caught.value)
+    for way in ("--timesformer FOLDER", "alphafuse convert timesformer FILE OUT", "alphafuse data demo"):
+        assert way in message
+    assert "\n" not in message
+
+
+def test_real_clips_prepare_exactly_like_huggingfaces_processors(real_clips: list[Path]) -> None:
+    for path in real_clips[::10]:
+        clip = decode_clip(path, frames=4)
+        assert clip.frames is not None and clip.waveform is not None
+        np.testing.assert_allclose(our_frames(clip.frames, K400), huggingface_frames(clip.frames, K400), atol=1e-6)
+        expected = ASTFeatureExtractor()(clip.waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
+        np.testing.assert_allclose(filter_bank(clip.waveform, AudioSpec()), expected, atol=1e-6)

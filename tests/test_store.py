@@ -1,0 +1,223 @@
+import multiprocessing
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from alphafuse.data.manifest import Clip
+from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
+from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
+
+SETTINGS = {"timesformer": {"protocol": "standard", "dim": 3}, "ast": {"protocol": "standard", "dim": 2}}
+
+
+def rows(*clip_ids: str, offset: float = 0.0, settings: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
+    """Embeddings whose numbers follow from the clip_id; the clips in `absent` have no audio."""
+    ast = np.array([[len(c), offset] for c in clip_ids], np.float32).reshape(-1, 2)
+    ast[[c in absent for c in clip_ids]] = np.nan
+    return Embeddings(
+        clip_ids=clip_ids,
+        labels=tuple(f"label of {c}" for c in clip_ids),
+        groups=clip_ids,
+        features={
+            "timesformer": np.array([[ord(c[0]), offset, 1.5] for c in clip_ids], np.float32).reshape(-1, 3),
+            "ast": ast,
+        },
+        failures=tuple(Failure(c, "ast", "no audio stream") for c in absent),
+        settings=settings,
+    )
+
+
+def clips(*clip_ids: str) -> list[Clip]:
+    return [Clip(c, f"{c}.mp4", f"label of {c}", "train", c) for c in clip_ids]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "stores" / "train")
+
+
+def test_embedding_follows_clip_id_when_manifest_is_shuffled(store: EmbeddingStore) -> None:
+    store.write(rows("ab", "c"))
+    store.write(rows("d", "ef"))
+    read = store.read(clips("ef", "c", "ab", "d"))
+    assert read.clip_ids == ("ef", "c", "ab", "d") and read.labels[0] == "label of ef"
+    assert read.features["timesformer"][:, 0].tolist() == [ord(c) for c in "ecad"]
+    assert read.features["ast"][:, 0].tolist() == [2, 1, 2, 1]
+    assert read.features["ast"].dtype == np.float32
+
+
+def test_clip_that_was_never_extracted_reads_as_nan_and_is_not_done(store: EmbeddingStore) -> None:
+    store.write(rows("a"))
+    read = store.read(clips("b", "a"))
+    assert read.present("timesformer").tolist() == [False, True] and np.isnan(read.features["ast"][0]).all()
+    assert store.done() == {"a"}
+
+
+def test_a_failed_modality_is_absent_with_its_reason_and_the_other_is_kept(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b", absent=("b",)))
+    read = store.read()
+    assert read.present("timesformer").tolist() == [True, True]
+    assert read.present("ast").tolist() == [True, False]
+    assert read.failures == (Failure("b", "ast", "no audio stream"),)
+    assert store.done() == {"a", "b"} and store.done(retry_failed=True) == {"a"}
+
+
+def test_a_later_success_ends_a_failure(store: EmbeddingStore) -> None:
+    store.write(rows("b", absent=("b",)))
+    store.write(rows("b", offset=7))
+    read = store.read()
+    assert read.failures == () and read.features["ast"][0].tolist() == [1, 7]
+    assert read.features["timesformer"][0, 1] == 0  # the older shard's row counts
+    assert store.done(retry_failed=True) == {"b"}
+
+
+def test_rows_stored_twice_are_read_once_and_pack_drops_them(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b"))
+    store.write(rows("b", "c", offset=9))
+    before = store.read()
+    assert before.clip_ids == ("a", "b", "c") and before.features["timesformer"][:, 1].tolist() == [0, 0, 9]
+    assert store.info().duplicates == 1
+    store.pack()
+    after = store.read()
+    assert len(store.shards()) == 1 and store.info().duplicates == 0
+    assert after.clip_ids == before.clip_ids and after.labels == before.labels
+    np.testing.assert_array_equal(after.features["ast"], before.features["ast"])
+
+
+def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b", absent=("b",)))
+    store.pack()
+    assert store.read().failures == (Failure("b", "ast", "no audio stream"),)
+    assert store.verify() == []
+
+
+def test_store_refuses_rows_made_under_other_settings_naming_the_difference(store: EmbeddingStore) -> None:
+    store.write(rows("a"))
+    other = {**SETTINGS, "ast": {"protocol": "notebook", "dim": 2}}
+    with pytest.raises(SettingsMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
+        store.write(rows("b", settings=other))
+    assert len(store.shards()) == 1
+
+
+def test_a_shard_copied_in_from_another_store_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
+    store.write(rows("a"))
+    other = EmbeddingStore(tmp_path / "other")
+    stranger = other.write(rows("b", settings={**SETTINGS, "ast": {"protocol": "standard", "dim": 3}}))
+    stranger.rename(store.folder / stranger.name)
+    with pytest.raises(SettingsMismatchError, match=r"another ast dim \(there: 2, here: 3\).*move it out"):
+        store.read()
+
+
+def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
+    both = rows("a", "bb")
+    for modality, order in (("timesformer", [0, 1]), ("ast", [1, 0])):
+        store.write(
+            Embeddings(
+                clip_ids=tuple(both.clip_ids[i] for i in order),
+                labels=tuple(both.labels[i] for i in order),
+                groups=tuple(both.groups[i] for i in order),
+                features={modality: both.features[modality][order]},
+                settings={modality: SETTINGS[modality]},
+            )
+        )
+    read = store.read()
+    np.testing.assert_array_equal(read.features["timesformer"], both.features["timesformer"])
+    np.testing.assert_array_equal(read.features["ast"], both.features["ast"])
+    assert store.done() == {"a", "bb"}
+
+
+def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
+    half = rows("a")
+    store.write(
+        Embeddings(
+            half.clip_ids,
+            half.labels,
+            half.groups,
+            {name: matrix.astype(np.float16) for name, matrix in half.features.items()},
+            settings=SETTINGS,
+        )
+    )
+    with h5py.File(store.shards()[0]) as shard:
+        assert shard["ast"].dtype == np.float16
+    assert store.read().features["ast"].dtype == np.float32
+
+
+def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
+    with pytest.raises(StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train` first"):
+        store.read()
+    assert store.done() == set() and store.settings() == {}
+
+
+def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: EmbeddingStore) -> None:
+    good, changed, truncated = (store.write(rows(name)) for name in "abc")
+    with h5py.File(changed, "r+") as shard:
+        shard["ast"][0, 0] = 99
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    (store.folder / "shard-x.h5").write_text("not HDF5")
+    problems = store.verify()
+    assert len(problems) == 4  # three shards, and settings can't be compared over damaged ones
+    assert not any(str(good) in problem for problem in problems)
+    assert any(str(changed) in problem and "checksum" in problem for problem in problems)
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read()
+
+
+def test_a_shard_of_another_format_version_is_refused(store: EmbeddingStore) -> None:
+    path = store.write(rows("a"))
+    with h5py.File(path, "r+") as shard:
+        shard.attrs["format_version"] = 99
+    with pytest.raises(StoreError, match="has format version 99, this alphafuse reads 1"):
+        store.read()
+
+
+def test_temporary_files_of_a_killed_writer_are_ignored(store: EmbeddingStore) -> None:
+    store.write(rows("a"))
+    (store.folder / ".shard-1.h5.123.partial").write_bytes(b"half a shard")
+    assert store.read().clip_ids == ("a",) and store.verify() == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing_behind(store: EmbeddingStore) -> None:
+    store.folder.parent.mkdir(parents=True)
+    store.folder.write_text("a file where the store should be")
+    with pytest.raises(AlphafuseError, match=r"can't write .*: free some space or choose another folder"):
+        store.write(rows("a"))
+
+
+def test_npz_and_parquet_exports_hold_every_row(store: EmbeddingStore, tmp_path: Path) -> None:
+    store.write(rows("a", "b", absent=("b",)))
+    with np.load(store.export(tmp_path / "out.npz")) as exported:
+        assert exported["clip_id"].tolist() == ["a", "b"] and exported["label"][1] == "label of b"
+        np.testing.assert_array_equal(exported["ast"], store.read().features["ast"])
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(store.export(tmp_path / "out.parquet")).to_pydict()
+    assert table["ast"] == [[1.0, 0.0], None] and table["group"] == ["a", "b"]
+    with pytest.raises(StoreError, match="unknown export format 'csv'"):
+        store.export(tmp_path / "out.csv")
+
+
+def _write_many(folder: Path, first: int) -> None:
+    store = EmbeddingStore(folder)
+    for i in range(first, first + 10):
+        store.write(rows(f"clip{i}"))
+
+
+def test_several_processes_append_at_once_and_nothing_is_lost(store: EmbeddingStore) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(store.folder, first)) for first in (0, 5)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert sorted(store.read().clip_ids) == sorted(f"clip{i}" for i in range(15))
+    assert store.verify() == [] and not list(store.folder.glob(".*"))
+
+
+def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> None:
+    store.write(rows("a", "bb", "c", absent=("c",)))
+    taken = store.read().take(np.array([2, 1]))
+    assert taken.clip_ids == ("c", "bb") and taken.labels == ("label of c", "label of bb")
+    assert taken.present("ast").tolist() == [False, True] and [f.clip_id for f in taken.failures] == ["c"]
+    assert store.read().take(np.array([True, False, False])).failures == ()
