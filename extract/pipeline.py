@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -317,8 +318,16 @@ def _decode_alone(decode: Callable[[Path], Decoded], path: Path) -> Decoded:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
-    return ProcessPoolExecutor(max_workers=workers, initializer=_start_worker)
+    return ProcessPoolExecutor(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),))
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose main process was killed has nobody to work for."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

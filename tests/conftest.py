@@ -106,7 +106,7 @@ def tiny_backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def make_root(tmp_path: Path) -> Callable[..., Path]:
-    """Make a root of small clips: two source videos of two cuts for each of train, val and test per label."""
+    """Make a root of small clips: one source video of two cuts per label and split."""
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.manifest import Clip, Manifest
 
@@ -114,11 +114,12 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
         root = tmp_path / name
         clips = []
         for split in ("train", "val", "test"):
-            for label in labels:
+            for number, label in enumerate(labels):
                 for cut in (0, 1):
-                    clip_id = f"{split}{label[:3]}_{cut:06d}"
+                    group = f"{split}{number}"
+                    clip_id = f"{group}_{cut:06d}"
                     write_clip(root / "clips" / f"{clip_id}.mp4", **clip_settings)  # type: ignore[arg-type]
-                    clips.append(Clip(clip_id, f"{clip_id}.mp4", label, split, f"{split}{label[:3]}"))
+                    clips.append(Clip(clip_id, f"{clip_id}.mp4", label, split, group))
         Dataset.create(root, Manifest(clips), name=name, clip_folder=root / "clips", classes=labels)
         return root
 
