@@ -353,6 +353,115 @@ def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
         click.echo(str(report))
 
 
+# stage two
+
+
+def _training(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that `TrainSettings` takes, its defaults (the paper's), and where heads train."""
+    options = (
+        click.option("--epochs", default=25, show_default=True, help="Passes over the training clips."),
+        click.option("--batch-size", default=8, show_default=True, help="Clips per step."),
+        click.option("--learning-rate", default=1e-4, show_default=True, help="Adam's."),
+        click.option("--weight-decay", default=0.0, show_default=True, help="Adam's L2 term."),
+        click.option("--absent", default="drop", show_default=True, help="Clips that lack a modality: drop or zeros."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@cli.command()
+@click.option("--transform", default="none", show_default=True, help="none, sqrt, signed-sqrt, pos-scalar, ...")
+@click.option("--on", help="timesformer, ast or both: what the transform is applied to.")
+@click.option("--alpha", type=float, help="For --transform scale and learned.")
+@click.option("--fusion", default="concat", show_default=True, help="How the modalities are joined.")
+@click.option("--modalities", default="timesformer,ast", show_default=True, help="What the head reads: both, or one.")
+@click.option("--seeds", default=1, show_default=True, help="Heads to train, one for each seed.")
+@click.option("--first-seed", default=0, show_default=True, help="The first of them.")
+@click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
+@_training
+@root_option
+@json_option
+def fit(
+    root: Path,
+    transform: str,
+    on: str | None,
+    alpha: float | None,
+    fusion: str,
+    modalities: str,
+    seeds: int,
+    first_seed: int,
+    run: str | None,
+    as_json: bool,
+    **training: Any,
+) -> None:
+    """Train one experiment on the cached embeddings; writes ROOT/runs/NAME/.
+
+    \b
+    Examples:
+      alphafuse fit --transform sqrt --on ast
+      alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
+      alphafuse fit --modalities ast --root demo
+    """
+    from alphafuse.heads.experiments import Experiment, seed_range
+    from alphafuse.heads.experiments import fit as fit_experiment
+    from alphafuse.heads.training import TrainSettings
+    from alphafuse.report.table1 import format_run
+
+    names = tuple(name.strip() for name in modalities.split(","))
+    experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=names)
+    settings = TrainSettings(**training)
+    epochs = len(seed_range(seeds, first_seed)) * settings.epochs
+    dataset = Dataset.open(root)
+    with tqdm(total=epochs, desc=experiment.title, unit="epoch", disable=None) as bar:
+        result = fit_experiment(
+            dataset,
+            experiment,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            run=run,
+            progress=bar.update,
+        )
+    if as_json:
+        splits = {split: figures.to_json() for split, figures in result.splits.items()}
+        _print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
+        return
+    click.echo(format_run(result), nl=False)
+
+
+@cli.command()
+@click.option("--seeds", default=5, show_default=True, help="Heads per experiment, one for each seed.")
+@click.option("--first-seed", default=0, show_default=True, help="The first of them.")
+@_training
+@root_option
+@json_option
+def table1(root: Path, seeds: int, first_seed: int, as_json: bool, **training: Any) -> None:
+    """Train the paper's six experiments, the untransformed baseline and each modality alone.
+
+    Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
+
+    \b
+    Example:
+      alphafuse table1 --root demo
+    """
+    from alphafuse.heads.experiments import TABLE1, seed_range
+    from alphafuse.heads.experiments import table1 as train_table1
+    from alphafuse.heads.training import TrainSettings
+    from alphafuse.report.table1 import format_text, to_json, write_table1
+
+    settings = TrainSettings(**training)
+    epochs = len(TABLE1) * len(seed_range(seeds, first_seed)) * settings.epochs
+    dataset = Dataset.open(root)
+    with tqdm(total=epochs, desc="table 1", unit="epoch", disable=None) as bar:
+        table = train_table1(dataset, seeds=seeds, first_seed=first_seed, settings=settings, progress=bar.update)
+    folder = write_table1(table, dataset)
+    if as_json:
+        _print_json(to_json(table))
+        return
+    click.echo(format_text(table), nl=False)
+    click.echo(f"\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+
+
 # the store
 
 
