@@ -1,3 +1,88 @@
-"""alphafuse: how much should each modality weigh when frozen video and audio transformers are fused late?"""
+"""alphafuse: how much should each modality weigh when frozen video and audio transformers are fused late?
+
+    import alphafuse
+
+    dataset = alphafuse.make_demo("demo").dataset                    # or import_vggsound, import_folder, Dataset.open
+    alphafuse.extract_embeddings(dataset, ["train", "val", "test"])  # stage one: clips -> embedding stores
+    result = alphafuse.fit(dataset, alphafuse.Experiment("sqrt", on="ast"))  # stage two: a head, scored
+    head = alphafuse.AlphaFusion.from_pretrained(result.folder)
+
+Names are imported when they are first used, so that `import alphafuse` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alphafuse.data.dataset import Dataset
+    from alphafuse.data.demo import make_demo
+    from alphafuse.data.folder import import_folder
+    from alphafuse.data.manifest import Clip, Manifest
+    from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
+    from alphafuse.data.vggsound import import_vggsound
+    from alphafuse.errors import AlphafuseError
+    from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
+    from alphafuse.extract.decode import decode_clip
+    from alphafuse.extract.pipeline import ExtractReport, ExtractSettings, extract_embeddings
+    from alphafuse.heads.experiments import Experiment, RunResult, Table1, fit, table1
+    from alphafuse.heads.head import AlphaFusion, HeadConfig
+    from alphafuse.heads.training import TrainSettings, train_heads
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "alphafuse.data.dataset": ("Dataset",),
+    "alphafuse.data.demo": ("make_demo",),
+    "alphafuse.data.folder": ("import_folder",),
+    "alphafuse.data.manifest": ("Clip", "Manifest"),
+    "alphafuse.data.store": ("EmbeddingStore", "Embeddings", "Failure"),
+    "alphafuse.data.vggsound": ("import_vggsound",),
+    "alphafuse.errors": ("AlphafuseError",),
+    "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
+    "alphafuse.extract.decode": ("decode_clip",),
+    "alphafuse.extract.pipeline": ("ExtractReport", "ExtractSettings", "extract_embeddings"),
+    "alphafuse.heads.experiments": ("Experiment", "RunResult", "Table1", "fit", "table1"),
+    "alphafuse.heads.head": ("AlphaFusion", "HeadConfig"),
+    "alphafuse.heads.training": ("TrainSettings", "train_heads"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AlphaFusion",
+    "AlphafuseError",
+    "Clip",
+    "Dataset",
+    "EmbeddingStore",
+    "Embeddings",
+    "Experiment",
+    "ExtractReport",
+    "ExtractSettings",
+    "Failure",
+    "HeadConfig",
+    "Manifest",
+    "RunResult",
+    "Table1",
+    "TrainSettings",
+    "convert_ast",
+    "convert_timesformer",
+    "decode_clip",
+    "extract_embeddings",
+    "fit",
+    "import_folder",
+    "import_vggsound",
+    "make_demo",
+    "table1",
+    "train_heads",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'alphafuse' has no attribute '{name}'")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -315,8 +315,11 @@ def convert() -> None:
 @convert.command("timesformer")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--image-size", type=int, help="Pixels. [default: read from the tensors]")
-@click.option("--frames", type=int, help="Frames per clip. [default: read from the tensors]")
+@click.option("--image-size", type=int, help="Pixels that the original is built for. [default: from the tensors]")
+@click.option("--frames", type=int, help="Frames that the original is built for. [default: from the tensors]")
+@click.option("--fed-image-size", type=int, help="Pixels that it is then fed. [default: as built]")
+@click.option("--fed-frames", type=int, help="Frames that it is then fed. [default: as built]")
+@click.option("--attention-type", help="divided_space_time, joint_space_time, space_only. [default: from the tensors]")
 @json_option
 def convert_timesformer(as_json: bool, **arguments: Any) -> None:
     """Convert a .pyth file of facebookresearch/TimeSformer.
@@ -324,6 +327,9 @@ def convert_timesformer(as_json: bool, **arguments: Any) -> None:
     \b
     Example:
       alphafuse convert timesformer TimeSformer_divST_8x32_224_K400.pyth timesformer-k400
+    The seed paper's model, a 224-pixel 64-frame file built for 448 pixels and fed 8 frames of 224:
+      alphafuse convert timesformer TimeSformer_divST_64x32_224_HowTo100M.pyth timesformer-howto \\
+        --image-size 448 --frames 64 --fed-image-size 224 --fed-frames 8
     """
     from alphafuse.extract import checkpoints
 
@@ -333,6 +339,9 @@ def convert_timesformer(as_json: bool, **arguments: Any) -> None:
 @convert.command("ast")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--fstride", type=int, help="Patch step along frequency. [default: from the tensors]")
+@click.option("--tstride", type=int, help="Patch step along time. [default: from the tensors]")
+@click.option("--max-length", type=int, help="Input frames of 10 ms. [default: from the tensors]")
 @json_option
 def convert_ast(as_json: bool, **arguments: Any) -> None:
     """Convert a .pth file of YuanGongND/ast.

@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import pickletools
 import re
 import shutil
 import tempfile
@@ -158,7 +159,7 @@ class ConversionReport:
         """The lines of `summary`."""
         return "\n".join(self.summary())
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The report for `json.dumps`."""
         return {**asdict(self), "source": str(self.source), "out": str(self.out)}
 
@@ -288,6 +289,13 @@ _NOT_READ = (
 _WEIGHTS_KEYS = ("model_state", "state_dict", "model")  # where the original's loader looks, and plain state dicts
 _PREFIXES = ("module.", "model.")  # DataParallel's, and TimeSformer's wrapper around its VisionTransformer
 
+# Pickle instructions of plain pickles, which make objects or frame them, but that torch.save never writes.
+_PICKLE_CODE = {
+    ord(code.code): f"pickle instruction {code.name}"
+    for code in pickletools.opcodes
+    if code.proto >= 4 or code.name in ("INST", "OBJ", "EXT1", "EXT2", "EXT4")
+}
+LONGEST_NAME = 200  # characters; published names have up to 40
 AS_PUBLISHED = "pass the file as published"
 _DAMAGED = "is cut short or damaged: download it again and compare its size with the one published"
 
@@ -376,22 +384,24 @@ def _why_not_loaded(message: str) -> str:
     trust = "nothing was run; if you trust its maker, load it where it was made and save its state dict alone"
     named = re.search(r"GLOBAL (\S+)|unrecognized function (.+?)(?:$| which)", message)
     if named:
-        return f"would run code when loaded ({named[1] or named[2]}) and was refused: {trust}"
+        return f"would run code when loaded ({_printable(named[1] or named[2])}) and was refused: {trust}"
     if "Can only create new object" in message or "Can only build" in message:
         return f"would run code when loaded (it builds objects other than tensors) and was refused: {trust}"
     if "TorchScript" in message:
         return f"is a TorchScript program, not a checkpoint, and was refused: {trust}"
     operand = re.search(r"Unsupported operand (\d+)", message)
-    if operand:
+    if operand and int(operand[1]) in _PICKLE_CODE:
         return (
-            f"could run code when loaded (pickle instruction {operand[1]}, not torch.save's) and was refused: {trust}"
+            f"could run code when loaded ({_PICKLE_CODE[int(operand[1])]}, not torch.save's) and was refused: {trust}"
         )
     return _DAMAGED
 
 
 def _bare_name(path: Path, name: object) -> str:
-    if not isinstance(name, str):
-        raise CheckpointError(f"{path} has an entry named {name!r} where tensors have names: {AS_PUBLISHED}")
+    if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise CheckpointError(
+            f"{path} has an entry named {ascii(name)[:LONGEST_NAME]} where tensors have names: {AS_PUBLISHED}"
+        )
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     return name
@@ -400,7 +410,7 @@ def _bare_name(path: Path, name: object) -> str:
 def _plain_tensor(path: Path, name: str, value: object, content: Mapping[object, object]) -> torch.Tensor:
     """The value, once it is known to be an ordinary tensor with all of its numbers in the file."""
     if not isinstance(value, torch.Tensor):
-        entries = ", ".join(str(key) for key in list(content)[:5])
+        entries = ", ".join(_printable(key) for key in list(content)[:5])
         raise CheckpointError(
             f"{path}: {name} is a {type(value).__name__.lstrip('_')}, not a tensor, so this is no model's state dict "
             f"(it has {entries}): pass the file with the model's weights"
@@ -416,17 +426,27 @@ def _plain_tensor(path: Path, name: str, value: object, content: Mapping[object,
 
 def _describe_entry(key: object, value: object) -> str:
     tensors = _count_tensors(value)
-    return f"{key} ({tensors} tensors)" if tensors else str(key)
+    return f"{_printable(key)} ({tensors} tensors)" if tensors else _printable(key)
+
+
+def _printable(key: object) -> str:
+    """A name from the file, on one line whatever the file says."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= LONGEST_NAME else ascii(text[:LONGEST_NAME])
 
 
 def _count_tensors(value: object) -> int:
-    if isinstance(value, torch.Tensor):
-        return 1
-    if isinstance(value, Mapping):
-        return sum(_count_tensors(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return sum(_count_tensors(item) for item in value)
-    return 0
+    """Tensors in nested containers; each container counts once, since a file's may contain themselves."""
+    seen: set[int] = set()
+    waiting, tensors = [value], 0
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            tensors += 1
+        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, Mapping) else item)
+    return tensors
 
 
 def _sha256(path: Path) -> str:
@@ -851,9 +871,9 @@ def convert_ast(
         tstride: stride of the patches in frames of 10 ms.
         max_length: input length in frames of 10 ms.
 
-    The three options say what the file is when its shapes don't. The published AudioSet file (strides of 10, 1024
-    frames) leaves no doubt; for it they ask for another geometry, and the position embedding is cut or resized as the
-    original does with `audioset_pretrain=True`.
+    The three options say what the file is when its shapes don't. The published AudioSet files (strides of 10, 1024
+    frames) leave no doubt; for them `max_length` asks for another input length, to which the position embedding is
+    cut or stretched as the original does with `audioset_pretrain=True`.
 
     Raises:
         CheckpointError: the file would run code, is damaged or another model, or its geometry can't be told;
@@ -878,9 +898,13 @@ def convert_ast(
     resizer = _Resizer({name: source.tensors[name].float() for name in expected})
     patches = shapes["v.pos_embed"][1] - 2
     if patches == AST_AUDIOSET_PATCHES:
-        published = AstGrid(10, 10, 1024)
-        grid = AstGrid(fstride or 10, tstride or 10, max_length or 1024)
-        _resize_ast_position(resizer, published, grid)
+        if (fstride or 10, tstride or 10) != (10, 10):
+            raise CheckpointError(
+                f"{checkpoint}: its {patches} patches come of strides of 10, and the original fits them to no other: "
+                "leave --fstride and --tstride out"
+            )
+        grid = AstGrid(10, 10, max_length or 1024)
+        _resize_ast_position(resizer, AstGrid(10, 10, 1024), grid)
     else:
         grid, note = infer_ast_grid(
             checkpoint, patches, classes, fstride=fstride, tstride=tstride, max_length=max_length
@@ -1057,28 +1081,23 @@ def _assumed(grid: AstGrid, others: Sequence[AstGrid]) -> str | None:
 
 
 def _resize_ast_position(resizer: _Resizer, old: AstGrid, new: AstGrid) -> None:
-    """Cut the position embedding from the middle, or stretch it (bilinear), first along time, then along frequency.
+    """Cut the position embedding from the middle along time, or stretch it (bilinear).
 
-    This is what ASTModel(audioset_pretrain=True, fstride, tstride, input_tdim) does to the AudioSet file.
+    This is what ASTModel(audioset_pretrain=True, input_tdim=new.max_length) does to the AudioSet file.
     """
-    if (new.rows, new.columns) == (old.rows, old.columns):
+    if new.columns == old.columns:
         return
     patches = resizer.tensors["v.pos_embed"][:, 2:]
     picture = patches.transpose(1, 2).reshape(1, -1, old.rows, old.columns)  # (1, width, frequency, time)
-    picture = _cut_or_stretch(picture, old.rows, new.columns, dimension=3)
-    picture = _cut_or_stretch(picture, new.rows, new.columns, dimension=2)
+    if new.columns < old.columns:
+        picture = picture.narrow(3, old.columns // 2 - new.columns // 2, new.columns)
+        how = "cut from the middle"
+    else:
+        size = (old.rows, new.columns)
+        picture = torch.nn.functional.interpolate(picture, size=size, mode="bilinear", align_corners=False)
+        how = "bilinear along time"
     rows = picture.flatten(2).transpose(1, 2)
-    resizer.position("v.pos_embed", 2, rows, "cut from the middle or bilinear, as audioset_pretrain does")
-
-
-def _cut_or_stretch(picture: torch.Tensor, rows: int, columns: int, dimension: int) -> torch.Tensor:
-    """One dimension of (1, width, frequency, time) brought to `rows` or `columns`."""
-    old, new = picture.shape[dimension], (rows, columns)[dimension - 2]
-    if new < old:
-        return picture.narrow(dimension, old // 2 - new // 2, new)
-    if new == old:
-        return picture
-    return torch.nn.functional.interpolate(picture, size=(rows, columns), mode="bilinear", align_corners=False)
+    resizer.position("v.pos_embed", 2, rows, f"{how}, as the original does with audioset_pretrain")
 
 
 def _ast_folder(tensors: Tensors, depth: int) -> Tensors:
@@ -1146,7 +1165,6 @@ def _write_folder(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are for the owner alone
         config.save_pretrained(temporary)
         # Copies: tensors of a file may be views of each other, which safetensors doesn't write.
         save_file(
@@ -1158,7 +1176,9 @@ def _write_folder(
         (temporary / "preprocessor_config.json").write_text(text, encoding="utf-8")
         _check_loads(temporary, model, out)
         for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())  # safetensors' files and mkdtemp's folders are for the owner alone
             _fsync(file)
+        temporary.chmod(0o777 & ~_umask())
         temporary.replace(out)
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error

@@ -1,0 +1,241 @@
+"""The command line as a user meets it: output, exit codes, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_clip
+
+from alphafuse import __version__
+from alphafuse.cli import cli, main
+from alphafuse.data.store import Embeddings
+
+MakeRoot = Callable[..., Path]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["alphafuse", *(str(argument) for argument in arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def extracted(make_root: MakeRoot) -> Path:
+    """A root whose stores hold made-up embeddings: the sight tells "dog", the sound tells "cat"."""
+    from alphafuse.data.dataset import Dataset
+
+    root = make_root(labels=("dog", "cat", "owl"))
+    dataset = Dataset.open(root)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        clips = dataset.manifest.of_split(split)
+        labels = [clip.label for clip in clips]
+        noise = {modality: rng.normal(0, 0.1, (len(clips), 8)) for modality in ("timesformer", "ast")}
+        noise["timesformer"][:, 0] += [label == "dog" for label in labels]
+        noise["ast"][:, 0] += [label == "cat" for label in labels]
+        dataset.store(split).write(
+            Embeddings(
+                clip_ids=tuple(clip.clip_id for clip in clips),
+                labels=tuple(labels),
+                groups=tuple(clip.group for clip in clips),
+                features=noise,
+                settings={modality: {"dim": 8} for modality in noise},
+            )
+        )
+    return root
+
+
+def assert_one_line_error(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert code == 2 and out == "", (code, out, err)
+    assert err.startswith("alphafuse: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err, err
+
+
+def commands(group: object = cli, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in getattr(group, "commands", {}).items():
+        found += commands(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[str, ...]) -> None:
+    code, out, _ = run(*command, "--help")
+    assert code == 0 and f"alphafuse {' '.join(command)} " in out.split("Example")[1]
+
+
+def test_version_is_printed(run: Run) -> None:
+    assert run("--version")[1] == f"alphafuse, version {__version__}\n"
+
+
+def test_help_answers_without_loading_torch() -> None:
+    script = "import sys, alphafuse.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd="/", check=False).returncode == 0
+
+
+def test_vggsound_to_store_in_two_commands(run: Run, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("aaaaaaaaaaa_000030", "aaaaaaaaaaa_000040", "bbbbbbbbbbb_000000", "ccccccccccc_000001"):
+        write_clip(tmp_path / "clips" / f"{name}.mp4")
+    (tmp_path / "vggsound.csv").write_text(
+        'aaaaaaaaaaa,30,"bird chirping, tweeting",train\naaaaaaaaaaa,40,"bird chirping, tweeting",train\n'
+        'bbbbbbbbbbb,0,"bird chirping, tweeting",train\nccccccccccc,1,playing harmonica,test\n'
+        "ddddddddddd,1,playing harmonica,test\n"
+    )
+    root = tmp_path / "root"
+    code, out, _ = run(
+        *("data", "vggsound", "--csv", tmp_path / "vggsound.csv", "--clips", tmp_path / "clips", "--root", root),
+        *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+    )
+    assert code == 0
+    assert "vggsound: 4 clips in 2 classes (train 2, val 1, test 1)" in out
+    assert "test: only 0 of 1 clips have a label that occurs in training: no head can score above 0.0%" in out
+    assert "missing: 1 of 5 listed clips have no file, such as ddddddddddd_000001" in out
+    code, out, _ = run("extract", "--split", "all", "--root", root)  # the root remembers the backbones
+    assert code == 0 and "train: 2 clips embedded (timesformer 2, ast 2)" in out
+    code, out, _ = run("extract", "--split", "all", "--root", root)
+    assert code == 0 and out.count("there already, nothing to do") == 3
+    code, out, _ = run("extract", "--split", "val", "--root", root, "--json")
+    assert code == 0 and json.loads(out)[0]["already"] == 1
+
+
+def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    root = make_root()
+    for clip in sorted((root / "clips").glob("train0*")):
+        write_clip(clip, audio=False)
+    code, out, _ = run(
+        *("extract", "--split", "train", "--root", root, "--workers", 1),
+        *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+    )
+    assert code == 0 and "4 clips embedded (timesformer 4, ast 2)" in out
+    assert "2 without ast: no audio stream (such as train0_000000)" in out or "(such as train0_000001)" in out
+    code, out, _ = run("store", "info", root / "stores" / "train", "--json")
+    info = json.loads(out)
+    assert info["rows"] == {"timesformer": 4, "ast": 2} and len(info["failures"]) == 2
+
+
+def test_fit_prints_figures_with_n_and_intervals_and_writes_a_run(run: Run, extracted: Path) -> None:
+    code, out, _ = run("fit", "--transform", "sqrt", "--on", "ast", "--epochs", 2, "--root", extracted)
+    assert code == 0 and "sqrt on AST (seed 0)" in out and "95% interval" in out and "Wilson" in out
+    folder = extracted / "runs" / "sqrt-ast"
+    assert {"config.json", "metrics.json", "history.csv", "head"} <= {path.name for path in folder.iterdir()}
+    code, out, _ = run("fit", "--epochs", 2, "--seeds", 2, "--root", extracted, "--run", "mine", "--json")
+    figures = json.loads(out)
+    assert figures["test"]["n"] == 6 and len(figures["test"]["top1"]["per_seed"]) == 2
+    assert (extracted / "runs" / "mine" / "head" / "model.safetensors").is_file()
+
+
+def test_table1_prints_and_writes_nine_rows(run: Run, extracted: Path) -> None:
+    code, out, _ = run("table1", "--seeds", 2, "--epochs", 2, "--root", extracted)
+    assert code == 0 and "pos-scalar on TimeSformer" in out and "AST only" in out and "4/18" in out
+    names = {path.name for path in (extracted / "runs" / "table1").iterdir()}
+    assert {"table1.json", "table1.md", "figure3.png", "config.json", "history.csv"} <= names
+    code, out, _ = run("table1", "--seeds", 2, "--epochs", 2, "--root", extracted, "--json")
+    assert len(json.loads(out)["rows"]) == 9
+
+
+def test_store_commands_look_check_merge_and_export(run: Run, extracted: Path, tmp_path: Path) -> None:
+    store = extracted / "stores" / "train"
+    assert run("store", "verify", store)[:2] == (0, f"{store}: 1 shards, 0 problems\n")
+    assert run("store", "pack", store)[0] == 0
+    assert run("store", "export", store, tmp_path / "x.npz")[0] == 0 and (tmp_path / "x.npz").is_file()
+    shard = next(store.glob("*.h5"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out, _ = run("store", "verify", store)
+    assert code == 1 and "remove it and extract again" in out
+
+
+def test_mistakes_get_one_clear_line_and_exit_code_2(
+    run: Run, extracted: Path, tmp_path: Path, tiny_backbones: dict[str, Path]
+) -> None:
+    missing, clips = tmp_path / "missing.csv", extracted / "clips"
+    assert_one_line_error(run("data", "vggsound", "--csv", missing, "--clips", clips), "no such csv")
+    (tmp_path / "bad.csv").write_text("aaaaaaaaaaa,30,playing harmonica\n")
+    assert_one_line_error(
+        run("data", "vggsound", "--csv", tmp_path / "bad.csv", "--clips", clips), "line 1 has 3 columns instead of 4"
+    )
+    (tmp_path / "bad.csv").write_text("aaaaaaaaaaa,30,playing harmonika,train\n")
+    assert_one_line_error(
+        run("data", "vggsound", "--csv", tmp_path / "bad.csv", "--clips", clips), "unknown label 'playing harmonika'"
+    )
+    assert_one_line_error(run("data", "vggsound", "--clips", clips), "csv is needed")
+    assert_one_line_error(run("extract", "--split", "tests", "--root", extracted), "did you mean 'test'?")
+    assert_one_line_error(run("extract", "--split", "train", "--root", tmp_path), "no dataset root")
+    assert_one_line_error(run("fit", "--transform", "sqr", "--on", "ast", "--root", extracted), "did you mean 'sqrt'?")
+    assert_one_line_error(run("fit", "--transform", "sqrt", "--root", extracted), "--on timesformer|ast")
+    assert_one_line_error(run("fit", "--transform", "sqrt", "--on", "audio", "--root", extracted), "unknown modality")
+    assert_one_line_error(run("fit", "--seeds", "0", "--root", extracted), "seeds must be")
+    assert_one_line_error(run("fit", "--speed", "1"), "No such option", "alphafuse fit --help")
+    assert_one_line_error(run("extrakt"), "No such command")
+    assert_one_line_error(run("store", "info", tmp_path / "nowhere"), "no embeddings in")
+    assert_one_line_error(
+        run("extract", "--split", "train", "--root", extracted, "--ast", "nobody/nothing", "--timesformer", "compact"),
+        "the hub can't be reached",
+        "--ast FOLDER",
+        "alphafuse convert ast",
+        "alphafuse data demo",
+    )
+    assert_one_line_error(  # the stores of `extracted` were made with other (made-up) backbones
+        run(
+            *("extract", "--split", "train", "--root", extracted),
+            *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+        ),
+        "was made with another timesformer",
+    )
+
+
+def test_an_empty_split_is_refused(run: Run, extracted: Path) -> None:
+    manifest = extracted / "manifest.csv"
+    manifest.write_text("".join(line for line in manifest.open() if ",val," not in line))
+    assert_one_line_error(run("extract", "--split", "val", "--root", extracted), "split 'val' has no clips")
+    assert_one_line_error(run("fit", "--root", extracted), "split 'val' has no clips")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_extraction_keeps_what_is_done_and_says_how_to_go_on(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], number: signal.Signals, code: int
+) -> None:
+    root = make_root(labels=tuple(f"label {i}" for i in range(12)))
+    script = "import sys; from alphafuse.cli import main; main()"
+    names = [f"--{modality}={folder}" for modality, folder in tiny_backbones.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "extract", "--split=all", f"--root={root}", *names, "--batch-size=1"]
+        + ["--flush-seconds=0.2", "--workers=1"],
+        cwd=root,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    store = root / "stores" / "train"
+    deadline = time.monotonic() + 60
+    while not list(store.glob("*.h5")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "what was finished is kept, the same command goes on from there" in err and "Traceback" not in err
+    assert list(store.glob("*.h5")) and not list(store.glob(".*"))
