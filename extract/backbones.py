@@ -9,6 +9,8 @@ import hashlib
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,7 @@ class Backbone:
         """
         assert isinstance(self.spec, FrameSpec)
         pixel_values = normalize_frames(frames, self.spec, device=self.placement.device)
-        with self._autocast():
+        with self._running():
             hidden = self.model(pixel_values=pixel_values).last_hidden_state  # (clips, 1 + patches * frames, dim)
         return hidden[:, 0].float().cpu().numpy()
 
@@ -106,10 +108,9 @@ class Backbone:
 
         (clips, max_length, mel_bins) float32 -> (clips, dim) float32
         """
-        with self._autocast():
-            pooled = self.model(
-                input_values=torch.from_numpy(banks).to(self.placement.device)
-            ).pooler_output  # (clips, dim)
+        input_values = torch.from_numpy(banks).to(self.placement.device)
+        with self._running():
+            pooled = self.model(input_values=input_values).pooler_output  # (clips, dim)
         return pooled.float().cpu().numpy()
 
     def embed_waveforms(self, waveforms: list[np.ndarray]) -> np.ndarray:
@@ -117,10 +118,15 @@ class Backbone:
         assert isinstance(self.spec, AudioSpec)
         return self.embed_filter_banks(np.stack([filter_bank(waveform, self.spec) for waveform in waveforms]))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.placement.device.type, dtype=torch.bfloat16, enabled=self.placement.precision == "bf16"
-        )
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """The precision to run in; running out of memory is the user's to mend."""
+        enabled = self.placement.precision == "bf16"
+        try:
+            with torch.autocast(self.placement.device.type, dtype=torch.bfloat16, enabled=enabled):
+                yield
+        except torch.OutOfMemoryError:
+            raise BackboneError(f"{self.placement.device} ran out of memory: lower --batch-size") from None
 
 
 def choose_device(device: str) -> torch.device:

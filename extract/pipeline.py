@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip
@@ -282,7 +282,7 @@ def decode_clips(
 
     A clip whose decoder crashes its process is yielded with that as its reason; the others are not harmed.
     """
-    workers = min(settings.workers or os.cpu_count() or 1, max(len(clips), 1))
+    workers = min(settings.workers or cpu_count(), max(len(clips), 1))
     decode = partial(decode_clip, frames=spec.frames, prepare=partial(prepare_frame, spec=spec))
     window = 2 * workers + settings.batch_size  # in flight: workers stay busy during a forward pass
     queue = list(reversed(clips))
