@@ -19,7 +19,7 @@ import click
 from tqdm import tqdm
 
 import alphafuse
-from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER, Dataset
+from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import AlphafuseError, DatasetError, unknown
 
@@ -105,6 +105,9 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--timesformer", default=DEFAULT_TIMESFORMER, show_default=True, help="Remembered for extract."),
         click.option("--ast", default=DEFAULT_AST, show_default=True, help="Remembered for extract."),
+        click.option(
+            "--protocol", default=DEFAULT_PROTOCOL, show_default=True, help="standard, or the paper's notebook."
+        ),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -150,7 +153,7 @@ def data_vggsound(as_json: bool, **arguments: Any) -> None:
     \b
     Examples:
       alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound
-      alphafuse data vggsound --subset paper --clips /data/vggsound --root paper
+      alphafuse data vggsound --subset paper --clips /data/vggsound --root paper --protocol notebook
       alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound --subset 0.1 --root tenth
     """
     from alphafuse.data.vggsound import import_vggsound

@@ -23,6 +23,7 @@ from .store import MODALITIES, Embeddings, EmbeddingStore, setting_differences
 FORMAT_VERSION = 1
 DEFAULT_TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
 DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
+PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.inputs
 DEFAULT_PROTOCOL = "standard"
 
 
@@ -73,6 +74,8 @@ class Dataset:
         The clip folder is recorded relative to the root when it lies inside (so that the root can be moved), else
         absolutely.
         """
+        if protocol not in PROTOCOLS:
+            raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
         root, clip_folder = root.resolve(), clip_folder.resolve()
         inside = clip_folder.is_relative_to(root)
         manifest.write(root / "manifest.csv")

@@ -22,7 +22,7 @@ from torch import nn
 from alphafuse.data.files import read_json
 from alphafuse.errors import AlphafuseError, BackboneError, unknown
 
-from .inputs import AudioSpec, FrameSpec, check_protocol, filter_bank, normalize_frames
+from .inputs import AudioSpec, FrameSpec, audio_input, check_protocol, normalize_frames
 
 COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
@@ -103,12 +103,12 @@ class Backbone:
         return hidden[:, 0].float().cpu().numpy()
 
     @torch.inference_mode()
-    def embed_filter_banks(self, banks: np.ndarray) -> np.ndarray:
+    def embed_spectrograms(self, spectrograms: np.ndarray) -> np.ndarray:
         """AST's pooler output: the mean of CLS and distillation tokens after the final norm.
 
-        (clips, max_length, mel_bins) float32 -> (clips, dim) float32
+        (clips, max_length, mel_bins) float32, or transposed under protocol `notebook` -> (clips, dim) float32
         """
-        input_values = torch.from_numpy(banks).to(self.placement.device)
+        input_values = torch.from_numpy(spectrograms).to(self.placement.device)
         with self._running():
             pooled = self.model(input_values=input_values).pooler_output  # (clips, dim)
         return pooled.float().cpu().numpy()
@@ -116,7 +116,7 @@ class Backbone:
     def embed_waveforms(self, waveforms: list[np.ndarray]) -> np.ndarray:
         """AST: waveforms (samples,) at 16 kHz -> (clips, dim) float32."""
         assert isinstance(self.spec, AudioSpec)
-        return self.embed_filter_banks(np.stack([filter_bank(waveform, self.spec) for waveform in waveforms]))
+        return self.embed_spectrograms(np.stack([audio_input(waveform, self.spec) for waveform in waveforms]))
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -152,8 +152,11 @@ def load_timesformer(name: str, placement: Placement | None = None) -> Backbone:
 
     source = _locate("timesformer", name)
     model, config, preprocessor = _load(TimesformerModel, source, name)
-    spec = FrameSpec.from_config(preprocessor, frames=config.num_frames, image_size=config.image_size)
-    return _freeze("timesformer", name, model, spec, placement or Placement())
+    placement = placement or Placement()
+    size = {"frames": config.num_frames, "image_size": config.image_size}
+    notebook = placement.protocol == "notebook"
+    spec = FrameSpec.notebook(**size) if notebook else FrameSpec.from_config(preprocessor, **size)
+    return _freeze("timesformer", name, model, spec, placement)
 
 
 def load_ast(name: str, placement: Placement | None = None) -> Backbone:
@@ -166,8 +169,11 @@ def load_ast(name: str, placement: Placement | None = None) -> Backbone:
 
     source = _locate("ast", name)
     model, config, preprocessor = _load(ASTModel, source, name)
-    spec = AudioSpec.from_config(preprocessor, mel_bins=config.num_mel_bins, max_length=config.max_length)
-    return _freeze("ast", name, model, spec, placement or Placement())
+    placement = placement or Placement()
+    size = {"mel_bins": config.num_mel_bins, "max_length": config.max_length}
+    notebook = placement.protocol == "notebook"
+    spec = AudioSpec.notebook(**size) if notebook else AudioSpec.from_config(preprocessor, **size)
+    return _freeze("ast", name, model, spec, placement)
 
 
 def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioSpec, placement: Placement) -> Backbone:

@@ -1,6 +1,6 @@
 """A clip's file -> frames and waveform, opened and read once.
 
-Frames are the N that an even spread over all *shown* frames asks for (packets that an mp4 edit list discards are
+Which frames are taken is a `sampling`'s choice among the *shown* frames (packets that an mp4 edit list discards are
 decoded, for others depend on them, but never shown). The waveform is mono, 16 kHz, float32.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -58,14 +59,45 @@ def frame_indices(total: int, frames: int) -> np.ndarray:
     return np.linspace(0, total - 1, frames).astype(np.int64)
 
 
+def notebook_indices(shown: int, listed: int, frames: int) -> np.ndarray:
+    """Which shown frames the paper's notebook got: int(listed / frames * i), the last one that exists repeated.
+
+    The notebook counted with OpenCV, whose count is the container's: it includes frames that an edit list hides. So
+    later indices can lie beyond the last shown frame; there the read failed, and the last frame read was repeated.
+    (OpenCV seeks by time; at a constant frame rate, as in VGGSound, that is the same frame.)
+
+    Args:
+        shown: frames that a player shows.
+        listed: frames that the container lists, hidden ones included.
+        frames: how many to take.
+
+    >>> notebook_indices(300, 350, 8)
+    array([  0,  43,  87, 131, 175, 218, 262, 262])
+    """
+    indices = [int(listed / frames * i) for i in range(frames)]
+    read = [index for index in indices if index < shown]
+    return np.array(read + read[-1:] * (frames - len(read)), dtype=np.int64)
+
+
+SAMPLINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {  # (shown, listed, frames) -> indices of shown frames
+    "spread": lambda shown, listed, frames: frame_indices(shown, frames),
+    "notebook": notebook_indices,
+}
+
+
 def decode_clip(
-    path: Path, *, frames: int, prepare: Callable[[np.ndarray], np.ndarray] = lambda image: image
+    path: Path,
+    *,
+    frames: int,
+    sampling: str = "spread",
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda image: image,
 ) -> Decoded:
     """Decode the frames and the waveform of a clip; whatever is wrong with one leaves the other whole.
 
     Args:
         path: any file that FFmpeg's libraries read.
-        frames: how many frames to take (see `frame_indices`).
+        frames: how many frames to take.
+        sampling: which ones: "spread" (`frame_indices`) or "notebook" (`notebook_indices`).
         prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
             prepared frames are held (for instance resized ones).
     """
@@ -81,7 +113,8 @@ def decode_clip(
                     packets.append(packet)
                 elif not audio_error:
                     audio_error = _feed(resampler, packet)
-            images, no_frames = _take_frames(path, video, packets, frames, prepare)
+            choose = partial(_choose, SAMPLINGS[sampling], _listed_frames(video), frames)
+            images, no_frames = _take_frames(path, video, packets, choose, prepare)
             waveform, no_waveform = _finish_waveform(resampler, audio, audio_error)
     except (FFmpegError, OSError, ValueError) as error:
         reason = f"can't be opened: {_first_line(error)}"
@@ -176,7 +209,7 @@ def _take_frames(
     path: Path,
     video: VideoStream | None,
     packets: list[Packet],
-    frames: int,
+    choose: Callable[[int], list[int]],
     prepare: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray | None, str]:
     """(frames, height, width, 3) uint8 and "", or None and the reason."""
@@ -185,13 +218,13 @@ def _take_frames(
     video.codec_context.thread_count = 1  # one clip per worker: threads inside would only compete
     expected = sum(packet.pts is not None and not packet.is_discard for packet in packets)
     try:
-        shown, taken = _take_by_index(_decode_packets(packets), expected, frames, prepare)
+        shown, taken = _take_by_index(_decode_packets(packets), choose(expected), prepare)
         if shown != expected and shown > 0:
             # packets and frames don't match one to one (damaged or unusual stream): now the true count is known
             with av.open(str(path)) as container:
                 stream = next(s for s in container.streams.video if not _is_cover(s))
                 again = _decode_packets(container.demux(stream))
-                shown, taken = _take_by_index(again, shown, frames, prepare)
+                shown, taken = _take_by_index(again, choose(shown), prepare)
     except (FFmpegError, ValueError) as error:
         return None, f"video can't be decoded: {_first_line(error)}"
     if not taken:
@@ -199,19 +232,32 @@ def _take_frames(
     return np.stack(taken), ""
 
 
+def _listed_frames(video: VideoStream | None) -> int:
+    """How many frames the container lists, hidden ones included; computed from duration and rate where it doesn't."""
+    if video is None:
+        return 0
+    if video.frames or not (video.duration and video.time_base and video.average_rate):
+        return video.frames
+    return round(float(video.duration * video.time_base * video.average_rate))
+
+
+def _choose(sampling: Callable[[int, int, int], np.ndarray], listed: int, frames: int, shown: int) -> list[int]:
+    shown = max(shown, 1)
+    return sampling(shown, max(listed, shown), frames).tolist()
+
+
 def _take_by_index(
-    images: Iterator[VideoFrame], total: int, frames: int, prepare: Callable[[np.ndarray], np.ndarray]
+    images: Iterator[VideoFrame], indices: list[int], prepare: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
-    """How many images there are, and the prepared ones at `frame_indices(total, frames)` as far as they exist."""
-    indices = frame_indices(max(total, 1), frames)
-    wanted = set(indices.tolist())
+    """How many images there are, and the prepared ones at these indices as far as they exist."""
+    wanted = set(indices)
     prepared: dict[int, np.ndarray] = {}
     shown = 0
     for image in images:
         if shown in wanted:
             prepared[shown] = prepare(image.to_ndarray(format="rgb24"))
         shown += 1
-    return shown, [prepared[index] for index in indices.tolist() if index in prepared]
+    return shown, [prepared[index] for index in indices if index in prepared]
 
 
 def _decode_packets(packets: list[Packet] | Iterator[Packet]) -> Iterator[VideoFrame]:

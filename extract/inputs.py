@@ -1,27 +1,31 @@
 """Frames and waveform -> what TimeSformer and AST are fed, by protocol.
 
 Protocol `standard` is each backbone's own published preprocessing, read from its `preprocessor_config.json`; where a
-folder has none, the values that its authors published. Frames are resized and cropped as uint8 beside the decoder
+folder has none, the values that its authors published. Protocol `notebook` is what the seed paper's authors fed, quirks
+included (see docs/paper.md). Frames are resized and cropped as uint8 beside the decoder
 (`prepare_frame`), scaled and normalised on the model's device (`normalize_frames`); the waveform becomes log mel filter
-banks (`filter_bank`).
+banks (`audio_input`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from alphafuse.data.dataset import PROTOCOLS
 from alphafuse.errors import BackboneError, DecodeError, unknown
 
 from .decode import SAMPLE_RATE_HZ
 
-PROTOCOLS = ("standard",)
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
 HOP_SAMPLES = 160  # and its hop: 10 ms
+DECIBEL_FFT = 2048  # samples; librosa's default, which the notebook kept
+DECIBEL_RANGE = 80.0  # dB; likewise (`top_db`)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class FrameSpec:
         resample: PIL's filter number (2 = bilinear with antialiasing).
         scale: factor on the 8-bit values.
         mean, std: per channel, in units of the scaled values.
+        sampling: which frames of the clip, see `alphafuse.extract.decode.SAMPLINGS`.
     """
 
     frames: int = 8
@@ -49,6 +54,20 @@ class FrameSpec:
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    sampling: str = "spread"
+
+    @classmethod
+    def notebook(cls, *, frames: int, image_size: int) -> FrameSpec:
+        """The notebook's: squashed to a square (PIL, bilinear), values in [0, 1], no normalisation."""
+        return cls(
+            frames=frames,
+            shortest_edge=0,
+            size=(image_size, image_size),
+            crop=(0, 0),
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            sampling="notebook",
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, frames: int, image_size: int) -> FrameSpec:
@@ -97,12 +116,19 @@ class AudioSpec:
         mel_bins: mel bands.
         max_length: frames fed; shorter clips are padded with zeros before normalisation, longer ones cut.
         mean, std: the result is (x - mean) / (2 std).
+        spectrogram: "kaldi" (natural logarithm, `filter_bank`) or "decibel" (the notebook's, `decibel_spectrogram`).
     """
 
     mel_bins: int = 128
     max_length: int = 1024
     mean: float = -4.2677393
     std: float = 4.5689974
+    spectrogram: str = "kaldi"
+
+    @classmethod
+    def notebook(cls, *, mel_bins: int, max_length: int) -> AudioSpec:
+        """The notebook's: decibels, normalised by AudioSet's (rounded) statistics of natural logarithms."""
+        return cls(mel_bins=mel_bins, max_length=max_length, mean=-4.26, std=4.57, spectrogram="decibel")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, mel_bins: int, max_length: int) -> AudioSpec:
@@ -129,11 +155,6 @@ class AudioSpec:
             mean=config.get("mean", cls.mean) if normalize else 0.0,
             std=config.get("std", cls.std) if normalize else 0.5,
         )
-
-    @property
-    def samples(self) -> int:
-        """How much of a waveform is looked at: later samples don't change the input."""
-        return (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
 
 
 def check_protocol(protocol: str) -> None:
@@ -164,7 +185,7 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
         size = spec.size if spec.size != (0, 0) else (height, width)
     if size != (height, width):
         resized = Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(spec.resample))
-        image = np.asarray(resized)
+        image = np.array(resized)
     if spec.crop != (0, 0):
         top, left = ((size[i] - spec.crop[i]) // 2 for i in (0, 1))
         if top < 0 or left < 0:
@@ -191,32 +212,92 @@ def normalize_frames(frames: np.ndarray, spec: FrameSpec, *, device: Any = "cpu"
     return (pixels - mean) / std  # (clips, frames, 3, height, width)
 
 
-def filter_bank(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
-    """Waveform -> AST's `input_values`: Kaldi log mel filter banks, padded or cut, normalised.
-
-    25 ms Hann window, 10 ms hop: the same call of torchaudio's Kaldi-compatible filter bank that HuggingFace's
-    ASTFeatureExtractor makes.
+def audio_input(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+    """Waveform -> AST's `input_values`.
 
     Args:
         waveform: (samples,) float32, mono, 16 kHz.
-        spec: sizes and statistics.
+        spec: sizes, statistics and kind of spectrogram.
 
     Returns:
-        (max_length, mel_bins) float32.
+        float32: (max_length, mel_bins) for "kaldi"; (mel_bins, max_length), transposed as the notebook fed it, for
+        "decibel".
 
     Raises:
         DecodeError: shorter than one 25 ms window.
     """
+    if len(waveform) < WINDOW_SAMPLES:
+        raise DecodeError(f"audio of {len(waveform)} samples is shorter than one window of {WINDOW_SAMPLES} (25 ms)")
+    if spec.spectrogram == "kaldi":
+        banks = filter_bank(waveform, spec.mel_bins, frames=spec.max_length)
+        missing = ((0, spec.max_length - len(banks)), (0, 0))
+    else:
+        banks = decibel_spectrogram(waveform, spec.mel_bins)[:, : spec.max_length]
+        missing = ((0, 0), (0, spec.max_length - banks.shape[1]))  # a 0 is the loudest there is in relative decibels
+    return ((np.pad(banks, missing) - np.float32(spec.mean)) / np.float32(spec.std * 2)).astype(np.float32, copy=False)
+
+
+def filter_bank(waveform: np.ndarray, mel_bins: int, *, frames: int) -> np.ndarray:
+    """Kaldi's log mel filter bank: 25 ms Hann window, 10 ms hop, natural logarithm of the power.
+
+    The same call of torchaudio's Kaldi-compatible function that HuggingFace's ASTFeatureExtractor makes.
+
+    Args:
+        waveform: (samples,) float32, mono, 16 kHz, at least 400 samples.
+        mel_bins: mel bands.
+        frames: at most so many; samples beyond them are not looked at.
+
+    Returns:
+        (up to `frames`, mel_bins) float32.
+    """
     import torch
     from torchaudio.compliance import kaldi
 
-    if len(waveform) < WINDOW_SAMPLES:
-        raise DecodeError(f"audio of {len(waveform)} samples is shorter than one window of {WINDOW_SAMPLES} (25 ms)")
-    bank = kaldi.fbank(
-        torch.from_numpy(waveform[: spec.samples]).unsqueeze(0),
+    samples = (frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES
+    return kaldi.fbank(
+        torch.from_numpy(waveform[:samples]).unsqueeze(0),
         sample_frequency=SAMPLE_RATE_HZ,
         window_type="hanning",
-        num_mel_bins=spec.mel_bins,
-    )  # (frames, mel_bins), frames <= max_length
-    bank = torch.nn.functional.pad(bank, (0, 0, 0, spec.max_length - len(bank)))
-    return ((bank - spec.mean) / (spec.std * 2)).numpy()
+        num_mel_bins=mel_bins,
+    ).numpy()
+
+
+def decibel_spectrogram(waveform: np.ndarray, mel_bins: int) -> np.ndarray:
+    """The notebook's mel spectrogram, in decibels relative to the clip's loudest cell, cut off at -80.
+
+    What librosa 0.10 computes as `power_to_db(melspectrogram(y, sr=16000, n_mels=mel_bins, hop_length=160), ref=max)`:
+    2048-point periodic Hann window, centred with zeros, power, Slaney's mel scale and norm up to 8 kHz, floor 1e-10.
+    In float64, because 10^-3 dB at -80 dB is beyond float32.
+
+    Args:
+        waveform: (samples,) float32, mono, 16 kHz.
+        mel_bins: mel bands.
+
+    Returns:
+        (mel_bins, 1 + samples // 160) float32 in [-80, 0].
+    """
+    import torch
+
+    window = torch.hann_window(DECIBEL_FFT, dtype=torch.float64)
+    spectrum = torch.stft(
+        torch.from_numpy(waveform).double(),
+        n_fft=DECIBEL_FFT,
+        hop_length=HOP_SAMPLES,
+        window=window,
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )  # (1 + DECIBEL_FFT / 2, 1 + samples // 160)
+    power = torch.from_numpy(_slaney_filters(mel_bins)).T @ spectrum.abs().square()
+    decibels = 10 * (power.clamp(min=1e-10).log10() - power.max().clamp(min=1e-10).log10())
+    return decibels.clamp(min=-DECIBEL_RANGE).float().numpy()
+
+
+@cache
+def _slaney_filters(mel_bins: int) -> np.ndarray:
+    """(1 + DECIBEL_FFT / 2, mel_bins) float64."""
+    from transformers.audio_utils import mel_filter_bank
+
+    return mel_filter_bank(
+        1 + DECIBEL_FFT // 2, mel_bins, 0.0, SAMPLE_RATE_HZ / 2, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
+    )

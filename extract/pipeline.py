@@ -30,7 +30,7 @@ from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore, Failure
 from alphafuse.errors import BackboneError, DatasetError, DecodeError
 
 from .decode import Decoded, decode_clip
-from .inputs import FrameSpec, filter_bank, prepare_frame
+from .inputs import FrameSpec, audio_input, prepare_frame
 
 _LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 
@@ -201,12 +201,12 @@ class Extractor:
     def _embed(self, batch: list[tuple[Clip, Decoded]], pending: _Pending) -> dict[str, list[Failure]]:
         """Run both models over a batch, append its rows to `pending`, and return the failures by modality."""
         frames = [decoded.frames if decoded.frames is not None else decoded.no_frames for _, decoded in batch]
-        banks = [self._bank(decoded) for _, decoded in batch]
+        spectrograms = [self._spectrogram(decoded) for _, decoded in batch]
         pending.clips += [clip for clip, _ in batch]
         failed: dict[str, list[Failure]] = {}
         for backbone, embed, inputs in (
             (self.timesformer, self.timesformer.embed_frames, frames),
-            (self.ast, self.ast.embed_filter_banks, banks),
+            (self.ast, self.ast.embed_spectrograms, spectrograms),
         ):
             reasons = [item if isinstance(item, str) else "" for item in inputs]
             rows = np.full((len(batch), backbone.dim), np.nan, np.float32)
@@ -225,12 +225,12 @@ class Extractor:
             pending.failures += failed[backbone.modality]
         return failed
 
-    def _bank(self, decoded: Decoded) -> np.ndarray | str:
-        """The waveform's filter bank, or why there is none."""
+    def _spectrogram(self, decoded: Decoded) -> np.ndarray | str:
+        """AST's input for the waveform, or why there is none."""
         if decoded.waveform is None:
             return decoded.no_waveform
         try:
-            return filter_bank(decoded.waveform, self.ast.spec)  # type: ignore[arg-type]  # an AST's AudioSpec
+            return audio_input(decoded.waveform, self.ast.spec)  # type: ignore[arg-type]  # an AST's AudioSpec
         except DecodeError as error:
             return str(error)
 
@@ -283,7 +283,7 @@ def decode_clips(
     A clip whose decoder crashes its process is yielded with that as its reason; the others are not harmed.
     """
     workers = min(settings.workers or cpu_count(), max(len(clips), 1))
-    decode = partial(decode_clip, frames=spec.frames, prepare=partial(prepare_frame, spec=spec))
+    decode = partial(decode_clip, frames=spec.frames, sampling=spec.sampling, prepare=partial(prepare_frame, spec=spec))
     window = 2 * workers + settings.batch_size  # in flight: workers stay busy during a forward pass
     queue = list(reversed(clips))
     suspects: list[Clip] = []  # were in flight when a worker died

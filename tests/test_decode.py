@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import sine, write_clip
 
-from alphafuse.extract.decode import SAMPLE_RATE_HZ, decode_clip, frame_indices
+from alphafuse.extract.decode import SAMPLE_RATE_HZ, decode_clip, frame_indices, notebook_indices
 
 
 def every_frame(path: Path) -> np.ndarray:
@@ -48,6 +48,40 @@ def with_edit_list(source: Path, target: Path, *, hidden: int, fps: int) -> Path
 )
 def test_frame_indices_are_spread_from_the_first_to_the_last(total: int, frames: int, expected: list[int]) -> None:
     assert frame_indices(total, frames).tolist() == expected
+
+
+def test_notebook_indices_count_hidden_frames_and_repeat_the_last_that_exists() -> None:
+    assert notebook_indices(300, 300, 8).tolist() == [0, 37, 75, 112, 150, 187, 225, 262]
+    assert notebook_indices(301, 451, 8).tolist() == [0, 56, 112, 169, 225, 281, 281, 281]
+    assert notebook_indices(1, 1, 4).tolist() == [0, 0, 0, 0]
+
+
+def test_notebook_sampling_of_an_edit_listed_file_repeats_the_last_frame(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "source.mp4", frames=48, gop=48)
+    clip = with_edit_list(source, tmp_path / "clip.mp4", hidden=20, fps=12)
+    shown = every_frame(clip)
+    decoded = decode_clip(clip, frames=8, sampling="notebook")
+    expected = notebook_indices(len(shown), 48, 8)
+    assert expected[-1] == expected[-2] < len(shown)
+    np.testing.assert_array_equal(decoded.frames, shown[expected])
+
+
+def test_notebook_sampling_of_real_clips_gives_what_opencv_read(real_clips: list[Path]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    repeated = 0
+    for clip in real_clips[6::14]:
+        capture = cv2.VideoCapture(str(clip))
+        listed, read = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), []
+        for i in range(8):
+            capture.set(cv2.CAP_PROP_POS_FRAMES, int(listed / 8 * i))
+            found, image = capture.read()
+            if not found:
+                break
+            read.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        repeated += len(read) < 8
+        read += read[-1:] * (8 - len(read))
+        np.testing.assert_array_equal(decode_clip(clip, frames=8, sampling="notebook").frames, np.stack(read))
+    assert repeated, "no clip among these was read past its end: the test lost its point"
 
 
 def test_decoded_frames_are_those_of_full_decoding(tmp_path: Path) -> None:

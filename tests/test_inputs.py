@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import sine, write_clip
+from PIL import Image
 from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from alphafuse.errors import BackboneError, DecodeError
 from alphafuse.extract.backbones import Placement, load_ast, load_timesformer
 from alphafuse.extract.decode import decode_clip
-from alphafuse.extract.inputs import AudioSpec, FrameSpec, filter_bank, normalize_frames, prepare_frame
+from alphafuse.extract.inputs import (
+    AudioSpec,
+    FrameSpec,
+    audio_input,
+    decibel_spectrogram,
+    normalize_frames,
+    prepare_frame,
+)
 
 K400 = {  # facebook/timesformer-base-finetuned-k400's preprocessor_config.json
     "size": {"shortest_edge": 224},
@@ -90,21 +98,22 @@ def test_filter_bank_equals_huggingfaces_extractor_at_any_length(seconds: float)
     waveform = sine(seconds, 16_000, 1)[0] + np.random.default_rng(0).normal(0, 0.01, round(seconds * 16_000))
     waveform = waveform.astype(np.float32)
     expected = ASTFeatureExtractor()(waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
-    ours = filter_bank(waveform, AudioSpec())
+    ours = audio_input(waveform, AudioSpec())
     assert ours.shape == (1024, 128) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_samples_beyond_the_last_frame_do_not_change_the_filter_bank() -> None:
+def test_samples_beyond_the_last_frame_do_not_change_the_audio_input() -> None:
     spec = AudioSpec(max_length=50, mel_bins=64)
-    waveform = np.random.default_rng(0).normal(0, 0.1, 3 * spec.samples).astype(np.float32)
-    np.testing.assert_array_equal(filter_bank(waveform, spec), filter_bank(waveform[: spec.samples], spec))
-    assert not np.array_equal(filter_bank(waveform, spec), filter_bank(waveform[: spec.samples - 1], spec))
+    waveform = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+    samples = 49 * 160 + 400
+    np.testing.assert_array_equal(audio_input(waveform, spec), audio_input(waveform[:samples], spec))
+    assert not np.array_equal(audio_input(waveform, spec), audio_input(waveform[: samples - 1], spec))
 
 
 def test_audio_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(DecodeError, match=r"audio of 399 samples is shorter than one window of 400 \(25 ms\)"):
-        filter_bank(np.zeros(399, np.float32), AudioSpec())
+        audio_input(np.zeros(399, np.float32), AudioSpec())
 
 
 def test_embeddings_equal_huggingfaces_models(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
@@ -168,7 +177,7 @@ def test_what_is_no_backbone_gets_one_clear_line(tiny_backbones: dict[str, Path]
         load_ast(str(tiny_backbones["timesformer"]))
     with pytest.raises(BackboneError, match=r"unknown precision 'fp8'"):
         Placement(precision="fp8")
-    with pytest.raises(BackboneError, match=r"unknown protocol 'notebok'"):
+    with pytest.raises(BackboneError, match=r"unknown protocol 'notebok' \(did you mean 'notebook'\?\)"):
         Placement(protocol="notebok")
 
 
@@ -204,4 +213,53 @@ def test_real_clips_prepare_exactly_like_huggingfaces_processors(real_clips: lis
         assert clip.frames is not None and clip.waveform is not None
         np.testing.assert_allclose(our_frames(clip.frames, K400), huggingface_frames(clip.frames, K400), atol=1e-6)
         expected = ASTFeatureExtractor()(clip.waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
-        np.testing.assert_allclose(filter_bank(clip.waveform, AudioSpec()), expected, atol=1e-6)
+        np.testing.assert_allclose(audio_input(clip.waveform, AudioSpec()), expected, atol=1e-6)
+
+
+def librosa_decibels(waveform: np.ndarray) -> np.ndarray:
+    librosa = pytest.importorskip("librosa")
+    mel = librosa.feature.melspectrogram(y=waveform, sr=16_000, n_mels=128, hop_length=160)
+    return librosa.power_to_db(mel, ref=np.max)
+
+
+def test_decibel_spectrogram_equals_librosas_on_noise_sine_and_silence() -> None:
+    rng = np.random.default_rng(0)
+    for waveform in (rng.normal(0, 0.1, 20_000), sine(1.0, 16_000, 1)[0], np.zeros(3_000), rng.normal(0, 1, 500)):
+        ours = decibel_spectrogram(waveform.astype(np.float32), 128)
+        np.testing.assert_allclose(ours, librosa_decibels(waveform.astype(np.float32)), atol=1e-3)
+        assert ours.shape == (128, 1 + len(waveform) // 160) and ours.dtype == np.float32
+
+
+def test_notebook_audio_is_transposed_padded_with_maximum_loudness_and_normalised_like_natural_logarithms() -> None:
+    waveform = sine(2.0, 16_000, 1)[0]
+    spec = AudioSpec.notebook(mel_bins=128, max_length=1024)
+    fed = audio_input(waveform, spec)
+    assert fed.shape == (128, 1024) and fed.dtype == np.float32
+    expected = (librosa_decibels(waveform) + 4.26) / (4.57 * 2)
+    np.testing.assert_allclose(fed[:, :201], expected, atol=2e-4)
+    np.testing.assert_allclose(fed[:, 201:], 4.26 / 9.14, atol=1e-6)
+    long = audio_input(np.tile(waveform, 7), spec)
+    np.testing.assert_allclose(long, (librosa_decibels(np.tile(waveform, 7))[:, :1024] + 4.26) / 9.14, atol=2e-4)
+
+
+def test_notebook_frames_are_squashed_to_a_square_in_zero_to_one() -> None:
+    image = noise(180, 320, 3)
+    spec = FrameSpec.notebook(frames=1, image_size=224)
+    fed = normalize_frames(prepare_frame(image, spec)[None, None], spec)[0, 0].numpy()
+    expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR)) / 255
+    np.testing.assert_allclose(fed, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_protocols_are_told_apart_by_the_store(tiny_backbones: dict[str, Path]) -> None:
+    for load, name in ((load_timesformer, "timesformer"), (load_ast, "ast")):
+        standard = load(str(tiny_backbones[name])).settings()
+        notebook = load(str(tiny_backbones[name]), Placement(protocol="notebook")).settings()
+        assert standard["protocol"] == "standard" and notebook["protocol"] == "notebook"
+        assert standard["weights_sha256"] == notebook["weights_sha256"]
+
+
+def test_notebook_spectrograms_of_real_clips_equal_librosas(real_clips: list[Path]) -> None:
+    for path in real_clips[::10]:
+        waveform = decode_clip(path, frames=1).waveform
+        assert waveform is not None
+        np.testing.assert_allclose(decibel_spectrogram(waveform, 128), librosa_decibels(waveform), atol=1e-3)

@@ -118,6 +118,23 @@ def test_paper_subset_keeps_the_papers_own_splits_and_needs_no_csv(tmp_path: Pat
     assert report.listed == 130 and len(report.missing) == 20
 
 
+def test_protocol_notebook_keeps_the_last_clip_of_each_video_so_the_papers_split_shrinks_to_86_9_18(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "clips").mkdir()
+    for row in paper_rows():
+        (tmp_path / "clips" / f"{row.clip_id}.mp4").touch()
+    dataset = import_vggsound(None, tmp_path / "clips", tmp_path / "root", subset="paper", protocol="notebook").dataset
+    splits = {split: dataset.manifest.of_split(split) for split in ("train", "val", "test")}
+    assert [len(clips) for clips in splits.values()] == [86, 9, 18]
+    assert len(dataset.classes) == 91
+    train = {clip.label for clip in splits["train"]}
+    assert len(train) == 73
+    assert reachable_ceiling(train, [clip.label for clip in splits["test"]]) == Ceiling(reachable=4, clips=18)
+    assert reachable_ceiling(train, [clip.label for clip in splits["val"]]) == Ceiling(reachable=4, clips=9)
+    assert {clip.clip_id for clip in splits["test"] if clip.group == "bp_QFVnao2E"} == {"bp_QFVnao2E_000053"}
+
+
 @pytest.mark.parametrize(("subset", "count"), [("3", 3), ("0.6", 3), ("1.0", 5), ("5", 5)])
 def test_subset_takes_a_number_or_a_fraction_of_the_clips_found(
     vggsound: tuple[Path, Path], tmp_path: Path, subset: str, count: int

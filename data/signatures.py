@@ -1,0 +1,120 @@
+"""What a clip's file holds, small enough to compare every clip with every other.
+
+Two signatures are near-identical when picture and sound are, as far as the clips have them:
+
+- picture: difference hash (dHash, N. Krawetz 2013) of 8 frames at 9 x 8 grey cells, each cell against its right
+  neighbour, with two bits per pair (clearly brighter, clearly darker), so that flat areas don't flip bits at random;
+  besides, the mean colour of every frame;
+- sound: the same two bits for the log energies of 9 bands in 33 steps, each cell against the next step and the next band
+  (after Haitsma and Kalker, "A highly robust audio fingerprinting system", ISMIR 2002), and the mean level of each band.
+
+That tolerates encoding again (other codec, bit rate, frame size, frame rate, sampling rate), another container, and
+louder or quieter by up to 4 dB. It doesn't tolerate cropping, mirroring, subtitles, trimming, another speed, or
+another sound under the same picture: such clips count as different.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+FRAMES = 8
+FROZEN_LEVELS = 4.0  # of 255: encoders change a still picture's cells by less
+SILENT_PEAK_DBFS = -60.0  # 33 steps of a 16-bit sample; microphones' own noise is louder
+
+COLOUR_TOLERANCE = 12.0  # of 255, for each frame and channel
+LEVEL_TOLERANCE_DB = 6.0  # for each band
+# A hash may differ in this share of the bits that either clip sets, or in this many where few are set.
+HASH_TOLERANCE, HASH_SLACK_BITS = 0.3, 16
+_PAIRS_AT_ONCE = 100_000  # hashes held at once: about 30 MB
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What one clip's file holds.
+
+    Attributes:
+        seconds: what its packets cover, the longer of video and audio.
+        no_frames, no_waveform: why there is no picture or no sound, else "".
+        picture: packed hash bits of the frames; empty without a picture.
+        colours: mean red, green and blue of each frame, 3 * FRAMES values in [0, 255]; empty without a picture.
+        movement: largest change of a 32nd of the picture's width between the sampled frames, grey levels.
+        sound: packed hash bits of the waveform; empty without sound.
+        levels: mean level of each band, dBFS; empty without sound.
+        peak: largest absolute sample; 1 is full scale.
+    """
+
+    seconds: float
+    no_frames: str = ""
+    no_waveform: str = ""
+    picture: bytes = b""
+    colours: tuple[float, ...] = ()
+    movement: float = 0.0
+    sound: bytes = b""
+    levels: tuple[float, ...] = ()
+    peak: float = 0.0
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether there is a picture and all sampled frames are practically equal."""
+        return not self.no_frames and self.movement < FROZEN_LEVELS
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is a sound track and nothing to hear in it."""
+        return not self.no_waveform and self.peak < 10 ** (SILENT_PEAK_DBFS / 20)
+
+    @property
+    def peak_dbfs(self) -> float | None:
+        """The peak in dB below full scale; None for digital silence."""
+        return 20 * math.log10(self.peak) if self.peak > 0 else None
+
+
+def near_identical_pairs(signatures: Mapping[str, Signature]) -> list[tuple[str, str]]:
+    """Pairs of clip_ids whose content is the same as far as signatures tell, in the mapping's order.
+
+    Clips are compared within those that have picture and sound, only picture, only sound. Colours and levels find
+    candidates by a k-d tree, hashes decide.
+    """
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for clip_id, signature in signatures.items():
+        if signature.picture or signature.sound:
+            kinds.setdefault((bool(signature.picture), bool(signature.sound)), []).append(clip_id)
+    return [pair for clip_ids in kinds.values() for pair in _pairs(clip_ids, signatures)]
+
+
+def _pairs(clip_ids: list[str], signatures: Mapping[str, Signature]) -> Iterator[tuple[str, str]]:
+    """Near-identical pairs among clips that have the same modalities."""
+    chosen = [signatures[clip_id] for clip_id in clip_ids]
+    coarse = np.array(
+        [[c / COLOUR_TOLERANCE for c in s.colours] + [level / LEVEL_TOLERANCE_DB for level in s.levels] for s in chosen]
+    )  # (clips, 3 * frames + bands): within 1 of each other = within tolerance
+    candidates = cKDTree(coarse).query_pairs(1.0, p=np.inf, output_type="ndarray")  # (pairs, 2)
+    hashes = [
+        np.array([np.frombuffer(part, np.uint8) for part in parts])
+        for parts in ([s.picture for s in chosen], [s.sound for s in chosen])
+        if parts[0]
+    ]  # each (clips, bytes)
+    for start in range(0, len(candidates), _PAIRS_AT_ONCE):
+        left, right = candidates[start : start + _PAIRS_AT_ONCE].T
+        same = np.logical_and.reduce([_agree(rows[left], rows[right]) for rows in hashes])
+        for i, j in sorted(zip(left[same].tolist(), right[same].tolist(), strict=True)):
+            yield clip_ids[i], clip_ids[j]
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(pairs,) bool: whether packed hashes (pairs, bytes) differ by little."""
+    differing = _count_bits(a ^ b)
+    return differing <= np.maximum(HASH_SLACK_BITS, HASH_TOLERANCE * _count_bits(a | b))
+
+
+def _count_bits(packed: np.ndarray) -> np.ndarray:
+    """(rows,) set bits of each row of bytes."""
+    return _BITS_OF_BYTE[packed].sum(axis=1, dtype=np.int64)
+
+
+_BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
