@@ -16,16 +16,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.demo import make_demo
     from alphafuse.data.folder import import_folder
     from alphafuse.data.manifest import Clip, Manifest
+    from alphafuse.data.resplit import fold_datasets, resplit_dataset
     from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
     from alphafuse.data.vggsound import import_vggsound
     from alphafuse.errors import AlphafuseError
     from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
     from alphafuse.extract.decode import decode_clip
     from alphafuse.extract.pipeline import ExtractReport, ExtractSettings, extract_embeddings
+    from alphafuse.extract.signatures import sign_clips
     from alphafuse.heads.experiments import Experiment, RunResult, Table1, fit, table1
     from alphafuse.heads.head import AlphaFusion, HeadConfig
     from alphafuse.heads.training import TrainSettings, train_heads
@@ -33,16 +36,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "alphafuse.data.audit": ("AuditReport", "audit"),
     "alphafuse.data.dataset": ("Dataset",),
     "alphafuse.data.demo": ("make_demo",),
     "alphafuse.data.folder": ("import_folder",),
     "alphafuse.data.manifest": ("Clip", "Manifest"),
+    "alphafuse.data.resplit": ("fold_datasets", "resplit_dataset"),
     "alphafuse.data.store": ("EmbeddingStore", "Embeddings", "Failure"),
     "alphafuse.data.vggsound": ("import_vggsound",),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
     "alphafuse.extract.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "ExtractSettings", "extract_embeddings"),
+    "alphafuse.extract.signatures": ("sign_clips",),
     "alphafuse.heads.experiments": ("Experiment", "RunResult", "Table1", "fit", "table1"),
     "alphafuse.heads.head": ("AlphaFusion", "HeadConfig"),
     "alphafuse.heads.training": ("TrainSettings", "train_heads"),
@@ -52,6 +58,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AlphaFusion",
     "AlphafuseError",
+    "AuditReport",
     "Clip",
     "Dataset",
     "EmbeddingStore",
@@ -65,14 +72,18 @@ __all__ = [
     "RunResult",
     "Table1",
     "TrainSettings",
+    "audit",
     "convert_ast",
     "convert_timesformer",
     "decode_clip",
     "extract_embeddings",
     "fit",
+    "fold_datasets",
     "import_folder",
     "import_vggsound",
     "make_demo",
+    "resplit_dataset",
+    "sign_clips",
     "table1",
     "train_heads",
 ]

@@ -1,6 +1,6 @@
 """The command line: each command is a thin call of one public function with the same keywords.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 `store verify` found something, 2 a mistake
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 `store verify` or `data audit --strict` found something, 2 a mistake
 of the user's (one line says what, why, and how to mend it), 130 and 143 interrupted (what was done is kept).
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -24,10 +24,12 @@ from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import AlphafuseError, DatasetError, unknown
 
 if TYPE_CHECKING:
+    from alphafuse.data.resplit import SplitReport
     from alphafuse.data.sources import ImportReport
     from alphafuse.extract.checkpoints import ConversionReport
     from alphafuse.extract.pipeline import ExtractReport
 
+EXIT_FOUND = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -182,6 +184,103 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
     from alphafuse.data.folder import import_folder
 
     _print_import(import_folder(**arguments), as_json=as_json)
+
+
+@data.command("audit")
+@root_option
+@click.option("--strict", is_flag=True, help="Exit code 1 when there is an error or a warning.")
+@click.option(
+    "--no-decode", is_flag=True, help="Leave out what needs decoding: copies encoded again, silent clips, ..."
+)
+@click.option("--workers", default=0, show_default=True, help="Decode processes; 0 = one per processor.")
+@json_option
+def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json: bool) -> None:
+    """Say what a root's splits can show, and what is wrong with its clips.
+
+    \b
+    Examples:
+      alphafuse data audit --root demo
+      alphafuse data audit --root demo --no-decode --strict
+    """
+    from alphafuse.data.audit import audit
+    from alphafuse.extract.signatures import sign_clips
+    from alphafuse.report.audit import format_audit
+
+    dataset = Dataset.open(root)
+    signatures = None
+    if not no_decode:
+        with tqdm(total=len(dataset.manifest), desc="audit", unit="clip", disable=None) as bar:
+            signatures = sign_clips(dataset, workers=workers, progress=bar.update)
+    report = audit(dataset, signatures=signatures)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        click.echo(format_audit(report), nl=False)
+    if strict and not report.is_sound:
+        sys.exit(EXIT_FOUND)
+
+
+@data.command("split")
+@root_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Root to make; with --folds OUT/fold-1, ..."
+)
+@click.option("--val", default="0.1", show_default=True, help="Clips for validation: a number, or a share of all.")
+@click.option("--test", help="Clips for testing: a number, or a share of all. [default: 0.2]")
+@click.option("--folds", type=int, help="Make so many roots instead; each tests another part of the clips.")
+@seed_option
+@json_option
+def data_split(root: Path, out: Path, val: str, test: str | None, folds: int | None, seed: int, as_json: bool) -> None:
+    """Split a root anew into another: by source video, balanced over labels, every label in training.
+
+    Embeddings that are there already carry over. Labels with a single source video are only trained on.
+
+    \b
+    Examples:
+      alphafuse data split --root vggsound --val 0.1 --test 0.2 --out vggsound-split
+      alphafuse data split --root vggsound --folds 5 --out vggsound-folds
+    """
+    from alphafuse.data.resplit import TEST_FRACTION, fold_datasets, resplit_dataset
+    from alphafuse.data.splits import parse_size
+
+    if folds is not None and test is not None:
+        raise click.UsageError("--test and --folds exclude each other: a fold's test clips are 1/FOLDS of all")
+    dataset = Dataset.open(root)
+    val_size = parse_size("--val", val)
+    if folds is not None:
+        reports = fold_datasets(dataset, out, folds, val=val_size, seed=seed)
+    else:
+        test_size = TEST_FRACTION if test is None else parse_size("--test", test)
+        reports = [resplit_dataset(dataset, out, val=val_size, test=test_size, seed=seed)]
+    if as_json:
+        _print_json([_split_json(report) for report in reports])
+        return
+    for report in reports:
+        _print_split(report)
+
+
+def _split_json(report: SplitReport) -> dict[str, Any]:
+    dataset = report.dataset
+    return {
+        "root": str(dataset.root),
+        "clips": {split: len(dataset.manifest.of_split(split)) for split in SPLITS},
+        "single_video_labels": list(report.single_video_labels),
+        "carried": dict(report.carried),
+    }
+
+
+def _print_split(report: SplitReport) -> None:
+    root, manifest = report.dataset.root, report.dataset.manifest
+    sizes = ", ".join(f"{split} {len(manifest.of_split(split))}" for split in SPLITS)
+    click.echo(f"{root}: {len(manifest)} clips in {len(manifest.labels)} classes ({sizes})")
+    if report.single_video_labels:
+        labels = report.single_video_labels
+        click.echo(f"  only trained: {len(labels)} labels with a single source video, such as {', '.join(labels[:3])}")
+    carried = sum(report.carried.values())
+    if carried:
+        click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")
+    step = "table1" if carried == len(manifest) else "extract --split all"
+    click.echo(f"  next: alphafuse {step} --root {root}")
 
 
 def _print_import(report: ImportReport, *, as_json: bool) -> None:
@@ -542,7 +641,7 @@ def store_verify(folder: Path) -> None:
         click.echo(problem)
     click.echo(f"{folder}: {shards} shards, {len(problems)} problems")
     if problems:
-        sys.exit(1)
+        sys.exit(EXIT_FOUND)
 
 
 @store.command("pack")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from alphafuse.errors import DatasetError
+
 from .manifest import Clip
+from .sources import VAL_FRACTION
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,158 @@ def carve_split(clips: Sequence[Clip], fraction: float, *, into: str, seed: int)
     wanted = round(len(train) * fraction)
     if fraction > 0 and len(train) > 1:
         wanted = max(wanted, 1)
+    return _carve(clips, wanted, into=into, seed=seed, keep_labels=(True, False))
+
+
+def resplit(clips: Sequence[Clip], *, val: int | float, test: int | float, seed: int) -> list[Clip]:
+    """All clips split anew: stratified by label, by whole source videos, every val and test label in training.
+
+    Within a label, source videos are drawn by systematic sampling, so that a split holds each label's share to within
+    one source video. A label's last source video stays in training whatever is asked for (`single_video_labels` names
+    those that can't be evaluated at all), so a split may become smaller than asked for, never larger.
+
+    Args:
+        clips: any clips; their present splits don't matter, their order is kept.
+        val, test: how many clips: an int is a number, a float below 1 a share of all clips.
+        seed: decides which source videos are taken; the same seed gives the same splits.
+
+    Raises:
+        DatasetError: a size that is negative or leaves nothing to train on, or a split that must stay empty because no
+            label has another source video for it.
+    """
+    wanted = {split: _clip_count(split, size, len(clips)) for split, size in (("test", test), ("val", val))}
+    if sum(wanted.values()) >= max(len(clips), 1):
+        raise DatasetError(
+            f"val {wanted['val']} and test {wanted['test']} of {len(clips)} clips leave none to train on: ask for less"
+        )
+    split_anew = [replace(clip, split="train") for clip in clips]
+    for split, count in wanted.items():
+        split_anew = _carve_trained(split_anew, count, into=split, seed=seed)
+    return split_anew
+
+
+def k_folds(clips: Sequence[Clip], k: int, seed: int, *, val: int | float = VAL_FRACTION) -> list[list[Clip]]:
+    """k ways to split the same clips, so that nearly every clip is in test exactly once.
+
+    Folds are scikit-learn's StratifiedGroupKFold (labels, source videos). In the i-th way fold i is test, and val is
+    drawn from the others as `resplit` draws. Every val and test label occurs in training: a source video that is its
+    label's only one, or without which a label would lie in one fold alone, is in training in every way.
+
+    Args:
+        clips: any clips; their present splits don't matter, their order is kept.
+        k: how many, at least 2 and at most the clips of the largest label.
+        seed: decides the folds and val.
+        val: size of each val split, an int or a share of all clips.
+
+    Raises:
+        DatasetError: a k or val that the clips don't allow.
+    """
+    if k < 2:
+        raise DatasetError(f"folds must be at least 2, not {k}")
+    count = _clip_count("val", val, len(clips))
+    stays = _only_videos(clips)
+    free = [clip for clip in clips if clip.group not in stays]
+    largest = max(Counter(clip.label for clip in free).values(), default=0)
+    if k > largest:
+        raise DatasetError(
+            f"{k} folds need a label with {k} clips that can be tested, the largest has {largest}: ask for fewer folds"
+        )
+    fold_of = _fold_of_group(free, k, seed)
+    stays |= _lonely_videos(clips, fold_of, stays)
+    ways = []
+    for fold in range(k):
+        tested = {group for group, number in fold_of.items() if number == fold} - stays
+        way = [replace(clip, split="test" if clip.group in tested else "train") for clip in clips]
+        ways.append(_carve_trained(way, count, into="val", seed=seed + fold))
+    return ways
+
+
+def single_video_labels(clips: Iterable[Clip]) -> tuple[str, ...]:
+    """Labels with a single source video, sorted: they can be trained or evaluated, not both."""
+    return tuple(sorted(label for label, groups in _groups_of_label(clips).items() if len(groups) == 1))
+
+
+def parse_size(name: str, text: str) -> int | float:
+    """A split's size as people write it: "20" clips, or "0.2" of all clips; `DatasetError` for anything else."""
+    try:
+        return int(text) if text.isascii() and text.isdigit() else float(text)
+    except ValueError:
+        raise DatasetError(f"{name} '{text}' is neither a number of clips nor a share of them below 1") from None
+
+
+def _clip_count(name: str, size: int | float, clips: int) -> int:
+    """A split's size in clips."""
+    if size < 0 or (isinstance(size, float) and not size < 1):
+        raise DatasetError(f"{name} must be a number of clips or a share of them in [0, 1), not {size}")
+    if isinstance(size, int):
+        return size
+    return max(round(size * clips), 1) if size else 0
+
+
+def _carve_trained(clips: Sequence[Clip], wanted: int, *, into: str, seed: int) -> list[Clip]:
+    """Like `_carve`, but labels always stay in training, and a split that stays empty is a `DatasetError`."""
+    carved = _carve(clips, wanted, into=into, seed=seed, keep_labels=(True,))
+    if wanted and not any(clip.split == into for clip in carved):
+        raise DatasetError(
+            f"no source video can go into {into} ({wanted} clips asked for): each is its label's last one in training, "
+            "or larger than the split; get more source videos per label, or ask for other sizes"
+        )
+    return carved
+
+
+def _carve(clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_labels: tuple[bool, ...]) -> list[Clip]:
+    """Move at most `wanted` training clips into another split by whole source videos; at least one video stays.
+
+    `keep_labels`: a pass over the source videos for each entry; True passes leave each label's last ones in training.
+    """
+    train = [clip for clip in clips if clip.split == "train"]
     left = Counter(clip.label for clip in train)
     groups = _stratified_groups(train, seed=seed)
     moved: set[str] = set()
-    for keep_labels in (True, False):
+    for keep in keep_labels:
         for group in groups:
             ids = {clip.clip_id for clip in group}
             labels = Counter(clip.label for clip in group)
-            if ids <= moved or len(moved) + len(ids) > max(wanted, 1) or not wanted:
+            if ids <= moved or len(moved) + len(ids) > wanted:
                 continue
-            if len(moved) + len(ids) == len(train) or (keep_labels and any(left[a] <= n for a, n in labels.items())):
+            if len(moved) + len(ids) == len(train) or (keep and any(left[a] <= n for a, n in labels.items())):
                 continue
             moved |= ids
             left -= labels
     return [replace(clip, split=into) if clip.clip_id in moved else clip for clip in clips]
+
+
+def _fold_of_group(clips: Sequence[Clip], k: int, seed: int) -> dict[str, int]:
+    """Source video -> fold, by scikit-learn's StratifiedGroupKFold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = [clip.label for clip in clips]
+    groups = [clip.group for clip in clips]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # labels with fewer clips than folds: expected here
+        folds = list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups))
+    return {groups[position]: fold for fold, (_, tested) in enumerate(folds) for position in tested}
+
+
+def _only_videos(clips: Iterable[Clip]) -> set[str]:
+    """Source videos that are the only one of some label."""
+    return {group for groups in _groups_of_label(clips).values() if len(groups) == 1 for group in groups}
+
+
+def _lonely_videos(clips: Iterable[Clip], fold_of: Mapping[str, int], stays: set[str]) -> set[str]:
+    """For each label whose source videos all lie in one fold, one that has to stay in training."""
+    lonely: set[str] = set()
+    for groups in _groups_of_label(clips).values():
+        if not groups & (stays | lonely) and len({fold_of[group] for group in groups}) == 1:
+            lonely.add(min(groups))
+    return lonely
+
+
+def _groups_of_label(clips: Iterable[Clip]) -> dict[str, set[str]]:
+    groups: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        groups[clip.label].add(clip.group)
+    return groups
 
 
 def _stratified_groups(clips: Sequence[Clip], *, seed: int) -> list[list[Clip]]:

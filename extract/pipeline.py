@@ -7,22 +7,15 @@ with a clip is recorded with its reason, and the run goes on.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from loky import ProcessPoolExecutor, cpu_count
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip
@@ -31,6 +24,7 @@ from alphafuse.errors import BackboneError, DatasetError, DecodeError
 
 from .decode import Decoded, decode_clip
 from .inputs import FrameSpec, audio_input, prepare_frame
+from .workers import map_files
 
 _LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 
@@ -282,52 +276,7 @@ def decode_clips(
 
     A clip whose decoder crashes its process is yielded with that as its reason; the others are not harmed.
     """
-    workers = min(settings.workers or cpu_count(), max(len(clips), 1))
     decode = partial(decode_clip, frames=spec.frames, sampling=spec.sampling, prepare=partial(prepare_frame, spec=spec))
-    window = 2 * workers + settings.batch_size  # in flight: workers stay busy during a forward pass
-    queue = list(reversed(clips))
-    suspects: list[Clip] = []  # were in flight when a worker died
-    while queue:
-        with _pool(workers) as pool:
-            flying: dict[Future[Decoded], Clip] = {}
-            try:
-                while queue or flying:
-                    while queue and len(flying) < window:
-                        flying[pool.submit(decode, dataset.path_of(queue[-1]))] = queue[-1]
-                        queue.pop()  # only now: submitting to a pool that just broke raises
-                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                        decoded = future.result()
-                        yield flying.pop(future), decoded
-            except BrokenProcessPool:
-                suspects += flying.values()
-            except GeneratorExit:
-                pool.shutdown(wait=True, kill_workers=True)
-                raise
-    for clip in suspects:
-        yield clip, _decode_alone(decode, dataset.path_of(clip))
-
-
-def _decode_alone(decode: Callable[[Path], Decoded], path: Path) -> Decoded:
-    """Decode in a process of its own, which may die."""
-    with _pool(1) as pool:
-        try:
-            return pool.submit(decode, path).result()
-        except BrokenProcessPool:
-            return Decoded(None, None, "the decoder crashed", "the decoder crashed")
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
-    return ProcessPoolExecutor(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),))
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose main process was killed has nobody to work for."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    crashed = Decoded(None, None, "the decoder crashed", "the decoder crashed")
+    files = [(clip, dataset.path_of(clip)) for clip in clips]
+    return map_files(decode, files, crashed=crashed, workers=settings.workers, ahead=settings.batch_size)

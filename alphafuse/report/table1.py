@@ -1,0 +1,306 @@
+"""Table 1 beside the paper's figures: text, markdown, json, and the loss curves of experiment 2 (the paper's figure 3).
+
+runs/table1/
+  config.json     everything that made it
+  table1.json     every figure, interval and p-value
+  table1.md       the table for people
+  history.csv     experiment, seed, epoch, train_loss, val_loss, val_accuracy
+  figure3.png     train and validation loss of experiment 2, ours beside the paper's
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.files import write_atomically, write_csv, write_json
+from alphafuse.heads.experiments import (
+    FIGURE3,
+    PAPER_TEST_CLIPS,
+    Estimate,
+    RunResult,
+    SplitResult,
+    Table1,
+    Table1Row,
+    history_rows,
+    is_notebook,
+    replaced_run,
+)
+from alphafuse.heads.statistics import Interval
+from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
+
+RUN_NAME = "table1"
+TEXT_COLUMNS = 118
+HEADER = (
+    *("#", "experiment", "top-1", "interval", "vs none", "interval", "p", "val", "loss", "interval"),
+    *("paper", "code", "loss"),
+)
+LEFT_ALIGNED = ("experiment", "split")
+OURS, PAPERS = "#1f77b4", "#7f7f7f"
+
+
+def write_table1(table: Table1, dataset: Dataset) -> Path:
+    """Write `<root>/runs/table1/` whole, in place of an older one, and return the folder."""
+    with replaced_run(dataset.root, RUN_NAME) as folder:
+        write_json(
+            folder / "config.json",
+            {
+                "kind": "table1",
+                "experiments": [asdict(row.experiment) for row in table.rows],
+                **table.provenance,
+                "clips": dict(table.clips),
+                "dropped": dict(table.dropped),
+            },
+        )
+        write_json(folder / "table1.json", to_json(table))
+        write_atomically(folder / "table1.md", format_markdown(table).encode())
+        write_csv(folder / "history.csv", _history(table))
+        write_atomically(folder / "figure3.png", figure3(table))
+    return dataset.root / "runs" / RUN_NAME
+
+
+def format_text(table: Table1) -> str:
+    """The table in at most 120 columns, with what its figures mean underneath."""
+    rows = [HEADER, *(_cells(row) for row in table.rows)]
+    lines = _aligned(rows)
+    rule = "-" * max(len(line) for line in lines)
+    notes = [line for note in _notes(table) for line in textwrap.wrap(note, TEXT_COLUMNS, subsequent_indent="  ")]
+    return "\n".join([_title(table), "", lines[0], rule, *lines[1:], rule, *notes]) + "\n"
+
+
+def format_markdown(table: Table1) -> str:
+    """The table as a markdown document, with figure 3."""
+    rule = ["---" if name in LEFT_ALIGNED else "---:" for name in HEADER]
+    rows = [HEADER, rule, *(_cells(row) for row in table.rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    notes = [f"- {note}" for note in _notes(table)]
+    figure = "![Train and validation loss of experiment 2](figure3.png)"
+    return "\n".join([f"# {_title(table)}", "", *lines, "", *notes, "", figure]) + "\n"
+
+
+def to_json(table: Table1) -> dict[str, Any]:
+    """Every figure of the table, json-able (no NaN)."""
+    return {
+        "dataset": table.dataset_name,
+        "is_demo": table.is_demo,
+        "is_paper_split": table.is_paper_split,
+        "classes": table.classes,
+        "clips": dict(table.clips),
+        "dropped": dict(table.dropped),
+        "reachable_ceiling": {**asdict(table.ceiling), "accuracy": table.ceiling.accuracy},
+        "seeds": list(table.seeds),
+        "smallest_resolvable_gap": table.resolvable_gap,
+        "largest_gap": table.largest_gap,
+        "verdict": table.verdict,
+        "rows": [_row_json(row) for row in table.rows],
+    }
+
+
+def format_run(result: RunResult) -> str:
+    """What `fit` found: both splits with n and intervals."""
+    k = result.splits["test"].scores.k
+    header = ("split", "n", "top-1", "interval", f"top-{k}", "interval", "loss", "interval", "ceiling")
+    rows = [header, *(_split_cells(split) for split in result.splits.values())]
+    lines = _aligned(rows)
+    test = result.splits["test"]
+    seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
+    notes = [
+        f"Accuracies in %, mean over {seeds}. {_methods(test)}",
+        "Ceiling: share of clips whose label occurs in training; no head can pass it.",
+    ]
+    if k < 5:
+        notes.append(f"Top-{k} instead of top-5: there are only {k} classes.")
+    dropped = {**result.heads[0].dropped, "test": test.dropped}
+    if any(dropped.values()):
+        notes.append(f"Left out because they lack a modality: {_counts(dropped)}.")
+    return "\n".join([f"{result.experiment.title} ({seeds})", "", *lines, "", *notes, f"Run: {result.folder}"]) + "\n"
+
+
+def _split_cells(result: SplitResult) -> tuple[str, ...]:
+    return (
+        result.split,
+        str(result.n),
+        _percent(result.top1.mean),
+        _range(result.top1.interval),
+        _percent(result.topk.mean),
+        _range(result.topk.interval),
+        f"{result.loss.mean:.3f}",
+        _loss_range(result.loss),
+        _percent(result.ceiling.accuracy),
+    )
+
+
+def _cells(row: Table1Row) -> tuple[str, ...]:
+    comparison, paper = row.comparison, row.paper
+    return (
+        str(paper.experiment) if paper else "",
+        row.experiment.title,
+        _percent(row.test.top1.mean),
+        _range(row.test.top1.interval),
+        f"{100 * comparison.test.difference:+.1f}" if comparison else "",
+        _range(comparison.interval, sign="+") if comparison else "",
+        _p_value(comparison.p_holm) if comparison else "",
+        _percent(row.val.top1.mean),
+        f"{row.test.loss.mean:.2f}",
+        _loss_range(row.test.loss),
+        f"{paper.accuracy:.0%}" if paper else "",
+        f"{paper.correct}/{PAPER_TEST_CLIPS}" if paper else "",
+        f"{paper.loss:.2f}" if paper else "",
+    )
+
+
+def _title(table: Table1) -> str:
+    demo = " (the generated demo)" if table.is_demo else ""
+    seeds = f"{len(table.seeds)} seeds" if len(table.seeds) > 1 else "one seed"
+    clips = f"{table.clips['train']} train, {table.clips['val']} val, {table.clips['test']} test clips"
+    return f"Table 1 on {table.dataset_name}{demo}: {clips}, {table.classes} classes, {seeds}"
+
+
+def _notes(table: Table1) -> list[str]:
+    baseline, compared = table.rows[0].test, [row for row in table.rows if row.comparison]
+    ceiling = table.ceiling
+    notes = [
+        table.verdict,
+        f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
+        f"pass {_percent(ceiling.accuracy)}%.",
+        f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos; "
+        "the last epoch's heads, test scored once.",
+        _methods(baseline),
+        "vs none: points against the untransformed row; p: paired permutation tests over source videos, Holm-corrected "
+        f"for the {len(compared)} comparisons.",
+    ]
+    if is_notebook(table.provenance["embeddings"]):
+        notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")
+    if any(table.dropped.values()):
+        notes.append(f"Left out because they lack a modality: {_counts(table.dropped)}.")
+    if table.is_paper_split:
+        notes.append(
+            "paper, code, loss: the paper's table 1, and the test clips that its authors' notebook got right, on this "
+            "split."
+        )
+    else:
+        notes.append(
+            "paper, code, loss: the paper's table 1, and the test clips that its authors' notebook got right; on other "
+            f"clips ({PAPER_TEST_CLIPS} of VGGSound): for orientation, not for comparison."
+        )
+    return notes
+
+
+def _row_json(row: Table1Row) -> dict[str, Any]:
+    paper, comparison = row.paper, row.comparison
+    return {
+        "experiment": {**asdict(row.experiment), "name": row.experiment.name, "title": row.experiment.title},
+        "val": row.val.to_json(),
+        "test": row.test.to_json(),
+        "against_baseline": comparison
+        and {
+            "difference": comparison.test.difference,
+            "interval": asdict(comparison.interval),
+            "p_value": comparison.test.p_value,
+            "p_holm": comparison.p_holm,
+            "method": comparison.test.method,
+        },
+        "paper": paper
+        and {
+            "experiment": paper.experiment,
+            "accuracy": paper.accuracy,
+            "loss": paper.loss,
+            "notebook_correct": paper.correct,
+            "notebook_clips": PAPER_TEST_CLIPS,
+            "notebook_loss": paper.notebook_loss,
+        },
+    }
+
+
+def _history(table: Table1) -> Iterator[tuple[object, ...]]:
+    for position, row in enumerate(table.rows):
+        header, *rows = history_rows(row.heads)
+        if not position:
+            yield ("experiment", *header)
+        yield from ((row.experiment.name, *columns) for columns in rows)
+
+
+def figure3(table: Table1) -> bytes:
+    """PNG of experiment 2's losses per epoch: ours (mean and range over seeds) and the paper's, on one scale."""
+    row = next(row for row in table.rows if row.experiment == FIGURE3)
+    histories = [trained.history for trained in row.heads]
+    figure = Figure(figsize=(9, 3.8), dpi=130, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    ours, papers = figure.subplots(1, 2, sharey=True, sharex=True)
+    seeds = f"{len(histories)} seeds" if len(histories) > 1 else "one seed"
+    _curves(
+        ours,
+        [history.train_loss for history in histories],
+        [history.val_loss for history in histories],
+        f"alphafuse on {table.dataset_name} ({seeds})",
+        OURS,
+    )
+    assert row.paper is not None
+    _curves(papers, [row.paper.train_loss], [row.paper.val_loss], "paper, figure 3 (one seed)", PAPERS)
+    ours.set_ylabel("cross entropy (nats)")
+    ours.set_ylim(bottom=0)
+    figure.suptitle(f"Experiment 2: TimeSformer x {row.heads[0].head.transforms['timesformer'].initial:g}", fontsize=11)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    return buffer.getvalue()
+
+
+def _curves(axes: Axes, train: Sequence[ArrayLike], val: Sequence[ArrayLike], title: str, color: str) -> None:
+    for name, losses, style in (("train", np.array(train), "-"), ("validation", np.array(val), "--")):
+        epochs = np.arange(1, losses.shape[1] + 1)
+        axes.plot(epochs, losses.mean(axis=0), style, color=color, label=name)
+        if len(losses) > 1:
+            axes.fill_between(epochs, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.2, linewidth=0)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns; the first row is the header, whose names decide the side."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = [name in LEFT_ALIGNED for name in rows[0]]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, left, strict=True)
+        lines.append("  ".join(cell.ljust(width) if at_left else cell.rjust(width) for cell, width, at_left in cells))
+    return [line.rstrip() for line in lines]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _range(interval: Interval, *, sign: str = "") -> str:
+    return f"{100 * interval.low:{sign}.1f}..{100 * interval.high:{sign}.1f}"
+
+
+def _loss_range(loss: Estimate) -> str:
+    return f"{loss.interval.low:.2f}..{loss.interval.high:.2f}"
+
+
+def _p_value(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _methods(result: SplitResult) -> str:
+    accuracy, loss = result.top1.interval.method, result.loss.interval.method
+    return (
+        f"95% intervals: {accuracy} (accuracy), {loss} (loss)." if accuracy != loss else f"95% intervals: {accuracy}."
+    )
+
+
+def _counts(counts: Any) -> str:
+    return ", ".join(f"{count} {split}" for split, count in counts.items())

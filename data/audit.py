@@ -1,0 +1,489 @@
+"""What a dataset can show, and what is wrong with it: counted from the manifest, the files, and their signatures.
+
+`audit` reads the manifest and compares files byte by byte. What needs decoding (copies that were encoded again, clips
+without sound or picture, silent, frozen or short ones) it takes from signatures, which
+`alphafuse.extract.signatures.sign_clips` makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .dataset import Dataset
+from .manifest import SPLITS, Clip
+from .power import POWER, smallest_resolvable_gap
+from .signatures import SILENT_PEAK_DBFS, Signature, near_identical_pairs
+from .splits import Ceiling, reachable_ceiling
+
+SHORT_SHARE = 0.5  # of the median duration
+TYPICAL_DISCORDANCE = 0.2  # share of clips that exactly one of two similar heads gets right
+IMBALANCE = 10.0  # largest over smallest training class worth a note
+_NAMED = 3  # examples in a sentence
+_BLOCK_BYTES = 1 << 20
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding as a sentence.
+
+    Attributes:
+        severity: "error": figures on these splits mislead or can't answer; "warning": some clips are not what they
+            should be; "note": good to know, nothing wrong.
+        kind: name for programs.
+        message: what is the case, for people.
+        mend: what to do about it; empty for notes.
+    """
+
+    severity: Severity
+    kind: str
+    message: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class SplitAudit:
+    """Counts of one split.
+
+    Attributes:
+        clips, classes, source_videos: how many are listed.
+        unseen_labels: labels that never occur in training, sorted.
+        ceiling: clips that any head can get right at all.
+    """
+
+    clips: int
+    classes: int
+    source_videos: int
+    unseen_labels: tuple[str, ...]
+    ceiling: Ceiling
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How evenly the training clips are spread over their classes.
+
+    Attributes:
+        largest, smallest: clips of the largest and smallest class that occurs in training.
+        single_clip_classes: classes with one training clip.
+        entropy: of the classes' shares over its maximum, in [0, 1]; 1 = all classes equally large.
+    """
+
+    largest: int
+    smallest: int
+    single_clip_classes: int
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Smallest differences of two accuracies that a paired test finds with 80% power on the test split.
+
+    Attributes:
+        source_videos: units of chance of the test split.
+        smallest_gap: if all differing clips favour one head: no test can do better.
+        typical_gap: if exactly one of the heads is right on a fifth of the clips.
+        largest_gap: that the split's labels allow: its reachable ceiling.
+    """
+
+    source_videos: int
+    smallest_gap: float
+    typical_gap: float
+    largest_gap: float
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether even the largest possible difference is too small to be found."""
+        return self.largest_gap <= self.smallest_gap
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Clips with the same content.
+
+    Attributes:
+        clip_ids: the clips, in manifest order.
+        splits, labels: that they are in, each once.
+    """
+
+    clip_ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def straddles(self) -> bool:
+        """Whether they lie in more than one split."""
+        return len(self.splits) > 1
+
+
+@dataclass(frozen=True)
+class Content:
+    """What decoding found. All lists are clip_ids in manifest order.
+
+    Attributes:
+        decoded: clips that have a signature.
+        median_seconds: of the readable ones; None when there is none.
+        near_identical: sets of clips with the same content in different files.
+        unreadable: clip_id -> why neither picture nor sound can be had.
+        without_video, without_audio: have only the other one.
+        short: shorter than half the median.
+        silent: have a sound track whose peak is below -60 dBFS.
+        frozen: show one picture all the time.
+    """
+
+    decoded: int
+    median_seconds: float | None
+    near_identical: tuple[Copies, ...]
+    unreadable: Mapping[str, str]
+    without_video: tuple[str, ...]
+    without_audio: tuple[str, ...]
+    short: tuple[str, ...]
+    silent: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What `audit` found.
+
+    Attributes:
+        root, name: of the dataset.
+        splits: split -> its counts.
+        balance: of the training classes; None without training clips.
+        resolution: of the test split; None without test clips.
+        straddling: source video -> splits that it lies in, for those in more than one.
+        missing: clip_ids without a file.
+        byte_identical: sets of clips whose files are the same.
+        content: what decoding found; None if it was left out.
+        problems: all of it as sentences, the worst first.
+    """
+
+    root: Path
+    name: str
+    splits: Mapping[str, SplitAudit]
+    balance: Balance | None
+    resolution: Resolution | None
+    straddling: Mapping[str, tuple[str, ...]]
+    missing: tuple[str, ...]
+    byte_identical: tuple[Copies, ...]
+    content: Content | None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is neither an error nor a warning."""
+        return all(problem.severity == "note" for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, json-able (no NaN)."""
+        content = asdict(self)
+        for split, counts in self.splits.items():
+            content["splits"][split]["ceiling"]["accuracy"] = counts.ceiling.accuracy
+        for copies in [*content["byte_identical"], *(content["content"] or {}).get("near_identical", ())]:
+            copies["straddles"] = len(copies["splits"]) > 1
+        return {**content, "root": str(self.root), "is_sound": self.is_sound}
+
+
+def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None) -> AuditReport:
+    """Count what the dataset's splits can show and find what is wrong with them.
+
+    Args:
+        dataset: any root; clips whose files are missing are counted as such.
+        signatures: clip_id -> signature, from `alphafuse.extract.signatures.sign_clips`; None leaves out all that
+            needs decoding. Clips without one (their files are missing) are left out of the content findings.
+    """
+    clips = dataset.manifest
+    files = {clip.clip_id: dataset.path_of(clip) for clip in clips}
+    missing = tuple(clip_id for clip_id, path in files.items() if not path.is_file())
+    by_id = {clip.clip_id: clip for clip in clips}
+    absent = set(missing)
+    identical = _byte_identical({clip_id: path for clip_id, path in files.items() if clip_id not in absent})
+    train_labels = {clip.label for clip in clips.of_split("train")}
+    splits = {split: _split_audit(clips.of_split(split), train_labels) for split in SPLITS}
+    counts = AuditReport(
+        root=dataset.root,
+        name=dataset.name,
+        splits=splits,
+        balance=_balance(clips.of_split("train")),
+        resolution=_resolution(splits["test"]),
+        straddling=_straddling(clips),
+        missing=missing,
+        byte_identical=tuple(_copies(ids, by_id) for ids in identical),
+        content=None if signatures is None else _content(signatures, by_id, identical),
+    )
+    problems = sorted(_problems(counts), key=lambda problem: SEVERITIES.index(problem.severity))
+    return AuditReport(**{**vars(counts), "problems": tuple(problems)})
+
+
+# counting
+
+
+def _split_audit(clips: Sequence[Clip], train_labels: set[str]) -> SplitAudit:
+    labels = [clip.label for clip in clips]
+    return SplitAudit(
+        clips=len(clips),
+        classes=len(set(labels)),
+        source_videos=len({clip.group for clip in clips}),
+        unseen_labels=tuple(sorted(set(labels) - train_labels)),
+        ceiling=reachable_ceiling(train_labels, labels),
+    )
+
+
+def _balance(train: Sequence[Clip]) -> Balance | None:
+    sizes = list(Counter(clip.label for clip in train).values())
+    if not sizes:
+        return None
+    shares = [size / len(train) for size in sizes]
+    entropy = -sum(share * math.log(share) for share in shares) / math.log(len(sizes)) if len(sizes) > 1 else 1.0
+    return Balance(max(sizes), min(sizes), sizes.count(1), entropy)
+
+
+def _resolution(test: SplitAudit) -> Resolution | None:
+    if not test.clips:
+        return None
+    return Resolution(
+        source_videos=test.source_videos,
+        smallest_gap=smallest_resolvable_gap(test.source_videos),
+        typical_gap=smallest_resolvable_gap(test.source_videos, discordance=TYPICAL_DISCORDANCE),
+        largest_gap=test.ceiling.accuracy,
+    )
+
+
+def _straddling(clips: Iterable[Clip]) -> dict[str, tuple[str, ...]]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        splits[clip.group].add(clip.split)
+    return {group: _in_order(names) for group, names in splits.items() if len(names) > 1}
+
+
+def _in_order(splits: set[str]) -> tuple[str, ...]:
+    return tuple(split for split in SPLITS if split in splits)
+
+
+def _byte_identical(files: Mapping[str, Path]) -> list[tuple[str, ...]]:
+    """Sets of clip_ids whose files are equal; only files of equal size are read."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for clip_id, path in files.items():
+        by_size[path.stat().st_size].append(clip_id)
+    by_digest: dict[str, list[str]] = defaultdict(list)
+    for clip_ids in by_size.values():
+        for clip_id in clip_ids if len(clip_ids) > 1 else ():
+            digest = _sha256(files[clip_id])
+            if digest is not None:
+                by_digest[digest].append(clip_id)
+    return [tuple(clip_ids) for clip_ids in by_digest.values() if len(clip_ids) > 1]
+
+
+def _sha256(path: Path) -> str | None:
+    """Of the content; None when it can't be read (decoding says why)."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _copies(clip_ids: Iterable[str], by_id: Mapping[str, Clip]) -> Copies:
+    clips = [by_id[clip_id] for clip_id in clip_ids]
+    return Copies(
+        clip_ids=tuple(clip.clip_id for clip in clips),
+        splits=_in_order({clip.split for clip in clips}),
+        labels=tuple(sorted({clip.label for clip in clips})),
+    )
+
+
+def _content(
+    signatures: Mapping[str, Signature], by_id: Mapping[str, Clip], identical: Iterable[tuple[str, ...]]
+) -> Content:
+    signed = {clip_id: signatures[clip_id] for clip_id in by_id if clip_id in signatures}
+    readable = {clip_id: s for clip_id, s in signed.items() if not (s.no_frames and s.no_waveform)}
+    seconds = [s.seconds for s in readable.values()]
+    usual = median(seconds) if seconds else None
+    near = _sets_of_copies(near_identical_pairs(readable), list(readable), identical)
+    return Content(
+        decoded=len(signed),
+        median_seconds=usual,
+        near_identical=tuple(_copies(clip_ids, by_id) for clip_ids in near),
+        unreadable={clip_id: s.no_frames for clip_id, s in signed.items() if clip_id not in readable},
+        without_video=tuple(clip_id for clip_id, s in readable.items() if s.no_frames),
+        without_audio=tuple(clip_id for clip_id, s in readable.items() if s.no_waveform),
+        short=tuple(clip_id for clip_id, s in readable.items() if usual and s.seconds < SHORT_SHARE * usual),
+        silent=tuple(clip_id for clip_id, s in readable.items() if s.is_silent),
+        frozen=tuple(clip_id for clip_id, s in readable.items() if s.is_frozen),
+    )
+
+
+def _sets_of_copies(
+    pairs: Iterable[tuple[str, str]], clip_ids: Sequence[str], identical: Iterable[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Pairs that share a clip joined into sets, without pairs of byte-identical files."""
+    same_file = {clip_id: number for number, ids in enumerate(identical) for clip_id in ids}
+    position = {clip_id: i for i, clip_id in enumerate(clip_ids)}
+    edges = [(position[a], position[b]) for a, b in pairs if a not in same_file or same_file[a] != same_file.get(b)]
+    if not edges:
+        return []
+    rows, columns = zip(*edges, strict=True)
+    graph = coo_array(([1] * len(edges), (rows, columns)), shape=(len(clip_ids), len(clip_ids)))
+    _, set_of = connected_components(graph, directed=False)
+    members: dict[int, list[str]] = defaultdict(list)
+    for clip_id, number in zip(clip_ids, set_of.tolist(), strict=True):
+        members[number].append(clip_id)
+    return [tuple(ids) for ids in members.values() if len(ids) > 1]
+
+
+# sentences
+
+
+def _problems(report: AuditReport) -> Iterator[Problem]:
+    yield from _split_problems(report)
+    yield from _copy_problems(report.byte_identical, "byte_identical", "byte-identical")
+    if report.missing:
+        total = sum(counts.clips for counts in report.splits.values())
+        everything = len(report.missing) == total
+        yield Problem(
+            "error" if everything else "warning",
+            "missing",
+            f"{len(report.missing)} of {total} clips have no file: {_some(report.missing)}.",
+            "Bring the files back into the clip folder, or make the root again.",
+        )
+    if report.content is not None:
+        yield from _copy_problems(report.content.near_identical, "near_identical", "near-identical (encoded again)")
+        yield from _content_problems(report.content)
+    else:
+        yield Problem("note", "not_decoded", "Nothing was decoded: copies, silent and frozen clips are not known.")
+    yield from _resolution_problems(report)
+    yield from _balance_problems(report)
+
+
+def _split_problems(report: AuditReport) -> Iterator[Problem]:
+    again = f"Split again: `alphafuse data split --root {report.root} --out NEW`."
+    for split, counts in report.splits.items():
+        if not counts.clips:
+            severity: Severity = "warning" if split == "val" else "error"
+            yield Problem(severity, "empty_split", f"Split {split} has no clips.", again)
+        elif counts.unseen_labels:
+            ceiling, unseen = counts.ceiling, counts.unseen_labels
+            labels = f"{len(unseen)} labels" if len(unseen) > 1 else "One label"
+            yield Problem(
+                "error",
+                "unseen_labels",
+                f"Only {ceiling.reachable} of {ceiling.clips} {split} clips have a label that occurs in training: no "
+                f"head can score above {ceiling.accuracy:.1%}. {labels} never occur{'s' * (len(unseen) == 1)} in "
+                f"training: {_some(unseen)}.",
+                again,
+            )
+    if report.straddling:
+        examples = [f"{group} ({' and '.join(splits)})" for group, splits in report.straddling.items()]
+        yield Problem(
+            "error",
+            "straddling",
+            f"{_count(len(examples), 'source video lies', 'source videos lie')} in more than one split, so that "
+            f"heads are tested on what they were trained on: {_some(examples)}.",
+            again,
+        )
+
+
+def _copy_problems(found: Sequence[Copies], kind: str, adjective: str) -> Iterator[Problem]:
+    """One sentence for copies across splits, one for copies with different labels, one for the others."""
+    straddling = [copies for copies in found if copies.straddles]
+    conflicting = [copies for copies in found if len(copies.labels) > 1]
+    others = [copies for copies in found if not copies.straddles and len(copies.labels) == 1]
+    one_group = (
+        "Keep one of each, or give copies the same group in manifest.csv and split again (alphafuse data split)."
+    )
+    cases: tuple[tuple[list[Copies], Severity, str, str, str], ...] = (
+        (straddling, "error", f"{kind}_across_splits", "across splits", one_group),
+        (conflicting, "error", f"{kind}_labels", "with different labels", "Keep the one whose label is right."),
+        (others, "warning", kind, "within a split, which count twice", "Keep one of each in manifest.csv."),
+    )
+    for sets, severity, name, where, mend in cases:
+        if sets:
+            examples = [f"{' = '.join(copies.clip_ids[:4])} ({', '.join(copies.splits)})" for copies in sets]
+            number = _count(len(sets), "set", "sets")
+            yield Problem(severity, name, f"{number} of {adjective} clips {where}: {_some(examples)}.", mend)
+
+
+def _content_problems(content: Content) -> Iterator[Problem]:
+    drop = "Leave them out of manifest.csv, or know that they are there."
+    absent = "Fitting drops them or takes zeros: choose with `alphafuse fit --absent`."
+    half = SHORT_SHARE * (content.median_seconds or 0.0)
+    cases = (
+        ("unreadable", "can't be decoded", list(content.unreadable), "Fetch these files again."),
+        ("without_video", "have no video", content.without_video, absent),
+        ("without_audio", "have no audio", content.without_audio, absent),
+        ("short", f"are shorter than half the median duration ({half:.1f} s)", content.short, drop),
+        ("silent", f"are silent (peak below {SILENT_PEAK_DBFS:g} dBFS)", content.silent, drop),
+        ("frozen", "show one still picture", content.frozen, drop),
+    )
+    for kind, verb, clip_ids, mend in cases:
+        if clip_ids:
+            message = f"{len(clip_ids)} of {content.decoded} decoded clips {verb}: {_some(clip_ids)}."
+            yield Problem("warning", kind, message, mend)
+
+
+def _resolution_problems(report: AuditReport) -> Iterator[Problem]:
+    resolution = report.resolution
+    if resolution is None:
+        return
+    n = _count(resolution.source_videos, "source video", "source videos")
+    found = f"a paired test finds with {POWER:.0%} power"
+    if resolution.is_hopeless:
+        yield Problem(
+            "error",
+            "resolution",
+            f"With {n}, the smallest accuracy gap that {found} is {100 * resolution.smallest_gap:.1f} points, and no "
+            f"two heads can differ by more than {100 * resolution.largest_gap:.1f}: this test split can't tell any "
+            "two heads apart.",
+            f"Take more test clips with trained labels: `alphafuse data split --root {report.root} --out NEW`, or "
+            "more data.",
+        )
+    else:
+        yield Problem(
+            "note",
+            "resolution",
+            f"With {n} in test, the smallest accuracy gap that {found} is {100 * resolution.smallest_gap:.1f} points "
+            f"at best, and {100 * resolution.typical_gap:.1f} when exactly one of two heads is right on "
+            f"{TYPICAL_DISCORDANCE:.0%} of the clips.",
+        )
+
+
+def _balance_problems(report: AuditReport) -> Iterator[Problem]:
+    balance = report.balance
+    if balance is None:
+        return
+    if balance.largest > IMBALANCE * balance.smallest:
+        yield Problem(
+            "note",
+            "imbalance",
+            f"The largest training class has {balance.largest} clips, the smallest {balance.smallest}.",
+        )
+    if balance.single_clip_classes:
+        yield Problem(
+            "note",
+            "single_clip_classes",
+            f"{balance.single_clip_classes} of {report.splits['train'].classes} training classes have a single clip.",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,621 @@
+"""Experiments: an experiment says what is fused how; `fit` trains one, `table1` the paper's six and their controls.
+
+Nothing is chosen on test: every head is the last epoch's, and test is scored once, after training.
+
+A run folder, `<root>/runs/<name>/`, appears whole; an older run of that name is replaced when the new one is complete:
+
+    config.json            everything that made it
+    metrics.json           per split: n, accuracy and loss with intervals, per seed, and the reachable ceiling
+    history.csv            seed, epoch, train_loss, val_loss, val_accuracy
+    predictions-val.csv    clip_id, group, label, seed, predicted, correct, loss
+    predictions-test.csv
+    head/                  the first seed's head
+    heads/seed-<n>/        the heads of the other seeds
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.files import write_csv, write_json
+from alphafuse.data.power import smallest_resolvable_gap
+from alphafuse.data.splits import Ceiling, reachable_ceiling
+from alphafuse.data.store import MODALITIES, Embeddings
+from alphafuse.errors import ExperimentError, unknown
+
+from .fusion import FUSIONS
+from .head import BOTH, AlphaFusion, HeadConfig, check_target, usable_clips
+from .metrics import Scores, score
+from .statistics import (
+    Interval,
+    PairedTest,
+    accuracy_interval,
+    bootstrap_interval,
+    difference_interval,
+    holm,
+    paired_permutation_test,
+)
+from .training import Progress, TrainedHead, TrainSettings, class_indices, train_heads
+from .transforms import NOTEBOOK_POS_SCALAR, check_transform
+
+TITLES = {"timesformer": "TimeSformer", "ast": "AST", BOTH: "both"}
+EVALUATED = ("val", "test")
+TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
+PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is fused, and how.
+
+    Attributes:
+        transform: entry of `TRANSFORMS`.
+        on: the modality that is transformed, "both", or None with transform "none".
+        alpha: for the transforms that take one.
+        fusion: entry of `FUSIONS`.
+        modalities: what the head reads: both, or one.
+
+    Raises:
+        ExperimentError: a name that doesn't exist, or parts that don't go together.
+    """
+
+    transform: str = "none"
+    on: str | None = None
+    alpha: float | None = None
+    fusion: str = "concat"
+    modalities: tuple[str, ...] = MODALITIES
+
+    def __post_init__(self) -> None:
+        for modality in self.modalities:
+            if modality not in MODALITIES:
+                raise ExperimentError(unknown("modality", modality, MODALITIES))
+        object.__setattr__(self, "modalities", tuple(m for m in MODALITIES if m in self.modalities))
+        if not self.modalities:
+            raise ExperimentError(f"an experiment needs at least one modality: {', '.join(MODALITIES)}")
+        check_transform(self.transform, self.alpha)
+        check_target(self.transform, self.on, self.modalities)
+        if self.fusion not in FUSIONS:
+            raise ExperimentError(unknown("fusion", self.fusion, FUSIONS))
+        if self.transform == "none":
+            object.__setattr__(self, "on", None)  # none on ast = none on timesformer
+
+    @property
+    def name(self) -> str:
+        """Short, for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only"."""
+        parts = [self.transform, "" if self.alpha is None else f"{self.alpha:g}", self.on or ""]
+        parts = ["untransformed"] if self.transform == "none" and len(self.modalities) > 1 else parts
+        if self.transform == "none" and len(self.modalities) == 1:
+            parts = []
+        parts += [f"{self.modalities[0]}-only"] if len(self.modalities) == 1 else []
+        parts += [self.fusion] if self.fusion != "concat" else []
+        return "-".join(part for part in parts if part)
+
+    @property
+    def title(self) -> str:
+        """For a table's row: "AST sqrt", "untransformed", "AST only"."""
+        alpha = "" if self.alpha is None else f" {self.alpha:g}"
+        only = f"{TITLES[self.modalities[0]]} only" if len(self.modalities) == 1 else ""
+        if self.transform == "none":
+            text = only or "untransformed"
+        else:
+            text = f"{only or TITLES[str(self.on)]} {self.transform}{alpha}"
+        return text if self.fusion == "concat" else f"{text}, {self.fusion}"
+
+    def head_config(self, train: Embeddings, classes: Sequence[str], settings: TrainSettings) -> HeadConfig:
+        """The head for these embeddings; `ExperimentError` when they lack a modality.
+
+        `pos-scalar` is the paper's 1.5, or the 2 of its authors' code for embeddings of protocol `notebook`.
+        """
+        for modality in self.modalities:
+            if modality not in train.features:
+                raise ExperimentError(
+                    f"no training clip has a {modality} embedding: see `alphafuse store info`, or choose the other "
+                    "modality alone"
+                )
+        transform, alpha = self.transform, self.alpha
+        if transform == "pos-scalar" and is_notebook(train.settings):
+            transform, alpha = "scale", NOTEBOOK_POS_SCALAR
+        return HeadConfig(
+            dims={modality: int(train.features[modality].shape[1]) for modality in self.modalities},
+            classes=tuple(classes),
+            transform=transform,
+            on=self.on,
+            alpha=alpha,
+            fusion=self.fusion,
+            hidden=settings.hidden,
+            dropout=settings.dropout,
+            absent=settings.absent,
+        )
+
+
+def is_notebook(settings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether embeddings were made by protocol `notebook`, from their store's settings."""
+    return any(made.get("protocol") == "notebook" for made in settings.values())
+
+
+BASELINE = Experiment()
+PAPER_SIX = tuple(
+    Experiment(transform, on=modality)
+    for modality in ("timesformer", "ast")
+    for transform in ("sqrt", "pos-scalar", "neg-scalar")
+)
+TABLE1: tuple[Experiment, ...] = (
+    BASELINE,
+    *PAPER_SIX,  # the paper's table 1, in its order
+    Experiment(modalities=("timesformer",)),
+    Experiment(modalities=("ast",)),
+)
+FIGURE3 = PAPER_SIX[1]  # the paper's figure 3 shows the losses of experiment 2
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper and its authors' notebook report of one of the six experiments.
+
+    Attributes:
+        experiment: its number in table 1, from 1.
+        accuracy, loss: table 1, rounded there.
+        correct: test clips that the notebook got right, of `PAPER_TEST_CLIPS`.
+        notebook_loss: unrounded.
+        train_loss, val_loss: (25,) per epoch.
+    """
+
+    experiment: int
+    accuracy: float
+    loss: float
+    correct: int
+    notebook_loss: float
+    train_loss: tuple[float, ...]
+    val_loss: tuple[float, ...]
+
+
+@cache
+def paper_results() -> Mapping[Experiment, Paper]:
+    """The six experiments with the paper's figures, in the paper's order (from paper_results.json)."""
+    rows = json.loads(resources.files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
+    return {
+        Experiment(row["transform"].replace("_", "-"), on=row["on"].lower()): Paper(
+            experiment=row["experiment"],
+            accuracy=row["paper_table1_accuracy"],
+            loss=row["paper_table1_loss"],
+            correct=round(row["test_accuracy"] * PAPER_TEST_CLIPS),
+            notebook_loss=row["test_loss"],
+            train_loss=tuple(row["train_loss"]),
+            val_loss=tuple(row["val_loss"]),
+        )
+        for row in rows
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and clips with its interval, and the mean of each seed."""
+
+    mean: float
+    interval: Interval
+    per_seed: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"{self.mean:.4f} [{self.interval.low:.4f}, {self.interval.high:.4f}]"
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """How an experiment's heads (one per seed) do on one split.
+
+    Attributes:
+        split: "val" or "test".
+        clip_ids, groups, labels: of the n clips that were scored.
+        dropped: clips left out because they lack a modality.
+        ceiling: how many of the n have a label that occurs in training.
+        top1, topk, class_accuracy: in [0, 1]; loss: cross entropy in nats.
+        scores: per clip, (seeds, clips).
+    """
+
+    split: str
+    clip_ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    labels: tuple[str, ...]
+    dropped: int
+    ceiling: Ceiling
+    top1: Estimate
+    topk: Estimate
+    class_accuracy: float
+    loss: Estimate
+    scores: Scores
+
+    @property
+    def n(self) -> int:
+        """Clips that were scored."""
+        return len(self.clip_ids)
+
+    def __repr__(self) -> str:
+        return f"SplitResult({self.split}: n={self.n}, top1={self.top1!r}, loss={self.loss!r})"
+
+    def to_json(self) -> dict[str, Any]:
+        """What metrics.json holds of a split."""
+        return {
+            "n": self.n,
+            "source_videos": len(set(self.groups)),
+            "dropped": self.dropped,
+            "reachable_ceiling": {**asdict(self.ceiling), "accuracy": self.ceiling.accuracy},
+            "top1": asdict(self.top1),
+            f"top{self.scores.k}": asdict(self.topk),
+            "mean_class_accuracy": self.class_accuracy,
+            "loss": asdict(self.loss),
+        }
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `fit` returns and writes.
+
+    Attributes:
+        experiment, settings, seeds: what was asked for.
+        folder: the run folder.
+        splits: "val" and "test" -> results.
+        heads: one per seed, in the order of `seeds`.
+    """
+
+    experiment: Experiment
+    settings: TrainSettings
+    seeds: tuple[int, ...]
+    folder: Path
+    splits: Mapping[str, SplitResult]
+    heads: tuple[TrainedHead, ...]
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} top1={result.top1!r} n={result.n}" for name, result in self.splits.items())
+        return f"RunResult({self.experiment.title}, {len(self.seeds)} seeds, {figures}, folder={str(self.folder)!r})"
+
+
+def evaluate_heads(
+    heads: Sequence[TrainedHead], embeddings: Embeddings, *, split: str, train_labels: Sequence[str]
+) -> SplitResult:
+    """Score one experiment's heads on a split.
+
+    Args:
+        heads: of one configuration, one per seed.
+        embeddings: of the split; clips that the heads can't use are left out and counted.
+        split: its name.
+        train_labels: labels of the training clips that were used, for the ceiling.
+
+    Raises:
+        ExperimentError: no clip of the split has the embeddings that the heads need.
+    """
+    config = heads[0].head.config
+    usable = usable_clips(embeddings, config)
+    kept = embeddings.take(usable)
+    if not len(kept):
+        raise ExperimentError(f"none of the {len(embeddings)} {split} clips has the embeddings that the head reads")
+    logits = np.stack([trained.head.predict_logits(kept) for trained in heads])  # (seeds, clips, C)
+    scores = score(logits, class_indices(kept.labels, config.classes))
+    return SplitResult(
+        split=split,
+        clip_ids=kept.clip_ids,
+        groups=kept.groups,
+        labels=kept.labels,
+        dropped=int((~usable).sum()),
+        ceiling=reachable_ceiling(train_labels, kept.labels),
+        top1=_estimate(scores.top1, accuracy_interval(scores.top1, kept.groups)),
+        topk=_estimate(scores.topk, accuracy_interval(scores.topk, kept.groups)),
+        class_accuracy=float(scores.class_accuracy.mean()),
+        loss=_estimate(scores.loss, bootstrap_interval(scores.loss, kept.groups)),
+        scores=scores,
+    )
+
+
+def _estimate(values: np.ndarray, interval: Interval) -> Estimate:
+    return Estimate(float(values.mean()), interval, tuple(float(mean) for mean in values.mean(axis=1)))
+
+
+def seed_range(seeds: int, first_seed: int = 0) -> tuple[int, ...]:
+    """`seeds` consecutive seeds; `ExperimentError` for fewer than one."""
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ExperimentError(f"seeds must be a whole number of at least 1, not {seeds!r}")
+    return tuple(range(first_seed, first_seed + seeds))
+
+
+def fit(
+    dataset: Dataset,
+    experiment: Experiment,
+    *,
+    seeds: int = 1,
+    first_seed: int = 0,
+    settings: TrainSettings | None = None,
+    run: str | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Train one experiment, score validation and test, and write the run folder.
+
+    Args:
+        dataset: whose three splits are extracted.
+        experiment: what to fuse, and how.
+        seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
+        settings: training settings; the paper's by default.
+        run: the run's name; the experiment's by default. An older run of that name is replaced.
+        progress: called with the number of newly finished epochs, `seeds * settings.epochs` in all.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: settings that don't fit, a bad name, or a loss that stops being finite.
+    """
+    settings = settings or TrainSettings()
+    chosen = seed_range(seeds, first_seed)
+    name = run or experiment.name
+    check_run_name(name)
+    embeddings = dataset.all_embeddings()
+    config = experiment.head_config(embeddings["train"], dataset.classes, settings)
+    heads = train_heads(embeddings["train"], embeddings["val"], [config], chosen, settings=settings, progress=progress)
+    usable = embeddings["train"].take(usable_clips(embeddings["train"], config))
+    splits = {
+        split: evaluate_heads(heads, embeddings[split], split=split, train_labels=usable.labels) for split in EVALUATED
+    }
+    result = RunResult(experiment, settings, chosen, dataset.root / "runs" / name, splits, tuple(heads))
+    with replaced_run(dataset.root, name) as folder:
+        write_json(
+            folder / "config.json",
+            {
+                "kind": "fit",
+                "experiment": asdict(experiment),
+                "head": config.to_json(),
+                **provenance(dataset, embeddings, settings, chosen),
+                "clips": {"train": len(usable), **{split: splits[split].n for split in EVALUATED}},
+                "dropped": {**heads[0].dropped, "test": splits["test"].dropped},
+            },
+        )
+        write_json(folder / "metrics.json", {split: result.to_json() for split, result in splits.items()})
+        write_csv(folder / "history.csv", history_rows(heads))
+        for split in EVALUATED:
+            write_csv(folder / f"predictions-{split}.csv", _prediction_rows(splits[split], chosen, dataset.classes))
+        for position, trained in enumerate(heads):
+            place = folder / "heads" / f"seed-{trained.seed}" if position else folder / "head"
+            trained.head.save_pretrained(place)
+    return result
+
+
+def history_rows(heads: Sequence[TrainedHead]) -> Iterator[tuple[object, ...]]:
+    """Rows of history.csv, with its header; epochs count from 1."""
+    yield ("seed", "epoch", "train_loss", "val_loss", "val_accuracy")
+    for trained in heads:
+        columns = (trained.history.train_loss, trained.history.val_loss, trained.history.val_accuracy)
+        for epoch, row in enumerate(zip(*columns, strict=True), start=1):
+            yield (trained.seed, epoch, *(float(value) for value in row))
+
+
+def _prediction_rows(result: SplitResult, seeds: Sequence[int], classes: Sequence[str]) -> Iterator[tuple[object, ...]]:
+    yield ("clip_id", "group", "label", "seed", "predicted", "correct", "loss")
+    for index, seed in enumerate(seeds):
+        for i, clip_id in enumerate(result.clip_ids):
+            predicted = classes[result.scores.predicted[index, i]]
+            correct, loss = int(result.scores.top1[index, i]), float(result.scores.loss[index, i])
+            yield (clip_id, result.groups[i], result.labels[i], seed, predicted, correct, loss)
+
+
+def provenance(
+    dataset: Dataset, embeddings: Mapping[str, Embeddings], settings: TrainSettings, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """What made a run, apart from the experiment: for config.json."""
+    return {
+        "dataset": {"name": dataset.name, "source": dataset.source},
+        "classes": list(dataset.classes),
+        "embeddings": {modality: dict(made) for modality, made in embeddings["train"].settings.items()},
+        "settings": settings.to_json(),
+        "seeds": list(seeds),
+        "versions": {
+            "alphafuse": version("alphafuse"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def check_run_name(name: str) -> None:
+    """Raise `ExperimentError` unless the name can be a folder's."""
+    if not re.fullmatch(r"[\w][\w.+=@-]*", name):
+        raise ExperimentError(f"'{name}' can't name a run: use letters, digits, '-', '_' and '.', such as sqrt-ast")
+
+
+@contextmanager
+def replaced_run(root: Path, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes `<root>/runs/<name>` when the block ends well, and disappears when it doesn't.
+
+    An older run stays until then; a folder can't be exchanged in one step, so between two renames there is none.
+    """
+    check_run_name(name)
+    target = root / "runs" / name
+    temporary = root / "runs" / f".{name}.{uuid.uuid4().hex[:8]}.partial"
+    outgoing = temporary.with_suffix(".old")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(outgoing)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(outgoing, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment against the untransformed baseline, on the same test clips.
+
+    Attributes:
+        interval: of the difference in test top-1, experiment minus baseline.
+        test: paired permutation test, its p-value uncorrected.
+        p_holm: corrected for the number of comparisons in the table.
+    """
+
+    interval: Interval
+    test: PairedTest
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Table1Row:
+    """One row; `comparison` is None for the baseline itself, `paper` for the rows that the paper lacks."""
+
+    experiment: Experiment
+    val: SplitResult
+    test: SplitResult
+    comparison: Comparison | None
+    paper: Paper | None
+    heads: tuple[TrainedHead, ...]
+
+    def __repr__(self) -> str:
+        return f"Table1Row({self.experiment.title}: test top1={self.test.top1!r})"
+
+
+@dataclass(frozen=True)
+class Table1:
+    """The paper's table 1 on a dataset.
+
+    Attributes:
+        dataset_name: of the root.
+        is_demo: whether it is the generated demo.
+        is_paper_split: whether it is the paper's own split of VGGSound.
+        classes: number of classes.
+        clips: split -> clips used by every row; dropped: split -> clips that lack a modality.
+        ceiling: of the test split.
+        seeds, settings: of every row.
+        rows: in the order of `TABLE1`.
+        resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases.
+        provenance: for config.json.
+    """
+
+    dataset_name: str
+    is_demo: bool
+    is_paper_split: bool
+    classes: int
+    clips: Mapping[str, int]
+    dropped: Mapping[str, int]
+    ceiling: Ceiling
+    seeds: tuple[int, ...]
+    settings: TrainSettings
+    rows: tuple[Table1Row, ...]
+    resolvable_gap: float
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Table1({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+
+    @property
+    def largest_gap(self) -> float:
+        """Largest difference in test top-1 between the baseline and one of the six transformed experiments."""
+        return max(abs(row.comparison.test.difference) for row in self.rows if row.paper and row.comparison)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether a split of this size can tell the six experiments from the baseline."""
+        n, gap, largest = self.clips["test"], 100 * self.resolvable_gap, 100 * self.largest_gap
+        if self.largest_gap < self.resolvable_gap:
+            return (
+                f"{n} test clips can't settle differences of this size: the largest among the six is {largest:.1f} "
+                f"points, and a paired test needs about {gap:.1f} points to find a difference in 4 of 5 repetitions."
+            )
+        return (
+            f"{n} test clips resolve differences from about {gap:.1f} points on (paired test, 80% power); the largest "
+            f"among the six is {largest:.1f} points."
+        )
+
+
+def table1(
+    dataset: Dataset,
+    *,
+    seeds: int = TABLE1_SEEDS,
+    first_seed: int = 0,
+    settings: TrainSettings | None = None,
+    progress: Progress | None = None,
+) -> Table1:
+    """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
+
+    Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes nothing:
+    `alphafuse.report.table1.write_table1` does.
+
+    Args:
+        dataset: whose three splits are extracted.
+        seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
+        settings: training settings; the paper's by default.
+        progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.epochs` in all.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: settings that don't fit, or a loss that stops being finite.
+    """
+    settings = settings or TrainSettings()
+    chosen = seed_range(seeds, first_seed)
+    everything = dataset.all_embeddings()
+    fused = BASELINE.head_config(everything["train"], dataset.classes, settings)
+    usable = {split: usable_clips(embeddings, fused) for split, embeddings in everything.items()}
+    embeddings = {split: everything[split].take(usable[split]) for split in everything}
+    # the clips are chosen: a single-modality head of a "zeros" table keeps them all too
+    configs = [experiment.head_config(embeddings["train"], dataset.classes, settings) for experiment in TABLE1]
+    trained = train_heads(embeddings["train"], embeddings["val"], configs, chosen, settings=settings, progress=progress)
+    of_row = [tuple(trained[i * seeds : (i + 1) * seeds]) for i in range(len(TABLE1))]
+    labels = embeddings["train"].labels
+    val, test = (
+        [evaluate_heads(heads, embeddings[split], split=split, train_labels=labels) for heads in of_row]
+        for split in EVALUATED
+    )
+    comparisons = [None, *_compare(test[0], test[1:])]
+    rows = tuple(
+        Table1Row(experiment, val[i], test[i], comparisons[i], paper_results().get(experiment), of_row[i])
+        for i, experiment in enumerate(TABLE1)
+    )
+    return Table1(
+        dataset_name=dataset.name,
+        is_demo=dataset.name == "demo",
+        is_paper_split=dataset.source.get("subset") == "paper",
+        classes=len(dataset.classes),
+        clips={split: len(embeddings[split]) for split in embeddings},
+        dropped={split: int((~mask).sum()) for split, mask in usable.items()},
+        ceiling=test[0].ceiling,
+        seeds=chosen,
+        settings=settings,
+        rows=rows,
+        resolvable_gap=_resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)]),
+        provenance=provenance(dataset, embeddings, settings, chosen),
+    )
+
+
+def _compare(baseline: SplitResult, others: Sequence[SplitResult]) -> list[Comparison]:
+    """Each of the others against the baseline, Holm-corrected over all of them."""
+    a = [other.scores.top1 for other in others]
+    b, groups = baseline.scores.top1, baseline.groups
+    tests = [paired_permutation_test(values, b, groups) for values in a]
+    corrected = holm([test.p_value for test in tests])
+    return [
+        Comparison(difference_interval(values, b, groups), test, p_holm)
+        for values, test, p_holm in zip(a, tests, corrected, strict=True)
+    ]
+
+
+def _resolvable_gap(baseline: SplitResult, six: Sequence[SplitResult]) -> float:
+    """Smallest gap found with 80% power, at the mean squared difference per clip of the six from the baseline."""
+    base = baseline.scores.top1.mean(axis=0)
+    squared = [np.mean((result.scores.top1.mean(axis=0) - base) ** 2) for result in six]
+    return smallest_resolvable_gap(len(set(baseline.groups)), discordance=float(np.mean(squared)))
+
+
+def load_heads(folder: Path) -> list[AlphaFusion]:
+    """All heads of a run folder, the first seed's first."""
+    others = sorted((Path(folder) / "heads").glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    return [AlphaFusion.from_pretrained(path) for path in (Path(folder), *others)]
