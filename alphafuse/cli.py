@@ -1,7 +1,8 @@
 """The command line: each command is a thin call of one public function with the same keywords.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 `store verify` or `data audit --strict` found something, 2 a mistake
-of the user's (one line says what, why, and how to mend it), 130 and 143 interrupted (what was done is kept).
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 `store verify` or `data audit --strict`
+found something, 2 a mistake of the user's (one line says what, why, and how to mend it), 130 and 143 interrupted (what
+was done is kept).
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 

@@ -31,14 +31,15 @@ def real_csv(real_clips: list[Path]) -> Path:
     return real_clips[0].parents[1] / "vggsound.csv"
 
 
-def moving_square(frames: int, height: int, width: int) -> np.ndarray:
-    """(frames, height, width, 3) uint8: every frame differs from every other."""
+def moving_square(frames: int, height: int, width: int, *, look: int = 0) -> np.ndarray:
+    """(frames, height, width, 3) uint8: every frame differs from every other, and every look from every other."""
     images = np.zeros((frames, height, width, 3), np.uint8)
     images[..., 2] = np.linspace(0, 255, width, dtype=np.uint8)
     for i in range(frames):
         left = int(i / frames * (width - 8))
         images[i, 4:12, left : left + 8] = 255
         images[i, -8:, :, 0] = 255 * i // frames
+    images[:, :, : 1 + look % width, 1] = 200
     return images
 
 
@@ -63,23 +64,25 @@ def write_clip(
     codec: str = "libx264",
     audio_codec: str = "aac",
     gop: int = 12,
+    look: int = 0,
 ) -> Path:
-    """Encode a small clip: H.264 with B frames and AAC by default."""
+    """Encode a small clip: H.264 with B frames and AAC by default; another `look` looks and sounds different."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         if video:
             picture = container.add_stream(codec, rate=fps)
             picture.height, picture.width, picture.pix_fmt = *size, "yuv420p"
             picture.gop_size = gop
+            picture.codec_context.thread_count = 1  # so that the same call gives the same bytes
         if audio:
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
             sound = container.add_stream(audio_codec, rate=rate, layout=layout)
         if video:
-            for image in moving_square(frames, *size):
+            for image in moving_square(frames, *size, look=look):
                 container.mux(picture.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(picture.encode())
         if audio:
-            wave = sine(frames / fps if seconds is None else seconds, rate, channels)
+            wave = sine(frames / fps if seconds is None else seconds, rate, channels, hertz=440.0 + 50 * look)
             frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
             resampler = av.AudioResampler(sound.format, sound.layout, sound.rate, frame_size=sound.frame_size or 0)
@@ -119,7 +122,8 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
                 for cut in (0, 1):
                     group = f"{split}{number}"
                     clip_id = f"{group}_{cut:06d}"
-                    write_clip(root / "clips" / f"{clip_id}.mp4", **clip_settings)  # type: ignore[arg-type]
+                    path = root / "clips" / f"{clip_id}.mp4"
+                    write_clip(path, look=len(clips), **clip_settings)  # type: ignore[arg-type]
                     clips.append(Clip(clip_id, f"{clip_id}.mp4", label, split, group))
         Dataset.create(root, Manifest(clips), name=name, clip_folder=root / "clips", classes=labels)
         return root

@@ -15,7 +15,13 @@ from conftest import write_clip
 
 from alphafuse import __version__
 from alphafuse.cli import cli, main
+from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER
+from alphafuse.data.folder import TEST_FRACTION
+from alphafuse.data.sources import VAL_FRACTION
 from alphafuse.data.store import Embeddings
+from alphafuse.extract.pipeline import ExtractSettings
+from alphafuse.heads.experiments import TABLE1_SEEDS
+from alphafuse.heads.training import TrainSettings
 
 MakeRoot = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -88,6 +94,27 @@ def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[
     assert code == 0 and f"alphafuse {' '.join(command)} " in out.split("Example")[1]
 
 
+def test_the_options_defaults_are_those_of_python() -> None:
+    def options(*path: str) -> dict[str, object]:
+        command: object = cli
+        for name in path:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        return {option.name: option.default for option in command.params}  # type: ignore[attr-defined]
+
+    for command, settings in (("extract", ExtractSettings()), ("fit", TrainSettings()), ("table1", TrainSettings())):
+        given = {name: value for name, value in vars(settings).items() if value is not None and value is not False}
+        shared = {name: value for name, value in given.items() if name in options(command)}
+        assert len(shared) >= 6
+        assert {name: options(command)[name] for name in shared} == shared
+    assert options("table1")["seeds"] == TABLE1_SEEDS
+    assert {m: options("data", "vggsound")[m] for m in ("timesformer", "ast")} == {
+        "timesformer": DEFAULT_TIMESFORMER,
+        "ast": DEFAULT_AST,
+    }
+    assert options("data", "vggsound")["val_fraction"] == VAL_FRACTION
+    assert options("data", "folder")["test_fraction"] == TEST_FRACTION
+
+
 def test_version_is_printed(run: Run) -> None:
     assert run("--version")[1] == f"alphafuse, version {__version__}\n"
 
@@ -139,7 +166,7 @@ def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_b
 
 def test_fit_prints_figures_with_n_and_intervals_and_writes_a_run(run: Run, extracted: Path) -> None:
     code, out, _ = run("fit", "--transform", "sqrt", "--on", "ast", "--epochs", 2, "--root", extracted)
-    assert code == 0 and "sqrt on AST (seed 0)" in out and "95% interval" in out and "Wilson" in out
+    assert code == 0 and "AST sqrt (seed 0)" in out and "95% intervals" in out and "Wilson" in out
     folder = extracted / "runs" / "sqrt-ast"
     assert {"config.json", "metrics.json", "history.csv", "head"} <= {path.name for path in folder.iterdir()}
     code, out, _ = run("fit", "--epochs", 2, "--seeds", 2, "--root", extracted, "--run", "mine", "--json")
@@ -150,7 +177,7 @@ def test_fit_prints_figures_with_n_and_intervals_and_writes_a_run(run: Run, extr
 
 def test_table1_prints_and_writes_nine_rows(run: Run, extracted: Path) -> None:
     code, out, _ = run("table1", "--seeds", 2, "--epochs", 2, "--root", extracted)
-    assert code == 0 and "pos-scalar on TimeSformer" in out and "AST only" in out and "4/18" in out
+    assert code == 0 and "TimeSformer pos-scalar" in out and "AST only" in out and "4/18" in out
     names = {path.name for path in (extracted / "runs" / "table1").iterdir()}
     assert {"table1.json", "table1.md", "figure3.png", "config.json", "history.csv"} <= names
     code, out, _ = run("table1", "--seeds", 2, "--epochs", 2, "--root", extracted, "--json")
@@ -223,8 +250,10 @@ def test_interrupted_extraction_keeps_what_is_done_and_says_how_to_go_on(
     script = "import sys; from alphafuse.cli import main; main()"
     names = [f"--{modality}={folder}" for modality, folder in tiny_backbones.items()]
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "extract", "--split=all", f"--root={root}", *names, "--batch-size=1"]
-        + ["--flush-seconds=0.2", "--workers=1"],
+        [
+            *(sys.executable, "-c", script, "extract", "--split=all", f"--root={root}", *names),
+            *("--batch-size=1", "--flush-seconds=0.2", "--workers=1"),
+        ],
         cwd=root,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
@@ -290,3 +292,15 @@ def test_bad_runs_and_seeds_are_named(dataset: Dataset, tmp_path: Path) -> None:
     unextracted = Dataset.create(tmp_path, Manifest(clips), name="new", clip_folder=tmp_path, classes=CLASSES)
     with pytest.raises(StoreError, match="alphafuse extract"):
         table1(unextracted, seeds=1)
+
+
+def test_pos_scalar_is_the_papers_factor_or_the_notebooks_by_protocol(dataset: Dataset) -> None:
+    train = dataset.embeddings("train")
+    experiment = Experiment("pos-scalar", on="ast")
+    paper = experiment.head_config(train, CLASSES, SETTINGS)
+    made = {modality: {**settings, "protocol": "notebook"} for modality, settings in train.settings.items()}
+    notebook = experiment.head_config(replace(train, settings=made), CLASSES, SETTINGS)
+    ast = {"timesformer": torch.ones(1, 8), "ast": torch.ones(1, 6)}
+    assert AlphaFusion(paper).fuse(ast)[0, 8:].tolist() == [1.5] * 6
+    assert AlphaFusion(notebook).fuse(ast)[0, 8:].tolist() == [2.0] * 6
+    assert AlphaFusion(notebook).fuse(ast)[0, :8].tolist() == [1.0] * 8
