@@ -181,7 +181,7 @@ class Look:
 
 
 def draw_look(rng: np.random.Generator, *, difficulty: float = 1.0) -> Look:
-    """Draw a look. `difficulty` 0 is a clean studio, 1 what the demo uses; it scales all disturbances."""
+    """Draw a look. `difficulty` is 0 in a clean studio and at most 1.5; it scales all disturbances."""
     # a dim scene and a brighter thing in it, whatever the colours: a small model must not learn both polarities
     background = rng.uniform(25, 100) + rng.normal(0, 12, 3) + rng.normal(0, 14, (3, 3, 3))
     step = rng.uniform(120 - 80 * difficulty, 150 - 40 * difficulty)
@@ -402,7 +402,7 @@ class Voice:
 
 
 def draw_voice(rng: np.random.Generator, *, difficulty: float = 1.0) -> Voice:
-    """Draw a voice. `difficulty` 0 is a quiet room, 1 what the demo uses."""
+    """Draw a voice. `difficulty` 0 is a quiet room, 1 a noisy street; it scales the background."""
     return Voice(
         pitch_hz=float(400 * 2 ** rng.uniform(-0.8, 0.8)),
         tempo=float(rng.uniform(0.75, 1.3)),

@@ -1,8 +1,16 @@
 """Train the compact TimeSformer and AST that ship in this package.
 
-    python -m alphafuse.extract.compact.train --out DIR [--only timesformer|ast] [--clips N] [--epochs N] [--threads N]
+    python -m alphafuse.extract.compact.train --out DIR --only timesformer --epochs 8 --bfloat16
+    python -m alphafuse.extract.compact.train --out DIR --only ast --epochs 7
 
-RUN_RECORD
+made the weights beside this file, on one thread of a busy two-core AMD EPYC without a GPU. Accuracy is on 1,000 clips
+of the training's events drawn from other seeds, from clean to noisy (difficulty 0 to 1.1):
+
+    timesformer   528 s   shape 0.81, motion 0.95
+    ast           640 s   timbre 0.77, rhythm 0.77, contour 0.73
+
+To ship new weights, copy DIR/timesformer and DIR/ast over the folders here. Expect close figures, not the same bytes:
+the sums depend on the processor and on the library versions.
 
 Both learn to name the factors of synthetic events drawn by `alphafuse.data.synthesis`: the shape and the motion of
 what is seen, the timbre, the rhythm and the pitch contour of what is heard. Every combination that occurs in the demo
@@ -218,7 +226,7 @@ def draw_sound_example(seed: int, difficulty: float) -> Example:
 
 def draw_examples(draw: Callable[[int, float], Example], seeds: range) -> Examples:
     """Draw one example per seed, from easy to hard: 5 to 8 ms each (threads would only fight for the interpreter)."""
-    difficulties = np.linspace(0, 1.1, len(seeds))  # 1 is the demo's own
+    difficulties = np.linspace(0, 1.1, len(seeds))  # the demo is harder: LOOK_DIFFICULTY, VOICE_DIFFICULTY
     drawn = [draw(seed, float(level)) for seed, level in zip(seeds, difficulties, strict=True)]
     return Examples(
         torch.from_numpy(np.stack([example.inputs for example in drawn])),
@@ -379,9 +387,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the compact TimeSformer and AST.")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets timesformer/ and ast/")
     parser.add_argument("--only", choices=["timesformer", "ast"], help="train this one alone")
-    parser.add_argument("--clips", type=int, default=12_000, help="clips drawn for each backbone")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=5_000, help="clips drawn for each backbone")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 (the weights stay float32)")
     options = parser.parse_args()
     assert_disjoint()
