@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -363,6 +364,9 @@ def extract(split: str, root: Path, as_json: bool, **arguments: Any) -> None:
       alphafuse extract --split all --root demo
       alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
     """
+    # before torch is loaded: OpenMP threads that wait actively take the decode workers' processors (measured on 2
+    # cores: small backbones extract 1.25 times faster with this, full-size ones as fast as without)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from alphafuse.extract.pipeline import ExtractSettings, extract_embeddings
 
     dataset = Dataset.open(root)

@@ -96,7 +96,7 @@ class Dataset:
         return cls.open(root)
 
     @classmethod
-    def open(cls, root: Path) -> Dataset:
+    def open(cls, root: str | Path) -> Dataset:
         """Open a root.
 
         Raises:

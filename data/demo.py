@@ -57,8 +57,8 @@ DEMO_PAIRS: tuple[tuple[int, int], ...] = tuple((i, (i + step) % 8) for i in ran
 
 DEMO_CLASSES: tuple[str, ...] = tuple(f"{VISUAL_EVENTS[v].name} with {SOUND_EVENTS[s].name}" for v, s in DEMO_PAIRS)
 
-CLIPS_PER_CLASS = 36  # 24 official train and 12 official test: 576 clips in all
-TEST_SHARE = Fraction(1, 3)
+CLIPS_PER_CLASS = 28  # 16 official train and 12 official test: 448 clips in all
+TEST_SHARE = Fraction(3, 7)
 FRAMES_PER_SECOND = 12
 FRAME_HEIGHT, FRAME_WIDTH = 72, 96  # pixels, 4:3
 SHORTEST_SECONDS, LONGEST_SECONDS = 2.0, 2.5
@@ -99,7 +99,7 @@ def write_demo_clips(
 ) -> Path:
     """Write the demo dataset into `folder` and return the path of its `vggsound.csv`.
 
-    Two thirds of each class are official train clips, one third official test clips; no source video is in both.
+    `TEST_SHARE` of each class are official test clips, the others official train clips; no source video is in both.
     A clip is written under a temporary name and renamed when whole, the csv last: after a kill, the same call draws
     what is missing and keeps what is there (a clip's name follows from its seed). `workers` threads draw at once
     (default: one per processor); `progress` is called once per clip, in the calling thread, drawn or kept.
@@ -227,7 +227,7 @@ def write_mp4(
         container.mux(audio.encode(None))
 
 
-def make_demo(root: Path, *, seed: int = 0, progress: Callable[[], object] | None = None) -> ImportReport:
+def make_demo(root: str | Path, *, seed: int = 0, progress: Callable[[], object] | None = None) -> ImportReport:
     """Generate the demo below `root` and make `root` its dataset root, as `import_vggsound` does from VGGSound's files.
 
     Args:
@@ -235,6 +235,7 @@ def make_demo(root: Path, *, seed: int = 0, progress: Callable[[], object] | Non
         seed: decides every clip and the validation split.
         progress: called once per clip.
     """
+    root = Path(root)
     csv_path = write_demo_clips(root, seed=seed, progress=progress)
     return import_vggsound(
         csv_path,

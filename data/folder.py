@@ -19,10 +19,10 @@ _VGGSOUND_NAME = re.compile(r"([\w-]{11})_\d{6}")  # {youtube_id}_{start_seconds
 
 
 def import_folder(
-    source: Path,
-    root: Path,
+    source: str | Path,
+    root: str | Path,
     *,
-    csv: Path | None = None,
+    csv: str | Path | None = None,
     val_fraction: float = VAL_FRACTION,
     test_fraction: float = TEST_FRACTION,
     seed: int = 0,
@@ -52,6 +52,7 @@ def import_folder(
         DatasetError: nothing usable there, a bad csv (its line is named), or no clip found.
     """
     check_fraction("val_fraction", val_fraction)
+    source, root, csv = Path(source), Path(root), Path(csv) if csv else None
     check_fraction("test_fraction", test_fraction)
     listed, missing = _from_csv(source, csv) if csv is not None else (_from_folders(source), ())
     if not listed:

@@ -122,7 +122,7 @@ class StoreInfo:
 class EmbeddingStore:
     """A folder of shards. Creating the object reads and writes nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
@@ -301,11 +301,12 @@ class EmbeddingStore:
             path.unlink(missing_ok=True)
         return packed
 
-    def export(self, path: Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
+    def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
         """Write all embeddings as .npz (arrays clip_id, label, group, timesformer, ast) or parquet (same columns).
 
         The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`.
         """
+        path = Path(path)
         chosen = format or path.suffix.lstrip(".")
         if chosen not in ("npz", "parquet"):
             raise StoreError(unknown("export format", chosen, ("npz", "parquet")))

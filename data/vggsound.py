@@ -85,9 +85,9 @@ def paper_rows() -> list[Row]:
 
 
 def import_vggsound(
-    csv: Path | None,
-    clips: Path,
-    root: Path,
+    csv: str | Path | None,
+    clips: str | Path,
+    root: str | Path,
     *,
     subset: str | None = None,
     seed: int = 0,
@@ -119,6 +119,7 @@ def import_vggsound(
         DatasetError: the csv or folder can't be used (see `read_vggsound_csv`), or no listed clip has a file.
     """
     check_fraction("val_fraction", val_fraction)
+    csv, clips, root = Path(csv) if csv else None, Path(clips), Path(root)
     known = tuple(official_classes() if classes is None else classes)
     if subset == "paper":
         rows = paper_rows()

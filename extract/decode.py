@@ -86,7 +86,7 @@ SAMPLINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {  # (shown, liste
 
 
 def decode_clip(
-    path: Path,
+    path: str | Path,
     *,
     frames: int,
     sampling: str = "spread",
@@ -206,7 +206,7 @@ def _finish_waveform(
 
 
 def _take_frames(
-    path: Path,
+    path: str | Path,
     video: VideoStream | None,
     packets: list[Packet],
     choose: Callable[[int], list[int]],

@@ -101,7 +101,7 @@ def test_each_sight_and_each_sound_is_in_exactly_two_classes_and_no_pair_repeats
 
 def test_source_videos_stay_in_one_official_split_and_some_give_two_clips() -> None:
     clips = list_demo_clips()
-    assert len(clips) == len({clip.clip_id for clip in clips}) == 576
+    assert len(clips) == len({clip.clip_id for clip in clips}) == 448
     splits: dict[str, set[tuple[str, int]]] = defaultdict(set)
     looks: dict[str, set[tuple[int, ...]]] = defaultdict(set)
     starts: dict[str, list[int]] = defaultdict(list)
@@ -111,7 +111,7 @@ def test_source_videos_stay_in_one_official_split_and_some_give_two_clips() -> N
         starts[clip.youtube_id].append(clip.start_seconds)
     assert all(len(found) == 1 for found in splits.values())
     assert all(len(found) == 1 for found in looks.values())
-    assert Counter(len(found) for found in starts.values()) == {1: 288, 2: 144}
+    assert Counter(len(found) for found in starts.values()) == {1: 224, 2: 112}
     assert all(abs(found[0] - found[1]) >= 10 for found in starts.values() if len(found) == 2)
 
 

@@ -51,8 +51,8 @@ BLOCK = {
 
 
 def convert_ast(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
     fstride: int | None = None,
     tstride: int | None = None,
@@ -80,6 +80,7 @@ def convert_ast(
         CheckpointError: the file would run code, is damaged or another model, or its geometry can't be told;
             nothing is written.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     checkpoint, out = Path(checkpoint), Path(out)
     check_count("--fstride", fstride)
     check_count("--tstride", tstride)

@@ -63,8 +63,8 @@ TEMPORAL = {  # divided_space_time only
 
 
 def convert_timesformer(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
     image_size: int | None = None,
     frames: int | None = None,
@@ -97,6 +97,7 @@ def convert_timesformer(
         CheckpointError: the file would run code, is damaged or another model, or doesn't fit the options; nothing
             is written.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     checkpoint, out = Path(checkpoint), Path(out)
     check_count("--frames", frames)
     check_count("--fed-frames", fed_frames)
