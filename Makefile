@@ -25,7 +25,7 @@ lint: install
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p alphafuse  # the installed package, not the folder
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 reproduce-table1: install
 ifeq ($(ROOT),)
