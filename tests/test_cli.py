@@ -184,6 +184,42 @@ def test_table1_prints_and_writes_nine_rows(run: Run, extracted: Path) -> None:
     assert len(json.loads(out)["rows"]) == 9
 
 
+def test_audit_says_what_the_splits_can_show_and_strict_fails(run: Run, extracted: Path) -> None:
+    code, out, _ = run("data", "audit", "--root", extracted, "--workers", 1)
+    assert code == 0 and "train      6        3              3" in out and "points" in out
+    assert (
+        run("data", "audit", "--root", extracted, "--no-decode", "--strict")[0] == 1
+    )  # 3 source videos settle nothing
+    report = json.loads(run("data", "audit", "--root", extracted, "--no-decode", "--json")[1])
+    assert report["splits"]["test"]["clips"] == 6 and report["problems"]
+
+
+def test_a_root_split_anew_keeps_its_embeddings(run: Run, extracted: Path, tmp_path: Path) -> None:
+    code, out, _ = run("data", "split", "--root", extracted, "--out", tmp_path / "new", "--val", "3", "--test", "3")
+    assert code == 0 and "18 clips in 3 classes" in out and "embeddings of 18 of 18 clips carried over" in out
+    assert run("fit", "--root", tmp_path / "new", "--epochs", 1)[0] == 0
+    code, out, _ = run("data", "split", "--root", extracted, "--out", tmp_path / "folds", "--folds", "3", "--val", "3")
+    assert code == 0 and out.count("carried over") == 3
+    assert_one_line_error(
+        run("data", "split", "--root", extracted, "--out", tmp_path / "x", "--folds", "3", "--test", "3"), "exclude"
+    )
+
+
+def test_convert_makes_folders_that_extract_takes(run: Run, tmp_path: Path) -> None:
+    from originals import save_timesformer, timesformer_tensors
+
+    from alphafuse.extract.backbones import load_timesformer
+
+    original = save_timesformer(tmp_path / "original.pyth", timesformer_tensors())
+    code, out, _ = run("convert", "timesformer", original, tmp_path / "folder")
+    assert code == 0 and "tensors" in out
+    assert load_timesformer(str(tmp_path / "folder")).dim == 64
+    code, out, _ = run("convert", "timesformer", original, tmp_path / "again", "--frames", 4, "--json")
+    assert json.loads(out)["geometry"]
+    assert_one_line_error(run("convert", "ast", original, tmp_path / "wrong"), "TimeSformer")
+    assert_one_line_error(run("convert", "ast", tmp_path / "nowhere.pth", tmp_path / "wrong"), "nowhere.pth")
+
+
 def test_store_commands_look_check_merge_and_export(run: Run, extracted: Path, tmp_path: Path) -> None:
     store = extracted / "stores" / "train"
     assert run("store", "verify", store)[:2] == (0, f"{store}: 1 shards, 0 problems\n")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_clip
+from PIL import Image
 from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
@@ -20,7 +21,7 @@ from alphafuse.data.store import Failure
 from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
 from alphafuse.extract.decode import decode_clip, frame_indices
-from alphafuse.extract.inputs import FrameSpec
+from alphafuse.extract.inputs import FrameSpec, decibel_spectrogram
 from alphafuse.extract.pipeline import ExtractSettings, decode_clips, extract_embeddings
 
 MakeRoot = Callable[..., Path]
@@ -61,6 +62,32 @@ def test_stored_embeddings_equal_a_plain_huggingface_loop(make_root: MakeRoot, t
             cls, pooled = plain_loop(dataset.path_of(clip), tiny_backbones)
             np.testing.assert_allclose(stored.features["timesformer"][i], cls, atol=1e-5)
             np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
+
+
+def test_protocol_notebook_feeds_what_the_authors_code_fed(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root(frames=30))
+    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, protocol="notebook"))
+    stored = dataset.embeddings("test")
+    assert stored.settings["ast"]["protocol"] == "notebook"
+    timesformer = TimesformerModel.from_pretrained(tiny_backbones["timesformer"]).eval()
+    ast = ASTModel.from_pretrained(tiny_backbones["ast"]).eval()
+    for i, clip in enumerate(dataset.manifest.of_split("test")):
+        decoded = decode_clip(dataset.path_of(clip), frames=30)
+        assert decoded.frames is not None and decoded.waveform is not None
+        squashed = [
+            np.asarray(Image.fromarray(decoded.frames[j]).resize((32, 32), Image.Resampling.BILINEAR))
+            for j in (0, 7, 15, 22)  # int(30 / 4 * i)
+        ]
+        pixel_values = torch.from_numpy(np.stack(squashed)).permute(0, 3, 1, 2)[None].float() / 255
+        decibels = decibel_spectrogram(decoded.waveform, 64)[:, :128]  # 2.5 s: longer than 128 frames
+        input_values = torch.from_numpy((decibels + 4.26) / (4.57 * 2))[None].float()  # (1, 64, 128): transposed
+        with torch.no_grad():
+            cls = timesformer(pixel_values).last_hidden_state[0, 0].numpy()
+            pooled = ast(input_values).pooler_output[0].numpy()
+        np.testing.assert_allclose(stored.features["timesformer"][i], cls, atol=1e-5)
+        np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
 
 
 def test_a_second_extract_does_nothing_and_a_new_clip_only_itself(
