@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from alphafuse.extract.decode import decode_clip
     from alphafuse.extract.pipeline import ExtractReport, ExtractSettings, extract_embeddings
     from alphafuse.extract.signatures import sign_clips
-    from alphafuse.heads.experiments import Experiment, RunResult, Table1, fit, table1
+    from alphafuse.heads.experiments import Experiment, RunResult, fit
     from alphafuse.heads.head import AlphaFusion, HeadConfig
+    from alphafuse.heads.table1 import Table1, table1
     from alphafuse.heads.training import TrainSettings, train_heads
 
 __version__ = "0.1.0"
@@ -49,8 +50,9 @@ _HOMES = {
     "alphafuse.extract.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "ExtractSettings", "extract_embeddings"),
     "alphafuse.extract.signatures": ("sign_clips",),
-    "alphafuse.heads.experiments": ("Experiment", "RunResult", "Table1", "fit", "table1"),
+    "alphafuse.heads.experiments": ("Experiment", "RunResult", "fit"),
     "alphafuse.heads.head": ("AlphaFusion", "HeadConfig"),
+    "alphafuse.heads.table1": ("Table1", "table1"),
     "alphafuse.heads.training": ("TrainSettings", "train_heads"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

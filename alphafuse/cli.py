@@ -560,8 +560,9 @@ def table1(root: Path, seeds: int, first_seed: int, as_json: bool, **training: A
     Example:
       alphafuse table1 --root demo
     """
-    from alphafuse.heads.experiments import TABLE1, seed_range
-    from alphafuse.heads.experiments import table1 as train_table1
+    from alphafuse.heads.experiments import seed_range
+    from alphafuse.heads.table1 import TABLE1
+    from alphafuse.heads.table1 import table1 as train_table1
     from alphafuse.heads.training import TrainSettings
     from alphafuse.report.table1 import format_text, to_json, write_table1
 

@@ -1,4 +1,4 @@
-"""Experiments: an experiment says what is fused how; `fit` trains one, `table1` the paper's six and their controls.
+"""Experiments: an experiment says what is fused how; `fit` trains it, scores it and writes a run folder.
 
 Nothing is chosen on test: every head is the last epoch's, and test is scored once, after training.
 
@@ -15,7 +15,6 @@ A run folder, `<root>/runs/<name>/`, appears whole; an older run of that name is
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import shutil
@@ -23,8 +22,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,6 @@ import torch
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_csv, write_json
-from alphafuse.data.power import smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store import MODALITIES, Embeddings
 from alphafuse.errors import ExperimentError, unknown
@@ -44,20 +40,14 @@ from .head import BOTH, AlphaFusion, HeadConfig, check_target, usable_clips
 from .metrics import Scores, score
 from .statistics import (
     Interval,
-    PairedTest,
     accuracy_interval,
     bootstrap_interval,
-    difference_interval,
-    holm,
-    paired_permutation_test,
 )
 from .training import Progress, TrainedHead, TrainSettings, class_indices, train_heads
 from .transforms import NOTEBOOK_POS_SCALAR, check_transform
 
 TITLES = {"timesformer": "TimeSformer", "ast": "AST", BOTH: "both"}
 EVALUATED = ("val", "test")
-TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
-PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20
 
 
 @dataclass(frozen=True)
@@ -150,57 +140,6 @@ def is_notebook(settings: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 BASELINE = Experiment()
-PAPER_SIX = tuple(
-    Experiment(transform, on=modality)
-    for modality in ("timesformer", "ast")
-    for transform in ("sqrt", "pos-scalar", "neg-scalar")
-)
-TABLE1: tuple[Experiment, ...] = (
-    BASELINE,
-    *PAPER_SIX,  # the paper's table 1, in its order
-    Experiment(modalities=("timesformer",)),
-    Experiment(modalities=("ast",)),
-)
-FIGURE3 = PAPER_SIX[1]  # the paper's figure 3 shows the losses of experiment 2
-
-
-@dataclass(frozen=True)
-class Paper:
-    """What the paper and its authors' notebook report of one of the six experiments.
-
-    Attributes:
-        experiment: its number in table 1, from 1.
-        accuracy, loss: table 1, rounded there.
-        correct: test clips that the notebook got right, of `PAPER_TEST_CLIPS`.
-        notebook_loss: unrounded.
-        train_loss, val_loss: (25,) per epoch.
-    """
-
-    experiment: int
-    accuracy: float
-    loss: float
-    correct: int
-    notebook_loss: float
-    train_loss: tuple[float, ...]
-    val_loss: tuple[float, ...]
-
-
-@cache
-def paper_results() -> Mapping[Experiment, Paper]:
-    """The six experiments with the paper's figures, in the paper's order (from paper_results.json)."""
-    rows = json.loads(resources.files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
-    return {
-        Experiment(row["transform"].replace("_", "-"), on=row["on"].lower()): Paper(
-            experiment=row["experiment"],
-            accuracy=row["paper_table1_accuracy"],
-            loss=row["paper_table1_loss"],
-            correct=round(row["test_accuracy"] * PAPER_TEST_CLIPS),
-            notebook_loss=row["test_loss"],
-            train_loss=tuple(row["train_loss"]),
-            val_loss=tuple(row["val_loss"]),
-        )
-        for row in rows
-    }
 
 
 @dataclass(frozen=True)
@@ -452,167 +391,6 @@ def replaced_run(root: Path, name: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(outgoing, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An experiment against the untransformed baseline, on the same test clips.
-
-    Attributes:
-        interval: of the difference in test top-1, experiment minus baseline.
-        test: paired permutation test, its p-value uncorrected.
-        p_holm: corrected for the number of comparisons in the table.
-    """
-
-    interval: Interval
-    test: PairedTest
-    p_holm: float
-
-
-@dataclass(frozen=True)
-class Table1Row:
-    """One row; `comparison` is None for the baseline itself, `paper` for the rows that the paper lacks."""
-
-    experiment: Experiment
-    val: SplitResult
-    test: SplitResult
-    comparison: Comparison | None
-    paper: Paper | None
-    heads: tuple[TrainedHead, ...]
-
-    def __repr__(self) -> str:
-        return f"Table1Row({self.experiment.title}: test top1={self.test.top1!r})"
-
-
-@dataclass(frozen=True)
-class Table1:
-    """The paper's table 1 on a dataset.
-
-    Attributes:
-        dataset_name: of the root.
-        is_demo: whether it is the generated demo.
-        is_paper_split: whether it is the paper's own split of VGGSound.
-        classes: number of classes.
-        clips: split -> clips used by every row; dropped: split -> clips that lack a modality.
-        ceiling: of the test split.
-        seeds, settings: of every row.
-        rows: in the order of `TABLE1`.
-        resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases.
-        provenance: for config.json.
-    """
-
-    dataset_name: str
-    is_demo: bool
-    is_paper_split: bool
-    classes: int
-    clips: Mapping[str, int]
-    dropped: Mapping[str, int]
-    ceiling: Ceiling
-    seeds: tuple[int, ...]
-    settings: TrainSettings
-    rows: tuple[Table1Row, ...]
-    resolvable_gap: float
-    provenance: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        return f"Table1({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
-
-    @property
-    def largest_gap(self) -> float:
-        """Largest difference in test top-1 between the baseline and one of the six transformed experiments."""
-        return max(abs(row.comparison.test.difference) for row in self.rows if row.paper and row.comparison)
-
-    @property
-    def verdict(self) -> str:
-        """One sentence: whether a split of this size can tell the six experiments from the baseline."""
-        n, gap, largest = self.clips["test"], 100 * self.resolvable_gap, 100 * self.largest_gap
-        if self.largest_gap < self.resolvable_gap:
-            return (
-                f"{n} test clips can't settle differences of this size: the largest among the six is {largest:.1f} "
-                f"points, and a paired test needs about {gap:.1f} points to find a difference in 4 of 5 repetitions."
-            )
-        return (
-            f"{n} test clips resolve differences from about {gap:.1f} points on (paired test, 80% power); the largest "
-            f"among the six is {largest:.1f} points."
-        )
-
-
-def table1(
-    dataset: Dataset,
-    *,
-    seeds: int = TABLE1_SEEDS,
-    first_seed: int = 0,
-    settings: TrainSettings | None = None,
-    progress: Progress | None = None,
-) -> Table1:
-    """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
-
-    Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes nothing:
-    `alphafuse.report.table1.write_table1` does.
-
-    Args:
-        dataset: whose three splits are extracted.
-        seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
-        settings: training settings; the paper's by default.
-        progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.epochs` in all.
-
-    Raises:
-        DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: settings that don't fit, or a loss that stops being finite.
-    """
-    settings = settings or TrainSettings()
-    chosen = seed_range(seeds, first_seed)
-    everything = dataset.all_embeddings()
-    fused = BASELINE.head_config(everything["train"], dataset.classes, settings)
-    usable = {split: usable_clips(embeddings, fused) for split, embeddings in everything.items()}
-    embeddings = {split: everything[split].take(usable[split]) for split in everything}
-    # the clips are chosen: a single-modality head of a "zeros" table keeps them all too
-    configs = [experiment.head_config(embeddings["train"], dataset.classes, settings) for experiment in TABLE1]
-    trained = train_heads(embeddings["train"], embeddings["val"], configs, chosen, settings=settings, progress=progress)
-    of_row = [tuple(trained[i * seeds : (i + 1) * seeds]) for i in range(len(TABLE1))]
-    labels = embeddings["train"].labels
-    val, test = (
-        [evaluate_heads(heads, embeddings[split], split=split, train_labels=labels) for heads in of_row]
-        for split in EVALUATED
-    )
-    comparisons = [None, *_compare(test[0], test[1:])]
-    rows = tuple(
-        Table1Row(experiment, val[i], test[i], comparisons[i], paper_results().get(experiment), of_row[i])
-        for i, experiment in enumerate(TABLE1)
-    )
-    return Table1(
-        dataset_name=dataset.name,
-        is_demo=dataset.name == "demo",
-        is_paper_split=dataset.source.get("subset") == "paper",
-        classes=len(dataset.classes),
-        clips={split: len(embeddings[split]) for split in embeddings},
-        dropped={split: int((~mask).sum()) for split, mask in usable.items()},
-        ceiling=test[0].ceiling,
-        seeds=chosen,
-        settings=settings,
-        rows=rows,
-        resolvable_gap=_resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)]),
-        provenance=provenance(dataset, embeddings, settings, chosen),
-    )
-
-
-def _compare(baseline: SplitResult, others: Sequence[SplitResult]) -> list[Comparison]:
-    """Each of the others against the baseline, Holm-corrected over all of them."""
-    a = [other.scores.top1 for other in others]
-    b, groups = baseline.scores.top1, baseline.groups
-    tests = [paired_permutation_test(values, b, groups) for values in a]
-    corrected = holm([test.p_value for test in tests])
-    return [
-        Comparison(difference_interval(values, b, groups), test, p_holm)
-        for values, test, p_holm in zip(a, tests, corrected, strict=True)
-    ]
-
-
-def _resolvable_gap(baseline: SplitResult, six: Sequence[SplitResult]) -> float:
-    """Smallest gap found with 80% power, at the mean squared difference per clip of the six from the baseline."""
-    base = baseline.scores.top1.mean(axis=0)
-    squared = [np.mean((result.scores.top1.mean(axis=0) - base) ** 2) for result in six]
-    return smallest_resolvable_gap(len(set(baseline.groups)), discordance=float(np.mean(squared)))
 
 
 def load_heads(folder: Path) -> list[AlphaFusion]:

@@ -14,7 +14,6 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from alphafuse.data.power import LEVEL
-from alphafuse.data.power import smallest_resolvable_gap as smallest_resolvable_gap  # one of this family of questions
 
 RESAMPLES = 2000
 DRAWS = 10_000

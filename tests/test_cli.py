@@ -20,7 +20,7 @@ from alphafuse.data.folder import TEST_FRACTION
 from alphafuse.data.sources import VAL_FRACTION
 from alphafuse.data.store import Embeddings
 from alphafuse.extract.pipeline import ExtractSettings
-from alphafuse.heads.experiments import TABLE1_SEEDS
+from alphafuse.heads.table1 import TABLE1_SEEDS
 from alphafuse.heads.training import TrainSettings
 
 MakeRoot = Callable[..., Path]

@@ -17,19 +17,9 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store import Embeddings, Failure
 from alphafuse.errors import ExperimentError, StoreError
-from alphafuse.heads.experiments import (
-    BASELINE,
-    PAPER_SIX,
-    TABLE1,
-    Experiment,
-    Table1,
-    fit,
-    load_heads,
-    paper_results,
-    replaced_run,
-    table1,
-)
+from alphafuse.heads.experiments import BASELINE, Experiment, fit, load_heads, replaced_run
 from alphafuse.heads.head import AlphaFusion
+from alphafuse.heads.table1 import PAPER_SIX, TABLE1, Table1, paper_results, table1
 from alphafuse.heads.training import TrainSettings
 from alphafuse.report.table1 import figure3, format_markdown, format_run, format_text, to_json, write_table1
 

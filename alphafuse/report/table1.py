@@ -25,19 +25,9 @@ from numpy.typing import ArrayLike
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_atomically, write_csv, write_json
-from alphafuse.heads.experiments import (
-    FIGURE3,
-    PAPER_TEST_CLIPS,
-    Estimate,
-    RunResult,
-    SplitResult,
-    Table1,
-    Table1Row,
-    history_rows,
-    is_notebook,
-    replaced_run,
-)
+from alphafuse.heads.experiments import Estimate, RunResult, SplitResult, history_rows, is_notebook, replaced_run
 from alphafuse.heads.statistics import Interval
+from alphafuse.heads.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
 from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
 
 RUN_NAME = "table1"
