@@ -71,6 +71,9 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except AlphafuseError as error:
         _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(EXIT_MISTAKE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         help_hint = f" (see `{context.command_path} --help`)" if context else ""
@@ -80,6 +83,8 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output (head, less) is gone
+    except OSError as error:
+        _fail(f"{error.filename or 'disk'}: {error.strerror or error}: check the path, its rights and the free space")
 
 
 def _fail(message: str) -> None:
@@ -121,9 +126,7 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
     "--root",
     type=click.Path(path_type=Path),
     default=DEFAULT_DEMO_ROOT,
-    envvar="ALPHAFUSE_ROOT",
     show_default=True,
-    show_envvar=True,
     help="Folder to make.",
 )
 @seed_option

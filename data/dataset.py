@@ -10,6 +10,7 @@ root/
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,16 @@ class Dataset:
     ) -> Dataset:
         """Write a root's dataset.json and manifest.csv; stores and runs already there stay.
 
+        A root that is there already is written anew only under its own name, and not when `data split` made it or its
+        manifest was edited since: `DatasetError`.
+
         The clip folder is recorded relative to the root when it lies inside (so that the root can be moved), else
         absolutely.
         """
         if protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
-        root, clip_folder = root.resolve(), clip_folder.resolve()
+        _refuse_another(root, name)
+        opened, root, clip_folder = root, root.resolve(), clip_folder.resolve()
         inside = clip_folder.is_relative_to(root)
         manifest.write(root / "manifest.csv")
         # dataset.json last: a root exists once it is there
@@ -91,9 +96,10 @@ class Dataset:
                 "ast": ast,
                 "protocol": protocol,
                 "source": source or {},
+                "manifest_sha256": _sha256(root / "manifest.csv"),
             },
         )
-        return cls.open(root)
+        return cls.open(opened)
 
     @classmethod
     def open(cls, root: str | Path) -> Dataset:
@@ -188,3 +194,24 @@ class Dataset:
                         f"{self.store(split).folder} or {self.store('train').folder} and extract again"
                     )
         return loaded
+
+
+def _refuse_another(root: Path, name: str) -> None:
+    """Raise `DatasetError` when writing this root would lose another dataset, a split, or a manifest edited by hand."""
+    if not (root / "dataset.json").is_file():
+        return
+    there = read_json(root / "dataset.json")
+    manifest = root / "manifest.csv"
+    if there.get("name") != name:
+        what = f"the root of another dataset ('{there.get('name')}')"
+    elif "split" in there.get("source", {}):
+        what = "a root that `alphafuse data split` made"
+    elif manifest.is_file() and _sha256(manifest) != there.get("manifest_sha256"):
+        what = "a root whose manifest.csv was edited"
+    else:
+        return
+    raise DatasetError(f"'{root}' is {what}: name another --root, or remove {root / 'dataset.json'} first")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -107,7 +107,7 @@ def _from_folders(source: Path) -> list[tuple[Clip, str]]:
 
 
 def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[str, ...]]:
-    """((clip, split or "") of each listed file that exists, paths of the others)."""
+    """((clip, split or "") of each listed file that exists, clip_ids of the others)."""
     rows = read_csv(csv)
     header = [column.strip().lower() for column in rows[0][1]] if rows else []
     if header[:2] != ["path", "label"] or not set(header[2:]) <= {"split", "group"} or len(set(header)) != len(header):
@@ -129,7 +129,7 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
         if (source / path).is_file():
             listed.append((clip, split))
         else:
-            missing.append(clip.path)
+            missing.append(clip.clip_id)
     return listed, tuple(missing)
 
 

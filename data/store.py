@@ -16,16 +16,17 @@ older shard's row counts.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -37,7 +38,9 @@ from .manifest import Clip
 
 FORMAT_VERSION = 1
 MODALITIES = ("timesformer", "ast")
+READ_TRIES = 5
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
+Result = TypeVar("Result")
 _READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
@@ -103,9 +106,33 @@ class Embeddings:
         )
 
 
+class _ShardGoneError(Exception):
+    """A shard was listed and is gone: another process packed the store meanwhile."""
+
+
+def _again_if_packed(method: Callable[..., Result]) -> Callable[..., Result]:
+    """Start a reading method over when a shard that it listed has been packed away."""
+
+    @functools.wraps(method)
+    def wrapped(*arguments: Any, **keywords: Any) -> Result:
+        for _ in range(READ_TRIES - 1):
+            try:
+                return method(*arguments, **keywords)
+            except _ShardGoneError:
+                continue
+        try:
+            return method(*arguments, **keywords)
+        except _ShardGoneError as error:
+            raise StoreError(
+                f"shard {error} disappears again and again: is something else packing the store?"
+            ) from None
+
+    return wrapped
+
+
 @dataclass(frozen=True)
 class StoreInfo:
-    """What `EmbeddingStore.info` counts."""
+    """What `EmbeddingStore.info` counts: shards, clips, rows stored twice, bytes, rows and dims per modality."""
 
     folder: Path
     shards: int
@@ -124,6 +151,8 @@ class EmbeddingStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._agreed: dict[str, dict[str, Any]] = {}  # settings of the shards looked at; shards never change
+        self._looked_at: set[str] = set()
 
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.folder)!r})"
@@ -173,24 +202,31 @@ class EmbeddingStore:
         """Shard files, oldest first; empty when the store does not exist."""
         return sorted(self.folder.glob("shard-*.h5"))
 
+    @_again_if_packed
     def settings(self) -> dict[str, dict[str, Any]]:
         """modality -> the settings that all shards share; empty for an empty store.
 
         Raises:
             SettingsMismatchError: two shards disagree (a shard was copied in from another store).
         """
-        merged: dict[str, dict[str, Any]] = {}
-        for path in self.shards():
+        shards = self.shards()
+        if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
+            self._agreed, self._looked_at = {}, set()
+        for path in shards:
+            if path.name in self._looked_at:
+                continue
             with _open_shard(path) as shard:
                 for modality, settings in _json_attribute(shard, "settings").items():
-                    difference = setting_differences(merged.setdefault(modality, settings), settings)
+                    difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
                     if difference:
                         raise SettingsMismatchError(
                             f"shard {path} was made with another {modality} {difference} than the shards before it: "
                             "move it out of the store"
                         )
-        return merged
+            self._looked_at.add(path.name)
+        return dict(self._agreed)
 
+    @_again_if_packed
     def read(self, clips: Sequence[Clip] | None = None) -> Embeddings:
         """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
 
@@ -232,6 +268,7 @@ class EmbeddingStore:
             settings=settings,
         )
 
+    @_again_if_packed
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
         """clip_ids that need no more work: each modality has an embedding or (unless `retry_failed`) a failure."""
         finished: dict[str, set[str]] = {modality: set() for modality in modalities}
@@ -246,8 +283,9 @@ class EmbeddingStore:
                         finished.get(failure.modality, set()).add(failure.clip_id)
         return set.intersection(*finished.values()) if finished else set()
 
+    @_again_if_packed
     def info(self) -> StoreInfo:
-        """Counts of what is stored, without the numbers themselves."""
+        """Counts of what is stored, its settings and failures."""
         if not self.shards():
             raise StoreError(
                 f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
@@ -280,16 +318,20 @@ class EmbeddingStore:
                 with _open_shard(path) as shard:
                     if _content_sha256(shard) != shard.attrs["sha256"]:
                         problems.append(f"{path}: content differs from its checksum: remove it and extract again")
-            except (StoreError, *_READ_ERRORS) as error:
+            except _ShardGoneError:
+                continue  # packed meanwhile: its rows are in another shard
+            except StoreError as error:
+                problems.append(str(error))
+            except _READ_ERRORS as error:
                 problems.append(f"{path}: {error}: remove it and extract again")
         try:
             self.settings()
         except StoreError as error:
             problems.append(str(error))
-        return problems
+        return list(dict.fromkeys(problems))
 
     def pack(self) -> Path:
-        """Merge all shards into one (duplicates dropped) and remove the old ones.
+        """Merge all shards into one (duplicates dropped, rows in float32) and remove the old ones.
 
         A kill in between leaves the new shard and some old ones: the same rows, read once. Writers may go on
         meanwhile: only shards that were merged are removed.
@@ -416,6 +458,8 @@ def _open_shard(path: Path) -> h5py.File:
     """
     try:
         shard = h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise _ShardGoneError(path) from None
     except OSError as error:
         raise StoreError(f"shard {path} is damaged ({error}): remove it and run extract again") from None
     version = shard.attrs.get("format_version")

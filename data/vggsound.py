@@ -89,7 +89,7 @@ def import_vggsound(
     clips: str | Path,
     root: str | Path,
     *,
-    subset: str | None = None,
+    subset: str | int | float | None = None,
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
     name: str = "vggsound",
@@ -140,7 +140,7 @@ def import_vggsound(
         )
     if subset != "paper":
         if subset is not None:
-            found = _apply_subset(found, subset, seed=seed)
+            found = _apply_subset(found, str(subset), seed=seed)
         found = carve_split(found, val_fraction, into="val", seed=seed)
     if protocol == "notebook":
         found = last_of_each_video(found)

@@ -22,7 +22,7 @@ from torch import nn
 from alphafuse.data.files import read_json
 from alphafuse.errors import AlphafuseError, BackboneError, unknown
 
-from .inputs import AudioSpec, FrameSpec, audio_input, check_protocol, normalize_frames
+from .inputs import AudioSpec, FrameSpec, check_protocol, normalize_frames
 
 COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
@@ -60,7 +60,7 @@ class Backbone:
         modality: "timesformer" or "ast".
         name: as it was asked for.
         revision: the hub's commit, or "" for a folder.
-        weights_sha256: of the tensors used, by name, so independent of the file format.
+        weights_sha256: of the tensors used, so independent of the file format.
         dim: length of an embedding.
         spec: `FrameSpec` or `AudioSpec`.
         model: in eval mode, without gradients.
@@ -113,11 +113,6 @@ class Backbone:
             pooled = self.model(input_values=input_values).pooler_output  # (clips, dim)
         return pooled.float().cpu().numpy()
 
-    def embed_waveforms(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        """AST: waveforms (samples,) at 16 kHz -> (clips, dim) float32."""
-        assert isinstance(self.spec, AudioSpec)
-        return self.embed_spectrograms(np.stack([audio_input(waveform, self.spec) for waveform in waveforms]))
-
     @contextmanager
     def _running(self) -> Iterator[None]:
         """The precision to run in; running out of memory is the user's to mend."""
@@ -152,6 +147,11 @@ def load_timesformer(name: str, placement: Placement | None = None) -> Backbone:
 
     source = _locate("timesformer", name)
     model, config, preprocessor = _load(TimesformerModel, source, name)
+    if config.attention_type == "space_only":
+        raise BackboneError(
+            f"{name} has space_only attention, whose average over frames HuggingFace leaves out: use a model with "
+            "divided_space_time or joint_space_time attention"
+        )
     placement = placement or Placement()
     size = {"frames": config.num_frames, "image_size": config.image_size}
     notebook = placement.protocol == "notebook"
@@ -285,9 +285,9 @@ def _not_to_be_had(modality: str, name: str, *, offline: bool) -> str:
 
 
 def _weights_sha256(model: nn.Module) -> str:
-    """Checksum of names, shapes and values of all tensors, in name order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """Checksum of shapes and values of all tensors; their names in memory change with HuggingFace's versions."""
+    tensors = [
+        hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + tensor.contiguous().numpy().tobytes())
+        for tensor in model.state_dict().values()
+    ]
+    return hashlib.sha256("".join(sorted(digest.hexdigest() for digest in tensors)).encode()).hexdigest()

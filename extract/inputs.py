@@ -92,6 +92,11 @@ class FrameSpec:
                 f"preprocessor_config.json has size {size} and crop_size {crop}: only shortest_edge or height and "
                 "width are implemented"
             )
+        if not crop and set(size) != {"height", "width"}:
+            raise BackboneError(
+                "preprocessor_config.json leaves frames as large as they come: it needs a crop_size, or a size of "
+                "height and width"
+            )
         normalize = config.get("do_normalize", True)
         return cls(
             frames=frames,

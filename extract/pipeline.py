@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -98,14 +98,13 @@ class Progress(Protocol):
         """The split is finished or interrupted."""
 
 
-@dataclass
-class _Pending:
-    """Rows that are embedded and not yet in a shard."""
+@dataclass(frozen=True)
+class _Batch:
+    """A batch that is embedded: its clips, (clips, dim) rows per modality, and what failed."""
 
-    clips: list[Clip] = field(default_factory=list)
-    rows: dict[str, list[np.ndarray]] = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
-    failures: list[Failure] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
+    clips: tuple[Clip, ...]
+    rows: dict[str, np.ndarray]
+    failures: tuple[Failure, ...]
 
 
 class Extractor:
@@ -160,25 +159,28 @@ class Extractor:
         started = time.monotonic()
         embedded = dict.fromkeys(MODALITIES, 0)
         failures: list[Failure] = []
-        pending = _Pending()
-        batch: list[tuple[Clip, Decoded]] = []
+        pending: list[_Batch] = []  # embedded, and not yet in a shard; an interrupt finds whole batches in it
+        flushed = time.monotonic()
+        waiting: list[tuple[Clip, Decoded]] = []
         decoded_clips = decode_clips(self.dataset, clips, self._frame_spec(), self.settings)
         try:
             for position, decoded in enumerate(decoded_clips, start=1):
-                batch.append(decoded)
-                if len(batch) < self.settings.batch_size and position < len(clips):
+                waiting.append(decoded)
+                if len(waiting) < self.settings.batch_size and position < len(clips):
                     continue
-                for modality, failed in self._embed(batch, pending).items():
-                    embedded[modality] += len(batch) - len(failed)
-                    failures += failed
+                batch = self._embed(waiting)
+                waiting = []
+                pending.append(batch)
+                failures += batch.failures
+                incomplete = {failure.clip_id for failure in batch.failures}
+                for modality in MODALITIES:
+                    embedded[modality] += len(batch.clips) - sum(f.modality == modality for f in batch.failures)
                 if progress is not None:
-                    failed_ids = {failure.clip_id for failure in pending.failures}
-                    for clip, _ in batch:
-                        progress.clip(complete=clip.clip_id not in failed_ids)
-                batch = []
-                if time.monotonic() - pending.since >= self.settings.flush_seconds:
+                    for clip in batch.clips:
+                        progress.clip(complete=clip.clip_id not in incomplete)
+                if time.monotonic() - flushed >= self.settings.flush_seconds:
                     self._flush(store, pending)
-                    pending = _Pending()
+                    pending, flushed = [], time.monotonic()
         finally:
             decoded_clips.close()
             self._flush(store, pending)
@@ -192,32 +194,31 @@ class Extractor:
         assert isinstance(self.timesformer.spec, FrameSpec)
         return self.timesformer.spec
 
-    def _embed(self, batch: list[tuple[Clip, Decoded]], pending: _Pending) -> dict[str, list[Failure]]:
-        """Run both models over a batch, append its rows to `pending`, and return the failures by modality."""
-        frames = [decoded.frames if decoded.frames is not None else decoded.no_frames for _, decoded in batch]
-        spectrograms = [self._spectrogram(decoded) for _, decoded in batch]
-        pending.clips += [clip for clip, _ in batch]
-        failed: dict[str, list[Failure]] = {}
+    def _embed(self, decoded_clips: list[tuple[Clip, Decoded]]) -> _Batch:
+        """Run both models over a batch."""
+        clips = tuple(clip for clip, _ in decoded_clips)
+        frames = [item.frames if item.frames is not None else item.no_frames for _, item in decoded_clips]
+        spectrograms = [self._spectrogram(item) for _, item in decoded_clips]
+        rows: dict[str, np.ndarray] = {}
+        failures: list[Failure] = []
         for backbone, embed, inputs in (
             (self.timesformer, self.timesformer.embed_frames, frames),
             (self.ast, self.ast.embed_spectrograms, spectrograms),
         ):
             reasons = [item if isinstance(item, str) else "" for item in inputs]
-            rows = np.full((len(batch), backbone.dim), np.nan, np.float32)
+            matrix = rows[backbone.modality] = np.full((len(clips), backbone.dim), np.nan, np.float32)
             usable = [i for i, reason in enumerate(reasons) if not reason]
             if usable:
-                rows[usable] = embed(np.stack([inputs[i] for i in usable]))
+                matrix[usable] = embed(np.stack([inputs[i] for i in usable]))
             for i in usable:
-                if not np.isfinite(rows[i]).all():
-                    rows[i], reasons[i] = np.nan, "the embedding is not finite"
-            pending.rows[backbone.modality].append(rows)
-            failed[backbone.modality] = [
+                if not np.isfinite(matrix[i]).all():
+                    matrix[i], reasons[i] = np.nan, "the embedding is not finite"
+            failures += [
                 Failure(clip.clip_id, backbone.modality, reason)
-                for (clip, _), reason in zip(batch, reasons, strict=True)
+                for clip, reason in zip(clips, reasons, strict=True)
                 if reason
             ]
-            pending.failures += failed[backbone.modality]
-        return failed
+        return _Batch(clips, rows, tuple(failures))
 
     def _spectrogram(self, decoded: Decoded) -> np.ndarray | str:
         """AST's input for the waveform, or why there is none."""
@@ -228,15 +229,16 @@ class Extractor:
         except DecodeError as error:
             return str(error)
 
-    def _flush(self, store: EmbeddingStore, pending: _Pending) -> None:
-        if not pending.clips:
+    def _flush(self, store: EmbeddingStore, pending: list[_Batch]) -> None:
+        if not pending:
             return
+        clips = [clip for batch in pending for clip in batch.clips]
         rows = Embeddings(
-            clip_ids=tuple(clip.clip_id for clip in pending.clips),
-            labels=tuple(clip.label for clip in pending.clips),
-            groups=tuple(clip.group for clip in pending.clips),
-            features={modality: np.concatenate(rows) for modality, rows in pending.rows.items()},
-            failures=tuple(pending.failures),
+            clip_ids=tuple(clip.clip_id for clip in clips),
+            labels=tuple(clip.label for clip in clips),
+            groups=tuple(clip.group for clip in clips),
+            features={modality: np.concatenate([batch.rows[modality] for batch in pending]) for modality in MODALITIES},
+            failures=tuple(failure for batch in pending for failure in batch.failures),
             settings=self.store_settings,
         )
         store.write(rows, provenance=self._provenance())

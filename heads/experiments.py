@@ -48,6 +48,7 @@ from .transforms import NOTEBOOK_POS_SCALAR, check_transform
 
 TITLES = {"timesformer": "TimeSformer", "ast": "AST", BOTH: "both"}
 EVALUATED = ("val", "test")
+TABLE1_RUN = "table1"  # the run that `write_table1` writes
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class SplitResult:
         clip_ids, groups, labels: of the n clips that were scored.
         dropped: clips left out because they lack a modality.
         ceiling: how many of the n have a label that occurs in training.
-        top1, topk, class_accuracy: in [0, 1]; loss: cross entropy in nats.
+        top1, topk: in [0, 1]; loss: cross entropy in nats.
         scores: per clip, (seeds, clips).
     """
 
@@ -175,7 +176,6 @@ class SplitResult:
     ceiling: Ceiling
     top1: Estimate
     topk: Estimate
-    class_accuracy: float
     loss: Estimate
     scores: Scores
 
@@ -196,7 +196,6 @@ class SplitResult:
             "reachable_ceiling": {**asdict(self.ceiling), "accuracy": self.ceiling.accuracy},
             "top1": asdict(self.top1),
             f"top{self.scores.k}": asdict(self.topk),
-            "mean_class_accuracy": self.class_accuracy,
             "loss": asdict(self.loss),
         }
 
@@ -254,7 +253,6 @@ def evaluate_heads(
         ceiling=reachable_ceiling(train_labels, kept.labels),
         top1=_estimate(scores.top1, accuracy_interval(scores.top1, kept.groups)),
         topk=_estimate(scores.topk, accuracy_interval(scores.topk, kept.groups)),
-        class_accuracy=float(scores.class_accuracy.mean()),
         loss=_estimate(scores.loss, bootstrap_interval(scores.loss, kept.groups)),
         scores=scores,
     )
@@ -299,6 +297,8 @@ def fit(
     chosen = seed_range(seeds, first_seed)
     name = run or experiment.name
     check_run_name(name)
+    if name == TABLE1_RUN:
+        raise ExperimentError(f"the run name '{name}' is table 1's: choose another --run")
     embeddings = dataset.all_embeddings()
     config = experiment.head_config(embeddings["train"], dataset.classes, settings)
     heads = train_heads(embeddings["train"], embeddings["val"], [config], chosen, settings=settings, progress=progress)
@@ -376,21 +376,29 @@ def check_run_name(name: str) -> None:
 def replaced_run(root: Path, name: str) -> Iterator[Path]:
     """A temporary folder that becomes `<root>/runs/<name>` when the block ends well, and disappears when it doesn't.
 
-    An older run stays until then; a folder can't be exchanged in one step, so between two renames there is none.
+    An older run stays until then; a folder can't be exchanged in one step, so between two renames there is none, and
+    what interrupts them puts the older one back.
+
+    Raises:
+        ExperimentError: a bad name, or a folder that can't be written.
     """
     check_run_name(name)
     target = root / "runs" / name
     temporary = root / "runs" / f".{name}.{uuid.uuid4().hex[:8]}.partial"
     outgoing = temporary.with_suffix(".old")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         if target.exists():
             target.rename(outgoing)
         temporary.rename(target)
+    except OSError as error:
+        raise ExperimentError(f"can't write the run {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(outgoing, ignore_errors=True)
+        if outgoing.exists() and not target.exists():
+            outgoing.rename(target)
+        for folder in (temporary, outgoing):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_heads(folder: Path) -> list[AlphaFusion]:

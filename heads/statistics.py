@@ -79,7 +79,8 @@ def bootstrap_interval(
     """Percentile bootstrap of the mean over seeds and clips: seeds and source videos are drawn with replacement.
 
     Where the bootstrap would have zero width (one source video, or the same value for every clip and seed), values in
-    {0, 1} get Wilson's interval instead, and other values an interval of zero width whose method says so.
+    {0, 1} get Wilson's interval for as many draws as there are source videos, and other values an interval of zero
+    width whose method says so.
 
     Args:
         values: (seeds, clips) of any real number (correct or not, loss, difference of two heads).
@@ -92,7 +93,7 @@ def bootstrap_interval(
     sums, sizes = _group_sums(values, groups)
     if len(sizes) < 2 or np.ptp(values) == 0:
         if np.isin(values, (0, 1)).all():
-            return wilson_interval(float(values.mean(axis=0).sum()), values.shape[1], level=level)
+            return wilson_interval(float(values.mean()) * len(sizes), len(sizes), level=level)
         mean = float(values.mean())
         return Interval(mean, mean, "none: no variation to resample")
     rng = np.random.default_rng(seed)
@@ -109,9 +110,13 @@ def bootstrap_interval(
 
 
 def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> Interval:
-    """Interval of an accuracy: Wilson for one head, the bootstrap for several seeds. `correct`: (seeds, clips) bool."""
+    """Interval of an accuracy. `correct`: (seeds, clips) bool.
+
+    Wilson for one head on clips that all come from different source videos (only then are they independent), else the
+    bootstrap.
+    """
     correct = _as_matrix(correct, groups)
-    if len(correct) == 1:
+    if len(correct) == 1 and len(set(groups)) == len(groups):
         return wilson_interval(float(correct.sum()), correct.shape[1])
     return bootstrap_interval(correct, groups)
 
@@ -119,8 +124,8 @@ def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> Interval:
 def difference_interval(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> Interval:
     """Interval of the mean difference a - b of two experiments' accuracies, paired by clip and by seed.
 
-    The bootstrap; where the two agree on every clip in every seed, plus and minus the largest share of differing clips
-    that Wilson's interval for 0 of n allows.
+    The bootstrap; where the two agree on every clip in every seed, plus and minus the largest share of differing
+    source videos that Wilson's interval for 0 of n allows.
 
     Args:
         a, b: (seeds, clips) correct or not, the same seeds in the same order.
@@ -128,8 +133,8 @@ def difference_interval(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> 
     """
     gap = _as_matrix(a, groups) - _as_matrix(b, groups)
     if not gap.any():
-        bound = wilson_interval(0, gap.shape[1]).high
-        return Interval(-bound, bound, "Wilson bound on the share of differing clips")
+        bound = wilson_interval(0, len(set(groups))).high
+        return Interval(-bound, bound, "Wilson bound on the share of differing source videos")
     return bootstrap_interval(gap, groups)
 
 

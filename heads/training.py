@@ -180,6 +180,8 @@ def train_heads(
         if key not in prepared:
             prepared[key] = _prepare(train, config, "train"), _prepare(val, config, "val")
         jobs += [_Job(len(jobs) + i, config, seed, *prepared[key]) for i, seed in enumerate(seeds)]
+    if workers is not None and workers < 1:
+        raise ExperimentError(f"workers must be at least 1, not {workers}")
     if workers is None:
         workers = _worthwhile_workers(jobs, settings) if device.type == "cpu" else 1
     results = (
@@ -188,7 +190,9 @@ def train_heads(
         else _train_apart(jobs, settings, device, progress, workers)
     )
     trained = []
-    for job, result in zip(jobs, results, strict=True):
+    for position, job in enumerate(jobs):
+        result, results[position] = results[position], None  # many heads' weights are held only once
+        assert result is not None
         head = AlphaFusion(job.config)
         head.load_state_dict({name: torch.from_numpy(value) for name, value in result.weights.items()})
         dropped = {"train": job.train.dropped, "val": job.val.dropped}

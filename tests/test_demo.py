@@ -36,6 +36,7 @@ from alphafuse.data.synthesis import (
     render_frames,
     render_sound,
 )
+from alphafuse.errors import DatasetError
 from alphafuse.extract.compact.train import training_sound_events, training_visual_events
 
 COMPACT = Path(alphafuse.extract.compact.__file__).parent
@@ -89,7 +90,7 @@ def test_writing_again_keeps_whole_clips_draws_missing_ones_and_reports_each(dem
 
 
 def test_one_clip_per_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="clips_per_class must be at least 2"):
+    with pytest.raises(DatasetError, match="clips_per_class must be at least 2"):
         write_demo_clips(tmp_path, clips_per_class=1)
 
 

@@ -73,6 +73,25 @@ def test_root_refuses_a_manifest_label_that_is_not_among_its_classes(tmp_path: P
         Dataset.create(tmp_path, Manifest([DOG]), name="d", clip_folder=tmp_path, classes=("dog, barkin",))
 
 
+def test_a_root_is_made_anew_but_another_dataset_split_or_edited_manifest_is_not_overwritten(tmp_path: Path) -> None:
+    def create(name: str, **source: object) -> None:
+        classes = ("dog, barking",)
+        Dataset.create(tmp_path, Manifest([DOG]), name=name, clip_folder=tmp_path, classes=classes, source=source)
+
+    create("mine", seed=0)
+    create("mine", seed=1)
+    with pytest.raises(DatasetError, match=r"is the root of another dataset \('mine'\): name another --root"):
+        create("demo")
+    edited = (tmp_path / "manifest.csv").read_text().replace("train", "test")
+    (tmp_path / "manifest.csv").write_text(edited)
+    with pytest.raises(DatasetError, match=r"manifest.csv was edited"):
+        create("mine", seed=1)
+    (tmp_path / "dataset.json").unlink()
+    create("mine", split={"seed": 0})
+    with pytest.raises(DatasetError, match=r"`alphafuse data split` made"):
+        create("mine", seed=1)
+
+
 def test_opening_a_folder_that_is_no_root_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"no dataset root at .* make one with `alphafuse data demo\|vggsound\|folder"

@@ -20,9 +20,10 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import Failure
 from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
+from alphafuse.extract.backbones import Backbone
 from alphafuse.extract.decode import decode_clip, frame_indices
 from alphafuse.extract.inputs import FrameSpec, decibel_spectrogram
-from alphafuse.extract.pipeline import ExtractSettings, decode_clips, extract_embeddings
+from alphafuse.extract.pipeline import Extractor, ExtractSettings, decode_clips, extract_embeddings
 
 MakeRoot = Callable[..., Path]
 
@@ -177,6 +178,26 @@ def test_stage_two_is_told_which_clips_are_not_extracted_yet(
         dataset.embeddings("val")
 
 
+def test_what_interrupts_a_forward_pass_costs_only_that_batch(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.open(make_root(labels=("dog", "cat", "owl")))
+    extractor = Extractor(dataset, tiny(tiny_backbones, batch_size=2))
+    embed, calls = extractor.ast.embed_spectrograms, []
+
+    def interrupted(self: Backbone, spectrograms: np.ndarray) -> np.ndarray:
+        calls.append(len(spectrograms))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return embed(spectrograms)
+
+    monkeypatch.setattr(Backbone, "embed_spectrograms", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extractor.extract("train")
+    assert calls == [2, 2, 2] and len(dataset.store("train").read().present("ast")) == 4
+    assert dataset.store("train").verify() == []
+
+
 def test_a_clip_folder_that_is_gone_stops_the_run_instead_of_failing_every_clip(
     make_root: MakeRoot, tiny_backbones: dict[str, Path]
 ) -> None:
@@ -240,7 +261,7 @@ def _processes_of(folder: Path) -> list[str]:
 def test_killed_extraction_resumes_and_ends_like_an_uninterrupted_one(
     make_root: MakeRoot, tiny_backbones: dict[str, Path]
 ) -> None:
-    labels = tuple(f"label {i}" for i in range(8))
+    labels = tuple(f"label {i}" for i in range(30))
     calm, killed = (Dataset.open(make_root(name, labels=labels)) for name in ("calm", "killed"))
     extract_embeddings(calm, ["train"], tiny(tiny_backbones))
     script = (
@@ -268,7 +289,9 @@ def test_killed_extraction_resumes_and_ends_like_an_uninterrupted_one(
         now = len(killed.store("train").done())
         assert now >= stored + 3, "rows that were flushed are there after the kill"
         stored = now
-    time.sleep(3)
+    deadline = time.monotonic() + 30
+    while _processes_of(killed.root) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not _processes_of(killed.root), "workers outlived the process that they worked for"
     (last,) = extract_embeddings(killed, ["train"], tiny(tiny_backbones))
     assert 0 < last.already < last.clips, "the kills came neither before the first flush nor after the last"

@@ -227,7 +227,7 @@ def test_folder_csv_says_labels_splits_and_groups_and_missing_files_are_reported
         Clip("a", "a.mp4", "x, y", "train", "v1"),
         Clip("b c", "b c.mp4", "z", "test", "v2"),
     ]
-    assert report.missing == ("n.mp4",)
+    assert report.missing == ("n",)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def test_bootstrap_is_the_same_for_the_same_seed_and_in_blocks(monkeypatch: pyte
 
 def test_bootstrap_of_zero_width_falls_back_to_wilson() -> None:
     assert bootstrap_interval(np.ones((5, 18)), each(18)) == wilson_interval(18, 18)
-    assert bootstrap_interval(np.array([[1, 0, 0, 0]]), ["v"] * 4) == wilson_interval(1, 4)
+    assert bootstrap_interval(np.ones((5, 18)), [f"v{i // 2}" for i in range(18)]) == wilson_interval(9, 9)
+    assert bootstrap_interval(np.array([[1, 0, 0, 0]]), ["v"] * 4) == wilson_interval(0.25, 1)  # one video, one draw
     constant = bootstrap_interval(np.full((2, 4), 0.7), each(4))
     assert (constant.low, constant.high, constant.method) == (0.7, 0.7, "none: no variation to resample")
 
@@ -91,6 +92,18 @@ def test_accuracy_interval_is_wilson_for_one_head_and_the_bootstrap_for_many() -
     correct = np.random.default_rng(3).random((4, 60)) < 0.5
     assert accuracy_interval(correct[:1], each(60)) == wilson_interval(int(correct[0].sum()), 60)
     assert accuracy_interval(correct, each(60)).method.startswith("bootstrap over seeds")
+
+
+def test_one_heads_interval_counts_source_videos_not_clips() -> None:
+    rng = np.random.default_rng(6)
+    videos = np.repeat(np.arange(50), 4)  # four clips of a video are right or wrong together: 50 draws, not 200
+    covered = {"videos": 0, "clips": 0}
+    for _ in range(200):
+        correct = (rng.random(50) < 0.7)[videos][None]
+        for name, groups in (("videos", [str(video) for video in videos]), ("clips", each(200))):
+            interval = accuracy_interval(correct, groups)
+            covered[name] += interval.low <= 0.7 <= interval.high
+    assert covered["videos"] >= 180 and covered["clips"] < 160  # of 200; nominally 190
 
 
 def test_difference_interval_of_equal_heads_is_not_empty() -> None:

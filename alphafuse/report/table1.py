@@ -25,12 +25,19 @@ from numpy.typing import ArrayLike
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_atomically, write_csv, write_json
-from alphafuse.heads.experiments import Estimate, RunResult, SplitResult, history_rows, is_notebook, replaced_run
+from alphafuse.heads.experiments import (
+    TABLE1_RUN,
+    Estimate,
+    RunResult,
+    SplitResult,
+    history_rows,
+    is_notebook,
+    replaced_run,
+)
 from alphafuse.heads.statistics import Interval
 from alphafuse.heads.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
 from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
 
-RUN_NAME = "table1"
 TEXT_COLUMNS = 118
 HEADER = (
     *("#", "experiment", "top-1", "interval", "vs none", "interval", "p", "val", "loss", "interval"),
@@ -42,7 +49,7 @@ OURS, PAPERS = "#1f77b4", "#7f7f7f"
 
 def write_table1(table: Table1, dataset: Dataset) -> Path:
     """Write `<root>/runs/table1/` whole, in place of an older one, and return the folder."""
-    with replaced_run(dataset.root, RUN_NAME) as folder:
+    with replaced_run(dataset.root, TABLE1_RUN) as folder:
         write_json(
             folder / "config.json",
             {
@@ -57,7 +64,7 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
         write_atomically(folder / "table1.md", format_markdown(table).encode())
         write_csv(folder / "history.csv", _history(table))
         write_atomically(folder / "figure3.png", figure3(table))
-    return dataset.root / "runs" / RUN_NAME
+    return dataset.root / "runs" / TABLE1_RUN
 
 
 def format_text(table: Table1) -> str:
@@ -164,11 +171,11 @@ def _notes(table: Table1) -> list[str]:
         table.verdict,
         f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
         f"pass {_percent(ceiling.accuracy)}%.",
-        f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos; "
-        "the last epoch's heads, test scored once.",
+        f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos "
+        f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
         _methods(baseline),
         "vs none: points against the untransformed row; p: paired permutation tests over source videos, Holm-corrected "
-        f"for the {len(compared)} comparisons.",
+        f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds).",
     ]
     if is_notebook(table.provenance["embeddings"]):
         notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")

@@ -81,7 +81,6 @@ def convert_ast(
             nothing is written.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    checkpoint, out = Path(checkpoint), Path(out)
     check_count("--fstride", fstride)
     check_count("--tstride", tstride)
     check_count("--max-length", max_length, least=PATCH_SIZE)

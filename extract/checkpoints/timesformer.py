@@ -98,7 +98,6 @@ def convert_timesformer(
             is written.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    checkpoint, out = Path(checkpoint), Path(out)
     check_count("--frames", frames)
     check_count("--fed-frames", fed_frames)
     check_count("--image-size", image_size)
