@@ -167,8 +167,8 @@ class Table1:
         if self.largest_gap < self.resolvable_gap:
             return (
                 f"{n} test clips can't settle differences of this size: the largest among the six is {largest:.1f} "
-                f"points, and a paired test among {len(self.rows) - 1} needs about {gap:.1f} points to find one in 4 of 5 "
-                "repetitions."
+                f"points, and a paired test among {len(self.rows) - 1} needs about {gap:.1f} points to find one in 4 "
+                "of 5 repetitions."
             )
         return (
             f"None of the six can be told from the untransformed head: the largest difference is {largest:.1f} points, "
