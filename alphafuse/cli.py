@@ -48,7 +48,16 @@ root_option = click.option(
     help="Dataset root: manifest, embedding stores, runs.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Decides everything that is drawn by lot.")
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decode processes; 0 = one per processor.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides everything that is drawn by lot."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -83,8 +92,20 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output (head, less) is gone
+    except ImportError as error:
+        if not _was_interrupted(error):
+            raise
+        click.echo("alphafuse: interrupted", err=True)  # transformers turns a Ctrl-C while it loads into an ImportError
+        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         _fail(f"{error.filename or 'disk'}: {error.strerror or error}: check the path, its rights and the free space")
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is among the causes of an error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail(message: str) -> None:
@@ -197,7 +218,13 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
 @click.option(
     "--no-decode", is_flag=True, help="Leave out what needs decoding: copies encoded again, silent clips, ..."
 )
-@click.option("--workers", default=0, show_default=True, help="Decode processes; 0 = one per processor.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decode processes; 0 = one per processor.",
+)
 @json_option
 def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json: bool) -> None:
     """Say what a root's splits can show, and what is wrong with its clips.
@@ -313,6 +340,8 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
     sizes = ", ".join(f"{split} {ceiling.clips}" for split, ceiling in ceilings.items())
     click.echo(f"{dataset.name}: {len(dataset.manifest)} clips in {len(dataset.classes)} classes ({sizes})")
     for split, ceiling in ceilings.items():
+        if not ceiling.clips:
+            click.echo(f"  {split} has no clips: fit and table1 need all three splits")
         if ceiling.reachable < ceiling.clips:
             click.echo(
                 f"  {split}: only {ceiling.reachable} of {ceiling.clips} clips have a label that occurs in training: "
@@ -354,7 +383,13 @@ class _ExtractBar:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
 @click.option("--batch-size", default=8, show_default=True, help="Clips per forward pass.")
-@click.option("--workers", default=0, show_default=True, help="Decode processes; 0 = one per processor.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decode processes; 0 = one per processor.",
+)
 @click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
 @click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
 @json_option
@@ -376,6 +411,8 @@ def extract(split: str, root: Path, as_json: bool, **arguments: Any) -> None:
     if split not in (*SPLITS, "all"):
         raise DatasetError(unknown("split", split, (*SPLITS, "all")))
     splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
+    if not splits:
+        raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
     reports = extract_embeddings(dataset, splits, ExtractSettings(**arguments), progress=_ExtractBar())
     if as_json:
         _print_json([_extract_json(report) for report in reports])
@@ -495,7 +532,7 @@ def _training(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--fusion", default="concat", show_default=True, help="How the modalities are joined.")
 @click.option("--modalities", default="timesformer,ast", show_default=True, help="What the head reads: both, or one.")
 @click.option("--seeds", default=1, show_default=True, help="Heads to train, one for each seed.")
-@click.option("--first-seed", default=0, show_default=True, help="The first of them.")
+@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
 @click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
 @_training
 @root_option
@@ -550,7 +587,7 @@ def fit(
 
 @cli.command()
 @click.option("--seeds", default=5, show_default=True, help="Heads per experiment, one for each seed.")
-@click.option("--first-seed", default=0, show_default=True, help="The first of them.")
+@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
 @_training
 @root_option
 @json_option

@@ -80,7 +80,7 @@ class Dataset:
         """
         if protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
-        _refuse_another(root, name)
+        require_own_root(root, name)
         opened, root, clip_folder = root, root.resolve(), clip_folder.resolve()
         inside = clip_folder.is_relative_to(root)
         manifest.write(root / "manifest.csv")
@@ -124,6 +124,9 @@ class Dataset:
                 f"{root / 'dataset.json'} has format version {content['format_version']}, this alphafuse reads "
                 f"{FORMAT_VERSION}: make the root again or install the alphafuse that made it"
             )
+        for field, kind in (("name", str), ("clips", str), ("classes", list), ("timesformer", str), ("ast", str)):
+            if not isinstance(content[field], kind):
+                raise DatasetError(f"{root / 'dataset.json'}: '{field}' must be a {kind.__name__}: make the root again")
         manifest = Manifest.read(root / "manifest.csv")
         classes = tuple(content["classes"])
         for clip in manifest:
@@ -196,7 +199,7 @@ class Dataset:
         return loaded
 
 
-def _refuse_another(root: Path, name: str) -> None:
+def require_own_root(root: Path, name: str) -> None:
     """Raise `DatasetError` when writing this root would lose another dataset, a split, or a manifest edited by hand."""
     if not (root / "dataset.json").is_file():
         return

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from alphafuse.errors import DatasetError
 
+from .dataset import require_own_root
 from .files import write_csv
 from .sources import ImportReport
 from .synthesis import SoundEvent, VisualEvent, draw_look, draw_voice, render_frames, render_sound
@@ -59,6 +60,7 @@ DEMO_PAIRS: tuple[tuple[int, int], ...] = tuple((i, (i + step) % 8) for i in ran
 
 DEMO_CLASSES: tuple[str, ...] = tuple(f"{VISUAL_EVENTS[v].name} with {SOUND_EVENTS[s].name}" for v, s in DEMO_PAIRS)
 
+DEMO_NAME = "demo"
 CLIPS_PER_CLASS = 28  # 16 official train and 12 official test: 448 clips in all
 TEST_SHARE = Fraction(3, 7)
 FRAMES_PER_SECOND = 12
@@ -236,12 +238,13 @@ def make_demo(root: str | Path, *, seed: int = 0, progress: Callable[[], object]
         progress: called once per clip.
     """
     root = Path(root)
+    require_own_root(root, DEMO_NAME)
     csv_path = write_demo_clips(root, seed=seed, progress=progress)
     return import_vggsound(
         csv_path,
         root / "clips",
         root,
-        name="demo",
+        name=DEMO_NAME,
         classes=DEMO_CLASSES,
         seed=seed,
         timesformer="compact",

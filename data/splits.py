@@ -229,6 +229,8 @@ def _stratified_groups(clips: Sequence[Clip], *, seed: int) -> list[list[Clip]]:
     Within a label the videos are shuffled; the k-th of n gets the key (k + u) / n with u uniform in [0, 1), and all
     are sorted by it (systematic sampling).
     """
+    if seed < 0:
+        raise DatasetError(f"seed must be at least 0, not {seed}")
     by_group: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_group[clip.group].append(clip)

@@ -110,22 +110,21 @@ class _ShardGoneError(Exception):
     """A shard was listed and is gone: another process packed the store meanwhile."""
 
 
-def _again_if_packed(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Start a reading method over when a shard that it listed has been packed away."""
+def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
+    """For methods that read shards: start over when a listed one has been packed away; damage is a StoreError."""
 
     @functools.wraps(method)
-    def wrapped(*arguments: Any, **keywords: Any) -> Result:
-        for _ in range(READ_TRIES - 1):
+    def wrapped(self: EmbeddingStore, *arguments: Any, **keywords: Any) -> Result:
+        for _ in range(READ_TRIES):
             try:
-                return method(*arguments, **keywords)
+                return method(self, *arguments, **keywords)
             except _ShardGoneError:
                 continue
-        try:
-            return method(*arguments, **keywords)
-        except _ShardGoneError as error:
-            raise StoreError(
-                f"shard {error} disappears again and again: is something else packing the store?"
-            ) from None
+            except _READ_ERRORS as error:
+                raise StoreError(
+                    f"a shard of {self.folder} is damaged ({error}): `alphafuse store verify {self.folder}` names it"
+                ) from error
+        raise StoreError(f"shards of {self.folder} keep disappearing: is something else packing the store?")
 
     return wrapped
 
@@ -202,7 +201,7 @@ class EmbeddingStore:
         """Shard files, oldest first; empty when the store does not exist."""
         return sorted(self.folder.glob("shard-*.h5"))
 
-    @_again_if_packed
+    @_reading
     def settings(self) -> dict[str, dict[str, Any]]:
         """modality -> the settings that all shards share; empty for an empty store.
 
@@ -226,7 +225,7 @@ class EmbeddingStore:
             self._looked_at.add(path.name)
         return dict(self._agreed)
 
-    @_again_if_packed
+    @_reading
     def read(self, clips: Sequence[Clip] | None = None) -> Embeddings:
         """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
 
@@ -268,7 +267,7 @@ class EmbeddingStore:
             settings=settings,
         )
 
-    @_again_if_packed
+    @_reading
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
         """clip_ids that need no more work: each modality has an embedding or (unless `retry_failed`) a failure."""
         finished: dict[str, set[str]] = {modality: set() for modality in modalities}
@@ -283,7 +282,7 @@ class EmbeddingStore:
                         finished.get(failure.modality, set()).add(failure.clip_id)
         return set.intersection(*finished.values()) if finished else set()
 
-    @_again_if_packed
+    @_reading
     def info(self) -> StoreInfo:
         """Counts of what is stored, its settings and failures."""
         if not self.shards():

@@ -101,6 +101,8 @@ def decode_clip(
         prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
             prepared frames are held (for instance resized ones).
     """
+    if Path(path).exists() and not Path(path).is_file():
+        return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block for ever
     try:
         with av.open(str(path)) as container:
             video = next((s for s in container.streams.video if not _is_cover(s)), None)

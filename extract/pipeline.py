@@ -58,8 +58,8 @@ class ExtractSettings:
         for name, value, least in (("batch_size", self.batch_size, 1), ("workers", self.workers, 0)):
             if value < least:
                 raise BackboneError(f"{name} must be at least {least}, not {value}")
-        if self.flush_seconds < 0:
-            raise BackboneError(f"flush_seconds must not be negative, but is {self.flush_seconds}")
+        if not self.flush_seconds >= 0:  # NaN compares false
+            raise BackboneError(f"flush_seconds must be 0 or more, not {self.flush_seconds}")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from loky import ProcessPoolExecutor, cpu_count
+
+from alphafuse.data.processes import end_with_parent
+from alphafuse.errors import DatasetError
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -38,6 +39,8 @@ def map_files(
         workers: processes; 0 = one per processor.
         ahead: results to make while the caller is busy with earlier ones, beside two per worker.
     """
+    if workers < 0:
+        raise DatasetError(f"workers must be at least 0, not {workers}")
     workers = min(workers or cpu_count(), max(len(files), 1))
     window = 2 * workers + ahead
     queue = list(reversed(files))
@@ -78,11 +81,4 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose main process was killed has nobody to work for."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with_parent(parent)

@@ -368,8 +368,10 @@ def provenance(
 
 def check_run_name(name: str) -> None:
     """Raise `ExperimentError` unless the name can be a folder's."""
-    if not re.fullmatch(r"[\w][\w.+=@-]*", name):
-        raise ExperimentError(f"'{name}' can't name a run: use letters, digits, '-', '_' and '.', such as sqrt-ast")
+    if not re.fullmatch(r"[\w][\w.+=@-]{0,99}", name):
+        raise ExperimentError(
+            f"'{name}' can't name a run: use up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.demo import DEMO_NAME
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling
 
@@ -221,7 +222,7 @@ def table1(
     )
     return Table1(
         dataset_name=dataset.name,
-        is_demo=dataset.name == "demo",
+        is_demo=dataset.name == DEMO_NAME,
         is_paper_split=dataset.source.get("subset") == "paper"
         and dataset.protocol == "notebook"
         and not dataset.source.get("missing"),

@@ -20,6 +20,7 @@ processes side by side do.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ import torch
 from torch.nn import functional
 from torch.optim.adam import adam
 
+from alphafuse.data.processes import end_with_parent
 from alphafuse.data.store import Embeddings
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 
@@ -259,7 +261,7 @@ def _train_apart(
         parallel = joblib.Parallel(
             return_as="generator_unordered", mmap_mode="c", batch_size=1, pre_dispatch="2*n_jobs"
         )
-        done = parallel(joblib.delayed(_train_one)(job, settings, device) for job in jobs)
+        done = parallel(joblib.delayed(_train_in_worker)(job, settings, device, os.getpid()) for job in jobs)
         try:
             for result in done:
                 results[result.position] = result
@@ -287,6 +289,11 @@ def _estimated_seconds(job: _Job, settings: TrainSettings) -> float:
     weights = sum(a * b for a, b in pairwise(widths))
     steps = settings.epochs * math.ceil(len(job.train.targets) / settings.batch_size)
     return steps * (3e-4 + weights * 2e-9 * (1 + settings.batch_size / 64))
+
+
+def _train_in_worker(job: _Job, settings: TrainSettings, device: torch.device, parent: int) -> _Result:
+    end_with_parent(parent)
+    return _train_one(job, settings, device)
 
 
 def _train_one(job: _Job, settings: TrainSettings, device: torch.device, progress: Progress | None = None) -> _Result:

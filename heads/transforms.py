@@ -6,7 +6,6 @@ here is a function `(x, alpha) -> y` of an array (..., dim) of the same shape; `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -88,8 +87,8 @@ def check_transform(name: str, alpha: float | None) -> Transform:
         raise ExperimentError(
             f"transform '{name}' ({transform.formula}) takes no alpha: leave --alpha out, or use --transform scale"
         )
-    if alpha is not None and not math.isfinite(alpha):
-        raise ExperimentError(f"alpha must be a finite number, not {alpha}")
+    if alpha is not None and not abs(alpha) <= torch.finfo(torch.float32).max:  # NaN compares false
+        raise ExperimentError(f"alpha must be a finite number that float32 can hold, not {alpha}")
     return transform
 
 

@@ -251,6 +251,17 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(run("fit", "--transform", "sqrt", "--root", extracted), "--on timesformer|ast")
     assert_one_line_error(run("fit", "--transform", "sqrt", "--on", "audio", "--root", extracted), "unknown modality")
     assert_one_line_error(run("fit", "--seeds", "0", "--root", extracted), "seeds must be")
+    assert_one_line_error(run("fit", "--run", "a/b", "--root", extracted), "can't name a run")
+    assert_one_line_error(run("fit", "--run", "x" * 300, "--root", extracted), "can't name a run")
+    assert_one_line_error(run("fit", "--run", "table1", "--root", extracted), "is table 1's")
+    assert_one_line_error(
+        run("fit", "--transform", "scale", "--alpha", "1e300", "--on", "ast", "--root", extracted), "finite number"
+    )
+    assert_one_line_error(run("data", "demo", "--root", tmp_path / "bad.csv"), "can't make the folder")
+    assert_one_line_error(run("data", "demo", "--root", extracted), "is the root of another dataset ('root')")
+    assert not list(clips.glob("*_0000[1-9]*")), "nothing was drawn into somebody else's root"
+    assert_one_line_error(run("data", "demo", "--root", tmp_path / "d", "--seed", "-1"), "--seed")
+    assert_one_line_error(run("data", "audit", "--root", extracted, "--workers", "-1"), "--workers")
     assert_one_line_error(run("fit", "--speed", "1"), "No such option", "alphafuse fit --help")
     assert_one_line_error(run("extrakt"), "No such command")
     assert_one_line_error(run("store", "info", tmp_path / "nowhere"), "no embeddings in")
@@ -268,6 +279,18 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
         ),
         "was made with another timesformer",
     )
+
+
+def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
+    code, out, err = run("data")
+    assert code == 2 and "Commands:" in out and not err
+
+
+def test_an_edited_dataset_json_is_refused_in_one_line(run: Run, extracted: Path) -> None:
+    whole = json.loads((extracted / "dataset.json").read_text())
+    for field, value in (("classes", 5), ("clips", 7), ("timesformer", None)):
+        (extracted / "dataset.json").write_text(json.dumps({**whole, field: value}))
+        assert_one_line_error(run("fit", "--root", extracted), f"'{field}' must be a")
 
 
 def test_an_empty_split_is_refused(run: Run, extracted: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import av
@@ -155,6 +156,11 @@ def test_a_file_that_is_no_clip_gives_a_reason_for_both(tmp_path: Path, content:
     decoded = decode_clip(tmp_path / "bad.mp4", frames=2)
     assert decoded.frames is None and decoded.waveform is None
     assert decoded.no_frames == decoded.no_waveform and decoded.no_frames.startswith("can't be opened: ")
+
+
+def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert decode_clip(tmp_path / "pipe.mp4", frames=2).no_frames == "not a regular file"
 
 
 def test_a_missing_file_is_named_as_such(tmp_path: Path) -> None:

@@ -197,6 +197,17 @@ def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: Embeddi
         store.read()
 
 
+def test_damage_beyond_the_header_is_a_store_error_that_says_how_to_find_it(store: EmbeddingStore) -> None:
+    path = store.write(rows("a", "b"))
+    content = bytearray(path.read_bytes())
+    for i in range(800, 2200):
+        content[i] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged"):
+        store.read()
+    assert len(store.verify()) >= 1
+
+
 def test_a_shard_of_another_format_version_is_refused(store: EmbeddingStore) -> None:
     path = store.write(rows("a"))
     with h5py.File(path, "r+") as shard:
