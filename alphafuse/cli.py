@@ -218,13 +218,7 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
 @click.option(
     "--no-decode", is_flag=True, help="Leave out what needs decoding: copies encoded again, silent clips, ..."
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Decode processes; 0 = one per processor.",
-)
+@workers_option
 @json_option
 def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json: bool) -> None:
     """Say what a root's splits can show, and what is wrong with its clips.
@@ -383,13 +377,7 @@ class _ExtractBar:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
 @click.option("--batch-size", default=8, show_default=True, help="Clips per forward pass.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Decode processes; 0 = one per processor.",
-)
+@workers_option
 @click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
 @click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
 @json_option
