@@ -1,9 +1,11 @@
 """Train the compact TimeSformer and AST that ship in this package.
 
-    python -m alphafuse.extract.compact.train --out DIR --only timesformer --epochs 8 --bfloat16
-    python -m alphafuse.extract.compact.train --out DIR --only ast --epochs 7
+    python -P -m alphafuse.extract.compact.train --out DIR --only timesformer --epochs 8 --bfloat16
+    python -P -m alphafuse.extract.compact.train --out DIR --only ast --epochs 7
 
-made the weights beside this file, on one thread of a busy two-core AMD EPYC without a GPU. Accuracy is on 1,000 clips
+made the weights beside this file (-P: a checkout's own folder alphafuse/ would hide the installed package), on one
+thread of a busy two-core AMD EPYC without a GPU. The AST was trained by an earlier state of this file, with the same
+data, settings and loss but another order of random draws. Accuracy is on 1,000 clips
 of the training's events drawn from other seeds, from clean to noisy (difficulty 0 to 1.1):
 
     timesformer   528 s   shape 0.81, motion 0.95
