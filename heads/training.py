@@ -192,9 +192,9 @@ def train_heads(
         else _train_apart(jobs, settings, device, progress, workers)
     )
     trained = []
-    for position, job in enumerate(jobs):
-        result, results[position] = results[position], None  # many heads' weights are held only once
-        assert result is not None
+    results.reverse()
+    for job in jobs:
+        result = results.pop()  # from the list, so that many heads' weights are held only once
         head = AlphaFusion(job.config)
         head.load_state_dict({name: torch.from_numpy(value) for name, value in result.weights.items()})
         dropped = {"train": job.train.dropped, "val": job.val.dropped}
