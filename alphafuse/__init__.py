@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from alphafuse.extract.signatures import sign_clips
     from alphafuse.heads.experiments import Experiment, RunResult, fit
     from alphafuse.heads.head import AlphaFusion, HeadConfig
+    from alphafuse.heads.settings import TrainSettings
     from alphafuse.heads.table1 import Table1, table1
-    from alphafuse.heads.training import TrainSettings, train_heads
+    from alphafuse.heads.training import train_heads
 
 __version__ = "0.1.0"
 
@@ -52,8 +53,9 @@ _HOMES = {
     "alphafuse.extract.signatures": ("sign_clips",),
     "alphafuse.heads.experiments": ("Experiment", "RunResult", "fit"),
     "alphafuse.heads.head": ("AlphaFusion", "HeadConfig"),
+    "alphafuse.heads.settings": ("TrainSettings",),
     "alphafuse.heads.table1": ("Table1", "table1"),
-    "alphafuse.heads.training": ("TrainSettings", "train_heads"),
+    "alphafuse.heads.training": ("train_heads",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

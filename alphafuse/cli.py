@@ -9,7 +9,6 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 import sys
@@ -25,6 +24,9 @@ from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESF
 from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import AlphafuseError, DatasetError, unknown
 
+from . import cli_heads
+from .cli_common import json_option, print_json, root_option
+
 if TYPE_CHECKING:
     from alphafuse.data.resplit import SplitReport
     from alphafuse.data.sources import ImportReport
@@ -35,19 +37,8 @@ EXIT_FOUND = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
 EXIT_TERMINATED = 128 + signal.SIGTERM
-DEFAULT_ROOT = "vggsound"
 DEFAULT_DEMO_ROOT = "demo"
 
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_ROOT,
-    envvar="ALPHAFUSE_ROOT",
-    show_default=True,
-    show_envvar=True,
-    help="Dataset root: manifest, embedding stores, runs.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -116,10 +107,6 @@ def _fail(message: str) -> None:
 def _terminate(number: int, frame: object) -> None:
     click.echo("alphafuse: terminated; what was finished is kept, the same command goes on from there", err=True)
     sys.exit(EXIT_TERMINATED)
-
-
-def _print_json(content: object) -> None:
-    click.echo(json.dumps(content, indent=2, allow_nan=False))
 
 
 # data
@@ -239,7 +226,7 @@ def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json:
             signatures = sign_clips(dataset, workers=workers, progress=bar.update)
     report = audit(dataset, signatures=signatures)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         click.echo(format_audit(report), nl=False)
     if strict and not report.is_sound:
@@ -279,7 +266,7 @@ def data_split(root: Path, out: Path, val: str, test: str | None, folds: int | N
         test_size = TEST_FRACTION if test is None else parse_size("--test", test)
         reports = [resplit_dataset(dataset, out, val=val_size, test=test_size, seed=seed)]
     if as_json:
-        _print_json([_split_json(report) for report in reports])
+        print_json([_split_json(report) for report in reports])
         return
     for report in reports:
         _print_split(report)
@@ -319,7 +306,7 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
         for split in SPLITS
     }
     if as_json:
-        _print_json(
+        print_json(
             {
                 "root": str(dataset.root),
                 "name": dataset.name,
@@ -403,7 +390,7 @@ def extract(split: str, root: Path, as_json: bool, **arguments: Any) -> None:
         raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
     reports = extract_embeddings(dataset, splits, ExtractSettings(**arguments), progress=_ExtractBar())
     if as_json:
-        _print_json([_extract_json(report) for report in reports])
+        print_json([_extract_json(report) for report in reports])
         return
     for report in reports:
         _print_tally(report)
@@ -492,119 +479,20 @@ def convert_ast(as_json: bool, **arguments: Any) -> None:
 
 def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         click.echo(str(report))
 
 
 # stage two
 
-
-def _training(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that `TrainSettings` takes, its defaults (the paper's), and where heads train."""
-    options = (
-        click.option("--epochs", default=25, show_default=True, help="Passes over the training clips."),
-        click.option("--batch-size", default=8, show_default=True, help="Clips per step."),
-        click.option("--learning-rate", default=1e-4, show_default=True, help="Adam's."),
-        click.option("--weight-decay", default=0.0, show_default=True, help="Adam's L2 term."),
-        click.option("--absent", default="drop", show_default=True, help="Clips that lack a modality: drop or zeros."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
-    )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-@cli.command()
-@click.option("--transform", default="none", show_default=True, help="none, sqrt, signed-sqrt, pos-scalar, ...")
-@click.option("--on", help="timesformer, ast or both: what the transform is applied to.")
-@click.option("--alpha", type=float, help="For --transform scale and learned.")
-@click.option("--fusion", default="concat", show_default=True, help="How the modalities are joined.")
-@click.option("--modalities", default="timesformer,ast", show_default=True, help="What the head reads: both, or one.")
-@click.option("--seeds", default=1, show_default=True, help="Heads to train, one for each seed.")
-@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
-@click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
-@_training
-@root_option
-@json_option
-def fit(
-    root: Path,
-    transform: str,
-    on: str | None,
-    alpha: float | None,
-    fusion: str,
-    modalities: str,
-    seeds: int,
-    first_seed: int,
-    run: str | None,
-    as_json: bool,
-    **training: Any,
-) -> None:
-    """Train one experiment on the cached embeddings; writes ROOT/runs/NAME/.
-
-    \b
-    Examples:
-      alphafuse fit --transform sqrt --on ast
-      alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
-      alphafuse fit --modalities ast --root demo
-    """
-    from alphafuse.heads.experiments import Experiment, seed_range
-    from alphafuse.heads.experiments import fit as fit_experiment
-    from alphafuse.heads.training import TrainSettings
-    from alphafuse.report.table1 import format_run
-
-    names = tuple(name.strip() for name in modalities.split(","))
-    experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=names)
-    settings = TrainSettings(**training)
-    epochs = len(seed_range(seeds, first_seed)) * settings.epochs
-    dataset = Dataset.open(root)
-    with tqdm(total=epochs, desc=experiment.title, unit="epoch", disable=None) as bar:
-        result = fit_experiment(
-            dataset,
-            experiment,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            run=run,
-            progress=bar.update,
-        )
-    if as_json:
-        splits = {split: figures.to_json() for split, figures in result.splits.items()}
-        _print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
-        return
-    click.echo(format_run(result), nl=False)
-
-
-@cli.command()
-@click.option("--seeds", default=5, show_default=True, help="Heads per experiment, one for each seed.")
-@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
-@_training
-@root_option
-@json_option
-def table1(root: Path, seeds: int, first_seed: int, as_json: bool, **training: Any) -> None:
-    """Train the paper's six experiments, the untransformed baseline and each modality alone.
-
-    Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
-
-    \b
-    Example:
-      alphafuse table1 --root demo
-    """
-    from alphafuse.heads.experiments import seed_range
-    from alphafuse.heads.table1 import TABLE1
-    from alphafuse.heads.table1 import table1 as train_table1
-    from alphafuse.heads.training import TrainSettings
-    from alphafuse.report.table1 import format_text, to_json, write_table1
-
-    settings = TrainSettings(**training)
-    epochs = len(TABLE1) * len(seed_range(seeds, first_seed)) * settings.epochs
-    dataset = Dataset.open(root)
-    with tqdm(total=epochs, desc="table 1", unit="epoch", disable=None) as bar:
-        table = train_table1(dataset, seeds=seeds, first_seed=first_seed, settings=settings, progress=bar.update)
-    folder = write_table1(table, dataset)
-    if as_json:
-        _print_json(to_json(table))
-        return
-    click.echo(format_text(table), nl=False)
-    click.echo(f"\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+for _command in (
+    cli_heads.fit,
+    cli_heads.table1,
+    cli_heads.sweep,
+    cli_heads.compare,
+):
+    cli.add_command(_command)
 
 
 # the store
@@ -632,7 +520,7 @@ def store_info(folder: Path, as_json: bool) -> None:
 
     info = EmbeddingStore(folder).info()
     if as_json:
-        _print_json(
+        print_json(
             {
                 **vars(info),
                 "folder": str(info.folder),

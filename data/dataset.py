@@ -13,17 +13,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from alphafuse.errors import DatasetError, EmptySplitError, SettingsMismatchError, unknown
 
 from .files import read_json, write_json
 from .manifest import SPLITS, Clip, Manifest
 from .store import MODALITIES, Embeddings, EmbeddingStore, setting_differences
+from .stored import StoredEmbeddings
 
 FORMAT_VERSION = 1
 DEFAULT_TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
 DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
+FLOAT32_BYTES = 4
 PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.inputs
 DEFAULT_PROTOCOL = "standard"
 
@@ -129,8 +133,9 @@ class Dataset:
                 raise DatasetError(f"{root / 'dataset.json'}: '{field}' must be a {kind.__name__}: make the root again")
         manifest = Manifest.read(root / "manifest.csv")
         classes = tuple(content["classes"])
+        known = set(classes)
         for clip in manifest:
-            if clip.label not in classes:
+            if clip.label not in known:
                 raise DatasetError(
                     f"{root / 'manifest.csv'}: clip {clip.clip_id}: {unknown('label', clip.label, classes)} "
                     "(dataset.json lists them)"
@@ -157,8 +162,19 @@ class Dataset:
             raise DatasetError(unknown("split", split, SPLITS))
         return EmbeddingStore(self.root / "stores" / split)
 
-    def embeddings(self, split: str) -> Embeddings:
+    @overload
+    def embeddings(self, split: str, *, max_bytes: None = None) -> Embeddings: ...
+
+    @overload
+    def embeddings(self, split: str, *, max_bytes: int) -> Embeddings | StoredEmbeddings: ...
+
+    def embeddings(self, split: str, *, max_bytes: int | None = None) -> Embeddings | StoredEmbeddings:
         """The split's embeddings in manifest order: the one way in for stage two.
+
+        Args:
+            split: "train", "val" or "test".
+            max_bytes: features (float32) that take more than this stay on disk, to be read in parts; None = they are
+                all read into memory.
 
         Raises:
             EmptySplitError: the split has no clips, or none of them has an embedding.
@@ -166,27 +182,44 @@ class Dataset:
         """
         clips = self.manifest.require_split(split)
         store = self.store(split)
-        embeddings = store.read(clips)
-        done = store.done(modalities=embeddings.features)
-        pending = sum(clip.clip_id not in done for clip in clips)
-        if pending:
+        small = max_bytes is None or len(clips) * FLOAT32_BYTES * sum(store.dims().values()) <= max_bytes
+        embeddings = store.read(clips) if small else store.open_rows(clips)
+        failed = {(failure.clip_id, failure.modality) for failure in embeddings.failures}
+        pending, usable = np.full(len(clips), not embeddings.dims), np.zeros(len(clips), bool)
+        for modality in embeddings.dims:
+            present = embeddings.present(modality)
+            usable |= present
+            for row in np.flatnonzero(~present):
+                pending[row] |= (clips[row].clip_id, modality) not in failed
+        if pending.any():
             raise DatasetError(
-                f"{pending} of {len(clips)} {split} clips are not extracted yet: run "
+                f"{pending.sum()} of {len(clips)} {split} clips are not extracted yet: run "
                 f"`alphafuse extract --split {split} --root {self.root}` first (it does only what is missing)"
             )
-        if not any(embeddings.present(modality).any() for modality in embeddings.features):
+        if not usable.any():
             raise EmptySplitError(
                 f"none of the {len(clips)} {split} clips has an embedding: see `alphafuse store info {store.folder}`"
             )
         return embeddings
 
-    def all_embeddings(self) -> dict[str, Embeddings]:
+    @overload
+    def all_embeddings(self, *, max_bytes: None = None) -> dict[str, Embeddings]: ...
+
+    @overload
+    def all_embeddings(self, *, max_bytes: int) -> dict[str, Embeddings | StoredEmbeddings]: ...
+
+    def all_embeddings(
+        self, *, max_bytes: int | None = None
+    ) -> dict[str, Embeddings] | dict[str, Embeddings | StoredEmbeddings]:
         """split -> embeddings of train, val and test, made under the same settings.
+
+        Args:
+            max_bytes: for each split, as in `embeddings`.
 
         Raises:
             SettingsMismatchError: two splits were extracted with different backbones, protocols or precisions.
         """
-        loaded = {split: self.embeddings(split) for split in SPLITS}
+        loaded = {split: self.embeddings(split, max_bytes=max_bytes) for split in SPLITS}
         for split in SPLITS[1:]:
             for modality in MODALITIES:
                 ours, theirs = (loaded[name].settings.get(modality, {}) for name in ("train", split))
@@ -217,4 +250,5 @@ def require_own_root(root: Path, name: str) -> None:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

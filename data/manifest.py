@@ -6,19 +6,22 @@ folder and may not leave it; `group` is the source video, the unit that must not
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, fields
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
 
 from alphafuse.errors import DatasetError, EmptySplitError, unknown
 
-from .files import read_csv, write_csv
+from .files import write_csv
 
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots: a manifest may hold millions
 class Clip:
     """One clip.
 
@@ -37,15 +40,15 @@ class Clip:
     group: str
 
     def __post_init__(self) -> None:
-        for name, value in zip(COLUMNS, astuple(self), strict=True):
+        for name in COLUMNS:
+            value = getattr(self, name)
             if not value:
                 raise DatasetError(f"a clip has an empty {name}: {self}")
             if not value.isprintable():
                 raise DatasetError(f"{name} {value!r} has a control character: remove it")
         if self.split not in SPLITS:
             raise DatasetError(f"clip {self.clip_id}: {unknown('split', self.split, SPLITS)}")
-        path = PurePosixPath(self.path)
-        if path.is_absolute() or ".." in path.parts:
+        if self.path.startswith("/") or ".." in self.path.split("/"):
             raise DatasetError(
                 f"clip {self.clip_id}: path '{self.path}' leaves the clip folder: "
                 "give paths relative to it, without '..'"
@@ -64,10 +67,10 @@ class Manifest(Sequence[Clip]):
 
     def __init__(self, clips: Iterable[Clip]) -> None:
         self._clips = tuple(clips)
-        counts = Counter(clip.clip_id for clip in self._clips)
-        twice = [clip_id for clip_id, count in counts.items() if count > 1]
-        if twice:
-            raise DatasetError(f"clip_id '{twice[0]}' occurs {counts[twice[0]]} times: clip ids must be unique")
+        if len({clip.clip_id for clip in self._clips}) < len(self._clips):
+            counts = Counter(clip.clip_id for clip in self._clips)
+            twice = next(clip_id for clip_id, count in counts.items() if count > 1)
+            raise DatasetError(f"clip_id '{twice}' occurs {counts[twice]} times: clip ids must be unique")
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -106,8 +109,7 @@ class Manifest(Sequence[Clip]):
 
     def write(self, path: Path) -> None:
         """Write the csv atomically."""
-        rows = [COLUMNS, *(astuple(clip) for clip in self._clips)]
-        write_csv(path, rows)
+        write_csv(path, chain([COLUMNS], map(attrgetter(*COLUMNS), self._clips)))
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -116,15 +118,34 @@ class Manifest(Sequence[Clip]):
         Raises:
             DatasetError: no such file, another header, a bad row (its line is named) or a repeated clip_id.
         """
-        rows = read_csv(path)
-        if not rows or tuple(rows[0][1]) != COLUMNS:
+        rows = _csv_rows(path)
+        if tuple(next(rows, (0, []))[1]) != COLUMNS:
             raise DatasetError(f"{path} is not a manifest: its first line must be {','.join(COLUMNS)}")
-        clips = []
-        for line, row in rows[1:]:
-            if len(row) != len(COLUMNS):
-                raise DatasetError(f"{path} line {line} has {len(row)} columns instead of {len(COLUMNS)}: {row}")
-            try:
-                clips.append(Clip(*row))
-            except DatasetError as error:
-                raise DatasetError(f"{path} line {line}: {error}") from None
-        return cls(clips)
+        return cls(_clips(path, rows))
+
+
+def _clips(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[Clip]:
+    """The clips of a csv's rows; labels, splits and groups that repeat are held once."""
+    held: dict[str, str] = {}
+    for line, row in rows:
+        if len(row) != len(COLUMNS):
+            raise DatasetError(f"{path} line {line} has {len(row)} columns instead of {len(COLUMNS)}: {row}")
+        clip_id, file, *repeating = row
+        try:
+            yield Clip(clip_id, file, *(held.setdefault(value, value) for value in repeating))
+        except DatasetError as error:
+            raise DatasetError(f"{path} line {line}: {error}") from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Like `files.read_csv`, a row at a time."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+    except FileNotFoundError:
+        raise DatasetError(f"no such csv: {path}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} can't be read as csv: {error}") from None

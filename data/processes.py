@@ -1,11 +1,15 @@
-"""What worker processes of both stages share."""
+"""What both stages ask of the machine: memory that is free, and workers that end with their main process."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from pathlib import Path
 
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")  # a container's own limits (Linux control groups, version 2)
 _watched: set[int] = set()
 
 
@@ -23,3 +27,14 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def free_memory_bytes() -> int:
+    """Memory that this process could still take: what the machine has left, or what its container may."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except OSError:
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))

@@ -22,8 +22,7 @@ import io
 import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,13 +34,27 @@ from alphafuse.errors import SettingsMismatchError, StoreError, unknown
 
 from .files import write_atomically
 from .manifest import Clip
+from .stored import (
+    FORMAT_VERSION,
+    READ_ERRORS,
+    READ_TRIES,
+    RowIndex,
+    ShardGoneError,
+    StoredEmbeddings,
+    damaged,
+    failures_of,
+    feature_rows,
+    finite_rows,
+    id_chunks,
+    keeps_changing,
+    open_shard,
+    read_slices,
+)
 
-FORMAT_VERSION = 1
 MODALITIES = ("timesformer", "ast")
-READ_TRIES = 5
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
+ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 Result = TypeVar("Result")
-_READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -85,29 +98,41 @@ class Embeddings:
         shapes = ", ".join(f"{name}={matrix.shape}" for name, matrix in self.features.items())
         return f"Embeddings({len(self)} clips, {shapes}, {len(self.failures)} failures)"
 
+    @property
+    def dims(self) -> Mapping[str, int]:
+        """Modality -> dimension."""
+        return {modality: matrix.shape[1] for modality, matrix in self.features.items()}
+
     def present(self, modality: str) -> np.ndarray:
         """(clips,) bool: which clips have this modality's embedding."""
         if modality not in self.features:
             raise StoreError(unknown("modality", modality, self.features))
-        return np.isfinite(self.features[modality]).all(axis=1)
+        matrix = self.features[modality]
+        present = np.empty(len(matrix), bool)
+        for start in range(0, len(matrix), ROWS_AT_ONCE):
+            present[start : start + ROWS_AT_ONCE] = finite_rows(matrix[start : start + ROWS_AT_ONCE])
+        return present
 
     def take(self, rows: np.ndarray) -> Embeddings:
         """The clips at these positions (an integer array) or under this mask (a boolean array)."""
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         clip_ids = tuple(self.clip_ids[i] for i in positions)
-        kept = set(clip_ids)
         return Embeddings(
             clip_ids=clip_ids,
             labels=tuple(self.labels[i] for i in positions),
             groups=tuple(self.groups[i] for i in positions),
             features={name: matrix[positions] for name, matrix in self.features.items()},
-            failures=tuple(failure for failure in self.failures if failure.clip_id in kept),
+            failures=failures_of(self.failures, clip_ids),
             settings=self.settings,
         )
 
+    def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent."""
+        return {name: matrix[positions].astype(np.float32, copy=False) for name, matrix in self.features.items()}
 
-class _ShardGoneError(Exception):
-    """A shard was listed and is gone: another process packed the store meanwhile."""
+    def storage_order(self) -> np.ndarray:
+        """(clips,) int64: all positions, which in memory may be read in any order."""
+        return np.arange(len(self))
 
 
 def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
@@ -118,13 +143,11 @@ def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
         for _ in range(READ_TRIES):
             try:
                 return method(self, *arguments, **keywords)
-            except _ShardGoneError:
+            except ShardGoneError:
                 continue
-            except _READ_ERRORS as error:
-                raise StoreError(
-                    f"a shard of {self.folder} is damaged ({error}): `alphafuse store verify {self.folder}` names it"
-                ) from error
-        raise StoreError(f"shards of {self.folder} keep disappearing: is something else packing the store?")
+            except READ_ERRORS as error:
+                raise damaged(self.folder, error) from error
+        raise keeps_changing(self.folder)
 
     return wrapped
 
@@ -214,7 +237,7 @@ class EmbeddingStore:
         for path in shards:
             if path.name in self._looked_at:
                 continue
-            with _open_shard(path) as shard:
+            with open_shard(path) as shard:
                 for modality, settings in _json_attribute(shard, "settings").items():
                     difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
                     if difference:
@@ -226,57 +249,130 @@ class EmbeddingStore:
         return dict(self._agreed)
 
     @_reading
+    def dims(self) -> dict[str, int]:
+        """Modality -> dimension of its embeddings, for the modalities stored; no features are read."""
+        settings, dims = self.settings(), dict[str, int]()
+        for path in self.shards():
+            if len(dims) == len(settings):
+                break
+            with open_shard(path) as shard:
+                for modality in settings:
+                    if modality in shard:
+                        feature_rows(shard, modality, dims)
+        return {modality: dims[modality] for modality in MODALITIES if modality in dims}
+
+    @_reading
     def read(self, clips: Sequence[Clip] | None = None) -> Embeddings:
         """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
 
         Clips that the store lacks get rows of NaN. Features are float32, (clips, dim).
 
         Raises:
-            StoreError: the store is empty or a shard is damaged.
+            StoreError: the store is empty, a shard is damaged, or a clip is asked for twice.
             SettingsMismatchError: shards made under different settings.
+        """
+        clips = self._stored_clips() if clips is None else clips
+        features: dict[str, np.ndarray] = {}
+
+        def keep(modality: str, positions: np.ndarray, values: np.ndarray) -> None:
+            if modality not in features:
+                features[modality] = np.full((len(clips), values.shape[1]), np.nan, np.float32)
+            features[modality][positions] = values
+
+        clip_ids = tuple(clip.clip_id for clip in clips)
+        index, failures = self._scan(clip_ids, keep)
+        for modality, dim in index.dims.items():
+            if modality not in features:
+                features[modality] = np.full((len(clips), dim), np.nan, np.float32)
+        return Embeddings(
+            clip_ids=clip_ids,
+            labels=tuple(clip.label for clip in clips),
+            groups=tuple(clip.group for clip in clips),
+            features={modality: features[modality] for modality in index.dims},
+            failures=failures,
+            settings=self.settings(),
+        )
+
+    @_reading
+    def open_rows(self, clips: Sequence[Clip] | None = None) -> StoredEmbeddings:
+        """Like `read`, but features stay on disk, to be read in parts: for stores larger than memory.
+
+        Reads through the shards once, a few MB at a time, to see which rows are embeddings.
+        """
+        clips = self._stored_clips() if clips is None else clips
+        clip_ids = tuple(clip.clip_id for clip in clips)
+        index, failures = self._scan(clip_ids)
+        return StoredEmbeddings(
+            clip_ids=clip_ids,
+            labels=tuple(clip.label for clip in clips),
+            groups=tuple(clip.group for clip in clips),
+            failures=failures,
+            settings=self.settings(),
+            store=self,
+            index=index,
+        )
+
+    @_reading
+    def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
+        """Where these clips' rows lie, and why some have none; errors as in `read`."""
+        return self._scan(clip_ids)
+
+    def _scan(
+        self, clip_ids: Sequence[str], keep: Callable[[str, np.ndarray, np.ndarray], None] | None = None
+    ) -> tuple[RowIndex, tuple[Failure, ...]]:
+        """Go through all shards for the first embedding of each clip and modality, oldest shard first.
+
+        `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
         """
         settings = self.settings()
         if not settings:
             raise StoreError(
                 f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
             )
-        clips = self._stored_clips() if clips is None else tuple(clips)
-        position = {clip.clip_id: i for i, clip in enumerate(clips)}
-        features: dict[str, np.ndarray] = {}
-        failures: dict[tuple[str, str], Failure] = {}
-        for path in self.shards():
-            with _open_shard(path) as shard:
-                clip_ids = _strings(shard, "clip_id")
+        position = {clip_id: i for i, clip_id in enumerate(clip_ids)}
+        if len(position) < len(clip_ids):
+            twice = next(clip_id for i, clip_id in enumerate(clip_ids) if position[clip_id] != i)
+            raise StoreError(f"clip_id '{twice}' is asked for twice: ask for each clip once")
+        shards, starts, dims = self.shards(), [0], dict[str, int]()
+        rows: dict[str, np.ndarray] = {}
+        failures: dict[tuple[str, int], Failure] = {}
+        for path in shards:
+            with open_shard(path) as shard:
+                targets = _positions(shard, position)
                 for modality in settings:
                     if modality in shard:
-                        _merge(features, modality, shard[modality][()], [position.get(i) for i in clip_ids], len(clips))
+                        dataset = feature_rows(shard, modality, dims)
+                        if modality not in rows:
+                            rows[modality] = np.full(len(clip_ids), -1, np.int64)
+                        for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
+                            if keep is not None:
+                                keep(modality, positions, values)
                 for failure in _failures(shard):
                     if failure.clip_id in position:
-                        failures.setdefault((failure.clip_id, failure.modality), failure)
-        absent = {
-            (clips[row].clip_id, modality)
-            for modality, matrix in features.items()
-            for row in np.flatnonzero(np.isnan(matrix[:, 0]))
-        }
-        return Embeddings(
-            clip_ids=tuple(clip.clip_id for clip in clips),
-            labels=tuple(clip.label for clip in clips),
-            groups=tuple(clip.group for clip in clips),
-            features={modality: features[modality] for modality in MODALITIES if modality in features},
-            failures=tuple(failure for key, failure in failures.items() if key in absent or key[1] not in features),
-            settings=settings,
+                        failures.setdefault((failure.modality, position[failure.clip_id]), failure)
+                starts.append(starts[-1] + len(targets))
+        index = RowIndex(
+            shards=tuple(shards),
+            starts=np.array(starts),
+            dims={modality: dims[modality] for modality in MODALITIES if modality in dims},
+            rows={modality: rows[modality] for modality in MODALITIES if modality in rows},
         )
+        absent = (
+            failure for (modality, row), failure in failures.items() if modality not in rows or rows[modality][row] < 0
+        )
+        return index, tuple(absent)
 
     @_reading
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
         """clip_ids that need no more work: each modality has an embedding or (unless `retry_failed`) a failure."""
         finished: dict[str, set[str]] = {modality: set() for modality in modalities}
         for path in self.shards():
-            with _open_shard(path) as shard:
+            with open_shard(path) as shard:
                 clip_ids = np.array(_strings(shard, "clip_id"), dtype=object)
                 for modality, ids in finished.items():
-                    if modality in shard and len(clip_ids):
-                        ids.update(clip_ids[np.isfinite(shard[modality][:, 0])])
+                    if modality in shard:
+                        for part, values in read_slices(feature_rows(shard, modality, {}), np.arange(len(clip_ids))):
+                            ids.update(clip_ids[part][finite_rows(values)])
                 if not retry_failed:
                     for failure in _failures(shard):
                         finished.get(failure.modality, set()).add(failure.clip_id)
@@ -285,25 +381,18 @@ class EmbeddingStore:
     @_reading
     def info(self) -> StoreInfo:
         """Counts of what is stored, its settings and failures."""
-        if not self.shards():
-            raise StoreError(
-                f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
-            )
-        embeddings = self.read()
-        stored = Counter[str]()
-        provenance: dict[str, Any] = {}
-        for path in self.shards():
-            with _open_shard(path) as shard:
-                stored.update(_strings(shard, "clip_id"))
-                provenance = _json_attribute(shard, "provenance")
+        embeddings = self.open_rows()
+        shards = embeddings.index.shards
+        with open_shard(shards[-1]) as shard:
+            provenance = _json_attribute(shard, "provenance")
         return StoreInfo(
             folder=self.folder,
-            shards=len(self.shards()),
+            shards=len(shards),
             clips=len(embeddings),
-            duplicates=stored.total() - len(stored),
-            bytes=sum(path.stat().st_size for path in self.shards()),
-            rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.features},
-            dims={modality: matrix.shape[1] for modality, matrix in embeddings.features.items()},
+            duplicates=int(embeddings.index.starts[-1]) - len(embeddings),
+            bytes=sum(path.stat().st_size for path in shards),
+            rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
+            dims=embeddings.dims,
             failures=embeddings.failures,
             settings=embeddings.settings,
             provenance=provenance,
@@ -314,14 +403,14 @@ class EmbeddingStore:
         problems = []
         for path in self.shards():
             try:
-                with _open_shard(path) as shard:
+                with open_shard(path) as shard:
                     if _content_sha256(shard) != shard.attrs["sha256"]:
                         problems.append(f"{path}: content differs from its checksum: remove it and extract again")
-            except _ShardGoneError:
+            except ShardGoneError:
                 continue  # packed meanwhile: its rows are in another shard
             except StoreError as error:
                 problems.append(str(error))
-            except _READ_ERRORS as error:
+            except READ_ERRORS as error:
                 problems.append(f"{path}: {error}: remove it and extract again")
         try:
             self.settings()
@@ -383,24 +472,36 @@ class EmbeddingStore:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
         clips: dict[str, Clip] = {}
         for path in self.shards():
-            with _open_shard(path) as shard:
+            with open_shard(path) as shard:
                 columns = (_strings(shard, name) for name in ("clip_id", "label", "group"))
                 for clip_id, label, group in zip(*columns, strict=True):
                     clips.setdefault(clip_id, Clip(clip_id, clip_id, label, "train", group))
         return tuple(clips.values())
 
 
-def _merge(
-    features: dict[str, np.ndarray], modality: str, rows: np.ndarray, positions: list[int | None], clips: int
-) -> None:
-    """Put a shard's rows where they belong; rows already filled and rows of NaN are left out."""
-    matrix = features.get(modality)
-    if matrix is None:
-        matrix = features[modality] = np.full((clips, rows.shape[1]), np.nan, np.float32)
-    target = np.array([-1 if position is None else position for position in positions], dtype=np.int64)
-    useful = (target >= 0) & np.isfinite(rows).all(axis=1) if len(rows) else np.zeros(0, bool)
-    useful[useful] = np.isnan(matrix[target[useful], 0])
-    matrix[target[useful]] = rows[useful]
+def _positions(shard: h5py.File, position: Mapping[str, int]) -> np.ndarray:
+    """(rows,) int64: where each row's clip stands in `position`, -1 where it doesn't."""
+    chunks = [np.array([position.get(i, -1) for i in clip_ids], np.int64) for clip_ids in id_chunks(shard)]
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+def _first_embeddings(
+    dataset: h5py.Dataset, targets: np.ndarray, first_row: int, found: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Embeddings in a shard of clips that have none yet: (positions of clips (n,), (n, dim)), a slice at a time.
+
+    Their row numbers, which begin at `first_row`, are put into `found` (clips,).
+    """
+    wanted = np.flatnonzero(targets >= 0)
+    wanted = wanted[found[targets[wanted]] < 0]
+    for part, values in read_slices(dataset, wanted):
+        rows = wanted[part]
+        useful = finite_rows(values) & (found[targets[rows]] < 0)
+        if not useful.all():
+            rows, values = rows[useful], values[useful]
+        rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
+        found[targets[rows]] = first_row + rows
+        yield targets[rows], values
 
 
 def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
@@ -443,32 +544,13 @@ def _content_sha256(shard: h5py.File) -> str:
     for name in sorted(names):
         dataset = shard[name]
         text = h5py.check_string_dtype(dataset.dtype) is not None
-        content = "\0".join(_strings(shard, name)).encode() if text else np.ascontiguousarray(dataset[()]).tobytes()
         digest.update(f"{name} {'text' if text else dataset.dtype} {dataset.shape} ".encode())
-        digest.update(content)
+        if text:
+            digest.update("\0".join(_strings(shard, name)).encode())
+        else:
+            for start in range(0, len(dataset), ROWS_AT_ONCE):
+                digest.update(np.ascontiguousarray(dataset[start : start + ROWS_AT_ONCE]).data)
     return digest.hexdigest()
-
-
-def _open_shard(path: Path) -> h5py.File:
-    """Open a shard for reading, without file locks (it never changes).
-
-    Raises:
-        StoreError: not a readable shard, or one of another format version.
-    """
-    try:
-        shard = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise _ShardGoneError(path) from None
-    except OSError as error:
-        raise StoreError(f"shard {path} is damaged ({error}): remove it and run extract again") from None
-    version = shard.attrs.get("format_version")
-    if version != FORMAT_VERSION:
-        shard.close()
-        raise StoreError(
-            f"shard {path} has format version {version}, this alphafuse reads {FORMAT_VERSION}: "
-            "install the alphafuse that made it, or extract into another root"
-        )
-    return shard
 
 
 def _strings(shard: h5py.File, name: str) -> list[str]:

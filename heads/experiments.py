@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,23 +32,31 @@ import torch
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_csv, write_json
 from alphafuse.data.splits import Ceiling, reachable_ceiling
-from alphafuse.data.store import MODALITIES, Embeddings
+from alphafuse.data.store import MODALITIES
+from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import ExperimentError, unknown
 
-from .fusion import FUSIONS
-from .head import BOTH, AlphaFusion, HeadConfig, check_target, usable_clips
-from .metrics import Scores, score
-from .statistics import (
-    Interval,
-    accuracy_interval,
-    bootstrap_interval,
+from .fusion import check_fusion
+from .head import (
+    BOTH,
+    NORMALIZATIONS,
+    AlphaFusion,
+    HeadConfig,
+    check_controls,
+    check_normalization,
+    check_target,
+    usable_clips,
 )
-from .training import Progress, TrainedHead, TrainSettings, class_indices, train_heads
+from .metrics import Scores, score
+from .settings import TrainSettings
+from .statistics import Estimate, Interval, accuracy_interval, bootstrap_interval
+from .training import Progress, TrainedHead, class_indices, memory_bytes, train_heads
 from .transforms import NOTEBOOK_POS_SCALAR, check_transform
 
 TITLES = {"timesformer": "TimeSformer", "ast": "AST", BOTH: "both"}
 EVALUATED = ("val", "test")
-TABLE1_RUN = "table1"  # the run that `write_table1` writes
+TABLE1_RUN, COMPARE_RUN = "table1", "compare"  # what the commands of these names write
+RESERVED_RUNS = (TABLE1_RUN, COMPARE_RUN)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ class Experiment:
         alpha: for the transforms that take one.
         fusion: entry of `FUSIONS`.
         modalities: what the head reads: both, or one.
+        normalize: entry of `NORMALIZATIONS`; None takes the training settings'.
+        rates: (modality, learning rate as a multiple of the common one), as in `HeadConfig`; a mapping will do.
+        auxiliary: (modality or "fused", weight of its loss), as in `HeadConfig`; a mapping will do.
 
     Raises:
         ExperimentError: a name that doesn't exist, or parts that don't go together.
@@ -71,6 +82,9 @@ class Experiment:
     alpha: float | None = None
     fusion: str = "concat"
     modalities: tuple[str, ...] = MODALITIES
+    normalize: Literal["none", "zscore", "l2"] | None = None
+    rates: tuple[tuple[str, float], ...] = ()
+    auxiliary: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for modality in self.modalities:
@@ -81,40 +95,53 @@ class Experiment:
             raise ExperimentError(f"an experiment needs at least one modality: {', '.join(MODALITIES)}")
         check_transform(self.transform, self.alpha)
         check_target(self.transform, self.on, self.modalities)
-        if self.fusion not in FUSIONS:
-            raise ExperimentError(unknown("fusion", self.fusion, FUSIONS))
+        check_fusion(self.fusion, self.modalities)
+        if self.normalize is not None:
+            if self.normalize not in NORMALIZATIONS:
+                raise ExperimentError(unknown("normalisation", self.normalize, NORMALIZATIONS))
+            check_normalization(self.normalize, self.transform)
+        for name in ("rates", "auxiliary"):
+            pairs = dict(getattr(self, name))
+            object.__setattr__(self, name, tuple(sorted((key, float(value)) for key, value in pairs.items())))
+        check_controls(self.fusion, dict(self.rates), dict(self.auxiliary), self.modalities)
         if self.transform == "none":
             object.__setattr__(self, "on", None)  # none on ast = none on timesformer
 
     @property
     def name(self) -> str:
-        """Short, for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only"."""
+        """Short, for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only", "gate"."""
         parts = [self.transform, "" if self.alpha is None else f"{self.alpha:g}", self.on or ""]
-        parts = ["untransformed"] if self.transform == "none" and len(self.modalities) > 1 else parts
-        if self.transform == "none" and len(self.modalities) == 1:
-            parts = []
-        parts += [f"{self.modalities[0]}-only"] if len(self.modalities) == 1 else []
-        parts += [self.fusion] if self.fusion != "concat" else []
-        return "-".join(part for part in parts if part)
+        single = len(self.modalities) == 1
+        if self.transform == "none":
+            parts = [] if single or self._more else ["untransformed"]
+        parts += [f"{self.modalities[0]}-only"] if single else []
+        return "-".join(part for part in (*parts, *self._more) if part)
 
     @property
     def title(self) -> str:
-        """For a table's row: "AST sqrt", "untransformed", "AST only"."""
+        """For a table's row: "AST sqrt", "untransformed", "AST only", "gate"."""
         alpha = "" if self.alpha is None else f" {self.alpha:g}"
-        only = f"{TITLES[self.modalities[0]]} only" if len(self.modalities) == 1 else ""
-        if self.transform == "none":
-            text = only or "untransformed"
-        else:
-            text = f"{only or TITLES[str(self.on)]} {self.transform}{alpha}"
-        return text if self.fusion == "concat" else f"{text}, {self.fusion}"
+        parts = [f"{TITLES[self.modalities[0]]} only"] if len(self.modalities) == 1 else []
+        if self.transform != "none":
+            parts = [f"{parts[0] if parts else TITLES[str(self.on)]} {self.transform}{alpha}"]
+        parts += [part.replace("-", " ") for part in self._more]
+        return ", ".join(parts) or "untransformed"
 
-    def head_config(self, train: Embeddings, classes: Sequence[str], settings: TrainSettings) -> HeadConfig:
+    @property
+    def _more(self) -> list[str]:
+        """What sets it apart beside transform and modalities."""
+        parts = [] if self.fusion == "concat" else [self.fusion]
+        parts += [] if self.normalize in (None, "none") else [str(self.normalize)]
+        parts += [f"rate-{rate:g}-{modality}" for modality, rate in self.rates]
+        return parts + (["blended"] if self.auxiliary else [])
+
+    def head_config(self, train: EmbeddingSource, classes: Sequence[str], settings: TrainSettings) -> HeadConfig:
         """The head for these embeddings; `ExperimentError` when they lack a modality.
 
         `pos-scalar` is the paper's 1.5, or the 2 of its authors' code for embeddings of protocol `notebook`.
         """
         for modality in self.modalities:
-            if modality not in train.features:
+            if modality not in train.dims:
                 raise ExperimentError(
                     f"no training clip has a {modality} embedding: see `alphafuse store info`, or choose the other "
                     "modality alone"
@@ -123,7 +150,7 @@ class Experiment:
         if transform == "pos-scalar" and is_notebook(train.settings):
             transform, alpha = "scale", NOTEBOOK_POS_SCALAR
         return HeadConfig(
-            dims={modality: int(train.features[modality].shape[1]) for modality in self.modalities},
+            dims={modality: train.dims[modality] for modality in self.modalities},
             classes=tuple(classes),
             transform=transform,
             on=self.on,
@@ -132,6 +159,10 @@ class Experiment:
             hidden=settings.hidden,
             dropout=settings.dropout,
             absent=settings.absent,
+            normalize=self.normalize or settings.normalize,
+            modality_dropout=settings.modality_dropout if len(self.modalities) > 1 else 0.0,
+            rates=dict(self.rates) or None,
+            auxiliary=dict(self.auxiliary) or None,
         )
 
 
@@ -141,18 +172,6 @@ def is_notebook(settings: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 BASELINE = Experiment()
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and clips with its interval, and the mean of each seed."""
-
-    mean: float
-    interval: Interval
-    per_seed: tuple[float, ...]
-
-    def __repr__(self) -> str:
-        return f"{self.mean:.4f} [{self.interval.low:.4f}, {self.interval.high:.4f}]"
 
 
 @dataclass(frozen=True)
@@ -224,7 +243,7 @@ class RunResult:
 
 
 def evaluate_heads(
-    heads: Sequence[TrainedHead], embeddings: Embeddings, *, split: str, train_labels: Sequence[str]
+    heads: Sequence[AlphaFusion], embeddings: EmbeddingSource, *, split: str, train_labels: Sequence[str]
 ) -> SplitResult:
     """Score one experiment's heads on a split.
 
@@ -237,28 +256,44 @@ def evaluate_heads(
     Raises:
         ExperimentError: no clip of the split has the embeddings that the heads need.
     """
-    config = heads[0].head.config
+    config = heads[0].config
     usable = usable_clips(embeddings, config)
-    kept = embeddings.take(usable)
-    if not len(kept):
+    if not usable.any():
         raise ExperimentError(f"none of the {len(embeddings)} {split} clips has the embeddings that the head reads")
-    logits = np.stack([trained.head.predict_logits(kept) for trained in heads])  # (seeds, clips, C)
-    scores = score(logits, class_indices(kept.labels, config.classes))
+    kept = embeddings if usable.all() else embeddings.take(usable)
+    logits = np.stack([head.predict_logits(kept) for head in heads])  # (seeds, clips, C)
+    dropped = int((~usable).sum())
+    return evaluate_logits(logits, kept, config.classes, split=split, train_labels=train_labels, dropped=dropped)
+
+
+def evaluate_logits(
+    logits: np.ndarray,
+    embeddings: EmbeddingSource,
+    classes: Sequence[str],
+    *,
+    split: str,
+    train_labels: Sequence[str],
+    dropped: int = 0,
+) -> SplitResult:
+    """Score logits (seeds, clips, C) of one experiment's heads on the clips of `embeddings`; see `evaluate_heads`."""
+    scores = score(logits, class_indices(embeddings.labels, classes))
+    groups = tuple(embeddings.groups)
     return SplitResult(
         split=split,
-        clip_ids=kept.clip_ids,
-        groups=kept.groups,
-        labels=kept.labels,
-        dropped=int((~usable).sum()),
-        ceiling=reachable_ceiling(train_labels, kept.labels),
-        top1=_estimate(scores.top1, accuracy_interval(scores.top1, kept.groups)),
-        topk=_estimate(scores.topk, accuracy_interval(scores.topk, kept.groups)),
-        loss=_estimate(scores.loss, bootstrap_interval(scores.loss, kept.groups)),
+        clip_ids=tuple(embeddings.clip_ids),
+        groups=groups,
+        labels=tuple(embeddings.labels),
+        dropped=dropped,
+        ceiling=reachable_ceiling(train_labels, embeddings.labels),
+        top1=estimate(scores.top1, accuracy_interval(scores.top1, groups)),
+        topk=estimate(scores.topk, accuracy_interval(scores.topk, groups)),
+        loss=estimate(scores.loss, bootstrap_interval(scores.loss, groups)),
         scores=scores,
     )
 
 
-def _estimate(values: np.ndarray, interval: Interval) -> Estimate:
+def estimate(values: np.ndarray, interval: Interval) -> Estimate:
+    """Of values (seeds, clips): their mean, and that of each seed."""
     return Estimate(float(values.mean()), interval, tuple(float(mean) for mean in values.mean(axis=1)))
 
 
@@ -287,7 +322,7 @@ def fit(
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
         run: the run's name; the experiment's by default. An older run of that name is replaced.
-        progress: called with the number of newly finished epochs, `seeds * settings.epochs` in all.
+        progress: called with the number of newly finished epochs, `seeds * settings.total_epochs` in all.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
@@ -297,14 +332,15 @@ def fit(
     chosen = seed_range(seeds, first_seed)
     name = run or experiment.name
     check_run_name(name)
-    if name == TABLE1_RUN:
-        raise ExperimentError(f"the run name '{name}' is table 1's: choose another --run")
-    embeddings = dataset.all_embeddings()
+    if name in RESERVED_RUNS:
+        raise ExperimentError(f"the run name '{name}' is that of `alphafuse {name}`: choose another --run")
+    embeddings = load_embeddings(dataset, settings)
     config = experiment.head_config(embeddings["train"], dataset.classes, settings)
     heads = train_heads(embeddings["train"], embeddings["val"], [config], chosen, settings=settings, progress=progress)
-    usable = embeddings["train"].take(usable_clips(embeddings["train"], config))
+    labels = np.asarray(embeddings["train"].labels, dtype=object)[usable_clips(embeddings["train"], config)]
+    fusions = [trained.head for trained in heads]
     splits = {
-        split: evaluate_heads(heads, embeddings[split], split=split, train_labels=usable.labels) for split in EVALUATED
+        split: evaluate_heads(fusions, embeddings[split], split=split, train_labels=labels) for split in EVALUATED
     }
     result = RunResult(experiment, settings, chosen, dataset.root / "runs" / name, splits, tuple(heads))
     with replaced_run(dataset.root, name) as folder:
@@ -315,7 +351,7 @@ def fit(
                 "experiment": asdict(experiment),
                 "head": config.to_json(),
                 **provenance(dataset, embeddings, settings, chosen),
-                "clips": {"train": len(usable), **{split: splits[split].n for split in EVALUATED}},
+                "clips": {"train": len(labels), **{split: splits[split].n for split in EVALUATED}},
                 "dropped": {**heads[0].dropped, "test": splits["test"].dropped},
             },
         )
@@ -329,6 +365,12 @@ def fit(
     return result
 
 
+def load_embeddings(dataset: Dataset, settings: TrainSettings) -> dict[str, EmbeddingSource]:
+    """The dataset's three splits; those that the memory for features can't hold stay on disk."""
+    memory = memory_bytes(settings, settings.torch_device())
+    return dict(dataset.all_embeddings(max_bytes=memory // 2))
+
+
 def history_rows(heads: Sequence[TrainedHead]) -> Iterator[tuple[object, ...]]:
     """Rows of history.csv, with its header; epochs count from 1."""
     yield ("seed", "epoch", "train_loss", "val_loss", "val_accuracy")
@@ -336,6 +378,22 @@ def history_rows(heads: Sequence[TrainedHead]) -> Iterator[tuple[object, ...]]:
         columns = (trained.history.train_loss, trained.history.val_loss, trained.history.val_accuracy)
         for epoch, row in enumerate(zip(*columns, strict=True), start=1):
             yield (trained.seed, epoch, *(float(value) for value in row))
+
+
+class _WithHeads(Protocol):
+    @property
+    def experiment(self) -> Experiment: ...
+    @property
+    def heads(self) -> Sequence[TrainedHead]: ...
+
+
+def experiment_history(rows: Sequence[_WithHeads]) -> Iterator[tuple[object, ...]]:
+    """Rows of a history.csv of several experiments, with its header: the experiment's name, then `history_rows`."""
+    for position, row in enumerate(rows):
+        header, *lines = history_rows(row.heads)
+        if not position:
+            yield ("experiment", *header)
+        yield from ((row.experiment.name, *columns) for columns in lines)
 
 
 def _prediction_rows(result: SplitResult, seeds: Sequence[int], classes: Sequence[str]) -> Iterator[tuple[object, ...]]:
@@ -348,7 +406,7 @@ def _prediction_rows(result: SplitResult, seeds: Sequence[int], classes: Sequenc
 
 
 def provenance(
-    dataset: Dataset, embeddings: Mapping[str, Embeddings], settings: TrainSettings, seeds: Sequence[int]
+    dataset: Dataset, embeddings: Mapping[str, EmbeddingSource], settings: TrainSettings, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """What made a run, apart from the experiment: for config.json."""
     return {

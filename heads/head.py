@@ -1,9 +1,12 @@
 """The fusion head: embeddings of a clip's modalities in, one logit per class out.
 
-    {modality: (batch, dim)} -> transform -> fusion -> FC 1024 -> ReLU -> dropout -> FC 512 -> ReLU -> dropout -> FC C
+    {modality: (batch, dim)} -> transform -> normalisation -> fusion
+        -> FC 1024 -> ReLU -> dropout -> FC 512 -> ReLU -> dropout -> FC C
 
 With two 768-d backbones and 91 classes that is 1536-1024-512-91 with 2,145,371 parameters (paper section 3; the widths
-and the dropout are the authors' notebook's).
+and the dropout are the authors' notebook's; neither normalises).
+
+Normalisation comes after the transform: a transform that only scales (pos-scalar, neg-scalar, scale) vanishes under it.
 """
 
 from __future__ import annotations
@@ -24,17 +27,20 @@ from torch import nn
 from torch.nn import functional
 
 from alphafuse.data.files import read_json, write_atomically, write_json
-from alphafuse.data.store import MODALITIES, Embeddings
+from alphafuse.data.store import MODALITIES
+from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
-from .fusion import FUSIONS, build_fusion
-from .transforms import AlphaTransform, check_transform
+from .fusion import build_fusion, check_fusion
+from .transforms import TRANSFORMS, AlphaTransform, check_transform
 
 FORMAT_VERSION = 1
 HIDDEN = (1024, 512)  # authors' notebook
 DROPOUT = 0.5  # authors' notebook, after each of the two hidden layers
 BOTH = "both"
+FUSED = "fused"  # in `HeadConfig.auxiliary`: the loss of the head itself
 ABSENT = ("drop", "zeros")
+NORMALIZATIONS = ("none", "zscore", "l2")
 PREDICT_ROWS = 4096  # rows per step of prediction: bounds memory, changes no number
 
 
@@ -50,8 +56,16 @@ class HeadConfig:
         fusion: entry of `FUSIONS`.
         hidden: widths of the hidden layers; () is a linear head.
         dropout: probability in [0, 1), after each hidden layer, while training.
+        normalize: what each modality's embeddings go through after the transform: "none"; "zscore", (x - mean) / std
+            per dimension over the training clips; "l2", x / |x|.
+        modality_dropout: probability in [0, 1) that a training clip loses one of its two modalities, chosen by lot, at
+            a step: with `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016).
+        rates: modality -> its own learning rate, as a multiple of the common one, for its columns of the first layer;
+            the control that alpha is compared with. Needs concat.
+        auxiliary: modality (and "fused") -> weight of its loss: each modality's expert of fusion `gate` gets a linear
+            classifier of its own while training (gradient blending, Wang et al. 2020).
         absent: what becomes of a clip that lacks a modality which the head reads: "drop" leaves it out (its
-            predictions are NaN), "zeros" puts zeros in the place of the absent embedding.
+            predictions are NaN), "zeros" puts zeros in the place of what the absent embedding would be fused as.
 
     Raises:
         ExperimentError: a value that doesn't exist or doesn't fit.
@@ -66,6 +80,10 @@ class HeadConfig:
     hidden: tuple[int, ...] = HIDDEN
     dropout: float = DROPOUT
     absent: Literal["drop", "zeros"] = "drop"
+    normalize: Literal["none", "zscore", "l2"] = "none"
+    modality_dropout: float = 0.0
+    rates: Mapping[str, float] | None = None
+    auxiliary: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("classes", "hidden"):  # json has lists
@@ -78,16 +96,20 @@ class HeadConfig:
             _require_count(f"dimension of {modality}", dim)
         check_transform(self.transform, self.alpha)
         check_target(self.transform, self.on, self.modalities)
-        if self.fusion not in FUSIONS:
-            raise ExperimentError(unknown("fusion", self.fusion, FUSIONS))
+        check_fusion(self.fusion, self.modalities)
         for width in self.hidden:
             _require_count("hidden width", width)
-        if not 0 <= self.dropout < 1:
-            raise ExperimentError(f"dropout must be in [0, 1), not {self.dropout}")
+        for name in ("dropout", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ExperimentError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ExperimentError(f"a head needs at least two classes, all different, not {len(self.classes)}")
         if self.absent not in ABSENT:
             raise ExperimentError(unknown("treatment of absent embeddings", self.absent, ABSENT))
+        if self.normalize not in NORMALIZATIONS:
+            raise ExperimentError(unknown("normalisation", self.normalize, NORMALIZATIONS))
+        check_controls(self.fusion, self.rates, self.auxiliary, self.modalities)
+        check_normalization(self.normalize, self.transform)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -102,11 +124,12 @@ class HeadConfig:
     def describe(self) -> str:
         """A few words that tell this head from others, for messages."""
         alpha = "" if self.alpha is None else f" (alpha {self.alpha:g})"
-        return f"{self.transform}{alpha} on {self.on or 'nothing'}, {self.fusion} of {' and '.join(self.modalities)}"
+        what = f"{self.transform}{alpha} on {self.on or 'nothing'}, {self.fusion} of {' and '.join(self.modalities)}"
+        return what if self.normalize == "none" else f"{what}, {self.normalize}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields, json-able."""
-        return {**asdict(self), "dims": dict(self.dims), "classes": list(self.classes), "hidden": list(self.hidden)}
+        return {**asdict(self), "classes": list(self.classes), "hidden": list(self.hidden)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> HeadConfig:
@@ -133,6 +156,35 @@ def check_target(transform: str, on: str | None, modalities: tuple[str, ...]) ->
         raise ExperimentError(f"the transform is on '{on}', but the head reads only {' and '.join(modalities)}")
 
 
+def check_normalization(normalize: str, transform: str) -> None:
+    """Raise `ExperimentError` for a normalisation that needs what training only learns."""
+    if normalize == "zscore" and TRANSFORMS[transform].learns:
+        raise ExperimentError(
+            f"transform '{transform}' learns its alpha, and zscore needs the mean and deviation of what comes out of "
+            "it before training: use --normalize none"
+        )
+
+
+def check_controls(
+    fusion: str, rates: Mapping[str, float] | None, auxiliary: Mapping[str, float] | None, modalities: tuple[str, ...]
+) -> None:
+    """Raise `ExperimentError` unless learning rates per modality and auxiliary losses fit the rest of the head."""
+    for modality, rate in (rates or {}).items():
+        if modality not in modalities:
+            raise ExperimentError(unknown("modality", modality, modalities))
+        if not (math.isfinite(rate) and rate > 0):
+            raise ExperimentError(f"the learning rate of {modality} must be above 0, not {rate}")
+    if rates and fusion != "concat":
+        raise ExperimentError(f"learning rates per modality need fusion 'concat', not '{fusion}'")
+    for name, weight in (auxiliary or {}).items():
+        if name not in (*modalities, FUSED):
+            raise ExperimentError(unknown("auxiliary loss", name, (*modalities, FUSED)))
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ExperimentError(f"the weight of the {name} loss must be 0 or more, not {weight}")
+    if auxiliary and fusion != "gate":
+        raise ExperimentError(f"auxiliary losses need fusion 'gate', which has an expert per modality, not '{fusion}'")
+
+
 def _require_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ExperimentError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -154,11 +206,14 @@ class AlphaFusion(nn.Module):
         self.config = config
         self.transforms = nn.ModuleDict(
             {
-                modality: AlphaTransform(config.transform, config.alpha)
+                modality: AlphaTransform(config.transform, config.alpha, config.dims[modality])
                 if modality in config.transformed
                 else AlphaTransform()
                 for modality in config.modalities
             }
+        )
+        self.normalizations = nn.ModuleDict(
+            {modality: Normalization(config.normalize, config.dims[modality]) for modality in config.modalities}
         )
         self.fusion = build_fusion(config.fusion, config.dims)
         widths = (self.fusion.output_dim, *config.hidden, len(config.classes))
@@ -182,10 +237,19 @@ class AlphaFusion(nn.Module):
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
+    def prepare(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """{modality: (batch, dim)}, rows of NaN where absent -> the same, transformed and normalised, absent ones 0."""
+        prepared = {}
+        for modality in self.config.modalities:
+            x = features[modality]
+            absent = torch.isnan(x).any(dim=-1, keepdim=True)  # (batch, 1)
+            x = self.transforms[modality](x.masked_fill(absent, 0))
+            prepared[modality] = self.normalizations[modality](x).masked_fill(absent, 0)
+        return prepared
+
     def fuse(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, fused dim): transforms and fusion, everything before the layers."""
-        transformed = {name: self.transforms[name](features[name]) for name in self.config.modalities}
-        return self.fusion(transformed)
+        """{modality: (batch, dim)} -> (batch, fused dim): everything before the layers."""
+        return self.fusion(self.prepare(features))
 
     def classify(self, fused: torch.Tensor) -> torch.Tensor:
         """(batch, fused dim) -> logits (batch, C): the fully connected layers."""
@@ -198,7 +262,7 @@ class AlphaFusion(nn.Module):
         return last(x)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim) float32} -> logits (batch, C) float32.
+        """{modality: (batch, dim) float32} -> logits (batch, C) float32; a row of NaN is an absent embedding.
 
         Raises:
             ExperimentError: a modality is missing or has another dimension.
@@ -214,24 +278,23 @@ class AlphaFusion(nn.Module):
         return self.classify(self.fuse(features))
 
     @torch.no_grad()
-    def predict_logits(self, embeddings: Embeddings) -> np.ndarray:
+    def predict_logits(self, embeddings: EmbeddingSource) -> np.ndarray:
         """Logits (clips, C) float32, without dropout; NaN rows where the head drops clips that lack a modality."""
-        usable = usable_clips(embeddings, self.config)
-        inputs = head_inputs(embeddings.take(usable), self.config)
+        order = embeddings.storage_order()
+        order = order[usable_clips(embeddings, self.config)[order]]
         device = self.linears[0].weight.device
         was_training = self.training
         self.eval()
         logits = np.full((len(embeddings), len(self.config.classes)), np.nan, np.float32)
-        chunks = []
-        for start in range(0, int(usable.sum()), PREDICT_ROWS):
-            chunk = {name: matrix[start : start + PREDICT_ROWS].to(device) for name, matrix in inputs.items()}
-            chunks.append(self(chunk).cpu().numpy())
-        if chunks:
-            logits[usable] = np.concatenate(chunks)
+        for start in range(0, len(order), PREDICT_ROWS):
+            rows = order[start : start + PREDICT_ROWS]
+            features = embeddings.read_rows(rows)
+            chunk = {name: torch.from_numpy(features[name]).to(device) for name in self.config.modalities}
+            logits[rows] = self(chunk).cpu().numpy()
         self.train(was_training)
         return logits
 
-    def predict_proba(self, embeddings: Embeddings) -> np.ndarray:
+    def predict_proba(self, embeddings: EmbeddingSource) -> np.ndarray:
         """Class probabilities (clips, C) float32 in [0, 1], rows summing to 1; NaN rows as in `predict_logits`."""
         return torch.from_numpy(self.predict_logits(embeddings)).softmax(dim=1).numpy()
 
@@ -281,30 +344,48 @@ def _require_fit(head: AlphaFusion, weights: Mapping[str, torch.Tensor]) -> None
             )
 
 
-def usable_clips(embeddings: Embeddings, config: HeadConfig) -> np.ndarray:
+class Normalization(nn.Module):
+    """Normalisation of one modality's transformed embeddings, (batch, dim) -> (batch, dim).
+
+    Args:
+        kind: "none": x; "zscore": (x - mean) / std, whose buffers `mean` and `std` (dim,) are part of the head's state
+            and are set from the training clips (1 where a dimension is constant); "l2": x / |x|, 0 for x = 0.
+        dim: of the embeddings.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, kind: str, dim: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "zscore":
+            self.register_buffer("mean", torch.zeros(dim))
+            self.register_buffer("std", torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise embeddings."""
+        if self.kind == "zscore":
+            return (x - self.mean) / self.std
+        return functional.normalize(x, dim=-1) if self.kind == "l2" else x
+
+    def extra_repr(self) -> str:
+        """The kind, shown when the head is printed."""
+        return self.kind
+
+
+def usable_clips(embeddings: EmbeddingSource, config: HeadConfig) -> np.ndarray:
     """(clips,) bool: which clips this head can be trained on, or asked about.
 
     Raises:
         ExperimentError: the embeddings lack a modality altogether.
     """
     for modality in config.modalities:
-        if modality not in embeddings.features:
+        if modality not in embeddings.dims:
             raise ExperimentError(
-                f"these embeddings have no {modality} (only {', '.join(embeddings.features) or 'none'}), which the "
+                f"these embeddings have no {modality} (only {', '.join(embeddings.dims) or 'none'}), which the "
                 "head reads: extract it, or use a head of the other modality alone"
             )
     if config.absent == "zeros":  # a clip without any embedding is no clip
-        return np.logical_or.reduce([embeddings.present(modality) for modality in embeddings.features])
+        return np.logical_or.reduce([embeddings.present(modality) for modality in embeddings.dims])
     return np.logical_and.reduce([embeddings.present(modality) for modality in config.modalities])
-
-
-def head_inputs(embeddings: Embeddings, config: HeadConfig) -> dict[str, torch.Tensor]:
-    """Modality -> (clips, dim) float32 tensor; absent embeddings as zeros."""
-    inputs = {}
-    for modality in config.modalities:
-        matrix = np.array(
-            embeddings.features[modality], dtype=np.float32
-        )  # a copy: the store's arrays stay as they are
-        matrix[~embeddings.present(modality)] = 0
-        inputs[modality] = torch.from_numpy(matrix)
-    return inputs

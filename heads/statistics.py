@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, norm
+from scipy.stats import t as student_t
 
 from alphafuse.data.power import LEVEL
 
@@ -28,6 +29,18 @@ class Interval:
     low: float
     high: float
     method: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and clips with its interval, and the mean of each seed."""
+
+    mean: float
+    interval: Interval
+    per_seed: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"{self.mean:.4f} [{self.interval.low:.4f}, {self.interval.high:.4f}]"
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,93 @@ def bootstrap_interval(
         totals = ((seed_counts @ sums) * group_counts).sum(axis=1)
         means.append(totals / (n_seeds * (group_counts @ sizes)))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    over = "source videos" if n_seeds == 1 else "seeds and source videos"
-    return Interval(float(low), float(high), f"bootstrap over {over}")
+    return Interval(float(low), float(high), f"bootstrap over {_over(n_seeds)}")
+
+
+def bootstrap_counts(
+    seeds: int, groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed and each clip is drawn, for figures that are no means over clips (`resampled_interval`).
+
+    Seeds and source videos are drawn with replacement, as many as there are; all clips of a video go together.
+
+    Returns:
+        (resamples, seeds) int64 and (resamples, clips) float32, whole numbers: 4 bytes x resamples x clips.
+    """
+    _, index = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    videos = int(index.max()) + 1
+    rng = np.random.default_rng(seed)
+    seed_counts = _draw_counts(rng, resamples, seeds)
+    clip_counts = np.empty((resamples, len(index)), np.float32)
+    done = 0
+    for count in _blocks(resamples, videos):
+        clip_counts[done : done + count] = _draw_counts(rng, count, videos)[:, index]
+        done += count
+    return seed_counts, clip_counts
+
+
+def resampled_interval(
+    per_seed: Sequence[float] | np.ndarray,
+    resampled: np.ndarray,
+    seed_counts: np.ndarray,
+    *,
+    centred: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    level: float = LEVEL,
+) -> Interval:
+    """Percentile bootstrap of the mean over seeds of a figure that is no mean over clips, such as mAP.
+
+    `centred` is for figures that are larger on average in a resample than in the sample, because a resample has fewer
+    different clips: the percentiles are moved by that bias, mean of the resamples minus figure (Efron and Tibshirani
+    1993, chapter 10), and cut to `bounds`. The interval is then for what splits of this size give on average.
+
+    Args:
+        per_seed: (seeds,) the figure on the clips as they are.
+        resampled: (resamples, seeds) the figure on each resample's clips; NaN where it is not defined (such resamples
+            are left out); infinite values are allowed unless `centred`.
+        seed_counts: (resamples, seeds) from `bootstrap_counts`, with the clip counts that `resampled` was made with.
+        centred, bounds: see above.
+        level: coverage.
+
+    Returns:
+        An interval of zero width whose method says so where there is nothing to resample: one source video, or the same
+        value in every resample.
+    """
+    drawn = seed_counts * np.where(seed_counts > 0, resampled, 0)  # a seed that isn't drawn may be infinite or NaN
+    means = np.sort(drawn.sum(axis=1)[~np.isnan(drawn).any(axis=1)] / resampled.shape[1])
+    mean = float(np.mean(per_seed))
+    if not len(means) or (resampled == resampled[0]).all():
+        return Interval(mean, mean, "none: no variation to resample")
+    last = len(means) - 1  # values that were drawn, not interpolated: infinite ones stay what they are
+    low = float(means[math.floor(last * (1 - level) / 2)])
+    high = float(means[math.ceil(last * (1 + level) / 2)])
+    over = _over(resampled.shape[1])
+    if not centred:
+        return Interval(low, high, f"bootstrap over {over}")
+    bias = float(means.mean()) - mean
+    return Interval(max(low - bias, bounds[0]), min(high - bias, bounds[1]), f"centred bootstrap over {over}")
+
+
+def t_interval(per_seed: Sequence[float], *, level: float = LEVEL) -> Interval:
+    """Student's t interval of the mean over seeds: what another seed would change, on these same clips.
+
+    mean +- t_{n-1} s / sqrt(n), with s the standard deviation with n - 1 (Student 1908). It is not cut to [0, 1], and
+    says nothing about other clips.
+
+    Args:
+        per_seed: at least 2 finite values, one per seed.
+        level: coverage in (0, 1).
+
+    Raises:
+        ValueError: fewer than 2 values (one seed has no spread), or values that aren't finite.
+    """
+    values = np.asarray(per_seed, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"a t interval needs the finite figures of at least 2 seeds, not {list(per_seed)}")
+    n = len(values)
+    mean = float(values.mean())
+    half = float(student_t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return Interval(mean - half, mean + half, f"t over {n} seeds")
 
 
 def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> Interval:
@@ -186,6 +284,23 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> PairedTest:
     return PairedTest((only_a - only_b) / len(a), p_value, "McNemar, exact", len(a))
 
 
+def paired_test(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> PairedTest:
+    """The paired test that fits two experiments' per-clip values.
+
+    Exact McNemar for two single heads, right or wrong on clips that all come from different source videos (only then
+    are the clips independent); otherwise the paired permutation test.
+
+    Args:
+        a, b: (seeds, clips) or (clips,) values; the numbers of seeds may differ.
+        groups: (clips,) source videos.
+    """
+    a, b = _as_matrix(a, groups), _as_matrix(b, groups)
+    single = len(a) == len(b) == 1 and len(set(groups)) == len(groups)
+    if single and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
+        return mcnemar(a[0], b[0])
+    return paired_permutation_test(a, b, groups)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm 1979), in the order given.
 
@@ -199,6 +314,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = float(running)
     return corrected
+
+
+def _over(seeds: int) -> str:
+    """What a bootstrap resamples, for the name of its method."""
+    return "source videos" if seeds == 1 else "seeds and source videos"
 
 
 def _as_matrix(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

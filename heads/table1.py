@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.demo import DEMO_NAME
-from alphafuse.data.power import LEVEL, smallest_resolvable_gap
+from alphafuse.data.power import LEVEL
 from alphafuse.data.splits import Ceiling
 
-from .experiments import (
-    BASELINE,
-    EVALUATED,
-    Experiment,
-    SplitResult,
-    evaluate_heads,
-    provenance,
-    seed_range,
-)
-from .head import usable_clips
-from .statistics import Interval, PairedTest, difference_interval, holm, paired_permutation_test
-from .training import Progress, TrainedHead, TrainSettings, train_heads
+from .comparison import CommonClips, Comparison, compare_with, resolvable_gap, train_experiments
+from .experiments import BASELINE, Experiment, SplitResult, provenance, seed_range
+from .settings import TrainSettings
+from .training import Progress, TrainedHead
 
 TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
 PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20
@@ -83,21 +73,6 @@ def paper_results() -> Mapping[Experiment, Paper]:
         )
         for row in rows
     }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An experiment against the untransformed baseline, on the same test clips.
-
-    Attributes:
-        interval: of the difference in test top-1, experiment minus baseline.
-        test: paired permutation test, its p-value uncorrected.
-        p_holm: corrected for the number of comparisons in the table.
-    """
-
-    interval: Interval
-    test: PairedTest
-    p_holm: float
 
 
 @dataclass(frozen=True)
@@ -158,7 +133,7 @@ class Table1:
     def verdict(self) -> str:
         """One sentence: whether a split of this size can tell the six experiments from the baseline."""
         n, gap, largest = self.clips["test"], 100 * self.resolvable_gap, 100 * self.largest_gap
-        found = [row for row in self.rows if row.paper and row.comparison and row.comparison.p_holm < 1 - LEVEL]
+        found = [row for row in self.rows if row.paper and row.comparison and row.comparison.is_found]
         if found:
             return (
                 f"{len(found)} of the six differ from the untransformed head (Holm-corrected p < {1 - LEVEL:.2f}), the "
@@ -194,7 +169,7 @@ def table1(
         dataset: whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default.
-        progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.epochs` in all.
+        progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in all.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
@@ -202,23 +177,13 @@ def table1(
     """
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
-    everything = dataset.all_embeddings()
-    fused = BASELINE.head_config(everything["train"], dataset.classes, settings)
-    usable = {split: usable_clips(embeddings, fused) for split, embeddings in everything.items()}
-    embeddings = {split: everything[split].take(usable[split]) for split in everything}
-    # the clips are chosen: a single-modality head of a "zeros" table keeps them all too
-    configs = [experiment.head_config(embeddings["train"], dataset.classes, settings) for experiment in TABLE1]
-    trained = train_heads(embeddings["train"], embeddings["val"], configs, chosen, settings=settings, progress=progress)
-    of_row = [tuple(trained[i * seeds : (i + 1) * seeds]) for i in range(len(TABLE1))]
-    labels = embeddings["train"].labels
-    val, test = (
-        [evaluate_heads(heads, embeddings[split], split=split, train_labels=labels) for heads in of_row]
-        for split in EVALUATED
-    )
-    comparisons = [None, *_compare(test[0], test[1:])]
+    clips = CommonClips.load(dataset, settings)
+    trained = train_experiments(clips, TABLE1, chosen, settings=settings, progress=progress)
+    test = [row.test for row in trained if row.test]
+    comparisons = [None, *compare_with(test[0], test[1:])]
     rows = tuple(
-        Table1Row(experiment, val[i], test[i], comparisons[i], paper_results().get(experiment), of_row[i])
-        for i, experiment in enumerate(TABLE1)
+        Table1Row(row.experiment, row.val, of_test, comparison, paper_results().get(row.experiment), row.heads)
+        for row, of_test, comparison in zip(trained, test, comparisons, strict=True)
     )
     return Table1(
         dataset_name=dataset.name,
@@ -227,35 +192,12 @@ def table1(
         and dataset.protocol == "notebook"
         and not dataset.source.get("missing"),
         classes=len(dataset.classes),
-        clips={split: len(embeddings[split]) for split in embeddings},
-        dropped={split: int((~mask).sum()) for split, mask in usable.items()},
+        clips=clips.counts,
+        dropped=clips.dropped,
         ceiling=test[0].ceiling,
         seeds=chosen,
         settings=settings,
         rows=rows,
-        resolvable_gap=_resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)]),
-        provenance=provenance(dataset, embeddings, settings, chosen),
+        resolvable_gap=resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)], comparisons=len(TABLE1) - 1),
+        provenance=provenance(dataset, clips.embeddings, settings, chosen),
     )
-
-
-def _compare(baseline: SplitResult, others: Sequence[SplitResult]) -> list[Comparison]:
-    """Each of the others against the baseline, Holm-corrected over all of them."""
-    a = [other.scores.top1 for other in others]
-    b, groups = baseline.scores.top1, baseline.groups
-    tests = [paired_permutation_test(values, b, groups) for values in a]
-    corrected = holm([test.p_value for test in tests])
-    return [
-        Comparison(difference_interval(values, b, groups), test, p_holm)
-        for values, test, p_holm in zip(a, tests, corrected, strict=True)
-    ]
-
-
-def _resolvable_gap(baseline: SplitResult, six: Sequence[SplitResult]) -> float:
-    """Smallest gap found with 80% power, at the mean squared difference per clip of the six from the baseline.
-
-    At the level that Holm's correction asks of the smallest of the table's p-values.
-    """
-    base = baseline.scores.top1.mean(axis=0)
-    squared = [np.mean((result.scores.top1.mean(axis=0) - base) ** 2) for result in six]
-    level = 1 - (1 - LEVEL) / (len(TABLE1) - 1)
-    return smallest_resolvable_gap(len(set(baseline.groups)), discordance=float(np.mean(squared)), level=level)

@@ -1,113 +1,67 @@
-"""Training heads: many small ones, each a function of its seed alone.
+"""Training heads: many at once, each a function of its seed alone.
 
-A head's initial weights, the order of its clips and its dropout are drawn from three generators that its seed alone
-decides. So it comes out the same alone, in company, in this process or in another one (to the bit on one machine, for
-every head is trained on one thread), and experiments of one seed share order and dropout: paired comparisons gain.
+    configurations x seeds -> stacks of heads -> here, in threads or in processes -> trained heads
 
-Why the step is written out: at the paper's size a step is about 30 operations of some 50 microseconds, so what
-surrounds them decides. Medians on 2 busy cores, in turns, seconds of CPU per head of 25 epochs with batch 8 (clips x
-dimension x classes):
+A head's initial weights, the order of its clips and its dropout are drawn from generators that its seed alone decides,
+so that it comes out the same alone, in any company, in this process or in another one (to rounding where a stack or
+several threads share its sums), and experiments of one seed share order and dropout: paired comparisons gain.
 
-                                                                    320 x 192 x 16   86 x 1536 x 91
-    autograd, torch.optim.Adam as it comes                                6.8              4.5
-    autograd, fused Adam                                                  3.3              2.1
-    written-out backward into kept gradients, fused Adam's function       2.5              1.8
+How they are spread (`alphafuse bench heads` shows why):
 
-Dropout masks by `rand >= p` cost a third of `bernoulli_`. Small heads don't gain from a second thread; one-thread
-processes side by side do.
+- on the CPU, heads as large as the paper's are trained one by one, each on one thread, side by side: their steps are
+  bound by memory, and stacking them only takes more of it at a time. Small ones (a linear probe) are stacked, because
+  there the operations' overhead decides.
+- threads start at once and share the embeddings; small steps on more than `THREADS_AT_MOST` cores wait for Python's
+  lock, so long work of that kind goes to processes.
+- on CUDA, all heads of a shape are one stack, whose products are batched.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import joblib
 import numpy as np
 import torch
-from torch.nn import functional
-from torch.optim.adam import adam
+from sklearn.utils.class_weight import compute_class_weight
 
-from alphafuse.data.processes import end_with_parent
-from alphafuse.data.store import Embeddings
+from alphafuse.data.processes import end_with_parent, free_memory_bytes
+from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 
-from .head import ABSENT, DROPOUT, HIDDEN, AlphaFusion, HeadConfig, head_inputs, usable_clips
+from .batches import InMemory, Source, Streamed, Window, make_source
+from .head import AlphaFusion, HeadConfig, usable_clips
+from .settings import TrainSettings
+from .stack import Stack
+from .transforms import TRANSFORMS
 
-DEVICES = ("auto", "cpu", "cuda")
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults, as in the authors' notebook
-WORKER_START_SECONDS = 5.0  # measured: a new process that imports torch, two at a time on 2 cores
-STREAMS = {"init": 0, "order": 1, "dropout": 2}
+THREADS_AT_MOST = 4  # small steps: a third of one is Python's, which one thread at a time can run
+SMALL_STEP_SECONDS = 0.01
+PROCESS_START_SECONDS = 5.0  # measured: a new process that imports torch, two at a time on 2 cores
+SMALL_HEAD = 400_000  # weights; up to there a step's overhead outweighs its arithmetic, and heads are stacked
+STACK_CPU, STACK_CUDA = 16, 64
+MOMENT_ROWS = 65_536  # rows whose moments are summed at a time: bounds memory
+RESERVED = 4  # a head in training takes its weights four times: weights, two moments, and a result or gradient
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How heads are trained; the defaults are the paper's (section 3 and the authors' notebook).
-
-    Attributes:
-        epochs: passes over the training clips; the last epoch's head counts (nothing is chosen on any split).
-        batch_size: clips per step; the last batch of an epoch may be smaller.
-        learning_rate: Adam's.
-        weight_decay: Adam's L2 term.
-        hidden, dropout, absent: as in `HeadConfig`.
-        device: "auto" is CUDA when there is one.
-
-    Raises:
-        ExperimentError: a value out of range.
-    """
-
-    epochs: int = 25
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    hidden: tuple[int, ...] = HIDDEN
-    dropout: float = DROPOUT
-    absent: Literal["drop", "zeros"] = "drop"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ExperimentError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ExperimentError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ExperimentError(f"weight_decay must be 0 or more, not {self.weight_decay}")
-        if not 0 <= self.dropout < 1:
-            raise ExperimentError(f"dropout must be in [0, 1), not {self.dropout}")
-        if self.absent not in ABSENT:
-            raise ExperimentError(unknown("treatment of absent embeddings", self.absent, ABSENT))
-        if self.device not in DEVICES:
-            raise ExperimentError(unknown("device", self.device, DEVICES))
-
-    def torch_device(self) -> torch.device:
-        """The device to train on; `ExperimentError` when CUDA is asked for and there is none."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ExperimentError("no CUDA device here: use --device cpu (or auto)")
-        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if cuda else "cpu")
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
-        return {**asdict(self), "hidden": list(self.hidden)}
-
-
-@dataclass(frozen=True)
 class History:
-    """What was measured after each epoch, each (epochs,) float64.
+    """What was measured after each epoch that was trained, each (epochs,) float64.
 
     Attributes:
-        train_loss: mean over the epoch's clips of the cross entropy before their step, with dropout.
+        train_loss: mean over the epoch's clips of the loss before their step, with dropout and what else regularises.
         val_loss: mean cross entropy of the validation clips, without dropout.
         val_accuracy: share of validation clips whose highest logit is right, in [0, 1].
     """
@@ -125,25 +79,27 @@ class TrainedHead:
         head: in eval mode, on the CPU.
         seed: what it is a function of.
         history: per epoch.
+        epoch: the epoch whose weights it has, from 1: the last, or with `patience` the one of least validation loss.
         dropped: "train" and "val" -> clips left out because they lack a modality that the head reads.
     """
 
     head: AlphaFusion
     seed: int
     history: History
+    epoch: int
     dropped: Mapping[str, int]
 
     def __repr__(self) -> str:
-        last = self.history.val_loss[-1], self.history.val_accuracy[-1]
+        last = self.history.val_loss[self.epoch - 1], self.history.val_accuracy[self.epoch - 1]
         return (
-            f"TrainedHead({self.head.config.describe()}, seed={self.seed}, {len(self.history.train_loss)} epochs, "
-            f"val_loss={last[0]:.4f}, val_accuracy={last[1]:.4f})"
+            f"TrainedHead({self.head.config.describe()}, seed={self.seed}, epoch {self.epoch} of "
+            f"{len(self.history.train_loss)}, val_loss={last[0]:.4f}, val_accuracy={last[1]:.4f})"
         )
 
 
 def train_heads(
-    train: Embeddings,
-    val: Embeddings,
+    train: EmbeddingSource,
+    val: EmbeddingSource,
     heads: Sequence[HeadConfig],
     seeds: Sequence[int],
     *,
@@ -154,323 +110,477 @@ def train_heads(
     """Train every head with every seed.
 
     Args:
-        train, val: embeddings; labels must occur in the heads' classes (val labels that training lacks are fine).
-        heads: what to train; their own hidden, dropout and absent count, not those of `settings`.
+        train, val: embeddings in memory or on disk; labels must occur in the heads' classes (val labels that training
+            lacks are fine). A train split on disk whose features exceed `settings.memory_gb` is streamed, see
+            `heads.batches`; it needs one pass over the store per epoch for all heads together.
+        heads: what to train; what they say of hidden layers, dropout, normalisation and absent clips counts, not what
+            `settings` says.
         seeds: whole numbers of at least 0.
-        settings: epochs, batch size, Adam's settings, device.
-        progress: called with the number of newly finished epochs, `len(heads) * len(seeds) * epochs` in all.
-        workers: processes; 1 stays in this one; None decides by what it would save. The numbers don't depend on it.
+        settings: epochs, batch size, Adam's settings, regularisation, device.
+        progress: called with the number of newly finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in
+            all; from another thread, but never twice at a time.
+        workers: threads or processes; 1 trains one stack after the other; None takes all cores.
 
     Returns:
         Heads in the order heads[0] with each seed, heads[1] with each seed, ...
 
     Raises:
         EmptySplitError: a split has no clip that a head could use.
-        ExperimentError: a label outside of a head's classes, a bad seed, or a loss that stops being finite.
+        ExperimentError: a label outside of a head's classes, a bad seed, settings that don't go together, or a loss
+            that stops being finite.
     """
     settings = settings or TrainSettings()
+    _check(heads, seeds, settings, workers)
+    device = settings.torch_device()
+    memory = memory_bytes(settings, device)
+    splits: dict[tuple[tuple[str, ...], str, tuple[str, ...]], _Splits] = {}
+    members: dict[int, _Member] = {}
+    of_splits: list[_Splits] = []
+    for config in heads:
+        key = (config.modalities, config.absent, config.classes)
+        if key not in splits:
+            splits[key] = _load(train, val, config, settings, device, memory)
+        for seed in seeds:
+            members[len(members)] = _Member(len(members), config, seed)
+            of_splits.append(splits[key])
+    results: dict[int, _Result] = {}
+    report = _Reporter(progress)
+    for split in splits.values():
+        own = [member for member in members.values() if of_splits[member.position] is split]
+        for result in _train_on_split(own, split, settings, device, report, workers, memory):
+            results[result.position] = result
+    trained = []
+    for member, split in zip(members.values(), of_splits, strict=True):
+        result = results.pop(member.position)  # so that many heads' weights are held only once
+        head = AlphaFusion(member.config)
+        head.load_state_dict({name: torch.from_numpy(value) for name, value in result.weights.items()})
+        trained.append(TrainedHead(head.eval(), member.seed, result.history, result.epoch, split.dropped))
+    return trained
+
+
+def _check(heads: Sequence[HeadConfig], seeds: Sequence[int], settings: TrainSettings, workers: int | None) -> None:
     if not heads or not seeds:
         raise ExperimentError("nothing to train: give at least one head and one seed")
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ExperimentError(f"a seed must be a whole number of at least 0, not {seed!r}")
-    device = settings.torch_device()
-    prepared: dict[tuple[tuple[str, ...], str, tuple[str, ...]], tuple[_Clips, _Clips]] = {}
-    jobs: list[_Job] = []
-    for config in heads:
-        key = (config.modalities, config.absent, config.classes)
-        if key not in prepared:
-            prepared[key] = _prepare(train, config, "train"), _prepare(val, config, "val")
-        jobs += [_Job(len(jobs) + i, config, seed, *prepared[key]) for i, seed in enumerate(seeds)]
     if workers is not None and workers < 1:
         raise ExperimentError(f"workers must be at least 1, not {workers}")
-    if workers is None:
-        workers = _worthwhile_workers(jobs, settings) if device.type == "cpu" else 1
-    results = (
-        _train_here(jobs, settings, device, progress)
-        if workers == 1
-        else _train_apart(jobs, settings, device, progress, workers)
-    )
-    trained = []
-    results.reverse()
-    for job in jobs:
-        result = results.pop()  # from the list, so that many heads' weights are held only once
-        head = AlphaFusion(job.config)
-        head.load_state_dict({name: torch.from_numpy(value) for name, value in result.weights.items()})
-        dropped = {"train": job.train.dropped, "val": job.val.dropped}
-        trained.append(TrainedHead(head.eval(), job.seed, result.history, dropped))
-    return trained
+    if settings.weight_decay and any(config.rates for config in heads):
+        raise ExperimentError("learning rates per modality don't go with weight_decay: leave one of them out")
 
 
-class _Clips(NamedTuple):
-    """What training needs of a split: arrays, which travel to worker processes through shared files."""
+def memory_bytes(settings: TrainSettings, device: torch.device) -> int:
+    """What training features may take: the settings' word, or half of what is free on the device."""
+    if settings.memory_gb is not None:
+        return int(settings.memory_gb * 1e9)
+    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()) // 2
 
-    features: dict[str, np.ndarray]  # modality -> (clips, dim) float32
-    targets: np.ndarray  # (clips,) int64
-    dropped: int
+
+def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """(clips,) int64 positions of labels in classes; `ExperimentError` for a label that isn't there."""
+    position = {label: index for index, label in enumerate(classes)}
+    try:
+        return np.fromiter((position[label] for label in labels), np.int64, len(labels))
+    except KeyError as error:
+        raise ExperimentError(unknown("label", error.args[0], classes)) from None
 
 
-class _Job(NamedTuple):
+class _Member(NamedTuple):
+    """One head to train; `moments` as `Stack` takes them."""
+
     position: int
     config: HeadConfig
     seed: int
-    train: _Clips
-    val: _Clips
+    moments: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
 class _Result(NamedTuple):
     position: int
     weights: dict[str, np.ndarray]
     history: History
+    epoch: int
 
 
-def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """(clips,) int64 positions of labels in classes; `ExperimentError` for a label that isn't there."""
-    position = {label: index for index, label in enumerate(classes)}
-    strange = [label for label in labels if label not in position]
-    if strange:
-        raise ExperimentError(unknown("label", strange[0], classes))
-    return np.array([position[label] for label in labels], dtype=np.int64)
+@dataclass(frozen=True)
+class _Splits:
+    """What heads of the same modalities, classes and treatment of absent clips are trained and validated on."""
+
+    train: Source
+    val: Source
+    dropped: dict[str, int]
+    class_weights: torch.Tensor | None
 
 
-def _prepare(embeddings: Embeddings, config: HeadConfig, split: str) -> _Clips:
-    usable = usable_clips(embeddings, config)
-    if not usable.any():
-        raise EmptySplitError(
-            f"none of the {len(embeddings)} {split} clips has the embeddings that a head of "
-            f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
-        )
-    kept = embeddings.take(usable)
-    features = {name: matrix.numpy() for name, matrix in head_inputs(kept, config).items()}
-    return _Clips(features, class_indices(kept.labels, config.classes), int((~usable).sum()))
+class _Stopped(Exception):
+    """Training elsewhere failed, or was interrupted: this one ends too."""
 
 
-def _train_here(
-    jobs: Sequence[_Job], settings: TrainSettings, device: torch.device, progress: Progress | None
-) -> list[_Result]:
-    return [_train_one(job, settings, device, progress) for job in jobs]
+class _Reporter:
+    """What training threads share: the progress function, called one at a time, and the word to stop."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._lock, self._stop = progress, threading.Lock(), threading.Event()
+
+    def __call__(self, epochs: int) -> None:
+        if self._progress and epochs:
+            with self._lock:
+                self._progress(epochs)
+
+    def stop(self) -> None:
+        """End all training that goes on."""
+        self._stop.set()
+
+    def go_on(self) -> None:
+        """Raise `_Stopped` after `stop`."""
+        if self._stop.is_set():
+            raise _Stopped
 
 
-def _train_apart(
-    jobs: Sequence[_Job], settings: TrainSettings, device: torch.device, progress: Progress | None, workers: int
-) -> list[_Result]:
+# what is trained on
+
+
+def _load(
+    train: EmbeddingSource,
+    val: EmbeddingSource,
+    config: HeadConfig,
+    settings: TrainSettings,
+    device: torch.device,
+    memory: int,
+) -> _Splits:
+    """The clips that heads like this one can use; a quarter of the memory is for validation."""
+    sources, dropped = {}, {}
+    weights = None
+    for name, embeddings, share in (("train", train, memory * 3 // 4), ("val", val, memory // 4)):
+        usable = usable_clips(embeddings, config)
+        if not usable.any():
+            raise EmptySplitError(
+                f"none of the {len(embeddings)} {name} clips has the embeddings that a head of "
+                f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
+            )
+        kept = embeddings if usable.all() else embeddings.take(usable)
+        targets = class_indices(kept.labels, config.classes)
+        if name == "train" and settings.class_weights == "balanced":
+            present = np.unique(targets)
+            weights = torch.ones(len(config.classes))
+            weights[present] = torch.from_numpy(compute_class_weight("balanced", classes=present, y=targets)).float()
+        sources[name] = make_source(kept, config.modalities, targets, device=device, memory_bytes=share)
+        dropped[name] = int((~usable).sum())
+    return _Splits(sources["train"], sources["val"], dropped, weights)
+
+
+def _with_moments(members: Sequence[_Member], source: Source, device: torch.device) -> list[_Member]:
+    """The members, those with zscore knowing the moments of their transformed training embeddings; one pass for all."""
+    kinds: dict[tuple[object, ...], tuple[AlphaFusion, dict[str, _Moments]]] = {}
+    for config in (member.config for member in members if member.config.normalize == "zscore"):
+        kind = (config.transform, config.alpha, config.on)
+        if kind not in kinds:
+            kinds[kind] = AlphaFusion(config).to(device), {name: _Moments(dim) for name, dim in config.dims.items()}
+    if not kinds:
+        return list(members)
+    for window in source.windows(0):
+        for head, moments in kinds.values():
+            for name, of_modality in moments.items():
+                of_modality.add(head.transforms[name], window.features[name])
+    found = {
+        kind: {name: of_modality.mean_and_std() for name, of_modality in moments.items()}
+        for kind, (_, moments) in kinds.items()
+    }
+    return [
+        member._replace(moments=found.get((member.config.transform, member.config.alpha, member.config.on), {}))
+        if member.config.normalize == "zscore"
+        else member
+        for member in members
+    ]
+
+
+class _Moments:
+    """Mean and standard deviation per dimension, summed up in float64 over windows."""
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.sums = torch.zeros(2, dim, dtype=torch.float64)  # of x and of x^2
+
+    @torch.no_grad()
+    def add(self, transform: torch.nn.Module, x: torch.Tensor) -> None:
+        """Add the transformed embeddings (rows, dim); rows of NaN are absent."""
+        for part in x.split(MOMENT_ROWS):
+            y = transform(part[~torch.isnan(part[:, 0])]).double()
+            self.count += len(y)
+            self.sums += torch.stack([y.sum(dim=0), y.square().sum(dim=0)]).cpu()
+
+    def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(dim,) float32 each; a deviation that is nothing but rounding counts as 1."""
+        mean, square = self.sums / max(self.count, 1)
+        variance = (square - mean * mean).clamp_min(0)
+        std = torch.where(variance > 1e-12 * square.clamp_min(1e-30), variance.sqrt(), torch.ones_like(variance))
+        return mean.float(), std.float()
+
+
+# how it is spread
+
+
+def _train_on_split(
+    members: Sequence[_Member],
+    split: _Splits,
+    settings: TrainSettings,
+    device: torch.device,
+    report: _Reporter,
+    workers: int | None,
+    memory: int,
+) -> Iterator[_Result]:
+    members = _with_moments(members, split.train, device)
+    stacks = _stacks(members, device)
+    cores = workers or joblib.cpu_count()
+    step = max(_step_seconds(member.config, settings) for member in members)
+    if isinstance(split.train, Streamed):  # all heads of a group go through the store together
+        weights = max(_weights(member.config) for member in members)
+        size = max(cores, memory // (4 * RESERVED * weights * max(map(len, stacks))))
+        for start in range(0, len(stacks), size):
+            group = stacks[start : start + size]
+            with _threads(min(cores, len(group)), step, cores, report) as pool:
+                yield from _train(group, split, settings, device, report, pool)
+        return
+    side_by_side = min(cores, len(stacks)) if device.type == "cpu" else 1
+    seconds = step * settings.total_epochs * split.train.steps(settings.batch_size) * len(stacks)
+    if (
+        side_by_side > THREADS_AT_MOST
+        and step < SMALL_STEP_SECONDS
+        and seconds * (1 / THREADS_AT_MOST - 1 / side_by_side) > PROCESS_START_SECONDS
+    ):
+        yield from _train_in_processes(stacks, split, settings, report, side_by_side)
+        return
+    with _threads(side_by_side, step, cores, report) as pool:
+        for task in as_completed([pool.submit(_train, [stack], split, settings, device, report) for stack in stacks]):
+            yield from task.result()
+
+
+def _stacks(members: Sequence[_Member], device: torch.device) -> list[list[_Member]]:
+    """Members that are trained as one: of the same shape, as many as pay on the device; learned fronts come alone."""
+
+    def shape(member: _Member) -> str:
+        config = member.config
+        return repr((_widths(config), config.dropout, config.modality_dropout, config.fusion, _is_learned(config)))
+
+    stacks = []
+    for _, group in groupby(sorted(members, key=shape), key=shape):
+        same = list(group)
+        size = STACK_CUDA if device.type == "cuda" else STACK_CPU if _weights(same[0].config) <= SMALL_HEAD else 1
+        size = 1 if _is_learned(same[0].config) else size
+        stacks += [same[start : start + size] for start in range(0, len(same), size)]
+    return stacks
+
+
+def _is_learned(config: HeadConfig) -> bool:
+    """Whether transform or fusion have parameters."""
+    return config.fusion != "concat" or TRANSFORMS[config.transform].learns
+
+
+def _widths(config: HeadConfig) -> tuple[int, ...]:
+    return (sum(config.dims.values()), *config.hidden, len(config.classes))
+
+
+def _weights(config: HeadConfig) -> int:
+    """Weights of the fully connected layers after concat; other fusions have as many in order of magnitude."""
+    return sum(a * b for a, b in pairwise(_widths(config)))
+
+
+def _step_seconds(config: HeadConfig, settings: TrainSettings) -> float:
+    """Rough time of one head's step on one core: 0.3 ms, 0.4 ns per weight for Adam, and products at 100 GFLOP/s."""
+    return 3e-4 + _weights(config) * (4e-10 + 6e-11 * settings.batch_size)
+
+
+@contextmanager
+def _threads(count: int, step_seconds: float, cores: int, report: _Reporter) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads compute on one core each, or share all cores when there are fewer of them and work is large.
+
+    What ends the block early (an error in one thread, Ctrl-C) stops the others. PyTorch's own number of threads is as
+    before afterwards.
+    """
+    before = torch.get_num_threads()
+    each = max(1, cores // count) if step_seconds > SMALL_STEP_SECONDS else 1
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
+    try:
+        torch.set_num_threads(each)  # for what the pool's threads start from
+        yield pool
+    except BaseException:
+        report.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _train_in_processes(
+    stacks: Sequence[Sequence[_Member]], split: _Splits, settings: TrainSettings, report: _Reporter, workers: int
+) -> Iterator[_Result]:
     """Train in worker processes, which are stopped when anything (Ctrl-C too) ends this early."""
-    results: dict[int, _Result] = {}
+    shipped = _Shipped.of(split)
     # mmap_mode "c": large arrays are shared through files, and torch gets an array that it may call writable
-    with joblib.parallel_config(backend="loky", n_jobs=min(workers, len(jobs)), inner_max_num_threads=1):
+    with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(
             return_as="generator_unordered", mmap_mode="c", batch_size=1, pre_dispatch="2*n_jobs"
         )
-        done = parallel(joblib.delayed(_train_in_worker)(job, settings, device, os.getpid()) for job in jobs)
+        done = parallel(joblib.delayed(_train_in_worker)(stack, shipped, settings, os.getpid()) for stack in stacks)
         try:
-            for result in done:
-                results[result.position] = result
-                if progress:
-                    progress(settings.epochs)
+            for results in done:
+                report(settings.total_epochs * len(results))
+                yield from results
         except BrokenProcessPool:
             raise ExperimentError(
                 "a training process was killed from outside, probably for lack of memory: train fewer heads at a time"
             ) from None
         finally:
             done.close()
-    return [results[position] for position in range(len(jobs))]
 
 
-def _worthwhile_workers(jobs: Sequence[_Job], settings: TrainSettings) -> int:
-    """As many processes as cores when that saves more than their start-up, else 1."""
-    workers = min(joblib.cpu_count(), len(jobs))
-    seconds = sum(_estimated_seconds(job, settings) for job in jobs)
-    return workers if seconds * (1 - 1 / workers) > WORKER_START_SECONDS else 1
+class _Shipped(NamedTuple):
+    """Splits as arrays, which travel to worker processes through shared files."""
+
+    windows: dict[str, tuple[dict[str, np.ndarray], np.ndarray]]
+    dropped: dict[str, int]
+    class_weights: torch.Tensor | None
+
+    @classmethod
+    def of(cls, split: _Splits) -> _Shipped:
+        windows = {}
+        for name, source in (("train", split.train), ("val", split.val)):
+            window = next(source.windows(0))
+            windows[name] = {key: x.numpy() for key, x in window.features.items()}, window.targets.numpy()
+        return cls(windows, split.dropped, split.class_weights)
+
+    def unpacked(self) -> _Splits:
+        train, val = (
+            InMemory(Window({key: torch.from_numpy(x) for key, x in features.items()}, torch.from_numpy(targets)))
+            for features, targets in (self.windows["train"], self.windows["val"])
+        )
+        return _Splits(train, val, self.dropped, self.class_weights)
 
 
-def _estimated_seconds(job: _Job, settings: TrainSettings) -> float:
-    """Rough time of one head on one core: 0.3 ms per step, and 2 ns per weight for Adam and small batches."""
-    widths = (sum(job.config.dims.values()), *job.config.hidden, len(job.config.classes))
-    weights = sum(a * b for a, b in pairwise(widths))
-    steps = settings.epochs * math.ceil(len(job.train.targets) / settings.batch_size)
-    return steps * (3e-4 + weights * 2e-9 * (1 + settings.batch_size / 64))
-
-
-def _train_in_worker(job: _Job, settings: TrainSettings, device: torch.device, parent: int) -> _Result:
+def _train_in_worker(
+    stack: Sequence[_Member], shipped: _Shipped, settings: TrainSettings, parent: int
+) -> list[_Result]:
     end_with_parent(parent)
-    return _train_one(job, settings, device)
+    torch.set_num_threads(1)
+    return _train([stack], shipped.unpacked(), settings, torch.device("cpu"), _Reporter(None))
 
 
-def _train_one(job: _Job, settings: TrainSettings, device: torch.device, progress: Progress | None = None) -> _Result:
-    """Train one head on one thread (a sum over more threads would round otherwise)."""
-    with _one_thread():
-        run = _Run(job, settings, device)
-        rows = []
-        for epoch in range(settings.epochs):
-            train_loss = run.train_epoch()
-            val_loss, val_accuracy = run.validate()
+# training itself
+
+
+def _train(
+    stacks: Sequence[Sequence[_Member]],
+    split: _Splits,
+    settings: TrainSettings,
+    device: torch.device,
+    report: _Reporter,
+    pool: ThreadPoolExecutor | None = None,
+) -> list[_Result]:
+    """Train stacks through the same windows; in the pool's threads, if given, each window with all stacks at once."""
+    each = pool.map if pool else map
+    steps = settings.total_epochs * split.train.steps(settings.batch_size)
+    running = [_Running(stack, settings, steps, device, split.class_weights) for stack in stacks]
+    for epoch in range(settings.total_epochs):
+        active = [stack for stack in running if not stack.finished]
+        if not active:
+            break
+        for window in split.train.windows(epoch):
+            list(each(partial(_Running.train, window=window, report=report), active))
+        for window in split.val.windows(0):
+            list(each(partial(_Running.validate, window=window), active))
+        for stack in active:
+            report(stack.end_epoch(len(split.train), len(split.val)))
+    return [result for stack in running for result in stack.results()]
+
+
+@dataclass
+class _Record:
+    """What is known of one head so far."""
+
+    rows: list[tuple[float, float, float]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    best_weights: dict[str, np.ndarray] | None = None
+    stopped: bool = False
+
+
+class _Running:
+    """A stack in training, with what was measured of each of its heads."""
+
+    def __init__(
+        self,
+        members: Sequence[_Member],
+        settings: TrainSettings,
+        steps: int,
+        device: torch.device,
+        class_weights: torch.Tensor | None,
+    ) -> None:
+        self.members, self.settings = members, settings
+        self.stack = Stack(
+            [(member.config, member.seed) for member in members],
+            settings,
+            steps=steps,
+            device=device,
+            moments=[member.moments for member in members],
+            class_weights=class_weights,
+        )
+        self.records = [_Record() for _ in members]
+        self._clear()
+
+    def _clear(self) -> None:
+        self.train_loss, self.val_loss, self.right = (np.zeros(len(self.members)) for _ in range(3))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every head has stopped early."""
+        return all(record.stopped for record in self.records)
+
+    def train(self, window: Window, report: _Reporter) -> None:
+        """Train on a window."""
+        self.train_loss += self.stack.train_window(window, report.go_on)
+
+    def validate(self, window: Window) -> None:
+        """Validate on a window."""
+        loss, right = self.stack.validate(window)
+        self.val_loss += loss
+        self.right += right
+
+    def end_epoch(self, train_clips: int, val_clips: int) -> int:
+        """Take down the epoch; returns how many epochs that finishes, those that early stopping saves included."""
+        finished = 0
+        for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
+            if record.stopped:
+                continue
+            train_loss, val_loss = self.train_loss[position] / train_clips, self.val_loss[position] / val_clips
             if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
                 raise ExperimentError(
-                    f"the loss stopped being finite in epoch {epoch + 1} of the head {job.config.describe()}, seed "
-                    f"{job.seed}: lower the learning rate ({settings.learning_rate:g}) or look at the embeddings"
+                    f"the loss stopped being finite in epoch {len(record.rows) + 1} of the head "
+                    f"{member.config.describe()}, seed {member.seed}: lower the learning rate "
+                    f"({self.settings.learning_rate:g}) or look at the embeddings"
                 )
-            rows.append((train_loss, val_loss, val_accuracy))
-            if progress:
-                progress(1)
-    columns = np.array(rows, dtype=np.float64).T
-    weights = {name: value.detach().cpu().numpy() for name, value in run.head.state_dict().items()}
-    return _Result(job.position, weights, History(*columns))
+            record.rows.append((train_loss, val_loss, self.right[position] / val_clips))
+            finished += 1 + self._stop_early(position, record, val_loss)
+        self._clear()
+        return finished
 
+    def _stop_early(self, position: int, record: _Record, val_loss: float) -> int:
+        """With patience, keep the best weights and stop when it has run out; returns the epochs saved."""
+        if self.settings.patience is None:
+            return 0
+        epoch = len(record.rows)
+        if val_loss < record.best_loss:
+            record.best_loss, record.best_epoch = val_loss, epoch
+            record.best_weights = self.stack.state(position)
+        elif epoch - record.best_epoch >= self.settings.patience:
+            record.stopped = True
+            return self.settings.total_epochs - epoch
+        return 0
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator that a head's seed decides for one of its three uses of chance."""
-    state = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> 1))
-
-
-class _Layer(NamedTuple):
-    """A fully connected layer's parameters, and the buffers that its gradients are written into at every step."""
-
-    weight: torch.Tensor  # (outputs, inputs)
-    bias: torch.Tensor  # (outputs,)
-    weight_gradient: torch.Tensor
-    bias_gradient: torch.Tensor
-
-
-class _Adam:
-    """The function behind torch.optim.Adam, for gradients that stay in place: 0.1 ms less per step than the class."""
-
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], settings: TrainSettings) -> None:
-        self.settings = settings
-        self.parameters = [parameter.detach() for parameter in parameters]
-        self.gradients = [cast(torch.Tensor, parameter.grad) for parameter in parameters]
-        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
-
-    def step(self) -> None:
-        """One update of all parameters from their gradients."""
-        adam(
-            self.parameters,
-            self.gradients,
-            self.means,
-            self.squares,
-            [],
-            self.steps,
-            fused=True,
-            amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            eps=EPSILON,
-            maximize=False,
-        )
-
-
-class _Run:
-    """One head in training: its data on the device, its optimiser and its generators."""
-
-    def __init__(self, job: _Job, settings: TrainSettings, device: torch.device) -> None:
-        self.batch_size = settings.batch_size
-        self.device = device
-        self.head = AlphaFusion(job.config, generator=_generator(job.seed, "init")).to(device)
-        self.order = _generator(job.seed, "order")
-        self.masks = _generator(job.seed, "dropout", device)
-        self.dropout = job.config.dropout
-        self.train_targets = torch.from_numpy(job.train.targets).to(device)
-        self.val_targets = torch.from_numpy(job.val.targets).to(device)
-        self.train_features = self._tensors(job.train)
-        self.val_features = self._tensors(job.val)
-        layers = {id(parameter) for parameter in self.head.layers.parameters()}
-        self.front = [p for p in self.head.parameters() if id(p) not in layers]  # of transforms and fusion
-        if not self.front:  # nothing before the layers learns: fuse once
-            with torch.no_grad():
-                self.train_fused = self.head.fuse(self.train_features)  # (clips, fused dim)
-                self.val_fused = self.head.fuse(self.val_features)
-        self.layers = []  # looking parameters up in modules takes as long as small operations do
-        for layer in self.head.linears:
-            weight, bias = layer.weight, layer.bias
-            weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
-            self.layers.append(_Layer(weight, bias, weight.grad, bias.grad))
-        for parameter in self.front:
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = _Adam(list(self.head.parameters()), settings)
-
-    def _tensors(self, clips: _Clips) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(matrix).to(self.device) for name, matrix in clips.features.items()}
-
-    def train_epoch(self) -> float:
-        """One pass over the shuffled training clips; the mean loss of its clips."""
-        clips = len(self.train_targets)
-        order = torch.randperm(clips, generator=self.order).to(self.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for rows in order.split(self.batch_size):
-            total += self._step(rows) * len(rows)
-        return total.item() / clips
-
-    def _step(self, rows: torch.Tensor) -> torch.Tensor:
-        """One step of Adam on these clips; their mean loss before it."""
-        if self.front:
-            with torch.enable_grad():
-                fused = self.head.fuse({name: x[rows] for name, x in self.train_features.items()})
-        else:
-            fused = self.train_fused[rows]  # (batch, fused dim)
-        with torch.no_grad():
-            inputs, logits = self._forward(fused.detach())
-            targets = self.train_targets[rows][:, None]  # (batch, 1)
-            log_probabilities = functional.log_softmax(logits, dim=1)
-            loss = -log_probabilities.gather(1, targets).mean()
-            # d loss / d logits = (softmax - one-hot) / batch
-            gradient = log_probabilities.exp_()
-            gradient.scatter_add_(1, targets, torch.full_like(targets, -1.0, dtype=gradient.dtype))
-            gradient = self._backward(inputs, gradient.div_(len(rows)))
-        if self.front:
-            for parameter in self.front:
-                cast(torch.Tensor, parameter.grad).zero_()
-            fused.backward(gradient)
-        self.optimizer.step()
-        return loss
-
-    def _forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Inputs of each layer, after ReLU and dropout, and the logits."""
-        *hidden, last = self.layers
-        inputs = [x]
-        for layer in hidden:
-            x = torch.addmm(layer.bias, x, layer.weight.t()).relu_()  # (batch, 1024), (batch, 512)
-            if self.dropout:
-                kept = torch.rand(x.shape, generator=self.masks, device=self.device).ge_(self.dropout)
-                x.mul_(kept.mul_(1 / (1 - self.dropout)))
-            inputs.append(x)
-        return inputs, torch.addmm(last.bias, x, last.weight.t())
-
-    def _backward(self, inputs: list[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
-        """Fill the layers' gradients from that of the logits; returns that of the fused vectors if they learn.
-
-        An input is positive where ReLU let it pass and dropout kept it: there, and only there, gradients pass too.
-        """
-        for index in reversed(range(len(inputs))):
-            layer = self.layers[index]
-            torch.mm(gradient.t(), inputs[index], out=layer.weight_gradient)
-            torch.sum(gradient, dim=0, out=layer.bias_gradient)
-            if index:
-                gradient = torch.mm(gradient, layer.weight).mul_(inputs[index] > 0).mul_(1 / (1 - self.dropout))
-            elif self.front:
-                gradient = torch.mm(gradient, layer.weight)
-        return gradient
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the validation clips, without dropout."""
-        self.head.eval()
-        fused = self.head.fuse(self.val_features) if self.front else self.val_fused
-        logits = self.head.classify(fused)
-        loss = functional.cross_entropy(logits.double(), self.val_targets).item()
-        accuracy = (logits.argmax(dim=1) == self.val_targets).double().mean().item()
-        self.head.train()
-        return loss, accuracy
+    def results(self) -> list[_Result]:
+        """One for each head."""
+        results = []
+        for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
+            weights = record.best_weights or self.stack.state(position)
+            history = History(*np.array(record.rows, dtype=np.float64).T)
+            results.append(_Result(member.position, weights, history, record.best_epoch or len(record.rows)))
+        return results

@@ -1,7 +1,8 @@
-"""Alpha-transforms: what is done to one modality's embeddings before fusion.
+"""Alpha-transforms: what is done to one modality's embeddings, or to both's, before fusion.
 
 The paper transforms one of the two modalities and leaves the other as it is (paper section 3, table 1). Each transform
-here is a function `(x, alpha) -> y` of an array (..., dim) of the same shape; `TRANSFORMS` names them all.
+here is a function `(x, alpha) -> y` of an array (..., dim) of the same shape; `TRANSFORMS` names them all. Zeros stay
+zeros in every one of them: an absent embedding is zeros before and after.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from alphafuse.errors import ExperimentError, unknown
 
@@ -38,8 +40,37 @@ def signed_square_root(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return torch.sign(x) * torch.sqrt(torch.abs(x))
 
 
+def signed_power(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """sign(x) * |x|^alpha, alpha > 0: power normalisation (Perronnin et al. 2010); signed-sqrt is alpha 0.5.
+
+    Below 1 it evens large and small features out, above 1 it sets them apart.
+    """
+    return torch.sign(x) * torch.abs(x) ** alpha
+
+
+def signed_logarithm(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """sign(x) * log(1 + |x|): about x near 0, logarithmic far from it ("symlog", Webber 2013, Hafner et al. 2023)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def hyperbolic_tangent(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """tanh(alpha * x), in [-1, 1]: about alpha x near 0, saturated where |alpha x| is large."""
+    return torch.tanh(alpha * x)
+
+
+def unit_length(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """x / max(|x|, 1e-12), |x| the Euclidean length of each vector (l2 normalisation, Perronnin et al. 2010).
+
+    All that a vector's length says is gone: both modalities weigh the same when it is on both.
+    """
+    return functional.normalize(x, dim=-1, eps=1e-12)
+
+
 def scaled(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Return alpha * x: the paper's scalar transforms (table 1, rows 2, 3, 5 and 6) and any other alpha."""
+    """Return alpha * x: the paper's scalar transforms (table 1, rows 2, 3, 5 and 6) and any other alpha.
+
+    With an alpha (dim,), each dimension has its own: a diagonal matrix (LayerScale, Touvron et al. 2021).
+    """
     return alpha * x
 
 
@@ -48,27 +79,45 @@ class Transform:
     """An entry of `TRANSFORMS`.
 
     Attributes:
-        function: `(x, alpha) -> y`, both (..., dim).
+        function: `(x, alpha) -> y`, x and y (..., dim), alpha () or (dim,).
         formula: for people.
-        alpha: "none" (takes no alpha), "fixed" (its own `value`), "required" (the experiment's), "learned" (trained
-            with the head from the experiment's alpha, or from `value`).
+        alpha: "none" (takes no alpha), "fixed" (its own `value`), "required" (the experiment's), "optional" (the
+            experiment's, or `value`), "learned" (one number, trained with the head from the experiment's alpha or from
+            `value`), "learned-dim" (the same with a number per dimension).
         value: alpha when the experiment gives none.
+        positive: whether alpha must be above 0.
     """
 
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     formula: str
-    alpha: Literal["none", "fixed", "required", "learned"] = "none"
+    alpha: Literal["none", "fixed", "required", "optional", "learned", "learned-dim"] = "none"
     value: float = 1.0
+    positive: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether alpha is trained with the head."""
+        return self.alpha in ("learned", "learned-dim")
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether it multiplies x by one number; where that is above 0, a normalisation that follows undoes it."""
+        return self.function is scaled and self.alpha != "learned-dim"
 
 
 TRANSFORMS: dict[str, Transform] = {
     "none": Transform(identity, "x"),
     "sqrt": Transform(square_root, "sqrt(relu(x))"),
     "signed-sqrt": Transform(signed_square_root, "sign(x) sqrt(|x|)"),
+    "power": Transform(signed_power, "sign(x) |x|^alpha", alpha="required", positive=True),
+    "log1p": Transform(signed_logarithm, "sign(x) log(1 + |x|)"),
+    "tanh": Transform(hyperbolic_tangent, "tanh(alpha x)", alpha="optional"),
+    "l2": Transform(unit_length, "x / |x|"),
     "pos-scalar": Transform(scaled, f"{POS_SCALAR} x", alpha="fixed", value=POS_SCALAR),
     "neg-scalar": Transform(scaled, f"{NEG_SCALAR} x", alpha="fixed", value=NEG_SCALAR),
     "scale": Transform(scaled, "alpha x", alpha="required"),
     "learned": Transform(scaled, "alpha x, alpha trained with the head", alpha="learned"),
+    "learned-dim": Transform(scaled, "alpha x, an alpha per dimension trained with the head", alpha="learned-dim"),
 }
 
 
@@ -76,7 +125,8 @@ def check_transform(name: str, alpha: float | None) -> Transform:
     """The entry of that name, once it is certain that it goes with this alpha.
 
     Raises:
-        ExperimentError: unknown name; alpha missing, given to a transform that takes none, or not finite.
+        ExperimentError: unknown name; alpha missing, given to a transform that takes none, not finite, or not above 0
+            where it must be.
     """
     if name not in TRANSFORMS:
         raise ExperimentError(unknown("transform", name, TRANSFORMS))
@@ -84,29 +134,37 @@ def check_transform(name: str, alpha: float | None) -> Transform:
     if transform.alpha == "required" and alpha is None:
         raise ExperimentError(f"transform '{name}' needs an alpha: give one (--alpha 1.25)")
     if transform.alpha in ("none", "fixed") and alpha is not None:
+        takers = ", ".join(other for other, entry in TRANSFORMS.items() if entry.alpha not in ("none", "fixed"))
         raise ExperimentError(
-            f"transform '{name}' ({transform.formula}) takes no alpha: leave --alpha out, or use --transform scale"
+            f"transform '{name}' ({transform.formula}) takes no alpha: leave --alpha out, or use one of {takers}"
         )
     if alpha is not None and not abs(alpha) <= torch.finfo(torch.float32).max:  # NaN compares false
         raise ExperimentError(f"alpha must be a finite number that float32 can hold, not {alpha}")
+    if alpha is not None and transform.positive and alpha < torch.finfo(torch.float32).tiny:  # 0 in float32
+        raise ExperimentError(
+            f"transform '{name}' ({transform.formula}) needs an alpha above 0, not {alpha}: 0 would make every feature "
+            "1 or -1, and less than that divides by features that are 0"
+        )
     return transform
 
 
 class AlphaTransform(nn.Module):
     """One modality's transform as a layer, (..., dim) -> (..., dim).
 
-    `alpha` is a scalar parameter when it is learned, else a constant that is not part of the state.
+    `alpha` is a parameter when it is learned, a scalar or, for "learned-dim", (dim,); else it is a scalar constant that
+    is not part of the state.
     """
 
     alpha: torch.Tensor
 
-    def __init__(self, name: str = "none", alpha: float | None = None) -> None:
+    def __init__(self, name: str = "none", alpha: float | None = None, dim: int = 1) -> None:
         super().__init__()
         self.name = name
         self.transform = check_transform(name, alpha)
         self.initial = self.transform.value if alpha is None else float(alpha)
-        value = torch.tensor(self.initial, dtype=torch.float32)
-        if self.transform.alpha == "learned":
+        shape = (dim,) if self.transform.alpha == "learned-dim" else ()
+        value = torch.full(shape, self.initial, dtype=torch.float32)
+        if self.transform.learns:
             self.alpha = nn.Parameter(value)
         else:
             self.register_buffer("alpha", value, persistent=False)

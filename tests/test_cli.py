@@ -101,8 +101,10 @@ def test_the_options_defaults_are_those_of_python() -> None:
             command = command.commands[name]  # type: ignore[attr-defined]
         return {option.name: option.default for option in command.params}  # type: ignore[attr-defined]
 
-    for command, settings in (("extract", ExtractSettings()), ("fit", TrainSettings()), ("table1", TrainSettings())):
+    for command, settings in (("extract", ExtractSettings()), ("fit", TrainSettings()), ("sweep", TrainSettings())):
         given = {name: value for name, value in vars(settings).items() if value is not None and value is not False}
+        if "hidden" in given:
+            given["hidden"] = ",".join(str(width) for width in given["hidden"])
         shared = {name: value for name, value in given.items() if name in options(command)}
         assert len(shared) >= 5
         assert {name: options(command)[name] for name in shared} == shared
@@ -253,7 +255,7 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(run("fit", "--seeds", "0", "--root", extracted), "seeds must be")
     assert_one_line_error(run("fit", "--run", "a/b", "--root", extracted), "can't name a run")
     assert_one_line_error(run("fit", "--run", "x" * 300, "--root", extracted), "can't name a run")
-    assert_one_line_error(run("fit", "--run", "table1", "--root", extracted), "is table 1's")
+    assert_one_line_error(run("fit", "--run", "table1", "--root", extracted), "is that of `alphafuse table1`")
     assert_one_line_error(
         run("fit", "--transform", "scale", "--alpha", "1e300", "--on", "ast", "--root", extracted), "finite number"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,57 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.store import Embeddings, Failure
 from alphafuse.errors import ExperimentError, StoreError
 from alphafuse.heads.experiments import BASELINE, Experiment, fit, load_heads, replaced_run
 from alphafuse.heads.head import AlphaFusion
+from alphafuse.heads.settings import TrainSettings
 from alphafuse.heads.table1 import PAPER_SIX, TABLE1, Table1, paper_results, table1
-from alphafuse.heads.training import TrainSettings
 from alphafuse.report.table1 import figure3, format_markdown, format_run, format_text, to_json, write_table1
-
-SETTINGS = TrainSettings(epochs=12, hidden=(32, 16), learning_rate=3e-3)
-CLASSES = tuple(f"sight {i // 3}, sound {i % 3}" for i in range(9))
-SIZES = {"train": 90, "val": 27, "test": 45}
-
-
-def make_dataset(root: Path, *, unseen_test_labels: int = 0, silent_test_clips: int = 0) -> Dataset:
-    """Nine classes: the picture tells the sight, the sound tells the sound, only both tell the class."""
-    rng = np.random.default_rng(0)
-    sights, sounds = rng.normal(size=(3, 8)), rng.normal(size=(3, 6))
-    rows = []
-    for split, size in SIZES.items():
-        for i in range(size):
-            index = i % 9
-            if split == "train" and index < unseen_test_labels:
-                index = 8
-            clip_id = f"{split}video{i // 2}_{i:06d}"
-            rows.append((Clip(clip_id, f"{clip_id}.mp4", CLASSES[index], split, f"{split}video{i // 2}"), index))
-    dataset = Dataset.create(
-        root, Manifest([clip for clip, _ in rows]), name="toy", clip_folder=root / "clips", classes=CLASSES
-    )
-    for split in SIZES:
-        chosen = [(clip, index) for clip, index in rows if clip.split == split]
-        indices = np.array([index for _, index in chosen])
-        arrays = {
-            "timesformer": (sights[indices // 3] + 0.4 * rng.normal(size=(len(chosen), 8))).astype(np.float32),
-            "ast": (sounds[indices % 3] + 0.4 * rng.normal(size=(len(chosen), 6))).astype(np.float32),
-        }
-        silent = range(silent_test_clips if split == "test" else 0)
-        arrays["ast"][list(silent)] = np.nan
-        dataset.store(split).write(
-            Embeddings(
-                clip_ids=tuple(clip.clip_id for clip, _ in chosen),
-                labels=tuple(clip.label for clip, _ in chosen),
-                groups=tuple(clip.group for clip, _ in chosen),
-                features=arrays,
-                failures=tuple(Failure(chosen[i][0].clip_id, "ast", "no audio stream") for i in silent),
-                settings={"timesformer": {"protocol": "standard"}, "ast": {"protocol": "standard"}},
-            )
-        )
-    return dataset
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +31,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def table(dataset: Dataset) -> Table1:
     return table1(dataset, seeds=3, settings=SETTINGS)
-
-
-def assert_no_nan(content: Any) -> None:
-    if isinstance(content, dict):
-        content = list(content.values())
-    if isinstance(content, list):
-        for item in content:
-            assert_no_nan(item)
-    assert not isinstance(content, float) or math.isfinite(content)
 
 
 def test_table1_has_the_papers_six_in_order_between_the_baseline_and_the_single_modalities() -> None:
@@ -116,6 +65,11 @@ def test_the_papers_figures_come_from_its_json() -> None:
         (Experiment("scale", on="timesformer", alpha=0.5), "scale-0.5-timesformer", "TimeSformer scale 0.5"),
         (Experiment(modalities=("ast",)), "ast-only", "AST only"),
         (Experiment("sqrt", on="ast", modalities=("ast",)), "sqrt-ast-ast-only", "AST only sqrt"),
+        (Experiment(fusion="gate"), "gate", "gate"),
+        (Experiment("sqrt", on="ast", fusion="add"), "sqrt-ast-add", "AST sqrt, add"),
+        (Experiment(normalize="zscore"), "zscore", "zscore"),
+        (Experiment(rates={"ast": 2.0}), "rate-2-ast", "rate 2 ast"),
+        (Experiment(fusion="gate", auxiliary={"ast": 0.5}), "gate-blended", "gate, blended"),
     ],
 )
 def test_experiments_name_themselves(experiment: Experiment, name: str, title: str) -> None:

@@ -12,22 +12,10 @@ from torch import nn
 
 from alphafuse.data.store import Embeddings
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.fusion import FUSIONS, build_fusion
 from alphafuse.heads.head import AlphaFusion, HeadConfig
-from alphafuse.heads.transforms import TRANSFORMS, AlphaTransform
 
 DIMS = {"timesformer": 6, "ast": 4}
 CLASSES = ("bark", "meow", "moo")
-
-REFERENCES = {
-    "none": lambda x: x,
-    "sqrt": lambda x: np.sqrt(np.maximum(x, 0)),
-    "signed-sqrt": lambda x: np.sign(x) * np.sqrt(np.abs(x)),
-    "pos-scalar": lambda x: 1.5 * x,
-    "neg-scalar": lambda x: 0.75 * x,
-    "scale": lambda x: -0.3 * x,
-    "learned": lambda x: 1.0 * x,
-}
 
 
 def config(**changes: object) -> HeadConfig:
@@ -45,22 +33,6 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
         arrays["ast"][absent] = np.nan
     ids = tuple(f"clip{i}_000000" for i in range(clips))
     return Embeddings(ids, tuple(CLASSES[i % 3] for i in range(clips)), ids, arrays)
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transform_equals_its_formula_in_numpy(name: str) -> None:
-    x = np.array([[-4.0, -0.5, 0.0, 1e-30, 0.25, 9.0]], dtype=np.float32)
-    alpha = -0.3 if name == "scale" else None
-    ours = AlphaTransform(name, alpha)(torch.from_numpy(x)).detach().numpy()
-    np.testing.assert_allclose(ours, REFERENCES[name](x), rtol=1e-6)
-
-
-def test_only_a_learned_alpha_is_a_parameter_and_starts_where_told() -> None:
-    assert [
-        name for name in TRANSFORMS if list(AlphaTransform(name, 1.0 if name == "scale" else None).parameters())
-    ] == ["learned"]
-    assert AlphaTransform("learned", 0.25).alpha.item() == 0.25
-    assert AlphaTransform("learned").alpha.item() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -85,24 +57,19 @@ def test_only_a_learned_alpha_is_a_parameter_and_starts_where_told() -> None:
         ({"classes": ("bark",)}, "at least two classes"),
         ({"classes": ("bark", "bark")}, "all different"),
         ({"absent": "skip"}, "choose from drop, zeros"),
+        ({"normalize": "minmax"}, "choose from none, zscore, l2"),
+        ({"normalize": "zscore", "transform": "learned", "on": "ast"}, "learns its alpha, and zscore needs"),
+        ({"modality_dropout": 1.0}, r"modality_dropout must be in \[0, 1\)"),
+        ({"rates": {"audio": 2.0}}, "unknown modality 'audio'"),
+        ({"rates": {"ast": 0.0}}, "the learning rate of ast must be above 0"),
+        ({"rates": {"ast": 2.0}, "fusion": "gate"}, "need fusion 'concat', not 'gate'"),
+        ({"auxiliary": {"ast": 0.5}}, "need fusion 'gate', which has an expert per modality, not 'concat'"),
+        ({"auxiliary": {"sound": 0.5}, "fusion": "gate"}, "unknown auxiliary loss 'sound'"),
     ],
 )
 def test_bad_head_settings_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         config(**changes)
-
-
-def test_concat_puts_timesformer_first_whatever_the_order_given() -> None:
-    fusion = build_fusion("concat", {"ast": 4, "timesformer": 6})
-    x = features()
-    fused = fusion({"ast": x["ast"], "timesformer": x["timesformer"]})
-    np.testing.assert_array_equal(fused, np.concatenate([x["timesformer"], x["ast"]], axis=1))
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_every_fusion_gives_the_dimension_it_announces(name: str) -> None:
-    fusion = build_fusion(name, DIMS)
-    assert fusion(features()).shape == (7, fusion.output_dim)
 
 
 def test_the_papers_head_is_1536_1024_512_classes() -> None:
@@ -119,6 +86,22 @@ def test_a_single_modality_head_reads_that_modality_alone(modality: str) -> None
     x = features()
     assert head.linears[0].in_features == DIMS[modality]
     np.testing.assert_array_equal(head({modality: x[modality]}).detach(), head(x).detach())
+
+
+def test_normalisation_comes_after_the_transform_and_absent_embeddings_are_fused_as_zeros() -> None:
+    head = AlphaFusion(config(transform="pos-scalar", on="ast", normalize="zscore", absent="zeros"))
+    head.normalizations["ast"].mean.fill_(2.0)
+    head.normalizations["ast"].std.fill_(4.0)
+    x = features()
+    x["timesformer"][1] = np.nan
+    x["ast"][2] = np.nan
+    prepared = head.prepare(x)
+    expected = (1.5 * x["ast"].numpy() - 2) / 4
+    expected[2] = 0
+    np.testing.assert_allclose(prepared["ast"], expected, rtol=1e-6)
+    assert not prepared["timesformer"][1].any() and prepared["timesformer"][0].all()
+    unit = AlphaFusion(config(normalize="l2")).prepare(features())
+    np.testing.assert_allclose(torch.linalg.vector_norm(unit["ast"], dim=1), 1, rtol=1e-6)
 
 
 def test_head_equals_a_plain_sequential_on_transformed_vectors() -> None:

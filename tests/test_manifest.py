@@ -1,3 +1,5 @@
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,30 @@ def test_manifest_names_what_is_wrong_and_where(tmp_path: Path, content: str, me
     (tmp_path / "manifest.csv").write_text(content)
     with pytest.raises(DatasetError, match=message):
         Manifest.read(tmp_path / "manifest.csv")
+
+
+def test_manifest_that_is_absent_or_no_csv_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such csv: "):
+        Manifest.read(tmp_path / "manifest.csv")
+    header = b"clip_id,path,label,split,group\na,a.mp4,dog,train,a\n"
+    for broken in (b"b,b.mp4,d\xff,train,b\n", b'b,"b.mp4"x,dog,train,b\n'):
+        (tmp_path / "manifest.csv").write_bytes(header + broken)
+        with pytest.raises(DatasetError, match=r"manifest.csv can't be read as csv: "):
+            Manifest.read(tmp_path / "manifest.csv")
+
+
+def test_labels_splits_and_groups_that_repeat_are_held_once(tmp_path: Path) -> None:
+    """Millions of clips must not hold as many copies of each label; nor a dictionary each."""
+    cuts = [Clip(f"video_{cut:06d}", f"{cut}.mp4", "dog, barking", "train", "video") for cut in range(3)]
+    Manifest(cuts).write(tmp_path / "manifest.csv")
+    read = Manifest.read(tmp_path / "manifest.csv")
+    assert list(read) == cuts and not hasattr(read[0], "__dict__")
+    for name in ("label", "split", "group"):
+        assert len({id(getattr(clip, name)) for clip in read}) == 1
+
+
+def test_clips_travel_to_other_processes() -> None:
+    assert pickle.loads(pickle.dumps(CAT)) == CAT and replace(CAT, split="val").split == "val"
 
 
 def test_empty_split_is_refused_with_the_sizes_of_all() -> None:

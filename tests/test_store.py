@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
 from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
 
 SETTINGS = {"timesformer": {"protocol": "standard", "dim": 3}, "ast": {"protocol": "standard", "dim": 2}}
+
+FAILURE = ("clip_id", "modality", "reason")
 
 
 def rows(*clip_ids: str, offset: float = 0.0, settings: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
@@ -257,6 +260,34 @@ def test_several_processes_append_at_once_and_nothing_is_lost(store: EmbeddingSt
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert sorted(store.read().clip_ids) == sorted(f"clip{i}" for i in range(15))
     assert store.verify() == [] and not list(store.folder.glob(".*"))
+
+
+def test_a_row_that_is_not_finite_throughout_is_neither_read_nor_done(store: EmbeddingStore) -> None:
+    half = rows("a", "b")
+    half.features["ast"][1, 1] = np.inf
+    store.write(half)
+    assert store.read().present("ast").tolist() == [True, False] and store.done() == {"a"}
+
+
+def test_of_a_clip_that_a_shard_holds_twice_the_first_row_counts(store: EmbeddingStore) -> None:
+    twice = rows("a", "b", "a")
+    twice.features["ast"][:, 1] = [1, 2, 3]
+    store.write(twice)
+    assert store.read().features["ast"][:, 1].tolist() == [1, 2]
+    assert store.info().duplicates == 1 and store.info().rows == {"timesformer": 2, "ast": 2}
+
+
+def test_the_checksum_is_that_of_the_whole_content(store: EmbeddingStore) -> None:
+    """Computed in parts, it must stay what shards of earlier versions carry."""
+    many = tuple(f"clip{i}" for i in range(5000))
+    with h5py.File(store.write(rows(*many))) as shard:
+        digest = hashlib.sha256(shard.attrs["settings"].encode())
+        for name in sorted(["ast", "clip_id", "group", "label", "timesformer"] + [f"failures/{n}" for n in FAILURE]):
+            values = shard[name][()]
+            text = values.dtype == object
+            digest.update(f"{name} {'text' if text else values.dtype} {values.shape} ".encode())
+            digest.update(b"\0".join(values) if text else values.tobytes())
+        assert digest.hexdigest() == shard.attrs["sha256"]
 
 
 def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> None:

@@ -11,8 +11,7 @@ runs/table1/
 from __future__ import annotations
 
 import io
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,29 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_atomically, write_csv, write_json
 from alphafuse.heads.experiments import (
     TABLE1_RUN,
-    Estimate,
     RunResult,
     SplitResult,
-    history_rows,
+    experiment_history,
     is_notebook,
     replaced_run,
 )
-from alphafuse.heads.statistics import Interval
 from alphafuse.heads.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
 from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
 
-TEXT_COLUMNS = 118
+from .text import (
+    aligned,
+    loss_range,
+    methods,
+    p_value,
+    percent,
+    percent_range,
+    seeds_text,
+    split_counts,
+    table_markdown,
+    table_text,
+    wrapped,
+)
+
 HEADER = (
     *("#", "experiment", "top-1", "interval", "vs none", "interval", "p", "val", "loss", "interval"),
     *("paper", "code", "loss"),
@@ -62,7 +72,7 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
         )
         write_json(folder / "table1.json", to_json(table))
         write_atomically(folder / "table1.md", format_markdown(table).encode())
-        write_csv(folder / "history.csv", _history(table))
+        write_csv(folder / "history.csv", experiment_history(table.rows))
         write_atomically(folder / "figure3.png", figure3(table))
     return dataset.root / "runs" / TABLE1_RUN
 
@@ -70,17 +80,12 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
 def format_text(table: Table1) -> str:
     """The table in at most 120 columns, with what its figures mean underneath."""
     rows = [HEADER, *(_cells(row) for row in table.rows)]
-    lines = _aligned(rows)
-    rule = "-" * max(len(line) for line in lines)
-    notes = [line for note in _notes(table) for line in textwrap.wrap(note, TEXT_COLUMNS, subsequent_indent="  ")]
-    return "\n".join([_title(table), "", lines[0], rule, *lines[1:], rule, *notes]) + "\n"
+    return "\n".join([_title(table), "", *table_text(rows, left=LEFT_ALIGNED), *wrapped(_notes(table))]) + "\n"
 
 
 def format_markdown(table: Table1) -> str:
     """The table as a markdown document, with figure 3."""
-    rule = ["---" if name in LEFT_ALIGNED else "---:" for name in HEADER]
-    rows = [HEADER, rule, *(_cells(row) for row in table.rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = table_markdown([HEADER, *(_cells(row) for row in table.rows)], left=LEFT_ALIGNED)
     notes = [f"- {note}" for note in _notes(table)]
     figure = "![Train and validation loss of experiment 2](figure3.png)"
     return "\n".join([f"# {_title(table)}", "", *lines, "", *notes, "", figure]) + "\n"
@@ -109,18 +114,18 @@ def format_run(result: RunResult) -> str:
     k = result.splits["test"].scores.k
     header = ("split", "n", "top-1", "interval", f"top-{k}", "interval", "loss", "interval", "ceiling")
     rows = [header, *(_split_cells(split) for split in result.splits.values())]
-    lines = _aligned(rows)
+    lines = aligned(rows, left=LEFT_ALIGNED)
     test = result.splits["test"]
     seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
     notes = [
-        f"Accuracies in %, mean over {seeds}. {_methods(test)}",
+        f"Accuracies in %, mean over {seeds}. {methods(test)}",
         "Ceiling: share of clips whose label occurs in training; no head can pass it.",
     ]
     if k < 5:
         notes.append(f"Top-{k} instead of top-5: there are only {k} classes.")
     dropped = {**result.heads[0].dropped, "test": test.dropped}
     if any(dropped.values()):
-        notes.append(f"Left out because they lack a modality: {_counts(dropped)}.")
+        notes.append(f"Left out because they lack a modality: {split_counts(dropped)}.")
     return "\n".join([f"{result.experiment.title} ({seeds})", "", *lines, "", *notes, f"Run: {result.folder}"]) + "\n"
 
 
@@ -128,13 +133,13 @@ def _split_cells(result: SplitResult) -> tuple[str, ...]:
     return (
         result.split,
         str(result.n),
-        _percent(result.top1.mean),
-        _range(result.top1.interval),
-        _percent(result.topk.mean),
-        _range(result.topk.interval),
+        percent(result.top1.mean),
+        percent_range(result.top1.interval),
+        percent(result.topk.mean),
+        percent_range(result.topk.interval),
         f"{result.loss.mean:.3f}",
-        _loss_range(result.loss),
-        _percent(result.ceiling.accuracy),
+        loss_range(result.loss),
+        percent(result.ceiling.accuracy),
     )
 
 
@@ -143,14 +148,14 @@ def _cells(row: Table1Row) -> tuple[str, ...]:
     return (
         str(paper.experiment) if paper else "",
         row.experiment.title,
-        _percent(row.test.top1.mean),
-        _range(row.test.top1.interval),
+        percent(row.test.top1.mean),
+        percent_range(row.test.top1.interval),
         f"{100 * comparison.test.difference:+.1f}" if comparison else "",
-        _range(comparison.interval, sign="+") if comparison else "",
-        _p_value(comparison.p_holm) if comparison else "",
-        _percent(row.val.top1.mean),
+        percent_range(comparison.interval, sign="+") if comparison else "",
+        p_value(comparison.p_holm) if comparison else "",
+        percent(row.val.top1.mean),
         f"{row.test.loss.mean:.2f}",
-        _loss_range(row.test.loss),
+        loss_range(row.test.loss),
         f"{paper.accuracy:.0%}" if paper else "",
         f"{paper.correct}/{PAPER_TEST_CLIPS}" if paper else "",
         f"{paper.loss:.2f}" if paper else "",
@@ -159,9 +164,8 @@ def _cells(row: Table1Row) -> tuple[str, ...]:
 
 def _title(table: Table1) -> str:
     demo = " (the generated demo)" if table.is_demo else ""
-    seeds = f"{len(table.seeds)} seeds" if len(table.seeds) > 1 else "one seed"
     clips = f"{table.clips['train']} train, {table.clips['val']} val, {table.clips['test']} test clips"
-    return f"Table 1 on {table.dataset_name}{demo}: {clips}, {table.classes} classes, {seeds}"
+    return f"Table 1 on {table.dataset_name}{demo}: {clips}, {table.classes} classes, {seeds_text(table.seeds)}"
 
 
 def _notes(table: Table1) -> list[str]:
@@ -170,17 +174,17 @@ def _notes(table: Table1) -> list[str]:
     notes = [
         table.verdict,
         f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
-        f"pass {_percent(ceiling.accuracy)}%.",
+        f"pass {percent(ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos "
         f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
-        _methods(baseline),
+        methods(baseline),
         "vs none: points against the untransformed row; p: paired permutation tests over source videos, Holm-corrected "
         f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds).",
     ]
     if is_notebook(table.provenance["embeddings"]):
         notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")
     if any(table.dropped.values()):
-        notes.append(f"Left out because they lack a modality: {_counts(table.dropped)}.")
+        notes.append(f"Left out because they lack a modality: {split_counts(table.dropped)}.")
     if table.is_paper_split:
         notes.append(
             "paper, code, loss: the paper's table 1, and the test clips that its authors' notebook got right, on this "
@@ -200,14 +204,7 @@ def _row_json(row: Table1Row) -> dict[str, Any]:
         "experiment": {**asdict(row.experiment), "name": row.experiment.name, "title": row.experiment.title},
         "val": row.val.to_json(),
         "test": row.test.to_json(),
-        "against_baseline": comparison
-        and {
-            "difference": comparison.test.difference,
-            "interval": asdict(comparison.interval),
-            "p_value": comparison.test.p_value,
-            "p_holm": comparison.p_holm,
-            "method": comparison.test.method,
-        },
+        "against_baseline": comparison and comparison.to_json(),
         "paper": paper
         and {
             "experiment": paper.experiment,
@@ -220,14 +217,6 @@ def _row_json(row: Table1Row) -> dict[str, Any]:
     }
 
 
-def _history(table: Table1) -> Iterator[tuple[object, ...]]:
-    for position, row in enumerate(table.rows):
-        header, *rows = history_rows(row.heads)
-        if not position:
-            yield ("experiment", *header)
-        yield from ((row.experiment.name, *columns) for columns in rows)
-
-
 def figure3(table: Table1) -> bytes:
     """PNG of experiment 2's losses per epoch: ours (mean and range over seeds) and the paper's, on one scale."""
     row = next(row for row in table.rows if row.experiment == FIGURE3)
@@ -235,12 +224,11 @@ def figure3(table: Table1) -> bytes:
     figure = Figure(figsize=(9, 3.8), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     ours, papers = figure.subplots(1, 2, sharey=True, sharex=True)
-    seeds = f"{len(histories)} seeds" if len(histories) > 1 else "one seed"
     _curves(
         ours,
         [history.train_loss for history in histories],
         [history.val_loss for history in histories],
-        f"alphafuse on {table.dataset_name} ({seeds})",
+        f"alphafuse on {table.dataset_name} ({seeds_text(table.seeds)})",
         OURS,
     )
     assert row.paper is not None
@@ -263,41 +251,3 @@ def _curves(axes: Axes, train: Sequence[ArrayLike], val: Sequence[ArrayLike], ti
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns; the first row is the header, whose names decide the side."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    left = [name in LEFT_ALIGNED for name in rows[0]]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, left, strict=True)
-        lines.append("  ".join(cell.ljust(width) if at_left else cell.rjust(width) for cell, width, at_left in cells))
-    return [line.rstrip() for line in lines]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _range(interval: Interval, *, sign: str = "") -> str:
-    return f"{100 * interval.low:{sign}.1f}..{100 * interval.high:{sign}.1f}"
-
-
-def _loss_range(loss: Estimate) -> str:
-    return f"{loss.interval.low:.2f}..{loss.interval.high:.2f}"
-
-
-def _p_value(p: float) -> str:
-    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
-def _methods(result: SplitResult) -> str:
-    accuracy, loss = result.top1.interval.method, result.loss.interval.method
-    return (
-        f"95% intervals: {accuracy} (accuracy), {loss} (loss)." if accuracy != loss else f"95% intervals: {accuracy}."
-    )
-
-
-def _counts(counts: Any) -> str:
-    return ", ".join(f"{count} {split}" for split, count in counts.items())

@@ -1,0 +1,26 @@
+"""What the commands of all modules share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+DEFAULT_ROOT = "vggsound"
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_ROOT,
+    envvar="ALPHAFUSE_ROOT",
+    show_default=True,
+    show_envvar=True,
+    help="Dataset root: manifest, embedding stores, runs.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
+
+
+def print_json(content: object) -> None:
+    """Print figures for programs."""
+    click.echo(json.dumps(content, indent=2, allow_nan=False))

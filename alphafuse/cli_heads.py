@@ -1,0 +1,273 @@
+"""The commands of stage two: heads on cached embeddings. Each is a thin call of one public function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from alphafuse.data.dataset import Dataset
+
+from .cli_common import json_option, print_json, root_option
+
+if TYPE_CHECKING:
+    from alphafuse.heads.settings import TrainSettings
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that become the command's `settings`, a `TrainSettings`; their defaults are its own (the paper's)."""
+    options = (
+        click.option("--epochs", default=25, show_default=True, help="Passes over the training clips."),
+        click.option("--batch-size", default=8, show_default=True, help="Clips per step."),
+        click.option("--learning-rate", default=1e-4, show_default=True, help="Adam's."),
+        click.option(
+            "--schedule",
+            default="constant",
+            show_default=True,
+            help="Of the learning rate: constant, cosine, or two-phase (as many epochs again at a tenth).",
+        ),
+        click.option("--weight-decay", default=0.0, show_default=True, help="Adam's L2 term."),
+        click.option("--label-smoothing", default=0.0, show_default=True, help="Share of the target for all classes."),
+        click.option("--mixup", default=0.0, show_default=True, help="Mix embeddings: a of Beta(a, a); 0 = off."),
+        click.option("--class-weights", default="none", show_default=True, help="none or balanced."),
+        click.option(
+            "--patience", type=int, help="Stop early: epochs without a better validation loss. [default: off]"
+        ),
+        click.option("--hidden", default="1024,512", show_default=True, help="Widths of hidden layers; linear = none."),
+        click.option("--dropout", default=0.5, show_default=True, help="After each hidden layer."),
+        click.option("--modality-dropout", default=0.0, show_default=True, help="Share of clips that lose a modality."),
+        click.option(
+            "--normalize",
+            default="none",
+            show_default=True,
+            help="Each modality after its transform: none, zscore or l2. Scalar alphas change nothing then.",
+        ),
+        click.option("--absent", default="drop", show_default=True, help="Clips that lack a modality: drop or zeros."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option(
+            "--memory-gb", type=float, help="For features; a larger split is streamed. [default: half of free]"
+        ),
+    )
+
+    @functools.wraps(command)
+    def with_settings(**arguments: Any) -> None:
+        from alphafuse.heads.settings import TrainSettings
+
+        training = {name: arguments.pop(name) for name in TrainSettings.__dataclass_fields__}
+        training["hidden"] = _widths(training["hidden"])
+        command(settings=TrainSettings(**training), **arguments)
+
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_settings)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """ "1024,512" -> (1024, 512); "linear" -> ()."""
+    if text.strip() in ("linear", ""):
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{text}' are no widths: write 1024,512 or linear", param_hint="--hidden") from None
+
+
+def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--seeds and --first-seed."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        command = click.option(
+            "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them."
+        )(command)
+        return click.option("--seeds", default=default, show_default=True, help="Heads of each kind, one per seed.")(
+            command
+        )
+
+    return add
+
+
+def _bar(title: str, heads: int, settings: TrainSettings) -> tqdm[Any]:
+    return tqdm(total=heads * settings.total_epochs, desc=title, unit="epoch", disable=None)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@click.command()
+@click.option("--transform", default="none", show_default=True, help="none, sqrt, signed-sqrt, pos-scalar, ...")
+@click.option("--on", help="timesformer, ast or both: what the transform is applied to.")
+@click.option("--alpha", type=float, help="For scale and power; optional for tanh and learned.")
+@click.option("--fusion", default="concat", show_default=True, help="concat, add, matrix, gate or attention.")
+@click.option("--modalities", default="timesformer,ast", show_default=True, help="What the head reads: both, or one.")
+@seeds_options(1)
+@click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
+@training_options
+@root_option
+@json_option
+def fit(
+    root: Path,
+    transform: str,
+    on: str | None,
+    alpha: float | None,
+    fusion: str,
+    modalities: str,
+    seeds: int,
+    first_seed: int,
+    run: str | None,
+    settings: TrainSettings,
+    as_json: bool,
+) -> None:
+    """Train one experiment on the cached embeddings; writes ROOT/runs/NAME/.
+
+    \b
+    Examples:
+      alphafuse fit --transform sqrt --on ast
+      alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
+      alphafuse fit --fusion gate --normalize zscore --patience 5
+      alphafuse fit --modalities ast --hidden linear --root demo
+    """
+    from alphafuse.heads.experiments import Experiment, seed_range
+    from alphafuse.heads.experiments import fit as fit_experiment
+    from alphafuse.report.table1 import format_run
+
+    experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=_names(modalities))
+    heads = len(seed_range(seeds, first_seed))
+    dataset = Dataset.open(root)
+    with _bar(experiment.title, heads, settings) as bar:
+        result = fit_experiment(
+            dataset,
+            experiment,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            run=run,
+            progress=bar.update,
+        )
+    if as_json:
+        splits = {split: figures.to_json() for split, figures in result.splits.items()}
+        print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
+        return
+    click.echo(format_run(result), nl=False)
+
+
+@click.command()
+@seeds_options(5)
+@training_options
+@root_option
+@json_option
+def table1(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_json: bool) -> None:
+    """Train the paper's six experiments, the untransformed baseline and each modality alone.
+
+    Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
+
+    \b
+    Example:
+      alphafuse table1 --root demo
+    """
+    from alphafuse.heads.experiments import seed_range
+    from alphafuse.heads.table1 import TABLE1
+    from alphafuse.heads.table1 import table1 as train_table1
+    from alphafuse.report.table1 import format_text, to_json, write_table1
+
+    heads = len(TABLE1) * len(seed_range(seeds, first_seed))
+    dataset = Dataset.open(root)
+    with _bar("table 1", heads, settings) as bar:
+        table = train_table1(dataset, seeds=seeds, first_seed=first_seed, settings=settings, progress=bar.update)
+    folder = write_table1(table, dataset)
+    if as_json:
+        print_json(to_json(table))
+        return
+    click.echo(format_text(table), nl=False)
+    click.echo(f"\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+
+
+@click.command()
+@click.option("--on", default="ast", show_default=True, help="timesformer, ast, both; several: timesformer,ast.")
+@click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")
+@click.option("--transform", default="scale", show_default=True, help="scale, or another that takes an alpha (power).")
+@seeds_options(5)
+@click.option("--run", help="Name of the run. [default: sweep-ON]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="config.json of an earlier sweep: the same sweep again; other options than --root and --run don't count.",
+)
+@training_options
+@root_option
+@json_option
+def sweep(
+    root: Path,
+    on: str,
+    alpha: str,
+    transform: str,
+    seeds: int,
+    first_seed: int,
+    run: str | None,
+    config: Path | None,
+    settings: TrainSettings,
+    as_json: bool,
+) -> None:
+    """Accuracy and loss against alpha, chosen on validation, tested once; writes ROOT/runs/sweep-ON/.
+
+    \b
+    Examples:
+      alphafuse sweep --on ast --alpha 0:2:0.25 --seeds 20
+      alphafuse sweep --on timesformer,ast --root demo
+      alphafuse sweep --config demo/runs/sweep-ast/config.json --root demo --run again
+    """
+    from alphafuse.heads.sweep import count_sweep_heads, parse_alphas, read_sweep_config
+    from alphafuse.heads.sweep import sweep as run_sweep
+    from alphafuse.report.sweep import format_text, to_json, write_sweep
+
+    arguments: dict[str, Any] = {
+        "on": _names(on),
+        "alphas": parse_alphas(alpha),
+        "transform": transform,
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "settings": settings,
+    }
+    if config:
+        arguments = read_sweep_config(config)
+    heads = count_sweep_heads(arguments["on"], arguments["alphas"], arguments["seeds"])
+    dataset = Dataset.open(root)
+    with _bar("sweep", heads, arguments["settings"]) as bar:
+        found = run_sweep(dataset, **arguments, progress=bar.update)
+    folder = write_sweep(found, dataset, run=run)
+    if as_json:
+        print_json(to_json(found))
+        return
+    click.echo(format_text(found), nl=False)
+    click.echo(f"\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
+
+
+@click.command()
+@seeds_options(5)
+@training_options
+@root_option
+@json_option
+def compare(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_json: bool) -> None:
+    """Each modality alone, late fusion, every fusion, every transform and the controls, in one table.
+
+    Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
+
+    \b
+    Example:
+      alphafuse compare --root demo
+    """
+    from alphafuse.heads.compare import compare as run_compare
+    from alphafuse.heads.compare import count_compare_heads
+    from alphafuse.report.compare import format_text, to_json, write_compare
+
+    dataset = Dataset.open(root)
+    with _bar("compare", count_compare_heads(seeds), settings) as bar:
+        table = run_compare(dataset, seeds=seeds, first_seed=first_seed, settings=settings, progress=bar.update)
+    folder = write_compare(table, dataset)
+    if as_json:
+        print_json(to_json(table))
+        return
+    click.echo(format_text(table), nl=False)
+    click.echo(f"\nwritten: {folder} (compare.md, compare.json, compare.csv)")
