@@ -491,6 +491,7 @@ for _command in (
     cli_heads.table1,
     cli_heads.sweep,
     cli_heads.compare,
+    cli_heads.evaluate,
 ):
     cli.add_command(_command)
 

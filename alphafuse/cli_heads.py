@@ -271,3 +271,31 @@ def compare(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as
         return
     click.echo(format_text(table), nl=False)
     click.echo(f"\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option("--against", type=click.Path(path_type=Path), help="Another run: paired test on the same clips.")
+@click.option("--vggsounder", is_flag=True, help="Also VGGSounder's multi-label scores (needs that package).")
+@click.option("--root", type=click.Path(path_type=Path), help="Dataset root. [default: the one the run lies in]")
+@json_option
+def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, as_json: bool) -> None:
+    """Every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
+
+    \b
+    Examples:
+      alphafuse evaluate demo/runs/sqrt-ast --split test
+      alphafuse evaluate demo/runs/sqrt-ast --against demo/runs/untransformed
+    """
+    from alphafuse.heads.evaluation import evaluate as evaluate_run
+    from alphafuse.report.evaluation import format_text, to_json, write_evaluation
+
+    dataset = Dataset.open(root) if root else None
+    found = evaluate_run(run, split=split, dataset=dataset, against=against, vggsounder=vggsounder)
+    folder = write_evaluation(found)
+    if as_json:
+        print_json(to_json(found))
+        return
+    click.echo(format_text(found), nl=False)
+    click.echo(f"\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")

@@ -15,7 +15,7 @@ from alphafuse.data.stored import EmbeddingSource
 from .experiments import BASELINE, EVALUATED, Experiment, SplitResult, evaluate_heads, load_embeddings
 from .head import usable_clips
 from .settings import TrainSettings
-from .statistics import Interval, PairedTest, difference_interval, holm, paired_permutation_test
+from .statistics import Interval, PairedTest, difference_interval, holm, paired_test
 from .training import Progress, TrainedHead, train_heads
 
 
@@ -101,7 +101,7 @@ class Comparison:
 
     Attributes:
         interval: of the difference in test top-1, experiment minus baseline.
-        test: paired permutation test, its p-value uncorrected.
+        test: the paired test that fits, its p-value uncorrected.
         p_holm: corrected for the number of comparisons in the table.
     """
 
@@ -129,7 +129,7 @@ def compare_with(baseline: SplitResult, others: Sequence[SplitResult]) -> list[C
     """Each of the others against the baseline, Holm-corrected over all of them."""
     a = [other.scores.top1 for other in others]
     b, groups = baseline.scores.top1, baseline.groups
-    tests = [paired_permutation_test(values, b, groups) for values in a]
+    tests = [paired_test(values, b, groups) for values in a]
     corrected = holm([test.p_value for test in tests])
     return [
         Comparison(difference_interval(values, b, groups), test, p_holm)

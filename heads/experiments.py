@@ -31,6 +31,7 @@ import torch
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_csv, write_json
+from alphafuse.data.processes import free_memory_bytes
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store import MODALITIES
 from alphafuse.data.stored import EmbeddingSource
@@ -385,6 +386,11 @@ class _WithHeads(Protocol):
     def experiment(self) -> Experiment: ...
     @property
     def heads(self) -> Sequence[TrainedHead]: ...
+
+
+def load_embeddings_of(dataset: Dataset, split: str) -> EmbeddingSource:
+    """One split, on disk if half of the free memory can't hold it."""
+    return dataset.embeddings(split, max_bytes=free_memory_bytes() // 2)
 
 
 def experiment_history(rows: Sequence[_WithHeads]) -> Iterator[tuple[object, ...]]:

@@ -1,23 +1,26 @@
-"""Scores, intervals and tests against scipy, scikit-learn and figures worked by hand."""
+"""Intervals and tests against scipy, statsmodels and figures worked by hand.
+
+statsmodels is no dependency: its figures were computed with statsmodels 0.15.0 and are quoted.
+"""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn import metrics
 
 from alphafuse.data.power import smallest_resolvable_gap
-from alphafuse.heads.metrics import score
 from alphafuse.heads.statistics import (
     accuracy_interval,
+    bootstrap_counts,
     bootstrap_interval,
     difference_interval,
     holm,
     mcnemar,
     paired_permutation_test,
+    paired_test,
+    resampled_interval,
+    t_interval,
     wilson_interval,
 )
 
@@ -37,6 +40,20 @@ def test_wilson_of_4_of_18_by_hand() -> None:
     # z = 1.95996: centre = (4/18 + z^2/36) / (1 + z^2/18) = 0.32892 / 1.21341, half-width 0.26203 / 1.21341
     ours = wilson_interval(4, 18)
     assert (ours.low, ours.high) == pytest.approx((0.0900, 0.4521), abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (4, 18, 0.09000928108601691, 0.45214584316212625),
+        (50, 100, 0.4038315303659956, 0.5961684696340044),
+        (7000, 15446, 0.445353847456814, 0.46105295912083916),
+        (0, 18, 0.0, 0.1758792236466577),
+    ],
+)
+def test_wilson_equals_statsmodels(successes: int, n: int, low: float, high: float) -> None:
+    ours = wilson_interval(successes, n)  # statsmodels: proportion_confint(successes, n, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_wilson_refuses_impossible_counts() -> None:
@@ -86,6 +103,78 @@ def test_bootstrap_of_zero_width_falls_back_to_wilson() -> None:
     assert bootstrap_interval(np.array([[1, 0, 0, 0]]), ["v"] * 4) == wilson_interval(0.25, 1)  # one video, one draw
     constant = bootstrap_interval(np.full((2, 4), 0.7), each(4))
     assert (constant.low, constant.high, constant.method) == (0.7, 0.7, "none: no variation to resample")
+
+
+def test_bootstrap_counts_draw_clips_of_a_video_together_as_many_videos_as_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups = ["b", "a", "b", "c", "a", "b"]
+    seeds, clips = bootstrap_counts(3, groups, resamples=500)
+    assert seeds.shape == (500, 3) and clips.shape == (500, 6)
+    assert (seeds.sum(axis=1) == 3).all() and (clips[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert (
+        (clips[:, 0] == clips[:, 2]).all() and (clips[:, 0] == clips[:, 5]).all() and (clips[:, 1] == clips[:, 4]).all()
+    )
+    assert clips[:, :2].mean() == pytest.approx(1, abs=0.1)
+    monkeypatch.setattr("alphafuse.heads.statistics.BLOCK_CELLS", 30)
+    assert (bootstrap_counts(3, groups, resamples=500)[1].sum(axis=0) > 300).all()  # every block is filled
+
+
+def test_resampled_interval_of_a_mean_over_clips_is_the_bootstrap_interval() -> None:
+    rng = np.random.default_rng(10)
+    values = rng.random((4, 1)) + rng.random((4, 120))
+    groups = [f"v{i // 2}" for i in range(120)]
+    seed_counts, clip_counts = bootstrap_counts(4, groups, resamples=4000, seed=1)
+    resampled = clip_counts @ values.T / clip_counts.sum(axis=1, keepdims=True)
+    ours = resampled_interval(values.mean(axis=1), resampled, seed_counts)
+    expected = bootstrap_interval(values, groups, resamples=4000)
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+    assert expected.high - expected.low > 0.2
+    assert ours.method == expected.method == "bootstrap over seeds and source videos"
+
+
+def test_centred_interval_takes_the_bootstraps_bias_off_by_hand() -> None:
+    resampled = np.linspace(0.3, 0.5, 1001)[:, None]  # mean 0.4, where the figure is 0.35: a bias of 0.05
+    ones = np.ones((1001, 1), np.int64)
+    plain = resampled_interval([0.35], resampled, ones)
+    centred = resampled_interval([0.35], resampled, ones, centred=True)
+    assert (plain.low, plain.high) == pytest.approx((0.305, 0.495))
+    assert (centred.low, centred.high) == pytest.approx((0.255, 0.445))
+    assert centred.method == "centred bootstrap over source videos"
+    assert resampled_interval([0.06], resampled - 0.3, ones, centred=True).low == 0  # 0.005 - 0.04, cut
+
+
+def test_resampled_interval_leaves_undefined_resamples_out_and_keeps_infinite_ones() -> None:
+    seed_counts = np.tile([[2, 0], [0, 2], [1, 1], [1, 1]], (250, 1))
+    resampled = np.tile([[1, np.nan], [np.inf, 3], [np.nan, 9], [4, np.inf]], (250, 1))
+    interval = resampled_interval([2.0, 2.0], resampled, seed_counts)  # means 1, 3, undefined, infinite
+    assert (interval.low, interval.high) == (1, np.inf)
+
+
+def test_resampled_interval_says_when_nothing_varies_over_videos() -> None:
+    seed_counts, clip_counts = bootstrap_counts(2, ["v"] * 5, resamples=50)
+    assert (clip_counts == 1).all()
+    interval = resampled_interval([0.2, 0.6], np.tile([0.2, 0.6], (50, 1)), seed_counts)
+    assert (interval.low, interval.high, interval.method) == (0.4, 0.4, "none: no variation to resample")
+    undefined = resampled_interval([0.5], np.full((50, 1), np.nan), np.ones((50, 1), np.int64))
+    assert undefined.method == "none: no variation to resample"
+
+
+def test_t_interval_equals_scipys_and_statsmodels() -> None:
+    values = [0.61, 0.58, 0.64, 0.60, 0.59]
+    ours = t_interval(values)
+    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert (ours.low, ours.high) == pytest.approx(expected, abs=1e-12)
+    # statsmodels: DescrStatsW(values).tconfint_mean()
+    assert (ours.low, ours.high) == pytest.approx((0.5754147480901297, 0.6325852519098702), abs=1e-12)
+    assert ours.method == "t over 5 seeds"
+
+
+def test_t_interval_refuses_one_seed_and_infinite_figures() -> None:
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        t_interval([0.5])
+    with pytest.raises(ValueError, match="finite"):
+        t_interval([0.5, np.inf])
 
 
 def test_accuracy_interval_is_wilson_for_one_head_and_the_bootstrap_for_many() -> None:
@@ -161,6 +250,31 @@ def test_mcnemar_by_hand() -> None:
         mcnemar(a, b[:3])
 
 
+@pytest.mark.parametrize(
+    ("both", "only_a", "only_b", "neither", "p_value"),
+    [(5, 8, 1, 4, 0.0390625), (101, 121, 59, 33, 4.4344492637551645e-06), (10, 3, 0, 2, 0.25)],
+)
+def test_mcnemar_equals_statsmodels(both: int, only_a: int, only_b: int, neither: int, p_value: float) -> None:
+    a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
+    b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
+    # statsmodels: mcnemar([[both, only_a], [only_b, neither]], exact=True)
+    assert mcnemar(a, b).p_value == pytest.approx(p_value, rel=1e-9)
+
+
+def test_paired_test_is_mcnemar_only_for_two_single_heads_on_clips_of_different_videos() -> None:
+    rng = np.random.default_rng(11)
+    a, b = rng.random((3, 40)) < 0.7, rng.random((3, 40)) < 0.4
+    pairs = [f"v{i // 2}" for i in range(40)]
+    assert paired_test(a[:1], b[:1], each(40)) == paired_test(a[0], b[0], each(40)) == mcnemar(a[0], b[0])
+    assert paired_test(a, b, each(40)) == paired_permutation_test(a, b, each(40))
+    assert paired_test(a[:1], b, each(40)) == paired_permutation_test(a[:1], b, each(40))
+    assert paired_test(a[0], b[0], pairs) == paired_permutation_test(a[0], b[0], pairs)
+    losses = rng.random((2, 1, 40))
+    assert paired_test(*losses, each(40)) == paired_permutation_test(*losses, each(40))
+    with pytest.raises(ValueError, match="don't fit"):
+        paired_test(a, b, each(39))
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
@@ -180,39 +294,3 @@ def test_eighteen_clips_can_not_tell_11_from_22_percent() -> None:
     assert smallest_resolvable_gap(18) > 4 / 18 - 2 / 18
     assert smallest_resolvable_gap(2) == 1.0
     assert smallest_resolvable_gap(15_446, discordance=0.1) < 0.01
-
-
-def test_scores_equal_scikit_learns() -> None:
-    rng = np.random.default_rng(8)
-    logits = rng.normal(size=(3, 50, 9))
-    targets = rng.integers(0, 7, 50)  # two classes don't occur
-    scores = score(logits, targets)
-    for seed in range(3):
-        shifted = np.exp(logits[seed])
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        classes = np.arange(9)
-        assert scores.top1[seed].mean() == pytest.approx(metrics.accuracy_score(targets, logits[seed].argmax(1)))
-        assert scores.topk[seed].mean() == pytest.approx(
-            metrics.top_k_accuracy_score(targets, logits[seed], k=5, labels=classes)
-        )
-        assert scores.loss[seed].mean() == pytest.approx(metrics.log_loss(targets, probabilities, labels=classes))
-        per_class = [np.mean(logits[seed].argmax(1)[targets == c] == c) for c in np.unique(targets)]
-        assert scores.class_accuracy[seed] == pytest.approx(np.mean(per_class))
-
-
-def test_top5_of_three_classes_is_top3() -> None:
-    scores = score(np.random.default_rng(9).normal(size=(1, 6, 3)), np.zeros(6, int))
-    assert scores.k == 3 and scores.topk.all()
-
-
-def test_equal_logits_count_for_the_first_class_only() -> None:
-    scores = score(np.zeros((1, 3, 3)), np.arange(3))
-    assert scores.top1.tolist() == [[True, False, False]]
-    assert scores.loss.ravel() == pytest.approx(math.log(3))
-
-
-def test_scores_refuse_what_is_not_a_score() -> None:
-    with pytest.raises(ValueError, match="don't fit"):
-        score(np.zeros((1, 3, 3)), np.zeros(4, int))
-    with pytest.raises(ValueError, match="finite"):
-        score(np.full((1, 3, 3), np.nan), np.zeros(3, int))

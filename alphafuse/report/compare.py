@@ -133,7 +133,7 @@ def _notes(table: CompareTable) -> list[str]:
         f"{len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {test.n} test clips of {len(set(test.groups))} source videos (val: "
         f"{table.clips['val']} clips). {methods(test)}",
-        "vs concat: points; p: paired permutation tests over source videos, Holm-corrected for all "
+        f"vs concat: points; p: {gain.test.method}, Holm-corrected for all "
         f"{len(table.rows) - 1} rows. Chosen: on val, from "
         f"{', '.join(f'{ratio:g}' for ratio in (1, *RATIOS))}; test was scored once.",
         "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for AST in "

@@ -98,6 +98,7 @@ def _notes(sweep: Sweep) -> list[str]:
     test = sweep.baseline.test
     assert test is not None
     notes = []
+    method = next(iter(sweep.chosen.values())).comparison.test.method
     for on, found in sweep.chosen.items():
         interval = percent_range(found.comparison.interval, sign="+")
         gap = f"{100 * found.comparison.test.difference:+.1f} points ({interval})"
@@ -114,7 +115,7 @@ def _notes(sweep: Sweep) -> list[str]:
         f"of "
         "clips whose label occurs in training).",
         f"Accuracies in %, means over seeds; n = {sweep.baseline.val.n} val and {test.n} test clips. {methods(test)}",
-        "p: paired permutation test against the untransformed head, Holm-corrected over the curves.",
+        f"p: {method} against the untransformed head, Holm-corrected over the curves.",
     ]
     if sweep.settings.normalize != "none":
         notes.append(NORMALIZE_NOTES[sweep.settings.normalize])

@@ -169,7 +169,7 @@ def _title(table: Table1) -> str:
 
 
 def _notes(table: Table1) -> list[str]:
-    baseline, compared = table.rows[0].test, [row for row in table.rows if row.comparison]
+    baseline, compared = table.rows[0].test, [row.comparison for row in table.rows if row.comparison]
     ceiling = table.ceiling
     notes = [
         table.verdict,
@@ -178,7 +178,7 @@ def _notes(table: Table1) -> list[str]:
         f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos "
         f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
         methods(baseline),
-        "vs none: points against the untransformed row; p: paired permutation tests over source videos, Holm-corrected "
+        f"vs none: points against the untransformed row; p: {compared[0].test.method}, Holm-corrected "
         f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds).",
     ]
     if is_notebook(table.provenance["embeddings"]):
