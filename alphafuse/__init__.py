@@ -23,15 +23,21 @@ if TYPE_CHECKING:
     from alphafuse.data.manifest import Clip, Manifest
     from alphafuse.data.resplit import fold_datasets, resplit_dataset
     from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
+    from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
     from alphafuse.data.vggsound import import_vggsound
     from alphafuse.errors import AlphafuseError
     from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
     from alphafuse.extract.decode import decode_clip
     from alphafuse.extract.pipeline import ExtractReport, ExtractSettings, extract_embeddings
     from alphafuse.extract.signatures import sign_clips
+    from alphafuse.heads.compare import CompareTable, compare
+    from alphafuse.heads.estimator import AlphaFusionClassifier
+    from alphafuse.heads.evaluation import RunEvaluation, evaluate
     from alphafuse.heads.experiments import Experiment, RunResult, fit
     from alphafuse.heads.head import AlphaFusion, HeadConfig
+    from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.settings import TrainSettings
+    from alphafuse.heads.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.table1 import Table1, table1
     from alphafuse.heads.training import train_heads
 
@@ -45,15 +51,21 @@ _HOMES = {
     "alphafuse.data.manifest": ("Clip", "Manifest"),
     "alphafuse.data.resplit": ("fold_datasets", "resplit_dataset"),
     "alphafuse.data.store": ("EmbeddingStore", "Embeddings", "Failure"),
+    "alphafuse.data.stored": ("EmbeddingSource", "StoredEmbeddings"),
     "alphafuse.data.vggsound": ("import_vggsound",),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
     "alphafuse.extract.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "ExtractSettings", "extract_embeddings"),
     "alphafuse.extract.signatures": ("sign_clips",),
+    "alphafuse.heads.compare": ("CompareTable", "compare"),
+    "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
+    "alphafuse.heads.evaluation": ("RunEvaluation", "evaluate"),
     "alphafuse.heads.experiments": ("Experiment", "RunResult", "fit"),
     "alphafuse.heads.head": ("AlphaFusion", "HeadConfig"),
+    "alphafuse.heads.metrics": ("Evaluation", "evaluate_probabilities"),
     "alphafuse.heads.settings": ("TrainSettings",),
+    "alphafuse.heads.sweep": ("Sweep", "parse_alphas", "sweep"),
     "alphafuse.heads.table1": ("Table1", "table1"),
     "alphafuse.heads.training": ("train_heads",),
 }
@@ -61,33 +73,45 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AlphaFusion",
+    "AlphaFusionClassifier",
     "AlphafuseError",
     "AuditReport",
     "Clip",
+    "CompareTable",
     "Dataset",
+    "EmbeddingSource",
     "EmbeddingStore",
     "Embeddings",
+    "Evaluation",
     "Experiment",
     "ExtractReport",
     "ExtractSettings",
     "Failure",
     "HeadConfig",
     "Manifest",
+    "RunEvaluation",
     "RunResult",
+    "StoredEmbeddings",
+    "Sweep",
     "Table1",
     "TrainSettings",
     "audit",
+    "compare",
     "convert_ast",
     "convert_timesformer",
     "decode_clip",
+    "evaluate",
+    "evaluate_probabilities",
     "extract_embeddings",
     "fit",
     "fold_datasets",
     "import_folder",
     "import_vggsound",
     "make_demo",
+    "parse_alphas",
     "resplit_dataset",
     "sign_clips",
+    "sweep",
     "table1",
     "train_heads",
 ]

@@ -492,6 +492,7 @@ for _command in (
     cli_heads.sweep,
     cli_heads.compare,
     cli_heads.evaluate,
+    cli_heads.bench,
 ):
     cli.add_command(_command)
 

@@ -20,7 +20,13 @@ from alphafuse.heads.metrics import (
     evaluate_probabilities,
     score,
 )
-from alphafuse.heads.statistics import bootstrap_counts, bootstrap_interval, t_interval, wilson_interval
+from alphafuse.heads.statistics import (
+    bootstrap_counts,
+    bootstrap_interval,
+    resampled_interval,
+    t_interval,
+    wilson_interval,
+)
 
 
 def each(clips: int) -> list[str]:
@@ -257,20 +263,21 @@ def test_resampled_calibration_error_equals_that_of_repeated_clips() -> None:
 
 
 def test_intervals_of_map_and_auc_hold_what_splits_of_this_size_give() -> None:
-    def draw(seed: int) -> tuple[np.ndarray, np.ndarray, float, float]:
-        probabilities, targets = random_heads(1, 150, 5, seed=seed)
-        figures = [values[0].mean() for values in _rankings(probabilities, targets)]
-        return probabilities, targets, figures[0], figures[1]
-
-    expected = np.mean([draw(seed)[2:] for seed in range(1000, 1150)], axis=0)
-    held = np.zeros(2)
-    for seed in range(60):
-        probabilities, targets, *_ = draw(seed)
-        found = evaluate(probabilities, targets, resamples=200)
-        for i, estimate in enumerate((found.mean_average_precision, found.auc)):
-            assert estimate is not None
-            held[i] += estimate.interval.low <= expected[i] <= estimate.interval.high
-    assert (held >= 52).all()  # of 60; nominally 57
+    points, intervals, uncentred = [], [], []
+    for seed in range(40):
+        probabilities, targets = random_heads(1, 200, 20, seed=seed, skill=1)
+        seed_counts, clip_counts = bootstrap_counts(1, each(200), resamples=200, seed=seed)
+        drawn = _resample_classes(probabilities, np.zeros((1, 200), bool), targets, clip_counts)
+        precision, area = (np.nanmean(values, axis=1) for values in _rankings(probabilities, targets))
+        points.append((precision[0], area[0]))
+        mean_average_precision = resampled_interval(precision, drawn.average_precision, seed_counts, centred=True)
+        intervals.append((mean_average_precision, resampled_interval(area, drawn.auc, seed_counts)))
+        uncentred.append(resampled_interval(precision, drawn.average_precision, seed_counts))
+    expected = np.mean(points, axis=0)
+    for i in range(2):
+        held = sum(pair[i].low <= expected[i] <= pair[i].high for pair in intervals)
+        assert held >= 36  # of 40; nominally 38
+    assert sum(interval.low <= expected[0] <= interval.high for interval in uncentred) < 34  # hence `centred`
 
 
 def test_map_interval_is_wider_when_clips_of_a_video_agree() -> None:

@@ -260,7 +260,7 @@ def test_a_store_larger_than_memory_is_opened_and_read_within_a_limit(tmp_path: 
     count, allowed = shards * per_shard, 32_000_000
     assert 4 * count * sum(dims.values()) > 3 * allowed
     command = [sys.executable, "-c", BOUNDED, str(store.folder), str(count), str(allowed)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)  # not the checkout
     shutil.rmtree(tmp_path / "store")
     assert result.returncode == 0, result.stderr
     done, rows, read, room = result.stdout.splitlines()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alphafuse.errors import ExperimentError
+from alphafuse.heads.statistics import wilson_interval
 from alphafuse.heads.vggsounder import (
     ClipLabels,
     LabelTable,
@@ -178,7 +179,11 @@ def test_real_labels_have_our_class_names_and_clip_ids(real_table: LabelTable) -
         assert len(youtube_id) == 11 and start[0] == "_" and len(start) == 7 and start[1:].isdigit()
 
 
-def test_best_scores_of_real_labels_are_the_published_ones(real_table: LabelTable) -> None:
+def test_best_scores_of_real_labels_are_the_published_ones(
+    real_table: LabelTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 36 bootstraps over 12,000 clips are not the matter here
+    monkeypatch.setattr("alphafuse.heads.vggsounder.accuracy_interval", lambda values, groups: wilson_interval(0, 1))
     clip_ids = [clip_id for clip_id, clip in real_table.clips.items() if not clip.background_music]
     any_scores = np.tile(np.arange(309.0), (len(clip_ids), 1))
     found = vggsounder_scores(clip_ids, any_scores, real_table.classes)
