@@ -307,9 +307,7 @@ def bench() -> None:
 
 
 @bench.command("heads")
-@click.option(
-    "--part", "parts", multiple=True, help="table1, start, stacks, vggsound, scaling, stream. [default: all]"
-)
+@click.option("--part", "parts", multiple=True, help="table1, start, stacks, vggsound, scaling, stream. [default: all]")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of each contender.")
 @click.option("--quick", is_flag=True, help="Small sizes, only to see that it works.")
 @json_option

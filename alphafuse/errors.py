@@ -9,6 +9,7 @@
     ├── StoreError          an embedding store that can't be read or written
     │   └── SettingsMismatchError  shards made under other settings than asked for
     └── ExperimentError     a transform, fusion, run or setting that doesn't exist or doesn't fit
+        └── EstimatorError  the same in `heads.estimator`, where it is a ValueError too, as scikit-learn asks
 
 The command line prints the message and exits with code 2; Python callers catch the class.
 """

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -49,8 +50,9 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         modalities: what X's columns hold, in this order: both modalities, or one.
         timesformer_dim: how many of the columns are TimeSformer's. None with two modalities: half of them; of an odd
             number, AST takes the one more, with a warning.
-        epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, class_weights, device: as in
+        epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, device: as in
             `TrainSettings`.
+        class_weight: None (clips count alike), "balanced" (n / (C n_class)), or label -> weight above 0, 1 for others.
         absent: "drop": NaN in X is an error, since every row must be predicted. "zeros": a row with NaN in a modality's
             columns lacks that modality's embedding, and zeros take the place of what it would be fused as. A row that
             lacks all of them isn't trained on, and is predicted from zeros alone.
@@ -97,7 +99,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         weight_decay: float = TrainSettings.weight_decay,
         label_smoothing: float = TrainSettings.label_smoothing,
         mixup: float = TrainSettings.mixup,
-        class_weights: str = TrainSettings.class_weights,
+        class_weight: str | Mapping[Any, float] | None = None,
         absent: str = HeadConfig.absent,
         random_state: int | np.random.RandomState | None = None,
         device: str = TrainSettings.device,
@@ -121,7 +123,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
         self.mixup = mixup
-        self.class_weights = class_weights
+        self.class_weight = class_weight
         self.absent = absent
         self.random_state = random_state
         self.device = device
@@ -153,14 +155,15 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         classes, targets = np.unique(y, return_inverse=True)
         try:
-            trained = self._train(X, tuple(str(label) for label in classes), targets)
+            weights = compute_class_weight(self.class_weight, classes=classes, y=y)
+            trained = self._train(X, tuple(str(label) for label in classes), targets, weights)
         except AlphafuseError as error:
             raise EstimatorError(str(error)) from None
         self.classes_, self.head_, self.loss_curve_ = classes, trained.head, trained.history.train_loss
         return self
 
-    def _train(self, X: np.ndarray, classes: tuple[str, ...], targets: np.ndarray) -> TrainedHead:
-        """Train on X (clips, columns) float32 with targets (clips,), positions in `classes`."""
+    def _train(self, X: np.ndarray, classes: tuple[str, ...], targets: np.ndarray, weights: np.ndarray) -> TrainedHead:
+        """Train on X (clips, columns) float32 with targets (clips,), positions in `classes`, and weights (C,)."""
         if len(classes) < 2:
             raise ExperimentError(f"y has only one class, {classes[0]}: a head needs clips of at least two")
         parameters = _plain(self.get_params())
@@ -171,7 +174,15 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         train = Embeddings(ids, tuple(classes[target] for target in targets), ids, _features(X, dims))
         # nothing depends on the validation history here, and one clip is the cheapest
         val = train.take(np.flatnonzero(usable_clips(train, config))[:1])
-        (trained,) = train_heads(train, val, [config], [_seed(self.random_state)], settings=settings, workers=1)
+        (trained,) = train_heads(
+            train,
+            val,
+            [config],
+            [_seed(self.random_state)],
+            settings=settings,
+            class_weights=None if self.class_weight is None else dict(zip(classes, weights, strict=True)),
+            workers=1,
+        )
         return trained
 
     def predict(self, X: Any) -> np.ndarray:

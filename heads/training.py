@@ -104,6 +104,7 @@ def train_heads(
     seeds: Sequence[int],
     *,
     settings: TrainSettings | None = None,
+    class_weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> list[TrainedHead]:
@@ -117,6 +118,7 @@ def train_heads(
             `settings` says.
         seeds: whole numbers of at least 0.
         settings: epochs, batch size, Adam's settings, regularisation, device.
+        class_weights: label -> how much its clips count, above 0, in place of `settings.class_weights`; 1 for others.
         progress: called with the number of newly finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in
             all; from another thread, but never twice at a time.
         workers: threads or processes; 1 trains one stack after the other; None takes all cores.
@@ -131,6 +133,9 @@ def train_heads(
     """
     settings = settings or TrainSettings()
     _check(heads, seeds, settings, workers)
+    for label, weight in (class_weights or {}).items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise ExperimentError(f"the weight of class {label} must be above 0, not {weight}")
     device = settings.torch_device()
     memory = memory_bytes(settings, device)
     splits: dict[tuple[tuple[str, ...], str, tuple[str, ...]], _Splits] = {}
@@ -139,7 +144,7 @@ def train_heads(
     for config in heads:
         key = (config.modalities, config.absent, config.classes)
         if key not in splits:
-            splits[key] = _load(train, val, config, settings, device, memory)
+            splits[key] = _load(train, val, config, settings, class_weights, device, memory)
         for seed in seeds:
             members[len(members)] = _Member(len(members), config, seed)
             of_splits.append(splits[key])
@@ -245,6 +250,7 @@ def _load(
     val: EmbeddingSource,
     config: HeadConfig,
     settings: TrainSettings,
+    class_weights: Mapping[str, float] | None,
     device: torch.device,
     memory: int,
 ) -> _Splits:
@@ -260,7 +266,9 @@ def _load(
             )
         kept = embeddings if usable.all() else embeddings.take(usable)
         targets = class_indices(kept.labels, config.classes)
-        if name == "train" and settings.class_weights == "balanced":
+        if name == "train" and class_weights is not None:
+            weights = torch.tensor([float(class_weights.get(label, 1)) for label in config.classes])
+        elif name == "train" and settings.class_weights == "balanced":
             present = np.unique(targets)
             weights = torch.ones(len(config.classes))
             weights[present] = torch.from_numpy(compute_class_weight("balanced", classes=present, y=targets)).float()
@@ -305,7 +313,7 @@ class _Moments:
     def add(self, transform: torch.nn.Module, x: torch.Tensor) -> None:
         """Add the transformed embeddings (rows, dim); rows of NaN are absent."""
         for part in x.split(MOMENT_ROWS):
-            y = transform(part[~torch.isnan(part[:, 0])]).double()
+            y = transform(part[~torch.isnan(part).any(dim=1)]).double()
             self.count += len(y)
             self.sums += torch.stack([y.sum(dim=0), y.square().sum(dim=0)]).cpu()
 

@@ -96,7 +96,9 @@ def test_probabilities_equal_those_of_the_head_that_train_heads_makes(
 ) -> None:
     rows = np.arange(60) % 4 != 0  # classes of unequal size
     x, y = X[rows], Y[rows]
-    fitted = estimator(**head, **settings).fit(x, y)
+    weighing = "balanced" if "class_weights" in settings else None
+    others = {name: value for name, value in settings.items() if name != "class_weights"}
+    fitted = estimator(**head, **others, class_weight=weighing).fit(x, y)
     expected = trained_directly(x, y, settings=settings, **head)  # type: ignore[arg-type]
     np.testing.assert_array_equal(fitted.predict_proba(X), expected.predict_proba(embeddings(X, Y)))
     np.testing.assert_array_equal(
@@ -105,14 +107,24 @@ def test_probabilities_equal_those_of_the_head_that_train_heads_makes(
     assert fitted.loss_curve_.shape == (8 if settings.get("schedule") == "two-phase" else 4,)
 
 
+def test_class_weights_given_one_by_one_do_what_balanced_does() -> None:
+    rows = np.arange(60) % 4 != 0
+    x, y = X[rows], np.where(Y[rows] == "moo", "bark", Y[rows])
+    weights = {label: len(y) / (2 * np.sum(y == label)) for label in ("bark", "meow")}
+    balanced = estimator(class_weight="balanced").fit(x, y).predict_proba(X)
+    np.testing.assert_array_equal(estimator(class_weight=weights).fit(x, y).predict_proba(X), balanced)
+    assert not np.allclose(estimator().fit(x, y).predict_proba(X), balanced, rtol=1e-3)
+
+
 def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_default() -> None:
     parameters = AlphaFusionClassifier().get_params()
-    left_out = {"dims", "classes", "patience", "memory_gb"}  # found in X and y; need a validation split; X is in memory
+    # found in X and y; needs a validation split; X is in memory; scikit-learn has another name
+    left_out = {"dims", "classes", "patience", "memory_gb", "class_weights"}
     for settings in (HeadConfig, TrainSettings):
         for field in fields(settings):
             if field.name not in left_out:
                 assert parameters.pop(field.name, field.default) == field.default
-    assert parameters == {"modalities": MODALITIES, "timesformer_dim": None, "random_state": None}
+    assert parameters == {"modalities": MODALITIES, "timesformer_dim": None, "random_state": None, "class_weight": None}
 
 
 def test_grid_search_over_transforms_and_alphas_finds_what_a_loop_finds() -> None:
@@ -294,7 +306,7 @@ def test_more_rows_than_fit_into_one_step_are_predicted_in_order(monkeypatch: py
         ({"timesformer_dim": 8}, "a whole number from 1 to 7, as X has 8 features, not 8"),
         ({"timesformer_dim": 2.5}, "not 2.5"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1"),
-        ({"class_weights": "even"}, "choose from none, balanced"),
+        ({"class_weight": {"bark": 0.0}}, "the weight of class bark must be above 0"),
         ({"learning_rate": 1e30, "epochs": 20}, "the loss stopped being finite"),
     ],
 )
