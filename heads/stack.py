@@ -33,6 +33,7 @@ from .settings import TrainSettings
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults, as in the authors' notebook
 STREAMS = {"init": 0, "order": 1, "dropout": 2, "mixup": 3, "modality dropout": 4, "auxiliary": 5}
 PIECE_BYTES = 1_572_864  # of a weight matrix; with gradient and moments 6 MB, a part of a level 3 cache
+LARGE_BATCH = 64  # from here on the products take so long that what Adam moves hardly counts: no pieces
 PREPARED_BYTES = 268_435_456  # a split of up to this size is transformed and normalised once, not batch by batch
 VALIDATION_ROWS = 4096  # rows per step of validation: bounds memory
 
@@ -186,7 +187,7 @@ class Stack:
         if index == 0 and self.rates is not None:
             weight.div_(self.rates)
         rows = weight.shape[1]
-        if len(linears) == 1 and self.device.type == "cpu":
+        if len(linears) == 1 and self.device.type == "cpu" and self.settings.batch_size < LARGE_BATCH:
             rows = max(1, PIECE_BYTES // (4 * weight.shape[2]))
         pieces = []
         for start in range(0, weight.shape[1], rows):
@@ -278,7 +279,8 @@ class Stack:
         """(heads, batch, sum of dims) of 0 and 1: of complete clips, one modality is left out by lot."""
         share = self.config.modality_dropout / 2
         lots = torch.stack([torch.rand(rows.shape[1], generator=draws, device=self.device) for draws in self.lots])
-        complete = torch.stack([~torch.isnan(x[:, 0]) for x in window.features.values()]).all(dim=0)[rows]
+        present = [~torch.isnan(x[rows]).any(dim=-1) for x in window.features.values()]  # (heads, batch) each
+        complete = torch.stack(present).all(dim=0)
         mask = torch.ones(*rows.shape, sum(self.config.dims.values()), device=self.device)
         for modality, gone in zip(self.config.modalities, (lots < share, lots >= 1 - share), strict=True):
             mask[..., self._columns[modality]] = (~(gone & complete)).float()[..., None]
@@ -348,7 +350,8 @@ class Stack:
             layer, x = self.layers[index], inputs[index]
             of_outputs = gradient
             if index:
-                gradient = linear.input_gradient(gradient, layer.weight).mul_(x > 0).mul_(1 / self.keeps)
+                gradient = torch.ops.aten.threshold_backward(linear.input_gradient(gradient, layer.weight), x, 0)
+                gradient.mul_(1 / self.keeps)
             elif self._front:
                 gradient = linear.input_gradient(gradient, layer.weight)
             for rows, slot in layer.pieces:

@@ -49,7 +49,7 @@ THREADS_AT_MOST = 4  # small steps: a third of one is Python's, which one thread
 SMALL_STEP_SECONDS = 0.01
 PROCESS_START_SECONDS = 5.0  # measured: a new process that imports torch, two at a time on 2 cores
 SMALL_HEAD = 400_000  # weights; up to there a step's overhead outweighs its arithmetic, and heads are stacked
-STACK_CPU, STACK_CUDA = 16, 64
+STACK_CPU, STACK_CUDA = 4, 64
 MOMENT_ROWS = 65_536  # rows whose moments are summed at a time: bounds memory
 RESERVED = 4  # a head in training takes its weights four times: weights, two moments, and a result or gradient
 
