@@ -319,7 +319,7 @@ def bench_heads(parts: tuple[str, ...], repeats: int, quick: bool, as_json: bool
       alphafuse bench heads --part table1 --part start
     """
     from alphafuse.heads.bench import bench_heads as run_bench
-    from alphafuse.heads.bench import format_bench
+    from alphafuse.report.bench import format_bench
 
     with tqdm(desc="bench", unit="turn", disable=None) as bar:
 

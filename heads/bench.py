@@ -18,48 +18,51 @@ head in a new process, 1.15 s in one that had freed large arrays before.
 from __future__ import annotations
 
 import math
-import os
-import platform
-import signal
 import tempfile
-import textwrap
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import numpy as np
-import psutil
 import torch
 from joblib.externals.loky import get_reusable_executor
-from loky import ProcessPoolExecutor
 from torch import nn
 
-from alphafuse.data.processes import end_with_parent, free_memory_bytes
+from alphafuse.data.processes import free_memory_bytes
 from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
 from alphafuse.errors import ExperimentError, unknown
 
 from . import linear, training
 from .head import DROPOUT, HIDDEN, HeadConfig
+from .measuring import (
+    Bench,
+    Clock,
+    Contender,
+    Figure,
+    Machine,
+    Part,
+    PeakMemory,
+    Turn,
+    in_new_process,
+    in_turns,
+    ratios,
+    runs_per_second,
+    seconds_of,
+)
 from .settings import TrainSettings
 from .training import train_heads
 
-TEXT_COLUMNS = 118
 DRAWN_ROWS = 65_536  # random rows, which larger splits repeat: drawing a million takes longer than training on them
 SHARD_ROWS = 8192
 VAL_SHARE = 0.01
 MEMORY_SHARE = 1 / 3  # of what is free, for features: training takes them into memory up to 3/8
-SAMPLE_SECONDS = 0.01  # between two looks at a process's memory
 CENTRE_DISTANCE = 5.0  # between two classes' centres, in standard deviations of a class; heads get most clips right
 
 
@@ -149,145 +152,6 @@ QUICK = Sizes(  # to see that everything works; its figures say nothing
 )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Something that was measured once in every turn.
-
-    Attributes:
-        name: what, for people.
-        unit: "s", "x" (a ratio), "%", ...
-        values: (turns,).
-        least, most: what the median is to reach, or not to exceed; None where nothing was promised.
-    """
-
-    name: str
-    unit: str
-    values: tuple[float, ...]
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def median(self) -> float:
-        """Over turns."""
-        return median(self.values)
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether the median is as promised; None where nothing was."""
-        if self.least is None and self.most is None:
-            return None
-        return (self.least is None or self.median >= self.least) and (self.most is None or self.median <= self.most)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields and what follows from them, json-able."""
-        spread = {"median": self.median, "low": min(self.values), "high": max(self.values)}
-        return {**asdict(self), **spread, "values": list(self.values), "is_met": self.is_met}
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one part of the benchmark found.
-
-    Attributes:
-        name: entry of `PARTS`.
-        setup: what was trained on what, for people.
-        figures: in the order in which they are shown.
-        notes: what one has to know to read them.
-    """
-
-    name: str
-    setup: str
-    figures: tuple[Figure, ...]
-    notes: tuple[str, ...] = ()
-
-    def __getitem__(self, figure: str) -> Figure:
-        return next(found for found in self.figures if found.name == figure)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
-        figures = [figure.to_json() for figure in self.figures]
-        return {"name": self.name, "setup": self.setup, "figures": figures, "notes": list(self.notes)}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured.
-
-    Attributes:
-        cpu: model.
-        cores: that training may use.
-        memory_gb, free_gb: in 10^9 bytes; free when the benchmark began.
-        threads: PyTorch's own number.
-        load: processes that wanted a core in the minute before, on average; None where the system doesn't say.
-        versions: of what does the work.
-        environment: variables that are set and decide about threads or memory.
-    """
-
-    cpu: str
-    cores: int
-    memory_gb: float
-    free_gb: float
-    threads: int
-    load: float | None
-    versions: Mapping[str, str]
-    environment: Mapping[str, str]
-
-    @classmethod
-    def at_hand(cls) -> Machine:
-        """This one, now."""
-        decisive = ("OMP_", "MKL_", "GOMP_", "MALLOC_", "LD_PRELOAD", "OPENBLAS_", "DNNL_", "ONEDNN_", "LOKY_")
-        return cls(
-            cpu=_cpu_model(),
-            cores=joblib.cpu_count(),
-            memory_gb=psutil.virtual_memory().total / 1e9,
-            free_gb=free_memory_bytes() / 1e9,
-            threads=torch.get_num_threads(),
-            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            versions={"torch": torch.__version__, **{name: version(name) for name in ("numpy", "scikit-learn")}},
-            environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(decisive)},
-        )
-
-
-@dataclass(frozen=True)
-class HeadBench:
-    """Everything that `bench_heads` found.
-
-    Attributes:
-        machine: where.
-        parts: in the order asked for.
-        repeats: turns.
-        quick: whether sizes were so small that figures say nothing.
-        seconds: that all of it took.
-    """
-
-    machine: Machine
-    parts: tuple[Part, ...]
-    repeats: int
-    quick: bool
-    seconds: float
-
-    def __getitem__(self, part: str) -> Part:
-        return next(found for found in self.parts if found.name == part)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure, json-able."""
-        return {
-            "machine": asdict(self.machine),
-            "repeats": self.repeats,
-            "quick": self.quick,
-            "seconds": self.seconds,
-            "parts": [part.to_json() for part in self.parts],
-        }
-
-
-class Turn(NamedTuple):
-    """What a contender is told: which turn it is, from 0, and the `time.time()` at which its process was asked for."""
-
-    number: int
-    asked: float
-
-
-Contender = Callable[[Turn], Mapping[str, float]]  # measures some quantities, by name
 Measure = Callable[[Mapping[str, Contender]], dict[str, tuple[float, ...]]]  # name -> contender; quantity -> (turns,)
 
 
@@ -297,7 +161,7 @@ def bench_heads(
     repeats: int = 3,
     quick: bool = False,
     progress: Callable[[str], None] | None = None,
-) -> HeadBench:
+) -> Bench:
     """Measure how fast heads train here.
 
     Args:
@@ -319,50 +183,16 @@ def bench_heads(
     found = []
     for name in dict.fromkeys(parts or PARTS):
         say = partial(_say, progress, name, repeats)
-        part = PARTS[name](QUICK if quick else FULL, partial(_in_turns, repeats=repeats, say=say))
+        part = PARTS[name](QUICK if quick else FULL, partial(in_turns, repeats=repeats, say=say))
         if quick:
             part = replace(part, figures=tuple(replace(figure, least=None, most=None) for figure in part.figures))
         found.append(part)
-    return HeadBench(machine, tuple(found), repeats, quick, time.perf_counter() - begin)
+    return Bench(machine, tuple(found), repeats, quick, time.perf_counter() - begin)
 
 
 def _say(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:
     if progress:
         progress(f"{part}: {contender}, turn {turn + 1} of {repeats}")
-
-
-def _in_turns(
-    contenders: Mapping[str, Contender], *, repeats: int, say: Callable[[str, int], None]
-) -> dict[str, tuple[float, ...]]:
-    """Quantity -> (turns,) of all contenders, each in a new process in every turn."""
-    found: dict[str, list[float]] = {}
-    for turn in range(repeats):
-        for name, contender in contenders.items():
-            say(name, turn)
-            for quantity, value in in_new_process(contender, turn).items():
-                found.setdefault(quantity, []).append(value)
-    return {quantity: tuple(values) for quantity, values in found.items()}
-
-
-def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
-    """Let a contender measure where nothing ran before it; `ExperimentError` when its process is killed."""
-    asked = time.time()
-    # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
-    with ProcessPoolExecutor(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
-        try:
-            return pool.submit(contender, Turn(turn, asked)).result()
-        except BrokenProcessPool:
-            raise ExperimentError(
-                "a measurement was killed from outside, probably for lack of memory: measure fewer parts (--part)"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=True, kill_workers=True)
-            raise
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    end_with_parent(parent)
 
 
 # what is trained on
@@ -411,30 +241,6 @@ def _affordable_clips(clips: int, dim: int) -> int:
     return min(clips, int(free_memory_bytes() * MEMORY_SHARE) // (4 * len(MODALITIES) * dim))
 
 
-class _Clock:
-    """Takes down when each head's each epoch was done: `train_heads`'s progress function."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def __call__(self, epochs: int) -> None:
-        self.times += [time.perf_counter()] * epochs
-
-    def seconds_per_epoch(self, heads: int) -> float:
-        """Wall time of an epoch of all heads, which train side by side, after the first."""
-        return (self.times[-1] - self.times[heads - 1]) / (len(self.times) / heads - 1)
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, ...]:
-    return tuple(value / of for value, of in zip(values, base, strict=True))
-
-
 # table1
 
 
@@ -450,7 +256,7 @@ def _table1(sizes: Sizes, measure: Measure) -> Part:
     ours = found["alphafuse"]
     figures = [Figure(f"{name}, per head", "s", values) for name, values in found.items()]
     for name, least in (("plain loop", 4.0), ("plain loop, fused Adam", None), ("MLPClassifier", 7.0)):
-        figures.append(Figure(f"{name} / alphafuse", "x", _ratios(found[name], ours), least=least))
+        figures.append(Figure(f"{name} / alphafuse", "x", ratios(found[name], ours), least=least))
     return Part(
         "table1",
         f"{sizes.clips} x {len(MODALITIES) * sizes.dim}, {sizes.classes} classes, {_shape(sizes, sizes.classes)}, "
@@ -470,7 +276,7 @@ def _table1_alphafuse(sizes: Sizes, turn: Turn) -> dict[str, float]:
     settings = TrainSettings(epochs=sizes.epochs, device="cpu")
     train_heads(train, val, [config], [0], settings=settings)
     seeds = range(1, 1 + sizes.heads)
-    return {"alphafuse": _seconds(lambda: train_heads(train, val, [config], seeds, settings=settings)) / sizes.heads}
+    return {"alphafuse": seconds_of(lambda: train_heads(train, val, [config], seeds, settings=settings)) / sizes.heads}
 
 
 def _table1_plain(sizes: Sizes, turn: Turn, *, fused: bool) -> dict[str, float]:
@@ -478,7 +284,7 @@ def _table1_plain(sizes: Sizes, turn: Turn, *, fused: bool) -> dict[str, float]:
         (torch.from_numpy(_features(split)), torch.tensor(_targets(split))) for split in _paper_size(sizes)[:2]
     )
     _plain_loop(sizes, x, y, val, seed=0, fused=fused)
-    seconds = _seconds(
+    seconds = seconds_of(
         lambda: [_plain_loop(sizes, x, y, val, seed=1 + i, fused=fused) for i in range(sizes.other_heads)]
     )
     return {"plain loop, fused Adam" if fused else "plain loop": seconds / sizes.other_heads}
@@ -532,7 +338,7 @@ def _table1_sklearn(sizes: Sizes, turn: Turn) -> dict[str, float]:
     train = _paper_size(sizes)[0]
     x, y = _features(train), np.array(_targets(train))
     _sklearn_head(sizes, x, y, seed=0)
-    seconds = _seconds(lambda: [_sklearn_head(sizes, x, y, seed=1 + i) for i in range(sizes.other_heads)])
+    seconds = seconds_of(lambda: [_sklearn_head(sizes, x, y, seed=1 + i) for i in range(sizes.other_heads)])
     return {"MLPClassifier": seconds / sizes.other_heads}
 
 
@@ -579,7 +385,7 @@ def _start_small(sizes: Sizes, turn: Turn) -> dict[str, float]:
     imports = time.time() - turn.asked
     train, val, config = _paper_size(sizes)
     settings = TrainSettings(epochs=sizes.epochs, device="cpu")
-    clock, start = _Clock(), time.perf_counter()
+    clock, start = Clock(), time.perf_counter()
     train_heads(train, val, [config], range(sizes.start_heads), settings=settings, progress=clock)
     return {"imports": imports, "first epoch": clock.times[0] - start, "all": time.perf_counter() - start}
 
@@ -624,7 +430,7 @@ def _stacks_all(sizes: Sizes, turn: Turn) -> dict[str, float]:
         train_clips, val, config = _paper_size(sizes, shape.hidden)
         settings = TrainSettings(epochs=epochs, device="cpu")
         with _training_constants(**constants):
-            return _seconds(
+            return seconds_of(
                 lambda: train_heads(train_clips, val, [config], range(count), settings=settings, workers=workers)
             )
 
@@ -671,7 +477,7 @@ def _vggsound(sizes: Sizes, measure: Measure) -> Part:
     for name, values in found.items():
         figures.append(Figure(f"training {name}", "GFLOP/s", values))
         for product, rates in products.items():
-            share = tuple(100 * ratio for ratio in _ratios(values, rates))
+            share = tuple(100 * ratio for ratio in ratios(values, rates))
             figures.append(Figure(f"training {name} / {product}", "%", share, least=80.0))
     notes = [
         "Products really computed: 2 operations per multiply-add forward, for the weights' gradients, and for the "
@@ -700,14 +506,14 @@ def _vggsound_rates(sizes: Sizes, clips: int, turn: Turn) -> dict[str, float]:
     operations = 2 * sizes.matrix**3
 
     def rates() -> np.ndarray:
-        mm = _runs_per_second(lambda: torch.mm(a, b), sizes.matrix_seconds)
-        onednn = _runs_per_second(lambda: linear.forward(a[None], b[None], bias), sizes.matrix_seconds)
+        mm = runs_per_second(lambda: torch.mm(a, b), sizes.matrix_seconds)
+        onednn = runs_per_second(lambda: linear.forward(a[None], b[None], bias), sizes.matrix_seconds)
         return np.array([mm, onednn]) * operations / 1e9
 
     before = rates()
     found = {}
     for name, heads in (("one head", 1), ("a head per core", joblib.cpu_count())):
-        clock = _Clock()
+        clock = Clock()
         train_heads(train, val, [config], range(heads), settings=settings, progress=clock)
         done = heads * clips * operations_per_clip(_widths(sizes, sizes.large_classes))
         found[name] = done / clock.seconds_per_epoch(heads) / 1e9
@@ -719,15 +525,6 @@ def operations_per_clip(widths: Sequence[int]) -> int:
     """Floating-point operations of the products that training on a clip takes, 2 per multiply-add."""
     weights = [a * b for a, b in pairwise(widths)]
     return 2 * (sum(weights) + sum(weights) + sum(weights[1:]))  # forward, weights' gradients, inputs' gradients
-
-
-def _runs_per_second(function: Callable[[], object], seconds: float) -> float:
-    function()  # not counted
-    runs, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds or not runs:
-        function()
-        runs += 1
-    return runs / elapsed
 
 
 # scaling
@@ -754,7 +551,7 @@ def _scaling(sizes: Sizes, measure: Measure) -> Part:
         f"clips x {len(MODALITIES) * dim} in memory, {sizes.large_classes} classes, batch {sizes.large_batch}",
         (
             *(Figure(f"{clips} clips", "us per clip", cost) for clips, cost in zip(counts, costs, strict=True)),
-            Figure(f"{counts[-1]} clips / {counts[0]} clips", "x", _ratios(costs[-1], costs[0])),
+            Figure(f"{counts[-1]} clips / {counts[0]} clips", "x", ratios(costs[-1], costs[0])),
             Figure("dearest / cheapest", "x", slowest),
         ),
         tuple(notes),
@@ -769,7 +566,7 @@ def _scaling_all(sizes: Sizes, dim: int, counts: Sequence[int], turn: Turn) -> d
     for clips in counts:
         epochs = 1 + max(1, round(sizes.scaling_seen / clips))
         settings = TrainSettings(epochs=epochs, batch_size=sizes.large_batch, device="cpu")
-        clock = _Clock()
+        clock = Clock()
         own = _first(everything, clips), _first(val, max(1, int(VAL_SHARE * clips)))
         train_heads(*own, [config], [0], settings=settings, progress=clock)
         found[str(clips)] = 1e6 * clock.seconds_per_epoch(1) / clips
@@ -802,7 +599,7 @@ def _stream(sizes: Sizes, measure: Measure) -> Part:
         for quantity, unit in units.items()
         for way in ("in memory", "streamed")
     ]
-    cost = _ratios(found["training, streamed"], found["training, in memory"])
+    cost = ratios(found["training, streamed"], found["training, in memory"])
     accuracies = zip(found["accuracy, streamed"], found["accuracy, in memory"], strict=True)
     figures.append(Figure("cost per clip, streamed / in memory", "x", cost))
     figures.append(Figure("accuracy, streamed - in memory", "points", tuple(a - b for a, b in accuracies)))
@@ -852,8 +649,8 @@ def _stream_train(sizes: Sizes, folder: Path, turn: Turn, *, memory_gb: float | 
         epochs=sizes.stream_epochs, batch_size=sizes.large_batch, memory_gb=memory_gb, device="cpu"
     )
     stores = [EmbeddingStore(folder / name) for name in ("train", "val")]
-    clock, start = _Clock(), time.perf_counter()
-    with _PeakMemory() as peak:
+    clock, start = Clock(), time.perf_counter()
+    with PeakMemory() as peak:
         train, val = [store.read() if memory_gb is None else store.open_rows() for store in stores]
         opened = time.perf_counter() - start
         trained = train_heads(train, val, [config], [turn.number], settings=settings, progress=clock)
@@ -865,35 +662,6 @@ def _stream_train(sizes: Sizes, folder: Path, turn: Turn, *, memory_gb: float | 
     }
 
 
-class _PeakMemory:
-    """How much more memory this process took at most, within a `with` block, than at its beginning.
-
-    Looked at every `SAMPLE_SECONDS`: the system's own record may be older than the process's program (Linux), and
-    counts from its start.
-    """
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.grown_bytes = 0
-
-    def __enter__(self) -> _PeakMemory:
-        self._before = self._process.memory_info().rss
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            self.grown_bytes = max(self.grown_bytes, self._process.memory_info().rss - self._before)
-            if self._over.wait(SAMPLE_SECONDS):
-                return
-
-
 PARTS: dict[str, Callable[[Sizes, Measure], Part]] = {
     "table1": _table1,
     "start": _start,
@@ -902,60 +670,3 @@ PARTS: dict[str, Callable[[Sizes, Measure], Part]] = {
     "scaling": _scaling,
     "stream": _stream,
 }
-
-
-# for people
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def format_bench(result: HeadBench) -> str:
-    """Every figure, its range over turns and what was promised of it, in at most 120 columns where names allow."""
-    machine = result.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    load = "" if machine.load is None else f", load {machine.load:.1f}"
-    turns = f"medians of {result.repeats} turns, least..greatest" if result.repeats > 1 else "one turn"
-    lines = [
-        f"Heads on the CPU: {turns}; {result.seconds / 60:.0f} min",
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:.1f} GB ({machine.free_gb:.1f} free){load}",
-        f"{versions}, {machine.threads} threads of PyTorch's own",
-    ]
-    if machine.environment:
-        lines.append("set: " + ", ".join(f"{name}={value}" for name, value in machine.environment.items()))
-    if result.quick:
-        lines.append("quick: sizes so small that the figures say nothing")
-    for part in result.parts:
-        lines += ["", *textwrap.wrap(f"{part.name}: {part.setup}", TEXT_COLUMNS, subsequent_indent="  ")]
-        rows = [_cells(figure) for figure in part.figures]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        for name, value, unit, spread, promise in rows:
-            left = f"  {name.ljust(widths[0])}  {value.rjust(widths[1])} {unit.ljust(widths[2])}"
-            lines.append(f"{left}  {spread.ljust(widths[3])}  {promise}".rstrip())
-        for note in part.notes:
-            lines += textwrap.wrap(note, TEXT_COLUMNS, initial_indent="  ", subsequent_indent="    ")
-    return "\n".join(lines) + "\n"
-
-
-def _cells(figure: Figure) -> tuple[str, str, str, str, str]:
-    values = figure.values
-    spread = f"{_number(min(values))}..{_number(max(values))}" if len(values) > 1 else ""
-    if figure.is_met is None:
-        return figure.name, _number(figure.median), figure.unit, spread, ""
-    bounds = (("at least", figure.least), ("at most", figure.most))
-    promise = ", ".join(f"{word} {_number(bound)}" for word, bound in bounds if bound is not None)
-    verdict = "met" if figure.is_met else "missed"
-    return figure.name, _number(figure.median), figure.unit, spread, f"{promise}: {verdict}"
-
-
-def _number(value: float) -> str:
-    """Three digits that count, and no exponent."""
-    size = abs(value)
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:,.{digits}f}"

@@ -17,13 +17,15 @@ import torch
 from alphafuse.data.store import EmbeddingStore
 from alphafuse.errors import ExperimentError
 from alphafuse.heads import bench, training
-from alphafuse.heads.bench import FULL, PARTS, QUICK, Figure, HeadBench, Turn, bench_heads, format_bench
+from alphafuse.heads.bench import FULL, PARTS, QUICK, bench_heads
+from alphafuse.heads.measuring import Bench, Figure, Machine, Part, PeakMemory, Turn, in_new_process
+from alphafuse.report.bench import _number, format_bench
 
 FIRST = Turn(0, 0.0)
 
 
 @pytest.fixture(scope="module")
-def quick() -> tuple[HeadBench, list[str]]:
+def quick() -> tuple[Bench, list[str]]:
     """All parts, two turns; contenders run in this process, which saves twenty starts."""
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -31,7 +33,7 @@ def quick() -> tuple[HeadBench, list[str]]:
         return bench_heads(repeats=2, quick=True, progress=said.append), said
 
 
-def test_every_part_has_figures_of_every_turn_that_make_sense(quick: tuple[HeadBench, list[str]]) -> None:
+def test_every_part_has_figures_of_every_turn_that_make_sense(quick: tuple[Bench, list[str]]) -> None:
     result, _ = quick
     assert [part.name for part in result.parts] == list(PARTS)
     for part in result.parts:
@@ -44,7 +46,7 @@ def test_every_part_has_figures_of_every_turn_that_make_sense(quick: tuple[HeadB
     assert all(0 <= value <= 100 for value in result["stream"]["accuracy, streamed"].values)
 
 
-def test_ratios_are_taken_within_a_turn(quick: tuple[HeadBench, list[str]]) -> None:
+def test_ratios_are_taken_within_a_turn(quick: tuple[Bench, list[str]]) -> None:
     result, _ = quick
     pairs = {
         "table1": (
@@ -64,7 +66,7 @@ def test_ratios_are_taken_within_a_turn(quick: tuple[HeadBench, list[str]]) -> N
             np.testing.assert_allclose(result[part][ratio].values, [factor * a / b for a, b in of])
 
 
-def test_contenders_take_turns(quick: tuple[HeadBench, list[str]]) -> None:
+def test_contenders_take_turns(quick: tuple[Bench, list[str]]) -> None:
     _, said = quick
     assert [line for line in said if line.startswith("table1")] == [
         f"table1: {contender}, turn {turn} of 2"
@@ -73,7 +75,7 @@ def test_contenders_take_turns(quick: tuple[HeadBench, list[str]]) -> None:
     ]
 
 
-def test_text_shows_every_figure_and_where_it_was_measured(quick: tuple[HeadBench, list[str]]) -> None:
+def test_text_shows_every_figure_and_where_it_was_measured(quick: tuple[Bench, list[str]]) -> None:
     result, _ = quick
     text = format_bench(result)
     lines = text.splitlines()
@@ -82,8 +84,8 @@ def test_text_shows_every_figure_and_where_it_was_measured(quick: tuple[HeadBenc
         assert any(line.startswith(f"{part.name}: ") for line in lines)
         for figure in part.figures:
             row = next(line for line in lines if line.startswith(f"  {figure.name}  "))
-            low, high = (bench._number(bound) for bound in (min(figure.values), max(figure.values)))
-            assert bench._number(figure.median) in row
+            low, high = (_number(bound) for bound in (min(figure.values), max(figure.values)))
+            assert _number(figure.median) in row
             assert f"{low}..{high}" in row
     machine = result.machine
     for word in (machine.cpu, f"{machine.cores} cores", f"torch {torch.__version__}", f"{machine.threads} threads"):
@@ -92,7 +94,7 @@ def test_text_shows_every_figure_and_where_it_was_measured(quick: tuple[HeadBenc
     assert "met" not in text.split()  # what was promised was promised of full sizes
 
 
-def test_json_holds_every_figure(quick: tuple[HeadBench, list[str]]) -> None:
+def test_json_holds_every_figure(quick: tuple[Bench, list[str]]) -> None:
     result, _ = quick
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert [part["name"] for part in content["parts"]] == list(PARTS)
@@ -108,15 +110,15 @@ def test_promises_are_met_or_missed_and_said_so() -> None:
     fast = Figure("fast", "x", (4.5, 3.9, 5.0), least=4.0)
     slow = Figure("slow", "s", (3.5, 2.9, 4.0), most=3.0)
     assert (fast.is_met, slow.is_met, Figure("free", "s", (1.0,)).is_met) == (True, False, None)
-    part = bench.Part("start", "setup", (fast, slow), ("a note",))
-    text = format_bench(HeadBench(bench.Machine.at_hand(), (part,), 3, False, 60.0))
+    part = Part("start", "setup", (fast, slow), ("a note",))
+    text = format_bench(Bench(Machine.at_hand(), (part,), 3, False, 60.0))
     assert "4.50 x  3.90..5.00  at least 4.00: met" in text
     assert "3.50 s  2.90..4.00  at most 3.00: missed" in text
     assert "a note" in text
 
 
 def test_a_measurement_has_a_process_of_its_own_and_knows_when_it_was_asked_for() -> None:
-    found = bench.in_new_process(who_and_when, 3)
+    found = in_new_process(who_and_when, 3)
     assert found["process"] != os.getpid()
     assert found["turn"] == 3
     assert found["waited"] > 0
@@ -128,7 +130,7 @@ def who_and_when(turn: Turn) -> dict[str, float]:
 
 def test_a_killed_measurement_is_an_error_of_one_line() -> None:
     with pytest.raises(ExperimentError, match="killed from outside, probably for lack of memory"):
-        bench.in_new_process(die, 0)
+        in_new_process(die, 0)
 
 
 def die(turn: Turn) -> dict[str, float]:
@@ -170,8 +172,8 @@ def test_plain_loop_trains_and_scikit_learn_trains_all_epochs() -> None:
     assert bench._sklearn_head(sizes, x.numpy(), y.numpy(), seed=0) == sizes.epochs
 
 
-def test_constants_of_training_are_as_before_after_stacks_were_measured(quick: tuple[HeadBench, list[str]]) -> None:
-    assert (training.STACK_CPU, training.SMALL_HEAD, training.THREADS_AT_MOST) == (16, 400_000, 4)
+def test_constants_of_training_are_as_before_after_stacks_were_measured(quick: tuple[Bench, list[str]]) -> None:
+    assert (training.STACK_CPU, training.SMALL_HEAD, training.THREADS_AT_MOST) == (4, 400_000, 4)
     assert (training.SMALL_STEP_SECONDS, training.PROCESS_START_SECONDS) == (0.01, 5.0)
 
 
@@ -217,7 +219,7 @@ def test_stored_clips_lie_around_their_classes_centres(tmp_path: Path) -> None:
 
 
 def test_peak_memory_sees_what_was_there_for_a_moment() -> None:
-    with bench._PeakMemory() as peak:
+    with PeakMemory() as peak:
         block = np.ones(25_000_000)  # 200 MB
         time.sleep(0.1)
         del block

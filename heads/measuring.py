@@ -1,0 +1,276 @@
+"""Measuring side by side: contenders in turns, each in a process of its own, and the machine they were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import joblib
+import psutil
+import torch
+from loky import ProcessPoolExecutor
+
+from alphafuse.data.processes import end_with_parent, free_memory_bytes
+from alphafuse.errors import ExperimentError
+
+SAMPLE_SECONDS = 0.01  # between two looks at a process's memory  # between two looks at a process's memory
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something that was measured once in every turn.
+
+    Attributes:
+        name: what, for people.
+        unit: "s", "x" (a ratio), "%", ...
+        values: (turns,).
+        least, most: what the median is to reach, or not to exceed; None where nothing was promised.
+    """
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Over turns."""
+        return median(self.values)
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the median is as promised; None where nothing was."""
+        if self.least is None and self.most is None:
+            return None
+        return (self.least is None or self.median >= self.least) and (self.most is None or self.median <= self.most)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and what follows from them, json-able."""
+        spread = {"median": self.median, "low": min(self.values), "high": max(self.values)}
+        return {**asdict(self), **spread, "values": list(self.values), "is_met": self.is_met}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of the benchmark found.
+
+    Attributes:
+        name: entry of `PARTS`.
+        setup: what was trained on what, for people.
+        figures: in the order in which they are shown.
+        notes: what one has to know to read them.
+    """
+
+    name: str
+    setup: str
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, figure: str) -> Figure:
+        return next(found for found in self.figures if found.name == figure)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        figures = [figure.to_json() for figure in self.figures]
+        return {"name": self.name, "setup": self.setup, "figures": figures, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        cpu: model.
+        cores: that training may use.
+        memory_gb, free_gb: in 10^9 bytes; free when the benchmark began.
+        threads: PyTorch's own number.
+        load: processes that wanted a core in the minute before, on average; None where the system doesn't say.
+        versions: of what does the work.
+        environment: variables that are set and decide about threads or memory.
+    """
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    free_gb: float
+    threads: int
+    load: float | None
+    versions: Mapping[str, str]
+    environment: Mapping[str, str]
+
+    @classmethod
+    def at_hand(cls) -> Machine:
+        """This one, now."""
+        decisive = ("OMP_", "MKL_", "GOMP_", "MALLOC_", "LD_PRELOAD", "OPENBLAS_", "DNNL_", "ONEDNN_", "LOKY_")
+        return cls(
+            cpu=_cpu_model(),
+            cores=joblib.cpu_count(),
+            memory_gb=psutil.virtual_memory().total / 1e9,
+            free_gb=free_memory_bytes() / 1e9,
+            threads=torch.get_num_threads(),
+            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            versions={"torch": torch.__version__, **{name: version(name) for name in ("numpy", "scikit-learn")}},
+            environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(decisive)},
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that `bench_heads` found.
+
+    Attributes:
+        machine: where.
+        parts: in the order asked for.
+        repeats: turns.
+        quick: whether sizes were so small that figures say nothing.
+        seconds: that all of it took.
+    """
+
+    machine: Machine
+    parts: tuple[Part, ...]
+    repeats: int
+    quick: bool
+    seconds: float
+
+    def __getitem__(self, part: str) -> Part:
+        return next(found for found in self.parts if found.name == part)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, json-able."""
+        return {
+            "machine": asdict(self.machine),
+            "repeats": self.repeats,
+            "quick": self.quick,
+            "seconds": self.seconds,
+            "parts": [part.to_json() for part in self.parts],
+        }
+
+
+class Turn(NamedTuple):
+    """What a contender is told: which turn it is, from 0, and the `time.time()` at which its process was asked for."""
+
+    number: int
+    asked: float
+
+
+Contender = Callable[[Turn], Mapping[str, float]]  # measures some quantities, by name
+
+
+def in_turns(
+    contenders: Mapping[str, Contender], *, repeats: int, say: Callable[[str, int], None]
+) -> dict[str, tuple[float, ...]]:
+    """Quantity -> (turns,) of all contenders, each in a new process in every turn."""
+    found: dict[str, list[float]] = {}
+    for turn in range(repeats):
+        for name, contender in contenders.items():
+            say(name, turn)
+            for quantity, value in in_new_process(contender, turn).items():
+                found.setdefault(quantity, []).append(value)
+    return {quantity: tuple(values) for quantity, values in found.items()}
+
+
+def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
+    """Let a contender measure where nothing ran before it; `ExperimentError` when its process is killed."""
+    asked = time.time()
+    # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
+    with ProcessPoolExecutor(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+        try:
+            return pool.submit(contender, Turn(turn, asked)).result()
+        except BrokenProcessPool:
+            raise ExperimentError(
+                "a measurement was killed from outside, probably for lack of memory: measure fewer parts (--part)"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, kill_workers=True)
+            raise
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    end_with_parent(parent)
+
+
+class Clock:
+    """Takes down when each head's each epoch was done: `train_heads`'s progress function."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, epochs: int) -> None:
+        """So many epochs are done now."""
+        self.times += [time.perf_counter()] * epochs
+
+    def seconds_per_epoch(self, heads: int) -> float:
+        """Wall time of an epoch of all heads, which train side by side, after the first."""
+        return (self.times[-1] - self.times[heads - 1]) / (len(self.times) / heads - 1)
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, ...]:
+    """Value by base, turn by turn."""
+    return tuple(value / of for value, of in zip(values, base, strict=True))
+
+
+def runs_per_second(function: Callable[[], object], seconds: float) -> float:
+    """Calls per second, measured for this long after a first call that isn't counted."""
+    function()
+    runs, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not runs:
+        function()
+        runs += 1
+    return runs / elapsed
+
+
+class PeakMemory:
+    """How much more memory this process took at most, within a `with` block, than at its beginning.
+
+    Looked at every `SAMPLE_SECONDS`: the system's own record may be older than the process's program (Linux), and
+    counts from its start.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.grown_bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        self._before = self._process.memory_info().rss
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.grown_bytes = max(self.grown_bytes, self._process.memory_info().rss - self._before)
+            if self._over.wait(SAMPLE_SECONDS):
+                return
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
