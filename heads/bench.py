@@ -68,7 +68,7 @@ CENTRE_DISTANCE = 5.0  # between two classes' centres, in standard deviations of
 
 @dataclass(frozen=True)
 class Shape:
-    """Heads whose stacks are measured: a name for people, hidden widths, and epochs that take about a second."""
+    """Heads whose stacks are measured: a name for people, hidden widths, and epochs that take some seconds."""
 
     name: str
     hidden: tuple[int, ...]
@@ -106,9 +106,9 @@ class Sizes:
     start_heads: int = 6
     stack_sizes: tuple[int, ...] = (1, 4, 16)
     shapes: tuple[Shape, ...] = (
-        Shape("paper's head", HIDDEN, 3),
-        Shape("head with 256 hidden units", (256,), 10),
-        Shape("linear probe", (), 40),
+        Shape("paper's head", HIDDEN, 8),
+        Shape("head with 256 hidden units", (256,), 20),
+        Shape("linear probe", (), 80),
     )
     large_clips: int = 183_730
     large_classes: int = 309
