@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from alphafuse.errors import AlphafuseError, DatasetError
+
+MAX_TEXT = 4096  # characters of a name, as long as Linux lets a path be
+# control characters, and what hides or turns around the text beside it; joiners (U+200C, U+200D) belong to scripts
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def is_clean(text: str) -> bool:
+    """Whether a name is not empty, not absurdly long, and shows what it is: no control or direction characters."""
+    return 0 < len(text) <= MAX_TEXT and (text.isprintable() or not _HIDDEN.search(text))
+
+
+def one_line(value: object, most: int = 300) -> str:
+    """A value as text for a message: hidden characters escaped, cut after `most` characters."""
+    text = str(value)
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -22,27 +44,58 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         AlphafuseError: the disk is full, or the folder can't be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Like `write_atomically`, for content that is written piece by piece: it appears when the block ends well.
+
+    What the block itself raises passes through, `OSError` as an `AlphafuseError`.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.partial")  # unique among hosts and threads
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
+        with temporary.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     except OSError as error:
         raise AlphafuseError(
-            f"can't write {path}: {error.strerror or error}: free some space or choose another folder, then run the "
+            f"can't write {one_line(path, 1000)}: {error.strerror or one_line(error)}: {_way_out(error)}, then run the "
             "same command again"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last; file systems that can't do that for a folder say so in different ways."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _way_out(error: OSError) -> str:
+    """What mends it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space or choose another folder"
+    if error.errno == errno.EFBIG:
+        return "raise the limit on file sizes (`ulimit -f unlimited`)"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make the folder writable or choose another"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "something else has that name: move it away or choose another folder"
+    if error.errno == errno.ENOENT:
+        return "the folder was removed meanwhile: bring it back or choose another"
+    return "see to the disk or choose another folder"
 
 
 def read_csv(path: Path) -> list[tuple[int, list[str]]]:

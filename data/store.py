@@ -2,13 +2,7 @@
 
 A store is a folder of HDF5 shards, append-only. A shard appears whole (written, fsynced, renamed) and is never
 modified again. So a kill costs at most what was not yet flushed, resuming is asking which clip_ids are there, writers
-work side by side, and readers are never blocked. One shard:
-
-    /clip_id, /label, /group      (clips,) UTF-8 strings
-    /timesformer, /ast            (clips, dim) float32 or float16; a row of NaN = this clip has no such embedding
-    /failures/clip_id, modality, reason   (failures,) UTF-8 strings: why it has none
-    attributes: format_version, settings (json: per modality, everything that decides the numbers),
-                provenance (json: backbone names, library versions, device, time), sha256 (of the datasets)
+work side by side, and readers are never blocked. `shard.py` says what is in one.
 
 Rows are keyed by clip_id: modalities are joined by id, never by position. When two writers stored the same clip, the
 older shard's row counts.
@@ -17,9 +11,7 @@ older shard's row counts.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,36 +26,14 @@ from alphafuse.errors import SettingsMismatchError, StoreError, unknown
 
 from .files import write_atomically
 from .manifest import Clip
-from .stored import (
-    FORMAT_VERSION,
-    READ_ERRORS,
-    READ_TRIES,
-    RowIndex,
-    ShardGoneError,
-    StoredEmbeddings,
-    damaged,
-    failures_of,
-    feature_rows,
-    finite_rows,
-    id_chunks,
-    keeps_changing,
-    open_shard,
-    read_slices,
-)
+from .shard import MODALITIES, Failure, Shard, ShardGoneError, finite_rows, open_shard, read_slices, shard_bytes
+from .stored import READ_TRIES, RowIndex, StoredEmbeddings, failures_of, keeps_changing
 
-MODALITIES = ("timesformer", "ast")
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
 ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a clip has no embedding of a modality."""
-
-    clip_id: str
-    modality: str
-    reason: str
+_EMBEDDED = {modality: 1 << i for i, modality in enumerate(MODALITIES)}
+_FAILED = {modality: bit << len(MODALITIES) for modality, bit in _EMBEDDED.items()}
 
 
 @dataclass(frozen=True)
@@ -136,7 +106,7 @@ class Embeddings:
 
 
 def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
-    """For methods that read shards: start over when a listed one has been packed away; damage is a StoreError."""
+    """For methods that read shards: start over when a listed one has been packed away."""
 
     @functools.wraps(method)
     def wrapped(self: EmbeddingStore, *arguments: Any, **keywords: Any) -> Result:
@@ -145,8 +115,6 @@ def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
                 return method(self, *arguments, **keywords)
             except ShardGoneError:
                 continue
-            except READ_ERRORS as error:
-                raise damaged(self.folder, error) from error
         raise keeps_changing(self.folder)
 
     return wrapped
@@ -175,6 +143,14 @@ class EmbeddingStore:
         self.folder = Path(folder)
         self._agreed: dict[str, dict[str, Any]] = {}  # settings of the shards looked at; shards never change
         self._looked_at: set[str] = set()
+        self._states: dict[str, int] = {}  # clip_id -> bits of _EMBEDDED and _FAILED: 120 MB for a million clips
+        self._states_of: set[str] = set()  # the shards that these are of
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}  # another process looks for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.folder)!r})"
@@ -195,7 +171,7 @@ class EmbeddingStore:
         self.require_settings(rows.settings)
         path = self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
         self._remove_leftovers()
-        write_atomically(path, _shard_bytes(rows, dict(provenance or {})))
+        write_atomically(path, shard_bytes(rows, dict(provenance or {})))
         return path
 
     def require_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -238,7 +214,7 @@ class EmbeddingStore:
             if path.name in self._looked_at:
                 continue
             with open_shard(path) as shard:
-                for modality, settings in _json_attribute(shard, "settings").items():
+                for modality, settings in shard.settings.items():
                     difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
                     if difference:
                         raise SettingsMismatchError(
@@ -256,9 +232,8 @@ class EmbeddingStore:
             if len(dims) == len(settings):
                 break
             with open_shard(path) as shard:
-                for modality in settings:
-                    if modality in shard:
-                        feature_rows(shard, modality, dims)
+                for modality in shard.dims:
+                    shard.features(modality, dims)
         return {modality: dims[modality] for modality in MODALITIES if modality in dims}
 
     @_reading
@@ -324,8 +299,7 @@ class EmbeddingStore:
 
         `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
         """
-        settings = self.settings()
-        if not settings:
+        if not self.settings():
             raise StoreError(
                 f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
             )
@@ -339,15 +313,14 @@ class EmbeddingStore:
         for path in shards:
             with open_shard(path) as shard:
                 targets = _positions(shard, position)
-                for modality in settings:
-                    if modality in shard:
-                        dataset = feature_rows(shard, modality, dims)
-                        if modality not in rows:
-                            rows[modality] = np.full(len(clip_ids), -1, np.int64)
-                        for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
-                            if keep is not None:
-                                keep(modality, positions, values)
-                for failure in _failures(shard):
+                for modality in shard.dims:
+                    dataset = shard.features(modality, dims)
+                    if modality not in rows:
+                        rows[modality] = np.full(len(clip_ids), -1, np.int64)
+                    for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
+                        if keep is not None:
+                            keep(modality, positions, values)
+                for failure in shard.failures():
                     if failure.clip_id in position:
                         failures.setdefault((failure.modality, position[failure.clip_id]), failure)
                 starts.append(starts[-1] + len(targets))
@@ -363,33 +336,58 @@ class EmbeddingStore:
         return index, tuple(absent)
 
     @_reading
+    def finished(
+        self,
+        *,
+        modalities: Iterable[str] = MODALITIES,
+        retry_failed: bool = False,
+        among: Iterable[str] | None = None,
+    ) -> dict[str, set[str]]:
+        """Modality -> clip_ids that need no more work in it: an embedding, or (unless `retry_failed`) a failure.
+
+        Shards never change, so each is read once: a repeated call lists the folder and reads what is new. No features
+        are read, except of shards of earlier versions.
+
+        Args:
+            modalities: the ones asked for.
+            retry_failed: clips whose failure is recorded need work.
+            among: only these clips; so a call takes as long as they do, not as long as the store.
+        """
+        shards = self.shards()
+        if not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
+            self._states, self._states_of = {}, set()
+        for path in shards:
+            if path.name not in self._states_of:
+                with open_shard(path) as shard:
+                    _add_states(self._states, shard)
+                self._states_of.add(path.name)
+        states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
+        ends = {modality: _EMBEDDED[modality] | (0 if retry_failed else _FAILED[modality]) for modality in modalities}
+        return {modality: {i for i, state in states.items() if state & end} for modality, end in ends.items()}
+
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
-        """clip_ids that need no more work: each modality has an embedding or (unless `retry_failed`) a failure."""
-        finished: dict[str, set[str]] = {modality: set() for modality in modalities}
-        for path in self.shards():
-            with open_shard(path) as shard:
-                clip_ids = np.array(_strings(shard, "clip_id"), dtype=object)
-                for modality, ids in finished.items():
-                    if modality in shard:
-                        for part, values in read_slices(feature_rows(shard, modality, {}), np.arange(len(clip_ids))):
-                            ids.update(clip_ids[part][finite_rows(values)])
-                if not retry_failed:
-                    for failure in _failures(shard):
-                        finished.get(failure.modality, set()).add(failure.clip_id)
-        return set.intersection(*finished.values()) if finished else set()
+        """clip_ids that need no more work in any of these modalities: what all of `finished` have in common."""
+        finished = self.finished(modalities=modalities, retry_failed=retry_failed).values()
+        return set.intersection(*finished) if finished else set()
 
     @_reading
     def info(self) -> StoreInfo:
         """Counts of what is stored, its settings and failures."""
         embeddings = self.open_rows()
         shards = embeddings.index.shards
-        with open_shard(shards[-1]) as shard:
-            provenance = _json_attribute(shard, "provenance")
+        position = {clip_id: i for i, clip_id in enumerate(embeddings.clip_ids)}
+        stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
+        for path in shards:
+            with open_shard(path) as shard:
+                targets = _positions(shard, position)
+                for modality in shard.dims:
+                    stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
+                provenance = shard.provenance()
         return StoreInfo(
             folder=self.folder,
             shards=len(shards),
             clips=len(embeddings),
-            duplicates=int(embeddings.index.starts[-1]) - len(embeddings),
+            duplicates=int(np.maximum(np.max([*stored.values()], axis=0) - 1, 0).sum()) if stored else 0,
             bytes=sum(path.stat().st_size for path in shards),
             rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
             dims=embeddings.dims,
@@ -404,14 +402,11 @@ class EmbeddingStore:
         for path in self.shards():
             try:
                 with open_shard(path) as shard:
-                    if _content_sha256(shard) != shard.attrs["sha256"]:
-                        problems.append(f"{path}: content differs from its checksum: remove it and extract again")
+                    problems += [f"{path}: {problem}: remove it and extract again" for problem in shard.problems()]
             except ShardGoneError:
                 continue  # packed meanwhile: its rows are in another shard
             except StoreError as error:
                 problems.append(str(error))
-            except READ_ERRORS as error:
-                problems.append(f"{path}: {error}: remove it and extract again")
         try:
             self.settings()
         except StoreError as error:
@@ -473,15 +468,29 @@ class EmbeddingStore:
         clips: dict[str, Clip] = {}
         for path in self.shards():
             with open_shard(path) as shard:
-                columns = (_strings(shard, name) for name in ("clip_id", "label", "group"))
-                for clip_id, label, group in zip(*columns, strict=True):
+                for clip_id, label, group in shard.clips():
                     clips.setdefault(clip_id, Clip(clip_id, clip_id, label, "train", group))
         return tuple(clips.values())
 
 
-def _positions(shard: h5py.File, position: Mapping[str, int]) -> np.ndarray:
+def _add_states(states: dict[str, int], shard: Shard) -> None:
+    """Add what a shard says about its clips."""
+    bits = np.zeros(shard.rows, np.int64)
+    for modality in shard.dims:
+        bits[shard.embedded(modality)] |= _EMBEDDED[modality]
+    start = 0
+    for clip_ids in shard.clip_ids():
+        for clip_id, bit in zip(clip_ids, bits[start : start + len(clip_ids)].tolist(), strict=True):
+            if bit:
+                states[clip_id] = states.get(clip_id, 0) | bit
+        start += len(clip_ids)
+    for failure in shard.failures():
+        states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED[failure.modality]
+
+
+def _positions(shard: Shard, position: Mapping[str, int]) -> np.ndarray:
     """(rows,) int64: where each row's clip stands in `position`, -1 where it doesn't."""
-    chunks = [np.array([position.get(i, -1) for i in clip_ids], np.int64) for clip_ids in id_chunks(shard)]
+    chunks = [np.array([position.get(i, -1) for i in clip_ids], np.int64) for clip_ids in shard.clip_ids()]
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
 
@@ -515,52 +524,3 @@ def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."
-
-
-def _shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
-    """The HDF5 file's bytes, made in memory so that the file on disk is written in one go."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as shard:
-        for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
-            shard.create_dataset(name, data=list(column), dtype=h5py.string_dtype(), shape=(len(column),))
-        for modality, matrix in rows.features.items():
-            dtype = np.float16 if matrix.dtype == np.float16 else np.float32
-            shard.create_dataset(modality, data=matrix.astype(dtype, copy=False))
-        for name in ("clip_id", "modality", "reason"):
-            values = [getattr(failure, name) for failure in rows.failures]
-            shard.create_dataset(f"failures/{name}", data=values, dtype=h5py.string_dtype(), shape=(len(values),))
-        shard.attrs["format_version"] = FORMAT_VERSION
-        shard.attrs["settings"] = json.dumps({name: dict(value) for name, value in rows.settings.items()})
-        shard.attrs["provenance"] = json.dumps(provenance)
-        shard.attrs["sha256"] = _content_sha256(shard)
-    return buffer.getvalue()
-
-
-def _content_sha256(shard: h5py.File) -> str:
-    """Checksum of settings and datasets: name, dtype, shape and values of each, in name order."""
-    names: list[str] = []
-    shard.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    digest = hashlib.sha256(str(shard.attrs["settings"]).encode())
-    for name in sorted(names):
-        dataset = shard[name]
-        text = h5py.check_string_dtype(dataset.dtype) is not None
-        digest.update(f"{name} {'text' if text else dataset.dtype} {dataset.shape} ".encode())
-        if text:
-            digest.update("\0".join(_strings(shard, name)).encode())
-        else:
-            for start in range(0, len(dataset), ROWS_AT_ONCE):
-                digest.update(np.ascontiguousarray(dataset[start : start + ROWS_AT_ONCE]).data)
-    return digest.hexdigest()
-
-
-def _strings(shard: h5py.File, name: str) -> list[str]:
-    return list(shard[name].asstr()[()])
-
-
-def _failures(shard: h5py.File) -> list[Failure]:
-    columns = (_strings(shard, f"failures/{name}") for name in ("clip_id", "modality", "reason"))
-    return [Failure(*row) for row in zip(*columns, strict=True)]
-
-
-def _json_attribute(shard: h5py.File, name: str) -> dict[str, Any]:
-    return json.loads(shard.attrs[name])

@@ -1,9 +1,9 @@
 """Embeddings that stay on disk: how stage two sees a store that is larger than memory.
 
 `StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds its id, label and group (shared with the
-manifest) and where its rows lie (8 bytes per modality); rows are read when they are asked for, in slices of at most
-`SLICE_BYTES`, so that reading takes little more memory than what it returns. `EmbeddingSource` is what both have in
-common, and all that training and scoring use.
+manifest) and where its rows lie (8 bytes per modality); rows are read when they are asked for, a few MB at a time, so
+that reading takes little more memory than what it returns. `EmbeddingSource` is what both have in common, and all that
+training and scoring use.
 
 Slices go through h5py. Measured on one core, rows of 768 float32 in the page cache: slices of 1 to 8 MB at 21 to
 25 GB/s, a memory map at 9 GB/s, a slice of one row in 7 microseconds. And mapped pages would count as the process's.
@@ -11,25 +11,21 @@ Slices go through h5py. Measured on one core, rows of 768 float32 in the page ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import h5py
 import numpy as np
 
 from alphafuse.errors import StoreError, unknown
 
-if TYPE_CHECKING:
-    from .store import EmbeddingStore, Failure
+from .shard import Failure, ShardGoneError, open_shard, read_slices
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from .store import EmbeddingStore
+
 READ_TRIES = 5
-READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # what h5py raises for a damaged file
-SLICE_BYTES = 4 * 2**20
-GAP_BYTES = 32 * 2**10  # reading what lies between two rows takes no longer than another call of h5py
-ID_ROWS = 65_536  # clip_ids read at a time: about 5 MB
 
 
 class EmbeddingSource(Protocol):
@@ -163,8 +159,6 @@ class StoredEmbeddings:
                 return _read_rows(self.index, positions)
             except ShardGoneError:
                 self._locate_again()
-            except READ_ERRORS as error:
-                raise damaged(self.store.folder, error) from error
         raise keeps_changing(self.store.folder)
 
     def storage_order(self) -> np.ndarray:
@@ -207,80 +201,9 @@ def failures_of(failures: Sequence[Failure], clip_ids: Sequence[str]) -> tuple[F
     return tuple(failure for failure in failures if failure.clip_id in kept)
 
 
-# one shard
-
-
-class ShardGoneError(Exception):
-    """A shard was listed and is gone: another process packed the store meanwhile."""
-
-
-def open_shard(path: Path) -> h5py.File:
-    """Open a shard for reading, without file locks (it never changes).
-
-    Raises:
-        ShardGoneError: no such file any more.
-        StoreError: not a readable shard, or one of another format version.
-    """
-    try:
-        shard = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise ShardGoneError(path) from None
-    except OSError as error:
-        raise StoreError(f"shard {path} is damaged ({error}): remove it and run extract again") from None
-    version = shard.attrs.get("format_version")
-    if version != FORMAT_VERSION:
-        shard.close()
-        raise StoreError(
-            f"shard {path} has format version {version}, this alphafuse reads {FORMAT_VERSION}: "
-            "install the alphafuse that made it, or extract into another root"
-        )
-    return shard
-
-
-def damaged(folder: Path, error: Exception) -> StoreError:
-    """The error for a shard that opens and can't be read."""
-    return StoreError(f"a shard of {folder} is damaged ({error}): `alphafuse store verify {folder}` names it")
-
-
 def keeps_changing(folder: Path) -> StoreError:
     """The error for a store whose shards are gone each time they are looked for."""
     return StoreError(f"shards of {folder} keep disappearing: is something else packing the store?")
-
-
-def id_chunks(shard: h5py.File) -> Iterator[list[str]]:
-    """clip_ids of a shard in order, `ID_ROWS` at a time."""
-    clip_ids = shard["clip_id"].asstr()
-    for start in range(0, len(clip_ids), ID_ROWS):
-        yield list(clip_ids[start : start + ID_ROWS])
-
-
-def feature_rows(shard: h5py.File, modality: str, dims: dict[str, int]) -> h5py.Dataset:
-    """A modality's (clips, dim) dataset; its dim is added to `dims`, or must be the one that is there."""
-    dataset = shard[modality]
-    expected = (len(shard["clip_id"]), dims.setdefault(modality, dataset.shape[-1]))
-    if dataset.shape != expected:
-        raise ValueError(f"{modality} has shape {dataset.shape} instead of {expected}")
-    return dataset
-
-
-def read_slices(dataset: h5py.Dataset, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Read rows of a dataset, given by ascending numbers, a bounded slice at a time: (part of `rows`, its values)."""
-    row_bytes = max(1, dataset.dtype.itemsize * dataset.shape[1])
-    most = max(1, SLICE_BYTES // row_bytes)
-    ends = np.flatnonzero(np.diff(rows) > 1 + GAP_BYTES // row_bytes) + 1
-    first = 0
-    for end in [*ends.tolist(), len(rows)]:
-        while first < end:
-            start = rows[first]
-            last = first + int(np.searchsorted(rows[first:end], start + most))
-            values = dataset[start : rows[last - 1] + 1]
-            yield slice(first, last), values[rows[first:last] - start]
-            first = last
-
-
-def finite_rows(values: np.ndarray) -> np.ndarray:
-    """(rows,) bool: which rows of a matrix are embeddings."""
-    return np.isfinite(values).all(axis=1)
 
 
 def _read_rows(index: RowIndex, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -301,7 +224,7 @@ def _read_rows(index: RowIndex, positions: np.ndarray) -> dict[str, np.ndarray]:
                 first, last = np.searchsorted(rows, (start, stop))
                 if first < last:
                     targets = order[modality][first:last]
-                    dataset = feature_rows(shard, modality, dict(index.dims))
+                    dataset = shard.features(modality, dict(index.dims))
                     for part, values in read_slices(dataset, rows[first:last] - start):
                         result[modality][targets[part]] = values
     return result

@@ -1,12 +1,15 @@
 import hashlib
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from alphafuse.data import store as store_module
 from alphafuse.data.manifest import Clip
+from alphafuse.data.shard import Shard
 from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
 from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
 
@@ -164,6 +167,86 @@ def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
     assert store.done() == {"a", "bb"}
 
 
+def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
+    """One modality's embeddings of these clips, in this order."""
+    chosen = embeddings.take(np.array([embeddings.clip_ids.index(c) for c in clip_ids], int))
+    return replace(
+        chosen,
+        features={modality: chosen.features[modality]},
+        failures=tuple(f for f in chosen.failures if f.modality == modality),
+        settings={modality: SETTINGS[modality]},
+    )
+
+
+def test_a_backbone_is_added_beside_the_other_without_touching_its_shards(store: EmbeddingStore) -> None:
+    """Each clip's timesformer row lies in another shard than its ast row; everything reads them as one."""
+    both = rows("a", "bb", "c", "d", absent=("c",))
+    first = store.write(only(both, "ast", "c", "a", "bb"))
+    before = first.read_bytes()
+    assert store.finished() == {"timesformer": set(), "ast": {"a", "bb", "c"}} and store.done() == set()
+    assert store.read(clips("a")).dims == {"ast": 2} and store.dims() == {"ast": 2}
+    store.write(only(both, "timesformer", "bb", "d"))
+    store.write(only(both, "timesformer", "a"))
+    assert store.finished() == {"timesformer": {"a", "bb", "d"}, "ast": {"a", "bb", "c"}}
+    assert store.finished(retry_failed=True, modalities=["ast"]) == {"ast": {"a", "bb"}}
+    assert store.finished(among=["d", "never"]) == {"timesformer": {"d"}, "ast": set()}
+    assert store.done() == {"a", "bb"} and first.read_bytes() == before
+    for _ in ("in four shards", "packed"):
+        info = store.info()
+        assert info.clips == 4 and info.duplicates == 0 and info.rows == {"timesformer": 3, "ast": 2}
+        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.settings == SETTINGS
+        read = store.read(clips("a", "bb", "c", "d"))
+        assert read.present("timesformer").tolist() == [True, True, False, True]
+        assert read.present("ast").tolist() == [True, True, False, False]
+        np.testing.assert_array_equal(read.features["timesformer"][[0, 1, 3]], both.features["timesformer"][[0, 1, 3]])
+        assert store.verify() == []
+        with np.load(store.export(store.folder / "all.npz")) as exported:
+            assert sorted(exported["clip_id"]) == ["a", "bb", "c", "d"] and np.isnan(exported["ast"]).sum() == 4
+        assert store.finished() == {"timesformer": {"a", "bb", "d"}, "ast": {"a", "bb", "c"}}
+        store.pack()
+    store.write(only(both, "ast", "d"))
+    assert store.done() == {"a", "bb", "d"}
+    other = replace(only(both, "ast", "a"), settings={"ast": {"protocol": "notebook", "dim": 2}})
+    with pytest.raises(SettingsMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
+        store.write(other)
+
+
+def test_a_retried_success_is_no_duplicate(store: EmbeddingStore) -> None:
+    store.write(only(rows("a", absent=("a",)), "ast", "a"))
+    store.write(only(rows("a"), "ast", "a"))
+    assert store.info().duplicates == 0 and store.info().rows == {"ast": 1}
+    store.write(only(rows("a"), "ast", "a"))
+    assert store.info().duplicates == 1
+
+
+def test_asking_again_what_is_finished_opens_new_shards_only_and_reads_no_features(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = store_module.open_shard
+
+    def counting(path: Path) -> Shard:
+        opened.append(path)
+        shard = original(path)
+        monkeypatch.setattr(shard, "_finite", lambda modality: pytest.fail("features are read"))
+        return shard
+
+    monkeypatch.setattr(store_module, "open_shard", counting)
+    writer = EmbeddingStore(store.folder)
+    expected: set[str] = set()
+    for name in ("a", "b", "c"):
+        path = writer.write(rows(name, f"{name}{name}", absent=(name,)))
+        expected |= {name, f"{name}{name}"}
+        opened.clear()
+        for _ in range(3):
+            assert store.finished() == {"timesformer": expected, "ast": expected}
+        assert opened == [path]
+    path = writer.pack()
+    opened.clear()
+    assert store.finished(retry_failed=True)["ast"] == {"aa", "bb", "cc"} and opened == [path]
+    assert store.finished()["ast"] == expected and opened == [path]
+
+
 def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
     half = rows("a")
     store.write(
@@ -228,7 +311,7 @@ def test_temporary_files_of_a_killed_writer_are_ignored(store: EmbeddingStore) -
 def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing_behind(store: EmbeddingStore) -> None:
     store.folder.parent.mkdir(parents=True)
     store.folder.write_text("a file where the store should be")
-    with pytest.raises(AlphafuseError, match=r"can't write .*: free some space or choose another folder"):
+    with pytest.raises(AlphafuseError, match=r"can't write .*: something else has that name: move it away or choose"):
         store.write(rows("a"))
 
 
@@ -278,16 +361,49 @@ def test_of_a_clip_that_a_shard_holds_twice_the_first_row_counts(store: Embeddin
 
 
 def test_the_checksum_is_that_of_the_whole_content(store: EmbeddingStore) -> None:
-    """Computed in parts, it must stay what shards of earlier versions carry."""
     many = tuple(f"clip{i}" for i in range(5000))
     with h5py.File(store.write(rows(*many))) as shard:
-        digest = hashlib.sha256(shard.attrs["settings"].encode())
-        for name in sorted(["ast", "clip_id", "group", "label", "timesformer"] + [f"failures/{n}" for n in FAILURE]):
-            values = shard[name][()]
-            text = values.dtype == object
-            digest.update(f"{name} {'text' if text else values.dtype} {values.shape} ".encode())
-            digest.update(b"\0".join(values) if text else values.tobytes())
-        assert digest.hexdigest() == shard.attrs["sha256"]
+        assert checksum(shard) == shard.attrs["sha256"].decode()
+
+
+def checksum(shard: h5py.File) -> str:
+    """Computed on all at once, as earlier versions did."""
+    names: list[str] = []
+    shard.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    settings = shard.attrs["settings"]
+    digest = hashlib.sha256(settings if isinstance(settings, bytes) else settings.encode())
+    for name in sorted(names):
+        values = shard[name][()]
+        text = values.dtype.kind in "OS"
+        digest.update(f"{name} {'text' if text else values.dtype} {values.shape} ".encode())
+        digest.update(b"\0".join(values) if text else values.tobytes())
+    return digest.hexdigest()
+
+
+def as_before(path: Path) -> Path:
+    """Rewrite a shard as earlier versions wrote it: strings of variable length, nothing in /present."""
+    with h5py.File(path) as new, h5py.File(path.with_suffix(".old"), "w") as old:
+        for name in ("clip_id", "label", "group", *(f"failures/{n}" for n in FAILURE)):
+            old.create_dataset(name, data=list(new[name].asstr()[()]), dtype=h5py.string_dtype(), shape=new[name].shape)
+        for modality in SETTINGS:
+            old.create_dataset(modality, data=new[modality][()])
+        old.attrs["format_version"] = 1
+        for name in ("settings", "provenance"):
+            old.attrs[name] = new.attrs[name].decode()
+        old.attrs["sha256"] = checksum(old)
+    return path.with_suffix(".old").rename(path)
+
+
+def test_shards_of_earlier_versions_are_read_beside_new_ones(store: EmbeddingStore) -> None:
+    as_before(store.write(rows("a", "b", absent=("b",))))
+    store.write(rows("b", "cä"))
+    read = store.read()
+    assert read.clip_ids == ("a", "b", "cä") and read.labels[2] == "label of cä" and read.failures == ()
+    assert read.features["ast"].tolist() == [[1, 0], [1, 0], [2, 0]]
+    assert store.verify() == [] and store.info().duplicates == 1 and store.done() == {"a", "b", "cä"}
+    assert EmbeddingStore(store.folder).finished(retry_failed=True)["ast"] == {"a", "b", "cä"}
+    store.pack()
+    assert store.read().features["ast"].tolist() == read.features["ast"].tolist()
 
 
 def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from alphafuse.data import stored as stored_module
+from alphafuse.data import shard as shard_module
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore, Failure
@@ -88,9 +88,9 @@ def test_rows_equal_a_row_by_row_join_whatever_the_shards_look_like(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Clips stored twice, within and across shards, absent rows, float16, modalities apart, strangers, empty shards."""
-    monkeypatch.setattr(stored_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end everywhere
-    monkeypatch.setattr(stored_module, "GAP_BYTES", 40)
-    monkeypatch.setattr(stored_module, "ID_ROWS", 7)
+    monkeypatch.setattr(shard_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end everywhere
+    monkeypatch.setattr(shard_module, "GAP_BYTES", 40)
+    monkeypatch.setattr(shard_module, "ID_ROWS", 7)
     generator = np.random.default_rng(seed)
     everything = names(60)
     for number in range(6):
@@ -201,11 +201,11 @@ def test_a_shuffled_window_is_read_in_whole_slices_and_single_rows_alone(
     reads.clear()
     opened.read_rows(order[900:1100])
     assert reads == [100] * 4
-    monkeypatch.setattr(stored_module, "GAP_BYTES", 100)
+    monkeypatch.setattr(shard_module, "GAP_BYTES", 100)
     reads.clear()
     opened.read_rows(order[[1500, 2, 800]])
     assert reads == [1] * 6
-    monkeypatch.setattr(stored_module, "SLICE_BYTES", 100 * 4 * DIMS["timesformer"])
+    monkeypatch.setattr(shard_module, "SLICE_BYTES", 100 * 4 * DIMS["timesformer"])
     reads.clear()
     opened.take(order[:250]).read_rows(np.arange(250))
     assert max(reads) <= 100 * DIMS["timesformer"] // DIMS["ast"] and sum(reads) == 500
