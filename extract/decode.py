@@ -1,12 +1,16 @@
-"""A clip's file -> frames and waveform, opened and read once.
+"""A clip's file -> frames and waveform, decoding no more of it than is looked at.
 
 Which frames are taken is a `sampling`'s choice among the *shown* frames (packets that an mp4 edit list discards are
-decoded, for others depend on them, but never shown). The waveform is mono, 16 kHz, float32.
+decoded, for others depend on them, but never shown). They are those that decoding everything gives, bit for bit, turned
+upright as a player turns them; `extract/shortcut.py` says which packets that takes. The waveform is mono, 16 kHz,
+float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +19,23 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.filter import Graph
 from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from alphafuse.errors import DecodeError
+
+from .shortcut import Outline, Plan
+
 SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 3.1)
+MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) and AV1 (6.3) allow 35.7 million
+HELD_BYTES = 64 * 2**20  # of video packets; a file with more is read a second time
+JOINED_SAMPLES = 8192  # resampled at once: fewer, larger steps
+NO_MEMORY = "needs more memory than a decode worker may take"
 
 
 @dataclass(frozen=True)
@@ -91,33 +105,43 @@ def decode_clip(
     frames: int,
     sampling: str = "spread",
     prepare: Callable[[np.ndarray], np.ndarray] = lambda image: image,
+    max_samples: int | None = None,
 ) -> Decoded:
     """Decode the frames and the waveform of a clip; whatever is wrong with one leaves the other whole.
+
+    An undamaged file's frames are those of full decoding, bit for bit. Of a damaged file, so are they wherever the
+    container or the decoder notices the damage in what is decoded here. Damage inside a picture that needn't be decoded
+    stays unnoticed; full decoding might have lost that picture, and counted one frame less.
 
     Args:
         path: any file that FFmpeg's libraries read.
         frames: how many frames to take.
         sampling: which ones: "spread" (`frame_indices`) or "notebook" (`notebook_indices`).
         prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
-            prepared frames are held (for instance resized ones).
+            prepared frames are held (for instance resized ones). A `DecodeError` of its becomes `no_frames`.
+        max_samples: how many samples of the waveform are looked at; what is beyond them is not decoded. None = all.
     """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples must be at least 1, not {max_samples}")
     if Path(path).exists() and not Path(path).is_file():
         return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block for ever
     try:
-        with av.open(str(path)) as container:
-            video = next((s for s in container.streams.video if not _is_cover(s)), None)
-            audio = next(iter(container.streams.audio), None)
-            packets: list[Packet] = []
-            resampler = MonoResampler()
-            audio_error = ""
-            for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
-                if packet.stream is video:
-                    packets.append(packet)
-                elif not audio_error:
-                    audio_error = _feed(resampler, packet)
-            choose = partial(_choose, SAMPLINGS[sampling], _listed_frames(video), frames)
-            images, no_frames = _take_frames(path, video, packets, choose, prepare)
-            waveform, no_waveform = _finish_waveform(resampler, audio, audio_error)
+        with _open(path) as container:
+            film = _Film(path, _video_of(container))
+            sound = _Sound(next(iter(container.streams.audio), None), max_samples)
+            streams = [stream for stream in (film.stream, sound.stream) if stream is not None]
+            for packet in _read(container, streams):
+                if packet.stream is film.stream:
+                    film.add(packet)
+                else:
+                    sound.add(packet)
+                if film.stream is None and sound.enough:
+                    break
+            waveform, no_waveform = sound.finish()
+            choose = partial(_choose, SAMPLINGS[sampling], _listed_frames(film.stream), frames)
+            images, no_frames = film.take(choose, prepare)
+    except MemoryError:
+        return Decoded(None, None, NO_MEMORY, NO_MEMORY)
     except (FFmpegError, OSError, ValueError) as error:
         reason = f"can't be opened: {_first_line(error)}"
         return Decoded(None, None, reason, reason)
@@ -129,11 +153,16 @@ class MonoResampler:
 
     The channels are mixed as `ffmpeg -ac 1` mixes them into a 16-bit file: stereo becomes the mean of left and right.
     (Left to itself, libswresample scales a *float* stereo mix by sqrt(2), which shifts every log filter bank by 0.69.)
+
+    Attributes:
+        samples: how many have come out so far, at 16 kHz; what was pushed last may still be inside.
     """
 
     def __init__(self) -> None:
+        self.samples = 0
         self._graph: Graph | None = None
         self._shape: tuple[int, str, str] | None = None
+        self._inside = 0  # samples pushed since the last pull
         self._chunks: list[np.ndarray] = []
 
     def push(self, frame: AudioFrame) -> None:
@@ -143,7 +172,9 @@ class MonoResampler:
             self._drain()
             self._graph, self._shape = _mono_graph(*shape), shape
         self._graph.push(frame)
-        self._pull()
+        self._inside += frame.samples
+        if self._inside >= 4 * JOINED_SAMPLES:  # an attempt to pull costs as much as the resampling of a frame
+            self._pull()
 
     def finish(self) -> np.ndarray:
         """Everything pushed so far as (samples,) float32."""
@@ -158,6 +189,7 @@ class MonoResampler:
 
     def _pull(self) -> None:
         assert self._graph is not None
+        self._inside = 0
         while True:
             try:
                 frame = self._graph.pull()
@@ -165,73 +197,202 @@ class MonoResampler:
                 return
             assert isinstance(frame, AudioFrame)
             self._chunks.append(frame.to_ndarray()[0].astype(np.float32, copy=False))
+            self.samples += frame.samples
 
 
 def _mono_graph(sample_rate_hz: int, sample_format: str, layout: str) -> Graph:
     graph = Graph()
+    graph.threads = 1
     # rematrix_maxval=1: no mixing weight may sum to more than 1, as for integer formats
     options = f"osr={SAMPLE_RATE_HZ}:osf=fltp:ochl=mono:rematrix_maxval=1"
     graph.link_nodes(
         graph.add_abuffer(sample_rate=sample_rate_hz, format=sample_format, layout=layout),
+        graph.add("asetnsamples", f"n={JOINED_SAMPLES}:p=0"),
         graph.add("aresample", options),
         graph.add("abuffersink"),
     ).configure()
     return graph
 
 
-def _feed(resampler: MonoResampler, packet: Packet) -> str:
-    """Decode an audio packet into the resampler; the reason when that fails for good."""
-    try:
-        for frame in packet.decode():
-            assert isinstance(frame, AudioFrame)
-            resampler.push(frame)
-    except av.error.InvalidDataError:
-        return ""  # one damaged packet costs only itself, as in every player
-    except FFmpegError as error:
-        return f"audio can't be decoded: {_first_line(error)}"
+class _Sound:
+    """Takes the packets of an audio stream as they are read, gives the waveform or the reason why there is none."""
+
+    def __init__(self, audio: AudioStream | None, max_samples: int | None) -> None:
+        self._problem = _audio_problem(audio)
+        self.stream = None if self._problem else audio
+        self._max_samples = max_samples
+        self._resampler = MonoResampler()
+
+    @property
+    def enough(self) -> bool:
+        """Whether further packets make no difference."""
+        return bool(self._problem) or (self._max_samples is not None and self._resampler.samples >= self._max_samples)
+
+    def add(self, packet: Packet | None) -> None:
+        """Decode a packet; None = what the decoder still holds back."""
+        if self.enough or self.stream is None:
+            return
+        try:
+            for frame in self.stream.decode(packet):
+                self._resampler.push(frame)
+        except av.error.InvalidDataError:
+            return  # one damaged packet costs only itself, as in every player
+        except MemoryError:
+            self._problem = NO_MEMORY
+        except (FFmpegError, ValueError) as error:
+            self._problem = f"audio can't be decoded: {_first_line(error)}"
+
+    def finish(self) -> tuple[np.ndarray | None, str]:
+        """(samples,) float32 and "", or None and the reason."""
+        self.add(None)
+        if self._problem:
+            return None, self._problem
+        try:
+            waveform = self._resampler.finish()[: self._max_samples]
+        except MemoryError:
+            return None, NO_MEMORY
+        if not len(waveform):
+            return None, "audio stream without a sample"
+        if not np.isfinite(waveform).all():
+            return None, "audio samples are not finite"
+        return waveform, ""
+
+
+def _audio_problem(audio: AudioStream | None) -> str:
+    if audio is None:
+        return "no audio stream"
+    if audio.codec_context is None:
+        return "audio of a codec that FFmpeg doesn't know"
     return ""
 
 
-def _finish_waveform(
-    resampler: MonoResampler, audio: AudioStream | None, audio_error: str
-) -> tuple[np.ndarray | None, str]:
-    if audio is None:
-        return None, "no audio stream"
-    if audio_error:
-        return None, audio_error
-    waveform = resampler.finish()
-    if not len(waveform):
-        return None, "audio stream without a sample"
-    if not np.isfinite(waveform).all():
-        return None, "audio samples are not finite"
-    return waveform, ""
+class _Film:
+    """Takes the packets of a video stream as they are read, gives the frames that are looked at or the reason."""
+
+    def __init__(self, path: str | Path, video: VideoStream | None) -> None:
+        self._path = path
+        self._problem = _video_problem(video)
+        self.stream = None if self._problem else video
+        self._held: list[Packet] | None = []
+        self._held_bytes = 0
+        if self.stream is not None:
+            self._outline = Outline(self.stream)
+            _prepare_decoder(self.stream)
+
+    def add(self, packet: Packet) -> None:
+        """Take note of a packet, and hold it as long as there are not too many."""
+        self._outline.add(packet)
+        self._held_bytes += packet.size
+        if self._held_bytes > HELD_BYTES:
+            self._held = None
+        if self._held is not None:
+            self._held.append(packet)
+
+    def take(
+        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray | None, str]:
+        """(frames, height, width, 3) uint8 and "", or None and the reason.
+
+        Args:
+            choose: number of shown frames -> indices of those that are looked at.
+            prepare: see `decode_clip`.
+        """
+        if self._problem:
+            return None, self._problem
+        try:
+            taken = self._take_planned(choose, prepare)
+            if taken is None:
+                taken = self._take_from_all(choose, prepare)
+            if not taken:
+                return None, "video stream without a frame"
+            if len({image.shape for image in taken}) > 1:
+                return None, "frames change their size"
+            return np.stack(taken), ""
+        except MemoryError:
+            return None, NO_MEMORY
+        except DecodeError as error:
+            return None, str(error)
+        except (FFmpegError, ValueError) as error:
+            return None, f"video can't be decoded: {_first_line(error)}"
+
+    def _take_planned(
+        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """The frames by way of a `Plan`, or None: there is none, or the decoder didn't put out what it foresees."""
+        plan = self._outline.plan(choose)
+        if plan is None:
+            return None
+        with self._packets() as packets:
+            return _follow(plan, packets, prepare)
+
+    def _take_from_all(
+        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+    ) -> list[np.ndarray]:
+        """The frames by decoding everything; a second time if there aren't as many as the packets promise."""
+        total = self._outline.listed
+        for _ in range(2):
+            with self._packets() as packets:
+                shown, taken = _take_by_index(_decode(packets, strict=False), choose(total), prepare)
+            if shown in (0, total):
+                break
+            total = shown
+        return taken
+
+    @contextmanager
+    def _packets(self) -> Iterator[Iterable[Packet]]:
+        """The stream's packets and a fresh decoder: those held, the first time; else the file is read again."""
+        held, self._held = self._held, None
+        if held is not None:
+            yield held
+            return
+        with _open(self._path) as container:
+            video = _video_of(container)
+            assert video is not None
+            _prepare_decoder(video)
+            yield _read(container, [video])
 
 
-def _take_frames(
-    path: str | Path,
-    video: VideoStream | None,
-    packets: list[Packet],
-    choose: Callable[[int], list[int]],
-    prepare: Callable[[np.ndarray], np.ndarray],
-) -> tuple[np.ndarray | None, str]:
-    """(frames, height, width, 3) uint8 and "", or None and the reason."""
+def _video_problem(video: VideoStream | None) -> str:
     if video is None:
-        return None, "no video stream"
+        return "no video stream"
+    if video.codec_context is None:
+        return "video of a codec that FFmpeg doesn't know"
+    width, height = video.codec_context.width, video.codec_context.height
+    if width * height > MAX_PIXELS:
+        return f"frames of {width}x{height} pixels are larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
+    return ""
+
+
+def _prepare_decoder(video: VideoStream) -> None:
     video.codec_context.thread_count = 1  # one clip per worker: threads inside would only compete
-    expected = sum(packet.pts is not None and not packet.is_discard for packet in packets)
-    try:
-        shown, taken = _take_by_index(_decode_packets(packets), choose(expected), prepare)
-        if shown != expected and shown > 0:
-            # packets and frames don't match one to one (damaged or unusual stream): now the true count is known
-            with av.open(str(path)) as container:
-                stream = next(s for s in container.streams.video if not _is_cover(s))
-                again = _decode_packets(container.demux(stream))
-                shown, taken = _take_by_index(again, choose(shown), prepare)
-    except (FFmpegError, ValueError) as error:
-        return None, f"video can't be decoded: {_first_line(error)}"
-    if not taken:
-        return None, "video stream without a frame"
-    return np.stack(taken), ""
+    video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of what the stream says, too
+
+
+def _open(path: str | Path) -> InputContainer:
+    # file: a name with a colon is no protocol's; replace: no file is worse for a title in Latin-1
+    return av.open(f"file:{path}", metadata_errors="replace", options={"max_pixels": str(MAX_PIXELS)})
+
+
+def _read(container: InputContainer, streams: list[Stream]) -> Iterator[Packet]:
+    """Packets up to the end of what can be read; empty ones, which would end decoding, are left out."""
+    packets = container.demux(streams)
+    while True:
+        try:
+            packet = next(packets, None)
+        except MemoryError:
+            raise
+        except FFmpegError:
+            return  # cut off or damaged: what came before counts, as in players
+        if packet is None:
+            return
+        if packet.size:
+            yield packet
+
+
+def _video_of(container: InputContainer) -> VideoStream | None:
+    """The first stream that isn't the cover picture of a music file."""
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
 def _listed_frames(video: VideoStream | None) -> int:
@@ -248,6 +409,26 @@ def _choose(sampling: Callable[[int, int, int], np.ndarray], listed: int, frames
     return sampling(shown, max(listed, shown), frames).tolist()
 
 
+def _follow(
+    plan: Plan, packets: Iterable[Packet], prepare: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray] | None:
+    """The prepared frames, or None as soon as the decoder puts out anything but what the plan foresees."""
+    expected, wanted = iter(plan.expected), set(plan.wanted)
+    prepared: dict[int, np.ndarray] = {}
+    decoded = (packet for use, packet in zip(plan.decoded, packets, strict=False) if use)
+    try:
+        for frame in _decode(decoded, strict=True):
+            if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
+                return None
+            if frame.pts in wanted:
+                prepared[frame.pts] = prepare(_upright(frame))
+    except av.error.InvalidDataError:
+        return None
+    if next(expected, None) is not None:
+        return None
+    return [prepared[timestamp] for timestamp in plan.wanted]
+
+
 def _take_by_index(
     images: Iterator[VideoFrame], indices: list[int], prepare: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
@@ -257,25 +438,49 @@ def _take_by_index(
     shown = 0
     for image in images:
         if shown in wanted:
-            prepared[shown] = prepare(image.to_ndarray(format="rgb24"))
+            prepared[shown] = prepare(_upright(image))
         shown += 1
     return shown, [prepared[index] for index in indices if index in prepared]
 
 
-def _decode_packets(packets: list[Packet] | Iterator[Packet]) -> Iterator[VideoFrame]:
-    """Decoded frames in the order in which they are shown; damaged packets are skipped, as players do."""
+def _decode(packets: Iterable[Packet], *, strict: bool) -> Iterator[VideoFrame]:
+    """Decoded frames in the order in which they are shown.
+
+    Args:
+        packets: of one stream.
+        strict: whether a damaged packet raises `av.error.InvalidDataError`; else it is skipped, as players do.
+    """
+    stream = None
     for packet in packets:
-        try:
-            for frame in packet.decode():
-                assert isinstance(frame, VideoFrame)
-                yield frame
-        except av.error.InvalidDataError:
-            continue
+        stream = packet.stream
+        yield from _decode_one(stream, packet, strict)
+    if stream is not None:
+        yield from _decode_one(stream, None, strict)
 
 
-def _is_cover(stream: VideoStream) -> bool:
-    """Whether a "video" stream is the cover picture of a music file."""
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+def _decode_one(stream: VideoStream, packet: Packet | None, strict: bool) -> list[VideoFrame]:
+    """The frames that come out for a packet; for None, those that the decoder still held back."""
+    try:
+        return stream.decode(packet)
+    except av.error.InvalidDataError:
+        if strict:
+            raise
+        return []
+
+
+def _upright(frame: VideoFrame) -> np.ndarray:
+    """(height, width, 3) uint8 RGB, turned and mirrored by the display matrix as far as that is by right angles."""
+    image = frame.to_ndarray(format="rgb24", threads=1)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # a pixel at (x, y) is shown at (ax + cy, bx + dy), origin aside
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if a == d == 0:
+        image, a, d = image.swapaxes(0, 1), c, b
+    elif not b == c == 0:
+        return image
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,575 @@
+"""Which packets of a video stream a decoder needs for the few frames that are looked at.
+
+Two kinds of packets need not be decoded: pictures that no other picture is predicted from (H.264's and HEVC's
+non-reference pictures, a third of a typical H.264 stream), and whatever follows the last wanted picture up to the next
+one that starts afresh (an IDR picture or its like). Both are read off the packets' own headers, never off the
+container's flags, and with them the order in which the decoder puts the pictures out, so that the index of a shown
+frame is known without decoding.
+
+Every rule errs on the side of decoding: a stream with anything in it that the rules were not proven for (`Unsure`), or
+whose timestamps contradict its own order, has no plan, and is decoded in full. What was tried and left out: skipping
+VP8's, VP9's and AV1's unreferenced frames (they carry probabilities and segment maps over to the next frame) and
+MPEG-4's B frames (often packed in pairs or without timestamps).
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # those that say so when a packet is cut short
+HEADER_BYTES = 48  # more than what is read of a slice's header
+LONGEST_REORDER = 16  # pictures; the most that H.264 and HEVC allow
+
+
+class Unsure(Exception):
+    """The stream has something that the short cuts are not proven for."""
+
+
+class Picture(NamedTuple):
+    """What the headers in one packet say.
+
+    Attributes:
+        shown: the decoder puts a picture out for it.
+        fresh: neither this picture nor any after it, in decoding order, needs one before it.
+        reference: other pictures may be predicted from it.
+        order: its place in the order of showing, among the pictures from one fresh one to the next.
+    """
+
+    shown: bool
+    fresh: bool
+    reference: bool
+    order: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to decode.
+
+    Attributes:
+        decoded: (packets,) bool, in decoding order.
+        expected: timestamps of all frames that the decoder then puts out, in that order.
+        wanted: timestamps of the frames that are looked at, as the indices were chosen.
+    """
+
+    decoded: np.ndarray
+    expected: list[int]
+    wanted: list[int]
+
+
+class Outline:
+    """What a video stream's packets say about themselves, learnt in decoding order; some 20 bytes a packet."""
+
+    def __init__(self, video: VideoStream) -> None:
+        self.listed = 0  # packets that are to be shown, as far as the container knows
+        self._timestamps = array("q")
+        self._orders = array("q")
+        self._flags = array("B")  # bits: visible, fresh, reference
+        self._reader: _Reader | None = None
+        try:
+            if video.container.format.name in CONTAINERS:
+                self._reader = _reader(video)
+        except Unsure:
+            pass
+
+    def add(self, packet: Packet) -> None:
+        """Take note of the next packet."""
+        visible = packet.pts is not None and not packet.is_discard
+        self.listed += visible
+        if self._reader is None:
+            return
+        try:
+            if packet.pts is None or packet.is_corrupt:
+                raise Unsure
+            picture = self._reader.read(memoryview(packet))
+            if not (self._flags or picture.fresh):
+                raise Unsure
+        except Unsure:
+            self.distrust()
+            return
+        self._timestamps.append(packet.pts)
+        self._orders.append(picture.order)
+        self._flags.append((visible and picture.shown) | picture.fresh << 1 | picture.reference << 2)
+
+    def distrust(self) -> None:
+        """Make no plan, whatever is still added."""
+        self._reader = None
+        self._timestamps, self._orders, self._flags = array("q"), array("q"), array("B")
+
+    def plan(self, choose: Callable[[int], list[int]]) -> Plan | None:
+        """What to decode for `choose(number of shown frames)`, indices of shown frames; None if that isn't certain."""
+        flags = np.array(self._flags)
+        visible, fresh, reference = ((flags >> bit & 1).astype(bool) for bit in range(3))
+        if not visible.any():
+            return None
+        timestamps, group = np.array(self._timestamps), np.cumsum(fresh) - 1  # (packets,)
+        shown = np.lexsort((np.array(self._orders), group))
+        shown = shown[visible[shown]]  # packet numbers in the order of showing
+        if (np.diff(timestamps[shown]) <= 0).any():
+            return None
+        wanted = shown[choose(len(shown))]
+        last_of_group = np.full(group[-1] + 1, -1)
+        np.maximum.at(last_of_group, group[wanted], wanted)
+        looked_at = np.zeros(len(flags), bool)
+        looked_at[wanted] = True
+        decoded = (reference | looked_at) & (np.arange(len(flags)) <= last_of_group[group])
+        expected = timestamps[shown[decoded[shown]]]
+        return Plan(decoded, expected.tolist(), timestamps[wanted].tolist())
+
+
+class _Reader(Protocol):
+    def read(self, packet: memoryview) -> Picture: ...
+
+
+def _reader(video: VideoStream) -> _Reader:
+    codec, extradata = video.codec_context.name, video.codec_context.extradata or b""
+    if codec == "h264":
+        return _H264(extradata)
+    if codec == "hevc":
+        return _Hevc(extradata)
+    if codec == "vp8":
+        return _Vp8()
+    if codec == "vp9":
+        return _Vp9()
+    if codec == "libdav1d":
+        return _Av1()
+    raise Unsure
+
+
+class _H264:
+    """ITU-T H.264; section numbers are of its edition of 2021-08."""
+
+    def __init__(self, extradata: bytes) -> None:
+        if len(extradata) < 7 or extradata[0] != 1:  # ISO/IEC 14496-15, 5.3.3.1
+            raise Unsure
+        self._length_bytes = (extradata[4] & 3) + 1
+        sets, end = _counted_units(extradata, 6, extradata[5] & 31)
+        if len(sets) != 1 or end >= len(extradata):
+            raise Unsure
+        self._parameters = _H264Parameters.read(sets[0])
+        self._known_sets = {*sets, *_counted_units(extradata, end + 1, extradata[end])[0]}
+        self._previous_number = 0  # frame_num of the reference picture before
+        self._previous_order = 0  # PicOrderCnt of the reference picture before
+        self._late = _LateComers(self._parameters.most_reordered)
+
+    def read(self, packet: memoryview) -> Picture:
+        head = b""
+        kinds = set()
+        for unit in _units(packet, self._length_bytes):
+            kind = unit[0] & 31  # table 7-1
+            if kind in (1, 5):
+                kinds.add((kind == 5, unit[0] >> 5 != 0))
+                if unit[1] & 0x80:  # first_mb_in_slice is 0
+                    if head:
+                        raise Unsure
+                    head = bytes(unit[:HEADER_BYTES])
+            elif kind in (7, 8):
+                if bytes(unit) not in self._known_sets:
+                    raise Unsure
+            elif kind not in (6, 9, 12):  # extra information, delimiter, filler
+                raise Unsure
+        if len(kinds) != 1 or not head:
+            raise Unsure
+        fresh, reference = kinds.pop()
+        order = self._order(_Bits(head[1:]), fresh, reference)
+        self._late.check(order, fresh)
+        return Picture(True, fresh, reference, order)
+
+    def _order(self, bits: _Bits, fresh: bool, reference: bool) -> int:
+        """PicOrderCnt (8.2.1), from a slice header (7.3.3); numbers of frames must leave no gap (7.4.3)."""
+        parameters = self._parameters
+        bits.skip_ue(3)  # first_mb_in_slice, slice_type, pic_parameter_set_id
+        number = bits.u(parameters.number_bits)
+        modulus = 1 << parameters.number_bits
+        if number != (0 if fresh else (self._previous_number + 1) % modulus):
+            raise Unsure
+        if fresh:
+            bits.skip_ue(1)  # idr_pic_id
+        if parameters.order_bits:
+            order = _unwrap(bits.u(parameters.order_bits), parameters.order_bits, 0 if fresh else self._previous_order)
+        else:  # type 2: the order of decoding
+            order = 0 if fresh else self._late.last + 1
+        if reference:
+            self._previous_number, self._previous_order = number, order
+        return order
+
+
+class _H264Parameters(NamedTuple):
+    """What matters of a sequence parameter set (7.3.2.1.1, E.1.1)."""
+
+    number_bits: int  # of frame_num
+    order_bits: int  # of pic_order_cnt_lsb; 0 where the order is that of decoding
+    most_reordered: int  # pictures that may precede one in decoding order and follow it in the order of showing
+
+    @classmethod
+    def read(cls, unit: bytes) -> _H264Parameters:
+        bits = _Bits(unit[1:])
+        profile = bits.u(8)
+        bits.u(16)  # constraints, level
+        bits.skip_ue(1)
+        if profile in (100, 110, 122, 244):
+            if bits.ue() == 3 and bits.u(1):  # separate_colour_plane_flag
+                raise Unsure
+            bits.skip_ue(2)
+            bits.u(1)
+            if bits.u(1):  # scaling matrices
+                raise Unsure
+        elif profile not in (66, 77, 88):
+            raise Unsure
+        number_bits = bits.ue() + 4
+        order_type = bits.ue()
+        order_bits = bits.ue() + 4 if order_type == 0 else 0
+        if order_type == 1:
+            raise Unsure
+        bits.skip_ue(1)
+        gaps = bits.u(1)
+        bits.skip_ue(2)
+        if gaps or not bits.u(1):  # frame_mbs_only_flag
+            raise Unsure
+        bits.u(1)
+        if bits.u(1):  # cropping
+            bits.skip_ue(4)
+        most_reordered = cls._read_reordering(bits) if bits.u(1) else 0
+        return cls(number_bits, order_bits, most_reordered)
+
+    @staticmethod
+    def _read_reordering(bits: _Bits) -> int:
+        """max_num_reorder_frames; 0 where it isn't given: FFmpeg then learns it by losing frames."""
+        if bits.u(1) and bits.u(8) == 255:  # aspect ratio
+            bits.u(32)
+        if bits.u(1):  # overscan
+            bits.u(1)
+        if bits.u(1):  # video signal
+            bits.u(4)
+            if bits.u(1):
+                bits.u(24)
+        if bits.u(1):  # place of the colour samples
+            bits.skip_ue(2)
+        if bits.u(1):  # timing
+            bits.u(65)
+        buffering = [_skip_buffering(bits) for _ in range(2) if bits.u(1)]
+        if buffering:
+            bits.u(1)
+        bits.u(1)
+        if not bits.u(1):  # bitstream_restriction_flag
+            return 0
+        bits.u(1)
+        bits.skip_ue(4)
+        return bits.ue()
+
+
+def _skip_buffering(bits: _Bits) -> None:
+    """hrd_parameters of H.264 (E.1.2)."""
+    count = bits.ue() + 1
+    bits.u(8)
+    for _ in range(count):
+        bits.skip_ue(2)
+        bits.u(1)
+    bits.u(20)
+
+
+class _Hevc:
+    """ITU-T H.265; section numbers are of its edition of 2021-08. Single layer, single temporal sub-layer."""
+
+    def __init__(self, extradata: bytes) -> None:
+        if len(extradata) < 24 or extradata[0] != 1:  # ISO/IEC 14496-15, 8.3.3.1
+            raise Unsure
+        self._length_bytes = (extradata[21] & 3) + 1
+        self._known_sets: set[bytes] = set()
+        position = 23
+        for _ in range(extradata[22]):
+            units, position = _counted_units(
+                extradata, position + 3, int.from_bytes(extradata[position + 1 : position + 3])
+            )
+            self._known_sets.update(units)
+        kinds = sorted(unit[0] >> 1 for unit in self._known_sets if unit[0] >> 1 in (33, 34))
+        if kinds != [33, 34]:  # one sequence and one picture parameter set
+            raise Unsure
+        for unit in self._known_sets:
+            if unit[0] >> 1 == 33:
+                self._read_sequence(_Bits(unit[2:]))
+            elif unit[0] >> 1 == 34:
+                self._read_picture(_Bits(unit[2:]))
+        self._previous_order: int | None = None  # PicOrderCntVal of the reference picture before
+        self._begun_by_idr = False
+        self._late = _LateComers(self._most_reordered)
+
+    def _read_sequence(self, bits: _Bits) -> None:
+        """What matters of a sequence parameter set (7.3.2.2)."""
+        bits.u(4)
+        if bits.u(3):  # more temporal sub-layers: non-reference pictures of a lower one are references of a higher
+            raise Unsure
+        bits.u(1 + 96)  # profile_tier_level
+        bits.skip_ue(1)
+        self._planes_apart = bits.ue() == 3 and bits.u(1) == 1
+        bits.skip_ue(2)
+        if bits.u(1):
+            bits.skip_ue(4)
+        bits.skip_ue(2)
+        self._order_bits = bits.ue() + 4
+        bits.u(1)
+        bits.skip_ue(1)
+        self._most_reordered = bits.ue()
+
+    def _read_picture(self, bits: _Bits) -> None:
+        """What matters of a picture parameter set (7.3.2.3)."""
+        bits.skip_ue(2)
+        bits.u(1)
+        if bits.u(1):  # output_flag_present_flag: some pictures may not be put out
+            raise Unsure
+        self._extra_bits = bits.u(3)
+
+    def read(self, packet: memoryview) -> Picture:
+        head = b""
+        kinds = set()
+        for unit in _units(packet, self._length_bytes):
+            kind = unit[0] >> 1  # table 7-1
+            if unit[0] & 1 or unit[1] != 1:  # another layer or sub-layer
+                raise Unsure
+            if kind <= 9 or kind in (19, 20, 21):
+                kinds.add(kind)
+                if unit[2] & 0x80:  # first_slice_segment_in_pic_flag
+                    if head:
+                        raise Unsure
+                    head = bytes(unit[:HEADER_BYTES])
+            elif kind in (32, 33, 34):
+                if bytes(unit) not in self._known_sets:
+                    raise Unsure
+            elif kind not in (35, 38, 39, 40, 62):  # delimiter, filler, extra information, Dolby's
+                raise Unsure
+        if len(kinds) != 1 or not head:
+            raise Unsure
+        kind = kinds.pop()
+        first = self._previous_order is None
+        fresh = kind in (19, 20) or (first and kind == 21)
+        self._begun_by_idr |= first and kind in (19, 20)
+        if kind in (8, 9) and not self._begun_by_idr:  # a decoder drops what leads a first CRA picture
+            raise Unsure
+        reference = kind > 9 or kind % 2 == 1
+        order = self._order(_Bits(head[2:]), kind)
+        self._late.check(order, fresh)
+        if reference and kind not in (7, 9):  # RADL_R, RASL_R: not counted from (8.3.1)
+            self._previous_order = order
+        return Picture(True, fresh, reference, order)
+
+    def _order(self, bits: _Bits, kind: int) -> int:
+        """PicOrderCntVal (8.3.1), from a slice segment header (7.3.6.1)."""
+        bits.u(1)
+        if kind >= 16 and bits.u(1):  # no_output_of_prior_pics_flag: frames of the group before would be lost
+            raise Unsure
+        bits.skip_ue(1)
+        bits.u(self._extra_bits)
+        bits.skip_ue(1)
+        if self._planes_apart:
+            bits.u(2)
+        if kind in (19, 20):
+            return 0
+        return _unwrap(bits.u(self._order_bits), self._order_bits, self._previous_order or 0)
+
+
+class _Vp8:
+    """RFC 6386, 9.1. Key frames replace all references and probabilities."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def read(self, packet: memoryview) -> Picture:
+        if len(packet) < 10:
+            raise Unsure
+        key = not packet[0] & 1
+        if key and bytes(packet[3:6]) != b"\x9d\x01\x2a":
+            raise Unsure
+        self._count += 1
+        return Picture(bool(packet[0] & 0x10), key, True, self._count)
+
+
+class _Vp9:
+    """VP9 bitstream specification 0.6, 6.2 and annex B. Key frames replace all references and probabilities."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def read(self, packet: memoryview) -> Picture:
+        headers = [self._header(frame) for frame in self._frames(packet)]  # (shown, key) of each
+        shown = sum(shown for shown, _ in headers)
+        if shown > 1:
+            raise Unsure
+        self._count += 1
+        return Picture(shown == 1, headers[0][1], True, self._count)
+
+    @staticmethod
+    def _frames(packet: memoryview) -> list[memoryview]:
+        """A packet holds one frame, or several with an index of their sizes at its end."""
+        if not packet:
+            raise Unsure
+        marker = packet[-1]
+        count, size_bytes = (marker & 7) + 1, (marker >> 3 & 3) + 1
+        index_bytes = 2 + count * size_bytes
+        if marker & 0xE0 != 0xC0 or len(packet) < index_bytes or packet[-index_bytes] != marker:
+            return [packet]
+        index = packet[1 - index_bytes : -1]
+        sizes = [int.from_bytes(index[i : i + size_bytes], "little") for i in range(0, len(index), size_bytes)]
+        ends = np.cumsum(sizes).tolist()
+        if ends[-1] > len(packet) - index_bytes:
+            raise Unsure
+        return [packet[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    @staticmethod
+    def _header(frame: memoryview) -> tuple[bool, bool]:
+        bits = _Bits(bytes(frame[:4]))
+        if bits.u(2) != 2:
+            raise Unsure
+        if bits.u(2) == 3:  # profile
+            bits.u(1)
+        if bits.u(1):  # show_existing_frame
+            return True, False
+        key = bits.u(1) == 0
+        return bits.u(1) == 1, key
+
+
+class _Av1:
+    """AV1 bitstream specification, 5.3 to 5.9. A key frame that is shown replaces all references and probabilities."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sequence = b""
+
+    def read(self, packet: memoryview) -> Picture:
+        headers = []  # (shown, key) of each frame
+        for kind, content in self._units(packet):
+            if kind == 1:
+                self._check_sequence(bytes(content))
+            elif kind in (3, 6):  # frame header, frame
+                headers.append(self._header(_Bits(bytes(content[:4]))))
+            elif kind not in (2, 4, 5, 15):  # delimiter, tiles, metadata, padding
+                raise Unsure
+        shown = sum(shown for shown, _ in headers)
+        if not headers or shown > 1 or not self._sequence:
+            raise Unsure
+        self._count += 1
+        return Picture(shown == 1, headers[0] == (True, True), True, self._count)
+
+    @staticmethod
+    def _units(packet: memoryview) -> Iterator[tuple[int, memoryview]]:
+        position = 0
+        while position < len(packet):
+            header = packet[position]
+            if header & 0x84 or not header & 2:  # another layer; a unit without its size
+                raise Unsure
+            position += 1
+            size = shift = 0
+            while True:  # leb128 (4.10.5)
+                if position >= len(packet) or shift > 28:
+                    raise Unsure
+                byte = packet[position]
+                size |= (byte & 0x7F) << shift
+                position, shift = position + 1, shift + 7
+                if not byte & 0x80:
+                    break
+            if position + size > len(packet):
+                raise Unsure
+            yield header >> 3 & 15, packet[position : position + size]
+            position += size
+
+    def _check_sequence(self, content: bytes) -> None:
+        bits = _Bits(content)
+        bits.u(4)
+        if bits.u(1) or self._sequence not in (b"", content):  # reduced_still_picture_header; a change on the way
+            raise Unsure
+        self._sequence = content
+
+    @staticmethod
+    def _header(bits: _Bits) -> tuple[bool, bool]:
+        if bits.u(1):  # show_existing_frame
+            return True, False
+        key = bits.u(2) == 0
+        return bits.u(1) == 1, key
+
+
+class _LateComers:
+    """Checks that no picture comes later, in decoding order, than a decoder waits for it: such ones would be lost."""
+
+    def __init__(self, most_reordered: int) -> None:
+        self._most_reordered = most_reordered
+        self._latest: list[int] = []  # the highest orders so far, ascending
+
+    @property
+    def last(self) -> int:
+        """The highest order so far."""
+        return self._latest[-1]
+
+    def check(self, order: int, fresh: bool) -> None:
+        if fresh:
+            self._latest = []
+        if len(self._latest) - bisect_right(self._latest, order) > self._most_reordered:
+            raise Unsure
+        insort(self._latest, order)
+        del self._latest[: -LONGEST_REORDER - 1]
+
+
+class _Bits:
+    """Bits from the left; `Unsure` at the end of them."""
+
+    def __init__(self, content: bytes) -> None:
+        unescaped = content.replace(b"\0\0\3", b"\0\0")  # H.264 and HEVC; too rare elsewhere to matter in four bytes
+        self._value = int.from_bytes(unescaped)
+        self._left = 8 * len(unescaped)
+
+    def u(self, bits: int) -> int:
+        """An unsigned number of so many bits."""
+        self._left -= bits
+        if self._left < 0:
+            raise Unsure
+        return self._value >> self._left & ((1 << bits) - 1)
+
+    def ue(self) -> int:
+        """An unsigned Exp-Golomb number (H.264, 9.1)."""
+        zeros = 0
+        while not self.u(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.u(zeros)
+
+    def skip_ue(self, count: int) -> None:
+        for _ in range(count):
+            self.ue()
+
+
+def _units(packet: memoryview, length_bytes: int) -> Iterator[memoryview]:
+    """The NAL units of a packet, each of at least 3 bytes behind its length."""
+    position = 0
+    while position < len(packet):
+        begin = position + length_bytes
+        position = begin + int.from_bytes(packet[position:begin])
+        if position > len(packet) or position < begin + 2:
+            raise Unsure
+        yield packet[begin:position]
+
+
+def _counted_units(content: bytes, position: int, count: int) -> tuple[list[bytes], int]:
+    """`count` units, each behind its length of 2 bytes; and the position after them."""
+    units = []
+    for _ in range(count):
+        begin = position + 2
+        position = begin + int.from_bytes(content[position:begin])
+        if position > len(content) or position < begin + 2:
+            raise Unsure
+        units.append(content[begin:position])
+    return units, position
+
+
+def _unwrap(low: int, bits: int, previous: int) -> int:
+    """The number nearest to the previous one whose last bits are `low`."""
+    modulus = 1 << bits
+    number = previous - previous % modulus + low
+    if number - previous > modulus // 2:
+        return number - modulus
+    if previous - number >= modulus // 2:  # as the standards have it: a step of exactly half goes up
+        return number + modulus
+    return number
