@@ -474,35 +474,33 @@ def shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
     Raises:
         StoreError: an id, label or group that no reader would accept, or settings that aren't json.
     """
-    for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
+    failed = [failure.clip_id for failure in rows.failures]
+    columns = {"clip_id": rows.clip_ids, "label": rows.labels, "group": rows.groups}
+    for name, column in (*columns.items(), ("clip_id", failed)):
         for value in column:
             if not is_clean(value):
                 raise StoreError(
                     f"{name} '{one_line(value, 40)}' is empty, longer than {MAX_TEXT} characters or has control "
                     "characters: rename it"
                 )
+    for failure in rows.failures:
+        if failure.modality not in MODALITIES:
+            raise StoreError(unknown("modality", failure.modality, MODALITIES))
     for modality in rows.features:
         if modality not in rows.settings:
             raise StoreError(f"{modality} embeddings without settings can't be stored: say what made them")
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver="earliest") as shard:
-        datasets = {
-            "clip_id": _write_text(shard, "clip_id", rows.clip_ids),
-            "label": _write_text(shard, "label", rows.labels),
-            "group": _write_text(shard, "group", rows.groups),
-        }
+        datasets = {name: _write_text(shard, name, column) for name, column in columns.items()}
         for modality, matrix in rows.features.items():
             dtype = np.float16 if matrix.dtype == np.float16 else np.float32
             values = matrix.astype(dtype, copy=False)
             datasets[modality] = shard.create_dataset(modality, data=values)
             name = f"present/{modality}"
             datasets[name] = shard.create_dataset(name, data=finite_rows(values).astype(np.uint8))
-        for column, values in (
-            ("clip_id", (failure.clip_id for failure in rows.failures)),
-            ("modality", (failure.modality for failure in rows.failures)),
-            ("reason", (one_line(failure.reason) for failure in rows.failures)),
-        ):
-            datasets[f"failures/{column}"] = _write_text(shard, f"failures/{column}", values)
+        for column in _FAILURE_COLUMNS:
+            texts = [one_line(getattr(failure, column), MAX_TEXT) for failure in rows.failures]
+            datasets[f"failures/{column}"] = _write_text(shard, f"failures/{column}", texts)
         settings = _json({name: dict(value) for name, value in rows.settings.items()}, "settings")
         shard.attrs["format_version"] = FORMAT_VERSION
         for name, text in (
