@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 
 from alphafuse.errors import DecodeError
 
-from .shortcut import Outline, Plan
+from .shortcut import Outline
 
 SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 3.1)
 MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) and AV1 (6.3) allow 35.7 million
@@ -303,40 +303,47 @@ class _Film:
             taken = self._take_planned(choose, prepare)
             if taken is None:
                 taken = self._take_from_all(choose, prepare)
-            if not taken:
-                return None, "video stream without a frame"
-            if len({image.shape for image in taken}) > 1:
-                return None, "frames change their size"
-            return np.stack(taken), ""
         except MemoryError:
             return None, NO_MEMORY
         except DecodeError as error:
             return None, str(error)
         except (FFmpegError, ValueError) as error:
             return None, f"video can't be decoded: {_first_line(error)}"
+        return taken, "video stream without a frame" if taken is None else ""
 
     def _take_planned(
         self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
-    ) -> list[np.ndarray] | None:
-        """The frames by way of a `Plan`, or None: there is none, or the decoder didn't put out what it foresees."""
+    ) -> np.ndarray | None:
+        """The frames by way of a `Plan`; None where there is none, or the decoder puts out anything else."""
         plan = self._outline.plan(choose)
         if plan is None:
             return None
+        gallery, expected = _Gallery(plan.wanted, prepare), iter(plan.expected)
         with self._packets() as packets:
-            return _follow(plan, packets, prepare)
+            needed = (packet for use, packet in zip(plan.decoded, packets, strict=False) if use)
+            try:
+                for frame in _decode(needed, strict=True):
+                    if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
+                        return None
+                    gallery.offer(frame.pts, frame)
+            except av.error.InvalidDataError:
+                return None
+        return gallery.finish()
 
     def _take_from_all(
         self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
-    ) -> list[np.ndarray]:
+    ) -> np.ndarray | None:
         """The frames by decoding everything; a second time if there aren't as many as the packets promise."""
         total = self._outline.listed
-        for _ in range(2):
+        while True:
+            gallery, shown = _Gallery(choose(total), prepare), 0
             with self._packets() as packets:
-                shown, taken = _take_by_index(_decode(packets, strict=False), choose(total), prepare)
+                for frame in _decode(packets, strict=False):
+                    gallery.offer(shown, frame)
+                    shown += 1
             if shown in (0, total):
-                break
+                return gallery.finish()
             total = shown
-        return taken
 
     @contextmanager
     def _packets(self) -> Iterator[Iterable[Packet]]:
@@ -350,6 +357,34 @@ class _Film:
             assert video is not None
             _prepare_decoder(video)
             yield _read(container, [video])
+
+
+class _Gallery:
+    """The frames that are looked at, each prepared and put in its places as soon as it is decoded."""
+
+    def __init__(self, keys: list[int], prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._places: dict[int, list[int]] = {}
+        for place, key in enumerate(keys):
+            self._places.setdefault(key, []).append(place)
+        self._count = len(keys)
+        self._prepare = prepare
+        self._frames: np.ndarray | None = None
+
+    def offer(self, key: int, frame: VideoFrame) -> None:
+        """Take a frame if it is one of those."""
+        places = self._places.pop(key, None)
+        if places is None:
+            return
+        image = self._prepare(_upright(frame))
+        if self._frames is None:
+            self._frames = np.empty((self._count, *image.shape), image.dtype)
+        if image.shape != self._frames.shape[1:]:
+            raise DecodeError("frames change their size")
+        self._frames[places] = image
+
+    def finish(self) -> np.ndarray | None:
+        """(frames, height, width, 3), or None if one was never offered."""
+        return None if self._places else self._frames
 
 
 def _video_problem(video: VideoStream | None) -> str:
@@ -407,40 +442,6 @@ def _listed_frames(video: VideoStream | None) -> int:
 def _choose(sampling: Callable[[int, int, int], np.ndarray], listed: int, frames: int, shown: int) -> list[int]:
     shown = max(shown, 1)
     return sampling(shown, max(listed, shown), frames).tolist()
-
-
-def _follow(
-    plan: Plan, packets: Iterable[Packet], prepare: Callable[[np.ndarray], np.ndarray]
-) -> list[np.ndarray] | None:
-    """The prepared frames, or None as soon as the decoder puts out anything but what the plan foresees."""
-    expected, wanted = iter(plan.expected), set(plan.wanted)
-    prepared: dict[int, np.ndarray] = {}
-    decoded = (packet for use, packet in zip(plan.decoded, packets, strict=False) if use)
-    try:
-        for frame in _decode(decoded, strict=True):
-            if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
-                return None
-            if frame.pts in wanted:
-                prepared[frame.pts] = prepare(_upright(frame))
-    except av.error.InvalidDataError:
-        return None
-    if next(expected, None) is not None:
-        return None
-    return [prepared[timestamp] for timestamp in plan.wanted]
-
-
-def _take_by_index(
-    images: Iterator[VideoFrame], indices: list[int], prepare: Callable[[np.ndarray], np.ndarray]
-) -> tuple[int, list[np.ndarray]]:
-    """How many images there are, and the prepared ones at these indices as far as they exist."""
-    wanted = set(indices)
-    prepared: dict[int, np.ndarray] = {}
-    shown = 0
-    for image in images:
-        if shown in wanted:
-            prepared[shown] = prepare(_upright(image))
-        shown += 1
-    return shown, [prepared[index] for index in indices if index in prepared]
 
 
 def _decode(packets: Iterable[Packet], *, strict: bool) -> Iterator[VideoFrame]:

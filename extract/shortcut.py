@@ -164,7 +164,7 @@ class _H264:
         kinds = set()
         for unit in _units(packet, self._length_bytes):
             kind = unit[0] & 31  # table 7-1
-            if kind in (1, 5):
+            if kind in (1, 5) and len(unit) > 2:
                 kinds.add((kind == 5, unit[0] >> 5 != 0))
                 if unit[1] & 0x80:  # first_mb_in_slice is 0
                     if head:
@@ -173,7 +173,7 @@ class _H264:
             elif kind in (7, 8):
                 if bytes(unit) not in self._known_sets:
                     raise Unsure
-            elif kind not in (6, 9, 12):  # extra information, delimiter, filler
+            elif kind not in (6, 9, 10, 11, 12):  # extra information, delimiter, ends (an IDR follows), filler
                 raise Unsure
         if len(kinds) != 1 or not head:
             raise Unsure
@@ -331,7 +331,7 @@ class _Hevc:
         kinds = set()
         for unit in _units(packet, self._length_bytes):
             kind = unit[0] >> 1  # table 7-1
-            if unit[0] & 1 or unit[1] != 1:  # another layer or sub-layer
+            if len(unit) < 3 or unit[0] & 1 or unit[1] != 1:  # another layer or sub-layer
                 raise Unsure
             if kind <= 9 or kind in (19, 20, 21):
                 kinds.add(kind)
@@ -542,12 +542,12 @@ class _Bits:
 
 
 def _units(packet: memoryview, length_bytes: int) -> Iterator[memoryview]:
-    """The NAL units of a packet, each of at least 3 bytes behind its length."""
+    """The NAL units of a packet, each of at least one byte behind its length."""
     position = 0
     while position < len(packet):
         begin = position + length_bytes
         position = begin + int.from_bytes(packet[position:begin])
-        if position > len(packet) or position < begin + 2:
+        if not begin < position <= len(packet):
             raise Unsure
         yield packet[begin:position]
 
@@ -558,7 +558,7 @@ def _counted_units(content: bytes, position: int, count: int) -> tuple[list[byte
     for _ in range(count):
         begin = position + 2
         position = begin + int.from_bytes(content[position:begin])
-        if position > len(content) or position < begin + 2:
+        if not begin + 1 < position <= len(content):
             raise Unsure
         units.append(content[begin:position])
     return units, position
