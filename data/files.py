@@ -12,11 +12,13 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from alphafuse.errors import AlphafuseError, DatasetError
 
 MAX_TEXT = 4096  # characters of a name, as long as Linux lets a path be
+MAX_LINE = 2**18  # characters of a csv's row
+MAX_JSON_BYTES = 2**28
 # control characters, and what hides or turns around the text beside it; joiners (U+200C, U+200D) belong to scripts
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -98,16 +100,48 @@ def _way_out(error: OSError) -> str:
     return "see to the disk or choose another folder"
 
 
-def read_csv(path: Path) -> list[tuple[int, list[str]]]:
-    """Non-blank rows of a UTF-8 csv as (line number, columns); `DatasetError` when it can't be read."""
+def iterate_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Non-blank rows of a UTF-8 csv as (line number, columns), one at a time; `DatasetError` when it can't be read.
+
+    Memory is bounded by `MAX_LINE`, whatever the file holds.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            return [(reader.line_num, row) for row in reader if row]
+            lines = _Lines(file)
+            reader = csv.reader(lines, strict=True)
+            for row in reader:
+                lines.of_row = 0
+                if row:
+                    yield reader.line_num, row
     except FileNotFoundError:
-        raise DatasetError(f"no such csv: {path}") from None
+        raise DatasetError(f"no such csv: {one_line(path, 1000)}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} can't be read as csv: {error}") from None
+        raise DatasetError(f"{one_line(path, 1000)} can't be read as csv: {one_line(error)}") from None
+
+
+class _Lines:
+    """Lines of a file; a row that takes more than `MAX_LINE` characters is a `csv.Error`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.of_row = 0  # characters of the row that is being read: a quoted field may hold line breaks
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_LINE + 1)
+        self.of_row += len(line)
+        if self.of_row > MAX_LINE:
+            raise csv.Error(f"a row is longer than {MAX_LINE} characters")
+        if not line:
+            raise StopIteration
+        return line
+
+
+def read_csv(path: Path) -> list[tuple[int, list[str]]]:
+    """All that `iterate_csv` yields."""
+    return list(iterate_csv(path))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
@@ -120,11 +154,15 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a json file; `DatasetError` when it can't be read or isn't an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path} can't be read as json: {error}") from None
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
+        content = json.loads(text.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no json, an integer without end
+        raise DatasetError(f"{one_line(path, 1000)} can't be read as json: {one_line(error)}") from None
     if not isinstance(content, dict):
-        raise DatasetError(f"{path} must hold a json object, not {type(content).__name__}")
+        raise DatasetError(f"{one_line(path, 1000)} must hold a json object, not {type(content).__name__}")
     return content
 
 

@@ -6,7 +6,7 @@ folder and may not leave it; `group` is the source video, the unit that must not
 
 from __future__ import annotations
 
-import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,14 +16,20 @@ from pathlib import Path
 
 from alphafuse.errors import DatasetError, EmptySplitError, unknown
 
-from .files import write_csv
+from .files import MAX_TEXT, is_clean, iterate_csv, one_line, write_csv
 
 SPLITS = ("train", "val", "test")
+MAX_NAME_BYTES = 255  # of a file's name, on every common file system
+# absolute, on a drive, or with '..'; a backslash separates on Windows, and a manifest may go there
+_LEAVES = re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])|(?:^|[/\\])\.\.(?:[/\\]|$)")
 
 
 @dataclass(frozen=True, slots=True)  # slots: a manifest may hold millions
 class Clip:
     """One clip.
+
+    Its path can't name a file outside the clip folder. A link in the clip folder may lead out of it, as whoever put it
+    there meant it to.
 
     Attributes:
         clip_id: unique name, in VGGSound `{youtube_id}_{start:06d}`.
@@ -31,6 +37,10 @@ class Clip:
         label: class name as people read it.
         split: "train", "val" or "test".
         group: source video; clips of one group belong into one split.
+
+    Raises:
+        DatasetError: a field is empty, longer than 4096 characters, or has control characters or such that hide or turn
+            around text; no such split; a path that leaves the clip folder or that no file can have.
     """
 
     clip_id: str
@@ -43,15 +53,24 @@ class Clip:
         for name in COLUMNS:
             value = getattr(self, name)
             if not value:
-                raise DatasetError(f"a clip has an empty {name}: {self}")
-            if not value.isprintable():
-                raise DatasetError(f"{name} {value!r} has a control character: remove it")
+                raise DatasetError(f"a clip has an empty {name}: {one_line(self)}")
+            if not is_clean(value):
+                what = f"longer than {MAX_TEXT} characters" if len(value) > MAX_TEXT else "with a control character"
+                raise DatasetError(f"{name} '{one_line(value, 80)}' is {what}: rename it")
         if self.split not in SPLITS:
-            raise DatasetError(f"clip {self.clip_id}: {unknown('split', self.split, SPLITS)}")
-        if self.path.startswith("/") or ".." in self.path.split("/"):
             raise DatasetError(
-                f"clip {self.clip_id}: path '{self.path}' leaves the clip folder: "
+                f"clip {one_line(self.clip_id, 80)}: {unknown('split', one_line(self.split, 40), SPLITS)}"
+            )
+        if _LEAVES.search(self.path):
+            raise DatasetError(
+                f"clip {one_line(self.clip_id, 80)}: path '{one_line(self.path, 80)}' leaves the clip folder: "
                 "give paths relative to it, without '..'"
+            )
+        # (a character takes at most 4 bytes)
+        if len(self.path) > MAX_NAME_BYTES / 4 and len(max(self.path.encode().split(b"/"), key=len)) > MAX_NAME_BYTES:
+            raise DatasetError(
+                f"clip {one_line(self.clip_id, 80)}: path '{one_line(self.path, 80)}' has a name longer than "
+                f"{MAX_NAME_BYTES} bytes, which no file can have: correct it"
             )
 
 
@@ -70,7 +89,7 @@ class Manifest(Sequence[Clip]):
         if len({clip.clip_id for clip in self._clips}) < len(self._clips):
             counts = Counter(clip.clip_id for clip in self._clips)
             twice = next(clip_id for clip_id, count in counts.items() if count > 1)
-            raise DatasetError(f"clip_id '{twice}' occurs {counts[twice]} times: clip ids must be unique")
+            raise DatasetError(f"clip_id '{one_line(twice, 80)}' occurs {counts[twice]} times: clip ids must be unique")
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -118,9 +137,9 @@ class Manifest(Sequence[Clip]):
         Raises:
             DatasetError: no such file, another header, a bad row (its line is named) or a repeated clip_id.
         """
-        rows = _csv_rows(path)
+        rows = iterate_csv(path)
         if tuple(next(rows, (0, []))[1]) != COLUMNS:
-            raise DatasetError(f"{path} is not a manifest: its first line must be {','.join(COLUMNS)}")
+            raise DatasetError(f"{one_line(path, 1000)} is not a manifest: its first line must be {','.join(COLUMNS)}")
         return cls(_clips(path, rows))
 
 
@@ -129,23 +148,11 @@ def _clips(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[Clip]:
     held: dict[str, str] = {}
     for line, row in rows:
         if len(row) != len(COLUMNS):
-            raise DatasetError(f"{path} line {line} has {len(row)} columns instead of {len(COLUMNS)}: {row}")
+            raise DatasetError(
+                f"{one_line(path, 1000)} line {line} has {len(row)} columns instead of {len(COLUMNS)}: {one_line(row)}"
+            )
         clip_id, file, *repeating = row
         try:
             yield Clip(clip_id, file, *(held.setdefault(value, value) for value in repeating))
         except DatasetError as error:
-            raise DatasetError(f"{path} line {line}: {error}") from None
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Like `files.read_csv`, a row at a time."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-    except FileNotFoundError:
-        raise DatasetError(f"no such csv: {path}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} can't be read as csv: {error}") from None
+            raise DatasetError(f"{one_line(path, 1000)} line {line}: {error}") from None

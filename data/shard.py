@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 MODALITIES = ("timesformer", "ast")
 FORMAT_VERSION = 1
-READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError)  # h5py's
+# what h5py, struct and json raise for a damaged file
+READ_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError, struct.error)
 SLICE_BYTES = 4 * 2**20
 GAP_BYTES = 32 * 2**10  # reading what lies between two rows takes no longer than another call of h5py
 ID_ROWS = 65_536  # strings read at a time: about 5 MB
@@ -221,6 +222,8 @@ class Shard:
 
     def _open_object(self, group: h5py.Group, name: str) -> h5py.h5d.DatasetID | h5py.h5g.GroupID:
         """An object by its name, without following a link out of this file."""
+        if name.encode() not in group.id:
+            raise ValueError(f"it has no {group.name.rstrip('/')}/{name}")
         if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise ValueError(f"/{name} is a link elsewhere")
         return h5py.h5o.open(group.id, name.encode())
@@ -239,14 +242,14 @@ class Shard:
         made = opened.get_create_plist()
         if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_nfilters() or made.get_external_count():
             raise ValueError(f"/{name} is chunked, compressed, virtual or elsewhere: shards are contiguous")
-        shape, kind = opened.shape, opened.get_type()
+        shape, kind = opened.shape or (), opened.get_type()
+        if len(shape) != rank:
+            raise ValueError(f"/{name} has {len(shape)} dimensions instead of {rank}")
         variable = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
         claimed = _REFERENCE.itemsize if variable else kind.get_size()
         stored, offset = opened.get_storage_size(), opened.get_offset()
         for length in shape:
             claimed *= length
-        if len(shape) != rank or opened.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
-            raise ValueError(f"/{name} has {len(shape)} dimensions instead of {rank}")
         if claimed != stored or (claimed and (offset is None or offset + claimed > self._status.st_size)):
             raise ValueError(f"/{name} claims {claimed} bytes, which the file doesn't hold")
         return h5py.Dataset(opened)
@@ -394,10 +397,13 @@ def _require_sound_heaps(path: Path, *version: int) -> None:
     """Check every global heap in a file: where libhdf5 believes to find one, its objects must fill it, one by one.
 
     Whatever address a string names, libhdf5 reads a heap there only behind this signature. An object of no length
-    would hold it up for ever.
+    would hold it up for ever. And it makes room for a string before it looks whether the heap has it.
     """
     size, end, start, tail = version[2], 0, 0, b""
     with path.open("rb") as file:
+        for length in _attribute_lengths(file.fileno()):
+            if length > MAX_JSON_BYTES:
+                raise ValueError(f"an attribute is longer than {MAX_JSON_BYTES} bytes")
         while block := file.read(SLICE_BYTES):
             content, first = tail + block, start - len(tail)
             found = content.find(_HEAP_SIGNATURE)
@@ -423,6 +429,34 @@ def _require_sound_heap(heap: bytes) -> None:
         if not _OBJECT_HEADER <= taken <= len(heap) - place:
             raise ValueError("a heap of it is damaged")
         place += taken
+
+
+def _attribute_lengths(file: int) -> Iterator[int]:
+    """Lengths that the root group's attributes of variable length claim, which h5py doesn't tell.
+
+    See "Version 1 Data Object Header Prefix" and "Attribute Message, version 1" in the HDF5 File Format Specification.
+    """
+    (address,) = struct.unpack("<Q", os.pread(file, 8, 64))
+    _, size = struct.unpack("<8sI", os.pread(file, 12, address))
+    blocks = [(address + 16, size)]
+    while blocks and len(blocks) < 64:
+        address, size = blocks.pop()
+        block, place = os.pread(file, min(size, 2**20), address), 0
+        while place + 8 <= len(block):
+            kind, length, shared = struct.unpack_from("<HHB", block, place)
+            body = block[place + 8 : place + 8 + length]
+            place += 8 + length
+            if kind == 0x10:  # the header goes on elsewhere
+                blocks.append(struct.unpack_from("<QQ", body))
+            elif kind == 0x0C:
+                version, names, types, spaces = struct.unpack_from("<BxHHH", body)
+                if version != 1 or shared:
+                    raise ValueError("an attribute is not written as in shards")
+                names, types, spaces = ((part + 7) // 8 * 8 for part in (names, types, spaces))
+                if body[8 + names] & 0x0F == 9:  # of variable length
+                    yield struct.unpack_from("<I", body, 8 + names + types + spaces)[0]
+            elif kind == 0x15:
+                raise ValueError("its attributes lie in a heap")
 
 
 # values

@@ -469,7 +469,7 @@ class EmbeddingStore:
         for path in self.shards():
             with open_shard(path) as shard:
                 for clip_id, label, group in shard.clips():
-                    clips.setdefault(clip_id, Clip(clip_id, clip_id, label, "train", group))
+                    clips.setdefault(clip_id, Clip(clip_id, "-", label, "train", group))  # the store knows no path
         return tuple(clips.values())
 
 
