@@ -11,22 +11,33 @@ older shard's row counts.
 from __future__ import annotations
 
 import functools
-import io
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import h5py
 import numpy as np
 
 from alphafuse.errors import SettingsMismatchError, StoreError, unknown
 
-from .files import write_atomically
+from .files import open_atomically, write_atomically
 from .manifest import Clip
-from .shard import MODALITIES, Failure, Shard, ShardGoneError, finite_rows, open_shard, read_slices, shard_bytes
+from .shard import (
+    MODALITIES,
+    Failure,
+    Shard,
+    ShardGoneError,
+    features_bytes,
+    finite_rows,
+    open_shard,
+    read_slices,
+    shard_bytes,
+    write_shard,
+)
 from .stored import READ_TRIES, RowIndex, StoredEmbeddings, failures_of, keeps_changing
 
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
@@ -166,11 +177,11 @@ class EmbeddingStore:
 
         Raises:
             SettingsMismatchError: the store holds shards made under other settings.
-            StoreError: the disk is full or the folder can't be written; nothing is left behind.
+            StoreError: an id, label or group that can't be stored, or settings that are missing.
+            AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
         """
         self.require_settings(rows.settings)
-        path = self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
-        self._remove_leftovers()
+        path = self._new_shard()
         write_atomically(path, shard_bytes(rows, dict(provenance or {})))
         return path
 
@@ -185,6 +196,11 @@ class EmbeddingStore:
                         f"the store {self.folder} was made with another {modality} {difference}: extract into another "
                         "root, or remove this store to make it anew"
                     )
+
+    def _new_shard(self) -> Path:
+        """A path that no other writer, on whatever machine, has; what killed ones left is removed."""
+        self._remove_leftovers()
+        return self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
 
     def _remove_leftovers(self) -> None:
         for partial in self.folder.glob(".shard-*.partial"):
@@ -417,51 +433,55 @@ class EmbeddingStore:
         """Merge all shards into one (duplicates dropped, rows in float32) and remove the old ones.
 
         A kill in between leaves the new shard and some old ones: the same rows, read once. Writers may go on
-        meanwhile: only shards that were merged are removed.
+        meanwhile: only shards that were merged are removed. Features go through memory a few MB at a time; the disk
+        must have room for them twice.
+
+        Raises:
+            StoreError: the store is empty or damaged.
+            AlphafuseError: the disk is full or the folder can't be written; the store stays as it was.
         """
-        old = self.shards()
-        info = self.info()
-        packed = self.write(self.read(), provenance=info.provenance)
-        for path in old:
-            path.unlink(missing_ok=True)
-        return packed
+        old = self.shards()  # before anything is read: what comes later is not removed
+        rows, provenance = self.open_rows(), self._last_provenance()
+        path = self._new_shard()
+        with open_atomically(path) as file:
+            write_shard(file, rows, provenance, room=features_bytes(rows))
+        for shard in old:
+            shard.unlink(missing_ok=True)
+        return path
 
     def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
         """Write all embeddings as .npz (arrays clip_id, label, group, timesformer, ast) or parquet (same columns).
 
-        The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`.
+        The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`. Features
+        go through memory a few MB at a time.
+
+        Raises:
+            StoreError: an unknown format, or a store that is empty or damaged.
+            AlphafuseError: the file can't be written; nothing is left behind.
         """
         path = Path(path)
         chosen = format or path.suffix.lstrip(".")
         if chosen not in ("npz", "parquet"):
             raise StoreError(unknown("export format", chosen, ("npz", "parquet")))
-        embeddings = self.read()
-        columns: dict[str, Any] = {
-            "clip_id": embeddings.clip_ids,
-            "label": embeddings.labels,
-            "group": embeddings.groups,
-        }
-        buffer = io.BytesIO()
+        rows = self.open_rows()
         if chosen == "npz":
-            columns = {name: np.array(column) for name, column in columns.items()}
-            np.savez(buffer, allow_pickle=False, **columns, **embeddings.features)
+            with open_atomically(path) as file:
+                _write_npz(file, rows)
         else:
             try:
-                import pyarrow
-                import pyarrow.parquet
+                import pyarrow.parquet  # noqa: F401
             except ImportError:
                 raise StoreError(
                     "parquet needs pyarrow: run `pip install 'alphafuse[parquet]'` or export .npz"
                 ) from None
-            for modality, matrix in embeddings.features.items():
-                present = embeddings.present(modality)
-                columns[modality] = pyarrow.array(
-                    [row if ok else None for row, ok in zip(matrix, present, strict=True)],
-                    pyarrow.list_(pyarrow.float32()),
-                )
-            pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-        write_atomically(path, buffer.getvalue())
+            with open_atomically(path) as file:
+                _write_parquet(file, rows)
         return path
+
+    @_reading
+    def _last_provenance(self) -> dict[str, Any]:
+        with open_shard(self.shards()[-1]) as shard:
+            return shard.provenance()
 
     def _stored_clips(self) -> tuple[Clip, ...]:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
@@ -511,6 +531,49 @@ def _first_embeddings(
         rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
         found[targets[rows]] = first_row + rows
         yield targets[rows], values
+
+
+def _blocks(rows: StoredEmbeddings) -> Iterator[np.ndarray]:
+    """Positions of all rows in order, some at a time."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+
+
+def _write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
+    """What `numpy.savez` writes, without all of it in memory."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.array(column), allow_pickle=False)
+        for modality, dim in rows.dims.items():
+            with archive.open(f"{modality}.npy", "w", force_zip64=True) as member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), dim)}
+                np.lib.format.write_array_header_1_0(member, header)
+                for positions in _blocks(rows):
+                    member.write(rows.read_rows(positions)[modality].astype("<f4", copy=False).tobytes())
+
+
+def _write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
+    """A row group per block; a clip without an embedding has null."""
+    import pyarrow
+    import pyarrow.parquet
+
+    vector = pyarrow.list_(pyarrow.float32())
+    texts = [(name, pyarrow.string()) for name in ("clip_id", "label", "group")]
+    schema = pyarrow.schema(texts + [(name, vector) for name in rows.dims])
+    present = {modality: rows.present(modality) for modality in rows.dims}
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for positions in _blocks(rows):
+            block = rows.take(positions)
+            columns = [
+                pyarrow.array(column, pyarrow.string()) for column in (block.clip_ids, block.labels, block.groups)
+            ]
+            for modality, values in rows.read_rows(positions).items():
+                absent = ~present[modality][positions]
+                starts = np.concatenate([[0], np.cumsum(~absent) * values.shape[1]]).astype(np.int32)
+                mask = pyarrow.array(absent)
+                columns.append(pyarrow.ListArray.from_arrays(starts, values[~absent].ravel(), vector, mask=mask))
+            writer.write_table(pyarrow.table(columns, schema=schema))
 
 
 def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -1,5 +1,10 @@
 import hashlib
 import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +13,8 @@ import numpy as np
 import pytest
 
 from alphafuse.data import store as store_module
+from alphafuse.data.claims import Claims
+from alphafuse.data.files import write_atomically
 from alphafuse.data.manifest import Clip
 from alphafuse.data.shard import Shard
 from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
@@ -308,11 +315,172 @@ def test_temporary_files_of_a_killed_writer_are_ignored(store: EmbeddingStore) -
     assert store.read().clip_ids == ("a",) and store.verify() == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing_behind(store: EmbeddingStore) -> None:
+def many(prefix: str, count: int = 200) -> Embeddings:
+    """Rows that take some 100 kB."""
+    ids = tuple(f"{prefix}{i}" for i in range(count))
+    features = {"ast": np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)}
+    return Embeddings(ids, ids, ids, features, settings={"ast": {}})
+
+
+def assert_refused(store: EmbeddingStore, write: Callable[[], object], message: str) -> None:
+    """Writing ends in this line, and leaves the store as it was."""
+    there = sorted(store.folder.glob("*")) if store.folder.is_dir() else []
+    with pytest.raises(AlphafuseError, match=message) as caught:
+        write()
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("then run the same command again")
+    if store.folder.is_dir():
+        assert sorted(store.folder.glob("*")) == there and not list(store.folder.glob(".*"))
+        assert EmbeddingStore(store.folder).verify() == []
+
+
+def test_a_file_in_the_folders_place_is_one_line(store: EmbeddingStore) -> None:
     store.folder.parent.mkdir(parents=True)
     store.folder.write_text("a file where the store should be")
-    with pytest.raises(AlphafuseError, match=r"can't write .*: something else has that name: move it away or choose"):
-        store.write(rows("a"))
+    refused = r"can't write .*: something else has that name: move it away or choose another folder"
+    assert_refused(store, lambda: store.write(rows("a")), refused)
+    assert store.folder.read_text() == "a file where the store should be"
+    store.folder.unlink()
+    store.write(rows("a"))
+    assert store.read().clip_ids == ("a",)
+
+
+def test_a_folder_that_vanishes_while_it_is_written_to_is_one_line(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(rows("a"))
+    original = os.fsync
+
+    def vanish(number: int) -> None:
+        shutil.rmtree(store.folder)
+        original(number)
+
+    monkeypatch.setattr(os, "fsync", vanish)
+    assert_refused(store, lambda: store.write(rows("b")), "No such file or directory: the folder was removed meanwhile")
+    monkeypatch.undo()
+    store.write(rows("b"))
+    assert store.read().clip_ids == ("b",)
+
+
+def limited(folder: Path, path: Path) -> None:
+    """Run in a process of its own: no file may grow beyond a limit, wherever in writing that strikes."""
+    import resource
+
+    store = EmbeddingStore(folder)
+    first = store.shards()[0]
+    too_large = r"File too large: raise the limit on file sizes"
+    for limit in (0, 1, 50, 700, 2_000, 5_000, 50_000, 2 * 200 * 128 * 4 + 100, 2 * 200 * 128 * 4 + 9_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        if limit < first.stat().st_size:
+            assert_refused(store, lambda: store.write(many("c")), too_large)
+        assert_refused(store, store.pack, too_large)
+        assert_refused(store, lambda: store.export(path), too_large)
+        assert not path.exists()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    store.write(many("c"))
+    store.pack()
+    assert len(store.read()) == 600 and store.verify() == [] and len(store.shards()) == 1
+
+
+def test_a_limit_on_file_sizes_leaves_the_store_as_it_was(store: EmbeddingStore, tmp_path: Path) -> None:
+    for prefix in "ab":
+        store.write(many(prefix))
+    run(limited, store.folder, tmp_path / "all.npz")
+
+
+def run(function: Callable[..., None], *arguments: object) -> None:
+    """Run in a spawned process."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a file system on a folder; skips where that is not permitted."""
+    points = []
+
+    def mount(*options: str) -> Path:
+        point = tmp_path / "mounted"
+        point.mkdir(exist_ok=True)
+        source = [point] if "--bind" in options else ["none"]
+        done = subprocess.run(["mount", *options, *source, point], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no mounting here: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    if shutil.which("mount") is None:
+        pytest.skip("no mount here")
+    yield mount
+    for point in reversed(points):
+        subprocess.run(["umount", point], check=True)
+
+
+def test_a_full_disk_is_one_line_and_writing_goes_on_once_there_is_room(mounted: Callable[..., Path]) -> None:
+    store = EmbeddingStore(mounted("-t", "tmpfs", "-o", "size=400k") / "store")
+    store.write(many("a"))
+    store.write(many("b", 100))
+    filler = store.folder.parent / "filler"
+    filler.write_bytes(bytes(150_000))
+    full = "can't write .*: No space left on device: free some space or choose another folder"
+    assert_refused(store, lambda: store.write(many("c")), full)
+    assert_refused(store, store.pack, full)
+    assert_refused(store, lambda: store.export(store.folder.parent / "all.npz"), full)
+    filler.unlink()
+    store.write(many("c", 50))
+    assert len(store.read()) == 350
+
+
+def test_a_read_only_store_is_read_and_one_line_when_written_to(mounted: Callable[..., Path]) -> None:
+    store = EmbeddingStore(mounted("--bind") / "store")
+    store.write(rows("a"))
+    subprocess.run(["mount", "-o", "remount,ro,bind", store.folder.parent], check=True)
+    assert_refused(store, lambda: store.write(rows("b")), "Read-only file system: make the folder writable or choose")
+    assert_refused(store, store.pack, "Read-only file system")
+    assert store.read().clip_ids == ("a",) and store.done() == {"a"}
+    with Claims(store.folder) as claims:
+        assert not claims.is_shared and claims.claim(["b"]) == ["b"]
+
+
+def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: EmbeddingStore) -> None:
+    store.folder.mkdir(parents=True)
+    fresh, old = (store.folder / f".shard-{i}.h5.0123.partial" for i in range(2))
+    for partial in (fresh, old):
+        partial.write_bytes(b"half a shard")
+    os.utime(old, (0, 0))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: EmbeddingStore(store.folder).write(rows(f"clip{i}")), range(40)))
+        list(pool.map(lambda i: write_atomically(store.folder / "same", bytes(1000)), range(40)))
+    assert len(store.read()) == 40 and store.verify() == []
+    assert list(store.folder.glob(".*")) == [fresh]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"clip_ids": ("a\nb",)}, r"clip_id 'a\\nb' is empty, longer than 4096 characters or has control characters"),
+        ({"labels": ("",)}, "label '' is empty"),
+        ({"groups": ("x" * 5000,)}, "group 'xxx"),
+        ({"settings": {"ast": {}}}, "timesformer embeddings without settings can't be stored"),
+        ({"settings": {**SETTINGS, "ast": {"x": np.float32(1)}}}, "settings can't be stored as json"),
+        ({"settings": {**SETTINGS, "ast": {"x": float("nan")}}}, "settings can't be stored as json"),
+        ({"settings": {**SETTINGS, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
+        ({"failures": (Failure("a", "video", "x"),)}, "unknown modality 'video'"),
+        ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
+    ],
+)
+def test_what_no_reader_would_accept_is_not_written(store: EmbeddingStore, wrong: dict, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        store.write(replace(rows("a"), **wrong))
+    assert not store.folder.exists()
+
+
+def test_a_reason_is_stored_as_one_line_of_bounded_length(store: EmbeddingStore) -> None:
+    store.write(replace(rows("a"), failures=(Failure("a", "ast", "no\naudio\x1b[0m" + "!" * 9999),)))
+    with h5py.File(store.shards()[0]) as shard:
+        (reason,) = shard["failures/reason"].asstr()[()]
+    assert reason.startswith(r"no\naudio\x1b[0m!!!") and len(reason) < 4200
 
 
 def test_npz_and_parquet_exports_hold_every_row(store: EmbeddingStore, tmp_path: Path) -> None:
@@ -323,6 +491,7 @@ def test_npz_and_parquet_exports_hold_every_row(store: EmbeddingStore, tmp_path:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(store.export(tmp_path / "out.parquet")).to_pydict()
     assert table["ast"] == [[1.0, 0.0], None] and table["group"] == ["a", "b"]
+    assert table["timesformer"][1] == [98, 0, 1.5] and table["clip_id"] == ["a", "b"]
     with pytest.raises(StoreError, match="unknown export format 'csv'"):
         store.export(tmp_path / "out.csv")
 
