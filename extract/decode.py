@@ -9,7 +9,7 @@ float32.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -277,7 +277,6 @@ class _Film:
         self._held_bytes = 0
         if self.stream is not None:
             self._outline = Outline(self.stream)
-            _prepare_decoder(self.stream)
 
     def add(self, packet: Packet) -> None:
         """Take note of a packet, and hold it as long as there are not too many."""
@@ -319,7 +318,7 @@ class _Film:
         if plan is None:
             return None
         gallery, expected = _Gallery(plan.wanted, prepare), iter(plan.expected)
-        with self._packets() as packets:
+        with self._packets(strict=True) as packets:
             needed = (packet for use, packet in zip(plan.decoded, packets, strict=False) if use)
             try:
                 for frame in _decode(needed, strict=True):
@@ -337,7 +336,7 @@ class _Film:
         total = self._outline.listed
         while True:
             gallery, shown = _Gallery(choose(total), prepare), 0
-            with self._packets() as packets:
+            with self._packets(strict=False) as packets:
                 for frame in _decode(packets, strict=False):
                     gallery.offer(shown, frame)
                     shown += 1
@@ -346,16 +345,17 @@ class _Film:
             total = shown
 
     @contextmanager
-    def _packets(self) -> Iterator[Iterable[Packet]]:
+    def _packets(self, *, strict: bool) -> Iterator[Iterable[Packet]]:
         """The stream's packets and a fresh decoder: those held, the first time; else the file is read again."""
         held, self._held = self._held, None
-        if held is not None:
+        if held is not None and self.stream is not None:
+            _prepare_decoder(self.stream, strict)
             yield held
             return
         with _open(self._path) as container:
             video = _video_of(container)
             assert video is not None
-            _prepare_decoder(video)
+            _prepare_decoder(video, strict)
             yield _read(container, [video])
 
 
@@ -398,9 +398,11 @@ def _video_problem(video: VideoStream | None) -> str:
     return ""
 
 
-def _prepare_decoder(video: VideoStream) -> None:
+def _prepare_decoder(video: VideoStream, strict: bool) -> None:
+    """Set what a decoder is opened with; a strict one raises where others patch up damage."""
     video.codec_context.thread_count = 1  # one clip per worker: threads inside would only compete
-    video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of what the stream says, too
+    options = {"max_pixels": str(MAX_PIXELS)}  # of what the stream says; the container may have said otherwise
+    video.codec_context.options = options | {"err_detect": "explode"} if strict else options
 
 
 def _open(path: str | Path) -> InputContainer:
@@ -408,7 +410,7 @@ def _open(path: str | Path) -> InputContainer:
     return av.open(f"file:{path}", metadata_errors="replace", options={"max_pixels": str(MAX_PIXELS)})
 
 
-def _read(container: InputContainer, streams: list[Stream]) -> Iterator[Packet]:
+def _read(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
     """Packets up to the end of what can be read; empty ones, which would end decoding, are left out."""
     packets = container.demux(streams)
     while True:
@@ -416,7 +418,7 @@ def _read(container: InputContainer, streams: list[Stream]) -> Iterator[Packet]:
             packet = next(packets, None)
         except MemoryError:
             raise
-        except FFmpegError:
+        except (FFmpegError, IndexError):  # IndexError: PyAV's, of a stream that turned up on the way
             return  # cut off or damaged: what came before counts, as in players
         if packet is None:
             return
@@ -472,11 +474,15 @@ def _decode_one(stream: VideoStream, packet: Packet | None, strict: bool) -> lis
 def _upright(frame: VideoFrame) -> np.ndarray:
     """(height, width, 3) uint8 RGB, turned and mirrored by the display matrix as far as that is by right angles."""
     image = frame.to_ndarray(format="rgb24", threads=1)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for what else is attached (EXIF): only the angle can be read
+        turns, rest = divmod(frame.rotation, 90)
+        return image if rest else np.ascontiguousarray(np.rot90(image, turns))
     if matrix is None:
         return image
     # a pixel at (x, y) is shown at (ax + cy, bx + dy), origin aside
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    a, b, _, c, d = struct.unpack("=5i", memoryview(matrix)[:20])  # type: ignore[arg-type]  # it is a buffer
     if a == d == 0:
         image, a, d = image.swapaxes(0, 1), c, b
     elif not b == c == 0:

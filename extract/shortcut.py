@@ -7,9 +7,9 @@ container's flags, and with them the order in which the decoder puts the picture
 frame is known without decoding.
 
 Every rule errs on the side of decoding: a stream with anything in it that the rules were not proven for (`Unsure`), or
-whose timestamps contradict its own order, has no plan, and is decoded in full. What was tried and left out: skipping
-VP8's, VP9's and AV1's unreferenced frames (they carry probabilities and segment maps over to the next frame) and
-MPEG-4's B frames (often packed in pairs or without timestamps).
+whose timestamps contradict its own order, has no plan, and is decoded in full. Left out after trials: VP9's and AV1's
+unreferenced frames (they hand probabilities on to the next frame), VP8 (its segment map outlives key frames), MPEG-4's
+B frames (often packed in pairs or without timestamps) and MPEG transport streams (a packet cut short looks like any).
 """
 
 from __future__ import annotations
@@ -134,8 +134,6 @@ def _reader(video: VideoStream) -> _Reader:
         return _H264(extradata)
     if codec == "hevc":
         return _Hevc(extradata)
-    if codec == "vp8":
-        return _Vp8()
     if codec == "vp9":
         return _Vp9()
     if codec == "libdav1d":
@@ -254,10 +252,12 @@ class _H264Parameters(NamedTuple):
             bits.skip_ue(2)
         if bits.u(1):  # timing
             bits.u(65)
-        buffering = [_skip_buffering(bits) for _ in range(2) if bits.u(1)]
-        if buffering:
-            bits.u(1)
-        bits.u(1)
+        buffered = False
+        for _ in range(2):
+            if bits.u(1):
+                _skip_buffering(bits)
+                buffered = True
+        bits.u(1 + buffered)
         if not bits.u(1):  # bitstream_restriction_flag
             return 0
         bits.u(1)
@@ -372,22 +372,6 @@ class _Hevc:
         if kind in (19, 20):
             return 0
         return _unwrap(bits.u(self._order_bits), self._order_bits, self._previous_order or 0)
-
-
-class _Vp8:
-    """RFC 6386, 9.1. Key frames replace all references and probabilities."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def read(self, packet: memoryview) -> Picture:
-        if len(packet) < 10:
-            raise Unsure
-        key = not packet[0] & 1
-        if key and bytes(packet[3:6]) != b"\x9d\x01\x2a":
-            raise Unsure
-        self._count += 1
-        return Picture(bool(packet[0] & 0x10), key, True, self._count)
 
 
 class _Vp9:

@@ -65,13 +65,21 @@ def write_clip(
     audio_codec: str = "aac",
     gop: int = 12,
     look: int = 0,
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
 ) -> Path:
-    """Encode a small clip: H.264 with B frames and AAC by default; another `look` looks and sounds different."""
+    """Encode a small clip: H.264 with B frames and AAC by default; another `look` looks and sounds different.
+
+    `pixels` and `options` are the video encoder's, `rotation` the counterclockwise angle in the file's header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         if video:
-            picture = container.add_stream(codec, rate=fps)
-            picture.height, picture.width, picture.pix_fmt = *size, "yuv420p"
+            picture = container.add_stream(codec, rate=fps, options=options)
+            picture.height, picture.width, picture.pix_fmt = *size, pixels
+            if rotation:
+                picture.set_display_rotation(rotation)
             picture.gop_size = gop
             picture.codec_context.thread_count = 1  # so that the same call gives the same bytes
         if audio:
