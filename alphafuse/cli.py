@@ -9,7 +9,6 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -22,30 +21,20 @@ from tqdm import tqdm
 import alphafuse
 from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
 from alphafuse.data.manifest import SPLITS
-from alphafuse.errors import AlphafuseError, DatasetError, unknown
+from alphafuse.errors import AlphafuseError
 
-from . import cli_heads
-from .cli_common import json_option, print_json, root_option
+from . import cli_bench, cli_extract, cli_heads
+from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
 
 if TYPE_CHECKING:
     from alphafuse.data.resplit import SplitReport
     from alphafuse.data.sources import ImportReport
-    from alphafuse.extract.checkpoints import ConversionReport
-    from alphafuse.extract.pipeline import ExtractReport
 
-EXIT_FOUND = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
 EXIT_TERMINATED = 128 + signal.SIGTERM
 DEFAULT_DEMO_ROOT = "demo"
 
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Decode processes; 0 = one per processor.",
-)
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides everything that is drawn by lot."
 )
@@ -336,262 +325,17 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
     click.echo(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")
 
 
-# stage one
-
-
-class _ExtractBar:
-    """tqdm behind the pipeline's progress: clips/s, time left, failures; quiet when not a terminal."""
-
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self.failed = 0
-        self.bar = tqdm(total=clips + already, initial=already, desc=split, unit="clip", disable=None)
-
-    def clip(self, *, complete: bool) -> None:
-        self.failed += not complete
-        self.bar.set_postfix(failures=self.failed, refresh=False)
-        self.bar.update()
-
-    def stop(self) -> None:
-        self.bar.close()
-
-
-@cli.command()
-@click.option("--split", required=True, help="train, val, test or all.")
-@root_option
-@click.option("--timesformer", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
-@click.option("--ast", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
-@click.option("--protocol", help="Preprocessing. [default: the root's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
-@click.option("--batch-size", default=8, show_default=True, help="Clips per forward pass.")
-@workers_option
-@click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
-@click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
-@json_option
-def extract(split: str, root: Path, as_json: bool, **arguments: Any) -> None:
-    """Run the frozen backbones over a split's clips, once; resumes by itself.
-
-    \b
-    Examples:
-      alphafuse extract --split train
-      alphafuse extract --split all --root demo
-      alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
-    """
-    # before torch is loaded: OpenMP threads that wait actively take the decode workers' processors (measured on 2
-    # cores: small backbones extract 1.25 times faster with this, full-size ones as fast as without)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from alphafuse.extract.pipeline import ExtractSettings, extract_embeddings
-
-    dataset = Dataset.open(root)
-    if split not in (*SPLITS, "all"):
-        raise DatasetError(unknown("split", split, (*SPLITS, "all")))
-    splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
-    if not splits:
-        raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
-    reports = extract_embeddings(dataset, splits, ExtractSettings(**arguments), progress=_ExtractBar())
-    if as_json:
-        print_json([_extract_json(report) for report in reports])
-        return
-    for report in reports:
-        _print_tally(report)
-
-
-def _extract_json(report: ExtractReport) -> dict[str, Any]:
-    return {
-        "split": report.split,
-        "clips": report.clips,
-        "already": report.already,
-        "embedded": report.embedded,
-        "failures": [vars(failure) for failure in report.failures],
-        "seconds": round(report.seconds, 3),
-        "store": str(report.store.folder),
-    }
-
-
-def _print_tally(report: ExtractReport) -> None:
-    new = report.clips - report.already
-    if not new:
-        click.echo(f"{report.split}: all {report.clips} clips are there already, nothing to do")
-        return
-    made = ", ".join(f"{modality} {count}" for modality, count in report.embedded.items())
-    before = f", {report.already} were there before" if report.already else ""
-    rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
-    click.echo(f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}")
-    _print_failures(report.failures)
-
-
-def _print_failures(failures: tuple[Any, ...]) -> None:
-    """Counts per modality and reason, with one clip as an example."""
-    examples: dict[tuple[str, str], list[str]] = {}
-    for failure in failures:
-        examples.setdefault((failure.modality, failure.reason), []).append(failure.clip_id)
-    for (modality, reason), clips in sorted(examples.items(), key=lambda entry: -len(entry[1])):
-        click.echo(f"  {len(clips)} without {modality}: {reason} (such as {clips[0]})")
-
-
-@cli.group()
-def convert() -> None:
-    """Turn original checkpoints into HuggingFace folders that extract takes."""
-
-
-@convert.command("timesformer")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--image-size", type=int, help="Pixels that the original is built for. [default: from the tensors]")
-@click.option("--frames", type=int, help="Frames that the original is built for. [default: from the tensors]")
-@click.option("--fed-image-size", type=int, help="Pixels that it is then fed. [default: as built]")
-@click.option("--fed-frames", type=int, help="Frames that it is then fed. [default: as built]")
-@click.option("--attention-type", help="divided_space_time, joint_space_time, space_only. [default: from the tensors]")
-@json_option
-def convert_timesformer(as_json: bool, **arguments: Any) -> None:
-    """Convert a .pyth file of facebookresearch/TimeSformer.
-
-    \b
-    Example:
-      alphafuse convert timesformer TimeSformer_divST_8x32_224_K400.pyth timesformer-k400
-    The seed paper's model, a 224-pixel 64-frame file built for 448 pixels and fed 8 frames of 224:
-      alphafuse convert timesformer TimeSformer_divST_64x32_224_HowTo100M.pyth timesformer-howto \\
-        --image-size 448 --frames 64 --fed-image-size 224 --fed-frames 8
-    """
-    from alphafuse.extract import checkpoints
-
-    _print_conversion(checkpoints.convert_timesformer(**arguments), as_json=as_json)
-
-
-@convert.command("ast")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--fstride", type=int, help="Patch step along frequency. [default: from the tensors]")
-@click.option("--tstride", type=int, help="Patch step along time. [default: from the tensors]")
-@click.option("--max-length", type=int, help="Input frames of 10 ms. [default: from the tensors]")
-@json_option
-def convert_ast(as_json: bool, **arguments: Any) -> None:
-    """Convert a .pth file of YuanGongND/ast.
-
-    \b
-    Example:
-      alphafuse convert ast audioset_10_10_0.4593.pth ast-audioset
-    """
-    from alphafuse.extract import checkpoints
-
-    _print_conversion(checkpoints.convert_ast(**arguments), as_json=as_json)
-
-
-def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
-    if as_json:
-        print_json(report.to_json())
-    else:
-        click.echo(str(report))
-
-
-# stage two
+# stage one, stage two, the store
 
 for _command in (
+    cli_extract.extract,
+    cli_extract.convert,
+    cli_extract.store,
     cli_heads.fit,
     cli_heads.table1,
     cli_heads.sweep,
     cli_heads.compare,
     cli_heads.evaluate,
-    cli_heads.bench,
+    cli_bench.bench,
 ):
     cli.add_command(_command)
-
-
-# the store
-
-
-@cli.group()
-def store() -> None:
-    """Look into embedding stores, check them, merge their shards, export them."""
-
-
-store_argument = click.argument("folder", type=click.Path(path_type=Path))
-
-
-@store.command("info")
-@store_argument
-@json_option
-def store_info(folder: Path, as_json: bool) -> None:
-    """Counts, settings and failures of a store.
-
-    \b
-    Example:
-      alphafuse store info demo/stores/train
-    """
-    from alphafuse.data.store import EmbeddingStore
-
-    info = EmbeddingStore(folder).info()
-    if as_json:
-        print_json(
-            {
-                **vars(info),
-                "folder": str(info.folder),
-                "failures": [vars(failure) for failure in info.failures],
-            }
-        )
-        return
-    click.echo(f"{info.folder}: {info.clips} clips in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
-    for modality, rows in info.rows.items():
-        backbone = info.provenance.get("backbones", {}).get(modality, {}).get("name", "?")
-        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.settings[modality].items())
-        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {backbone}\n    {settings}")
-    if info.duplicates:
-        click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
-    _print_failures(info.failures)
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-@store.command("verify")
-@store_argument
-def store_verify(folder: Path) -> None:
-    """Re-read every shard against its checksum; exit code 1 when something is wrong.
-
-    \b
-    Example:
-      alphafuse store verify demo/stores/train
-    """
-    from alphafuse.data.store import EmbeddingStore
-
-    embedding_store = EmbeddingStore(folder)
-    shards = len(embedding_store.shards())
-    if not shards:
-        raise DatasetError(f"no shards in {folder}: name a store, such as ROOT/stores/train")
-    problems = embedding_store.verify()
-    for problem in problems:
-        click.echo(problem)
-    click.echo(f"{folder}: {shards} shards, {len(problems)} problems")
-    if problems:
-        sys.exit(EXIT_FOUND)
-
-
-@store.command("pack")
-@store_argument
-def store_pack(folder: Path) -> None:
-    """Merge all shards into one.
-
-    \b
-    Example:
-      alphafuse store pack demo/stores/train
-    """
-    from alphafuse.data.store import EmbeddingStore
-
-    click.echo(str(EmbeddingStore(folder).pack()))
-
-
-@store.command("export")
-@store_argument
-@click.argument("file", type=click.Path(path_type=Path))
-def store_export(folder: Path, file: Path) -> None:
-    """Write all embeddings as .npz or .parquet (columns clip_id, label, group, timesformer, ast).
-
-    \b
-    Example:
-      alphafuse store export demo/stores/train train.npz
-    """
-    from alphafuse.data.store import EmbeddingStore
-
-    click.echo(str(EmbeddingStore(folder).export(file)))

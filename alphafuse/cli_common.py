@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 DEFAULT_ROOT = "vggsound"
+EXIT_FOUND = 1  # a check that ran and found something
 
 root_option = click.option(
     "--root",
@@ -17,6 +18,13 @@ root_option = click.option(
     show_default=True,
     show_envvar=True,
     help="Dataset root: manifest, embedding stores, runs.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decode processes; 0 = one per processor.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
 

@@ -299,36 +299,3 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
         return
     click.echo(format_text(found), nl=False)
     click.echo(f"\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")
-
-
-@click.group()
-def bench() -> None:
-    """Measure how fast alphafuse is on this machine, beside what one would use instead."""
-
-
-@bench.command("heads")
-@click.option("--part", "parts", multiple=True, help="table1, start, stacks, vggsound, scaling, stream. [default: all]")
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of each contender.")
-@click.option("--quick", is_flag=True, help="Small sizes, only to see that it works.")
-@json_option
-def bench_heads(parts: tuple[str, ...], repeats: int, quick: bool, as_json: bool) -> None:
-    """Training heads: against a plain PyTorch loop and scikit-learn, and against the machine's matrix rate.
-
-    \b
-    Example:
-      alphafuse bench heads --part table1 --part start
-    """
-    from alphafuse.heads.bench import bench_heads as run_bench
-    from alphafuse.report.bench import format_bench
-
-    with tqdm(desc="bench", unit="turn", disable=None) as bar:
-
-        def say(what: str) -> None:
-            bar.set_postfix_str(what)
-            bar.update()
-
-        found = run_bench(parts, repeats=repeats, quick=quick, progress=say)
-    if as_json:
-        print_json(found.to_json())
-        return
-    click.echo(format_bench(found), nl=False)

@@ -9,8 +9,7 @@ import hashlib
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from torch import nn
 from alphafuse.data.files import read_json
 from alphafuse.errors import AlphafuseError, BackboneError, unknown
 
-from .inputs import AudioSpec, FrameSpec, check_protocol, normalize_frames
+from .forward import pooled, store_products_in
+from .inputs import AudioSpec, FrameSpec, check_protocol
+from .tensors import audio_inputs, frame_inputs
 
 COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
@@ -38,13 +39,15 @@ class Placement:
 
     Attributes:
         device: as `choose_device` gives it.
-        precision: "fp32" or "bf16" (autocast); embeddings are float32 either way.
+        precision: "fp32", or "bf16" for the models' matrix products; embeddings are float32 either way.
         protocol: preprocessing, see `alphafuse.extract.inputs`.
+        compile: have `torch.compile` write the models' kernels; on the CPU that takes a C++ compiler.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     protocol: str = "standard"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -62,8 +65,9 @@ class Backbone:
         revision: the hub's commit, or "" for a folder.
         weights_sha256: of the tensors used, so independent of the file format.
         dim: length of an embedding.
+        forward_bytes: memory that a forward pass takes per clip, about.
         spec: `FrameSpec` or `AudioSpec`.
-        model: in eval mode, without gradients.
+        model: the forward pass up to the embedding (`forward.pooled`), in eval mode, without gradients.
         placement: where and how it runs.
     """
 
@@ -72,6 +76,7 @@ class Backbone:
     revision: str
     weights_sha256: str
     dim: int
+    forward_bytes: int
     spec: FrameSpec | AudioSpec
     model: nn.Module
     placement: Placement
@@ -90,38 +95,30 @@ class Backbone:
             **spec,
         }
 
-    @torch.inference_mode()
-    def embed_frames(self, frames: np.ndarray) -> np.ndarray:
-        """TimeSformer's CLS token after the final norm.
+    def embed(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed a batch: TimeSformer's CLS token, or the mean of AST's CLS and distillation tokens, after the norm.
 
-        (clips, frames, height, width, 3) uint8 -> (clips, dim) float32
+        Args:
+            clips: each (frames, height, width, 3) uint8 for TimeSformer, see `tensors.frame_inputs`; (samples,)
+                float32 for AST, see `tensors.audio_inputs`.
+
+        Returns:
+            (clips, dim) float32.
+
+        Raises:
+            BackboneError: the device ran out of memory.
         """
-        assert isinstance(self.spec, FrameSpec)
-        pixel_values = normalize_frames(frames, self.spec, device=self.placement.device)
-        with self._running():
-            hidden = self.model(pixel_values=pixel_values).last_hidden_state  # (clips, 1 + patches * frames, dim)
-        return hidden[:, 0].float().cpu().numpy()
-
-    @torch.inference_mode()
-    def embed_spectrograms(self, spectrograms: np.ndarray) -> np.ndarray:
-        """AST's pooler output: the mean of CLS and distillation tokens after the final norm.
-
-        (clips, max_length, mel_bins) float32, or transposed under protocol `notebook` -> (clips, dim) float32
-        """
-        input_values = torch.from_numpy(spectrograms).to(self.placement.device)
-        with self._running():
-            pooled = self.model(input_values=input_values).pooler_output  # (clips, dim)
-        return pooled.float().cpu().numpy()
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """The precision to run in; running out of memory is the user's to mend."""
-        enabled = self.placement.precision == "bf16"
+        device = self.placement.device
         try:
-            with torch.autocast(self.placement.device.type, dtype=torch.bfloat16, enabled=enabled):
-                yield
+            with torch.inference_mode():
+                if isinstance(self.spec, FrameSpec):
+                    inputs = frame_inputs(clips, self.spec, device=device)
+                else:
+                    inputs = audio_inputs(clips, self.spec, device=device)
+                embeddings: np.ndarray = self.model(inputs).float().cpu().numpy()
         except torch.OutOfMemoryError:
-            raise BackboneError(f"{self.placement.device} ran out of memory: lower --batch-size") from None
+            raise BackboneError(f"{device} ran out of memory: lower --batch-size") from None
+        return embeddings
 
 
 def choose_device(device: str) -> torch.device:
@@ -176,18 +173,53 @@ def load_ast(name: str, placement: Placement | None = None) -> Backbone:
     return _freeze("ast", name, model, spec, placement)
 
 
+def random_backbones(placement: Placement | None = None) -> dict[str, Backbone]:
+    """Both full-size models with random weights, to measure speed where the trained ones aren't at hand."""
+    placement = placement or Placement()
+    models = random_models()
+    frame_spec = FrameSpec.from_config({}, frames=8, image_size=224)
+    audio_spec = AudioSpec.from_config({}, mel_bins=128, max_length=1024)
+    return {
+        "timesformer": _freeze("timesformer", "random", models["timesformer"], frame_spec, placement),
+        "ast": _freeze("ast", "random", models["ast"], audio_spec, placement),
+    }
+
+
+def random_models() -> dict[str, nn.Module]:
+    """HuggingFace's full-size models with random weights, the same every time."""
+    from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return {"timesformer": TimesformerModel(TimesformerConfig()).eval(), "ast": ASTModel(ASTConfig()).eval()}
+
+
 def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioSpec, placement: Placement) -> Backbone:
     config: Any = model.config
+    weights_sha256 = _weights_sha256(model)
+    model.eval().requires_grad_(False)
+    fast = pooled(model).eval().requires_grad_(False)
+    if placement.precision == "bf16":
+        store_products_in(fast, torch.bfloat16)
+    fast.to(placement.device)
     return Backbone(
         modality=modality,
         name=name,
         revision=getattr(config, "_commit_hash", None) or "",
-        weights_sha256=_weights_sha256(model),
+        weights_sha256=weights_sha256,
         dim=config.hidden_size,
+        forward_bytes=_forward_bytes(model),
         spec=spec,
-        model=model.eval().requires_grad_(False).to(placement.device),
+        model=torch.compile(fast) if placement.compile else fast,  # type: ignore[arg-type]  # callable as a module
         placement=placement,
     )
+
+
+def _forward_bytes(model: Any) -> int:
+    """Of one clip's largest moment: the hidden layer of an MLP, and about nine times the tokens' own width."""
+    config = model.config
+    tokens = model.embeddings.position_embeddings.shape[1] * getattr(config, "num_frames", 1)
+    return 4 * tokens * (2 * config.intermediate_size + 9 * config.hidden_size)
 
 
 def _locate(modality: str, name: str) -> str:

@@ -1,17 +1,16 @@
-"""Frames and waveform -> what TimeSformer and AST are fed, by protocol.
+"""What TimeSformer and AST are fed, by protocol, as far as it is decided and done beside the decoder.
 
 Protocol `standard` is each backbone's own published preprocessing, read from its `preprocessor_config.json`; where a
 folder has none, the values that its authors published. Protocol `notebook` is what the seed paper's authors fed, quirks
-included (see docs/paper.md). Frames are resized and cropped as uint8 beside the decoder
-(`prepare_frame`), scaled and normalised on the model's device (`normalize_frames`); the waveform becomes log mel filter
-banks (`audio_input`).
+included (see docs/paper.md). Frames and waveforms travel as they are decoded, in 8 bits and in samples, or resized and
+cropped (`prepare_frame`); `tensors` makes models' inputs of them on the model's device. No torch here: decode workers
+stay small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,6 @@ from .decode import SAMPLE_RATE_HZ
 
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
 HOP_SAMPLES = 160  # and its hop: 10 ms
-DECIBEL_FFT = 2048  # samples; librosa's default, which the notebook kept
-DECIBEL_RANGE = 80.0  # dB; likewise (`top_db`)
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,8 @@ class AudioSpec:
         mel_bins: mel bands.
         max_length: frames fed; shorter clips are padded with zeros before normalisation, longer ones cut.
         mean, std: the result is (x - mean) / (2 std).
-        spectrogram: "kaldi" (natural logarithm, `filter_bank`) or "decibel" (the notebook's, `decibel_spectrogram`).
+        spectrogram: "kaldi" (natural logarithm, `tensors.filter_banks`) or "decibel" (the notebook's,
+            `tensors.decibel_spectrogram`).
     """
 
     mel_bins: int = 128
@@ -129,6 +127,13 @@ class AudioSpec:
     mean: float = -4.2677393
     std: float = 4.5689974
     spectrogram: str = "kaldi"
+
+    @property
+    def max_samples(self) -> int | None:
+        """Samples of a clip that are looked at; None = all, for the notebook's are relative to the clip's loudest."""
+        if self.spectrogram == "decibel":
+            return None
+        return (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
 
     @classmethod
     def notebook(cls, *, mel_bins: int, max_length: int) -> AudioSpec:
@@ -168,6 +173,29 @@ def check_protocol(protocol: str) -> None:
         raise BackboneError(unknown("protocol", protocol, PROTOCOLS))
 
 
+def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
+    """(height, width) of a frame after resizing, before the crop."""
+    if spec.shortest_edge:
+        short, long = sorted((height, width))
+        longest_edge = int(spec.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do
+        return (longest_edge, spec.shortest_edge) if height > width else (spec.shortest_edge, longest_edge)
+    return spec.size if spec.size != (0, 0) else (height, width)
+
+
+def crop_box(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the centre crop of a resized frame.
+
+    Raises:
+        DecodeError: the resized frame is smaller than the crop.
+    """
+    if spec.crop == (0, 0):
+        return 0, 0, *size
+    top, left = ((size[i] - spec.crop[i]) // 2 for i in (0, 1))
+    if top < 0 or left < 0:
+        raise DecodeError(f"a frame of {size[0]}x{size[1]} is smaller than the crop {spec.crop[0]}x{spec.crop[1]}")
+    return top, left, *spec.crop
+
+
 def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
     """Resize and centre-crop one frame as HuggingFace's PIL image processors do.
 
@@ -181,128 +209,15 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
     Raises:
         DecodeError: the resized frame is smaller than the crop.
     """
-    height, width = image.shape[:2]
-    if spec.shortest_edge:
-        short, long = sorted((height, width))
-        longest_edge = int(spec.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do
-        size = (longest_edge, spec.shortest_edge) if height > width else (spec.shortest_edge, longest_edge)
-    else:
-        size = spec.size if spec.size != (0, 0) else (height, width)
-    if size != (height, width):
+    size = resized_size(*image.shape[:2], spec)
+    top, left, height, width = crop_box(size, spec)
+    if size != image.shape[:2]:
         resized = Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(spec.resample))
         image = np.array(resized)
-    if spec.crop != (0, 0):
-        top, left = ((size[i] - spec.crop[i]) // 2 for i in (0, 1))
-        if top < 0 or left < 0:
-            raise DecodeError(f"a frame of {size[0]}x{size[1]} is smaller than the crop {spec.crop[0]}x{spec.crop[1]}")
-        image = image[top : top + spec.crop[0], left : left + spec.crop[1]]
-    return np.ascontiguousarray(image)
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
-def normalize_frames(frames: np.ndarray, spec: FrameSpec, *, device: Any = "cpu") -> Any:
-    """Prepared frames -> TimeSformer's `pixel_values`.
-
-    Args:
-        frames: (clips, frames, height, width, 3) uint8.
-        spec: scale and statistics.
-        device: where the float tensor is made; 8-bit values travel there.
-
-    Returns:
-        torch float32 (clips, frames, 3, height, width).
-    """
-    import torch
-
-    pixels = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).float() * spec.scale
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return (pixels - mean) / std  # (clips, frames, 3, height, width)
-
-
-def audio_input(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
-    """Waveform -> AST's `input_values`.
-
-    Args:
-        waveform: (samples,) float32, mono, 16 kHz.
-        spec: sizes, statistics and kind of spectrogram.
-
-    Returns:
-        float32: (max_length, mel_bins) for "kaldi"; (mel_bins, max_length), transposed as the notebook fed it, for
-        "decibel".
-
-    Raises:
-        DecodeError: shorter than one 25 ms window.
-    """
+def check_waveform(waveform: np.ndarray) -> None:
+    """Raise `DecodeError` for a waveform, (samples,), that is too short for AST."""
     if len(waveform) < WINDOW_SAMPLES:
-        raise DecodeError(f"audio of {len(waveform)} samples is shorter than one window of {WINDOW_SAMPLES} (25 ms)")
-    if spec.spectrogram == "kaldi":
-        banks = filter_bank(waveform, spec.mel_bins, frames=spec.max_length)
-        missing = ((0, spec.max_length - len(banks)), (0, 0))
-    else:
-        banks = decibel_spectrogram(waveform, spec.mel_bins)[:, : spec.max_length]
-        missing = ((0, 0), (0, spec.max_length - banks.shape[1]))  # a 0 is the loudest there is in relative decibels
-    return ((np.pad(banks, missing) - np.float32(spec.mean)) / np.float32(spec.std * 2)).astype(np.float32, copy=False)
-
-
-def filter_bank(waveform: np.ndarray, mel_bins: int, *, frames: int) -> np.ndarray:
-    """Kaldi's log mel filter bank: 25 ms Hann window, 10 ms hop, natural logarithm of the power.
-
-    The same call of torchaudio's Kaldi-compatible function that HuggingFace's ASTFeatureExtractor makes.
-
-    Args:
-        waveform: (samples,) float32, mono, 16 kHz, at least 400 samples.
-        mel_bins: mel bands.
-        frames: at most so many; samples beyond them are not looked at.
-
-    Returns:
-        (up to `frames`, mel_bins) float32.
-    """
-    import torch
-    from torchaudio.compliance import kaldi
-
-    samples = (frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES
-    return kaldi.fbank(
-        torch.from_numpy(waveform[:samples]).unsqueeze(0),
-        sample_frequency=SAMPLE_RATE_HZ,
-        window_type="hanning",
-        num_mel_bins=mel_bins,
-    ).numpy()
-
-
-def decibel_spectrogram(waveform: np.ndarray, mel_bins: int) -> np.ndarray:
-    """The notebook's mel spectrogram, in decibels relative to the clip's loudest cell, cut off at -80.
-
-    What librosa 0.10 computes as `power_to_db(melspectrogram(y, sr=16000, n_mels=mel_bins, hop_length=160), ref=max)`:
-    2048-point periodic Hann window, centred with zeros, power, Slaney's mel scale and norm up to 8 kHz, floor 1e-10.
-    In float64, because 10^-3 dB at -80 dB is beyond float32.
-
-    Args:
-        waveform: (samples,) float32, mono, 16 kHz.
-        mel_bins: mel bands.
-
-    Returns:
-        (mel_bins, 1 + samples // 160) float32 in [-80, 0].
-    """
-    import torch
-
-    window = torch.hann_window(DECIBEL_FFT, dtype=torch.float64)
-    spectrum = torch.stft(
-        torch.from_numpy(waveform).double(),
-        n_fft=DECIBEL_FFT,
-        hop_length=HOP_SAMPLES,
-        window=window,
-        center=True,
-        pad_mode="constant",
-        return_complex=True,
-    )  # (1 + DECIBEL_FFT / 2, 1 + samples // 160)
-    power = torch.from_numpy(_slaney_filters(mel_bins)).T @ spectrum.abs().square()
-    decibels = 10 * (power.clamp(min=1e-10).log10() - power.max().clamp(min=1e-10).log10())
-    return decibels.clamp(min=-DECIBEL_RANGE).float().numpy()
-
-
-@cache
-def _slaney_filters(mel_bins: int) -> np.ndarray:
-    """(1 + DECIBEL_FFT / 2, mel_bins) float64."""
-    from transformers.audio_utils import mel_filter_bank
-
-    return mel_filter_bank(
-        1 + DECIBEL_FFT // 2, mel_bins, 0.0, SAMPLE_RATE_HZ / 2, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
-    )
+        raise DecodeError(f"audio is shorter than one window of {WINDOW_SAMPLES} samples (25 ms)")

@@ -1,65 +1,54 @@
 """Stage one: the clips of a split -> decode workers -> both backbones -> shards of the embedding store.
 
-Worker processes decode and prepare clips; this process runs the models in batches and appends a shard every
-`flush_seconds`. What is in the store already is left alone, so a second call does only what is missing; what goes wrong
-with a clip is recorded with its reason, and the run goes on.
+    jobs (claimed) -> decode processes -> batches -> model threads -> writer thread -> shards
+
+Nobody waits for another more than he must: workers decode two clips ahead each, models take whatever is decoded, and a
+thread of its own appends a shard every `flush_seconds`. On the CPU each core runs the models on a clip of its own, so
+that an embedding is a function of its clip alone, to the bit, whatever was embedded beside it; on CUDA clips go in
+batches. What the store has already is left alone, so a second call does only what is missing; several calls at once, in
+any processes, share the work (`alphafuse.data.claims`). What goes wrong with a clip is recorded with its reason, and
+the run goes on.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from loky import cpu_count
 
+from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.manifest import Clip
-from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore, Failure
-from alphafuse.errors import BackboneError, DatasetError, DecodeError
+from alphafuse.data.processes import keep_freed_memory
+from alphafuse.data.store import EmbeddingStore, Failure
+from alphafuse.errors import DatasetError, DecodeError
 
 from .decode import Decoded, decode_clip
-from .inputs import FrameSpec, audio_input, prepare_frame
-from .workers import map_files
+from .embedding import Batch, Job, embed_batch
+from .inputs import AudioSpec, FrameSpec, check_waveform, prepare_frame
+from .memory import MemoryPlan, plan_memory
+from .settings import BATCH_ON_CUDA, ExtractSettings
+from .workers import TASKS_PER_WORKER, map_tasks
+from .writer import ShardWriter
 
+if TYPE_CHECKING:
+    from .backbones import Backbone
+
+CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
+POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
+THREADS_ON_CUDA = 2  # one prepares inputs while the other's batch is on the device
+TRAVELLING_PIXELS = 640 * 480  # of a frame that is resized on the device; larger ones are resized beside the decoder
 _LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
-
-
-@dataclass(frozen=True)
-class ExtractSettings:
-    """How to extract; the command line's defaults are these.
-
-    Attributes:
-        timesformer, ast: hub id, folder or "compact"; None = the root's default.
-        protocol: preprocessing; None = the root's default.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "fp32" or "bf16".
-        batch_size: clips per forward pass.
-        workers: decode processes; 0 = one per processor.
-        flush_seconds: a shard is appended at least this often, so that a kill costs at most this much work.
-        retry_failed: also try clips again whose failure is recorded.
-    """
-
-    timesformer: str | None = None
-    ast: str | None = None
-    protocol: str | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-    batch_size: int = 8
-    workers: int = 0
-    flush_seconds: float = 30.0
-    retry_failed: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, least in (("batch_size", self.batch_size, 1), ("workers", self.workers, 0)):
-            if value < least:
-                raise BackboneError(f"{name} must be at least {least}, not {value}")
-        if not self.flush_seconds >= 0:  # NaN compares false
-            raise BackboneError(f"flush_seconds must be 0 or more, not {self.flush_seconds}")
 
 
 @dataclass(frozen=True)
@@ -69,10 +58,12 @@ class ExtractReport:
     Attributes:
         split: "train", "val" or "test".
         clips: clips of the split.
-        already: clips that were done before.
+        already: clips that were done before, or meanwhile by another process.
         embedded: modality -> embeddings made now.
         failures: failures recorded now.
         seconds: wall time of this split, without loading the models.
+        decode_seconds: of one core, spent on decoding.
+        embed_seconds: spent in the models, of one core on the CPU, of the device elsewhere.
         store: where the embeddings are.
     """
 
@@ -82,6 +73,8 @@ class ExtractReport:
     embedded: dict[str, int]
     failures: tuple[Failure, ...]
     seconds: float
+    decode_seconds: float
+    embed_seconds: float
     store: EmbeddingStore
 
 
@@ -98,40 +91,46 @@ class Progress(Protocol):
         """The split is finished or interrupted."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A batch that is embedded: its clips, (clips, dim) rows per modality, and what failed."""
-
-    clips: tuple[Clip, ...]
-    rows: dict[str, np.ndarray]
-    failures: tuple[Failure, ...]
-
-
 class Extractor:
-    """Both backbones, loaded once, for any number of splits."""
+    """The backbones, loaded once, for any number of splits."""
 
-    def __init__(self, dataset: Dataset, settings: ExtractSettings) -> None:
-        """Load the backbones; `BackboneError` when one can't be had."""
+    def __init__(
+        self, dataset: Dataset, settings: ExtractSettings, *, backbones: Mapping[str, Backbone] | None = None
+    ) -> None:
+        """Load the backbones, unless they are given; `BackboneError` when one can't be had."""
         from .backbones import Placement, choose_device, load_ast, load_timesformer
 
         self.dataset = dataset
         self.settings = settings
-        self.protocol = settings.protocol or dataset.protocol
-        common = Placement(choose_device(settings.device), settings.precision, self.protocol)
-        self.timesformer = load_timesformer(settings.timesformer or dataset.timesformer, common)
-        self.ast = load_ast(settings.ast or dataset.ast, common)
+        self.device = choose_device(settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        placement = Placement(
+            self.device, settings.precision, settings.protocol or dataset.protocol, compile=settings.compile
+        )
+        loaders = {"timesformer": load_timesformer, "ast": load_ast}
+        names = {"timesformer": settings.timesformer or dataset.timesformer, "ast": settings.ast or dataset.ast}
+        self.backbones = {
+            name: backbones[name] if backbones else loaders[name](names[name], placement)
+            for name in settings.modalities
+        }
+        on_cpu = self.device.type == "cpu"
+        self.threads = cpu_count() if on_cpu else THREADS_ON_CUDA
+        self.batch_size = settings.batch_size or (1 if on_cpu else BATCH_ON_CUDA)
+        self.memory = self._plan_memory()
 
     @property
     def store_settings(self) -> dict[str, dict[str, Any]]:
         """modality -> everything that decides its numbers."""
-        return {backbone.modality: backbone.settings() for backbone in (self.timesformer, self.ast)}
+        return {modality: backbone.settings() for modality, backbone in self.backbones.items()}
 
-    def pending(self, split: str) -> tuple[Clip, ...]:
-        """Clips of the split that the store lacks; `SettingsMismatchError` when it was made under other settings."""
+    def pending(self, split: str) -> tuple[Job, ...]:
+        """What the split's store lacks; `SettingsMismatchError` when it was made under other settings."""
         store = self.dataset.store(split)
         store.require_settings(self.store_settings)
-        done = store.done(retry_failed=self.settings.retry_failed)
-        return tuple(clip for clip in self.dataset.manifest.require_split(split) if clip.clip_id not in done)
+        return self._missing(
+            store, [Job(clip, self._modalities) for clip in self.dataset.manifest.require_split(split)]
+        )
 
     def extract(self, split: str, *, progress: Progress | None = None) -> ExtractReport:
         """Extract what the split's store lacks.
@@ -147,109 +146,181 @@ class Extractor:
 
         Also when it is interrupted, what was embedded until then is in the store.
         """
-        clips = self.pending(split)
+        jobs = self.pending(split)
         store = self.dataset.store(split)
         if not self.dataset.clip_folder.is_dir():
             raise DatasetError(
                 f"the clip folder {self.dataset.clip_folder} is gone: bring it back or make the root again"
             )
         total = len(self.dataset.manifest.of_split(split))
+        tally = _Tally(progress, self._modalities)
         if progress is not None:
-            progress.start(split, clips=len(clips), already=total - len(clips))
+            progress.start(split, clips=len(jobs), already=total - len(jobs))
         started = time.monotonic()
-        embedded = dict.fromkeys(MODALITIES, 0)
-        failures: list[Failure] = []
-        pending: list[_Batch] = []  # embedded, and not yet in a shard; an interrupt finds whole batches in it
-        flushed = time.monotonic()
-        waiting: list[tuple[Clip, Decoded]] = []
-        decoded_clips = decode_clips(self.dataset, clips, self._frame_spec(), self.settings)
         try:
-            for position, decoded in enumerate(decoded_clips, start=1):
-                waiting.append(decoded)
-                if len(waiting) < self.settings.batch_size and position < len(clips):
-                    continue
-                batch = self._embed(waiting)
-                waiting = []
-                pending.append(batch)
-                failures += batch.failures
-                incomplete = {failure.clip_id for failure in batch.failures}
-                for modality in MODALITIES:
-                    embedded[modality] += len(batch.clips) - sum(f.modality == modality for f in batch.failures)
-                if progress is not None:
-                    for clip in batch.clips:
-                        progress.clip(complete=clip.clip_id not in incomplete)
-                if time.monotonic() - flushed >= self.settings.flush_seconds:
-                    self._flush(store, pending)
-                    pending, flushed = [], time.monotonic()
+            if jobs:
+                with Claims(store.folder) as claims, self._writer(store, claims) as writer:
+                    self._extract(jobs, store, claims, partial(self._embed, writer=writer, tally=tally), tally)
         finally:
-            decoded_clips.close()
-            self._flush(store, pending)
             if progress is not None:
                 progress.stop()
         return ExtractReport(
-            split, total, total - len(clips), embedded, tuple(failures), time.monotonic() - started, store
+            split,
+            total,
+            total - tally.clips,
+            tally.embedded,
+            tuple(tally.failures),
+            time.monotonic() - started,
+            tally.decode_seconds,
+            tally.embed_seconds,
+            store,
         )
 
-    def _frame_spec(self) -> FrameSpec:
-        assert isinstance(self.timesformer.spec, FrameSpec)
-        return self.timesformer.spec
+    def decode(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Decoded], None, None]:
+        """Decode clips in worker processes and yield them as they are finished, never many more than are being used.
 
-    def _embed(self, decoded_clips: list[tuple[Clip, Decoded]]) -> _Batch:
-        """Run both models over a batch."""
-        clips = tuple(clip for clip, _ in decoded_clips)
-        frames = [item.frames if item.frames is not None else item.no_frames for _, item in decoded_clips]
-        spectrograms = [self._spectrogram(item) for _, item in decoded_clips]
-        rows: dict[str, np.ndarray] = {}
-        failures: list[Failure] = []
-        for backbone, embed, inputs in (
-            (self.timesformer, self.timesformer.embed_frames, frames),
-            (self.ast, self.ast.embed_spectrograms, spectrograms),
-        ):
-            reasons = [item if isinstance(item, str) else "" for item in inputs]
-            matrix = rows[backbone.modality] = np.full((len(clips), backbone.dim), np.nan, np.float32)
-            usable = [i for i, reason in enumerate(reasons) if not reason]
-            if usable:
-                matrix[usable] = embed(np.stack([inputs[i] for i in usable]))
-            for i in usable:
-                if not np.isfinite(matrix[i]).all():
-                    matrix[i], reasons[i] = np.nan, "the embedding is not finite"
-            failures += [
-                Failure(clip.clip_id, backbone.modality, reason)
-                for clip, reason in zip(clips, reasons, strict=True)
-                if reason
-            ]
-        return _Batch(clips, rows, tuple(failures))
+        A clip whose decoder crashes, hangs or wants too much memory is yielded with that as its reason.
+        """
+        specs = {modality: backbone.spec for modality, backbone in self.backbones.items()}
+        decode = partial(decode_inputs, specs=specs, device_resizes=self.device.type != "cpu")
+        tasks = ((job, (self.dataset.path_of(job.clip), job.modalities)) for job in jobs)
+        return map_tasks(
+            decode,
+            tasks,
+            failed=lambda reason: Decoded(None, None, reason, reason),
+            workers=self.memory.workers,
+            timeout_seconds=self.settings.timeout_seconds,
+            memory_bytes=self.memory.clip_bytes,
+        )
 
-    def _spectrogram(self, decoded: Decoded) -> np.ndarray | str:
-        """AST's input for the waveform, or why there is none."""
-        if decoded.waveform is None:
-            return decoded.no_waveform
+    def embed(self, decoded_jobs: Sequence[tuple[Job, Decoded]]) -> Batch:
+        """Run the backbones over a batch."""
+        return embed_batch(self.backbones, decoded_jobs)
+
+    @contextmanager
+    def model_threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads to run `embed` in: on the CPU one per core, each computing on that core alone.
+
+        What ends the block early (an error, Ctrl-C) leaves undone what is not begun. PyTorch's own number of threads is
+        as before afterwards.
+        """
+        import torch
+
+        before = torch.get_num_threads()
+        each = 1 if self.device.type == "cpu" else before
+        pool = ThreadPoolExecutor(self.threads, "model", initializer=torch.set_num_threads, initargs=(each,))
         try:
-            return audio_input(decoded.waveform, self.ast.spec)  # type: ignore[arg-type]  # an AST's AudioSpec
-        except DecodeError as error:
-            return str(error)
+            torch.set_num_threads(each)  # for what the pool's threads start from
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
 
-    def _flush(self, store: EmbeddingStore, pending: list[_Batch]) -> None:
-        if not pending:
-            return
-        clips = [clip for batch in pending for clip in batch.clips]
-        rows = Embeddings(
-            clip_ids=tuple(clip.clip_id for clip in clips),
-            labels=tuple(clip.label for clip in clips),
-            groups=tuple(clip.group for clip in clips),
-            features={modality: np.concatenate([batch.rows[modality] for batch in pending]) for modality in MODALITIES},
-            failures=tuple(failure for batch in pending for failure in batch.failures),
-            settings=self.store_settings,
+    @property
+    def _modalities(self) -> tuple[str, ...]:
+        return self.settings.modalities
+
+    def _missing(self, store: EmbeddingStore, jobs: Sequence[Job]) -> tuple[Job, ...]:
+        """The jobs that are left, each with the modalities that the store lacks now."""
+        finished = store.finished(
+            modalities=self._modalities,
+            retry_failed=self.settings.retry_failed,
+            among=[job.clip.clip_id for job in jobs],
         )
-        store.write(rows, provenance=self._provenance())
+        left = (
+            Job(job.clip, tuple(name for name in job.modalities if job.clip.clip_id not in finished[name]))
+            for job in jobs
+        )
+        return tuple(job for job in left if job.modalities)
+
+    def _extract(
+        self,
+        jobs: Sequence[Job],
+        store: EmbeddingStore,
+        claims: Claims,
+        embed: Callable[[Sequence[tuple[Job, Decoded]]], None],
+        tally: _Tally,
+    ) -> None:
+        """Do all jobs that no other process does; come back to those of others until somebody has done them."""
+        while jobs:
+            elsewhere: list[Job] = []
+            mine = self._claimed(jobs, store, claims, elsewhere, tally)
+            first = next(mine, None)
+            if first is None and elsewhere:
+                time.sleep(POLL_SECONDS)
+            elif first is not None:
+                self._run(_chain(first, mine), embed)
+            jobs = elsewhere
+
+    def _claimed(
+        self, jobs: Sequence[Job], store: EmbeddingStore, claims: Claims, elsewhere: list[Job], tally: _Tally
+    ) -> Iterator[Job]:
+        """The jobs that no other process does; those that one does are put into `elsewhere`."""
+        for some in (jobs[start : start + CLAIMED_AT_ONCE] for start in range(0, len(jobs), CLAIMED_AT_ONCE)):
+            got = set(claims.claim(job.clip.clip_id for job in some))
+            own = [job for job in some if job.clip.clip_id in got]
+            elsewhere += [job for job in some if job.clip.clip_id not in got]
+            missing = self._missing(store, own)  # now that they are ours: another process may have done them before
+            done = got - {job.clip.clip_id for job in missing}
+            claims.release(done)
+            tally.done_elsewhere(len(done))
+            yield from missing
+
+    def _run(self, jobs: Iterator[Job], embed: Callable[[Sequence[tuple[Job, Decoded]]], None]) -> None:
+        """Decode and embed, as fast as the slower of both."""
+        decoded_jobs = self.decode(jobs)
+        flying: set[Future[None]] = set()
+        waiting: list[tuple[Job, Decoded]] = []
+        with self.model_threads() as pool:
+            try:
+                for decoded_job in decoded_jobs:
+                    waiting.append(decoded_job)
+                    if len(waiting) == self.batch_size:
+                        flying = _submit(pool, embed, waiting, flying, at_most=self.threads + 1)
+                        waiting = []
+                if waiting:
+                    flying = _submit(pool, embed, waiting, flying, at_most=self.threads + 1)
+                for future in flying:
+                    future.result()
+            finally:
+                decoded_jobs.close()
+
+    def _embed(self, decoded_jobs: Sequence[tuple[Job, Decoded]], *, writer: ShardWriter, tally: _Tally) -> None:
+        batch = self.embed(decoded_jobs)
+        writer.put(batch)
+        tally.add(batch, sum(decoded.cpu_seconds for _, decoded in decoded_jobs))
+
+    def _writer(self, store: EmbeddingStore, claims: Claims) -> ShardWriter:
+        return ShardWriter(
+            EmbeddingStore(store.folder),
+            self.store_settings,
+            provenance=self._provenance,
+            flush_seconds=self.settings.flush_seconds,
+            written=claims.release,
+        )
+
+    def _plan_memory(self) -> MemoryPlan:
+        in_flight = self.threads + 1
+        per_clip = max(backbone.forward_bytes for backbone in self.backbones.values())
+        return plan_memory(
+            self.settings.max_memory_gb,
+            workers=self.settings.workers or cpu_count(),
+            compute_bytes=self.threads * self.batch_size * per_clip,
+            decoded_bytes=sum(
+                _decoded_bytes(backbone.spec, device_resizes=self.device.type != "cpu")
+                for backbone in self.backbones.values()
+            ),
+            held_clips=(in_flight + 1) * self.batch_size,
+            per_worker_clips=TASKS_PER_WORKER,
+        )
 
     def _provenance(self) -> dict[str, Any]:
         return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": str(self.timesformer.placement.device),
+            "device": str(self.device),
             "backbones": {
-                backbone.modality: {"name": backbone.name, "revision": backbone.revision}
-                for backbone in (self.timesformer, self.ast)
+                modality: {"name": backbone.name, "revision": backbone.revision}
+                for modality, backbone in self.backbones.items()
             },
             "libraries": {library: version(library) for library in _LIBRARIES},
         }
@@ -271,14 +342,96 @@ def extract_embeddings(
     return [extractor.extract(split, progress=progress) for split in splits]
 
 
-def decode_clips(
-    dataset: Dataset, clips: Sequence[Clip], spec: FrameSpec, settings: ExtractSettings
-) -> Generator[tuple[Clip, Decoded], None, None]:
-    """Decode clips in worker processes and yield them as they are finished, never many more than are being used.
+def decode_inputs(
+    task: tuple[Path, tuple[str, ...]], *, specs: dict[str, FrameSpec | AudioSpec], device_resizes: bool
+) -> Decoded:
+    """A clip's file -> the frames and the waveform that the backbones are fed; runs in a worker.
 
-    A clip whose decoder crashes its process is yielded with that as its reason; the others are not harmed.
+    Args:
+        task: the file, and the modalities that are asked for.
+        specs: modality -> what it is fed.
+        device_resizes: leave frames of up to `TRAVELLING_PIXELS` as they are.
     """
-    decode = partial(decode_clip, frames=spec.frames, sampling=spec.sampling, prepare=partial(prepare_frame, spec=spec))
-    crashed = Decoded(None, None, "the decoder crashed", "the decoder crashed")
-    files = [(clip, dataset.path_of(clip)) for clip in clips]
-    return map_files(decode, files, crashed=crashed, workers=settings.workers, ahead=settings.batch_size)
+    began = time.process_time()
+    path, modalities = task
+    frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
+    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
+    decoded = decode_clip(
+        path,
+        frames=frame_spec.frames,
+        sampling=frame_spec.sampling,
+        prepare=partial(_prepare, spec=frame_spec, device_resizes=device_resizes),
+        max_samples=audio_spec.max_samples,
+        picture="timesformer" in modalities,
+        sound="ast" in modalities,
+    )
+    if decoded.waveform is not None:
+        try:
+            check_waveform(decoded.waveform)
+        except DecodeError as error:
+            decoded = replace(decoded, waveform=None, no_waveform=str(error))
+    return replace(decoded, cpu_seconds=time.process_time() - began)
+
+
+def _prepare(image: np.ndarray, spec: FrameSpec, *, device_resizes: bool) -> np.ndarray:
+    if device_resizes and image.shape[0] * image.shape[1] <= TRAVELLING_PIXELS:
+        return image
+    return prepare_frame(image, spec)
+
+
+def _decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
+    """Of one clip, at most (the notebook's audio: of a minute)."""
+    if isinstance(spec, AudioSpec):
+        return 4 * (spec.max_samples or 60 * 16_000)
+    height, width = spec.crop if spec.crop != (0, 0) else spec.size
+    return 3 * spec.frames * max(height * width, TRAVELLING_PIXELS if device_resizes else 0)
+
+
+class _Tally:
+    """What was done, counted by several threads."""
+
+    def __init__(self, progress: Progress | None, modalities: Sequence[str]) -> None:
+        self.clips = 0
+        self.embedded = dict.fromkeys(modalities, 0)
+        self.failures: list[Failure] = []
+        self.decode_seconds = self.embed_seconds = 0.0
+        self._progress, self._lock = progress, threading.Lock()
+
+    def add(self, batch: Batch, decode_seconds: float) -> None:
+        incomplete = {failure.clip_id for failure in batch.failures}
+        with self._lock:
+            self.decode_seconds += decode_seconds
+            self.embed_seconds += batch.seconds
+            self.clips += len(batch.jobs)
+            self.failures += batch.failures
+            for modality in self.embedded:
+                asked = sum(modality in job.modalities for job in batch.jobs)
+                self.embedded[modality] += asked - sum(f.modality == modality for f in batch.failures)
+            for job in batch.jobs if self._progress is not None else ():
+                self._progress.clip(complete=job.clip.clip_id not in incomplete)
+
+    def done_elsewhere(self, clips: int) -> None:
+        with self._lock:
+            for _ in range(clips if self._progress is not None else 0):
+                self._progress.clip(complete=True)
+
+
+def _submit(
+    pool: ThreadPoolExecutor,
+    embed: Callable[[Sequence[tuple[Job, Decoded]]], None],
+    batch: Sequence[tuple[Job, Decoded]],
+    flying: set[Future[None]],
+    *,
+    at_most: int,
+) -> set[Future[None]]:
+    """Hand a batch to the model threads, once no more than `at_most` are under way; the batches that then are."""
+    while len(flying) >= at_most:
+        done, flying = wait(flying, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+    return flying | {pool.submit(embed, batch)}
+
+
+def _chain(first: Job, rest: Iterable[Job]) -> Iterator[Job]:
+    yield first
+    yield from rest

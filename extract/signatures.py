@@ -16,7 +16,7 @@ from alphafuse.data.manifest import Clip
 from alphafuse.data.signatures import FRAMES, Signature
 
 from .decode import SAMPLE_RATE_HZ, decode_clip
-from .workers import map_files
+from .workers import map_tasks
 
 CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
 DETAIL = 2  # frames are kept DETAIL times finer, for small movements
@@ -48,14 +48,17 @@ def sign_clips(
         progress: called after each clip.
     """
     chosen = [clip for clip in (dataset.manifest if clips is None else clips) if dataset.path_of(clip).is_file()]
-    crash = Signature(0.0, "the decoder crashed", "the decoder crashed")
     signed: dict[str, Signature] = {}
     files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
-    for clip_id, signature in map_files(sign_file, files, crashed=crash, workers=workers):
+    for clip_id, signature in map_tasks(sign_file, files, failed=_failed, workers=workers):
         signed[clip_id] = signature
         if progress is not None:
             progress()
     return {clip.clip_id: signed[clip.clip_id] for clip in chosen}
+
+
+def _failed(reason: str) -> Signature:
+    return Signature(0.0, reason, reason)
 
 
 def sign_file(path: Path) -> Signature:

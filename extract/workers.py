@@ -1,84 +1,178 @@
-"""Work on files in processes of their own, which may crash without harming more than the file at hand."""
+"""Work in processes of their own, which may crash, hang or eat memory without harming more than the task at hand."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
+import psutil
 from loky import ProcessPoolExecutor, cpu_count
 
 from alphafuse.data.processes import end_with_parent
 from alphafuse.errors import DatasetError
 
+from .decode import NO_MEMORY
+
+try:
+    import resource
+except ImportError:  # Windows: no limits there
+    resource = None  # type: ignore[assignment]
+
 Key = TypeVar("Key")
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+TASKS_PER_WORKER = 2  # one at work and one waiting, so that no worker waits for this process
+START_SECONDS = 10.0  # that a new process may take beyond its first task's time
+CRASHED = "the decoder crashed"
+HUNG = "the decoder took too long"
 
-def map_files(
-    function: Callable[[Path], Result],
-    files: Sequence[tuple[Key, Path]],
+
+def map_tasks(
+    function: Callable[[Task], Result],
+    tasks: Iterable[tuple[Key, Task]],
     *,
-    crashed: Result,
+    failed: Callable[[str], Result],
     workers: int = 0,
-    ahead: int = 0,
+    timeout_seconds: float = 0.0,
+    memory_bytes: int = 0,
 ) -> Generator[tuple[Key, Result], None, None]:
-    """Apply `function` to files in worker processes and yield (key, result) as they are finished.
+    """Apply `function` to tasks in worker processes and yield (key, result) as they are finished.
 
-    Never many more are in flight than are being used. A file that crashes its process is yielded with `crashed`; those
-    that were in flight with it are done again, each alone.
+    No more than two tasks per worker are under way or finished and not yet taken. A task that ends its process, or
+    takes too long, costs itself and the time of starting another process.
 
     Args:
-        function: what to do with a file; it must be picklable, and its exceptions end the iteration.
-        files: (what names the file to the caller, its path).
-        crashed: the result of a file that ends its process.
+        function: what to do, for instance with a file; it must be picklable, and its exceptions end the iteration.
+        tasks: (what names the task to the caller, the argument); taken one by one, as workers become free.
+        failed: reason -> the result of a task that crashed its process, took too long or wanted too much memory.
         workers: processes; 0 = one per processor.
-        ahead: results to make while the caller is busy with earlier ones, beside two per worker.
+        timeout_seconds: wall time that a task may take; 0 = any.
+        memory_bytes: memory that a worker may take for a task, beyond what it has at its start; 0 = any. Beyond that,
+            allocations fail (on Linux; elsewhere as far as the system follows RLIMIT_AS).
     """
     if workers < 0:
         raise DatasetError(f"workers must be at least 0, not {workers}")
-    workers = min(workers or cpu_count(), max(len(files), 1))
-    window = 2 * workers + ahead
-    queue = list(reversed(files))
-    suspects: list[tuple[Key, Path]] = []  # were in flight when a worker died
-    while queue:
-        with _pool(workers) as pool:
-            flying: dict[Future[Result], tuple[Key, Path]] = {}
-            try:
-                while queue or flying:
-                    while queue and len(flying) < window:
-                        flying[pool.submit(function, queue[-1][1])] = queue[-1]
-                        queue.pop()  # only now: submitting to a pool that just broke raises
-                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                        result = future.result()
-                        yield flying.pop(future)[0], result
-            except BrokenProcessPool:
-                suspects += flying.values()
-            except GeneratorExit:
-                pool.shutdown(wait=True, kill_workers=True)
-                raise
-    for key, path in suspects:
-        yield key, _alone(function, path, crashed)
+    pool = [_Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())]
+    waiting = iter(tasks)
+    try:
+        exhausted = not _fill(pool, waiting)
+        while any(worker.queue for worker in pool):
+            _wait_for_any(pool)
+            for worker in pool:
+                for entry in worker.finished(failed):
+                    # before the result is dealt with, so that the worker goes on meanwhile
+                    exhausted = exhausted or not _fill([worker], waiting)
+                    yield entry
+    finally:
+        for worker in pool:
+            worker.end()
 
 
-def _alone(function: Callable[[Path], Result], path: Path, crashed: Result) -> Result:
-    """Apply `function` in a process of its own, which may die."""
-    with _pool(1) as pool:
+class _Worker(Generic[Key, Task, Result]):
+    """One process, and the tasks that it was given, the one at work first."""
+
+    def __init__(self, function: Callable[[Task], Result], timeout_seconds: float, memory_bytes: int) -> None:
+        self._function, self._timeout, self._memory = function, timeout_seconds, memory_bytes
+        self._pool: ProcessPoolExecutor | None = None
+        self.queue: deque[tuple[Key, Task, Future[Result]]] = deque()
+        self._deadline = math.inf  # of the task at work
+
+    def give(self, key: Key, task: Task) -> None:
+        """Let the process do another task, after those it has."""
+        is_new = self._pool is None
         try:
-            return pool.submit(function, path).result()
+            future = self._process().submit(self._function, task)
         except BrokenProcessPool:
-            return crashed
+            if self.queue:  # the task at work ended the process: `finished` finds that and gives this one again
+                future = Future()
+            else:  # it was killed from outside while it had nothing to do
+                self.end()
+                is_new, future = True, self._process().submit(self._function, task)
+        if not self.queue:
+            self._start_clock(START_SECONDS if is_new else 0.0)
+        self.queue.append((key, task, future))
+
+    def _process(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
+            self._pool = ProcessPoolExecutor(
+                max_workers=1, initializer=_start_worker, initargs=(os.getpid(), self._memory)
+            )
+        return self._pool
+
+    @property
+    def seconds_left(self) -> float:
+        """For the task at work; infinite where it may take any time."""
+        return max(0.0, self._deadline - time.monotonic()) if self.queue else math.inf
+
+    def finished(self, failed: Callable[[str], Result]) -> Iterator[tuple[Key, Result]]:
+        """Tasks that are done with, one way or another."""
+        while self.queue and self.queue[0][2].done():
+            key, _, future = self.queue.popleft()
+            self._start_clock()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                result = failed(CRASHED)
+                self._begin_anew()
+            except MemoryError:
+                result = failed(NO_MEMORY)
+            yield key, result
+        if self.seconds_left == 0.0:
+            key, _, _ = self.queue.popleft()
+            self._begin_anew()
+            yield key, failed(HUNG)
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, kill_workers=True)
+            self._pool = None
+
+    def _start_clock(self, extra: float = 0.0) -> None:
+        self._deadline = time.monotonic() + self._timeout + extra if self._timeout else math.inf
+
+    def _begin_anew(self) -> None:
+        """Another process for the tasks that were waiting behind the one that ended this one."""
+        rest = [(key, task) for key, task, _ in self.queue]
+        self.queue.clear()
+        self.end()
+        for key, task in rest:
+            self.give(key, task)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
-    return ProcessPoolExecutor(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),))
+def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Task]]) -> bool:
+    """Give each worker as many tasks as it may have; False when there are no more."""
+    for _ in range(TASKS_PER_WORKER):
+        for worker in pool:
+            if len(worker.queue) < TASKS_PER_WORKER:
+                entry = next(tasks, None)
+                if entry is None:
+                    return False
+                worker.give(*entry)
+    return True
 
 
-def _start_worker(parent: int) -> None:
+def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
+    """Until a task is finished or has taken too long."""
+    left = min(worker.seconds_left for worker in pool)
+    futures = [worker.queue[0][2] for worker in pool if worker.queue]
+    wait(futures, timeout=None if left == math.inf else left, return_when=FIRST_COMPLETED)
+
+
+def _start_worker(parent: int, memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     end_with_parent(parent)
+    if memory_bytes and resource is not None:
+        from . import inputs  # noqa: F401  # what every worker loads is not the task's
+
+        limit = psutil.Process().memory_info().vms + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

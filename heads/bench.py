@@ -35,13 +35,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from torch import nn
 
-from alphafuse.data.processes import free_memory_bytes
-from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
-from alphafuse.errors import ExperimentError, unknown
-
-from . import linear, training
-from .head import DROPOUT, HIDDEN, HeadConfig
-from .measuring import (
+from alphafuse.data.measuring import (
     Bench,
     Clock,
     Contender,
@@ -56,6 +50,12 @@ from .measuring import (
     runs_per_second,
     seconds_of,
 )
+from alphafuse.data.processes import free_memory_bytes
+from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
+from alphafuse.errors import ExperimentError, unknown
+
+from . import linear, training
+from .head import DROPOUT, HIDDEN, HeadConfig
 from .settings import TrainSettings
 from .training import train_heads
 
@@ -187,7 +187,7 @@ def bench_heads(
         if quick:
             part = replace(part, figures=tuple(replace(figure, least=None, most=None) for figure in part.figures))
         found.append(part)
-    return Bench(machine, tuple(found), repeats, quick, time.perf_counter() - begin)
+    return Bench("Heads on the CPU", machine, tuple(found), repeats, quick, time.perf_counter() - begin)
 
 
 def _say(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:

@@ -84,7 +84,8 @@ def write_clip(
             picture.codec_context.thread_count = 1  # so that the same call gives the same bytes
         if audio:
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
-            sound = container.add_stream(audio_codec, rate=rate, layout=layout)
+            # FFmpeg's own vorbis encoder counts as experimental
+            sound = container.add_stream(audio_codec, rate=rate, layout=layout, options={"strict": "experimental"})
         if video:
             for image in moving_square(frames, *size, look=look):
                 container.mux(picture.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

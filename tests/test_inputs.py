@@ -11,16 +11,13 @@ from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from alphafuse.errors import BackboneError, DecodeError
+from alphafuse.extract import tensors
 from alphafuse.extract.backbones import Placement, load_ast, load_timesformer
 from alphafuse.extract.decode import decode_clip
-from alphafuse.extract.inputs import (
-    AudioSpec,
-    FrameSpec,
-    audio_input,
-    decibel_spectrogram,
-    normalize_frames,
-    prepare_frame,
-)
+from alphafuse.extract.inputs import AudioSpec, FrameSpec, check_waveform, prepare_frame
+from alphafuse.extract.tensors import audio_inputs, can_resize, frame_inputs, resize_frames
+
+CPU = torch.device("cpu")
 
 K400 = {  # facebook/timesformer-base-finetuned-k400's preprocessor_config.json
     "size": {"shortest_edge": 224},
@@ -44,7 +41,15 @@ def huggingface_frames(frames: np.ndarray, config: dict) -> np.ndarray:
 def our_frames(frames: np.ndarray, config: dict) -> np.ndarray:
     spec = FrameSpec.from_config(config, frames=len(frames), image_size=224)
     prepared = np.stack([prepare_frame(frame, spec) for frame in frames])
-    return normalize_frames(prepared[None], spec)[0].numpy()
+    return frame_inputs([prepared], spec, device=CPU)[0].numpy()
+
+
+def audio_input(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+    return audio_inputs([waveform], spec, device=CPU)[0].numpy()
+
+
+def decibel_spectrogram(waveform: np.ndarray, mel_bins: int) -> np.ndarray:
+    return tensors.decibel_spectrogram(torch.from_numpy(waveform), mel_bins).numpy()
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -93,6 +98,39 @@ def test_settings_that_are_not_implemented_are_refused_not_ignored() -> None:
         prepare_frame(noise(100, 100, 3), FrameSpec(shortest_edge=0, crop=(224, 224)))
 
 
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize(
+    "size", [(240, 320), (360, 480), (720, 406), (224, 224), (225, 301), (100, 90), (1080, 1920), (33, 47), (224, 300)]
+)
+def test_frames_resized_on_the_device_are_pils_to_the_bit(size: tuple[int, int], resample: int) -> None:
+    frames = noise(2, *size, 3)
+    for spec in (
+        FrameSpec(resample=resample),
+        FrameSpec(shortest_edge=0, size=(64, 96), crop=(0, 0), resample=resample),
+        FrameSpec(shortest_edge=30, crop=(20, 24), resample=resample),
+    ):
+        expected = np.stack([prepare_frame(frame, spec) for frame in frames])
+        np.testing.assert_array_equal(resize_frames(torch.from_numpy(frames), spec).numpy(), expected)
+    assert can_resize(FrameSpec(resample=resample)) and not can_resize(FrameSpec(resample=1))
+
+
+def test_frames_as_decoded_and_prepared_frames_give_the_same_input_in_one_batch() -> None:
+    spec, large, small = FrameSpec(), noise(3, 300, 400, 3), noise(3, 230, 224, 3)
+    prepared = [np.stack([prepare_frame(frame, spec) for frame in clip]) for clip in (large, small)]
+    fed = frame_inputs([large, prepared[1]], spec, device=CPU)
+    assert fed.shape == (2, 3, 3, 224, 224)
+    torch.testing.assert_close(fed, frame_inputs(prepared, spec, device=CPU), rtol=0, atol=0)
+    torch.testing.assert_close(fed[1:], frame_inputs([small], spec, device=CPU), rtol=0, atol=0)
+
+
+def test_filter_banks_of_a_batch_are_those_of_its_clips_alone() -> None:
+    rng = np.random.default_rng(0)
+    waveforms = [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (400, 7_000, 160_000, 200_000)]
+    together = audio_inputs(waveforms, AudioSpec(), device=CPU)
+    for waveform, fed in zip(waveforms, together, strict=True):
+        torch.testing.assert_close(fed, audio_inputs([waveform], AudioSpec(), device=CPU)[0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("seconds", [0.03, 1.0, 10.0, 12.5])
 def test_filter_bank_equals_huggingfaces_extractor_at_any_length(seconds: float) -> None:
     waveform = sine(seconds, 16_000, 1)[0] + np.random.default_rng(0).normal(0, 0.01, round(seconds * 16_000))
@@ -112,8 +150,9 @@ def test_samples_beyond_the_last_frame_do_not_change_the_audio_input() -> None:
 
 
 def test_audio_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(DecodeError, match=r"audio of 399 samples is shorter than one window of 400 \(25 ms\)"):
-        audio_input(np.zeros(399, np.float32), AudioSpec())
+    check_waveform(np.zeros(400, np.float32))
+    with pytest.raises(DecodeError, match=r"audio is shorter than one window of 400 samples \(25 ms\)"):
+        check_waveform(np.zeros(399, np.float32))
 
 
 def test_embeddings_equal_huggingfaces_models(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
@@ -129,17 +168,16 @@ def test_embeddings_equal_huggingfaces_models(tiny_backbones: dict[str, Path], t
         cls = model(pixel_values).last_hidden_state[:, 0].numpy()
         pooled = ASTModel.from_pretrained(tiny_backbones["ast"]).eval()(input_values).pooler_output.numpy()
     prepared = np.stack([prepare_frame(frame, timesformer.spec) for frame in clip.frames])  # type: ignore[arg-type]
-    np.testing.assert_allclose(timesformer.embed_frames(prepared[None]), cls, atol=1e-5)
-    spectrogram = audio_input(clip.waveform, ast.spec)  # type: ignore[arg-type]
-    np.testing.assert_allclose(ast.embed_spectrograms(spectrogram[None]), pooled, atol=1e-5)
+    np.testing.assert_allclose(timesformer.embed([prepared]), cls, atol=1e-5)
+    np.testing.assert_allclose(ast.embed([clip.waveform]), pooled, atol=1e-5)
     assert timesformer.dim == 64 and ast.dim == 32
 
 
 def test_bf16_stays_close_to_fp32(tiny_backbones: dict[str, Path]) -> None:
     frames = noise(2, 4, 32, 32, 3)
     name = str(tiny_backbones["timesformer"])
-    full = load_timesformer(name).embed_frames(frames)
-    half = load_timesformer(name, Placement(precision="bf16")).embed_frames(frames)
+    full = load_timesformer(name).embed(list(frames))
+    half = load_timesformer(name, Placement(precision="bf16")).embed(list(frames))
     assert half.dtype == np.float32 and not np.array_equal(full, half)
     cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
     assert (cosine > 0.99).all()
@@ -164,9 +202,11 @@ def test_a_classifier_checkpoint_loads_without_its_head(tmp_path: Path) -> None:
     )
     whole = ASTForAudioClassification(config)
     whole.save_pretrained(tmp_path / "ast")
-    loaded = load_ast(str(tmp_path / "ast"))
-    whole_body = whole.audio_spectrogram_transformer.state_dict()
-    assert all(torch.equal(tensor, whole_body[name]) for name, tensor in loaded.model.state_dict().items())
+    whole.audio_spectrogram_transformer.save_pretrained(tmp_path / "body")
+    loaded, body = load_ast(str(tmp_path / "ast")), load_ast(str(tmp_path / "body"))
+    assert loaded.weights_sha256 == body.weights_sha256
+    waveform = noise(16_000).astype(np.float32) / 255
+    np.testing.assert_array_equal(loaded.embed([waveform]), body.embed([waveform]))
 
 
 def test_what_is_no_backbone_gets_one_clear_line(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
@@ -246,7 +286,7 @@ def test_notebook_audio_is_transposed_padded_with_maximum_loudness_and_normalise
 def test_notebook_frames_are_squashed_to_a_square_in_zero_to_one() -> None:
     image = noise(180, 320, 3)
     spec = FrameSpec.notebook(frames=1, image_size=224)
-    fed = normalize_frames(prepare_frame(image, spec)[None, None], spec)[0, 0].numpy()
+    fed = frame_inputs([prepare_frame(image, spec)[None]], spec, device=CPU)[0, 0].numpy()
     expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR)) / 255
     np.testing.assert_allclose(fed, expected.transpose(2, 0, 1), atol=1e-6)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from alphafuse.heads.measuring import Bench, Figure
+from alphafuse.data.measuring import Bench, Figure
 
 from .text import TEXT_COLUMNS
 
@@ -16,7 +16,7 @@ def format_bench(result: Bench) -> str:
     load = "" if machine.load is None else f", load {machine.load:.1f}"
     turns = f"medians of {result.repeats} turns, least..greatest" if result.repeats > 1 else "one turn"
     lines = [
-        f"Heads on the CPU: {turns}; {result.seconds / 60:.0f} min",
+        f"{result.title}: {turns}; {result.seconds / 60:.0f} min",
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:.1f} GB ({machine.free_gb:.1f} free){load}",
         f"{versions}, {machine.threads} threads of PyTorch's own",
     ]

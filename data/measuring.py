@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -23,7 +24,7 @@ from loky import ProcessPoolExecutor
 from alphafuse.data.processes import end_with_parent, free_memory_bytes
 from alphafuse.errors import ExperimentError
 
-SAMPLE_SECONDS = 0.01  # between two looks at a process's memory  # between two looks at a process's memory
+SAMPLE_SECONDS = 0.01  # between two looks at a process's memory
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Part:
 
     Attributes:
         name: entry of `PARTS`.
-        setup: what was trained on what, for people.
+        setup: what was measured on what, for people.
         figures: in the order in which they are shown.
         notes: what one has to know to read them.
     """
@@ -127,9 +128,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that `bench_heads` found.
+    """Everything that a benchmark found.
 
     Attributes:
+        title: what was measured, for people.
         machine: where.
         parts: in the order asked for.
         repeats: turns.
@@ -137,6 +139,7 @@ class Bench:
         seconds: that all of it took.
     """
 
+    title: str
     machine: Machine
     parts: tuple[Part, ...]
     repeats: int
@@ -149,6 +152,7 @@ class Bench:
     def to_json(self) -> dict[str, Any]:
         """Every figure, json-able."""
         return {
+            "title": self.title,
             "machine": asdict(self.machine),
             "repeats": self.repeats,
             "quick": self.quick,
@@ -243,16 +247,23 @@ class PeakMemory:
 
     Looked at every `SAMPLE_SECONDS`: the system's own record may be older than the process's program (Linux), and
     counts from its start.
+
+    Attributes:
+        grown_bytes: the most so far, beyond what there was at the beginning.
+        samples: (seconds since the beginning, bytes in all), at every look; with `keep` only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, children: bool = False, every_seconds: float = SAMPLE_SECONDS, keep: bool = False) -> None:
+        """Watch this process alone, or with its `children`, whose shared pages then count once for each."""
         self._process = psutil.Process()
+        self._children, self._every, self._keep = children, every_seconds, keep
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.grown_bytes = 0
+        self.samples: list[tuple[float, int]] = []
 
     def __enter__(self) -> PeakMemory:
-        self._before = self._process.memory_info().rss
+        self._before, self._began = self._now(), time.monotonic()
         self._thread.start()
         return self
 
@@ -260,10 +271,20 @@ class PeakMemory:
         self._over.set()
         self._thread.join()
 
+    def _now(self) -> int:
+        total = int(self._process.memory_info().rss)
+        for child in self._process.children(recursive=True) if self._children else ():
+            with contextlib.suppress(psutil.Error):  # ended just now
+                total += child.memory_info().rss
+        return total
+
     def _watch(self) -> None:
         while True:
-            self.grown_bytes = max(self.grown_bytes, self._process.memory_info().rss - self._before)
-            if self._over.wait(SAMPLE_SECONDS):
+            now = self._now()
+            self.grown_bytes = max(self.grown_bytes, now - self._before)
+            if self._keep:
+                self.samples.append((time.monotonic() - self._began, now))
+            if self._over.wait(self._every):
                 return
 
 

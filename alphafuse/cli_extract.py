@@ -1,0 +1,309 @@
+"""Stage one on the command line: extract, convert, and what looks into its stores."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import SPLITS
+from alphafuse.errors import DatasetError, unknown
+
+from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
+
+if TYPE_CHECKING:
+    from alphafuse.extract.checkpoints import ConversionReport
+
+
+class _ExtractBar:
+    """tqdm behind the pipeline's progress: clips/s, time left, failures; quiet when not a terminal."""
+
+    def start(self, split: str, *, clips: int, already: int) -> None:
+        self.bar = tqdm(total=clips, desc=split, unit="clip", disable=None, smoothing=0.05)
+        self.failed = 0
+        if already and not self.bar.disable:
+            self.bar.write(f"{split}: {already} clips are there already", file=sys.stderr)
+
+    def clip(self, *, complete: bool) -> None:
+        self.failed += not complete
+        self.bar.set_postfix(failures=self.failed, refresh=False)
+        self.bar.update()
+
+    def stop(self) -> None:
+        self.bar.close()
+
+
+@click.command()
+@click.option("--split", required=True, help="train, val, test or all.")
+@root_option
+@click.option("--timesformer", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
+@click.option("--ast", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
+@click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    help="Only this backbone, timesformer or ast; the store keeps what it has of the other. [default: both]",
+)
+@click.option("--protocol", help="Preprocessing. [default: the root's]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
+@click.option("--compile", is_flag=True, help="Have torch.compile write the models' kernels (minutes at the start).")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Clips per forward pass; 0 = 1 on the CPU (a clip per core), 16 on CUDA.",
+)
+@workers_option
+@click.option(
+    "--max-memory",
+    "max_memory_gb",
+    default=0.0,
+    show_default=True,
+    help="GB that all of extraction may take, workers included; 0 = 80% of what is free.",
+)
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    default=120.0,
+    show_default=True,
+    help="Seconds that decoding a clip may take before it is recorded as failed; 0 = any.",
+)
+@click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
+@click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
+@click.option("--dry-run", is_flag=True, help="Only say what there is to do, and how long it takes at a measured rate.")
+@json_option
+def extract(
+    split: str, root: Path, modalities: tuple[str, ...], dry_run: bool, as_json: bool, **arguments: Any
+) -> None:
+    """Run the frozen backbones over a split's clips, once; resumes by itself.
+
+    \b
+    Examples:
+      alphafuse extract --split train
+      alphafuse extract --split all --dry-run
+      alphafuse extract --split all --root demo
+      alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
+    """
+    # before torch is loaded: OpenMP threads that wait actively take the decode workers' processors
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from alphafuse.data.store import MODALITIES
+    from alphafuse.extract.pipeline import extract_embeddings
+    from alphafuse.extract.rates import plan_extraction
+    from alphafuse.extract.settings import ExtractSettings
+    from alphafuse.report import extract as report
+
+    dataset = Dataset.open(root)
+    if split not in (*SPLITS, "all"):
+        raise DatasetError(unknown("split", split, (*SPLITS, "all")))
+    splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
+    if not splits:
+        raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
+    settings = ExtractSettings(modalities=modalities or MODALITIES, **arguments)
+    if dry_run:
+        plans, rates = plan_extraction(dataset, splits, settings)
+        if as_json:
+            print_json(report.plan_json(plans, rates))
+        else:
+            click.echo(report.format_plan(plans, rates, dataset), nl=False)
+        return
+    reports = extract_embeddings(dataset, splits, settings, progress=_ExtractBar())
+    if as_json:
+        print_json([report.report_json(found) for found in reports])
+        return
+    for found in reports:
+        click.echo(report.format_report(found), nl=False)
+
+
+@click.group()
+def convert() -> None:
+    """Turn original checkpoints into HuggingFace folders that extract takes."""
+
+
+@convert.command("timesformer")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--image-size", type=int, help="Pixels that the original is built for. [default: from the tensors]")
+@click.option("--frames", type=int, help="Frames that the original is built for. [default: from the tensors]")
+@click.option("--fed-image-size", type=int, help="Pixels that it is then fed. [default: as built]")
+@click.option("--fed-frames", type=int, help="Frames that it is then fed. [default: as built]")
+@click.option("--attention-type", help="divided_space_time, joint_space_time, space_only. [default: from the tensors]")
+@json_option
+def convert_timesformer(as_json: bool, **arguments: Any) -> None:
+    """Convert a .pyth file of facebookresearch/TimeSformer.
+
+    \b
+    Example:
+      alphafuse convert timesformer TimeSformer_divST_8x32_224_K400.pyth timesformer-k400
+    The seed paper's model, a 224-pixel 64-frame file built for 448 pixels and fed 8 frames of 224:
+      alphafuse convert timesformer TimeSformer_divST_64x32_224_HowTo100M.pyth timesformer-howto \\
+        --image-size 448 --frames 64 --fed-image-size 224 --fed-frames 8
+    """
+    from alphafuse.extract import checkpoints
+
+    _print_conversion(checkpoints.convert_timesformer(**arguments), as_json=as_json)
+
+
+@convert.command("ast")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--fstride", type=int, help="Patch step along frequency. [default: from the tensors]")
+@click.option("--tstride", type=int, help="Patch step along time. [default: from the tensors]")
+@click.option("--max-length", type=int, help="Input frames of 10 ms. [default: from the tensors]")
+@json_option
+def convert_ast(as_json: bool, **arguments: Any) -> None:
+    """Convert a .pth file of YuanGongND/ast.
+
+    \b
+    Example:
+      alphafuse convert ast audioset_10_10_0.4593.pth ast-audioset
+    """
+    from alphafuse.extract import checkpoints
+
+    _print_conversion(checkpoints.convert_ast(**arguments), as_json=as_json)
+
+
+def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(str(report))
+
+
+@click.group()
+def store() -> None:
+    """Look into embedding stores, check them, merge their shards, export them."""
+
+
+store_argument = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@store.command("info")
+@store_argument
+@json_option
+def store_info(folder: Path, as_json: bool) -> None:
+    """Counts, settings and failures of a store.
+
+    \b
+    Example:
+      alphafuse store info demo/stores/train
+    """
+    from alphafuse.data.store import EmbeddingStore
+    from alphafuse.report.extract import format_failures
+
+    info = EmbeddingStore(folder).info()
+    if as_json:
+        print_json(
+            {
+                **vars(info),
+                "folder": str(info.folder),
+                "failures": [vars(failure) for failure in info.failures],
+            }
+        )
+        return
+    click.echo(f"{info.folder}: {info.clips} clips in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
+    for modality, rows in info.rows.items():
+        backbone = info.provenance.get("backbones", {}).get(modality, {}).get("name", "?")
+        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.settings[modality].items())
+        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {backbone}\n    {settings}")
+    if info.duplicates:
+        click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
+    click.echo(format_failures(info.failures), nl=False)
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+@store.command("verify")
+@store_argument
+@click.option(
+    "--resample",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Also extract so many clips again, drawn by lot, and compare.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which clips.")
+@click.option("--timesformer", help="Where its backbone is now. [default: as the store was made]")
+@click.option("--ast", help="Where its backbone is now. [default: as the store was made]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@json_option
+def store_verify(folder: Path, resample: int, seed: int, as_json: bool, **arguments: Any) -> None:
+    """Re-read every shard against its checksum and compare settings; exit code 1 when something is wrong.
+
+    \b
+    Examples:
+      alphafuse store verify demo/stores/train
+      alphafuse store verify demo/stores/train --resample 20
+    """
+    from alphafuse.data.store import EmbeddingStore
+    from alphafuse.report import extract as report
+
+    embedding_store = EmbeddingStore(folder)
+    shards = len(embedding_store.shards())
+    if not shards:
+        raise DatasetError(f"no shards in {folder}: name a store, such as ROOT/stores/train")
+    problems = embedding_store.verify()
+    found = None
+    if resample and not problems:
+        from alphafuse.extract import resample as resampling
+        from alphafuse.extract.settings import ExtractSettings
+
+        dataset = Dataset.open(_root_of(folder))
+        found = resampling.resample(dataset, folder.name, resample, ExtractSettings(**arguments), seed=seed)
+    if as_json:
+        content: dict[str, Any] = {"folder": str(folder), "shards": shards, "problems": problems}
+        print_json(content | ({"resampled": report.resampling_json(found)} if found else {}))
+    else:
+        for problem in problems:
+            click.echo(problem)
+        click.echo(f"{folder}: {shards} shards, {len(problems)} problems")
+        if found:
+            click.echo(report.format_resampling(found), nl=False)
+    if problems or (found and found.problems):
+        sys.exit(EXIT_FOUND)
+
+
+def _root_of(folder: Path) -> Path:
+    """The root that a store belongs to."""
+    folder = folder.resolve()
+    if folder.parent.name != "stores" or folder.name not in SPLITS:
+        raise DatasetError(f"{folder} is no ROOT/stores/SPLIT: to extract clips again, their root is needed")
+    return folder.parents[1]
+
+
+@store.command("pack")
+@store_argument
+def store_pack(folder: Path) -> None:
+    """Merge all shards into one.
+
+    \b
+    Example:
+      alphafuse store pack demo/stores/train
+    """
+    from alphafuse.data.store import EmbeddingStore
+
+    click.echo(str(EmbeddingStore(folder).pack()))
+
+
+@store.command("export")
+@store_argument
+@click.argument("file", type=click.Path(path_type=Path))
+def store_export(folder: Path, file: Path) -> None:
+    """Write all embeddings as .npz or .parquet (columns clip_id, label, group, timesformer, ast).
+
+    \b
+    Example:
+      alphafuse store export demo/stores/train train.npz
+    """
+    from alphafuse.data.store import EmbeddingStore
+
+    click.echo(str(EmbeddingStore(folder).export(file)))

@@ -1,0 +1,126 @@
+"""What stage one did, would do, and found, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.store import Failure
+from alphafuse.extract.pipeline import ExtractReport
+from alphafuse.extract.rates import ExtractPlan, Rates
+from alphafuse.extract.resample import Resampling
+
+from .text import aligned
+
+LISTED_PROBLEMS = 10
+
+
+def format_report(report: ExtractReport) -> str:
+    """Clips, embeddings, rate; below, the failures by reason."""
+    new = report.clips - report.already
+    if not new:
+        return f"{report.split}: all {report.clips} clips are there already, nothing to do\n"
+    made = ", ".join(f"{modality} {count}" for modality, count in report.embedded.items())
+    before = f", {report.already} were there before" if report.already else ""
+    rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
+    line = f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}\n"
+    return line + format_failures(report.failures)
+
+
+def report_json(report: ExtractReport) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "split": report.split,
+        "clips": report.clips,
+        "already": report.already,
+        "embedded": report.embedded,
+        "failures": [asdict(failure) for failure in report.failures],
+        "seconds": round(report.seconds, 3),
+        "decode_seconds": round(report.decode_seconds, 3),
+        "embed_seconds": round(report.embed_seconds, 3),
+        "store": str(report.store.folder),
+    }
+
+
+def format_failures(failures: Sequence[Failure]) -> str:
+    """A table: how many clips lack which modality for which reason, with one of them; "" without failures."""
+    examples: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        examples.setdefault((failure.modality, failure.reason), []).append(failure.clip_id)
+    if not examples:
+        return ""
+    rows = [("clips", "without", "because", "such as")]
+    for (modality, reason), clips in sorted(examples.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        rows.append((str(len(clips)), modality, reason, clips[0]))
+    return "".join(f"  {line}\n" for line in aligned(rows, left=("without", "because", "such as")))
+
+
+def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Dataset) -> str:
+    """What there is to do in each split, at which rate, and what it makes."""
+    rows = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
+    for plan in plans:
+        there = plan.clips - plan.pending
+        cells = (plan.clips, there, plan.pending, plan.missing_files)
+        sizes = (f"{plan.store_bytes / 1e6:.1f}", f"{plan.new_bytes / 1e6:.1f}")
+        rows.append((plan.split, *(str(cell) for cell in cells), *sizes, duration(plan.seconds or 0.0)))
+    lines = aligned(rows, left=("split",))
+    pending = sum(plan.pending for plan in plans)
+    if rates is None:
+        files = "none of their files is there" if pending else "everything is there already"
+        return "\n".join([*lines, f"nothing to do: {files}"]) + "\n"
+    where = f"{rates.cores} cores" if rates.device == "cpu" else f"{rates.device} and {rates.workers} decode workers"
+    total = sum(plan.seconds or 0.0 for plan in plans)
+    lines += [
+        f"measured on {rates.clips} clips: decoding {rates.decode_seconds:.3f} s of a core per clip, models "
+        f"{rates.embed_seconds:.3f} s of {'a core' if rates.device == 'cpu' else 'the device'}",
+        f"to do: {pending} clips at {rates.clips_per_second:.2f} clips/s on {where}, about {duration(total)}; "
+        f"{sum(plan.new_bytes for plan in plans) / 1e6:.1f} MB more in {dataset.root / 'stores'}",
+    ]
+    if rates.device != "cpu":
+        lines.append(f"this device embeds what {rates.cores_per_device:.1f} cores decode")
+    return "\n".join(lines) + "\n"
+
+
+def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:
+    """The same for programs."""
+    derived = {} if rates is None else {"clips_per_second": rates.clips_per_second}
+    return {"splits": [asdict(plan) for plan in plans], "rates": None if rates is None else asdict(rates) | derived}
+
+
+def format_resampling(found: Resampling) -> str:
+    """How far embeddings that were made again lie from the stored ones."""
+    lines = [
+        f"{found.clips} clips extracted again: {len(found.differences)} embeddings, the largest difference "
+        f"{found.largest:.1e} of an embedding's largest value (at most {found.tolerance:.0e}), "
+        f"{len(found.problems)} problems"
+    ]
+    for problem in found.problems[:LISTED_PROBLEMS]:
+        what = problem.reason or f"differs by {problem.relative:.1e}"
+        lines.append(f"  {problem.clip_id} {problem.modality}: {what}")
+    return "\n".join(lines) + "\n"
+
+
+def resampling_json(found: Resampling) -> dict[str, Any]:
+    """The same for programs; a difference is null where there is no embedding now."""
+    differences = [
+        {**asdict(difference), "relative": None if difference.reason else difference.relative}
+        for difference in found.differences
+    ]
+    return {
+        "clips": found.clips,
+        "tolerance": found.tolerance,
+        "problems": len(found.problems),
+        "differences": differences,
+    }
+
+
+def duration(seconds: float) -> str:
+    """A time that people can take in: "40 s", "12 min", "5.2 h", "3.1 days"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    for unit, size, most in (("min", 60, 100), ("h", 3600, 72)):
+        if seconds / size < most:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,75 @@
+"""Decoded clips -> their embeddings: both backbones over a batch, and why a clip has none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from alphafuse.data.manifest import Clip
+from alphafuse.data.store import Failure
+
+from .backbones import Backbone
+from .decode import Decoded
+
+NOT_FINITE = "the embedding is not finite"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip, and the modalities that the store lacks of it."""
+
+    clip: Clip
+    modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips that are embedded.
+
+    Attributes:
+        jobs: what was asked for.
+        rows: modality -> (clips, dim) float32; NaN where a clip has no such embedding, or it wasn't asked for.
+        failures: why, for those that were asked for.
+        seconds: that it took, of one core on the CPU, of the device elsewhere.
+    """
+
+    jobs: tuple[Job, ...]
+    rows: dict[str, np.ndarray]
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+def embed_batch(backbones: Mapping[str, Backbone], decoded_jobs: Sequence[tuple[Job, Decoded]]) -> Batch:
+    """Run the backbones over a batch."""
+    on_cpu = all(backbone.placement.device.type == "cpu" for backbone in backbones.values())
+    clock = time.thread_time if on_cpu else time.perf_counter
+    began = clock()
+    jobs = tuple(job for job, _ in decoded_jobs)
+    rows: dict[str, np.ndarray] = {}
+    failures: list[Failure] = []
+    for modality, backbone in backbones.items():
+        inputs, reasons = zip(*(_input(modality, decoded) for _, decoded in decoded_jobs), strict=True)
+        reasons = list(reasons)
+        usable = [i for i, job in enumerate(jobs) if modality in job.modalities and inputs[i] is not None]
+        matrix = rows[modality] = np.full((len(jobs), backbone.dim), np.nan, np.float32)
+        if usable:
+            matrix[usable] = backbone.embed([inputs[i] for i in usable])
+        for i in usable:
+            if not np.isfinite(matrix[i]).all():
+                matrix[i], reasons[i] = np.nan, NOT_FINITE
+        failures += [
+            Failure(job.clip.clip_id, modality, reason)
+            for job, reason in zip(jobs, reasons, strict=True)
+            if reason and modality in job.modalities
+        ]
+    return Batch(jobs, rows, tuple(failures), clock() - began)
+
+
+def _input(modality: str, decoded: Decoded) -> tuple[np.ndarray | None, str]:
+    """What the backbone is fed, and why it is nothing."""
+    if modality == "timesformer":
+        return decoded.frames, decoded.no_frames
+    return decoded.waveform, decoded.no_waveform

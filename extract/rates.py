@@ -1,0 +1,129 @@
+"""How fast this machine extracts: measured on a few clips, for `--dry-run` and the benchmark."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loky import cpu_count
+
+from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
+
+from .embedding import Job
+from .pipeline import Extractor
+from .settings import ExtractSettings
+
+SAMPLE_CLIPS = 8
+OVERLAP = 1.15  # wall time x cores by the seconds of decoding and models; `alphafuse bench extract` measures it
+TEXT_BYTES = 120  # of a clip in a shard: clip_id, label, group and their places in the file
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one clip takes.
+
+    Attributes:
+        clips: that were measured.
+        decode_seconds: of one core.
+        embed_seconds: of one core while all cores embed, or of the device.
+        cores: that there are.
+        workers: decode processes.
+        device: "cpu", "cuda:0", ...
+    """
+
+    clips: int
+    decode_seconds: float
+    embed_seconds: float
+    cores: int
+    workers: int
+    device: str
+
+    @property
+    def clips_per_second(self) -> float:
+        """Expected of extraction: on the CPU decoding and models share the cores, else the slower of them decides."""
+        if self.device == "cpu":
+            return self.cores / (OVERLAP * (self.decode_seconds + self.embed_seconds))
+        return min(self.workers / self.decode_seconds, 1 / self.embed_seconds)
+
+    @property
+    def cores_per_device(self) -> float:
+        """Cores that decode as much as one device (or one core) embeds."""
+        return self.decode_seconds / self.embed_seconds
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """What extracting a split would do.
+
+    Attributes:
+        split: "train", "val" or "test".
+        clips: of the split.
+        pending: clips that lack something.
+        finished: modality -> clips that are there, or have failed before.
+        missing_files: clips to do whose file isn't there.
+        store_bytes: that the store has now.
+        new_bytes: that it will grow by.
+        seconds: that it takes at the measured rate; None where nothing is to do.
+    """
+
+    split: str
+    clips: int
+    pending: int
+    finished: dict[str, int]
+    missing_files: int
+    store_bytes: int
+    new_bytes: int
+    seconds: float | None
+
+
+def plan_extraction(
+    dataset: Dataset, splits: Sequence[str], settings: ExtractSettings | None = None
+) -> tuple[list[ExtractPlan], Rates | None]:
+    """What `extract_embeddings` would do, and the rate measured on a few of the clips; nothing is written.
+
+    Raises:
+        SettingsMismatchError, BackboneError, DatasetError: what extracting would raise.
+    """
+    extractor = Extractor(dataset, settings or ExtractSettings())
+    pending = {split: extractor.pending(split) for split in splits}
+    there = [job for jobs in pending.values() for job in jobs if dataset.path_of(job.clip).is_file()]
+    chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
+    rates = measure_rates(extractor, chosen) if chosen else None
+    return [_plan(extractor, split, jobs, rates) for split, jobs in pending.items()], rates
+
+
+def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
+    """Decode these clips, then embed them, all threads at work; the first batch of each thread isn't counted."""
+    decoded_jobs = list(extractor.decode(jobs))
+    size = extractor.batch_size
+    batches = [decoded_jobs[start : start + size] for start in range(0, len(decoded_jobs), size)]
+    with extractor.model_threads() as pool:
+        list(pool.map(extractor.embed, [batches[0]] * extractor.threads))
+        embedded = list(pool.map(extractor.embed, batches))
+    return Rates(
+        clips=len(jobs),
+        decode_seconds=sum(decoded.cpu_seconds for _, decoded in decoded_jobs) / len(jobs),
+        embed_seconds=sum(batch.seconds for batch in embedded) / len(jobs),
+        cores=cpu_count(),
+        workers=extractor.memory.workers,
+        device=str(extractor.device),
+    )
+
+
+def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | None) -> ExtractPlan:
+    dataset = extractor.dataset
+    clips = dataset.manifest.require_split(split)
+    paths = [dataset.path_of(job.clip) for job in jobs]
+    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.backbones}
+    row_bytes = {modality: FLOAT32_BYTES * backbone.dim for modality, backbone in extractor.backbones.items()}
+    return ExtractPlan(
+        split=split,
+        clips=len(clips),
+        pending=len(jobs),
+        finished={modality: len(clips) - count for modality, count in lacking.items()},
+        missing_files=sum(not path.is_file() for path in paths),
+        store_bytes=sum(path.stat().st_size for path in dataset.store(split).shards()),
+        new_bytes=len(jobs) * TEXT_BYTES + sum(row_bytes[modality] * count for modality, count in lacking.items()),
+        seconds=len(jobs) / rates.clips_per_second if rates else None,
+    )

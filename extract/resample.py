@@ -1,0 +1,123 @@
+"""Embeddings of a store, made again from their clips and compared: does the store hold what it says?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.errors import DatasetError
+
+from .embedding import Job
+from .pipeline import Extractor
+from .settings import ExtractSettings
+
+# largest difference by the embedding's largest value; float32 on another machine or batch: 1e-5, with room for more
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A stored embedding beside the one made now.
+
+    Attributes:
+        clip_id, modality: which.
+        relative: largest absolute difference by the stored embedding's largest absolute value; infinite where one of
+            them isn't there.
+        reason: why there is none now, else "".
+    """
+
+    clip_id: str
+    modality: str
+    relative: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """What extracting some clips again gave.
+
+    Attributes:
+        clips: that were chosen.
+        differences: of each of their stored embeddings.
+        tolerance: above which a difference is a problem.
+    """
+
+    clips: int
+    differences: tuple[Difference, ...]
+    tolerance: float
+
+    @property
+    def problems(self) -> tuple[Difference, ...]:
+        """Differences above the tolerance."""
+        return tuple(difference for difference in self.differences if not difference.relative <= self.tolerance)
+
+    @property
+    def largest(self) -> float:
+        """Of all differences; 0 without any."""
+        return max((difference.relative for difference in self.differences), default=0.0)
+
+
+def resample(
+    dataset: Dataset, split: str, clips: int, settings: ExtractSettings | None = None, *, seed: int = 0
+) -> Resampling:
+    """Extract a random sample of a store's clips again, with the backbones that made it, and compare.
+
+    Args:
+        dataset: the root.
+        split: which of its stores.
+        clips: how many of the clips that have an embedding; all when there are fewer.
+        settings: how; backbones, protocol and precision that it leaves open are the store's own.
+        seed: decides the sample.
+
+    Raises:
+        DatasetError: the store is empty.
+        SettingsMismatchError, BackboneError: the backbones at hand are not those that made it.
+    """
+    store = dataset.store(split)
+    info = store.info() if store.shards() else None
+    if info is None or not info.rows:
+        raise DatasetError(f"no embeddings in {store.folder}: run `alphafuse extract --split {split}` first")
+    backbones = info.provenance.get("backbones", {})
+    stored = next(iter(info.settings.values()))
+    settings = settings or ExtractSettings()
+    settings = replace(
+        settings,
+        modalities=tuple(info.settings),
+        timesformer=settings.timesformer or backbones.get("timesformer", {}).get("name"),
+        ast=settings.ast or backbones.get("ast", {}).get("name"),
+        protocol=settings.protocol or stored.get("protocol"),
+        precision=stored.get("precision", settings.precision),
+    )
+    extractor = Extractor(dataset, settings)
+    store.require_settings(extractor.store_settings)
+    chosen = _choose(dataset, split, clips, seed)
+    rows = store.read([job.clip for job in chosen])
+    differences = []
+    with extractor.model_threads() as pool:
+        decoded_jobs = ([decoded_job] for decoded_job in extractor.decode(chosen))
+        position = {job.clip.clip_id: i for i, job in enumerate(chosen)}
+        for batch in pool.map(extractor.embed, decoded_jobs):
+            reasons = {failure.modality: failure.reason for failure in batch.failures}
+            (job,) = batch.jobs
+            for modality, made in batch.rows.items():
+                before = rows.features[modality][position[job.clip.clip_id]]
+                if np.isfinite(before).all():
+                    relative = float(np.abs(made[0] - before).max() / np.abs(before).max())
+                    reason = reasons.get(modality, "")
+                    differences.append(Difference(job.clip.clip_id, modality, np.inf if reason else relative, reason))
+    order = sorted(differences, key=lambda difference: (difference.clip_id, difference.modality))
+    return Resampling(len(chosen), tuple(order), TOLERANCE[settings.precision])
+
+
+def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job]:
+    """Clips of the manifest that have an embedding, by lot."""
+    every = dataset.manifest.require_split(split)
+    rows = dataset.store(split).open_rows(every)
+    present = {modality: rows.present(modality) for modality in rows.dims}
+    jobs = [Job(clip, tuple(modality for modality in present if present[modality][i])) for i, clip in enumerate(every)]
+    embedded = [job for job in jobs if job.modalities]
+    return random.Random(seed).sample(embedded, min(clips, len(embedded)))

@@ -1,0 +1,112 @@
+"""Embedded batches -> shards, in a thread of its own, so that models never wait for the disk."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from alphafuse.data.store import Embeddings, EmbeddingStore
+
+from .embedding import Batch
+
+SHARD_BYTES = 64 * 2**20  # of embeddings; more than that is written at once
+Written = Callable[[Sequence[str]], object]
+
+
+class ShardWriter:
+    """Takes batches and appends them to a store as shards; use it as a context manager.
+
+    Leaving the block writes all that was taken, also when an error or an interrupt leaves it.
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        settings: Mapping[str, Mapping[str, Any]],
+        *,
+        provenance: Callable[[], dict[str, Any]],
+        flush_seconds: float,
+        written: Written = lambda clip_ids: None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            store: where to.
+            settings: modality -> what decides its numbers.
+            provenance: makes what a shard records of its making.
+            flush_seconds: no batch waits longer than this for its shard.
+            written: told, in the thread, the clip_ids of each shard once it is there.
+        """
+        self._store, self._settings, self._provenance = store, settings, provenance
+        self._flush_seconds, self._written = flush_seconds, written
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="shard writer", daemon=True)
+        self._thread.start()
+
+    def put(self, batch: Batch) -> None:
+        """Take a batch; from any thread.
+
+        Raises:
+            AlphafuseError: an earlier batch could not be written.
+        """
+        if self._error is not None:
+            raise self._error
+        self._queue.put(batch)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and self._error is not error:
+            raise self._error
+
+    def _run(self) -> None:
+        batches: list[Batch] = []
+        held_bytes, due = 0, 0.0
+        try:
+            while True:
+                batch = self._next(due - time.monotonic() if batches else None)
+                if isinstance(batch, Batch):
+                    if not batches:
+                        due = time.monotonic() + self._flush_seconds
+                    batches.append(batch)
+                    held_bytes += sum(rows.nbytes for rows in batch.rows.values())
+                if batches and (batch is None or time.monotonic() >= due or held_bytes >= SHARD_BYTES):
+                    self._write(batches)
+                    batches, held_bytes = [], 0
+                if batch is None:
+                    return
+        except BaseException as error:  # whoever puts the next batch, or leaves, gets it
+            self._error = error
+
+    def _next(self, seconds: float | None) -> Batch | str | None:
+        """The next batch, None when there will be no more, "" when there was none for so many seconds."""
+        try:
+            return self._queue.get(timeout=None if seconds is None else max(0.0, seconds))
+        except queue.Empty:
+            return ""
+
+    def _write(self, batches: Sequence[Batch]) -> None:
+        jobs = [job for batch in batches for job in batch.jobs]
+        modalities = [name for name in self._settings if any(name in job.modalities for job in jobs)]
+        rows = Embeddings(
+            clip_ids=tuple(job.clip.clip_id for job in jobs),
+            labels=tuple(job.clip.label for job in jobs),
+            groups=tuple(job.clip.group for job in jobs),
+            features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in modalities},
+            failures=tuple(failure for batch in batches for failure in batch.failures),
+            settings={name: self._settings[name] for name in modalities},
+        )
+        self._store.write(rows, provenance=self._provenance())
+        self._written(rows.clip_ids)
