@@ -16,6 +16,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from alphafuse.errors import SettingsMismatchError, StoreError, unknown
 
-from .files import open_atomically, write_atomically
+from .files import one_line, open_atomically, write_atomically
 from .manifest import Clip
 from .shard import (
     MODALITIES,
@@ -234,8 +235,8 @@ class EmbeddingStore:
                     difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
                     if difference:
                         raise SettingsMismatchError(
-                            f"shard {path} was made with another {modality} {difference} than the shards before it: "
-                            "move it out of the store"
+                            f"shard {one_line(path, 1000)} was made with another {modality} {difference} than the "
+                            "shards before it: move it out of the store"
                         )
             self._looked_at.add(path.name)
         return dict(self._agreed)
@@ -375,7 +376,9 @@ class EmbeddingStore:
         for path in shards:
             if path.name not in self._states_of:
                 with open_shard(path) as shard:
-                    _add_states(self._states, shard)
+                    found = _states(shard)
+                for clip_id, bits in found.items():
+                    self._states[clip_id] = self._states.get(clip_id, 0) | bits
                 self._states_of.add(path.name)
         states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
         ends = {modality: _EMBEDDED[modality] | (0 if retry_failed else _FAILED[modality]) for modality in modalities}
@@ -418,7 +421,8 @@ class EmbeddingStore:
         for path in self.shards():
             try:
                 with open_shard(path) as shard:
-                    problems += [f"{path}: {problem}: remove it and extract again" for problem in shard.problems()]
+                    found = shard.problems()
+                problems += [f"{one_line(path, 1000)}: {problem}: remove it and extract again" for problem in found]
             except ShardGoneError:
                 continue  # packed meanwhile: its rows are in another shard
             except StoreError as error:
@@ -493,19 +497,18 @@ class EmbeddingStore:
         return tuple(clips.values())
 
 
-def _add_states(states: dict[str, int], shard: Shard) -> None:
-    """Add what a shard says about its clips."""
+def _states(shard: Shard) -> dict[str, int]:
+    """What a shard says about its clips: clip_id -> bits."""
     bits = np.zeros(shard.rows, np.int64)
     for modality in shard.dims:
         bits[shard.embedded(modality)] |= _EMBEDDED[modality]
-    start = 0
-    for clip_ids in shard.clip_ids():
-        for clip_id, bit in zip(clip_ids, bits[start : start + len(clip_ids)].tolist(), strict=True):
-            if bit:
-                states[clip_id] = states.get(clip_id, 0) | bit
-        start += len(clip_ids)
+    states: dict[str, int] = {}
+    for clip_id, bit in zip(chain.from_iterable(shard.clip_ids()), bits.tolist(), strict=True):
+        if bit:
+            states[clip_id] = states.get(clip_id, 0) | bit
     for failure in shard.failures():
         states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED[failure.modality]
+    return states
 
 
 def _positions(shard: Shard, position: Mapping[str, int]) -> np.ndarray:
@@ -580,10 +583,11 @@ def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> 
     """The first three settings that differ, as "name (there: a, here: b)"; empty when none does."""
     names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     return ", ".join(
-        f"{name} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})" for name in names[:3]
+        f"{one_line(name, 40)} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})"
+        for name in names[:3]
     )
 
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 24 else text[:12] + "..."
+    return one_line(text if len(text) <= 24 else text[:12] + "...")

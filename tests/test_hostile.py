@@ -25,7 +25,7 @@ from alphafuse.data.files import is_clean, one_line, read_csv, read_json
 from alphafuse.data.manifest import COLUMNS, Manifest
 from alphafuse.data.shard import open_shard
 from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
-from alphafuse.errors import AlphafuseError, DatasetError, StoreError
+from alphafuse.errors import AlphafuseError, DatasetError, SettingsMismatchError, StoreError
 
 quick = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -253,6 +253,29 @@ def test_a_shard_made_to_harm_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(StoreError, match=rf"shard .*{path.name} is damaged \(.*({message})") as caught:
         store.read()
     assert store.verify() == [str(caught.value)]
+
+
+def test_settings_that_differ_are_quoted_as_one_line(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "store") for _ in range(2)]
+    hostile = {"\x1b[31m" * 500: "\r\n", "protocol": "\u202e", "dim": 4, "deep": [[["\n"]]]}
+    with h5py.File(paths[1], "r+") as shard:
+        shard.attrs["settings"] = json.dumps({"timesformer": hostile, "ast": {}})
+    paths[1].rename(tmp_path / "store" / "shard-9\r.h5")
+    with pytest.raises(SettingsMismatchError, match="was made with another timesformer protocol") as caught:
+        EmbeddingStore(tmp_path / "store").read()
+    assert_one_line(str(caught.value))
+    assert len(look(EmbeddingStore(tmp_path / "store"))) == 2  # the checksum, too, differs
+
+
+def test_what_a_shard_said_before_it_was_found_damaged_is_forgotten(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with h5py.File(path, "r+") as shard:
+        shard["failures/modality"][0] = b"x"
+    store = EmbeddingStore(tmp_path)
+    with pytest.raises(StoreError, match="unknown modality 'x'"):
+        store.finished()
+    path.unlink()
+    assert store.finished() == {"timesformer": set(), "ast": set()}
 
 
 def test_a_mask_that_lies_about_the_rows_is_found_by_verify(tmp_path: Path) -> None:

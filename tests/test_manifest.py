@@ -22,7 +22,22 @@ def test_manifest_refuses_a_clip_id_that_occurs_twice() -> None:
         Manifest([DOG, DOG])
 
 
-@pytest.mark.parametrize("path", ["../secret.mp4", "/etc/passwd", "a/../../b.mp4"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.mp4",
+        "/etc/passwd",
+        "a/../../b.mp4",
+        "a/..",
+        "..",
+        "..\\secret.mp4",
+        "a\\..\\..\\b.mp4",
+        "a/..\\b.mp4",
+        "\\\\server\\share\\a.mp4",
+        "C:\\a.mp4",
+        "c:/a.mp4",
+    ],
+)
 def test_clip_refuses_a_path_that_leaves_the_clip_folder(path: str) -> None:
     with pytest.raises(DatasetError, match="leaves the clip folder"):
         Clip("a", path, "dog", "train", "a")
@@ -35,6 +50,49 @@ def test_clip_refuses_control_characters_empty_fields_and_unknown_splits() -> No
         Clip("a", "a.mp4", "", "train", "a")
     with pytest.raises(DatasetError, match=r"unknown split 'tran' \(did you mean 'train'\?\)"):
         Clip("a", "a.mp4", "dog", "tran", "a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b",
+        " a ",
+        "-rf",
+        "--help",
+        "~root",
+        "~",
+        "...",
+        "a..b",
+        "..a",
+        "a:b",
+        "C: the movie",
+        "50% #1 & 'two' \"three\", four; five|six?*<>",
+        "back\\slash",
+        "déjà vu 猫 кошка قطة बिल्ली",
+        "کتاب\u200cخانه",  # a joiner belongs to the word
+        "👩\u200d🚀",
+        "non-breaking\xa0space",
+        "=1+1",
+        "x" * 250,
+    ],
+)
+def test_legitimate_names_are_kept_as_they_are(tmp_path: Path, name: str) -> None:
+    clip = Clip(name, f"{name}.mp4", name, "train", name)
+    nested = Clip(f"{name}/2", f"{name}/{name}.mp4", name, "test", name)
+    Manifest([clip, nested]).write(tmp_path / "manifest.csv")
+    assert list(Manifest.read(tmp_path / "manifest.csv")) == [clip, nested]
+
+
+def test_a_link_in_the_clip_folder_may_lead_out_of_it(tmp_path: Path) -> None:
+    """Whoever put it there meant it to; a manifest alone names nothing outside."""
+    (tmp_path / "root" / "clips").mkdir(parents=True)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.mp4").write_bytes(b"a film")
+    (tmp_path / "root" / "clips" / "linked").symlink_to(tmp_path / "disk")
+    clip = Clip("a", "linked/a.mp4", "dog", "train", "a")
+    root = tmp_path / "root"
+    dataset = Dataset.create(root, Manifest([clip]), name="d", clip_folder=root / "clips", classes=("dog",))
+    assert dataset.path_of(clip).read_bytes() == b"a film"
 
 
 @pytest.mark.parametrize(
