@@ -36,6 +36,7 @@ MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) a
 HELD_BYTES = 64 * 2**20  # of video packets; a file with more is read a second time
 JOINED_SAMPLES = 8192  # resampled at once: fewer, larger steps
 NO_MEMORY = "needs more memory than a decode worker may take"
+NO_SIZE = f"frames of no known size, or larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
 
 
 @dataclass(frozen=True)
@@ -296,19 +297,22 @@ class _Film:
             choose: number of shown frames -> indices of those that are looked at.
             prepare: see `decode_clip`.
         """
-        if self._problem:
+        if self.stream is None:
             return None, self._problem
         try:
             taken = self._take_planned(choose, prepare)
             if taken is None:
                 taken = self._take_from_all(choose, prepare)
+            if taken is not None:
+                return taken, ""
+            problem = "video stream without a frame"
         except MemoryError:
             return None, NO_MEMORY
         except DecodeError as error:
             return None, str(error)
         except (FFmpegError, ValueError) as error:
-            return None, f"video can't be decoded: {_first_line(error)}"
-        return taken, "video stream without a frame" if taken is None else ""
+            problem = f"video can't be decoded: {_first_line(error)}"
+        return None, problem if self.stream.codec_context.width else NO_SIZE  # FFmpeg forgets a size that it refuses
 
     def _take_planned(
         self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
@@ -392,9 +396,6 @@ def _video_problem(video: VideoStream | None) -> str:
         return "no video stream"
     if video.codec_context is None:
         return "video of a codec that FFmpeg doesn't know"
-    width, height = video.codec_context.width, video.codec_context.height
-    if width * height > MAX_PIXELS:
-        return f"frames of {width}x{height} pixels are larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
     return ""
 
 
@@ -406,7 +407,8 @@ def _prepare_decoder(video: VideoStream, strict: bool) -> None:
 
 
 def _open(path: str | Path) -> InputContainer:
-    # file: a name with a colon is no protocol's; replace: no file is worse for a title in Latin-1
+    # file: a name with a colon is no protocol's; replace: no file is worse for a title in Latin-1; max_pixels: some
+    # frames are decoded on opening
     return av.open(f"file:{path}", metadata_errors="replace", options={"max_pixels": str(MAX_PIXELS)})
 
 
