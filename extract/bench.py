@@ -45,8 +45,8 @@ from alphafuse.errors import BackboneError, DatasetError, unknown
 from .backbones import COMPACT, Placement, random_backbones, random_models
 from .decode import decode_clip, frame_indices
 from .forward import model_flops
-from .inputs import AudioSpec, FrameSpec
-from .pipeline import Extractor, decode_inputs
+from .inputs import AudioSpec, FrameSpec, decode_inputs
+from .pipeline import Extractor
 from .settings import ExtractSettings
 from .tensors import audio_inputs, frame_inputs
 

@@ -36,6 +36,7 @@ MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) a
 HELD_BYTES = 64 * 2**20  # of video packets; a file with more is read a second time
 JOINED_SAMPLES = 8192  # resampled at once: fewer, larger steps
 NO_MEMORY = "needs more memory than a decode worker may take"
+NOT_ASKED_FOR = "not asked for"
 NO_SIZE = f"frames of no known size, or larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
 
 
@@ -47,12 +48,16 @@ class Decoded:
         frames: (frames, height, width, 3) uint8 RGB, or None.
         waveform: (samples,) float32 at 16 kHz, nominally in [-1, 1], or None.
         no_frames, no_waveform: why the frames or the waveform are None, else "".
+        is_prepared: whether `prepare` made of the frames what a backbone is fed; False = still to be resized.
+        cpu_seconds: that decoding took, where it was measured.
     """
 
     frames: np.ndarray | None
     waveform: np.ndarray | None
     no_frames: str = ""
     no_waveform: str = ""
+    is_prepared: bool = True
+    cpu_seconds: float = 0.0
 
     def __repr__(self) -> str:
         frames = self.no_frames if self.frames is None else self.frames.shape
@@ -107,6 +112,8 @@ def decode_clip(
     sampling: str = "spread",
     prepare: Callable[[np.ndarray], np.ndarray] = lambda image: image,
     max_samples: int | None = None,
+    picture: bool = True,
+    sound: bool = True,
 ) -> Decoded:
     """Decode the frames and the waveform of a clip; whatever is wrong with one leaves the other whole.
 
@@ -121,6 +128,7 @@ def decode_clip(
         prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
             prepared frames are held (for instance resized ones). A `DecodeError` of its becomes `no_frames`.
         max_samples: how many samples of the waveform are looked at; what is beyond them is not decoded. None = all.
+        picture, sound: whether the frames and the waveform are asked for.
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, not {max_samples}")
@@ -128,17 +136,17 @@ def decode_clip(
         return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block for ever
     try:
         with _open(path) as container:
-            film = _Film(path, _video_of(container))
-            sound = _Sound(next(iter(container.streams.audio), None), max_samples)
-            streams = [stream for stream in (film.stream, sound.stream) if stream is not None]
+            film = _Film(path, _video_of(container) if picture else None)
+            track = _Sound(next(iter(container.streams.audio), None) if sound else None, max_samples)
+            streams = [stream for stream in (film.stream, track.stream) if stream is not None]
             for packet in _read(container, streams):
                 if packet.stream is film.stream:
                     film.add(packet)
                 else:
-                    sound.add(packet)
-                if film.stream is None and sound.enough:
+                    track.add(packet)
+                if film.stream is None and track.enough:
                     break
-            waveform, no_waveform = sound.finish()
+            waveform, no_waveform = track.finish()
             choose = partial(_choose, SAMPLINGS[sampling], _listed_frames(film.stream), frames)
             images, no_frames = film.take(choose, prepare)
     except MemoryError:
@@ -146,7 +154,7 @@ def decode_clip(
     except (FFmpegError, OSError, ValueError) as error:
         reason = f"can't be opened: {_first_line(error)}"
         return Decoded(None, None, reason, reason)
-    return Decoded(images, waveform, no_frames, no_waveform)
+    return Decoded(images, waveform, no_frames if picture else NOT_ASKED_FOR, no_waveform if sound else NOT_ASKED_FOR)
 
 
 class MonoResampler:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from alphafuse.data.manifest import Clip
 from alphafuse.data.store import Failure
+from alphafuse.errors import DecodeError
 
 from .backbones import Backbone
 from .decode import Decoded
+from .inputs import AudioSpec
+from .tensors import resize_frames
 
 NOT_FINITE = "the embedding is not finite"
 
@@ -51,8 +56,8 @@ def embed_batch(backbones: Mapping[str, Backbone], decoded_jobs: Sequence[tuple[
     rows: dict[str, np.ndarray] = {}
     failures: list[Failure] = []
     for modality, backbone in backbones.items():
-        inputs, reasons = zip(*(_input(modality, decoded) for _, decoded in decoded_jobs), strict=True)
-        reasons = list(reasons)
+        fed = [_input(backbone, decoded) for _, decoded in decoded_jobs]
+        inputs, reasons = [item for item, _ in fed], [reason for _, reason in fed]
         usable = [i for i, job in enumerate(jobs) if modality in job.modalities and inputs[i] is not None]
         matrix = rows[modality] = np.full((len(jobs), backbone.dim), np.nan, np.float32)
         if usable:
@@ -68,8 +73,13 @@ def embed_batch(backbones: Mapping[str, Backbone], decoded_jobs: Sequence[tuple[
     return Batch(jobs, rows, tuple(failures), clock() - began)
 
 
-def _input(modality: str, decoded: Decoded) -> tuple[np.ndarray | None, str]:
+def _input(backbone: Backbone, decoded: Decoded) -> tuple[Any, str]:
     """What the backbone is fed, and why it is nothing."""
-    if modality == "timesformer":
+    if isinstance(backbone.spec, AudioSpec):
+        return decoded.waveform, decoded.no_waveform
+    if decoded.frames is None or decoded.is_prepared:
         return decoded.frames, decoded.no_frames
-    return decoded.waveform, decoded.no_waveform
+    try:
+        return resize_frames(torch.from_numpy(decoded.frames).to(backbone.placement.device), backbone.spec), ""
+    except DecodeError as error:
+        return None, str(error)

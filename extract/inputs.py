@@ -9,8 +9,11 @@ stay small.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +22,11 @@ from PIL import Image
 from alphafuse.data.dataset import PROTOCOLS
 from alphafuse.errors import BackboneError, DecodeError, unknown
 
-from .decode import SAMPLE_RATE_HZ
+from .decode import SAMPLE_RATE_HZ, Decoded, decode_clip
 
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
 HOP_SAMPLES = 160  # and its hop: 10 ms
+TRAVELLING_PIXELS = 640 * 480  # of a frame that is resized on the device; larger ones are resized beside the decoder
 
 
 @dataclass(frozen=True)
@@ -221,3 +225,50 @@ def check_waveform(waveform: np.ndarray) -> None:
     """Raise `DecodeError` for a waveform, (samples,), that is too short for AST."""
     if len(waveform) < WINDOW_SAMPLES:
         raise DecodeError(f"audio is shorter than one window of {WINDOW_SAMPLES} samples (25 ms)")
+
+
+def decode_inputs(
+    task: tuple[Path, tuple[str, ...]], *, specs: dict[str, FrameSpec | AudioSpec], device_resizes: bool
+) -> Decoded:
+    """A clip's file -> the frames and the waveform that the backbones are fed; runs in a worker.
+
+    Args:
+        task: the file, and the modalities that are asked for.
+        specs: modality -> what it is fed.
+        device_resizes: leave frames of up to `TRAVELLING_PIXELS` as they are.
+    """
+    began = time.process_time()
+    path, modalities = task
+    frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
+    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
+    travelling = _Travelling(frame_spec) if device_resizes else None
+    decoded = decode_clip(
+        path,
+        frames=frame_spec.frames,
+        sampling=frame_spec.sampling,
+        prepare=travelling or partial(prepare_frame, spec=frame_spec),
+        max_samples=audio_spec.max_samples,
+        picture="timesformer" in modalities,
+        sound="ast" in modalities,
+    )
+    if decoded.waveform is not None:
+        try:
+            check_waveform(decoded.waveform)
+        except DecodeError as error:
+            decoded = replace(decoded, waveform=None, no_waveform=str(error))
+    is_prepared = travelling is None or travelling.has_prepared
+    return replace(decoded, is_prepared=is_prepared, cpu_seconds=time.process_time() - began)
+
+
+class _Travelling:
+    """Leaves a clip's frames as they are, to be resized on the device, unless its first one is large."""
+
+    def __init__(self, spec: FrameSpec) -> None:
+        self.has_prepared = True
+        self._spec, self._is_first = spec, True
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        if self._is_first:
+            self.has_prepared = image.shape[0] * image.shape[1] > TRAVELLING_PIXELS
+            self._is_first = False
+        return prepare_frame(image, self._spec) if self.has_prepared else image

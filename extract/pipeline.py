@@ -17,27 +17,26 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from loky import cpu_count
 
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.processes import keep_freed_memory
 from alphafuse.data.store import EmbeddingStore, Failure
-from alphafuse.errors import DatasetError, DecodeError
+from alphafuse.errors import DatasetError
 
-from .decode import Decoded, decode_clip
+from .decode import Decoded
 from .embedding import Batch, Job, embed_batch
-from .inputs import AudioSpec, FrameSpec, check_waveform, prepare_frame
+from .inputs import TRAVELLING_PIXELS, AudioSpec, FrameSpec, decode_inputs
 from .memory import MemoryPlan, plan_memory
 from .settings import BATCH_ON_CUDA, ExtractSettings
+from .tensors import can_resize
 from .workers import TASKS_PER_WORKER, map_tasks
 from .writer import ShardWriter
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
 POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
 THREADS_ON_CUDA = 2  # one prepares inputs while the other's batch is on the device
-TRAVELLING_PIXELS = 640 * 480  # of a frame that is resized on the device; larger ones are resized beside the decoder
 _LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 
 
@@ -182,7 +180,7 @@ class Extractor:
         A clip whose decoder crashes, hangs or wants too much memory is yielded with that as its reason.
         """
         specs = {modality: backbone.spec for modality, backbone in self.backbones.items()}
-        decode = partial(decode_inputs, specs=specs, device_resizes=self.device.type != "cpu")
+        decode = partial(decode_inputs, specs=specs, device_resizes=self._device_resizes)
         tasks = ((job, (self.dataset.path_of(job.clip), job.modalities)) for job in jobs)
         return map_tasks(
             decode,
@@ -215,6 +213,12 @@ class Extractor:
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)
+
+    @property
+    def _device_resizes(self) -> bool:
+        """On the CPU, PIL beside the decoder is five times as fast as `resize_frames`."""
+        specs = [backbone.spec for backbone in self.backbones.values()]
+        return self.device.type != "cpu" and all(can_resize(spec) for spec in specs if isinstance(spec, FrameSpec))
 
     @property
     def _modalities(self) -> tuple[str, ...]:
@@ -307,7 +311,7 @@ class Extractor:
             workers=self.settings.workers or cpu_count(),
             compute_bytes=self.threads * self.batch_size * per_clip,
             decoded_bytes=sum(
-                _decoded_bytes(backbone.spec, device_resizes=self.device.type != "cpu")
+                _decoded_bytes(backbone.spec, device_resizes=self._device_resizes)
                 for backbone in self.backbones.values()
             ),
             held_clips=(in_flight + 1) * self.batch_size,
@@ -340,43 +344,6 @@ def extract_embeddings(
     for split in splits:
         extractor.pending(split)  # refuse a store of other settings before any work
     return [extractor.extract(split, progress=progress) for split in splits]
-
-
-def decode_inputs(
-    task: tuple[Path, tuple[str, ...]], *, specs: dict[str, FrameSpec | AudioSpec], device_resizes: bool
-) -> Decoded:
-    """A clip's file -> the frames and the waveform that the backbones are fed; runs in a worker.
-
-    Args:
-        task: the file, and the modalities that are asked for.
-        specs: modality -> what it is fed.
-        device_resizes: leave frames of up to `TRAVELLING_PIXELS` as they are.
-    """
-    began = time.process_time()
-    path, modalities = task
-    frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
-    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
-    decoded = decode_clip(
-        path,
-        frames=frame_spec.frames,
-        sampling=frame_spec.sampling,
-        prepare=partial(_prepare, spec=frame_spec, device_resizes=device_resizes),
-        max_samples=audio_spec.max_samples,
-        picture="timesformer" in modalities,
-        sound="ast" in modalities,
-    )
-    if decoded.waveform is not None:
-        try:
-            check_waveform(decoded.waveform)
-        except DecodeError as error:
-            decoded = replace(decoded, waveform=None, no_waveform=str(error))
-    return replace(decoded, cpu_seconds=time.process_time() - began)
-
-
-def _prepare(image: np.ndarray, spec: FrameSpec, *, device_resizes: bool) -> np.ndarray:
-    if device_resizes and image.shape[0] * image.shape[1] <= TRAVELLING_PIXELS:
-        return image
-    return prepare_frame(image, spec)
 
 
 def _decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
