@@ -130,8 +130,8 @@ def decode_clip(
         max_samples: how many samples of the waveform are looked at; what is beyond them is not decoded. None = all.
         picture, sound: whether the frames and the waveform are asked for.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples must be at least 1, not {max_samples}")
+    if frames < 1 or (max_samples is not None and max_samples < 1):
+        raise ValueError(f"frames and max_samples must be at least 1, not {frames} and {max_samples}")
     if Path(path).exists() and not Path(path).is_file():
         return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block for ever
     try:
@@ -229,6 +229,7 @@ class _Sound:
     def __init__(self, audio: AudioStream | None, max_samples: int | None) -> None:
         self._problem = _audio_problem(audio)
         self.stream = None if self._problem else audio
+        self._damage = ""  # of the last packet that couldn't be decoded
         self._max_samples = max_samples
         self._resampler = MonoResampler()
 
@@ -242,14 +243,21 @@ class _Sound:
         if self.enough or self.stream is None:
             return
         try:
-            for frame in self.stream.decode(packet):
+            for frame in self._decode(self.stream, packet):
                 self._resampler.push(frame)
-        except av.error.InvalidDataError:
-            return  # one damaged packet costs only itself, as in every player
         except MemoryError:
             self._problem = NO_MEMORY
         except (FFmpegError, ValueError) as error:
-            self._problem = f"audio can't be decoded: {_first_line(error)}"
+            self._problem = f"audio can't be resampled: {_first_line(error)}"
+
+    def _decode(self, audio: AudioStream, packet: Packet | None) -> list[AudioFrame]:
+        try:
+            return audio.decode(packet)
+        except MemoryError:
+            raise
+        except FFmpegError as error:  # one damaged packet costs only itself, as in every player
+            self._damage = f"audio can't be decoded: {_first_line(error)}"
+            return []
 
     def finish(self) -> tuple[np.ndarray | None, str]:
         """(samples,) float32 and "", or None and the reason."""
@@ -258,12 +266,12 @@ class _Sound:
             return None, self._problem
         try:
             waveform = self._resampler.finish()[: self._max_samples]
+            if not len(waveform):
+                return None, self._damage or "audio stream without a sample"
+            if not np.isfinite(waveform).all():
+                return None, "audio samples are not finite"
         except MemoryError:
             return None, NO_MEMORY
-        if not len(waveform):
-            return None, "audio stream without a sample"
-        if not np.isfinite(waveform).all():
-            return None, "audio samples are not finite"
         return waveform, ""
 
 

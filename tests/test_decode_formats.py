@@ -457,10 +457,22 @@ def test_a_file_without_video_is_read_no_further_than_its_audio_is_looked_at(
     assert 0 < len(read) < 0.2 * 60 * 44_100 / 1024
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_sample_is_an_error(tmp_path: Path, limit: int) -> None:
-    with pytest.raises(ValueError, match=f"max_samples must be at least 1, not {limit}"):
-        decode_clip(tmp_path / "clip.mp4", frames=1, max_samples=limit)
+@pytest.mark.parametrize("settings", [{"frames": 0}, {"frames": 1, "max_samples": 0}])
+def test_less_than_one_frame_or_sample_is_an_error(tmp_path: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="frames and max_samples must be at least 1, not "):
+        decode_clip(tmp_path / "clip.mp4", **settings)  # type: ignore[arg-type]
+
+
+def test_a_modality_that_is_not_asked_for_is_not_decoded(tmp_path: Path, handed: Handed) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    both = decode_clip(clip, frames=2)
+    handed.packets = 0
+    sound = decode_clip(clip, frames=2, picture=False)
+    assert handed.packets == 0 and sound.frames is None
+    np.testing.assert_array_equal(sound.waveform, both.waveform)
+    picture = decode_clip(clip, frames=2, sound=False)
+    assert picture.waveform is None
+    np.testing.assert_array_equal(picture.frames, both.frames)
 
 
 def test_sound_in_many_small_frames_resamples_like_sound_in_one(tmp_path: Path) -> None:
@@ -585,6 +597,24 @@ def test_names_with_spaces_umlauts_and_colons_and_links_are_read(
     np.testing.assert_array_equal(decode_clip(tmp_path / "link.mp4", frames=2).frames, expected)
     monkeypatch.chdir(tmp_path)
     np.testing.assert_array_equal(decode_clip("a:b.mp4", frames=2).frames, expected)
+
+
+def test_damaged_audio_packets_cost_only_themselves(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", seconds=2.0)
+    whole = decode_clip(clip, frames=1).waveform
+    with av.open(str(clip)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    content = bytearray(clip.read_bytes())
+    for pos, size in places[20:24]:
+        content[pos : pos + size] = b"\xff" * size
+    clip.write_bytes(content)
+    decoded = decode_clip(clip, frames=1)
+    assert whole is not None and decoded.waveform is not None and decoded.frames is not None
+    assert 0.85 * len(whole) < len(decoded.waveform) <= len(whole)
+    for pos, size in places:
+        content[pos : pos + size] = b"\xff" * size
+    clip.write_bytes(content)
+    assert decode_clip(clip, frames=1).no_waveform.startswith("audio can't be decoded: ")
 
 
 def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
