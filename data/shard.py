@@ -296,7 +296,7 @@ class Shard:
             raise ValueError(f"{name} is no text")
         if kind.is_variable_str():
             status = self._status
-            _require_sound_heaps(self.path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            _require_sound_heaps(self.path, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
     def _read_attribute(self, name: str) -> str:
         self._require_text(self._open_attribute(name).get_type(), name)
@@ -396,13 +396,15 @@ def _require_shallow(content: object, name: str) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _require_sound_heaps(path: Path, *version: int) -> None:
+def _require_sound_heaps(path: Path, size: int, *version: int) -> None:
     """Check every global heap in a file: where libhdf5 believes to find one, its objects must fill it, one by one.
 
     Whatever address a string names, libhdf5 reads a heap there only behind this signature. An object of no length
     would hold it up for ever. And it makes room for a string before it looks whether the heap has it.
+
+    `version` says which file it is, so that each is checked once.
     """
-    size, end, start, tail = version[2], 0, 0, b""
+    end, start, tail = 0, 0, b""
     with path.open("rb") as file:
         for length in _attribute_lengths(file.fileno()):
             if length > MAX_JSON_BYTES:
