@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -345,24 +346,27 @@ class _Film:
                     if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
                         return None
                     gallery.offer(frame.pts, frame)
-            except av.error.InvalidDataError:
+            except MemoryError:
+                raise
+            except FFmpegError:
                 return None
-        return gallery.finish()
+        return gallery.finish() if next(expected, None) is None else None
 
     def _take_from_all(
         self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray | None:
         """The frames by decoding everything; a second time if there aren't as many as the packets promise."""
         total = self._outline.listed
-        while True:
+        for _ in range(2):
             gallery, shown = _Gallery(choose(total), prepare), 0
             with self._packets(strict=False) as packets:
                 for frame in _decode(packets, strict=False):
                     gallery.offer(shown, frame)
                     shown += 1
             if shown in (0, total):
-                return gallery.finish()
+                break
             total = shown
+        return gallery.finish()
 
     @contextmanager
     def _packets(self, *, strict: bool) -> Iterator[Iterable[Packet]]:
@@ -465,28 +469,35 @@ def _choose(sampling: Callable[[int, int, int], np.ndarray], listed: int, frames
 
 
 def _decode(packets: Iterable[Packet], *, strict: bool) -> Iterator[VideoFrame]:
-    """Decoded frames in the order in which they are shown.
+    """Decoded frames of one stream, in the order in which they are shown.
 
     Args:
-        packets: of one stream.
-        strict: whether a damaged packet raises `av.error.InvalidDataError`; else it is skipped, as players do.
+        packets: what to decode.
+        strict: raise at the first damaged packet. Otherwise they are skipped, as players do.
+
+    Raises:
+        FFmpegError: a damaged packet, or, if not strict, the last one where no packet gave a frame.
     """
-    stream = None
-    for packet in packets:
-        stream = packet.stream
-        yield from _decode_one(stream, packet, strict)
-    if stream is not None:
-        yield from _decode_one(stream, None, strict)
-
-
-def _decode_one(stream: VideoStream, packet: Packet | None, strict: bool) -> list[VideoFrame]:
-    """The frames that come out for a packet; for None, those that the decoder still held back."""
-    try:
-        return stream.decode(packet)
-    except av.error.InvalidDataError:
-        if strict:
+    stream: VideoStream | None = None
+    failure: FFmpegError | None = None
+    some = False
+    for packet in chain(packets, [None]):  # None: what the decoder still holds back
+        stream = stream if packet is None else packet.stream
+        if stream is None:
+            return
+        try:
+            frames = stream.decode(packet)
+        except MemoryError:
             raise
-        return []
+        except FFmpegError as error:
+            if strict:
+                raise
+            failure = error
+            continue
+        some |= bool(frames)
+        yield from frames
+    if failure is not None and not some:
+        raise failure
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:

@@ -92,16 +92,11 @@ class Outline:
             if not (self._flags or picture.fresh):
                 raise Unsure
         except Unsure:
-            self.distrust()
+            self._distrust()
             return
         self._timestamps.append(packet.pts)
         self._orders.append(picture.order)
         self._flags.append((visible and picture.shown) | picture.fresh << 1 | picture.reference << 2)
-
-    def distrust(self) -> None:
-        """Make no plan, whatever is still added."""
-        self._reader = None
-        self._timestamps, self._orders, self._flags = array("q"), array("q"), array("B")
 
     def plan(self, choose: Callable[[int], list[int]]) -> Plan | None:
         """What to decode for `choose(number of shown frames)`, indices of shown frames; None if that isn't certain."""
@@ -122,6 +117,10 @@ class Outline:
         decoded = (reference | looked_at) & (np.arange(len(flags)) <= last_of_group[group])
         expected = timestamps[shown[decoded[shown]]]
         return Plan(decoded, expected.tolist(), timestamps[wanted].tolist())
+
+    def _distrust(self) -> None:
+        self._reader = None
+        self._timestamps, self._orders, self._flags = array("q"), array("q"), array("B")
 
 
 class _Reader(Protocol):
@@ -481,7 +480,7 @@ class _LateComers:
     """Checks that no picture comes later, in decoding order, than a decoder waits for it: such ones would be lost."""
 
     def __init__(self, most_reordered: int) -> None:
-        self._most_reordered = most_reordered
+        self._most_reordered = min(most_reordered, LONGEST_REORDER)
         self._latest: list[int] = []  # the highest orders so far, ascending
 
     @property

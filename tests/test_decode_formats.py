@@ -7,7 +7,7 @@ import io
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,17 +93,21 @@ class Handed:
 @pytest.fixture
 def handed(monkeypatch: pytest.MonkeyPatch) -> Handed:
     counter = Handed()
-    decode_one, open_file = decode._decode_one, decode._open
+    decode_packets, open_file = decode._decode, decode._open
 
-    def counting(stream: object, packet: object, strict: bool) -> object:
-        counter.packets += packet is not None
-        return decode_one(stream, packet, strict)  # type: ignore[arg-type]
+    def counting(packets: Iterable[av.Packet], *, strict: bool) -> Iterator[av.VideoFrame]:
+        def counted() -> Iterator[av.Packet]:
+            for packet in packets:
+                counter.packets += 1
+                yield packet
+
+        return decode_packets(counted(), strict=strict)
 
     def counting_opens(path: Path) -> object:
         counter.opened += 1
         return open_file(path)
 
-    monkeypatch.setattr(decode, "_decode_one", counting)
+    monkeypatch.setattr(decode, "_decode", counting)
     monkeypatch.setattr(decode, "_open", counting_opens)
     return counter
 
