@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
+from alphafuse.data.store import MODALITIES
 from alphafuse.errors import DatasetError, unknown
 
 from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
@@ -47,7 +48,9 @@ class _ExtractBar:
     "--modality",
     "modalities",
     multiple=True,
-    help="Only this backbone, timesformer or ast; the store keeps what it has of the other. [default: both]",
+    default=MODALITIES,
+    show_default=True,
+    help="Run only this backbone; the store keeps what it has of the other.",
 )
 @click.option("--protocol", help="Preprocessing. [default: the root's]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -79,9 +82,7 @@ class _ExtractBar:
 @click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
 @click.option("--dry-run", is_flag=True, help="Only say what there is to do, and how long it takes at a measured rate.")
 @json_option
-def extract(
-    split: str, root: Path, modalities: tuple[str, ...], dry_run: bool, as_json: bool, **arguments: Any
-) -> None:
+def extract(split: str, root: Path, dry_run: bool, as_json: bool, **arguments: Any) -> None:
     """Run the frozen backbones over a split's clips, once; resumes by itself.
 
     \b
@@ -93,7 +94,6 @@ def extract(
     """
     # before torch is loaded: OpenMP threads that wait actively take the decode workers' processors
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from alphafuse.data.store import MODALITIES
     from alphafuse.extract.pipeline import extract_embeddings
     from alphafuse.extract.rates import plan_extraction
     from alphafuse.extract.settings import ExtractSettings
@@ -105,7 +105,7 @@ def extract(
     splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
     if not splits:
         raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
-    settings = ExtractSettings(modalities=modalities or MODALITIES, **arguments)
+    settings = ExtractSettings(**arguments)
     if dry_run:
         plans, rates = plan_extraction(dataset, splits, settings)
         if as_json:

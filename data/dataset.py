@@ -19,7 +19,7 @@ import numpy as np
 
 from alphafuse.errors import DatasetError, EmptySplitError, SettingsMismatchError, unknown
 
-from .files import read_json, write_json
+from .files import MAX_TEXT, is_clean, one_line, read_json, write_json
 from .manifest import SPLITS, Clip, Manifest
 from .store import MODALITIES, Embeddings, EmbeddingStore, setting_differences
 from .stored import StoredEmbeddings
@@ -30,6 +30,16 @@ DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
 FLOAT32_BYTES = 4
 PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.inputs
 DEFAULT_PROTOCOL = "standard"
+_FIELDS = {
+    "format_version": int,
+    "name": str,
+    "clips": str,
+    "classes": list,
+    "timesformer": str,
+    "ast": str,
+    "protocol": str,
+    "source": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -119,26 +129,15 @@ class Dataset:
                 "`alphafuse data demo|vggsound|folder --root ...`, or name yours with --root or ALPHAFUSE_ROOT"
             )
         content = read_json(root / "dataset.json")
-        fields = ("format_version", "name", "clips", "classes", "timesformer", "ast", "protocol", "source")
-        absent = [field for field in fields if field not in content]
-        if absent:
-            raise DatasetError(f"{root / 'dataset.json'} lacks '{absent[0]}': make the root again")
-        if content["format_version"] != FORMAT_VERSION:
-            raise DatasetError(
-                f"{root / 'dataset.json'} has format version {content['format_version']}, this alphafuse reads "
-                f"{FORMAT_VERSION}: make the root again or install the alphafuse that made it"
-            )
-        for field, kind in (("name", str), ("clips", str), ("classes", list), ("timesformer", str), ("ast", str)):
-            if not isinstance(content[field], kind):
-                raise DatasetError(f"{root / 'dataset.json'}: '{field}' must be a {kind.__name__}: make the root again")
+        _require_fields(root / "dataset.json", content)
         manifest = Manifest.read(root / "manifest.csv")
         classes = tuple(content["classes"])
         known = set(classes)
         for clip in manifest:
             if clip.label not in known:
+                what = one_line(unknown("label", clip.label, classes), 500)
                 raise DatasetError(
-                    f"{root / 'manifest.csv'}: clip {clip.clip_id}: {unknown('label', clip.label, classes)} "
-                    "(dataset.json lists them)"
+                    f"{root / 'manifest.csv'}: clip {one_line(clip.clip_id, 80)}: {what} (dataset.json lists them)"
                 )
         return cls(
             root=root,
@@ -232,6 +231,31 @@ class Dataset:
         return loaded
 
 
+def _require_fields(path: Path, content: dict[str, Any]) -> None:
+    """Raise `DatasetError` unless dataset.json has all its fields, each of its kind, and names that can be shown."""
+    for field, kind in _FIELDS.items():
+        if field not in content:
+            raise DatasetError(f"{path} lacks '{field}': make the root again")
+        if type(content[field]) is not kind:
+            raise DatasetError(f"{path}: '{field}' must be a {kind.__name__}: make the root again")
+    if content["format_version"] != FORMAT_VERSION:
+        raise DatasetError(
+            f"{path} has format version {one_line(content['format_version'], 20)}, this alphafuse reads "
+            f"{FORMAT_VERSION}: make the root again or install the alphafuse that made it"
+        )
+    texts = [content[field] for field, kind in _FIELDS.items() if kind is str]
+    for text in (*texts, *content["classes"]):
+        if not isinstance(text, str) or not is_clean(text):
+            raise DatasetError(
+                f"{path} has '{one_line(text, 80)}', which is no text, empty, longer than {MAX_TEXT} characters or has "
+                "control characters: make the root again"
+            )
+    if len(set(content["classes"])) < len(content["classes"]):
+        raise DatasetError(f"{path} lists a class twice: make the root again")
+    if content["protocol"] not in PROTOCOLS:
+        raise DatasetError(f"{path}: {unknown('protocol', one_line(content['protocol'], 40), PROTOCOLS)}")
+
+
 def require_own_root(root: Path, name: str) -> None:
     """Raise `DatasetError` when writing this root would lose another dataset, a split, or a manifest edited by hand."""
     if not (root / "dataset.json").is_file():
@@ -239,8 +263,8 @@ def require_own_root(root: Path, name: str) -> None:
     there = read_json(root / "dataset.json")
     manifest = root / "manifest.csv"
     if there.get("name") != name:
-        what = f"the root of another dataset ('{there.get('name')}')"
-    elif "split" in there.get("source", {}):
+        what = f"the root of another dataset ('{one_line(there.get('name'), 80)}')"
+    elif isinstance(there.get("source"), dict) and "split" in there["source"]:
         what = "a root that `alphafuse data split` made"
     elif manifest.is_file() and _sha256(manifest) != there.get("manifest_sha256"):
         what = "a root whose manifest.csv was edited"

@@ -52,9 +52,11 @@ class PooledTimesformer(nn.Module):
         patches = x[:, 1:].view(b, (tokens - 1) // self.frames, self.frames, d).transpose(1, 2)  # (b, t, p, d)
         cls = x[:, None, :1].expand(b, self.frames, 1, d)
         x = torch.cat((cls, patches), dim=2)  # (b, t, 1 + p, d): every frame with a copy of CLS
-        for block in self.blocks[:-1]:
+        *others, last = self.blocks
+        for block in others:
             x = block(x)
-        return self.norm(self.blocks[-1].last(x))
+        cls: torch.Tensor = self.norm(last.last(x))  # type: ignore[operator]  # a _DividedBlock
+        return cls
 
 
 class PooledAst(nn.Module):
@@ -217,9 +219,9 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.products = _Linear(torch.cat([layer.weight for layer in qkv]), None)
-        biases = [layer.bias for layer in qkv if layer.bias is not None]
+        biases: list[torch.Tensor] = [layer.bias for layer in qkv if layer.bias is not None]
         self.query_bias: nn.Parameter | None = None
-        bias = projection.bias
+        bias: torch.Tensor = projection.bias
         if biases:
             query_bias, _, value_bias = torch.cat(biases).chunk(3)
             self.query_bias = nn.Parameter(query_bias.detach().clone(), requires_grad=False)
@@ -262,9 +264,10 @@ def _attend(qkv: torch.Tensor, heads: int, queries: int | None = None) -> torch.
 
 def _through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
     """Through all blocks; of the last only the first `queries` tokens come out."""
-    for block in list(blocks)[:-1]:
+    *others, last = blocks
+    for block in others:
         x = block(x)
-    result: torch.Tensor = blocks[-1](x, queries)
+    result: torch.Tensor = last(x, queries)
     return result
 
 

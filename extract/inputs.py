@@ -213,7 +213,7 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
     Raises:
         DecodeError: the resized frame is smaller than the crop.
     """
-    size = resized_size(*image.shape[:2], spec)
+    size = resized_size(image.shape[0], image.shape[1], spec)
     top, left, height, width = crop_box(size, spec)
     if size != image.shape[:2]:
         resized = Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(spec.resample))

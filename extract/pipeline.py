@@ -374,13 +374,15 @@ class _Tally:
             for modality in self.embedded:
                 asked = sum(modality in job.modalities for job in batch.jobs)
                 self.embedded[modality] += asked - sum(f.modality == modality for f in batch.failures)
-            for job in batch.jobs if self._progress is not None else ():
-                self._progress.clip(complete=job.clip.clip_id not in incomplete)
+            if self._progress is not None:
+                for job in batch.jobs:
+                    self._progress.clip(complete=job.clip.clip_id not in incomplete)
 
     def done_elsewhere(self, clips: int) -> None:
         with self._lock:
-            for _ in range(clips if self._progress is not None else 0):
-                self._progress.clip(complete=True)
+            if self._progress is not None:
+                for _ in range(clips):
+                    self._progress.clip(complete=True)
 
 
 def _submit(

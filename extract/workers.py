@@ -60,7 +60,9 @@ def map_tasks(
     """
     if workers < 0:
         raise DatasetError(f"workers must be at least 0, not {workers}")
-    pool = [_Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())]
+    pool: list[_Worker[Key, Task, Result]] = [
+        _Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())
+    ]
     waiting = iter(tasks)
     try:
         exhausted = not _fill(pool, waiting)

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,6 @@ from alphafuse.data.signatures import Signature, near_identical_pairs
 from alphafuse.data.vggsound import Row, paper_rows
 from alphafuse.extract.decode import decode_clip
 from alphafuse.extract.signatures import sign_clips, sign_file
-from alphafuse.extract.workers import map_files
 from alphafuse.report.audit import format_audit
 
 RATE_HZ = 22_050
@@ -292,18 +290,6 @@ def test_copies_that_share_a_clip_are_one_set(tmp_path: Path) -> None:
     report = audit(dataset, signatures={"d": other, "c": same, "b": same, "a": same})
     assert report.content is not None
     assert [copies.clip_ids for copies in report.content.near_identical] == [("a", "b", "c")]
-
-
-def test_a_file_that_ends_its_worker_costs_only_itself(tmp_path: Path) -> None:
-    def measure(path: Path) -> str:
-        if path.name == "3":
-            os._exit(1)
-        return path.name
-
-    files = [(number, tmp_path / str(number)) for number in range(6)]
-    assert dict(map_files(measure, files, crashed="crashed", workers=2)) == {
-        number: "crashed" if number == 3 else str(number) for number in range(6)
-    }
 
 
 def test_audit_finds_the_byte_identical_pair_of_the_real_clips(

@@ -1,11 +1,9 @@
 """The command line as a user meets it: output, exit codes, one-line errors."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,7 +158,9 @@ def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_b
         *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
     )
     assert code == 0 and "4 clips embedded (timesformer 4, ast 2)" in out
-    assert "2 without ast: no audio stream (such as train0_000000)" in out or "(such as train0_000001)" in out
+    header, row = (line.split(maxsplit=2) for line in out.splitlines()[1:])
+    assert header[:2] == ["clips", "without"] and row[:2] == ["2", "ast"]
+    assert row[2].startswith("no audio stream  train0_00000")
     code, out, _ = run("store", "info", root / "stores" / "train", "--json")
     info = json.loads(out)
     assert info["rows"] == {"timesformer": 4, "ast": 2} and len(info["failures"]) == 2
@@ -300,32 +300,3 @@ def test_an_empty_split_is_refused(run: Run, extracted: Path) -> None:
     manifest.write_text("".join(line for line in manifest.open() if ",val," not in line))
     assert_one_line_error(run("extract", "--split", "val", "--root", extracted), "split 'val' has no clips")
     assert_one_line_error(run("fit", "--root", extracted), "split 'val' has no clips")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_extraction_keeps_what_is_done_and_says_how_to_go_on(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path], number: signal.Signals, code: int
-) -> None:
-    root = make_root(labels=tuple(f"label {i}" for i in range(12)))
-    script = "import sys; from alphafuse.cli import main; main()"
-    names = [f"--{modality}={folder}" for modality, folder in tiny_backbones.items()]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", script, "extract", "--split=all", f"--root={root}", *names),
-            *("--batch-size=1", "--flush-seconds=0.2", "--workers=1"),
-        ],
-        cwd=root,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    store = root / "stores" / "train"
-    deadline = time.monotonic() + 60
-    while not list(store.glob("*.h5")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert "what was finished is kept, the same command goes on from there" in err and "Traceback" not in err
-    assert list(store.glob("*.h5")) and not list(store.glob(".*"))

@@ -179,7 +179,8 @@ def test_pictures_that_no_one_looks_at_are_not_decoded_and_the_others_are_exact(
         ("mpeg4-b.mp4", "mpeg4", "yuv420p", {"bf": "2"}),
         ("mpeg2.ts", "mpeg2video", "yuv420p", {"bf": "2"}),
         ("a.mov", "mjpeg", "yuvj420p", {}),
-        ("a.flv", "flv", "yuv420p", {}),
+        ("a.flv", "libx264", "yuv420p", {}),
+        ("old.flv", "flv", "yuv420p", {}),
     ],
 )
 def test_streams_beyond_the_short_cuts_are_decoded_in_full_once(
@@ -251,14 +252,71 @@ def test_timestamps_that_occur_twice_send_to_full_decoding(tmp_path: Path) -> No
     assert_exact(clip)
 
 
-def test_streams_with_pictures_missing_in_between_are_decoded_in_full(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "a.mp4", frames=FRAMES, audio=False)
-    assert_exact(remux(source, tmp_path / "b.mp4", lambda packet, number: number not in (5, 6, 21)))
+@pytest.mark.parametrize(
+    "left_out", [{5, 6, 21}, set(range(5))], ids=["pictures in between", "the first ones up to a predicted one"]
+)
+def test_streams_that_lack_pictures_are_decoded_in_full_once(
+    tmp_path: Path, handed: Handed, left_out: set[int]
+) -> None:
+    source = write_clip(tmp_path / "a.mkv", frames=FRAMES, options={"x264-params": "bframes=0"}, audio=False)
+    clip = remux(source, tmp_path / "b.mkv", lambda packet, number: number not in left_out)
+    assert handed.count(clip) % (FRAMES - len(left_out)) == 0  # twice where some are not shown
+    assert_exact(clip)
 
 
-def test_a_stream_that_begins_between_key_frames_is_decoded_in_full(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "a.mkv", frames=FRAMES, audio=False)
-    assert_exact(remux(source, tmp_path / "b.mkv", lambda packet, number: number >= 5))
+def test_hevc_that_begins_with_pictures_which_decoders_drop_is_decoded_in_full(tmp_path: Path) -> None:
+    options = {"x265-params": X265 + "bframes=3:b-adapt=0"}
+    source = write_clip(tmp_path / "a.mkv", frames=FRAMES, codec="libx265", options=options, audio=False)
+    second = [number for number, packet in enumerate(packets_of(source)) if packet.is_keyframe][1]
+    clip = remux(source, tmp_path / "b.mkv", lambda packet, number: number >= second)
+    assert len(shown_frames(clip)[0]) < len(packets_of(clip)), "none is dropped: the test is void"
+    assert_exact(clip)
+
+
+def test_h264_that_promises_less_reordering_than_it_has_is_decoded_in_full(tmp_path: Path, handed: Handed) -> None:
+    clip = write_clip(
+        tmp_path / "a.mp4", frames=FRAMES, options={"x264-params": "bframes=3:b-adapt=0:ref=4"}, audio=False
+    )
+    with av.open(str(clip)) as container:
+        extradata = container.streams.video[0].codec_context.extradata
+    assert extradata is not None
+    parameters = extradata[8 : 8 + int.from_bytes(extradata[6:8])]
+    bits = f"{int.from_bytes(parameters):b}"
+    end = bits.rindex(
+        "1"
+    )  # after it there is padding; before it max_num_reorder_frames = 2, max_dec_frame_buffering = 4
+    assert bits[:end].endswith("011" + "00101")
+    less = int(bits[: end - 8] + "010" + bits[end - 5 :], 2).to_bytes(len(parameters))
+    content = clip.read_bytes()
+    assert content.count(parameters) == 1
+    clip.write_bytes(content.replace(parameters, less))
+    assert handed.count(clip) == FRAMES  # FFmpeg may lose frames of such a stream
+    assert_exact(clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"x264-params": "bframes=0"}),
+        ("b.mp4", "libsvtav1", {"svtav1-params": "lp=1", "preset": "12"}),
+    ],
+)
+def test_damage_that_the_decoder_notices_sends_to_full_decoding(
+    tmp_path: Path, handed: Handed, name: str, codec: str, options: dict[str, str]
+) -> None:
+    clip = write_clip(tmp_path / name, frames=FRAMES, gop=FRAMES, codec=codec, options=options, audio=False)
+    damaged = max(packets_of(clip)[20:40], key=lambda packet: packet.size)
+    content = bytearray(clip.read_bytes())
+    begin = content.index(bytes(damaged)) + damaged.size // 2
+    content[begin : begin + damaged.size // 4] = bytes(damaged.size // 4)
+    clip.write_bytes(content)
+    assert handed.count(clip) > FRAMES and handed.opened >= 2
+    shown, _ = shown_frames(clip)
+    frames = decode_clip(clip, frames=8).frames
+    assert frames is not None
+    intact = [place for place, index in enumerate(frame_indices(len(shown), 8)) if index < 20]
+    for place in intact:
+        np.testing.assert_array_equal(frames[place], shown[frame_indices(len(shown), 8)[place]])
 
 
 def test_variable_frame_rate_counts_frames_not_time(tmp_path: Path, handed: Handed) -> None:

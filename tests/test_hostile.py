@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -21,8 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_store import as_before
 
+from alphafuse.data.dataset import Dataset, require_own_root
 from alphafuse.data.files import is_clean, one_line, read_csv, read_json
-from alphafuse.data.manifest import COLUMNS, Manifest
+from alphafuse.data.manifest import COLUMNS, Clip, Manifest
 from alphafuse.data.shard import open_shard
 from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
 from alphafuse.errors import AlphafuseError, DatasetError, SettingsMismatchError, StoreError
@@ -547,6 +549,65 @@ def test_json_made_to_harm_is_one_line(tmp_path: Path, content: str, message: st
 
 def test_json_that_begins_with_a_byte_order_mark_is_json(tmp_path: Path) -> None:
     assert read_json(written(tmp_path / "dataset.json", '\ufeff{"a": 1}')) == {"a": 1}
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), fields)
+anything = st.recursive(scalars, lambda inside: st.lists(inside) | st.dictionaries(fields, inside), max_leaves=8)
+GOOD = {
+    "format_version": 1,
+    "name": "d",
+    "clips": "clips",
+    "classes": ["dog"],
+    "timesformer": "compact",
+    "ast": "compact",
+    "protocol": "standard",
+    "source": {},
+}
+
+
+def dataset_of(root: Path, content: dict) -> Dataset:
+    Manifest([Clip("a", "a.mp4", "dog", "train", "a")]).write(root / "manifest.csv")
+    written(root / "dataset.json", json.dumps(content))
+    return Dataset.open(root)
+
+
+@quick
+@given(
+    st.dictionaries(st.sampled_from(list(GOOD)), anything, max_size=2), st.sets(st.sampled_from(list(GOOD)), max_size=1)
+)
+def test_any_dataset_json_is_a_root_or_one_line(changed: dict, absent: set) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        content = {name: value for name, value in {**GOOD, **changed}.items() if name not in absent}
+        try:
+            dataset = dataset_of(Path(folder), content)
+        except AlphafuseError as error:
+            assert_one_line(str(error))
+        else:
+            names = (dataset.name, str(dataset.clip_folder), dataset.timesformer, dataset.ast, *dataset.classes)
+            assert all(map(is_clean, names)) and dataset.protocol == "standard" and isinstance(dataset.source, dict)
+        with contextlib.suppress(DatasetError):
+            require_own_root(Path(folder), "d")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": [["dog"]]}, r"has '\['dog'\]', which is no text"),
+        ({"classes": ["dog", "d\nog"]}, r"has 'd\\nog', which is no text, empty, longer"),
+        ({"classes": ["dog", "dog"]}, "lists a class twice"),
+        ({"classes": ["x" * 4000 + str(i) for i in range(20)]}, "unknown label 'dog'"),
+        ({"clips": "a\0b"}, r"has 'a\\x00b'"),
+        ({"protocol": "studio"}, "unknown protocol 'studio': choose from standard, notebook"),
+        ({"source": [1]}, "'source' must be a dict"),
+        ({"format_version": True}, "'format_version' must be a int"),
+        ({"format_version": 2}, "has format version 2, this alphafuse reads 1"),
+    ],
+)
+def test_a_dataset_json_made_to_harm_is_one_line(tmp_path: Path, changed: dict, message: str) -> None:
+    assert len(dataset_of(tmp_path, GOOD).classes) == 1
+    with pytest.raises(DatasetError, match=message) as caught:
+        dataset_of(tmp_path, {**GOOD, **changed})
+    assert_one_line(str(caught.value))
 
 
 @given(st.text(), st.integers(5, 50))

@@ -1,10 +1,5 @@
 """Extraction end to end: against a plain loop, resumed, killed, with clips that fail."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +12,19 @@ from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store import Failure
 from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
 from alphafuse.extract.backbones import Backbone
 from alphafuse.extract.decode import decode_clip, frame_indices
-from alphafuse.extract.inputs import FrameSpec, decibel_spectrogram
-from alphafuse.extract.pipeline import Extractor, ExtractSettings, decode_clips, extract_embeddings
+from alphafuse.extract.embedding import Job
+from alphafuse.extract.inputs import AudioSpec
+from alphafuse.extract.pipeline import Extractor, extract_embeddings
+from alphafuse.extract.rates import TEXT_BYTES, plan_extraction
+from alphafuse.extract.resample import resample
+from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.tensors import decibel_spectrogram
 
 MakeRoot = Callable[..., Path]
 
@@ -82,8 +83,8 @@ def test_protocol_notebook_feeds_what_the_authors_code_fed(
             for j in (0, 7, 15, 22)  # int(30 / 4 * i)
         ]
         pixel_values = torch.from_numpy(np.stack(squashed)).permute(0, 3, 1, 2)[None].float() / 255
-        decibels = decibel_spectrogram(decoded.waveform, 64)[:, :128]  # 2.5 s: longer than 128 frames
-        input_values = torch.from_numpy((decibels + 4.26) / (4.57 * 2))[None].float()  # (1, 64, 128): transposed
+        decibels = decibel_spectrogram(torch.from_numpy(decoded.waveform), 64)[:, :128]  # 2.5 s: over 128 frames
+        input_values = ((decibels + 4.26) / (4.57 * 2))[None]  # (1, 64, 128): transposed
         with torch.no_grad():
             cls = timesformer(pixel_values).last_hidden_state[0, 0].numpy()
             pooled = ast(input_values).pooler_output[0].numpy()
@@ -133,7 +134,7 @@ def test_a_failing_modality_is_recorded_and_the_other_is_stored(
     assert again.already == 4  # recorded failures are not tried again ...
     write_clip(clips / f"{gone}.mp4")
     (retried,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, retry_failed=True))
-    assert retried.already == 0 and retried.embedded == {"timesformer": 2, "ast": 2}  # ... unless asked for
+    assert retried.already == 0 and retried.embedded == {"timesformer": 1, "ast": 1}  # ... unless asked for
     assert dataset.embeddings("train").present("ast").tolist() == [False, True, False, True]
 
 
@@ -183,15 +184,17 @@ def test_what_interrupts_a_forward_pass_costs_only_that_batch(
 ) -> None:
     dataset = Dataset.open(make_root(labels=("dog", "cat", "owl")))
     extractor = Extractor(dataset, tiny(tiny_backbones, batch_size=2))
-    embed, calls = extractor.ast.embed_spectrograms, []
+    extractor.threads = 1
+    embed, calls = Backbone.embed, []
 
-    def interrupted(self: Backbone, spectrograms: np.ndarray) -> np.ndarray:
-        calls.append(len(spectrograms))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return embed(spectrograms)
+    def interrupted(self: Backbone, clips: list[np.ndarray]) -> np.ndarray:
+        if isinstance(self.spec, AudioSpec):
+            calls.append(len(clips))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        return embed(self, clips)
 
-    monkeypatch.setattr(Backbone, "embed_spectrograms", interrupted)
+    monkeypatch.setattr(Backbone, "embed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extractor.extract("train")
     assert calls == [2, 2, 2] and len(dataset.store("train").read().present("ast")) == 4
@@ -212,94 +215,139 @@ def test_empty_and_unknown_splits_are_refused(make_root: MakeRoot, tiny_backbone
     with pytest.raises(DatasetError, match="unknown split 'tests'"):
         extract_embeddings(dataset, ["tests"], tiny(tiny_backbones))
     only_train = [clip for clip in dataset.manifest if clip.split == "train"]
-    from alphafuse.data.manifest import Manifest
-
     Manifest(only_train).write(dataset.root / "manifest.csv")
     with pytest.raises(EmptySplitError, match="split 'val' has no clips"):
         extract_embeddings(Dataset.open(dataset.root), ["val"], tiny(tiny_backbones))
 
 
-@pytest.mark.parametrize(("setting", "value"), [("batch_size", 0), ("workers", -1), ("flush_seconds", -1.0)])
+def test_one_backbone_alone_leaves_the_others_embeddings_as_they_are(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset, both = Dataset.open(make_root()), Dataset.open(make_root("both"))
+    extract_embeddings(both, ["train"], tiny(tiny_backbones))
+    (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, modalities=("ast",)))
+    assert first.embedded == {"ast": 4} and dataset.store("train").info().rows == {"ast": 4}
+    shards = {path: path.read_bytes() for path in dataset.store("train").shards()}
+    (second,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    assert second.embedded == {"timesformer": 4, "ast": 0}, "what is there is not made again"
+    assert all(path.read_bytes() == content for path, content in shards.items())
+    assert dataset.store("train").info().duplicates == 0
+    for modality in ("timesformer", "ast"):
+        ours, together = (root.embeddings("train").features[modality] for root in (dataset, both))
+        np.testing.assert_allclose(ours, together, atol=1e-5)
+
+
+def test_only_what_a_backbone_looks_at_is_decoded(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    extractor = Extractor(dataset, tiny(tiny_backbones))
+    jobs = [Job(clip, ("ast",)) for clip in dataset.manifest.of_split("val")]
+    for _, decoded in extractor.decode(jobs):
+        assert decoded.frames is None and decoded.waveform is not None
+        assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms look at"
+    for _, decoded in extractor.decode([Job(job.clip, ("timesformer",)) for job in jobs]):
+        assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
+
+
+def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of CUDA devices (resized there, in batches), on the CPU."""
+    dataset = Dataset.open(make_root(size=(120, 90)))
+    extractor = Extractor(dataset, tiny(tiny_backbones))
+    jobs = extractor.pending("train")
+    beside = extractor.embed(list(extractor.decode(jobs)))
+    monkeypatch.setattr(Extractor, "_device_resizes", True)
+    travelled = list(extractor.decode(jobs))
+    for _, decoded in travelled:
+        assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_prepared
+    on_device = extractor.embed(travelled)
+    order = {job: i for i, job in enumerate(beside.jobs)}
+    for modality in ("timesformer", "ast"):
+        for job, row in zip(on_device.jobs, on_device.rows[modality], strict=True):
+            np.testing.assert_allclose(row, beside.rows[modality][order[job]], atol=1e-6)
+
+
+def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, modalities=("timesformer",)))
+    gone = dataset.manifest.of_split("train")[0]
+    dataset.path_of(gone).unlink()
+    before = sorted(dataset.root.rglob("*"))
+    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_backbones))
+    assert sorted(dataset.root.rglob("*")) == before
+    train, val, test = plans
+    assert (train.clips, train.pending, train.missing_files) == (4, 4, 1)
+    assert (val.pending, val.finished, val.seconds, val.new_bytes) == (0, {"timesformer": 4, "ast": 4}, 0.0, 0)
+    assert test.pending == 4 and test.finished == {"timesformer": 4, "ast": 0}
+    assert train.new_bytes == 4 * (4 * (64 + 32) + TEXT_BYTES) and test.new_bytes == 4 * (4 * 32 + TEXT_BYTES)
+    assert rates is not None and rates.clips == 7 and rates.decode_seconds > 0 and rates.embed_seconds > 0
+    assert train.seconds == pytest.approx(4 / rates.clips_per_second)
+    extract_embeddings(dataset, ["train", "test"], tiny(tiny_backbones))
+    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_backbones))
+    assert rates is None and [plan.pending for plan in plans] == [0, 0, 0]
+
+
+def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    clips = [
+        Clip(f"clip{i:05d}_000000", clip.path, clip.label, "train", f"clip{i:05d}")
+        for i, clip in enumerate(dataset.manifest.of_split("train") * 50)
+    ]
+    Manifest(clips).write(dataset.root / "manifest.csv")
+    dataset = Dataset.open(dataset.root)
+    ((plan,), _) = plan_extraction(dataset, ["train"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    made = sum(path.stat().st_size for path in dataset.store("train").shards())
+    assert made == pytest.approx(plan.new_bytes, rel=0.3)
+
+
+def test_resampling_finds_the_store_as_it_was_made_and_tells_when_it_is_not(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    silent, *_ = dataset.manifest.of_split("train")
+    write_clip(dataset.path_of(silent), audio=False)
+    extract_embeddings(dataset, ["train"], tiny(tiny_backbones, batch_size=1))
+    found = resample(dataset, "train", 10)
+    assert found.clips == 4 and len(found.differences) == 7 and found.largest == 0.0 and found.problems == ()
+    assert len(resample(dataset, "train", 2, seed=1).differences) <= 4
+    write_clip(dataset.path_of(dataset.manifest.of_split("train")[1]), look=9)  # another film under its name
+    dataset.path_of(dataset.manifest.of_split("train")[2]).unlink()
+    problems = {(problem.clip_id, problem.modality): problem for problem in resample(dataset, "train", 10).problems}
+    changed, gone = (clip.clip_id for clip in dataset.manifest.of_split("train")[1:3])
+    assert set(problems) == {(clip_id, modality) for clip_id in (changed, gone) for modality in ("timesformer", "ast")}
+    assert "No such file" in problems[gone, "ast"].reason and problems[changed, "ast"].reason == ""
+    assert np.isinf(problems[gone, "ast"].relative) and problems[changed, "ast"].relative > 0.01
+
+
+def test_resampling_refuses_other_weights_than_the_stores(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    dataset = Dataset.open(make_root())
+    with pytest.raises(DatasetError, match=r"no embeddings in .*train"):
+        resample(dataset, "train", 1)
+    extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    model = ASTModel.from_pretrained(tiny_backbones["ast"])
+    model.layernorm.bias.data += 1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(SettingsMismatchError, match="another ast weights_sha256"):
+        resample(dataset, "train", 1, ExtractSettings(ast=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("batch_size", -1),
+        ("workers", -1),
+        ("flush_seconds", -1.0),
+        ("max_memory_gb", float("nan")),
+        ("timeout_seconds", -1),
+    ],
+)
 def test_impossible_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(BackboneError, match=setting):
         ExtractSettings(**{setting: value})  # type: ignore[arg-type]
-
-
-def test_a_decoder_that_crashes_its_process_costs_only_its_clip(
-    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = Dataset.open(make_root())
-    clips = dataset.manifest.of_split("train") + dataset.manifest.of_split("val")
-    fatal = clips[3].path
-
-    def crash_on_fatal(path: Path, **settings: object) -> object:
-        if path.name == fatal:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return decode_clip(path, **settings)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("alphafuse.extract.pipeline.decode_clip", crash_on_fatal)
-    settings = ExtractSettings(workers=2, batch_size=2)
-    decoded = {clip.path: result for clip, result in decode_clips(dataset, clips, FrameSpec(frames=2), settings)}
-    assert set(decoded) == {clip.path for clip in clips}
-    assert decoded.pop(fatal).no_frames == "the decoder crashed"
-    assert all(result.frames is not None and result.waveform is not None for result in decoded.values())
-
-
-def _processes_of(folder: Path) -> list[str]:
-    """Command lines of the processes whose working directory is this folder (Linux only; elsewhere none are seen)."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").resolve() == folder.resolve():
-                found.append((process / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.slow
-def test_killed_extraction_resumes_and_ends_like_an_uninterrupted_one(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
-) -> None:
-    labels = tuple(f"label {i}" for i in range(30))
-    calm, killed = (Dataset.open(make_root(name, labels=labels)) for name in ("calm", "killed"))
-    extract_embeddings(calm, ["train"], tiny(tiny_backbones))
-    script = (
-        "import sys; from pathlib import Path; from alphafuse.data.dataset import Dataset\n"
-        "from alphafuse.extract.pipeline import ExtractSettings, extract_embeddings\n"
-        "names = {'timesformer': sys.argv[2], 'ast': sys.argv[3]}\n"
-        "settings = ExtractSettings(**names, batch_size=1, workers=1, flush_seconds=0)\n"
-        "extract_embeddings(Dataset.open(Path(sys.argv[1])), ['train'], settings)\n"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(killed.root),
-        *(str(tiny_backbones[m]) for m in ("timesformer", "ast")),
-    ]
-    stored = 0
-    for _ in range(3):
-        run = subprocess.Popen(command, cwd=killed.root)
-        deadline = time.monotonic() + 60
-        while run.poll() is None and len(killed.store("train").shards()) < stored + 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        now = len(killed.store("train").done())
-        assert now >= stored + 3, "rows that were flushed are there after the kill"
-        stored = now
-    deadline = time.monotonic() + 30
-    while _processes_of(killed.root) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _processes_of(killed.root), "workers outlived the process that they worked for"
-    (last,) = extract_embeddings(killed, ["train"], tiny(tiny_backbones))
-    assert 0 < last.already < last.clips, "the kills came neither before the first flush nor after the last"
-    assert killed.store("train").verify() == [] and killed.store("train").info().duplicates == 0
-    for modality in ("timesformer", "ast"):
-        np.testing.assert_allclose(
-            killed.embeddings("train").features[modality], calm.embeddings("train").features[modality], atol=1e-5
-        )
 
 
 @pytest.mark.slow

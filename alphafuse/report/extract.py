@@ -59,7 +59,7 @@ def format_failures(failures: Sequence[Failure]) -> str:
 
 def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Dataset) -> str:
     """What there is to do in each split, at which rate, and what it makes."""
-    rows = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
+    rows: list[tuple[str, ...]] = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
     for plan in plans:
         there = plan.clips - plan.pending
         cells = (plan.clips, there, plan.pending, plan.missing_files)
