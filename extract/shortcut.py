@@ -40,7 +40,8 @@ class Picture(NamedTuple):
         shown: the decoder puts a picture out for it.
         fresh: neither this picture nor any after it, in decoding order, needs one before it.
         reference: other pictures may be predicted from it.
-        order: its place in the order of showing, among the pictures from one fresh one to the next.
+        order: its place in the order of showing, among the pictures from one fresh one to the next; those with the same
+            are shown as they are decoded.
     """
 
     shown: bool
@@ -105,7 +106,7 @@ class Outline:
         if not visible.any():
             return None
         timestamps, group = np.array(self._timestamps), np.cumsum(fresh) - 1  # (packets,)
-        shown = np.lexsort((np.array(self._orders), group))
+        shown = np.lexsort((np.array(self._orders), group))  # stable
         shown = shown[visible[shown]]  # packet numbers in the order of showing
         if (np.diff(timestamps[shown]) <= 0).any():
             return None
@@ -192,7 +193,7 @@ class _H264:
         if parameters.order_bits:
             order = _unwrap(bits.u(parameters.order_bits), parameters.order_bits, 0 if fresh else self._previous_order)
         else:  # type 2: the order of decoding
-            order = 0 if fresh else self._late.last + 1
+            order = 0
         if reference:
             self._previous_number, self._previous_order = number, order
         return order
@@ -376,16 +377,12 @@ class _Hevc:
 class _Vp9:
     """VP9 bitstream specification 0.6, 6.2 and annex B. Key frames replace all references and probabilities."""
 
-    def __init__(self) -> None:
-        self._count = 0
-
     def read(self, packet: memoryview) -> Picture:
         headers = [self._header(frame) for frame in self._frames(packet)]  # (shown, key) of each
         shown = sum(shown for shown, _ in headers)
         if shown > 1:
             raise Unsure
-        self._count += 1
-        return Picture(shown == 1, headers[0][1], True, self._count)
+        return Picture(shown == 1, headers[0][1], True, 0)
 
     @staticmethod
     def _frames(packet: memoryview) -> list[memoryview]:
@@ -421,7 +418,6 @@ class _Av1:
     """AV1 bitstream specification, 5.3 to 5.9. A key frame that is shown replaces all references and probabilities."""
 
     def __init__(self) -> None:
-        self._count = 0
         self._sequence = b""
 
     def read(self, packet: memoryview) -> Picture:
@@ -436,8 +432,7 @@ class _Av1:
         shown = sum(shown for shown, _ in headers)
         if not headers or shown > 1 or not self._sequence:
             raise Unsure
-        self._count += 1
-        return Picture(shown == 1, headers[0] == (True, True), True, self._count)
+        return Picture(shown == 1, headers[0] == (True, True), True, 0)
 
     @staticmethod
     def _units(packet: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -482,11 +477,6 @@ class _LateComers:
     def __init__(self, most_reordered: int) -> None:
         self._most_reordered = min(most_reordered, LONGEST_REORDER)
         self._latest: list[int] = []  # the highest orders so far, ascending
-
-    @property
-    def last(self) -> int:
-        """The highest order so far."""
-        return self._latest[-1]
 
     def check(self, order: int, fresh: bool) -> None:
         if fresh:
