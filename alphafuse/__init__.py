@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from alphafuse.errors import AlphafuseError
     from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
     from alphafuse.extract.decode import decode_clip
-    from alphafuse.extract.pipeline import ExtractReport, ExtractSettings, extract_embeddings
+    from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
+    from alphafuse.extract.rates import ExtractPlan, Rates, plan_extraction
+    from alphafuse.extract.resample import Resampling, resample
+    from alphafuse.extract.settings import ExtractSettings
     from alphafuse.extract.signatures import sign_clips
     from alphafuse.heads.compare import CompareTable, compare
     from alphafuse.heads.estimator import AlphaFusionClassifier
@@ -56,7 +59,10 @@ _HOMES = {
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
     "alphafuse.extract.decode": ("decode_clip",),
-    "alphafuse.extract.pipeline": ("ExtractReport", "ExtractSettings", "extract_embeddings"),
+    "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
+    "alphafuse.extract.rates": ("ExtractPlan", "Rates", "plan_extraction"),
+    "alphafuse.extract.resample": ("Resampling", "resample"),
+    "alphafuse.extract.settings": ("ExtractSettings",),
     "alphafuse.extract.signatures": ("sign_clips",),
     "alphafuse.heads.compare": ("CompareTable", "compare"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
@@ -84,11 +90,14 @@ __all__ = [
     "Embeddings",
     "Evaluation",
     "Experiment",
+    "ExtractPlan",
     "ExtractReport",
     "ExtractSettings",
     "Failure",
     "HeadConfig",
     "Manifest",
+    "Rates",
+    "Resampling",
     "RunEvaluation",
     "RunResult",
     "StoredEmbeddings",
@@ -109,6 +118,8 @@ __all__ = [
     "import_vggsound",
     "make_demo",
     "parse_alphas",
+    "plan_extraction",
+    "resample",
     "resplit_dataset",
     "sign_clips",
     "sweep",

@@ -17,6 +17,7 @@ import hashlib
 import os
 import stat
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 class Claims:
-    """Claims of one process on the clips of one store: a context manager, to be used by one thread.
+    """Claims of one process on the clips of one store: a context manager, to be used by any thread.
 
     Two objects exclude each other, in one process too (there on Linux only). Processes that are forked while it is open
     share its claims and keep them until they end as well; processes that are spawned don't.
@@ -47,6 +48,7 @@ class Claims:
         """Open, or make, the store's file of claims."""
         self.path = Path(folder) / NAME
         self._held: dict[str, int] = {}  # clip_id -> its byte
+        self._lock = threading.Lock()
         self._file: int | None = None
         self._open()
 
@@ -70,22 +72,24 @@ class Claims:
 
         A few microseconds a clip, as long as all processes together hold some thousands.
         """
-        if self.is_shared and not self._is_current():  # someone removed the file
-            self._open()
-        got = []
-        for clip_id in clip_ids:
-            place = _place(clip_id)
-            if clip_id not in self._held and self._lock(place):
-                self._held[clip_id] = place
-                got.append(clip_id)
-        return got
+        with self._lock:
+            if self.is_shared and not self._is_current():  # someone removed the file
+                self._open()
+            got = []
+            for clip_id in clip_ids:
+                place = _place(clip_id)
+                if clip_id not in self._held and self._take(place):
+                    self._held[clip_id] = place
+                    got.append(clip_id)
+            return got
 
     def release(self, clip_ids: Iterable[str]) -> None:
         """Give claims back; clips that are not held are ignored."""
-        for clip_id in clip_ids:
-            place = self._held.pop(clip_id, None)
-            if place is not None and self._file is not None:
-                _set_lock(self._file, place, _UNLOCK)
+        with self._lock:
+            for clip_id in clip_ids:
+                place = self._held.pop(clip_id, None)
+                if place is not None and self._file is not None:
+                    _set_lock(self._file, place, _UNLOCK)
 
     def close(self) -> None:
         """Give all claims back; the last one removes the file."""
@@ -105,12 +109,12 @@ class Claims:
             os.close(self._file)
         self._file = _open_present(self.path) if fcntl is not None else None
         for place in self._held.values():
-            self._lock(place)
+            self._take(place)
 
     def _is_current(self) -> bool:
         return self._file is not None and _is_same(self._file, self.path)
 
-    def _lock(self, place: int) -> bool:
+    def _take(self, place: int) -> bool:
         if self._file is None:
             return True
         try:

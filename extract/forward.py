@@ -55,8 +55,8 @@ class PooledTimesformer(nn.Module):
         *others, last = self.blocks
         for block in others:
             x = block(x)
-        cls: torch.Tensor = self.norm(last.last(x))  # type: ignore[operator]  # a _DividedBlock
-        return cls
+        embedding: torch.Tensor = self.norm(last.last(x))  # type: ignore[operator]  # a _DividedBlock
+        return embedding
 
 
 class PooledAst(nn.Module):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loky import cpu_count
@@ -62,6 +63,7 @@ class ExtractReport:
         seconds: wall time of this split, without loading the models.
         decode_seconds: of one core, spent on decoding.
         embed_seconds: spent in the models, of one core on the CPU, of the device elsewhere.
+        is_shared: whether other processes could share the work; False where the file system has no locks.
         store: where the embeddings are.
     """
 
@@ -73,6 +75,7 @@ class ExtractReport:
     seconds: float
     decode_seconds: float
     embed_seconds: float
+    is_shared: bool
     store: EmbeddingStore
 
 
@@ -154,11 +157,12 @@ class Extractor:
         tally = _Tally(progress, self._modalities)
         if progress is not None:
             progress.start(split, clips=len(jobs), already=total - len(jobs))
-        started = time.monotonic()
+        started, is_shared = time.monotonic(), True
         try:
             if jobs:
                 with Claims(store.folder) as claims, self._writer(store, claims) as writer:
-                    self._extract(jobs, store, claims, partial(self._embed, writer=writer, tally=tally), tally)
+                    is_shared = claims.is_shared
+                    self._extract(jobs, store, claims, writer, tally)
         finally:
             if progress is not None:
                 progress.stop()
@@ -171,6 +175,7 @@ class Extractor:
             time.monotonic() - started,
             tally.decode_seconds,
             tally.embed_seconds,
+            is_shared,
             store,
         )
 
@@ -242,10 +247,11 @@ class Extractor:
         jobs: Sequence[Job],
         store: EmbeddingStore,
         claims: Claims,
-        embed: Callable[[Sequence[tuple[Job, Decoded]]], None],
+        writer: ShardWriter,
         tally: _Tally,
     ) -> None:
         """Do all jobs that no other process does; come back to those of others until somebody has done them."""
+        embed = partial(self._embed, writer=writer, tally=tally)
         while jobs:
             elsewhere: list[Job] = []
             mine = self._claimed(jobs, store, claims, elsewhere, tally)
@@ -253,7 +259,8 @@ class Extractor:
             if first is None and elsewhere:
                 time.sleep(POLL_SECONDS)
             elif first is not None:
-                self._run(_chain(first, mine), embed)
+                self._run(chain((first,), mine), embed)
+                writer.flush()  # others may be waiting for these clips
             jobs = elsewhere
 
     def _claimed(
@@ -399,8 +406,3 @@ def _submit(
         for future in done:
             future.result()
     return flying | {pool.submit(embed, batch)}
-
-
-def _chain(first: Job, rest: Iterable[Job]) -> Iterator[Job]:
-    yield first
-    yield from rest

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,13 @@ from .embedding import Batch
 
 SHARD_BYTES = 64 * 2**20  # of embeddings; more than that is written at once
 Written = Callable[[Sequence[str]], object]
+
+
+class _Word(Enum):
+    """What is said to the thread, beside batches."""
+
+    FLUSH = auto()
+    END = auto()
 
 
 class ShardWriter:
@@ -45,7 +53,7 @@ class ShardWriter:
         """
         self._store, self._settings, self._provenance = store, settings, provenance
         self._flush_seconds, self._written = flush_seconds, written
-        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Batch | _Word] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="shard writer", daemon=True)
         self._thread.start()
@@ -60,13 +68,17 @@ class ShardWriter:
             raise self._error
         self._queue.put(batch)
 
+    def flush(self) -> None:
+        """Have what was taken until now written soon; doesn't wait for it."""
+        self._queue.put(_Word.FLUSH)
+
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._queue.put(None)
+        self._queue.put(_Word.END)
         self._thread.join()
         if self._error is not None and self._error is not error:
             raise self._error
@@ -82,20 +94,21 @@ class ShardWriter:
                         due = time.monotonic() + self._flush_seconds
                     batches.append(batch)
                     held_bytes += sum(rows.nbytes for rows in batch.rows.values())
-                if batches and (batch is None or time.monotonic() >= due or held_bytes >= SHARD_BYTES):
+                is_due = isinstance(batch, _Word) or time.monotonic() >= due or held_bytes >= SHARD_BYTES
+                if batches and is_due:
                     self._write(batches)
                     batches, held_bytes = [], 0
-                if batch is None:
+                if batch is _Word.END:
                     return
         except BaseException as error:  # whoever puts the next batch, or leaves, gets it
             self._error = error
 
-    def _next(self, seconds: float | None) -> Batch | str | None:
-        """The next batch, None when there will be no more, "" when there was none for so many seconds."""
+    def _next(self, seconds: float | None) -> Batch | _Word | None:
+        """The next batch, or word; None when there was none for so many seconds."""
         try:
             return self._queue.get(timeout=None if seconds is None else max(0.0, seconds))
         except queue.Empty:
-            return ""
+            return None
 
     def _write(self, batches: Sequence[Batch]) -> None:
         jobs = [job for batch in batches for job in batch.jobs]

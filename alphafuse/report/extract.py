@@ -26,6 +26,8 @@ def format_report(report: ExtractReport) -> str:
     before = f", {report.already} were there before" if report.already else ""
     rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
     line = f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}\n"
+    if not report.is_shared:
+        line += f"  no file locks in {report.store.folder}: a second extraction at once would do the same clips again\n"
     return line + format_failures(report.failures)
 
 

@@ -1,0 +1,68 @@
+"""Every part of extraction's benchmark at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import write_clip
+
+from alphafuse.cli import cli
+from alphafuse.data.measuring import Bench
+from alphafuse.errors import BackboneError, DatasetError
+from alphafuse.extract.bench import FULL, PARTS, bench_extract
+from alphafuse.report.bench import format_bench
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for look in range(3):
+        write_clip(folder / "some" / f"{look}.mp4", frames=24, look=look)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(clips: Path) -> Bench:
+    return bench_extract(clips, repeats=1, quick=True)
+
+
+@pytest.mark.slow
+def test_every_part_measures_what_it_names(quick: Bench) -> None:
+    assert [part.name for part in quick.parts] == list(PARTS)
+    for part in quick.parts:
+        for figure in part.figures:
+            assert len(figure.values) == 1 and all(value >= 0 for value in figure.values), figure
+            assert figure.is_met is None, "quick sizes promise nothing"
+    assert quick["decode"]["clips whose frames are those of decoding everything"].median == 100
+    assert quick["models"]["largest difference of embeddings from HuggingFace's"].median < 10
+    assert quick["overlap"]["wall time x cores by seconds of decoding and models"].median > 0
+    assert quick["memory"]["most memory, all processes"].median > 100
+
+
+@pytest.mark.slow
+def test_all_of_it_is_printed_and_json(quick: Bench, clips: Path) -> None:
+    text = format_bench(quick)
+    assert text.startswith("Extraction: one turn")
+    for part in quick.parts:
+        assert f"{part.name}: " in text and all(figure.name in text for figure in part.figures)
+    assert all(len(line) <= 120 for line in text.splitlines())
+    ran = CliRunner().invoke(
+        cli,
+        ["bench", "extract", "--clips", str(clips), "--part", "decode", "--repeats", "1", "--quick", "--json"],
+    )
+    assert ran.exit_code == 0 and json.loads(ran.output)["parts"][0]["name"] == "decode"
+
+
+def test_what_can_not_be_measured_is_refused(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no video files in"):
+        bench_extract(tmp_path)
+    with pytest.raises(DatasetError, match="no such clip folder"):
+        bench_extract(tmp_path / "nowhere")
+    with pytest.raises(BackboneError, match=r"unknown part of the benchmark 'decod' \(did you mean 'decode'\?\)"):
+        bench_extract(clips, ["decod"])
+    with pytest.raises(BackboneError, match="repeats must be at least 1, not 0"):
+        bench_extract(clips, repeats=0)
+    assert FULL.full_size
