@@ -68,7 +68,7 @@ class Sizes:
         full_size: whether the models are.
     """
 
-    decode_clips: int = 24
+    decode_clips: int = 60
     model_clips: int = 3
     matrix: int = 4096
     matrix_seconds: float = 2.0
@@ -261,8 +261,8 @@ def _models(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
         f"float32, random weights, {cores} cores; alphafuse a clip per core, HuggingFace clip by clip on all cores",
         tuple(figures),
         (
-            "rates count the products of HuggingFace's whole forward pass; for the same embedding alphafuse does 13% "
-            "fewer in TimeSformer, 6% in AST",
+            "rates count the products of HuggingFace's whole forward pass; for the same embedding alphafuse does 11% "
+            "fewer in TimeSformer, 8% in AST",
         ),
     )
 

@@ -3,8 +3,9 @@
 Both start from HuggingFace's own embeddings module and weights, and give what HuggingFace's models give, to rounding
 (the tests ask for 1e-5). What differs, every step exact in real numbers:
 
-- the last block computes keys and values for all tokens, and all else only for the tokens that the embedding reads:
-  10 of its 17 units of work are left out in TimeSformer's, 10 of 12 in AST's
+- the last block computes only what the tokens that the embedding reads ask for. One query's scores are q (W_k x_j) =
+  (q W_k) x_j, and what it gathers is sum_j p_j W_v x_j = W_v sum_j p_j x_j: nobody needs all tokens' keys and values.
+  Of its 17 units of work (products of tokens x d x d) 12 are left out in TimeSformer's, all 12 in AST's
 - TimeSformer's temporal projection and the fully connected layer after it, with nothing in between, are one product
 - attention is fused (`scaled_dot_product_attention`), also TimeSformer's, which HuggingFace runs eagerly
 - queries, keys and values are one product, of whose biases only the queries' is added: a key's adds the same to all
@@ -26,6 +27,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+# a sequence this long is read several times by the CPU's attention kernel: laying each head's rows side by side first
+# pays (AST's 1214 tokens: 36 ms a layer without, 30.5 and a copy of 1.6 with; TimeSformer's 197: 8.8 and 9.6)
+LONG_TOKENS = 512
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -164,10 +168,16 @@ class _Block(nn.Module):
         self.attention = attention
         self.mlp = mlp
 
-    def forward(self, x: torch.Tensor, queries: int | None = None) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d), or for the first `queries` tokens only, (b, queries, d)."""
-        context = self.attention(self.norm_before(x), queries)
-        x = self.attention.projection.add_to(x[:, :queries].contiguous(), context)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, n, d) -> (b, n, d)"""
+        return self._rest(x, self.attention(self.norm_before(x)))
+
+    def last(self, x: torch.Tensor, queries: int) -> torch.Tensor:
+        """(b, n, d) -> the first `queries` tokens after this block, (b, queries, d)."""
+        return self._rest(x[:, :queries].contiguous(), self.attention.of_few(self.norm_before(x), queries))
+
+    def _rest(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        x = self.attention.projection.add_to(x, context)
         return self.mlp.add_to(x, self.norm_after(x))
 
 
@@ -198,7 +208,7 @@ class _DividedBlock(nn.Module):
         """(b, t, 1 + p, d) -> CLS after this block, (b, d)."""
         x = self._attend_over_time(x)
         b, t, n, d = x.shape
-        context = self.space(self.norm_space(x).view(b * t, n, d), 1).view(b, t, d).mean(dim=1)
+        context = self.space.of_few(self.norm_space(x).view(b * t, n, d), 1).view(b, t, d).mean(dim=1)
         cls = self.space.projection.add_to(x[:, 0, 0].contiguous(), context)
         return self.mlp.add_to(cls, self.norm_after(cls))
 
@@ -206,7 +216,7 @@ class _DividedBlock(nn.Module):
         b, t, n, d = x.shape
         patches = x[:, :, 1:]
         qkv = self.time.qkv(self.norm_time(patches)).view(b, t, n - 1, 3, d).transpose(1, 2)  # (b, p, t, 3, d)
-        context = _attend(qkv.reshape(b * (n - 1), t, 3, d), self.time.heads)  # (b p, t, d)
+        context = self.time.gather(qkv.reshape(b * (n - 1), t, 3, d))  # (b p, t, d)
         context = context.view(b, n - 1, t, d).transpose(1, 2)  # (b, t, p, d)
         return torch.cat((x[:, :, :1], patches + self.time.projection(context)), dim=2)
 
@@ -218,27 +228,45 @@ class _Attention(nn.Module):
         """Take over layers: queries, keys and values in this order in one layer or in three."""
         super().__init__()
         self.heads = heads
-        self.products = _Linear(torch.cat([layer.weight for layer in qkv]), None)
+        self.qkv = _Linear(torch.cat([layer.weight for layer in qkv]), None)
         biases: list[torch.Tensor] = [layer.bias for layer in qkv if layer.bias is not None]
         self.query_bias: nn.Parameter | None = None
         bias: torch.Tensor = projection.bias
         if biases:
             query_bias, _, value_bias = torch.cat(biases).chunk(3)
-            self.query_bias = nn.Parameter(query_bias.detach().clone(), requires_grad=False)
+            self.query_bias = nn.Parameter(query_bias.detach().view(heads, 1, -1).clone(), requires_grad=False)
             bias = (bias.double() + projection.weight.double() @ value_bias.double()).float()
         self.projection = _Linear(projection.weight, bias)
 
-    def qkv(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d) -> (..., 3 d): queries, keys, values, but for the biases that make no difference here."""
-        qkv: torch.Tensor = self.products(x)
-        if self.query_bias is not None:
-            qkv[..., : len(self.query_bias)] += self.query_bias
-        return qkv
-
-    def forward(self, x: torch.Tensor, queries: int | None = None) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d), or for the first `queries` tokens only, (b, queries, d)."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, n, d) -> (b, n, d)"""
         b, n, d = x.shape
-        return _attend(self.qkv(x).view(b, n, 3, d), self.heads, queries)
+        return self.gather(self.qkv(x).view(b, n, 3, d))
+
+    def of_few(self, x: torch.Tensor, queries: int) -> torch.Tensor:
+        """What the first `queries` tokens gather, without all tokens' keys and values: (b, n, d) -> (b, queries, d)."""
+        b, _, d = x.shape
+        x = x.to(self.qkv.weight.dtype)
+        w_q, w_k, w_v = self.qkv.weight.view(3, self.heads, -1, d)  # each (h, e, d)
+        q = torch.einsum("bmd,hed->bhme", x[:, :queries], w_q)
+        if self.query_bias is not None:
+            q = q + self.query_bias.to(q.dtype)
+        asked = torch.einsum("bhme,hed->bhmd", q, w_k) * w_k.shape[1] ** -0.5
+        scores = asked.reshape(b, -1, d) @ x.transpose(1, 2)  # (b, h m, n)
+        gathered = (scores.softmax(dim=-1) @ x).view(b, self.heads, queries, d)
+        return torch.einsum("bhmd,hed->bmhe", gathered, w_v).reshape(b, queries, -1)
+
+    def gather(self, qkv: torch.Tensor) -> torch.Tensor:
+        """(b, n, 3, d), queries, keys and values -> (b, n, d)."""
+        b, n, _, d = qkv.shape
+        qkv = qkv.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, b, h, n, e)
+        if n >= LONG_TOKENS:
+            qkv = qkv.contiguous()
+        q, k, v = qkv
+        if self.query_bias is not None:
+            q = q + self.query_bias.to(q.dtype)
+        context = F.scaled_dot_product_attention(q, k, v)
+        return context.transpose(1, 2).reshape(b, -1, d)
 
 
 class _Mlp(nn.Module):
@@ -254,20 +282,12 @@ class _Mlp(nn.Module):
         return self.down.add_to(residual, self.activation(self.up(x)))
 
 
-def _attend(qkv: torch.Tensor, heads: int, queries: int | None = None) -> torch.Tensor:
-    """(b, n, 3, d) -> (b, n or queries, d)."""
-    b, n, _, d = qkv.shape
-    q, k, v = qkv.view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # each (b, h, n, e)
-    context = F.scaled_dot_product_attention(q[:, :, :queries], k, v)
-    return context.transpose(1, 2).reshape(b, -1, d)
-
-
 def _through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
     """Through all blocks; of the last only the first `queries` tokens come out."""
     *others, last = blocks
     for block in others:
         x = block(x)
-    result: torch.Tensor = last(x, queries)
+    result: torch.Tensor = last.last(x, queries)  # type: ignore[operator]  # a _Block
     return result
 
 
