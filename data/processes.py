@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -40,19 +38,3 @@ def free_memory_bytes() -> int:
     except OSError:
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))
-
-
-def keep_freed_memory(at_most_bytes: int = 2**29) -> None:
-    """Let malloc reuse large blocks that are freed, instead of returning them to the system at once (glibc only).
-
-    Models take and free the same large blocks again and again, and a block that is new to the process costs a page
-    fault per 4 KB. Measured on one core of an Intel Xeon (8488C class): GELU over 1576 x 3072 float32 13 ms without
-    this, 2.8 ms with it; a forward pass of AST 1.15 times as fast. The process keeps up to `at_most_bytes` per thread
-    more than it uses.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(-3, at_most_bytes)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
-        mallopt(-1, at_most_bytes)  # M_TRIM_THRESHOLD: free memory at its end that stays

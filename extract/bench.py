@@ -38,7 +38,6 @@ from alphafuse.data.measuring import (
     ratios,
     runs_per_second,
 )
-from alphafuse.data.processes import keep_freed_memory
 from alphafuse.data.sources import find_videos
 from alphafuse.errors import BackboneError, DatasetError, unknown
 
@@ -425,7 +424,6 @@ def _watch_memory(sizes: Sizes, files: Sequence[Path], turn: Turn) -> dict[str, 
 
 def _extractor(root: Path, files: Sequence[Path], sizes: Sizes) -> Extractor:
     """An extractor with random full-size backbones, or the compact ones, for a new root of these files."""
-    keep_freed_memory()
     clip_folder = Path(files[0].anchor) if files else root
     clips = [
         Clip(f"clip_{i:06d}", path.resolve().relative_to(clip_folder).as_posix(), "any", SPLIT, f"clip{i}")

@@ -28,7 +28,6 @@ from loky import cpu_count
 
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.processes import keep_freed_memory
 from alphafuse.data.store import EmbeddingStore, Failure
 from alphafuse.errors import DatasetError
 
@@ -104,8 +103,6 @@ class Extractor:
         self.dataset = dataset
         self.settings = settings
         self.device = choose_device(settings.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         placement = Placement(
             self.device, settings.precision, settings.protocol or dataset.protocol, compile=settings.compile
         )
