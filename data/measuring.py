@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,7 @@ import torch
 from loky import ProcessPoolExecutor
 
 from alphafuse.data.processes import end_with_parent, free_memory_bytes
-from alphafuse.errors import ExperimentError
+from alphafuse.errors import ExperimentError, unknown
 
 SAMPLE_SECONDS = 0.01  # between two looks at a process's memory
 
@@ -169,6 +170,53 @@ class Turn(NamedTuple):
 
 
 Contender = Callable[[Turn], Mapping[str, float]]  # measures some quantities, by name
+
+
+Measure = Callable[[Mapping[str, Contender]], dict[str, tuple[float, ...]]]  # name -> contender; quantity -> (turns,)
+
+
+def run_parts(
+    title: str,
+    parts: Mapping[str, Callable[[Measure], Part]],
+    names: Sequence[str],
+    *,
+    repeats: int,
+    quick: bool,
+    progress: Callable[[str], None] | None,
+) -> Bench:
+    """Run some parts of a benchmark.
+
+    Args:
+        title: what is measured, for people.
+        parts: all there are.
+        names: which; empty for all.
+        repeats: turns, at least 1.
+        quick: sizes are so small that nothing is promised.
+        progress: called with what is about to be measured.
+
+    Raises:
+        ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
+    """
+    for name in names:
+        if name not in parts:
+            raise ExperimentError(unknown("part of the benchmark", name, parts))
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ExperimentError(f"repeats must be a whole number of at least 1, not {repeats!r}")
+    begin = time.perf_counter()
+    machine = Machine.at_hand()
+    found = []
+    for name in dict.fromkeys(names or parts):
+        say = partial(_say, progress, name, repeats)
+        part = parts[name](partial(in_turns, repeats=repeats, say=say))
+        if quick:
+            part = replace(part, figures=tuple(replace(figure, least=None, most=None) for figure in part.figures))
+        found.append(part)
+    return Bench(title, machine, tuple(found), repeats, quick, time.perf_counter() - begin)
+
+
+def _say(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:
+    if progress:
+        progress(f"{part}: {contender}, turn {turn + 1} of {repeats}")
 
 
 def in_turns(

@@ -30,16 +30,16 @@ from alphafuse.data.measuring import (
     Bench,
     Contender,
     Figure,
-    Machine,
+    Measure,
     Part,
     PeakMemory,
     Turn,
-    in_turns,
     ratios,
+    run_parts,
     runs_per_second,
 )
 from alphafuse.data.sources import find_videos
-from alphafuse.errors import BackboneError, DatasetError, unknown
+from alphafuse.errors import DatasetError
 
 from .backbones import COMPACT, Placement, random_backbones, random_models
 from .decode import decode_clip, frame_indices
@@ -80,7 +80,6 @@ FULL = Sizes()
 QUICK = Sizes(  # to see that everything works; its figures say nothing
     decode_clips=2, model_clips=1, matrix=64, matrix_seconds=0.01, overlap_clips=2, memory_clips=8, full_size=False
 )
-Measure = Callable[[Mapping[str, Contender]], dict[str, tuple[float, ...]]]  # name -> contender; quantity -> (turns,)
 
 
 def bench_extract(
@@ -102,32 +101,15 @@ def bench_extract(
 
     Raises:
         DatasetError: no video files in the folder.
-        BackboneError: an unknown part, or a number of turns below 1.
+        ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
     """
-    for name in parts:
-        if name not in PARTS:
-            raise BackboneError(unknown("part of the benchmark", name, PARTS))
-    if repeats < 1:
-        raise BackboneError(f"repeats must be at least 1, not {repeats}")
     folder = Path(clips)
     files = [folder / path for path in find_videos(folder).values()]
     if not files:
         raise DatasetError(f"no video files in {folder}: name a folder with clips (--clips)")
-    begin = time.perf_counter()
-    machine = Machine.at_hand()
-    found = []
-    for name in dict.fromkeys(parts or PARTS):
-        say = partial(_say, progress, name, repeats)
-        part = PARTS[name](QUICK if quick else FULL, files, partial(in_turns, repeats=repeats, say=say))
-        if quick:
-            part = replace(part, figures=tuple(replace(figure, least=None, most=None) for figure in part.figures))
-        found.append(part)
-    return Bench("Extraction", machine, tuple(found), repeats, quick, time.perf_counter() - begin)
-
-
-def _say(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:
-    if progress:
-        progress(f"{part}: {contender}, turn {turn + 1} of {repeats}")
+    sizes = QUICK if quick else FULL
+    chosen = {name: partial(part, sizes, files) for name, part in PARTS.items()}
+    return run_parts("Extraction", chosen, parts, repeats=repeats, quick=quick, progress=progress)
 
 
 # decode

@@ -21,9 +21,9 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,21 +38,19 @@ from torch import nn
 from alphafuse.data.measuring import (
     Bench,
     Clock,
-    Contender,
     Figure,
-    Machine,
+    Measure,
     Part,
     PeakMemory,
     Turn,
     in_new_process,
-    in_turns,
     ratios,
+    run_parts,
     runs_per_second,
     seconds_of,
 )
 from alphafuse.data.processes import free_memory_bytes
 from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
-from alphafuse.errors import ExperimentError, unknown
 
 from . import linear, training
 from .head import DROPOUT, HIDDEN, HeadConfig
@@ -152,9 +150,6 @@ QUICK = Sizes(  # to see that everything works; its figures say nothing
 )
 
 
-Measure = Callable[[Mapping[str, Contender]], dict[str, tuple[float, ...]]]  # name -> contender; quantity -> (turns,)
-
-
 def bench_heads(
     parts: Sequence[str] = (),
     *,
@@ -173,26 +168,9 @@ def bench_heads(
     Raises:
         ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
     """
-    for name in parts:
-        if name not in PARTS:
-            raise ExperimentError(unknown("part of the benchmark", name, PARTS))
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ExperimentError(f"repeats must be a whole number of at least 1, not {repeats!r}")
-    begin = time.perf_counter()
-    machine = Machine.at_hand()
-    found = []
-    for name in dict.fromkeys(parts or PARTS):
-        say = partial(_say, progress, name, repeats)
-        part = PARTS[name](QUICK if quick else FULL, partial(in_turns, repeats=repeats, say=say))
-        if quick:
-            part = replace(part, figures=tuple(replace(figure, least=None, most=None) for figure in part.figures))
-        found.append(part)
-    return Bench("Heads on the CPU", machine, tuple(found), repeats, quick, time.perf_counter() - begin)
-
-
-def _say(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:
-    if progress:
-        progress(f"{part}: {contender}, turn {turn + 1} of {repeats}")
+    sizes = QUICK if quick else FULL
+    chosen = {name: partial(part, sizes) for name, part in PARTS.items()}
+    return run_parts("Heads on the CPU", chosen, parts, repeats=repeats, quick=quick, progress=progress)
 
 
 # what is trained on
