@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.files import one_line
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.store import MODALITIES
 from alphafuse.errors import DatasetError, unknown
@@ -211,14 +212,14 @@ def store_info(folder: Path, as_json: bool) -> None:
     for modality, rows in info.rows.items():
         backbone = info.provenance.get("backbones", {}).get(modality, {}).get("name", "?")
         settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.settings[modality].items())
-        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {backbone}\n    {settings}")
+        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {one_line(str(backbone))}\n    {settings}")
     if info.duplicates:
         click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
     click.echo(format_failures(info.failures), nl=False)
 
 
 def _brief(value: object) -> str:
-    text = str(value)
+    text = one_line(str(value))
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 

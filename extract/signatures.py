@@ -21,6 +21,7 @@ from .workers import map_tasks
 CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
 DETAIL = 2  # frames are kept DETAIL times finer, for small movements
 GREY_MARGIN = 3.0  # grey levels that neighbouring cells must differ by to count as different
+TIMEOUT_SECONDS = 120.0  # that a file may take
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601's luma
 
 BAND_EDGES_HZ = np.geomspace(100, 4000, 10)  # low bit rates cut off what is above
@@ -50,7 +51,9 @@ def sign_clips(
     chosen = [clip for clip in (dataset.manifest if clips is None else clips) if dataset.path_of(clip).is_file()]
     signed: dict[str, Signature] = {}
     files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
-    for clip_id, signature in map_tasks(sign_file, files, failed=_failed, workers=workers):
+    for clip_id, signature in map_tasks(
+        sign_file, files, failed=_failed, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+    ):
         signed[clip_id] = signature
         if progress is not None:
             progress()

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
+from alphafuse.data import claims
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store import Failure
@@ -25,6 +26,7 @@ from alphafuse.extract.rates import TEXT_BYTES, plan_extraction
 from alphafuse.extract.resample import resample
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.extract.tensors import decibel_spectrogram
+from alphafuse.report.extract import format_report
 
 MakeRoot = Callable[..., Path]
 
@@ -199,6 +201,18 @@ def test_what_interrupts_a_forward_pass_costs_only_that_batch(
         extractor.extract("train")
     assert calls == [2, 2, 2] and len(dataset.store("train").read().present("ast")) == 4
     assert dataset.store("train").verify() == []
+
+
+def test_where_the_file_system_has_no_locks_the_report_says_so(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.open(make_root())
+    monkeypatch.setattr(claims, "fcntl", None)
+    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    assert not report.is_shared and "no file locks in" in format_report(report)
+    monkeypatch.undo()
+    (report,) = extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    assert report.is_shared and "no file locks" not in format_report(report)
 
 
 def test_a_clip_folder_that_is_gone_stops_the_run_instead_of_failing_every_clip(
