@@ -189,7 +189,8 @@ def filter_banks(waveforms: Sequence[np.ndarray], mel_bins: int, *, frames: int,
     windows = (windows - PREEMPHASIS * before) * torch.hann_window(WINDOW_SAMPLES, periodic=False, device=device)
     power = torch.fft.rfft(windows, n=FFT_SAMPLES).abs().square()  # (clips, longest, 257)
     banks = (power @ _kaldi_filters(mel_bins).to(device)).clamp(min=torch.finfo(torch.float32).eps).log()
-    banks[torch.arange(longest) >= counts[:, None]] = 0
+    beyond = (torch.arange(longest) >= counts[:, None]).to(device)
+    banks = banks.masked_fill(beyond[..., None], 0.0)
     return F.pad(banks, (0, 0, 0, frames - longest))
 
 

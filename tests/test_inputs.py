@@ -315,3 +315,19 @@ def test_notebook_spectrograms_of_real_clips_equal_librosas(real_clips: list[Pat
         waveform = decode_clip(path, frames=1).waveform
         assert waveform is not None
         np.testing.assert_allclose(decibel_spectrogram(waveform, 128), librosa_decibels(waveform), atol=1e-3)
+
+
+def test_all_of_the_way_to_an_embedding_stays_on_the_device(tiny_backbones: dict[str, Path]) -> None:
+    """On PyTorch's meta device, which computes nothing and refuses what mixes devices, as CUDA would."""
+    device = torch.device("meta")
+    resized = resize_frames(torch.zeros(2, 300, 400, 3, dtype=torch.uint8, device=device), FrameSpec())
+    assert frame_inputs([resized, resized], FrameSpec(), device=device).shape == (2, 2, 3, 224, 224)
+    waveforms = [np.zeros(samples, np.float32) for samples in (5_000, 9_000)]
+    assert audio_inputs(waveforms, AudioSpec(), device=device).shape == (2, 1024, 128)
+    notebook = AudioSpec.notebook(mel_bins=128, max_length=64)
+    assert audio_inputs(waveforms, notebook, device=device).shape == (2, 128, 64)
+    timesformer, ast = load_timesformer(str(tiny_backbones["timesformer"])), load_ast(str(tiny_backbones["ast"]))
+    for backbone, inputs in ((timesformer, (2, 4, 3, 32, 32)), (ast, (2, 128, 64))):
+        with torch.inference_mode():
+            embeddings = backbone.model.to(device)(torch.zeros(inputs, device=device))
+        assert embeddings.shape == (2, backbone.dim) and embeddings.device == device
