@@ -11,7 +11,7 @@ Both start from HuggingFace's own embeddings module and weights, and give what H
 - queries, keys and values are one product, of whose biases only the queries' is added: a key's adds the same to all
   scores of a query, which softmax takes out again, and a value's passes through the weights, which sum to 1, so that it
   joins the projection's
-- products are added to the residual stream in place
+- on the CPU, products are added to the residual stream in place, and GELU is applied while its rows are cached
 
 Shapes: b clips, t frames, p patches per frame, n tokens, d width, h attention heads, e = d / h.
 """
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 # a sequence this long is read several times by the CPU's attention kernel: laying each head's rows side by side first
 # pays (AST's 1214 tokens: 36 ms a layer without, 30.5 and a copy of 1.6 with; TimeSformer's 197: 8.8 and 9.6)
 LONG_TOKENS = 512
+CACHED_ROWS = 128  # of an MLP's hidden layer: 1.6 MB in the full-size models, about what a core's own cache holds
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -192,7 +193,7 @@ class _DividedBlock(nn.Module):
         time, space = layer.temporal_attention, layer.attention
         self.time = _Attention([time.attention.qkv], _product(layer.temporal_dense, time.output.dense), heads)
         self.space = _Attention([space.attention.qkv], space.output.dense, heads)
-        self.mlp = _Mlp(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn)
+        self.mlp = _Mlp(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn, config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, t, 1 + p, d) -> the same; every frame holds the same CLS token before and after."""
@@ -272,14 +273,25 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     """Two fully connected layers with an activation between."""
 
-    def __init__(self, up: nn.Linear, down: nn.Linear, activation: Activation) -> None:
+    def __init__(self, up: nn.Linear, down: nn.Linear, activation: Activation, config: Any) -> None:
         super().__init__()
+        self.is_gelu = config.hidden_act == "gelu"
         self.up, self.down = _Linear(up.weight, up.bias), _Linear(down.weight, down.bias)
         self.activation = activation
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + mlp(x)"""
-        return self.down.add_to(residual, self.activation(self.up(x)))
+        return self.down.add_to(residual, self._hidden(x))
+
+    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """activation(up(x)); on the CPU, bias and GELU in place, on some rows at a time while they are cached."""
+        up = self.up
+        if up.bias is None or not (self.is_gelu and _is_fp32_on_cpu(x, up.weight)) or _onednn_is_faster():
+            return self.activation(up(x))
+        hidden = torch.mm(x.reshape(-1, x.shape[-1]), up.weight.t())
+        for rows in hidden.split(CACHED_ROWS):
+            torch.ops.aten.gelu_(rows.add_(up.bias))
+        return hidden.view(*x.shape[:-1], -1)
 
 
 def _through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
@@ -293,14 +305,14 @@ def _through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tens
 
 def _joint_block(layer: Any, config: Any) -> _Block:
     attention = _Attention([layer.attention.attention.qkv], layer.attention.output.dense, config.num_attention_heads)
-    mlp = _Mlp(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn)
+    mlp = _Mlp(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn, config)
     return _Block((layer.layernorm_before, layer.layernorm_after), attention, mlp)
 
 
 def _ast_block(layer: Any, config: Any) -> _Block:
     own = layer.attention
     attention = _Attention([own.q_proj, own.k_proj, own.v_proj], own.o_proj, config.num_attention_heads)
-    mlp = _Mlp(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn)
+    mlp = _Mlp(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn, config)
     return _Block((layer.layernorm_before, layer.layernorm_after), attention, mlp)
 
 
