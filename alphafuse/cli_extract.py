@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from alphafuse.extract.checkpoints import ConversionReport
 
 
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+
+
 class _ExtractBar:
     """tqdm behind the pipeline's progress: clips/s, time left, failures; quiet when not a terminal."""
 
@@ -54,7 +57,7 @@ class _ExtractBar:
     help="Run only this backbone; the store keeps what it has of the other.",
 )
 @click.option("--protocol", help="Preprocessing. [default: the root's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
 @click.option("--compile", is_flag=True, help="Have torch.compile write the models' kernels (minutes at the start).")
 @click.option(
@@ -235,7 +238,7 @@ def _brief(value: object) -> str:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which clips.")
 @click.option("--timesformer", help="Where its backbone is now. [default: as the store was made]")
 @click.option("--ast", help="Where its backbone is now. [default: as the store was made]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @json_option
 def store_verify(folder: Path, resample: int, seed: int, as_json: bool, **arguments: Any) -> None:
     """Re-read every shard against its checksum and compare settings; exit code 1 when something is wrong.

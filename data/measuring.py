@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import psutil
 import torch
 from loky import ProcessPoolExecutor
 
-from alphafuse.data.processes import end_with_parent, free_memory_bytes
+from alphafuse.data.processes import free_memory_bytes, start_worker
 from alphafuse.errors import ExperimentError, unknown
 
 SAMPLE_SECONDS = 0.01  # between two looks at a process's memory
@@ -94,7 +93,7 @@ class Machine:
 
     Attributes:
         cpu: model.
-        cores: that training may use.
+        cores: that this process may use.
         memory_gb, free_gb: in 10^9 bytes; free when the benchmark began.
         threads: PyTorch's own number.
         load: processes that wanted a core in the minute before, on average; None where the system doesn't say.
@@ -236,7 +235,7 @@ def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
     """Let a contender measure where nothing ran before it; `ExperimentError` when its process is killed."""
     asked = time.time()
     # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
-    with ProcessPoolExecutor(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(max_workers=1, initializer=start_worker, initargs=(os.getpid(),)) as pool:
         try:
             return pool.submit(contender, Turn(turn, asked)).result()
         except BrokenProcessPool:
@@ -246,11 +245,6 @@ def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
         except BaseException:
             pool.shutdown(wait=True, kill_workers=True)
             raise
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    end_with_parent(parent)
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,12 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")  # a container's own limits (Linux control groups, version 2)
 _watched: set[int] = set()
+
+
+def start_worker(parent: int) -> None:
+    """What a worker process does first: leave Ctrl-C to `parent`, its main process, and end soon after it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
 
 
 def end_with_parent(parent: int) -> None:

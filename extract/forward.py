@@ -43,10 +43,10 @@ class PooledTimesformer(nn.Module):
         config = model.config
         self.frames: int = config.num_frames
         self.embeddings = model.embeddings
-        block = _DividedBlock if config.attention_type == "divided_space_time" else _joint_block
+        self.is_divided = config.attention_type == "divided_space_time"
+        block = _DividedBlock if self.is_divided else _joint_block
         self.blocks = nn.ModuleList([block(layer, config) for layer in model.encoder.layer])
         self.norm = model.layernorm
-        self.is_divided = config.attention_type == "divided_space_time"
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(b, t, 3, height, width) float32 -> (b, d) float32."""

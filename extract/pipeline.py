@@ -116,6 +116,7 @@ class Extractor:
         self.threads = cpu_count() if on_cpu else THREADS_ON_CUDA
         self.batch_size = settings.batch_size or (1 if on_cpu else BATCH_ON_CUDA)
         self.memory = self._plan_memory()
+        self._stores: dict[str, EmbeddingStore] = {}
 
     @property
     def store_settings(self) -> dict[str, dict[str, Any]]:
@@ -124,7 +125,7 @@ class Extractor:
 
     def pending(self, split: str) -> tuple[Job, ...]:
         """What the split's store lacks; `SettingsMismatchError` when it was made under other settings."""
-        store = self.dataset.store(split)
+        store = self._store(split)
         store.require_settings(self.store_settings)
         return self._missing(
             store, [Job(clip, self._modalities) for clip in self.dataset.manifest.require_split(split)]
@@ -144,8 +145,7 @@ class Extractor:
 
         Also when it is interrupted, what was embedded until then is in the store.
         """
-        jobs = self.pending(split)
-        store = self.dataset.store(split)
+        jobs, store = self.pending(split), self._store(split)
         if not self.dataset.clip_folder.is_dir():
             raise DatasetError(
                 f"the clip folder {self.dataset.clip_folder} is gone: bring it back or make the root again"
@@ -225,6 +225,10 @@ class Extractor:
     @property
     def _modalities(self) -> tuple[str, ...]:
         return self.settings.modalities
+
+    def _store(self, split: str) -> EmbeddingStore:
+        """The split's store, one object, so that each shard is read once to see what is finished."""
+        return self._stores.setdefault(split, self.dataset.store(split))
 
     def _missing(self, store: EmbeddingStore, jobs: Sequence[Job]) -> tuple[Job, ...]:
         """The jobs that are left, each with the modalities that the store lacks now."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import psutil
 from loky import ProcessPoolExecutor, cpu_count
 
-from alphafuse.data.processes import end_with_parent
+from alphafuse.data.processes import start_worker
 from alphafuse.errors import DatasetError
 
 from .decode import NO_MEMORY
@@ -65,13 +64,12 @@ def map_tasks(
     ]
     waiting = iter(tasks)
     try:
-        exhausted = not _fill(pool, waiting)
+        _fill(pool, waiting)
         while any(worker.queue for worker in pool):
             _wait_for_any(pool)
             for worker in pool:
                 for entry in worker.finished(failed):
-                    # before the result is dealt with, so that the worker goes on meanwhile
-                    exhausted = exhausted or not _fill([worker], waiting)
+                    _fill([worker], waiting)  # before the result is dealt with, so that the worker goes on meanwhile
                     yield entry
     finally:
         for worker in pool:
@@ -151,16 +149,15 @@ class _Worker(Generic[Key, Task, Result]):
             self.give(key, task)
 
 
-def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Task]]) -> bool:
-    """Give each worker as many tasks as it may have; False when there are no more."""
+def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Task]]) -> None:
+    """Give each worker as many tasks as it may have, as long as there are any."""
     for _ in range(TASKS_PER_WORKER):
         for worker in pool:
             if len(worker.queue) < TASKS_PER_WORKER:
                 entry = next(tasks, None)
                 if entry is None:
-                    return False
+                    return
                 worker.give(*entry)
-    return True
 
 
 def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
@@ -171,8 +168,7 @@ def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
 
 
 def _start_worker(parent: int, memory_bytes: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    end_with_parent(parent)
+    start_worker(parent)
     if memory_bytes and resource is not None:
         from . import inputs  # noqa: F401  # what every worker loads is not the task's
 
