@@ -8,36 +8,19 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 import alphafuse
-from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
-from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import AlphafuseError
 
-from . import cli_bench, cli_extract, cli_heads
-from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
-
-if TYPE_CHECKING:
-    from alphafuse.data.resplit import SplitReport
-    from alphafuse.data.sources import ImportReport
+from . import cli_bench, cli_data, cli_extract, cli_heads, cli_manners, cli_predict, cli_report
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
 EXIT_TERMINATED = 128 + signal.SIGTERM
-DEFAULT_DEMO_ROOT = "demo"
-
-seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides everything that is drawn by lot."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -98,236 +81,8 @@ def _terminate(number: int, frame: object) -> None:
     sys.exit(EXIT_TERMINATED)
 
 
-# data
-
-
-@cli.group()
-def data() -> None:
-    """Make a dataset root: from VGGSound, from your own clips, or the demo."""
-
-
-def _defaults(command: Callable[..., None]) -> Callable[..., None]:
-    """The backbones and protocol that a root remembers."""
-    options = (
-        click.option("--timesformer", default=DEFAULT_TIMESFORMER, show_default=True, help="Remembered for extract."),
-        click.option("--ast", default=DEFAULT_AST, show_default=True, help="Remembered for extract."),
-        click.option(
-            "--protocol", default=DEFAULT_PROTOCOL, show_default=True, help="standard, or the paper's notebook."
-        ),
-    )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-@data.command("demo")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_DEMO_ROOT,
-    show_default=True,
-    help="Folder to make.",
-)
-@seed_option
-@json_option
-def data_demo(root: Path, seed: int, as_json: bool) -> None:
-    """Generate the demo: small clips with picture and sound, in VGGSound's own layout.
-
-    \b
-    Example:
-      alphafuse data demo --root demo
-    """
-    from alphafuse.data.demo import make_demo
-
-    with tqdm(desc="demo", unit="clip", disable=None) as bar:
-        report = make_demo(root, seed=seed, progress=bar.update)
-    _print_import(report, as_json=as_json)
-
-
-@data.command("vggsound")
-@click.option("--csv", type=click.Path(path_type=Path), help="VGGSound's vggsound.csv; --subset paper does without.")
-@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with {id}_{start:06d}.mp4 files.")
-@root_option
-@click.option("--subset", help="'paper' (the seed paper's 130 clips), a number of clips, or a fraction.")
-@seed_option
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
-@_defaults
-@json_option
-def data_vggsound(as_json: bool, **arguments: Any) -> None:
-    """Make a root from VGGSound's csv and a folder of its clips (any video suffix, nested folders too).
-
-    \b
-    Examples:
-      alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound
-      alphafuse data vggsound --subset paper --clips /data/vggsound --root paper --protocol notebook
-      alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound --subset 0.1 --root tenth
-    """
-    from alphafuse.data.vggsound import import_vggsound
-
-    _print_import(import_vggsound(**arguments), as_json=as_json)
-
-
-@data.command("folder")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
-@root_option
-@seed_option
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
-@click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips carved out for testing.")
-@_defaults
-@json_option
-def data_folder(as_json: bool, **arguments: Any) -> None:
-    """Make a root from your own clips: one folder per class, or a csv that lists them.
-
-    \b
-    Examples:
-      alphafuse data folder clips/ --root mine              clips/dog/a.mp4, clips/cat/b.mkv, ...
-      alphafuse data folder clips/ --root mine              clips/train/dog/a.mp4, clips/test/dog/b.mp4, ...
-      alphafuse data folder clips/ --csv labels.csv --root mine
-    """
-    from alphafuse.data.folder import import_folder
-
-    _print_import(import_folder(**arguments), as_json=as_json)
-
-
-@data.command("audit")
-@root_option
-@click.option("--strict", is_flag=True, help="Exit code 1 when there is an error or a warning.")
-@click.option(
-    "--no-decode", is_flag=True, help="Leave out what needs decoding: copies encoded again, silent clips, ..."
-)
-@workers_option
-@json_option
-def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json: bool) -> None:
-    """Say what a root's splits can show, and what is wrong with its clips.
-
-    \b
-    Examples:
-      alphafuse data audit --root demo
-      alphafuse data audit --root demo --no-decode --strict
-    """
-    from alphafuse.data.audit import audit
-    from alphafuse.extract.signatures import sign_clips
-    from alphafuse.report.audit import format_audit
-
-    dataset = Dataset.open(root)
-    signatures = None
-    if not no_decode:
-        with tqdm(total=len(dataset.manifest), desc="audit", unit="clip", disable=None) as bar:
-            signatures = sign_clips(dataset, workers=workers, progress=bar.update)
-    report = audit(dataset, signatures=signatures)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        click.echo(format_audit(report), nl=False)
-    if strict and not report.is_sound:
-        sys.exit(EXIT_FOUND)
-
-
-@data.command("split")
-@root_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Root to make; with --folds OUT/fold-1, ..."
-)
-@click.option("--val", default="0.1", show_default=True, help="Clips for validation: a number, or a share of all.")
-@click.option("--test", help="Clips for testing: a number, or a share of all. [default: 0.2]")
-@click.option("--folds", type=int, help="Make so many roots instead; each tests another part of the clips.")
-@seed_option
-@json_option
-def data_split(root: Path, out: Path, val: str, test: str | None, folds: int | None, seed: int, as_json: bool) -> None:
-    """Split a root anew into another: by source video, balanced over labels, every label in training.
-
-    Embeddings that are there already carry over. Labels with a single source video are only trained on.
-
-    \b
-    Examples:
-      alphafuse data split --root vggsound --val 0.1 --test 0.2 --out vggsound-split
-      alphafuse data split --root vggsound --folds 5 --out vggsound-folds
-    """
-    from alphafuse.data.resplit import TEST_FRACTION, fold_datasets, resplit_dataset
-    from alphafuse.data.splits import parse_size
-
-    if folds is not None and test is not None:
-        raise click.UsageError("--test and --folds exclude each other: a fold's test clips are 1/FOLDS of all")
-    dataset = Dataset.open(root)
-    val_size = parse_size("--val", val)
-    if folds is not None:
-        reports = fold_datasets(dataset, out, folds, val=val_size, seed=seed)
-    else:
-        test_size = TEST_FRACTION if test is None else parse_size("--test", test)
-        reports = [resplit_dataset(dataset, out, val=val_size, test=test_size, seed=seed)]
-    if as_json:
-        print_json([_split_json(report) for report in reports])
-        return
-    for report in reports:
-        _print_split(report)
-
-
-def _split_json(report: SplitReport) -> dict[str, Any]:
-    dataset = report.dataset
-    return {
-        "root": str(dataset.root),
-        "clips": {split: len(dataset.manifest.of_split(split)) for split in SPLITS},
-        "single_video_labels": list(report.single_video_labels),
-        "carried": dict(report.carried),
-    }
-
-
-def _print_split(report: SplitReport) -> None:
-    root, manifest = report.dataset.root, report.dataset.manifest
-    sizes = ", ".join(f"{split} {len(manifest.of_split(split))}" for split in SPLITS)
-    click.echo(f"{root}: {len(manifest)} clips in {len(manifest.labels)} classes ({sizes})")
-    if report.single_video_labels:
-        labels = report.single_video_labels
-        click.echo(f"  only trained: {len(labels)} labels with a single source video, such as {', '.join(labels[:3])}")
-    carried = sum(report.carried.values())
-    if carried:
-        click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")
-    step = "table1" if carried == len(manifest) else "extract --split all"
-    click.echo(f"  next: alphafuse {step} --root {root}")
-
-
-def _print_import(report: ImportReport, *, as_json: bool) -> None:
-    from alphafuse.data.splits import reachable_ceiling
-
-    dataset = report.dataset
-    train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
-    ceilings = {
-        split: reachable_ceiling(train_labels, [clip.label for clip in dataset.manifest.of_split(split)])
-        for split in SPLITS
-    }
-    if as_json:
-        print_json(
-            {
-                "root": str(dataset.root),
-                "name": dataset.name,
-                "classes": len(dataset.classes),
-                "clips": {split: ceiling.clips for split, ceiling in ceilings.items()},
-                "reachable": {split: ceiling.reachable for split, ceiling in ceilings.items()},
-                "listed": report.listed,
-                "missing": list(report.missing),
-            }
-        )
-        return
-    sizes = ", ".join(f"{split} {ceiling.clips}" for split, ceiling in ceilings.items())
-    click.echo(f"{dataset.name}: {len(dataset.manifest)} clips in {len(dataset.classes)} classes ({sizes})")
-    for split, ceiling in ceilings.items():
-        if not ceiling.clips:
-            click.echo(f"  {split} has no clips: fit and table1 need all three splits")
-        if ceiling.reachable < ceiling.clips:
-            click.echo(
-                f"  {split}: only {ceiling.reachable} of {ceiling.clips} clips have a label that occurs in training: "
-                f"no head can score above {ceiling.accuracy:.1%}"
-            )
-    if report.missing:
-        click.echo(
-            f"  missing: {len(report.missing)} of {report.listed} listed clips have no file, such as "
-            f"{', '.join(report.missing[:3])} (all in {dataset.root / 'missing.csv'})"
-        )
-    click.echo(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")
-
-
-# stage one, stage two, the store
-
 for _command in (
+    cli_data.data,
     cli_extract.extract,
     cli_extract.convert,
     cli_extract.store,
@@ -336,6 +91,11 @@ for _command in (
     cli_heads.sweep,
     cli_heads.compare,
     cli_heads.evaluate,
+    cli_predict.predict,
+    cli_predict.export,
+    cli_report.report,
     cli_bench.bench,
+    cli_manners.doctor,
+    cli_manners.completion,
 ):
     cli.add_command(_command)

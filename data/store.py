@@ -401,7 +401,6 @@ class EmbeddingStore:
                 targets = _positions(shard, position)
                 for modality in shard.dims:
                     stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
-                provenance = shard.provenance()
         return StoreInfo(
             folder=self.folder,
             shards=len(shards),
@@ -412,7 +411,7 @@ class EmbeddingStore:
             dims=embeddings.dims,
             failures=embeddings.failures,
             settings=embeddings.settings,
-            provenance=provenance,
+            provenance=self.provenance(),
         )
 
     def verify(self) -> list[str]:
@@ -445,7 +444,7 @@ class EmbeddingStore:
             AlphafuseError: the disk is full or the folder can't be written; the store stays as it was.
         """
         old = self.shards()  # before anything is read: what comes later is not removed
-        rows, provenance = self.open_rows(), self._last_provenance()
+        rows, provenance = self.open_rows(), self.provenance()
         path = self._new_shard()
         with open_atomically(path) as file:
             write_shard(file, rows, provenance, room=features_bytes(rows))
@@ -483,9 +482,22 @@ class EmbeddingStore:
         return path
 
     @_reading
-    def _last_provenance(self) -> dict[str, Any]:
-        with open_shard(self.shards()[-1]) as shard:
-            return shard.provenance()
+    def provenance(self) -> dict[str, Any]:
+        """How the newest shard was made, with each modality's backbone from the newest that has it; {} without shards.
+
+        `backbones` is modality -> {"name", "revision"}, where extraction wrote the store.
+        """
+        newest: dict[str, Any] = {}
+        backbones: dict[str, Any] = {}
+        wanted = set(self.settings())
+        for path in reversed(self.shards()):
+            with open_shard(path) as shard:
+                provenance = shard.provenance()
+            newest = newest or provenance
+            backbones = {**provenance.get("backbones", {}), **backbones}
+            if wanted <= set(backbones):
+                break
+        return {**newest, "backbones": backbones} if backbones else newest
 
     def _stored_clips(self) -> tuple[Clip, ...]:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""

@@ -360,9 +360,7 @@ def fit(
         write_csv(folder / "history.csv", history_rows(heads))
         for split in EVALUATED:
             write_csv(folder / f"predictions-{split}.csv", _prediction_rows(splits[split], chosen, dataset.classes))
-        for position, trained in enumerate(heads):
-            place = folder / "heads" / f"seed-{trained.seed}" if position else folder / "head"
-            trained.head.save_pretrained(place)
+        save_heads(heads, folder)
     return result
 
 
@@ -419,6 +417,7 @@ def provenance(
         "dataset": {"name": dataset.name, "source": dataset.source},
         "classes": list(dataset.classes),
         "embeddings": {modality: dict(made) for modality, made in embeddings["train"].settings.items()},
+        "backbones": dataset.store("train").provenance().get("backbones", {}),
         "settings": settings.to_json(),
         "seeds": list(seeds),
         "versions": {
@@ -467,7 +466,13 @@ def replaced_run(root: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def save_heads(heads: Sequence[TrainedHead], folder: Path) -> None:
+    """Write an experiment's heads: the first to head/, the others to heads/seed-<n>/."""
+    for position, trained in enumerate(heads):
+        trained.head.save_pretrained(folder / "heads" / f"seed-{trained.seed}" if position else folder / "head")
+
+
 def load_heads(folder: Path) -> list[AlphaFusion]:
-    """All heads of a run folder, the first seed's first."""
+    """All heads that `save_heads` wrote to a folder, the first seed's first."""
     others = sorted((Path(folder) / "heads").glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
     return [AlphaFusion.from_pretrained(path) for path in (Path(folder), *others)]

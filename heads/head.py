@@ -12,7 +12,7 @@ Normalisation comes after the transform: a transform that only scales (pos-scala
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -156,6 +156,15 @@ def check_target(transform: str, on: str | None, modalities: tuple[str, ...]) ->
         raise ExperimentError(f"the transform is on '{on}', but the head reads only {' and '.join(modalities)}")
 
 
+def check_alphas(alphas: Mapping[str, float] | None, modalities: Sequence[str]) -> None:
+    """Raise `ExperimentError` unless each is a finite factor on a modality that the head reads."""
+    for modality, alpha in (alphas or {}).items():
+        if modality not in modalities:
+            raise ExperimentError(unknown("modality", modality, modalities))
+        if not math.isfinite(alpha):
+            raise ExperimentError(f"the alpha of {modality} must be a finite number, not {alpha}")
+
+
 def check_normalization(normalize: str, transform: str) -> None:
     """Raise `ExperimentError` for a normalisation that needs what training only learns."""
     if normalize == "zscore" and TRANSFORMS[transform].learns:
@@ -247,9 +256,12 @@ class AlphaFusion(nn.Module):
             prepared[modality] = self.normalizations[modality](x).masked_fill(absent, 0)
         return prepared
 
-    def fuse(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, fused dim): everything before the layers."""
-        return self.fusion(self.prepare(features))
+    def fuse(self, features: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None = None) -> torch.Tensor:
+        """{modality: (batch, dim)} -> (batch, fused dim): everything before the layers; alphas as in `forward`."""
+        prepared = self.prepare(features)
+        for modality, alpha in (alphas or {}).items():
+            prepared[modality] = alpha * prepared[modality]
+        return self.fusion(prepared)
 
     def classify(self, fused: torch.Tensor) -> torch.Tensor:
         """(batch, fused dim) -> logits (batch, C): the fully connected layers."""
@@ -261,12 +273,18 @@ class AlphaFusion(nn.Module):
             )  # (batch, 1024), (batch, 512)
         return last(x)
 
-    def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim) float32} -> logits (batch, C) float32; a row of NaN is an absent embedding.
+    def forward(self, features: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None = None) -> torch.Tensor:
+        """Embeddings -> logits (batch, C) float32.
+
+        Args:
+            features: {modality: (batch, dim) float32}; a row of NaN is an absent embedding.
+            alphas: modality -> factor on what is fused of it, after transform and normalisation: 1 (or not named) is
+                the head as it was trained, 0 as if the modality were absent. Any finite number.
 
         Raises:
-            ExperimentError: a modality is missing or has another dimension.
+            ExperimentError: a modality is missing or has another dimension, or an alpha is for one that isn't read.
         """
+        check_alphas(alphas, self.config.modalities)
         for modality, dim in self.config.dims.items():
             if modality not in features:
                 raise ExperimentError(f"this head reads {modality}, which isn't among {', '.join(features) or 'none'}")
@@ -275,11 +293,14 @@ class AlphaFusion(nn.Module):
                     f"this head was made for {dim}-d {modality} embeddings, not {features[modality].shape[-1]}-d ones: "
                     "extract with the backbone it was trained on"
                 )
-        return self.classify(self.fuse(features))
+        return self.classify(self.fuse(features, alphas))
 
     @torch.no_grad()
-    def predict_logits(self, embeddings: EmbeddingSource) -> np.ndarray:
-        """Logits (clips, C) float32, without dropout; NaN rows where the head drops clips that lack a modality."""
+    def predict_logits(self, embeddings: EmbeddingSource, alphas: Mapping[str, float] | None = None) -> np.ndarray:
+        """Logits (clips, C) float32, without dropout; NaN rows where the head drops clips that lack a modality.
+
+        `alphas` as in `forward`.
+        """
         order = embeddings.storage_order()
         order = order[usable_clips(embeddings, self.config)[order]]
         device = self.linears[0].weight.device
@@ -290,13 +311,13 @@ class AlphaFusion(nn.Module):
             rows = order[start : start + PREDICT_ROWS]
             features = embeddings.read_rows(rows)
             chunk = {name: torch.from_numpy(features[name]).to(device) for name in self.config.modalities}
-            logits[rows] = self(chunk).cpu().numpy()
+            logits[rows] = self(chunk, alphas).cpu().numpy()
         self.train(was_training)
         return logits
 
-    def predict_proba(self, embeddings: EmbeddingSource) -> np.ndarray:
+    def predict_proba(self, embeddings: EmbeddingSource, alphas: Mapping[str, float] | None = None) -> np.ndarray:
         """Class probabilities (clips, C) float32 in [0, 1], rows summing to 1; NaN rows as in `predict_logits`."""
-        return torch.from_numpy(self.predict_logits(embeddings)).softmax(dim=1).numpy()
+        return torch.from_numpy(self.predict_logits(embeddings, alphas)).softmax(dim=1).numpy()
 
     def save_pretrained(self, folder: Path) -> None:
         """Write model.safetensors, then config.json: a head is there once its config.json is."""

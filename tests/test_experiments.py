@@ -128,10 +128,17 @@ def test_table1_folder_holds_json_markdown_history_and_figure(dataset: Dataset, 
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "figure3.png",
+        "heads",
         "history.csv",
         "table1.json",
         "table1.md",
     ]
+    for row in (row for row in table.rows if not row.paper):
+        loaded = load_heads(folder / "heads" / row.experiment.name)
+        for head, trained in zip(loaded, row.heads, strict=True):
+            np.testing.assert_array_equal(
+                head.predict_logits(dataset.embeddings("test")), trained.head.predict_logits(dataset.embeddings("test"))
+            )
     content = json.loads((folder / "table1.json").read_text())
     assert_no_nan(content)
     assert content == json.loads(json.dumps(to_json(table)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,32 @@ def test_embeddings_without_a_modality_are_refused() -> None:
     silent = Embeddings(clips.clip_ids, clips.labels, clips.groups, {"timesformer": clips.features["timesformer"]})
     with pytest.raises(ExperimentError, match=r"have no ast \(only timesformer\)"):
         AlphaFusion(config()).predict_proba(silent)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "add", "matrix", "gate", "attention"])
+def test_an_alpha_of_1_changes_nothing_and_of_0_is_an_absent_modality(fusion: str) -> None:
+    config = HeadConfig(dims={"timesformer": 8, "ast": 8}, classes=("a", "b", "c"), fusion=fusion, normalize="zscore")
+    head = AlphaFusion(config).eval()
+    features = {"timesformer": torch.randn(5, 8), "ast": torch.randn(5, 8)}
+    silent = {**features, "ast": torch.full((5, 8), torch.nan)}
+    torch.testing.assert_close(head(features, {"ast": 1.0, "timesformer": 1.0}), head(features), rtol=0, atol=0)
+    torch.testing.assert_close(head(features, {"ast": 0.0}), head(silent), rtol=0, atol=0)
+    assert not torch.equal(head(features, {"ast": 0.5}), head(features))
+
+
+def test_an_alpha_weighs_what_is_fused_after_transform_and_normalisation() -> None:
+    config = HeadConfig(dims={"ast": 6}, classes=("a", "b"), transform="sqrt", on="ast", normalize="l2", hidden=())
+    head = AlphaFusion(config).eval()
+    x = torch.rand(4, 6)
+    fused = 1.5 * torch.nn.functional.normalize(x.sqrt(), dim=-1)
+    torch.testing.assert_close(head({"ast": x}, {"ast": 1.5}), head.layers[0](fused))
+
+
+@pytest.mark.parametrize(
+    ("alphas", "message"),
+    [({"timesformer": 1.0}, "unknown modality 'timesformer'.*: choose from ast"), ({"ast": math.nan}, "finite number")],
+)
+def test_an_alpha_that_fits_no_modality_is_refused(alphas: dict[str, float], message: str) -> None:
+    head = AlphaFusion(HeadConfig(dims={"ast": 6}, classes=("a", "b")))
+    with pytest.raises(ExperimentError, match=message):
+        head({"ast": torch.zeros(1, 6)}, alphas)

@@ -581,3 +581,19 @@ def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> 
     assert taken.clip_ids == ("c", "bb") and taken.labels == ("label of c", "label of bb")
     assert taken.present("ast").tolist() == [False, True] and [f.clip_id for f in taken.failures] == ["c"]
     assert store.read().take(np.array([True, False, False])).failures == ()
+
+
+def test_provenance_names_each_modality_s_backbone_wherever_it_was_written(store: EmbeddingStore) -> None:
+    assert store.provenance() == {}
+    both = rows("a", "b")
+    for modality in ("timesformer", "ast"):
+        alone = replace(
+            both, features={modality: both.features[modality]}, settings={modality: SETTINGS[modality]}, failures=()
+        )
+        store.write(alone, provenance={"device": modality, "backbones": {modality: {"name": f"my {modality}"}}})
+    assert store.provenance() == store.info().provenance
+    assert store.provenance()["device"] == "ast"
+    assert {m: made["name"] for m, made in store.provenance()["backbones"].items()} == {
+        "timesformer": "my timesformer",
+        "ast": "my ast",
+    }

@@ -5,6 +5,7 @@ runs/table1/
   table1.json     every figure, interval and p-value
   table1.md       the table for people
   history.csv     experiment, seed, epoch, train_loss, val_loss, val_accuracy
+  heads/<name>/   heads of untransformed, timesformer-only and ast-only, as in a run of `fit`
   figure3.png     train and validation loss of experiment 2, ours beside the paper's
 """
 
@@ -31,6 +32,7 @@ from alphafuse.heads.experiments import (
     experiment_history,
     is_notebook,
     replaced_run,
+    save_heads,
 )
 from alphafuse.heads.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
 from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
@@ -73,6 +75,9 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
         write_json(folder / "table1.json", to_json(table))
         write_atomically(folder / "table1.md", format_markdown(table).encode())
         write_csv(folder / "history.csv", experiment_history(table.rows))
+        for row in table.rows:
+            if not row.paper:
+                save_heads(row.heads, folder / "heads" / row.experiment.name)
         write_atomically(folder / "figure3.png", figure3(table))
     return dataset.root / "runs" / TABLE1_RUN
 
