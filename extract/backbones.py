@@ -6,9 +6,6 @@ A backbone is named by a hub id, by a folder in HuggingFace's layout, or "compac
 from __future__ import annotations
 
 import hashlib
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,18 +16,14 @@ import torch
 from torch import nn
 
 from alphafuse.data.files import read_json
-from alphafuse.errors import AlphafuseError, BackboneError, unknown
+from alphafuse.errors import BackboneError, unknown
 
 from .forward import pooled, store_products_in
 from .inputs import AudioSpec, FrameSpec, check_protocol
+from .locate import LAYOUT, hub_reachable, locate
 from .tensors import audio_inputs, frame_inputs
 
-COMPACT = "compact"
-COMPACT_FOLDER = Path(__file__).parent / "compact"
 PRECISIONS = ("fp32", "bf16")
-_MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transformer"}  # config.json's model_type
-HUB_TIMEOUT_SECONDS = 5.0
-_LAYOUT = "config.json and model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ def load_timesformer(name: str, placement: Placement | None = None) -> Backbone:
     """
     from transformers import TimesformerModel
 
-    source = _locate("timesformer", name)
+    source = locate("timesformer", name)
     model, config, preprocessor = _load(TimesformerModel, source, name)
     if config.attention_type == "space_only":
         raise BackboneError(
@@ -164,7 +157,7 @@ def load_ast(name: str, placement: Placement | None = None) -> Backbone:
     """
     from transformers import ASTModel
 
-    source = _locate("ast", name)
+    source = locate("ast", name)
     model, config, preprocessor = _load(ASTModel, source, name)
     placement = placement or Placement()
     size = {"mel_bins": config.num_mel_bins, "max_length": config.max_length}
@@ -222,34 +215,6 @@ def _forward_bytes(model: Any) -> int:
     return 4 * tokens * (2 * config.intermediate_size + 9 * config.hidden_size)
 
 
-def _locate(modality: str, name: str) -> str:
-    """Folder or hub id behind a name; a folder is checked for what it should hold."""
-    folder = COMPACT_FOLDER / modality if name == COMPACT else Path(name).expanduser()
-    if not folder.is_dir():
-        looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
-        if looks_like_folder:
-            raise BackboneError(
-                f"no such folder for --{modality}: '{name}': name a HuggingFace folder ({_LAYOUT}), a hub id like "
-                f"owner/name, or '{COMPACT}'"
-            )
-        return name
-    config = folder / "config.json"
-    if not config.is_file():
-        raise BackboneError(
-            f"{folder} is no HuggingFace folder (no config.json): an original checkpoint becomes one with "
-            f"`alphafuse convert {modality} FILE OUT`"
-        )
-    try:
-        model_type = read_json(config).get("model_type")
-    except AlphafuseError as error:
-        raise BackboneError(str(error)) from None
-    if model_type != _MODEL_TYPES[modality]:
-        raise BackboneError(
-            f"{folder} holds a '{model_type}', not the '{_MODEL_TYPES[modality]}' that --{modality} needs"
-        )
-    return str(folder)
-
-
 def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str, Any]]:
     """(model in float32, its config, its preprocessor_config.json as a dict, {} without one)."""
     import huggingface_hub
@@ -261,7 +226,7 @@ def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str,
     transformers.logging.disable_progress_bar()
     modality = "timesformer" if model_class is transformers.TimesformerModel else "ast"
     is_folder = Path(source).is_dir()
-    offline = not is_folder and not _hub_reachable()
+    offline = not is_folder and not hub_reachable()
     try:
         model, report = model_class.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, local_files_only=offline
@@ -292,26 +257,10 @@ def _preprocessor_config(source: str, *, offline: bool) -> dict[str, Any]:
     return read_json(Path(found)) if found else {}
 
 
-def _hub_reachable() -> bool:
-    """Whether the hub answers; without this, its client retries for half a minute before it gives up."""
-    import huggingface_hub
-
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True  # only the client knows the way through a proxy
-    address = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_SECONDS):
-            return True
-    except OSError:
-        return False
-
-
 def _not_to_be_had(modality: str, name: str, *, offline: bool) -> str:
     what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
     return (
-        f"{what}: point at a folder (--{modality} FOLDER with {_LAYOUT}), convert the original checkpoint "
+        f"{what}: point at a folder (--{modality} FOLDER with {LAYOUT}), convert the original checkpoint "
         f"(`alphafuse convert {modality} FILE OUT`), or run the demo, which needs no download (`alphafuse data demo`)"
     )
 

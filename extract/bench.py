@@ -41,10 +41,11 @@ from alphafuse.data.measuring import (
 from alphafuse.data.sources import find_videos
 from alphafuse.errors import DatasetError
 
-from .backbones import COMPACT, Placement, random_backbones, random_models
+from .backbones import Placement, random_backbones, random_models
 from .decode import decode_clip, frame_indices
 from .forward import model_flops
 from .inputs import AudioSpec, FrameSpec, decode_inputs
+from .locate import COMPACT
 from .pipeline import Extractor
 from .settings import ExtractSettings
 from .tensors import audio_inputs, frame_inputs
@@ -295,7 +296,7 @@ def _huggingface(sizes: Sizes) -> dict[str, torch.nn.Module]:
         return random_models()
     from transformers import ASTModel, TimesformerModel
 
-    from .backbones import COMPACT_FOLDER
+    from .locate import COMPACT_FOLDER
 
     return {
         "timesformer": TimesformerModel.from_pretrained(COMPACT_FOLDER / "timesformer").eval(),

@@ -184,7 +184,7 @@ def test_model_flops_are_those_that_pytorch_counts_in_huggingfaces_pass(model: A
 
 
 def test_shipped_compact_backbones_are_huggingfaces(tmp_path: Path) -> None:
-    from alphafuse.extract.backbones import COMPACT_FOLDER
+    from alphafuse.extract.locate import COMPACT_FOLDER
 
     for kind, name, inputs in (
         (TimesformerModel, "timesformer", pixels(2, 8, 64, 64)),
