@@ -1,0 +1,364 @@
+"""The report page's alpha explorer: a trained head that recomputes its predictions in the reader's browser.
+
+Alphas weigh what is fused of each modality. Where fusion is linear and without bias in what it fuses (`concat`, `add`),
+the product of the first layer splits into a part per modality, whatever the transforms and normalisations before it:
+
+    z1 = W1 fuse(aS S, aA A) + b1 = aS (W1 fuse(S, 0)) + aA (W1 fuse(0, A)) + b1
+
+So these parts are computed here, once per clip, and the page needs neither embeddings nor W1: it adds the parts up,
+takes ReLU, and goes through the layers that follow. Parts and weights travel as int16 with a scale per row.
+
+Measured on the demo's untransformed and sqrt-ast heads (192 clips, 192-1024-512-16), at 81 pairs of alphas from 0 to 2:
+
+    parts, weights     bytes in the page     predictions as the head's     largest difference of a probability
+    int8, int8         1.2 MB                99.85%                        0.0085
+    int16, int8        1.7 MB                99.90%                        0.0054
+    int8, int16        1.9 MB                99.89%                        0.0056
+    int16, int16       2.4 MB                100%                          0.00003
+
+People look here at one or two clips that change sides, which is what int8 gets wrong. Each page says what it measured.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+from scipy.special import softmax
+
+from alphafuse.data.splits import Ceiling
+from alphafuse.data.store import Embeddings
+from alphafuse.data.stored import EmbeddingSource
+from alphafuse.errors import ExperimentError
+from alphafuse.heads.head import AlphaFusion, usable_clips
+from alphafuse.heads.statistics import wilson_interval
+from alphafuse.heads.transforms import NEG_SCALAR, POS_SCALAR
+
+from .text import percent, percent_range
+
+PAGE = Path(__file__).parent / "page"
+EXPLORABLE = ("concat", "add")  # fusions that are linear and without bias in what they fuse
+MAX_CLIPS = 400  # a full recomputation takes the browser about 0.1 s, and the parts 2.2 MB
+MAX_PAGE_BYTES = 12_000_000  # of parts and weights as they are written into the page
+HIGHEST_ALPHA = 2.0
+ALPHA_STEP = 0.05  # of the sliders
+MAP_ALPHAS = tuple(np.linspace(0, HIGHEST_ALPHA, 9).tolist())
+QUANTA = 32_767  # int16
+NAMES = {"timesformer": "TimeSformer", "ast": "AST"}
+SENSES = {"timesformer": "sight", "ast": "sound"}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the head as it travels compares with the head itself, on the clips that travel.
+
+    Attributes:
+        clips: how many.
+        points: combinations of alphas that were tried, each with all clips.
+        at_one: share of equal predictions at alpha 1, in [0, 1].
+        over_points: share of equal predictions over all points, in [0, 1].
+        largest_difference: of any class's probability at any point, in [0, 1].
+    """
+
+    clips: int
+    points: int
+    at_one: float
+    over_points: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix as it travels, `quanta` (rows, columns) int16 times `scales` (rows,) float32."""
+
+    quanta: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> Packed:
+        """The nearest such matrix, (rows, columns) of finite floats."""
+        largest = np.abs(matrix).max(axis=1, initial=0)
+        scales = np.where(largest > 0, largest / QUANTA, 1).astype(np.float32)
+        quanta = np.rint(matrix.astype(np.float64) / scales[:, None])
+        return cls(np.clip(quanta, -QUANTA, QUANTA).astype("<i2"), scales)
+
+    @functools.cached_property
+    def unpacked(self) -> np.ndarray:
+        """(rows, columns) float32, as the page has it."""
+        return self.quanta.astype(np.float32) * self.scales[:, None]
+
+    def to_json(self) -> dict[str, str]:
+        """Both arrays as base64 of little-endian numbers."""
+        return {"quanta": _base64(self.quanta), "scales": _base64(self.scales.astype("<f4"))}
+
+
+@dataclass(frozen=True)
+class PackedHead:
+    """A head at some clips, as it travels.
+
+    Attributes:
+        parts: modality -> (clips, width of the first layer): what the modality adds to that layer.
+        bias: (width,) float32 of that layer.
+        layers: of the layers that follow, each (outputs, inputs) and its bias (outputs,) float32.
+    """
+
+    parts: Mapping[str, Packed]
+    bias: np.ndarray
+    layers: tuple[tuple[Packed, np.ndarray], ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, head: AlphaFusion, embeddings: Embeddings) -> PackedHead:
+        """Split the first layer's product by modality; `embeddings` are of clips that the head can use."""
+        modalities = head.config.modalities
+        first, *others = head.linears
+        device = first.weight.device
+        features = {name: torch.from_numpy(embeddings.features[name]).to(device) for name in modalities}
+        parts = {}
+        for modality in modalities:
+            fused = head.fuse(features, {name: float(name == modality) for name in modalities})  # (clips, fused dim)
+            parts[modality] = Packed.of((fused @ first.weight.T).cpu().numpy())
+        return cls(
+            parts,
+            first.bias.cpu().numpy(),
+            tuple((Packed.of(layer.weight.cpu().numpy()), layer.bias.cpu().numpy()) for layer in others),
+        )
+
+    def logits(self, alphas: Mapping[str, float]) -> np.ndarray:
+        """Logits (clips, C) float32 at these alphas: what the page computes."""
+        x = self.bias + sum(alphas[name] * part.unpacked for name, part in self.parts.items())
+        for weight, bias in self.layers:
+            x = np.maximum(x, 0) @ weight.unpacked.T + bias
+        return x.astype(np.float32, copy=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page."""
+        return {
+            "parts": {name: part.to_json() for name, part in self.parts.items()},
+            "bias": _base64(self.bias.astype("<f4")),
+            "layers": [weight.to_json() | {"bias": _base64(bias.astype("<f4"))} for weight, bias in self.layers],
+        }
+
+
+def explored_clip_ids(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> tuple[str, ...]:
+    """The clips that `explorer_html` carries, in the order of `embeddings`: those worth making a thumbnail of.
+
+    All clips that the head can use, or 400 of them, drawn by lot, the same ones at every call.
+
+    Raises:
+        ExperimentError: the head can't be explored.
+    """
+    return tuple(embeddings.clip_ids[i] for i in _explored_rows(heads, embeddings))
+
+
+def explorer_html(
+    heads: Sequence[AlphaFusion],
+    embeddings: EmbeddingSource,
+    *,
+    ceiling: Ceiling,
+    title: str,
+    thumbnails: Mapping[str, str] | None = None,
+    split: str = "test",
+) -> str:
+    """The alpha explorer as a fragment of html: `<section id="explorer">` with its own style, data and script.
+
+    It uses nothing but what it contains. Colours and typefaces are the custom properties `--ink`, `--muted`, `--paper`,
+    `--panel`, `--line`, `--sight`, `--sound`, `--fused`, `--good`, `--bad`, `--accent`, `--mono` and `--sans` where the
+    page defines them.
+
+    Args:
+        heads: of one experiment, the first seed's first; that one is explored.
+        embeddings: of the split; clips that the head can't use are left out, and of more than 400 that it can use, 400
+            are drawn by lot.
+        ceiling: of the split.
+        title: what the head is, for people: "sqrt on ast".
+        thumbnails: clip_id -> `data:image/...` address of a picture, for any of the clips.
+        split: name of the split.
+
+    Raises:
+        ExperimentError: the head can't be explored: another fusion than concat or add, more than 12 MB of weights, no
+            clip that it can use, or embeddings that don't fit it.
+        ValueError: a thumbnail that isn't a `data:image/` address.
+    """
+    rows = _explored_rows(heads, embeddings)
+    head, clips = heads[0], _in_memory(embeddings, rows)
+    modalities, classes = head.config.modalities, head.config.classes
+    packed = PackedHead.of(head, clips)
+    points = [
+        dict(zip(modalities, point, strict=True)) for point in itertools.product(MAP_ALPHAS, repeat=len(modalities))
+    ]
+    exact = [head.predict_logits(clips, point) for point in points]
+    position = {label: index for index, label in enumerate(classes)}
+    targets = np.array([position.get(label, -1) for label in clips.labels])  # -1: never right
+    right = [int((logits.argmax(axis=1) == targets).sum()) for logits in exact]
+    at_one = points.index(dict.fromkeys(modalities, 1.0))
+    votes = {  # of each modality alone
+        name: exact[points.index({other: float(other == name) for other in modalities})].argmax(axis=1).tolist()
+        for name in (modalities if len(modalities) > 1 else ())
+    }
+
+    shown = {clip_id: thumbnails[clip_id] for clip_id in clips.clip_ids if clip_id in thumbnails} if thumbnails else {}
+    for clip_id, address in shown.items():
+        if not address.startswith("data:image/"):
+            raise ValueError(f"the thumbnail of {clip_id} must be a data:image/ address, not {address[:40]!r}")
+    data = {
+        "modalities": [{"id": name, "name": NAMES[name], "sense": SENSES[name]} for name in modalities],
+        "classes": list(classes),
+        "clips": [
+            {"id": clip_id, "label": label, "target": int(target), "thumbnail": shown.get(clip_id)}
+            for clip_id, label, target in zip(clips.clip_ids, clips.labels, targets, strict=True)
+        ],
+        "votes": votes,
+        "head": packed.to_json(),
+    }
+    usable = int(usable_clips(embeddings, head.config).sum())
+    return (
+        _environment()
+        .get_template("explorer.html.j2")
+        .render(
+            title=title,
+            split=split,
+            style=Markup((PAGE / "explorer.css").read_text(encoding="utf-8")),
+            script=Markup((PAGE / "explorer.js").read_text(encoding="utf-8")),
+            data=htmlsafe_json_dumps(data, separators=(",", ":")),
+            modalities=data["modalities"],
+            presets=_presets(modalities),
+            highest=HIGHEST_ALPHA,
+            step=ALPHA_STEP,
+            seeds=len(heads),
+            clips=len(rows),
+            usable=usable,
+            unusable=len(embeddings) - usable,
+            source_videos=len(set(clips.groups)),
+            ceiling=ceiling,
+            right=right[at_one],
+            interval=wilson_interval(right[at_one], len(rows)),
+            map=_map(modalities, points, right, len(rows)),
+            agreement=_agreement(packed, points, exact, at_one),
+        )
+    )
+
+
+def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
+    """Positions of the clips that travel, ascending; `ExperimentError` if the first head can't be explored."""
+    if not heads:
+        raise ExperimentError("the alpha explorer needs a head")
+    config = heads[0].config
+    if config.fusion not in EXPLORABLE:
+        raise ExperimentError(
+            f"fusion '{config.fusion}' can't be explored in the page: it isn't linear in what it fuses, as "
+            f"{' and '.join(EXPLORABLE)} are"
+        )
+    for modality, dim in config.dims.items():
+        if embeddings.dims.get(modality, dim) != dim:
+            raise ExperimentError(
+                f"the head was made for {dim}-d {modality} embeddings, not {embeddings.dims[modality]}-d ones: extract "
+                "with the backbone it was trained on"
+            )
+    rows = np.flatnonzero(usable_clips(embeddings, config))
+    if not len(rows):
+        raise ExperimentError(f"none of the {len(embeddings)} clips has the embeddings that the head reads")
+    if len(rows) > MAX_CLIPS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_CLIPS, replace=False))
+    widths = [layer.out_features for layer in heads[0].linears]
+    numbers = len(rows) * len(config.modalities) * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
+    if (page_bytes := numbers * 2 * 4 // 3) > MAX_PAGE_BYTES:  # int16, then base64
+        raise ExperimentError(
+            f"the head is too large to travel in a page: {page_bytes / 1e6:.0f} MB, of at most "
+            f"{MAX_PAGE_BYTES / 1e6:.0f} MB (hidden layers {', '.join(map(str, config.hidden))})"
+        )
+    return rows
+
+
+def _in_memory(embeddings: EmbeddingSource, rows: np.ndarray) -> Embeddings:
+    chosen = rows.tolist()
+    return Embeddings(
+        clip_ids=tuple(embeddings.clip_ids[i] for i in chosen),
+        labels=tuple(embeddings.labels[i] for i in chosen),
+        groups=tuple(embeddings.groups[i] for i in chosen),
+        features=embeddings.read_rows(rows),
+    )
+
+
+def _agreement(
+    packed: PackedHead, points: Sequence[Mapping[str, float]], exact: Sequence[np.ndarray], at_one: int
+) -> Agreement:
+    equal, difference = [], 0.0
+    for point, logits in zip(points, exact, strict=True):
+        here = packed.logits(point)
+        equal.append(float((here.argmax(axis=1) == logits.argmax(axis=1)).mean()))
+        difference = max(difference, float(np.abs(softmax(here, axis=1) - softmax(logits, axis=1)).max()))
+    return Agreement(len(exact[0]), len(points), equal[at_one], float(np.mean(equal)), difference)
+
+
+def _presets(modalities: Sequence[str]) -> list[dict[str, Any]]:
+    """Buttons: what they say and the alphas they set."""
+    ones = dict.fromkeys(modalities, 1.0)
+    presets = [("as trained", ones)]
+    if len(modalities) > 1:
+        for kept, dropped in (("timesformer", "ast"), ("ast", "timesformer")):
+            presets.append((f"{SENSES[kept]} only ({NAMES[dropped]} 0)", ones | {dropped: 0.0}))
+    for value in (POS_SCALAR, NEG_SCALAR):  # the paper scales one modality
+        presets.extend((f"{NAMES[modality]} {value:g}", ones | {modality: value}) for modality in modalities)
+    return [{"text": text, "alphas": json.dumps(alphas)} for text, alphas in presets]
+
+
+def _map(
+    modalities: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
+) -> dict[str, Any]:
+    """Accuracy over the alphas as the template draws it: x is the last modality's alpha, y the first's if there are two.
+
+    `shade` is in [0, 1], from the lowest accuracy of the map to its highest.
+    """
+    low, high = min(right), max(right)
+    cells = []
+    for point, count in zip(points, right, strict=True):
+        column = MAP_ALPHAS.index(point[modalities[-1]])
+        row = MAP_ALPHAS.index(point[modalities[0]]) if len(modalities) > 1 else 0
+        cells.append(
+            {
+                "column": column,
+                "row": row,
+                "accuracy": count / clips,
+                "shade": (count - low) / (high - low) if high > low else 0.0,
+                "alphas": ", ".join(f"{NAMES[name]} {alpha:g}" for name, alpha in point.items()),
+            }
+        )
+    return {"cells": cells, "alphas": MAP_ALPHAS, "low": low / clips, "high": high / clips}
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "percent_range": percent_range, "share": _share, "bound": _bound}
+    return environment
+
+
+def _share(share: float) -> str:
+    """1.0 -> "all", 0.99958 -> "99.95%": never rounded up to all of them."""
+    return "all" if share == 1 else f"{math.floor(10_000 * share) / 100:.2f}%"
+
+
+def _bound(difference: float) -> str:
+    """The next number of one significant digit that isn't smaller: 0.0000312 -> "0.00004"."""
+    if difference <= 0:
+        return "0"
+    digits = -math.floor(math.log10(difference))
+    return f"{math.ceil(difference * 10**digits) / 10**digits:.{digits}f}"
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")

@@ -1,0 +1,349 @@
+// The alpha explorer of one page: adds a head's parts up at the reader's alphas, and shows what it then predicts.
+(function () {
+  "use strict";
+  const root = document.currentScript.closest(".explorer-root");
+  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+  const { clips, classes, votes } = data;
+  const modalities = data.modalities.map((modality) => modality.id);
+  const PER_PAGE = 24;
+  const SLICE_MS = 9; // of a frame's 16: leaves the browser time to draw
+  const SPEAK_AFTER_MS = 500; // a screen reader hears where the sliders came to rest, not every step
+
+  // ---- The head
+
+  const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
+  const floats = (text) => new Float32Array(bytesOf(text));
+
+  /** quanta (rows, columns) times a scale per row. */
+  function unpack({ quanta, scales }) {
+    const integers = new Int16Array(bytesOf(quanta));
+    const perRow = floats(scales);
+    const columns = integers.length / perRow.length;
+    return Float32Array.from(integers, (value, i) => value * perRow[(i / columns) | 0]);
+  }
+
+  function transposed(matrix, rows) {
+    const columns = matrix.length / rows;
+    const result = new Float32Array(matrix.length);
+    for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = matrix[i * columns + j];
+    return result;
+  }
+
+  const parts = modalities.map((modality) => unpack(data.head.parts[modality])); // (clips, width) each
+  const firstBias = floats(data.head.bias);
+  const first = new Float32Array(firstBias.length);
+  const layers = data.head.layers.map((layer) => {
+    const bias = floats(layer.bias);
+    return { weight: transposed(unpack(layer), bias.length), bias, output: new Float32Array(bias.length) };
+  });
+  const active = new Int32Array(Math.max(first.length, ...layers.map((layer) => layer.output.length)));
+  data.head = null; // its text is no longer needed
+
+  /** Logits of a clip, in an array that the next call overwrites. */
+  function logitsOf(clip, alphas) {
+    const start = clip * first.length;
+    first.set(firstBias);
+    parts.forEach((part, m) => {
+      const alpha = alphas[m];
+      for (let i = 0; i < first.length; i++) first[i] += alpha * part[start + i];
+    });
+    let x = first;
+    for (const { weight, bias, output } of layers) {
+      // ReLU leaves about a third of the units: only their rows of the weights are read, which is three times as fast
+      let count = 0;
+      for (let i = 0; i < x.length; i++) if (x[i] > 0) active[count++] = i;
+      const width = output.length;
+      output.set(bias);
+      for (let k = 0; k < count; k++) {
+        const value = x[active[k]];
+        const row = active[k] * width;
+        for (let j = 0; j < width; j++) output[j] += value * weight[row + j];
+      }
+      x = output;
+    }
+    return x;
+  }
+
+  function emptyResult(alphas) {
+    return {
+      alphas,
+      predicted: new Int32Array(clips.length),
+      probability: new Float32Array(clips.length), // of the prediction
+      ofLabel: new Float32Array(clips.length), // of the clip's label
+    };
+  }
+
+  function predict(clip, result) {
+    const logits = logitsOf(clip, result.alphas);
+    let best = 0;
+    for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
+    let sum = 0;
+    for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - logits[best]);
+    const target = clips[clip].target;
+    result.predicted[clip] = best;
+    result.probability[clip] = 1 / sum;
+    result.ofLabel[clip] = target < 0 ? 0 : Math.exp(logits[target] - logits[best]) / sum;
+  }
+
+  // ---- Recomputing: a pass over all clips, in slices of a frame. A pass always ends, and the next one starts with the
+  // alphas of then, so that dragging shows one consistent state after the other.
+
+  const ONES = modalities.map(() => 1);
+  const same = (a, b) => a.every((value, i) => value === b[i]);
+  let baseline = null;
+  let shown = null; // the last complete result
+  let pass = { result: emptyResult(ONES), next: 0 };
+  let frame = 0;
+
+  function work(untilMs) {
+    while (pass.next < clips.length) {
+      predict(pass.next++, pass.result);
+      if (performance.now() >= untilMs) break;
+    }
+    if (pass.next < clips.length) return false;
+    shown = pass.result;
+    baseline = baseline || shown;
+    pass = null;
+    return true;
+  }
+
+  function startPass() {
+    const alphas = wanted();
+    if (baseline && same(alphas, baseline.alphas)) shown = baseline;
+    if (shown && same(alphas, shown.alphas)) return;
+    pass = { result: emptyResult(alphas), next: 0 };
+  }
+
+  function onFrame() {
+    frame = 0;
+    if (pass && work(performance.now() + SLICE_MS)) startPass();
+    render();
+    if (pass) frame = requestAnimationFrame(onFrame);
+  }
+
+  function moved() {
+    if (!pass) startPass();
+    showAlphas();
+    root.dataset.busy = "true";
+    if (!frame) frame = requestAnimationFrame(onFrame);
+  }
+
+  function finishNow() {
+    while (pass) if (work(Infinity)) startPass();
+    render();
+  }
+
+  // ---- What is on the page
+
+  const one = (selector, within = root) => within.querySelector(selector);
+  const all = (selector, within = root) => [...within.querySelectorAll(selector)];
+  const out = (name) => one(`[data-out="${name}"]`);
+  const sliders = modalities.map((modality) => one(`input[data-modality="${modality}"]`));
+  const values = modalities.map((modality) => one(`[data-value="${modality}"]`));
+  const presets = all("button[data-alphas]").map((button) => {
+    const alphas = JSON.parse(button.dataset.alphas);
+    return { button, alphas: modalities.map((modality) => alphas[modality]) };
+  });
+  const list = one(".explorer-list");
+  const map = one(".explorer-map svg");
+  const wanted = () => sliders.map((slider) => Number(slider.value));
+  const percent = (share) => (100 * share).toFixed(1);
+  const isRight = (result, clip) => result.predicted[clip] === clips[clip].target;
+  const KINDS = {
+    all: () => true,
+    changed: (clip) => shown.predicted[clip] !== baseline.predicted[clip],
+    wrong: (clip) => !isRight(shown, clip),
+    right: (clip) => isRight(shown, clip),
+  };
+  let kind = "all";
+  let page = 0;
+
+  /** Wilson's score interval, as `wilson_interval` in Python. */
+  function wilson(successes, n) {
+    const z = 1.959963984540054;
+    const p = successes / n;
+    const centre = (p + (z * z) / (2 * n)) / (1 + (z * z) / n);
+    const half = (z * Math.sqrt((p * (1 - p)) / n + (z * z) / (4 * n * n))) / (1 + (z * z) / n);
+    return [successes === 0 ? 0 : Math.max(0, centre - half), successes === n ? 1 : Math.min(1, centre + half)];
+  }
+
+  /** Sliders, their values, presets and the ring: what follows the hand at once. */
+  function showAlphas() {
+    const alphas = wanted();
+    alphas.forEach((alpha, m) => {
+      values[m].textContent = alpha.toFixed(2);
+      sliders[m].setAttribute("aria-valuetext", `${data.modalities[m].name} alpha ${alpha.toFixed(2)}`);
+    });
+    for (const preset of presets) preset.button.setAttribute("aria-pressed", String(same(preset.alphas, alphas)));
+    const { left, cell, rows } = geometry();
+    const x = left + (alphas[alphas.length - 1] * 4 + 0.5) * cell - 0.5;
+    const y = alphas.length > 1 ? (rows - 0.5 - alphas[0] * 4) * cell + 1.5 : cell / 2 + 1.5;
+    out("present").setAttribute("transform", `translate(${x} ${y})`);
+  }
+
+  function render() {
+    if (!shown) return;
+    showResult();
+    showClips();
+    root.dataset.busy = String(Boolean(pass));
+  }
+
+  let rendered = null;
+  function showResult() {
+    if (rendered === shown) return;
+    rendered = shown;
+    const n = clips.length;
+    const counts = { right: 0, gained: 0, lost: 0 };
+    for (let i = 0; i < n; i++) {
+      const now = isRight(shown, i);
+      const before = isRight(baseline, i);
+      if (now) counts.right++;
+      if (now && !before) counts.gained++;
+      if (before && !now) counts.lost++;
+    }
+    const [low, high] = wilson(counts.right, n);
+    const accuracy = `${percent(counts.right / n)}%`;
+    out("accuracy").textContent = accuracy;
+    out("right").textContent = String(counts.right);
+    out("interval").textContent = `${percent(low)}..${percent(high)}`;
+    const gain = counts.gained - counts.lost;
+    const points = (100 * gain) / n;
+    let change = "as trained";
+    if (shown !== baseline) {
+      const difference = `${points > 0 ? "+" : points < 0 ? "−" : ""}${Math.abs(points).toFixed(1)} points`;
+      change = `${difference}: ${counts.gained} became right, ${counts.lost} became wrong`;
+    }
+    const element = out("change");
+    element.textContent = change;
+    element.className = gain > 0 ? "explorer-good" : gain < 0 ? "explorer-bad" : "";
+    one(".explorer-gauge-fill").style.width = `${(100 * counts.right) / n}%`;
+    one(".explorer-gauge-one").style.left = `${(100 * (counts.right - gain)) / n}%`;
+    const interval = one(".explorer-gauge-interval").style;
+    interval.left = `${100 * low}%`;
+    interval.width = `${100 * (high - low)}%`;
+    for (const name of Object.keys(KINDS)) {
+      one(`[data-count="${name}"]`).textContent = String(clips.filter((_, clip) => KINDS[name](clip)).length);
+    }
+    const where = data.modalities.map(({ name }, m) => `${name} ${shown.alphas[m].toFixed(2)}`).join(", ");
+    speak(`At alpha ${where}: accuracy ${accuracy}, ${counts.right} of ${n} clips right; ${change}.`);
+  }
+
+  let speaking = 0;
+  let silent = true; // nobody asked for the state at the start
+  function speak(sentence) {
+    clearTimeout(speaking);
+    if (!silent) speaking = setTimeout(() => (out("spoken").textContent = sentence), SPEAK_AFTER_MS);
+    silent = false;
+  }
+
+  function showClips() {
+    const chosen = clips.map((_, clip) => clip).filter(KINDS[kind]);
+    const pages = Math.max(1, Math.ceil(chosen.length / PER_PAGE));
+    page = Math.min(page, pages - 1);
+    const here = chosen.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+    while (list.children.length < here.length) list.append(one("template").content.cloneNode(true));
+    while (list.children.length > here.length) list.lastElementChild.remove();
+    here.forEach((clip, i) => showCard(list.children[i], clip));
+    one(".explorer-empty").hidden = here.length > 0;
+    const start = page * PER_PAGE;
+    for (const place of all('[data-out="shown"]')) {
+      place.textContent = here.length ? `${start + 1} to ${start + here.length} of ${chosen.length}` : "none";
+    }
+    for (const button of all("[data-turn]")) {
+      const turned = page + Number(button.dataset.turn);
+      button.disabled = turned < 0 || turned >= pages;
+    }
+    one(".explorer-pager-end").hidden = pages === 1;
+  }
+
+  /** Labels and ids are other people's text: they only ever become text. */
+  function showCard(card, clip) {
+    const { id, label, target, thumbnail } = clips[clip];
+    const predicted = shown.predicted[clip];
+    const before = baseline.predicted[clip];
+    if (card.dataset.clip !== id) {
+      card.dataset.clip = id;
+      one("code", card).textContent = id;
+      const picture = one("img", card);
+      picture.hidden = !thumbnail;
+      if (thumbnail) picture.src = thumbnail;
+      else picture.removeAttribute("src");
+      one('[data-row="label"] bdi', card).textContent = label;
+      for (const [modality, predictions] of Object.entries(votes)) showVote(card, modality, predictions[clip], target);
+    }
+    card.dataset.predicted = String(predicted);
+    card.dataset.changed = String(predicted !== before);
+    showVote(card, "now", predicted, target);
+    showVote(card, "one", before, target);
+    showShare(card, "label", shown.ofLabel[clip]);
+    showShare(card, "now", shown.probability[clip]);
+    const badge = one(".explorer-badge", card);
+    badge.hidden = predicted === before;
+    badge.dataset.kind = predicted === target ? "right" : before === target ? "wrong" : "other";
+    badge.textContent = { right: "now right", wrong: "now wrong", other: "changed" }[badge.dataset.kind];
+  }
+
+  function showVote(card, row, predicted, target) {
+    const place = one(`[data-row="${row}"] dd`, card);
+    place.dataset.right = String(predicted === target);
+    one("bdi", place).textContent = classes[predicted];
+  }
+
+  function showShare(card, row, share) {
+    one(`[data-row="${row}"] .explorer-share`, card).textContent = `${Math.round(100 * share)}%`;
+    one(`[data-row="${row}"] .explorer-bar span`, card).style.transform = `scaleX(${share.toFixed(4)})`;
+  }
+
+  // ---- Hands
+
+  function setAlphas(alphas) {
+    alphas.forEach((alpha, m) => (sliders[m].value = String(alpha)));
+    moved();
+  }
+
+  for (const slider of sliders) {
+    slider.addEventListener("input", moved);
+    slider.addEventListener("dblclick", () => {
+      slider.value = "1";
+      moved();
+    });
+  }
+  for (const { button, alphas } of presets) button.addEventListener("click", () => setAlphas(alphas));
+
+  function geometry() {
+    const { left, cell, rows } = map.dataset;
+    return { left: Number(left), cell: Number(cell), rows: Number(rows) };
+  }
+
+  function goTo(event) {
+    const { left, cell, rows } = geometry();
+    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
+    const alphas = wanted();
+    alphas[alphas.length - 1] = ((x - left) / cell - 0.5) / 4;
+    if (alphas.length > 1) alphas[0] = (rows - 0.5 - (y - 2) / cell) / 4;
+    setAlphas(alphas.map((alpha) => Math.min(2, Math.max(0, alpha)))); // a range input rounds to its own step
+  }
+  map.addEventListener("click", goTo);
+  map.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "mouse" && event.buttons === 1) goTo(event); // a finger that moves scrolls the page
+  });
+
+  for (const choice of all('[name="explorer-filter"]')) {
+    choice.addEventListener("change", () => {
+      kind = choice.value;
+      page = 0;
+      render();
+    });
+  }
+  for (const button of all("[data-turn]")) {
+    button.addEventListener("click", () => {
+      page += Number(button.dataset.turn);
+      render();
+      if (button.closest(".explorer-pager-end")) one(".explorer-clips").scrollIntoView();
+    });
+  }
+  window.addEventListener("beforeprint", finishNow);
+
+  showAlphas();
+  frame = requestAnimationFrame(onFrame);
+})();
