@@ -167,6 +167,13 @@ class AuditReport:
         byte_identical: sets of clips whose files are the same.
         content: what decoding found; None if it was left out.
         problems: all of it as sentences, the worst first.
+
+    >>> from alphafuse import Dataset, audit
+    >>> report = audit(Dataset.open("demo"))
+    >>> report.splits["train"]
+    SplitAudit(clips=230, classes=16, source_videos=172, unseen_labels=(), ceiling=Ceiling(reachable=230, ...))
+    >>> report.splits["test"].ceiling.accuracy
+    1.0
     """
 
     root: Path
@@ -202,6 +209,13 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
         dataset: any root; clips whose files are missing are counted as such.
         signatures: clip_id -> signature, from `alphafuse.extract.signatures.sign_clips`; None leaves out all that
             needs decoding. Clips without one (their files are missing) are left out of the content findings.
+
+    >>> from alphafuse import Dataset, audit
+    >>> report = audit(Dataset.open("demo"))
+    >>> report.is_sound
+    True
+    >>> [problem.kind for problem in report.problems]
+    ['not_decoded', 'resolution']
     """
     clips = dataset.manifest
     files = {clip.clip_id: dataset.path_of(clip) for clip in clips}

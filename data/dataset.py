@@ -55,6 +55,13 @@ class Dataset:
         protocol: default preprocessing protocol.
         source: how the root was made (csv, subset, seed, ...), for provenance.
         manifest: the clips.
+
+    >>> from alphafuse import Dataset
+    >>> dataset = Dataset.open("demo")
+    >>> dataset
+    Dataset('demo', 16 classes, Manifest(448 clips: train=230, val=26, test=192), root='demo')
+    >>> dataset.embeddings("val")
+    Embeddings(26 clips, timesformer=(26, 96), ast=(26, 96), 0 failures)
     """
 
     root: Path

@@ -236,6 +236,10 @@ def make_demo(root: str | Path, *, seed: int = 0, progress: Callable[[], object]
         root: folder to make; clips that are there already are kept.
         seed: decides every clip and the validation split.
         progress: called once per clip.
+
+    >>> from alphafuse import make_demo
+    >>> make_demo("demo").dataset
+    Dataset('demo', 16 classes, Manifest(448 clips: train=230, val=26, test=192), root='demo')
     """
     root = Path(root)
     require_own_root(root, DEMO_NAME)

@@ -50,6 +50,15 @@ def import_folder(
 
     Raises:
         DatasetError: nothing usable there, a bad csv (its line is named), or no clip found.
+
+    >>> from pathlib import Path
+    >>> from alphafuse import Dataset, import_folder
+    >>> with Path("labels.csv").open("w") as file:
+    ...     print("path,label", file=file)
+    ...     for clip in Dataset.open("demo").manifest.of_split("test"):
+    ...         print(f'{clip.path},"{clip.label}"', file=file)
+    >>> import_folder("demo/clips", "mine", csv="labels.csv").dataset
+    Dataset('clips', 16 classes, Manifest(192 clips: train=139, val=15, test=38), root='mine')
     """
     check_fraction("val_fraction", val_fraction)
     source, root, csv = Path(source), Path(root), Path(csv) if csv else None

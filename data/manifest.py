@@ -41,6 +41,10 @@ class Clip:
     Raises:
         DatasetError: a field is empty, longer than 4096 characters, or has control characters or such that hide or turn
             around text; no such split; a path that leaves the clip folder or that no file can have.
+
+    >>> from alphafuse import Clip
+    >>> Clip("0mel8sIKhgk_000007", "0mel8sIKhgk_000007.mp4", "dog barking", "train", "0mel8sIKhgk")
+    Clip(clip_id='0mel8sIKhgk_000007', path='0mel8sIKhgk_000007.mp4', label='dog barking', split='train', ...)
     """
 
     clip_id: str
@@ -82,6 +86,14 @@ class Manifest(Sequence[Clip]):
 
     Raises:
         DatasetError: two clips share a clip_id.
+
+    >>> from alphafuse import Clip, Manifest
+    >>> splits = {"a": "train", "b": "test"}
+    >>> manifest = Manifest(Clip(f"{name}_0", f"{name}.mp4", "dog", split, name) for name, split in splits.items())
+    >>> manifest
+    Manifest(2 clips: train=1, val=0, test=1)
+    >>> manifest.of_split("test")[0].path
+    'b.mp4'
     """
 
     def __init__(self, clips: Iterable[Clip]) -> None:

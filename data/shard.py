@@ -65,7 +65,12 @@ _LEAST_HEAP = 4096  # libhdf5 refuses a smaller one itself
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a clip has no embedding of a modality."""
+    """Why a clip has no embedding of a modality.
+
+    >>> from alphafuse import Failure
+    >>> Failure("0mel8sIKhgk_000007", "ast", "no audio stream").reason
+    'no audio stream'
+    """
 
     clip_id: str
     modality: str

@@ -57,6 +57,23 @@ class Embeddings:
         features: modality -> (clips, dim) float32; a row of NaN where the clip has no embedding.
         failures: why rows are absent; a clip that is absent without a failure has not been extracted yet.
         settings: modality -> what decided its numbers.
+
+    >>> import numpy as np
+    >>> from alphafuse import Embeddings, Failure
+    >>> rows = Embeddings(
+    ...     clip_ids=("a", "b"),
+    ...     labels=("dog", "cat"),
+    ...     groups=("a", "b"),
+    ...     features={"ast": np.array([[0.5, 1.0, 2.0], [np.nan] * 3], np.float32)},
+    ...     failures=(Failure("b", "ast", "no audio stream"),),
+    ...     settings={"ast": {"protocol": "mine"}},
+    ... )
+    >>> rows
+    Embeddings(2 clips, ast=(2, 3), 1 failures)
+    >>> rows.present("ast")
+    array([ True, False])
+    >>> rows.take(rows.present("ast")).clip_ids
+    ('a',)
     """
 
     clip_ids: tuple[str, ...]
@@ -149,7 +166,28 @@ class StoreInfo:
 
 
 class EmbeddingStore:
-    """A folder of shards. Creating the object reads and writes nothing."""
+    """A folder of shards. Creating the object reads and writes nothing.
+
+    >>> import numpy as np
+    >>> from alphafuse import Embeddings, EmbeddingStore
+    >>> store = EmbeddingStore("demo/stores/test")
+    >>> store.dims()
+    {'timesformer': 96, 'ast': 96}
+    >>> store.verify()
+    []
+
+    Embeddings of your own models, written in two parts and read as one:
+
+    >>> own = EmbeddingStore("own/stores/train")
+    >>> for name in ("a", "b"):
+    ...     features = {"ast": np.zeros((1, 4), np.float32)}
+    ...     rows = Embeddings((name,), ("dog",), (name,), features, settings={"ast": {"model": "mine"}})
+    ...     path = own.write(rows)
+    >>> own.read()
+    Embeddings(2 clips, ast=(2, 4), 0 failures)
+    >>> own.export("own.npz").name
+    'own.npz'
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

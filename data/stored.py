@@ -29,7 +29,15 @@ READ_TRIES = 5
 
 
 class EmbeddingSource(Protocol):
-    """Embeddings of clips, in memory or on disk: what training and scoring need of them."""
+    """Embeddings of clips, in memory or on disk: what training and scoring need of them.
+
+    >>> from alphafuse import Dataset, EmbeddingSource
+    >>> def count(source: EmbeddingSource) -> int:
+    ...     return int(source.present("ast").sum())
+    >>> dataset = Dataset.open("demo")
+    >>> count(dataset.embeddings("val")), count(dataset.store("val").open_rows())
+    (26, 26)
+    """
 
     @property
     def clip_ids(self) -> Sequence[str]:
@@ -101,6 +109,14 @@ class StoredEmbeddings:
         settings: modality -> what decided its numbers.
         store: where the rows are.
         index: where in it.
+
+    >>> import numpy as np
+    >>> from alphafuse import EmbeddingStore
+    >>> rows = EmbeddingStore("demo/stores/test").open_rows()
+    >>> rows.dims
+    {'timesformer': 96, 'ast': 96}
+    >>> rows.read_rows(np.array([0, 7]))["ast"].shape
+    (2, 96)
     """
 
     clip_ids: tuple[str, ...]

@@ -28,6 +28,10 @@ class ExtractSettings:
         timeout_seconds: a clip whose decoding takes longer is recorded as failed; 0 = any time.
         flush_seconds: a shard is appended at least this often, so that a kill costs at most this much work.
         retry_failed: also try clips again whose failure is recorded.
+
+    >>> from alphafuse import ExtractSettings
+    >>> ExtractSettings(modalities=("ast",), device="cpu", max_memory_gb=8.0).precision
+    'fp32'
     """
 
     timesformer: str | None = None

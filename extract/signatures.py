@@ -47,6 +47,13 @@ def sign_clips(
         clips: which clips.
         workers: decode processes; 0 = one per processor.
         progress: called after each clip.
+
+    >>> from alphafuse import Dataset, sign_clips
+    >>> dataset = Dataset.open("demo")
+    >>> signatures = sign_clips(dataset, dataset.manifest.of_split("val"))
+    >>> first = next(iter(signatures.values()))
+    >>> len(signatures), first.is_silent, first.is_frozen
+    (26, False, False)
     """
     chosen = [clip for clip in (dataset.manifest if clips is None else clips) if dataset.path_of(clip).is_file()]
     signed: dict[str, Signature] = {}

@@ -72,6 +72,8 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
             being finite.
         ValueError: X or y aren't what scikit-learn asks for.
 
+    >>> import numpy as np
+    >>> from alphafuse import AlphaFusionClassifier
     >>> X, y = np.random.default_rng(0).normal(size=(20, 6)), ["bark", "meow"] * 10
     >>> AlphaFusionClassifier("sqrt", on="ast", random_state=0).fit(X, y).predict_proba(X).shape
     (20, 2)

@@ -76,6 +76,16 @@ class Experiment:
 
     Raises:
         ExperimentError: a name that doesn't exist, or parts that don't go together.
+
+    >>> from alphafuse import Experiment
+    >>> Experiment("sqrt", on="ast").name
+    'sqrt-ast'
+    >>> Experiment(modalities=("ast",)).title
+    'AST only'
+    >>> Experiment("sqr", on="ast")
+    Traceback (most recent call last):
+        ...
+    alphafuse.errors.ExperimentError: unknown transform 'sqr' (did you mean 'sqrt'?): choose from none, sqrt, ...
     """
 
     transform: str = "none"
@@ -229,6 +239,14 @@ class RunResult:
         folder: the run folder.
         splits: "val" and "test" -> results.
         heads: one per seed, in the order of `seeds`.
+
+    >>> from alphafuse import Dataset, Experiment, TrainSettings, fit
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))
+    >>> result = fit(Dataset.open("demo"), Experiment("sqrt", on="ast"), seeds=2, settings=quick, run="quick")
+    >>> result.splits["val"].n, result.splits["test"].n
+    (26, 192)
+    >>> result.heads[1].seed, result.heads[1].history.val_loss.shape
+    (1, (2,))
     """
 
     experiment: Experiment
@@ -328,6 +346,13 @@ def fit(
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
         ExperimentError: settings that don't fit, a bad name, or a loss that stops being finite.
+
+    >>> from alphafuse import AlphaFusion, Dataset, Experiment, fit
+    >>> result = fit(Dataset.open("demo"), Experiment("sqrt", on="ast"))
+    >>> result.splits["test"]
+    SplitResult(test: n=192, top1=0.8... [0.7..., 0.8...], loss=0.6... [0.4..., 0.8...])
+    >>> AlphaFusion.from_pretrained(result.folder).config.transform
+    'sqrt'
     """
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)

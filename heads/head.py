@@ -57,7 +57,7 @@ class HeadConfig:
         hidden: widths of the hidden layers; () is a linear head.
         dropout: probability in [0, 1), after each hidden layer, while training.
         normalize: what each modality's embeddings go through after the transform: "none"; "zscore", (x - mean) / std
-            per dimension over the training clips; "l2", x / |x|.
+            per dimension over the training clips; "l2", `x / |x|`.
         modality_dropout: probability in [0, 1) that a training clip loses one of its two modalities, chosen by lot, at
             a step: with `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016).
         rates: modality -> its own learning rate, as a multiple of the common one, for its columns of the first layer;
@@ -69,6 +69,11 @@ class HeadConfig:
 
     Raises:
         ExperimentError: a value that doesn't exist or doesn't fit.
+
+    >>> from alphafuse import HeadConfig
+    >>> config = HeadConfig({"timesformer": 768, "ast": 768}, ("bark", "meow"), "scale", "ast", alpha=0.5)
+    >>> config.transformed, config.hidden
+    (('ast',), (1024, 512))
     """
 
     dims: Mapping[str, int]
@@ -205,6 +210,8 @@ class AlphaFusion(nn.Module):
     Initial weights are PyTorch's defaults for linear layers (uniform within 1 / sqrt(fan-in)), drawn from
     `generator`, so that they depend on nothing else.
 
+    >>> import torch
+    >>> from alphafuse import AlphaFusion, HeadConfig
     >>> config = HeadConfig(dims={"timesformer": 768, "ast": 768}, classes=("bark", "meow"))
     >>> AlphaFusion(config)({"timesformer": torch.zeros(5, 768), "ast": torch.zeros(5, 768)}).shape
     torch.Size([5, 2])

@@ -114,7 +114,7 @@ class Evaluation:
         auc: in [0, 1]: mean over the classes that occur of the area under the ROC curve.
         d_prime: sqrt(2) times the inverse normal distribution function of that mean AUC; infinite for an AUC of 1.
         log_loss: mean of -ln(probability of the target), in nats.
-        ece: expected calibration error in [0, 1] (Guo et al. 2017, eq. 3): mean |confidence - accuracy| over 15 bins
+        ece: expected calibration error in [0, 1] (Guo et al. 2017, eq. 3): mean `|confidence - accuracy|` over 15 bins
             of equal width, (m - 1) / 15 < confidence <= m / 15, weighted with their clips; a prediction's confidence
             is its probability.
         absent_classes: classes without a clip here: they have no recall, AP or AUC and are left out of the means.
@@ -122,6 +122,13 @@ class Evaluation:
         confusion: (C, C) int64, clips of the row's class that are predicted as the column's, summed over seeds.
 
     mAP, AUC and d' are None where fewer than two classes occur: there is nothing to rank a class's clips against.
+
+    >>> from alphafuse import evaluate
+    >>> figures = evaluate("demo/runs/sqrt-ast").evaluation
+    >>> list(figures.estimates)
+    ['top1', 'top5', 'mean_class_accuracy', 'mean_average_precision', 'auc', 'd_prime', 'log_loss', 'ece']
+    >>> figures.confusion.shape, int(figures.confusion.sum()) == figures.clips * figures.seeds
+    ((16, 16), True)
     """
 
     classes: tuple[str, ...]
@@ -208,6 +215,16 @@ def evaluate_probabilities(
 
     Raises:
         ValueError: shapes that don't fit, no clips, targets outside of the classes, or rows that are no probabilities.
+
+    >>> import numpy as np
+    >>> from alphafuse import evaluate_probabilities
+    >>> probabilities = np.array([[[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]]])  # one head, four clips
+    >>> found = evaluate_probabilities(probabilities, np.array([0, 1, 1, 1]), ("bark", "meow"), ("a", "b", "c", "d"))
+    >>> found.top1
+    0.7500 [0.3006, 0.9544]
+    >>> found.confusion
+    array([[1, 0],
+           [1, 2]])
     """
     probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     _check("probabilities", probabilities, targets)

@@ -47,6 +47,15 @@ class TrainSettings:
 
     Raises:
         ExperimentError: a value out of range.
+
+    >>> from alphafuse import TrainSettings
+    >>> settings = TrainSettings(epochs=50, schedule="two-phase", patience=5)
+    >>> settings.total_epochs, settings.learning_rate_at(0.75)
+    (100, 1e-05)
+    >>> TrainSettings(dropout=1.0)
+    Traceback (most recent call last):
+        ...
+    alphafuse.errors.ExperimentError: dropout must be in [0, 1), not 1.0
     """
 
     epochs: int = 25

@@ -130,6 +130,16 @@ def train_heads(
         EmptySplitError: a split has no clip that a head could use.
         ExperimentError: a label outside of a head's classes, a bad seed, settings that don't go together, or a loss
             that stops being finite.
+
+    >>> from alphafuse import Dataset, HeadConfig, TrainSettings, train_heads
+    >>> dataset = Dataset.open("demo")
+    >>> train, val = dataset.embeddings("train"), dataset.embeddings("val")
+    >>> heads = [HeadConfig(train.dims, dataset.classes, "scale", "ast", alpha) for alpha in (0.5, 1.0)]
+    >>> trained = train_heads(train, val, heads, seeds=[0, 1], settings=TrainSettings(epochs=2))
+    >>> [(one.head.config.alpha, one.seed) for one in trained]
+    [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
+    >>> trained[0].head.predict_proba(val).shape
+    (26, 16)
     """
     settings = settings or TrainSettings()
     _check(heads, seeds, settings, workers)

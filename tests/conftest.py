@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -138,3 +140,33 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples of docstrings and documents start from: demo/, extracted, with one run.
+
+    That is `alphafuse data demo`, `extract --split all` and `fit --transform sqrt --on ast`. Not to be written to: see
+    `demo_folder`. Parallel workers share one.
+    """
+    from alphafuse import Experiment, extract_embeddings, fit, make_demo
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "finished-demo"
+    with (shared / "finished-demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            dataset = make_demo(shared / "making-demo" / "demo").dataset
+            extract_embeddings(dataset, ["train", "val", "test"])
+            fit(dataset, Experiment("sqrt", on="ast"))
+            (shared / "making-demo").rename(folder)
+    return folder
+
+
+@pytest.fixture
+def demo_folder(finished_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a demo/ of its own."""
+    shutil.copytree(finished_demo, tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "examples")
+    return tmp_path / "examples"

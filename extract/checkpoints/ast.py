@@ -79,6 +79,9 @@ def convert_ast(
     Raises:
         CheckpointError: the file would run code, is damaged or another model, or its geometry can't be told;
             nothing is written.
+
+    >>> from alphafuse import convert_ast
+    >>> print(convert_ast("audioset_10_10_0.4593.pth", "ast-audioset"))  # doctest: +SKIP
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_count("--fstride", fstride)

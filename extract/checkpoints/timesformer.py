@@ -96,6 +96,9 @@ def convert_timesformer(
     Raises:
         CheckpointError: the file would run code, is damaged or another model, or doesn't fit the options; nothing
             is written.
+
+    >>> from alphafuse import convert_timesformer
+    >>> print(convert_timesformer("TimeSformer_divST_8x32_224_K400.pyth", "timesformer-k400"))  # doctest: +SKIP
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_count("--frames", frames)
