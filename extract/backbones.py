@@ -6,7 +6,7 @@ A backbone is named by a hub id, by a folder in HuggingFace's layout, or "compac
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,12 @@ def load_ast(name: str, placement: Placement | None = None) -> Backbone:
     notebook = placement.protocol == "notebook"
     spec = AudioSpec.notebook(**size) if notebook else AudioSpec.from_config(preprocessor, **size)
     return _freeze("ast", name, model, spec, placement)
+
+
+def load_backbones(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Backbone]:
+    """modality -> backbone, for modality -> hub id, folder or "compact"; `BackboneError` when one can't be had."""
+    loaders = {"timesformer": load_timesformer, "ast": load_ast}
+    return {modality: loaders[modality](name, placement) for modality, name in names.items()}
 
 
 def random_backbones(placement: Placement | None = None) -> dict[str, Backbone]:

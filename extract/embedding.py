@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ NOT_FINITE = "the embedding is not finite"
 
 @dataclass(frozen=True)
 class Job:
-    """A clip, and the modalities that the store lacks of it."""
+    """A clip, its file, and the modalities that are wanted of it."""
 
     clip: Clip
+    path: Path
     modalities: tuple[str, ...]
 
 

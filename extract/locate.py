@@ -79,3 +79,16 @@ def hub_reachable() -> bool:
             return True
     except OSError:
         return False
+
+
+def local_folder(modality: str, name: str) -> Path | None:
+    """Where a backbone's files are on this machine: its folder, the shipped one, the hub's cache; None = not here.
+
+    Raises:
+        BackboneError: no such folder, or one that holds something else.
+    """
+    source = locate(modality, name)
+    if Path(source).is_dir():
+        return Path(source)
+    cached = cached_weights(source)
+    return cached.parent if cached else None

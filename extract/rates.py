@@ -30,6 +30,11 @@ class Rates:
         cores: that there are.
         workers: decode processes.
         device: "cpu", "cuda:0", ...
+
+    >>> from alphafuse import Rates
+    >>> rates = Rates(clips=8, decode_seconds=0.15, embed_seconds=0.01, cores=16, workers=16, device="cuda:0")
+    >>> round(rates.clips_per_second), round(rates.cores_per_device)
+    (100, 15)
     """
 
     clips: int
@@ -65,6 +70,11 @@ class ExtractPlan:
         store_bytes: that the store has now.
         new_bytes: that it will grow by.
         seconds: that it takes at the measured rate; None where nothing is to do.
+
+    >>> from alphafuse import Dataset, plan_extraction
+    >>> plans, _ = plan_extraction(Dataset.open("demo"), ["train", "val", "test"])
+    >>> [(plan.split, plan.clips, plan.pending) for plan in plans]
+    [('train', 230, 0), ('val', 26, 0), ('test', 192, 0)]
     """
 
     split: str
@@ -84,10 +94,15 @@ def plan_extraction(
 
     Raises:
         SettingsMismatchError, BackboneError, DatasetError: what extracting would raise.
+
+    >>> from alphafuse import Dataset, plan_extraction
+    >>> plans, rates = plan_extraction(Dataset.open("demo"), ["test"])
+    >>> plans[0].pending, plans[0].finished, rates
+    (0, {'timesformer': 192, 'ast': 192}, None)
     """
     extractor = Extractor(dataset, settings or ExtractSettings())
     pending = {split: extractor.pending(split) for split in splits}
-    there = [job for jobs in pending.values() for job in jobs if dataset.path_of(job.clip).is_file()]
+    there = [job for jobs in pending.values() for job in jobs if job.path.is_file()]
     chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
     rates = measure_rates(extractor, chosen) if chosen else None
     return [_plan(extractor, split, jobs, rates) for split, jobs in pending.items()], rates
@@ -114,7 +129,6 @@ def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
 def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | None) -> ExtractPlan:
     dataset = extractor.dataset
     clips = dataset.manifest.require_split(split)
-    paths = [dataset.path_of(job.clip) for job in jobs]
     lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.backbones}
     row_bytes = {modality: FLOAT32_BYTES * backbone.dim for modality, backbone in extractor.backbones.items()}
     return ExtractPlan(
@@ -122,7 +136,7 @@ def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | 
         clips=len(clips),
         pending=len(jobs),
         finished={modality: len(clips) - count for modality, count in lacking.items()},
-        missing_files=sum(not path.is_file() for path in paths),
+        missing_files=sum(not job.path.is_file() for job in jobs),
         store_bytes=sum(path.stat().st_size for path in dataset.store(split).shards()),
         new_bytes=len(jobs) * TEXT_BYTES + sum(row_bytes[modality] * count for modality, count in lacking.items()),
         seconds=len(jobs) / rates.clips_per_second if rates else None,

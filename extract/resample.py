@@ -44,6 +44,11 @@ class Resampling:
         clips: that were chosen.
         differences: of each of their stored embeddings.
         tolerance: above which a difference is a problem.
+
+    >>> from alphafuse import Dataset, resample
+    >>> again = resample(Dataset.open("demo"), "test", 2)
+    >>> again.largest <= again.tolerance
+    True
     """
 
     clips: int
@@ -76,6 +81,11 @@ def resample(
     Raises:
         DatasetError: the store is empty.
         SettingsMismatchError, BackboneError: the backbones at hand are not those that made it.
+
+    >>> from alphafuse import Dataset, resample
+    >>> again = resample(Dataset.open("demo"), "val", 2)
+    >>> again.clips, len(again.differences), again.problems
+    (2, 4, ())
     """
     store = dataset.store(split)
     info = store.info() if store.shards() else None
@@ -118,6 +128,9 @@ def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job
     every = dataset.manifest.require_split(split)
     rows = dataset.store(split).open_rows(every)
     present = {modality: rows.present(modality) for modality in rows.dims}
-    jobs = [Job(clip, tuple(modality for modality in present if present[modality][i])) for i, clip in enumerate(every)]
+    jobs = [
+        Job(clip, dataset.path_of(clip), tuple(modality for modality in present if present[modality][i]))
+        for i, clip in enumerate(every)
+    ]
     embedded = [job for job in jobs if job.modalities]
     return random.Random(seed).sample(embedded, min(clips, len(embedded)))

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import read_json
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store import setting_differences
 from alphafuse.data.stored import EmbeddingSource
-from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
+from alphafuse.errors import ExperimentError, SettingsMismatchError
 
-from .experiments import load_embeddings_of, load_heads
+from .experiments import load_embeddings_of
 from .head import AlphaFusion, HeadConfig, usable_clips
 from .metrics import Evaluation, evaluate_probabilities
+from .runs import read_run
 from .statistics import Interval, PairedTest, difference_interval, paired_test
 from .training import class_indices
 from .vggsounder import VGGSounderScores, vggsounder_scores
@@ -57,6 +57,11 @@ class RunEvaluation:
         evaluation: the figures.
         against: another run on the same clips, where one was named.
         vggsounder: multi-label scores, where they were asked for.
+
+    >>> from alphafuse import evaluate
+    >>> found = evaluate("demo/runs/sqrt-ast", split="val")
+    >>> found.seeds, found.head.transform, found.ceiling.accuracy
+    (1, 'sqrt', 1.0)
     """
 
     run: Path
@@ -96,6 +101,13 @@ def evaluate(
         ExperimentError: no heads there, labels that they don't know, or no clip that they can use.
         SettingsMismatchError: the embeddings were made by other backbones or another protocol than the run's.
         DatasetError, StoreError: no such split, or it isn't extracted.
+
+    >>> from alphafuse import evaluate
+    >>> found = evaluate("demo/runs/sqrt-ast", split="test")
+    >>> found.evaluation.clips, found.evaluation.source_videos
+    (192, 144)
+    >>> found.evaluation.mean_average_precision
+    0.9... [0.8..., 0.9...]
     """
     run = Path(run)
     dataset = dataset or dataset_of(run)
@@ -145,19 +157,15 @@ def dataset_of(run: Path) -> Dataset:
 
 def load_run(run: Path, dataset: Dataset, split: str) -> list[AlphaFusion]:
     """A run's heads, once it is certain that the split's embeddings were made as the run's own were."""
-    heads = load_heads(run)
-    try:
-        made = read_json(run / "config.json")["embeddings"]
-    except (DatasetError, KeyError) as error:
-        raise ExperimentError(f"{run} has no config.json of a run ({error}): name a folder that fit wrote") from None
+    trained = read_run(run)
     stored = dataset.store(split).settings()
-    for modality in heads[0].config.modalities:
-        difference = setting_differences(made.get(modality, {}), stored.get(modality, {}))
+    for modality in trained.modalities:
+        difference = setting_differences(trained.embeddings[modality], stored.get(modality, {}))
         if difference and stored:
             raise SettingsMismatchError(
                 f"the run {run} was trained on another {modality} {difference} than the {split} clips of {dataset.root}"
             )
-    return heads
+    return list(trained.heads)
 
 
 def _against(

@@ -117,7 +117,7 @@ def test_embeddings_of_another_backbone_or_protocol_are_refused(tmp_path: Path, 
 def test_what_is_no_run_is_named(dataset: Dataset, fused: RunResult, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="lies in no dataset root"):
         evaluate(tmp_path / "nothing")
-    with pytest.raises(ExperimentError, match="no head in"):
+    with pytest.raises(ExperimentError, match="no trained run in"):
         evaluate(dataset.root / "runs" / "missing")
     with pytest.raises(DatasetError, match="unknown split 'dev'"):
         evaluate(fused.folder, split="dev")

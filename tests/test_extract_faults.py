@@ -341,7 +341,7 @@ def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
             np.ones(1_000_000_000)
         return decode(task, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("alphafuse.extract.pipeline.decode_inputs", faulty)
+    monkeypatch.setattr("alphafuse.extract.embedder.decode_inputs", faulty)
     (report,) = extract_embeddings(dataset, ["train"], settings(tiny_backbones, timeout_seconds=3.0))
     assert report.embedded == {"timesformer": 1, "ast": 1}
     reasons = {failure.clip_id.split("_")[0]: failure.reason for failure in report.failures}

@@ -1,6 +1,7 @@
 """Extraction end to end: against a plain loop, resumed, killed, with clips that fail."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
 from alphafuse.extract.backbones import Backbone
 from alphafuse.extract.decode import decode_clip, frame_indices
+from alphafuse.extract.embedder import Embedder
 from alphafuse.extract.embedding import Job
 from alphafuse.extract.inputs import AudioSpec
 from alphafuse.extract.pipeline import Extractor, extract_embeddings
@@ -254,11 +256,11 @@ def test_one_backbone_alone_leaves_the_others_embeddings_as_they_are(
 def test_only_what_a_backbone_looks_at_is_decoded(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
     extractor = Extractor(dataset, tiny(tiny_backbones))
-    jobs = [Job(clip, ("ast",)) for clip in dataset.manifest.of_split("val")]
+    jobs = [Job(clip, dataset.path_of(clip), ("ast",)) for clip in dataset.manifest.of_split("val")]
     for _, decoded in extractor.decode(jobs):
         assert decoded.frames is None and decoded.waveform is not None
         assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms look at"
-    for _, decoded in extractor.decode([Job(job.clip, ("timesformer",)) for job in jobs]):
+    for _, decoded in extractor.decode([replace(job, modalities=("timesformer",)) for job in jobs]):
         assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
 
 
@@ -270,7 +272,7 @@ def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
     extractor = Extractor(dataset, tiny(tiny_backbones))
     jobs = extractor.pending("train")
     beside = extractor.embed(list(extractor.decode(jobs)))
-    monkeypatch.setattr(Extractor, "_device_resizes", True)
+    monkeypatch.setattr(Embedder, "_device_resizes", True)
     travelled = list(extractor.decode(jobs))
     for _, decoded in travelled:
         assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_prepared

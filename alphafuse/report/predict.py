@@ -1,0 +1,104 @@
+"""Predictions for people and programs: text, json, csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from alphafuse.data.files import one_line
+from alphafuse.heads.experiments import TITLES
+from alphafuse.predict import Explanation, Instead, Prediction
+
+from .text import aligned
+
+BLANKED = {"timesformer": "picture black", "ast": "sound muted"}
+SENSES = {"timesformer": "picture", "ast": "sound"}
+LABEL_COLUMNS = 44  # of a label in the table of what is said instead
+
+
+def format_prediction(prediction: Prediction) -> str:
+    """One clip: its labels with their probabilities, or why there is none."""
+    lines = [one_line(prediction.clip, 1000)]
+    for rank, ranked in enumerate(prediction.top):
+        heads = prediction.heads if rank == 0 and prediction.heads > 1 else 0
+        agreeing = f"  ({prediction.agreeing} of {heads} heads agree)" if heads else ""
+        lines.append(f"  {100 * ranked.probability:5.1f}%  {one_line(ranked.label, 200)}{agreeing}")
+    reasons = "; ".join(f"no {SENSES[name]}: {one_line(reason)}" for name, reason in prediction.missing.items())
+    if reasons:
+        lines.append(f"  {reasons}" if prediction.top else f"  no answer: {reasons}")
+    return "\n".join(lines) + "\n"
+
+
+def format_explanation(explanation: Explanation) -> str:
+    """Under a clip's labels: which modality decided, and along alpha."""
+    prediction = explanation.prediction
+    first = prediction.top[0]
+    lines = [f"  why: {verdict(explanation)}", ""]
+    rows = [("", "answer", "its p", "p of the answer above")]
+    rows.append(("as it is", first.label, _percent(first.probability), _percent(first.probability)))
+    rows += [_row(BLANKED[name], instead) for name, instead in explanation.blanked.items()]
+    if len(explanation.blanked) > 1:
+        rows.append(_row("both", explanation.blank))
+    shown = [(what, one_line(label, LABEL_COLUMNS), its, answer) for what, label, its, answer in rows]
+    lines += [f"    {line}" for line in aligned(shown, left=("", "answer"))]
+    shares = ", ".join(f"{TITLES[name]} {100 * share:+.1f}" for name, share in explanation.shares.items())
+    lines += ["", f"    share of the answer (Shapley), in points: {shares}"]
+    alphas = next(iter(explanation.along.values()))
+    table = [("p of the answer, alpha =", *(f"{alpha:g}" for alpha, _ in alphas))]
+    for name, points in explanation.along.items():
+        cells = (f"{_percent(i.probability)}{'' if i.top.label == first.label else '*'}" for _, i in points)
+        table.append((f"{TITLES[name]} x alpha", *cells))
+    lines += [f"    {line}" for line in aligned(table, left=(table[0][0],))]
+    if any("*" in cell for row in table[1:] for cell in row):
+        lines.append("    * the answer is another one there")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(explanation: Explanation) -> str:
+    """One sentence: which modality decided."""
+    here, decided = tuple(explanation.blanked), explanation.decided
+    if len(here) == 1:
+        return f"only the {SENSES[here[0]]} was looked at."
+    if len(decided) == 2:
+        return "it takes both: without the picture, or without the sound, the answer is another."
+    if not decided:
+        return "either is enough: the answer stays without the picture, and without the sound."
+    (other,) = (name for name in here if name not in decided)
+    ways = {"timesformer": "the picture is black", "ast": "the sound is muted"}
+    return (
+        f"the {SENSES[decided[0]]} decided: the answer changes when {ways[decided[0]]}, and stays when {ways[other]}."
+    )
+
+
+def to_json(found: Sequence[Prediction | Explanation]) -> list[dict[str, Any]]:
+    """One object per clip; explanations have a "why"."""
+    rows = []
+    for one in found:
+        if isinstance(one, Explanation):
+            rows.append({**one.prediction.to_json(), "why": {"verdict": verdict(one), **one.to_json()}})
+        else:
+            rows.append(one.to_json())
+    return rows
+
+
+def to_csv(predictions: Sequence[Prediction]) -> str:
+    """A line per clip and rank: clip, rank, label, probability, missing; a clip without an answer has one line."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("clip", "rank", "label", "probability", "missing"))
+    for prediction in predictions:
+        missing = "; ".join(f"{name}: {reason}" for name, reason in prediction.missing.items())
+        ranked = [(i, one.label, f"{one.probability:.6f}") for i, one in enumerate(prediction.top, start=1)]
+        for row in ranked or [("", "", "")]:
+            writer.writerow((prediction.clip, *row, missing))
+    return buffer.getvalue()
+
+
+def _row(what: str, instead: Instead) -> tuple[str, str, str, str]:
+    return what, instead.top.label, _percent(instead.top.probability), _percent(instead.probability)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
