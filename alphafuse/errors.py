@@ -21,7 +21,15 @@ from difflib import get_close_matches
 
 
 class AlphafuseError(Exception):
-    """Base of all errors above; its message is one line for people."""
+    """Base of all errors above; its message is one line for people.
+
+    >>> import alphafuse
+    >>> try:
+    ...     alphafuse.Dataset.open("nowhere")
+    ... except alphafuse.AlphafuseError as error:
+    ...     print(error)
+    no dataset root at 'nowhere' (it has no dataset.json): make one with ...
+    """
 
 
 class DatasetError(AlphafuseError):
