@@ -64,15 +64,15 @@ def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -
         ExperimentError: the hub can't be reached, or refuses.
         BackboneError, SettingsMismatchError: as `AlphaFuse.from_pretrained`.
     """
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     from .predict import AlphaFuse
 
+    transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of the client that this huggingface_hub is built on
     model = AlphaFuse.from_pretrained(folder)
     try:
         return str(model.push_to_hub(repository, private=private, commit_message="Add an alphafuse run"))
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HFValidationError, transport_error, OSError) as error:
         raise ExperimentError(
             f"can't push to '{repository}': {str(error).splitlines()[0]}: log in (`hf auth login`), check the name and the "
             f"network, then run it again ({folder} is whole)"

@@ -150,9 +150,9 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     """
 
     def __init__(
-        self, run: TrainedRun, models: Mapping[str, Backbone], settings: ExtractSettings | None = None
+        self, run: TrainedRun, models: Mapping[str, Backbone], extract_settings: ExtractSettings | None = None
     ) -> None:
-        """Put a run and loaded backbones together.
+        """Put a run and loaded backbones together (argument names must not be those of a run's config.json).
 
         Raises:
             SettingsMismatchError: a backbone or its preprocessing is not the one that the run was trained on.
@@ -165,7 +165,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                     f"the run {run.folder} was trained on another {modality} {difference} than {models[modality].name} "
                     f"gives: name the one that it was trained on (--{modality})"
                 )
-        self.embedder = Embedder({name: models[name] for name in run.modalities}, settings or ExtractSettings())
+        self.embedder = Embedder({name: models[name] for name in run.modalities}, extract_settings or ExtractSettings())
 
     def __repr__(self) -> str:
         heads = f"{len(self.run.heads)} heads of {self.run.experiment.title!r}"

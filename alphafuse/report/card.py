@@ -10,6 +10,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 import alphafuse
 from alphafuse.data.demo import DEMO_NAME
+from alphafuse.extract.decode import SAMPLE_RATE_HZ
+from alphafuse.extract.inputs import HOP_SAMPLES
+from alphafuse.extract.locate import COMPACT
 from alphafuse.heads.experiments import TITLES
 from alphafuse.heads.runs import TrainedRun
 
@@ -41,11 +44,13 @@ def model_card(run: TrainedRun) -> ModelCard:
         is_demo=config["dataset"]["name"] == DEMO_NAME,
         clips=config["clips"],
         classes=len(head.classes),
-        shown=", ".join(head.classes[:SHOWN_CLASSES]),
+        shown="; ".join(head.classes[:SHOWN_CLASSES]),
         more=max(0, len(head.classes) - SHOWN_CLASSES),
         backbones=[_backbone(run, modality) for modality in run.modalities],
         carries_backbones=(run.folder / "backbones").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
+        looked_at=" and ".join(_looked_at(run.embeddings[modality]) for modality in run.modalities),
+        is_compact=any(made.get("name") == COMPACT for made in run.backbones.values()),
         absent=head.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
@@ -66,6 +71,17 @@ def _backbone(run: TrainedRun, modality: str) -> dict[str, Any]:
         "protocol": made.get("protocol", "?"),
         "precision": made.get("precision", "?"),
     }
+
+
+def _looked_at(made: Mapping[str, Any]) -> str:
+    """What of a clip its backbone is fed."""
+    if "frames" in made:
+        return f"{made['frames']} frames, spread over the whole clip,"
+    return (
+        f"the first {made['max_length'] * HOP_SAMPLES / SAMPLE_RATE_HZ:.1f} seconds of sound"
+        if "max_length" in made
+        else "the sound"
+    )
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
