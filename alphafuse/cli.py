@@ -1,36 +1,94 @@
 """The command line: each command is a thin call of one public function with the same keywords.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 `store verify` or `data audit --strict`
-found something, 2 a mistake of the user's (one line says what, why, and how to mend it), 130 and 143 interrupted (what
-was done is kept).
-Heavy libraries are imported inside the commands, so that `--help` answers at once.
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check found something (`store verify`,
+`data audit --strict`, `doctor`); 2 a mistake of the user's (one line says what, why, and how to mend it); 130 and 143
+interrupted (what was done is kept); 141 whoever read the output went away.
+Heavy libraries are imported inside the commands, so that `--help` and completion answer at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from typing import NoReturn
 
 import click
 
 import alphafuse
 from alphafuse.errors import AlphafuseError
 
-from . import cli_bench, cli_data, cli_extract, cli_heads, cli_manners, cli_predict, cli_report
+from . import cli_manners
+from .cli_common import Commands, Context, print_error, walk
+
+_cannot_load: ImportError | None = None
+try:
+    from . import cli_bench, cli_data, cli_extract, cli_heads, cli_predict, cli_report
+except ImportError as error:  # a library is missing or broken; doctor is there to say which
+    _cannot_load = error
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_NO_READER = 128 + 13  # SIGPIPE, which Windows lacks
+
+SECTIONS = {
+    "Data": {
+        "data": "Make, audit and split dataset roots; the demo needs no download.",
+    },
+    "Stage one: clips -> embeddings": {
+        "extract": "Run TimeSformer and AST over clips once, cache the embeddings.",
+        "store": "Inspect, verify, pack and export the cached embeddings.",
+        "convert": "Turn original .pyth/.pth checkpoints into HuggingFace folders.",
+    },
+    "Stage two: embeddings -> heads": {
+        "fit": "Train one experiment: a transform, a fusion, one or many seeds.",
+        "table1": "The paper's six experiments beside the paper's own figures.",
+        "sweep": "Accuracy against alpha, chosen on validation, tested once.",
+        "compare": "Every modality, fusion, transform and control in one table.",
+        "evaluate": "Every metric of a run: mAP, AUC, calibration, per class.",
+    },
+    "See and use": {
+        "predict": "Label clips with a trained run.",
+        "report": "Write one self-contained html page of a root's runs.",
+        "export": "Bundle a trained run into one folder.",
+    },
+    "This machine": {
+        "doctor": "Check versions, devices, codecs, disk, hub and weights.",
+        "bench": "Measure how fast both stages are here, beside the usual tools.",
+        "completion": "Print the completion script of bash, zsh or fish.",
+    },
+}
+EPILOG = """
+\b
+Environment:
+  ALPHAFUSE_ROOT       --root, wherever a command works in a dataset root.
+  ALPHAFUSE_FIT_SEEDS  --seeds of fit; so every option has its variable, named
+                       ALPHAFUSE_<COMMAND>_<OPTION>. The command line goes first.
+  HF_HOME              Where the hub's models are kept.
+  HF_HUB_OFFLINE=1     Never ask the hub.
+  NO_COLOR=1           No colours; FORCE_COLOR=1: also when piped.
+
+\b
+Exit codes: 0 done, 1 a check found something, 2 a mistake in the command,
+130 interrupted (what was finished is kept). Results go to stdout, the rest to
+stderr; --json prints exactly one document.
+"""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(alphafuse.__version__)
+@click.group(
+    cls=Commands,
+    sections=SECTIONS,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(alphafuse.__version__, message="%(version)s")
 def cli() -> None:
     """How much should each modality weigh when frozen video and audio transformers are fused late?
 
     \b
-    The demo, offline and without any download:
-      alphafuse data demo
+    Example: the demo, offline and without any download
+      alphafuse data demo --root demo
       alphafuse extract --split all --root demo
       alphafuse table1 --root demo
     """
@@ -40,7 +98,7 @@ def main() -> None:
     """Console entry point: runs the command and turns every foreseen error into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="alphafuse", standalone_mode=False)
     except AlphafuseError as error:
         _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -49,19 +107,33 @@ def main() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         help_hint = f" (see `{context.command_path} --help`)" if context else ""
-        _fail(f"{error.format_message()}{help_hint}")
-    except click.Abort:
-        click.echo("alphafuse: interrupted; what was finished is kept, the same command goes on from there", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        _fail(f"{_message(error)}{help_hint}")
+    except (click.Abort, KeyboardInterrupt):
+        _interrupted("; what was finished is kept, the same command goes on from there")
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click's own answer to it would be 1, which means otherwise
+            _no_reader()
+        raise
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output (head, less) is gone
-    except ImportError as error:
-        if not _was_interrupted(error):
-            raise
-        click.echo("alphafuse: interrupted", err=True)  # transformers turns a Ctrl-C while it loads into an ImportError
-        sys.exit(EXIT_INTERRUPTED)
+        _no_reader()
     except OSError as error:
+        if _was_interrupted(error):
+            _interrupted()
         _fail(f"{error.filename or 'disk'}: {error.strerror or error}: check the path, its rights and the free space")
+    except Exception as error:
+        if _was_interrupted(error):
+            _interrupted()  # libraries that are interrupted while they are imported turn it into errors of theirs
+        raise
+
+
+def _message(error: click.ClickException) -> str:
+    """click's message, with ours for an option that doesn't exist, or is missing."""
+    if isinstance(error, click.NoSuchOption):
+        near = f" (did you mean '{error.possibilities[0]}'?)" if error.possibilities else ""
+        return f"unknown option '{error.option_name}'{near}"
+    if isinstance(error, click.MissingParameter) and isinstance(error.param, click.Option):
+        return f"missing option '{error.param.opts[0]}': {(error.param.help or '').removesuffix('.')}"
+    return error.format_message().removesuffix(".")
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
@@ -71,31 +143,56 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _fail(message: str) -> None:
-    click.echo(f"alphafuse: {' '.join(message.split())}", err=True)
+def _interrupted(more: str = "") -> NoReturn:
+    print_error(f"interrupted{more}")
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _no_reader() -> NoReturn:
+    """End quietly when head, less or the like has read enough: what Python still wants to write goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    sys.exit(EXIT_NO_READER)
+
+
+def _fail(message: str) -> NoReturn:
+    print_error(message)
     sys.exit(EXIT_MISTAKE)
 
 
 def _terminate(number: int, frame: object) -> None:
-    click.echo("alphafuse: terminated; what was finished is kept, the same command goes on from there", err=True)
+    print_error("terminated; what was finished is kept, the same command goes on from there")
     sys.exit(EXIT_TERMINATED)
 
 
-for _command in (
-    cli_data.data,
-    cli_extract.extract,
-    cli_extract.convert,
-    cli_extract.store,
-    cli_heads.fit,
-    cli_heads.table1,
-    cli_heads.sweep,
-    cli_heads.compare,
-    cli_heads.evaluate,
-    cli_predict.predict,
-    cli_predict.export,
-    cli_report.report,
-    cli_bench.bench,
-    cli_manners.doctor,
-    cli_manners.completion,
-):
+def _name_variables() -> None:
+    """Give every option its environment variable, named as the option is (click would name it after its parameter)."""
+    for path, command in walk(cli):
+        command.context_class = Context
+        for option in command.params:
+            if isinstance(option, click.Option) and option.envvar is None and path:
+                flag = max(option.opts, key=len).removeprefix("--")
+                option.envvar = "_".join(("alphafuse", *path, flag)).replace("-", "_").upper()
+
+
+if _cannot_load is None:
+    for _command in (
+        cli_data.data,
+        cli_extract.extract,
+        cli_extract.convert,
+        cli_extract.store,
+        cli_heads.fit,
+        cli_heads.table1,
+        cli_heads.sweep,
+        cli_heads.compare,
+        cli_heads.evaluate,
+        cli_predict.predict,
+        cli_predict.export,
+        cli_report.report,
+        cli_bench.bench,
+    ):
+        cli.add_command(_command)
+else:
+    cli.broken = f"this command can't be loaded ({_cannot_load}): `alphafuse doctor` says what is missing or broken"
+for _command in (cli_manners.doctor, cli_manners.completion):
     cli.add_command(_command)
+_name_variables()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from .cli_common import json_option, print_json
+from .cli_common import EXTRACT_PARTS, HEADS_PARTS, Commands, json_option, one_of, print_json, print_text
 
 if TYPE_CHECKING:
     from alphafuse.data.measuring import Bench
@@ -21,14 +21,33 @@ repeats_option = click.option(
 quick_option = click.option("--quick", is_flag=True, help="Small sizes, only to see that it works.")
 
 
-@click.group()
+@click.group(
+    cls=Commands,
+    sections={
+        "Commands": {
+            "extract": "Decoding against torchcodec, models against HuggingFace.",
+            "heads": "Training heads against a plain PyTorch loop, scikit-learn.",
+        }
+    },
+)
 def bench() -> None:
-    """Measure how fast alphafuse is on this machine, beside what one would use instead."""
+    """Measure how fast alphafuse is on this machine, beside what one would use instead.
+
+    \b
+    Example:
+      alphafuse bench heads --part table1 --quick
+    """
 
 
 @bench.command("extract")
 @click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with clips of yours.")
-@click.option("--part", "parts", multiple=True, help="decode, models, overlap, memory. [default: all]")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    shell_complete=one_of(*EXTRACT_PARTS),
+    help=f"{', '.join(EXTRACT_PARTS)}; may be repeated. [default: all]",
+)
 @repeats_option
 @quick_option
 @json_option
@@ -47,7 +66,13 @@ def bench_extract(clips: Path, parts: tuple[str, ...], repeats: int, quick: bool
 
 
 @bench.command("heads")
-@click.option("--part", "parts", multiple=True, help="table1, start, stacks, vggsound, scaling, stream. [default: all]")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    shell_complete=one_of(*HEADS_PARTS),
+    help=f"{', '.join(HEADS_PARTS)}; may be repeated. [default: all]",
+)
 @repeats_option
 @quick_option
 @json_option
@@ -83,4 +108,4 @@ def _print_bench(found: Bench, *, as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(format_bench(found), nl=False)
+    print_text(format_bench(found))

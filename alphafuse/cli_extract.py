@@ -13,16 +13,30 @@ from tqdm import tqdm
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import one_line
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.store import MODALITIES
 from alphafuse.errors import DatasetError, unknown
 
-from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
+from .cli_common import (
+    DEVICES,
+    EXIT_FOUND,
+    MODALITIES,
+    PRECISIONS,
+    PROTOCOLS,
+    Commands,
+    json_option,
+    one_of,
+    print_json,
+    root_option,
+    store_folders,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from alphafuse.extract.checkpoints import ConversionReport
 
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, shell_complete=one_of(*DEVICES), help="auto, cpu, cuda or cuda:N."
+)
 
 
 class _ExtractBar:
@@ -44,7 +58,7 @@ class _ExtractBar:
 
 
 @click.command()
-@click.option("--split", required=True, help="train, val, test or all.")
+@click.option("--split", required=True, shell_complete=one_of(*SPLITS, "all"), help="train, val, test or all.")
 @root_option
 @click.option("--timesformer", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
 @click.option("--ast", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
@@ -54,11 +68,16 @@ class _ExtractBar:
     multiple=True,
     default=MODALITIES,
     show_default=True,
+    shell_complete=one_of(*MODALITIES),
     help="Run only this backbone; the store keeps what it has of the other.",
 )
-@click.option("--protocol", help="Preprocessing. [default: the root's]")
+@click.option(
+    "--protocol", shell_complete=one_of(*PROTOCOLS), help="Preprocessing: standard or notebook. [default: the root's]"
+)
 @device_option
-@click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
+@click.option(
+    "--precision", default="fp32", show_default=True, shell_complete=one_of(*PRECISIONS), help="fp32 or bf16."
+)
 @click.option("--compile", is_flag=True, help="Have torch.compile write the models' kernels (minutes at the start).")
 @click.option(
     "--batch-size",
@@ -125,9 +144,14 @@ def extract(split: str, root: Path, dry_run: bool, as_json: bool, **arguments: A
         click.echo(report.format_report(found), nl=False)
 
 
-@click.group()
+@click.group(cls=Commands)
 def convert() -> None:
-    """Turn original checkpoints into HuggingFace folders that extract takes."""
+    """Turn original checkpoints into HuggingFace folders that extract takes.
+
+    \b
+    Example:
+      alphafuse convert ast audioset_10_10_0.4593.pth ast-audioset
+    """
 
 
 @convert.command("timesformer")
@@ -137,7 +161,11 @@ def convert() -> None:
 @click.option("--frames", type=int, help="Frames that the original is built for. [default: from the tensors]")
 @click.option("--fed-image-size", type=int, help="Pixels that it is then fed. [default: as built]")
 @click.option("--fed-frames", type=int, help="Frames that it is then fed. [default: as built]")
-@click.option("--attention-type", help="divided_space_time, joint_space_time, space_only. [default: from the tensors]")
+@click.option(
+    "--attention-type",
+    shell_complete=one_of("divided_space_time", "joint_space_time", "space_only"),
+    help="divided_space_time, joint_space_time, space_only. [default: from the tensors]",
+)
 @json_option
 def convert_timesformer(as_json: bool, **arguments: Any) -> None:
     """Convert a .pyth file of facebookresearch/TimeSformer.
@@ -180,12 +208,27 @@ def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
         click.echo(str(report))
 
 
-@click.group()
+@click.group(
+    cls=Commands,
+    sections={
+        "Commands": {
+            "info": "Counts, settings and failures of a store.",
+            "verify": "Check every shard; compare settings; extract some anew.",
+            "pack": "Merge all shards into one.",
+            "export": "Write all embeddings as .npz or .parquet.",
+        }
+    },
+)
 def store() -> None:
-    """Look into embedding stores, check them, merge their shards, export them."""
+    """Look into embedding stores, check them, merge their shards, export them.
+
+    \b
+    Example:
+      alphafuse store info demo/stores/train
+    """
 
 
-store_argument = click.argument("folder", type=click.Path(path_type=Path))
+store_argument = click.argument("folder", type=click.Path(path_type=Path), shell_complete=store_folders)
 
 
 @store.command("info")

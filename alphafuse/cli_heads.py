@@ -12,7 +12,26 @@ from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 
-from .cli_common import json_option, print_json, root_option
+from .cli_common import (
+    ABSENT,
+    ALPHA_TRANSFORMS,
+    CLASS_WEIGHTS,
+    DEVICES,
+    FUSIONS,
+    MODALITIES,
+    NORMALIZATIONS,
+    SCHEDULES,
+    SPLITS,
+    TRANSFORMS,
+    json_option,
+    one_of,
+    print_json,
+    print_text,
+    root_option,
+    roots,
+    run_folders,
+    some_of,
+)
 
 if TYPE_CHECKING:
     from alphafuse.heads.settings import TrainSettings
@@ -28,12 +47,19 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             "--schedule",
             default="constant",
             show_default=True,
+            shell_complete=one_of(*SCHEDULES),
             help="Of the learning rate: constant, cosine, or two-phase (as many epochs again at a tenth).",
         ),
         click.option("--weight-decay", default=0.0, show_default=True, help="Adam's L2 term."),
         click.option("--label-smoothing", default=0.0, show_default=True, help="Share of the target for all classes."),
         click.option("--mixup", default=0.0, show_default=True, help="Mix embeddings: a of Beta(a, a); 0 = off."),
-        click.option("--class-weights", default="none", show_default=True, help="none or balanced."),
+        click.option(
+            "--class-weights",
+            default="none",
+            show_default=True,
+            shell_complete=one_of(*CLASS_WEIGHTS),
+            help="none or balanced.",
+        ),
         click.option(
             "--patience", type=int, help="Stop early: epochs without a better validation loss. [default: off]"
         ),
@@ -44,10 +70,23 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             "--normalize",
             default="none",
             show_default=True,
+            shell_complete=one_of(*NORMALIZATIONS),
             help="Each modality after its transform: none, zscore or l2. Scalar alphas change nothing then.",
         ),
-        click.option("--absent", default="drop", show_default=True, help="Clips that lack a modality: drop or zeros."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option(
+            "--absent",
+            default="drop",
+            show_default=True,
+            shell_complete=one_of(*ABSENT),
+            help="Clips that lack a modality: drop or zeros.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            shell_complete=one_of(*DEVICES),
+            help="auto, cpu or cuda.",
+        ),
         click.option(
             "--memory-gb", type=float, help="For features; a larger split is streamed. [default: half of free]"
         ),
@@ -97,11 +136,33 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 @click.command()
-@click.option("--transform", default="none", show_default=True, help="none, sqrt, signed-sqrt, pos-scalar, ...")
-@click.option("--on", help="timesformer, ast or both: what the transform is applied to.")
+@click.option(
+    "--transform",
+    default="none",
+    show_default=True,
+    shell_complete=one_of(*TRANSFORMS),
+    help=f"One of {', '.join(TRANSFORMS)}.",
+)
+@click.option(
+    "--on",
+    shell_complete=one_of(*MODALITIES, "both"),
+    help="timesformer, ast or both: what the transform is applied to.",
+)
 @click.option("--alpha", type=float, help="For scale and power; optional for tanh and learned.")
-@click.option("--fusion", default="concat", show_default=True, help="concat, add, matrix, gate or attention.")
-@click.option("--modalities", default="timesformer,ast", show_default=True, help="What the head reads: both, or one.")
+@click.option(
+    "--fusion",
+    default="concat",
+    show_default=True,
+    shell_complete=one_of(*FUSIONS),
+    help="concat, add, matrix, gate or attention.",
+)
+@click.option(
+    "--modalities",
+    default="timesformer,ast",
+    show_default=True,
+    shell_complete=some_of(*MODALITIES),
+    help="What the head reads: both, or one.",
+)
 @seeds_options(1)
 @click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
 @training_options
@@ -150,7 +211,7 @@ def fit(
         splits = {split: figures.to_json() for split, figures in result.splits.items()}
         print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
         return
-    click.echo(format_run(result), nl=False)
+    print_text(format_run(result))
 
 
 @click.command()
@@ -180,14 +241,25 @@ def table1(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_
     if as_json:
         print_json(to_json(table))
         return
-    click.echo(format_text(table), nl=False)
-    click.echo(f"\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+    print_text(f"{format_text(table)}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
 
 
 @click.command()
-@click.option("--on", default="ast", show_default=True, help="timesformer, ast, both; several: timesformer,ast.")
+@click.option(
+    "--on",
+    default="ast",
+    show_default=True,
+    shell_complete=some_of(*MODALITIES, "both"),
+    help="timesformer, ast, both; several: timesformer,ast.",
+)
 @click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")
-@click.option("--transform", default="scale", show_default=True, help="scale, or another that takes an alpha (power).")
+@click.option(
+    "--transform",
+    default="scale",
+    show_default=True,
+    shell_complete=one_of(*ALPHA_TRANSFORMS),
+    help="scale, or another that takes an alpha, such as power.",
+)
 @seeds_options(5)
 @click.option("--run", help="Name of the run. [default: sweep-ON]")
 @click.option(
@@ -240,8 +312,7 @@ def sweep(
     if as_json:
         print_json(to_json(found))
         return
-    click.echo(format_text(found), nl=False)
-    click.echo(f"\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
+    print_text(f"{format_text(found)}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
 
 
 @click.command()
@@ -269,16 +340,25 @@ def compare(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as
     if as_json:
         print_json(to_json(table))
         return
-    click.echo(format_text(table), nl=False)
-    click.echo(f"\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+    print_text(f"{format_text(table)}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", default="test", show_default=True, help="train, val or test.")
-@click.option("--against", type=click.Path(path_type=Path), help="Another run: paired test on the same clips.")
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
+@click.option("--split", default="test", show_default=True, shell_complete=one_of(*SPLITS), help="train, val or test.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    shell_complete=run_folders,
+    help="Another run: paired test on the same clips.",
+)
 @click.option("--vggsounder", is_flag=True, help="Also VGGSounder's multi-label scores (needs that package).")
-@click.option("--root", type=click.Path(path_type=Path), help="Dataset root. [default: the one the run lies in]")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    shell_complete=roots,
+    help="Dataset root. [default: the one the run lies in]",
+)
 @json_option
 def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, as_json: bool) -> None:
     """Every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
@@ -297,5 +377,4 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
     if as_json:
         print_json(to_json(found))
         return
-    click.echo(format_text(found), nl=False)
-    click.echo(f"\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")
+    print_text(f"{format_text(found)}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")

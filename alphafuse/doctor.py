@@ -444,7 +444,7 @@ def _locks(place: Path, *, is_root: bool) -> Finding:
         status: Status = "problem" if is_root else "note"
         line = f"can't write at {place.resolve()}: {' '.join(str(reason).split())}"
         return _finding("disk", "writing", status, line, mend=f"chmod u+rwx {place.resolve()}" if is_root else "")
-    facts = {"locks": locks, "write_milliseconds": round(milliseconds, 2)}
+    facts: dict[str, Any] = {"locks": locks, "write_milliseconds": round(milliseconds, 2)}
     if not locks:
         line = "no file locks here: run one extraction at a time, two would do the same clips twice"
         return _finding("disk", "writing", "note", line, **facts)
@@ -481,7 +481,7 @@ def _hub(*, offline: bool) -> list[Finding]:
     began = time.monotonic()
     proxied = bool(urllib.request.getproxies())
     reachable = _asked_through_proxy(endpoint) if proxied else hub_reachable()
-    facts = {"endpoint": endpoint, "reachable": reachable}
+    facts: dict[str, Any] = {"endpoint": endpoint, "reachable": reachable}
     if reachable:
         line = f"{endpoint} answers in {1000 * (time.monotonic() - began):.0f} ms"
         return [_finding("weights", "hub", "ok", line, **facts)]
@@ -533,7 +533,7 @@ def _backbone(title: str, modality: str, name: str, *, reachable: bool, needed: 
 
     lacking: Status = "problem" if needed else "note"
     mend = f"alphafuse convert {modality} FILE OUT"
-    facts = {"modality": modality, "backbone": name, "file": ""}
+    facts: dict[str, Any] = {"modality": modality, "backbone": name, "file": ""}
     try:
         source = locate(modality, name)
     except BackboneError as error:

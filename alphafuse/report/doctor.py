@@ -21,7 +21,7 @@ def format_examination(
         columns: width to wrap to.
         paint: (text, "heading" | "ok" | "note" | "problem" | "command") -> the text in that colour.
     """
-    lines = []
+    lines: list[str] = []
     section = ""
     for finding in found.findings:
         if finding.section != section:

@@ -1,0 +1,20 @@
+"""`python -m alphafuse`, and what the installed command calls: a Ctrl-C ends it in one line from the first moment."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from alphafuse.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("alphafuse: interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
