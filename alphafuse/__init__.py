@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.table1 import Table1, table1
     from alphafuse.heads.training import train_heads
+    from alphafuse.report.page import write_report
     from alphafuse.predict import AlphaFuse, Explanation, Prediction, find_clips
     from alphafuse.report.compare import write_compare
     from alphafuse.report.evaluation import write_evaluation
@@ -93,6 +94,7 @@ _HOMES = {
     "alphafuse.heads.sweep": ("Sweep", "parse_alphas", "sweep"),
     "alphafuse.heads.table1": ("Table1", "table1"),
     "alphafuse.heads.training": ("train_heads",),
+    "alphafuse.report.page": ("write_report",),
     "alphafuse.predict": ("AlphaFuse", "Explanation", "Prediction", "find_clips"),
     "alphafuse.report.compare": ("write_compare",),
     "alphafuse.report.evaluation": ("write_evaluation",),
@@ -144,8 +146,8 @@ __all__ = [
     "evaluate_probabilities",
     "export_run",
     "extract_embeddings",
-    "find_clips",
     "files_without_audio",
+    "find_clips",
     "fit",
     "fold_datasets",
     "import_folder",

@@ -44,6 +44,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def points(share: float) -> str:
+    """A difference of shares in points, with its sign: -0.0312 -> "\u22123.1" (a true minus, for pages)."""
+    return f"{100 * share:+.1f}".replace("-", "\u2212")
+
+
 def percent_range(interval: Interval, *, sign: str = "") -> str:
     """An interval of shares in percent: "78.0..88.4", with sign="+" "-3.1..+1.2"."""
     return f"{100 * interval.low:{sign}.1f}..{100 * interval.high:{sign}.1f}"

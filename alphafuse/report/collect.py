@@ -1,0 +1,325 @@
+"""A root's runs -> what the report shows (`contents`): which runs there are, and what their own files say.
+
+What heads must be asked for (votes, confusion, gains per class) is `votes`' work. Nothing is chosen by test figures.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from alphafuse.data.audit import audit
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.demo import DEMO_NAME
+from alphafuse.data.files import iterate_csv, one_line, read_json
+from alphafuse.data.manifest import SPLITS
+from alphafuse.errors import AlphafuseError, ExperimentError
+from alphafuse.heads.experiments import BASELINE, Experiment
+from alphafuse.heads.settings import TrainSettings
+from alphafuse.heads.table1 import FIGURE3, paper_results
+
+from .contents import (
+    Ablation,
+    Absent,
+    AlphaCurves,
+    Bar,
+    LossCurves,
+    Measure,
+    Report,
+    Run,
+    Table,
+    Votes,
+    ceiling_from_json,
+    role_of,
+)
+from .text import p_value, points
+
+KINDS = ("fit", "table1", "sweep", "compare")
+OUTLINE = ("baseline", "alone", "fusion")  # groups of `compare` that the ablation shows; the others are its own table
+DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # what a damaged run's files raise
+
+T = TypeVar("T")
+
+
+def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The chosen run folders, or all of the root's; and why others were left out.
+
+    Raises:
+        ExperimentError: a chosen folder is no run (one found by itself is left out, with a line).
+    """
+    if chosen:
+        return [_read_run(Path(folder), dataset.root) for folder in chosen], []
+    runs, left_out = [], []
+    for folder in sorted((dataset.root / "runs").glob("*/")):
+        if folder.name.startswith("."):  # being written
+            continue
+        try:
+            runs.append(_read_run(folder, dataset.root))
+        except ExperimentError as error:
+            left_out.append(str(error))
+    return runs, left_out
+
+
+def _read_run(folder: Path, root: Path) -> Run:
+    if not (folder / "config.json").is_file():
+        raise ExperimentError(
+            f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep or compare "
+            "wrote, <root>/runs/<name>"
+        )
+    try:
+        config = read_json(folder / "config.json")
+        if config.get("kind") not in KINDS:
+            raise ValueError(f"its kind is {one_line(config.get('kind'), 40)!r}, not one of {', '.join(KINDS)}")
+        for name in ("seeds", "settings", "embeddings", "dataset"):
+            config[name]  # a run without them is none
+        return Run(folder, config["kind"], config, _command(config, folder.name, root))
+    except DAMAGED as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise ExperimentError(f"{one_line(folder)} can't be used as a run: {reason}: make it again") from None
+
+
+def _command(config: Mapping[str, Any], name: str, root: Path) -> str:
+    """What makes a run again: a line for the shell, or of Python where the command line can't say it."""
+    kind, seeds = config["kind"], [int(seed) for seed in config["seeds"]]
+    settings = TrainSettings.from_json(config["settings"])
+    words = ["alphafuse", kind]
+    if kind == "fit":
+        experiment = Experiment(**config["experiment"])
+        if experiment.rates or experiment.auxiliary or experiment.normalize:
+            call = f"alphafuse.fit(alphafuse.Dataset.open({str(root)!r}), alphafuse.{experiment!r}, "
+            more = f"seeds={len(seeds)}, first_seed={seeds[0]}, settings=alphafuse.{settings!r}, run={name!r})"
+            return call + more
+        words += _experiment_options(experiment)
+    elif kind == "sweep":
+        sweep = config["sweep"]
+        alphas = ",".join(f"{alpha:g}" for alpha in sweep["alphas"])
+        words += ["--on", ",".join(sweep["on"]), f"--alpha={alphas}"]  # with "=", for -1 would look like an option
+        words += [] if sweep["transform"] == "scale" else ["--transform", sweep["transform"]]
+    words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
+    words += _training_options(settings)
+    if kind in ("fit", "sweep"):
+        words += ["--run", name]
+    return shlex.join([*words, "--root", str(root)])
+
+
+def _experiment_options(experiment: Experiment) -> list[str]:
+    words = []
+    if experiment.transform != "none":
+        words += ["--transform", experiment.transform, "--on", str(experiment.on)]
+    if experiment.alpha is not None:
+        words.append(f"--alpha={experiment.alpha:g}")
+    if experiment.fusion != BASELINE.fusion:
+        words += ["--fusion", experiment.fusion]
+    if experiment.modalities != BASELINE.modalities:
+        words += ["--modalities", ",".join(experiment.modalities)]
+    return words
+
+
+def _training_options(settings: TrainSettings) -> list[str]:
+    """The options of those settings that aren't the defaults."""
+    words = []
+    given, usual = settings.to_json(), TrainSettings().to_json()
+    for name, value in given.items():
+        if value != usual[name]:
+            text = ",".join(map(str, value)) or "linear" if isinstance(value, list) else f"{value}"
+            words += [f"--{name.replace('_', '-')}", text]
+    return words
+
+
+def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], votes: Votes | Absent) -> Report:
+    """Everything on the page, with `votes` from `votes.ask_heads` and no explorer yet."""
+    problems = list(left_out)
+    tables = _of_kind(runs, "table1", _table, problems)
+    sweeps = _of_kind(runs, "sweep", _sweep, problems)
+    root = dataset.root
+    no_table = Absent("No run of table 1 here", f"alphafuse table1 --root {shlex.quote(str(root))}")
+    return Report(
+        root=root,
+        name=dataset.name,
+        is_demo=dataset.name == DEMO_NAME,
+        classes=len(dataset.classes),
+        clips={split: len(dataset.manifest.of_split(split)) for split in SPLITS},
+        facts=tuple(_facts(dataset)),
+        extract_command=f"alphafuse extract --split all --root {shlex.quote(str(root))}",
+        audit=audit(dataset),
+        runs=tuple(runs),
+        left_out=tuple(problems),
+        table=tables[0] if tables else no_table,
+        losses=_losses(runs, votes, no_table, problems),
+        sweeps=tuple(sweeps),
+        ablation=_ablation(runs, tables, votes, problems, root),
+        votes=votes,
+        explorer=Absent("No heads to explore", f"alphafuse table1 --root {shlex.quote(str(root))}"),
+    )
+
+
+def _of_kind(runs: Sequence[Run], kind: str, read: Callable[[Run], T], problems: list[str]) -> list[T]:
+    """What `read` makes of the runs of a kind; a damaged one is left out with a line."""
+    found = []
+    for run in runs:
+        if run.kind == kind:
+            try:
+                found.append(read(run))
+            except DAMAGED as error:
+                problems.append(f"{one_line(run.folder)} is damaged ({one_line(error)}): make it again: {run.command}")
+    return found
+
+
+def _table(run: Run) -> Table:
+    return Table.from_json(run, read_json(run.folder / "table1.json"))
+
+
+def _sweep(run: Run) -> AlphaCurves:
+    return AlphaCurves.from_json(read_json(run.folder / "sweep.json"), run)
+
+
+def _losses(runs: Sequence[Run], votes: Votes | Absent, no_table: Absent, problems: list[str]) -> LossCurves | Absent:
+    """Experiment 2's of table 1 beside the paper's figure 3; without table 1, the fused run's own."""
+    curves = _of_kind(runs, "table1", _figure3, problems)
+    if not curves and isinstance(votes, Votes) and votes.fused.run.kind == "fit":
+        curves = _of_kind([votes.fused.run], "fit", _own_losses, problems)
+    return curves[0] if curves else no_table
+
+
+def _figure3(run: Run) -> LossCurves:
+    train, val = read_history(run.folder / "history.csv", FIGURE3.name)
+    paper = paper_results()[FIGURE3]
+    name = str(run.config["dataset"]["name"])
+    title = f"Experiment {paper.experiment}: {FIGURE3.title}"
+    return LossCurves(title, name, train, val, np.array(paper.train_loss), np.array(paper.val_loss), run)
+
+
+def _own_losses(run: Run) -> LossCurves:
+    train, val = read_history(run.folder / "history.csv")
+    experiment = Experiment(**run.config["experiment"])
+    return LossCurves(experiment.title, str(run.config["dataset"]["name"]), train, val, run=run)
+
+
+def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Train and validation loss, each (seeds, epochs), from a history.csv, in one of several experiments of this name.
+
+    Seeds that stopped early end in NaN.
+    """
+    rows = iterate_csv(path)
+    header = next(rows)[1]
+    columns = [header.index(name) for name in ("seed", "epoch", "train_loss", "val_loss")]
+    which = header.index("experiment") if experiment else -1
+    losses: dict[int, list[tuple[float, float]]] = {}
+    for _, row in rows:
+        if which < 0 or row[which] == experiment:
+            seed, _, train, val = (row[column] for column in columns)
+            losses.setdefault(int(seed), []).append((float(train), float(val)))
+    if not losses:
+        raise ValueError(f"{path.name} has no line of {experiment or 'any epoch'}")
+    both = np.full((len(losses), max(map(len, losses.values())), 2), np.nan)
+    for position, pairs in enumerate(losses.values()):
+        both[position, : len(pairs)] = pairs
+    return both[..., 0], both[..., 1]
+
+
+def _ablation(
+    runs: Sequence[Run], tables: Sequence[Table], votes: Votes | Absent, problems: list[str], root: Path
+) -> Ablation | Absent:
+    """Bars of `compare` where it is there, else of table 1; then those of single runs that they lack."""
+    bars: list[Bar] = []
+    used: list[Run] = []
+    ceilings = []
+    note = ""
+    for run, content in _of_kind(runs, "compare", lambda run: (run, read_json(run.folder / "compare.json")), problems):
+        compared = [row for row in content["rows"] if row["group"] in OUTLINE]
+        bars += [_compare_bar(row) for row in compared]
+        used.append(run)
+        ceilings.append(ceiling_from_json(content))
+        gain = content["gain_over_better_modality"]
+        low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
+        better = str(gain["modality"]).removesuffix(" only")
+        note = (
+            f"Fusing gains {points(float(gain['difference']))} points ({low} to {high}) over the better modality by "
+            f"validation, {better} (p {p_value(float(gain['p_value']))}, {gain['method']})."
+        )
+        break
+    for table in tables[:1] if not bars else ():
+        chosen = [row for row in table.rows if not row.paper]
+        bars += [
+            Bar("table 1", row.title, row.role, row.test, row.difference, row.p_value, is_plain=True) for row in chosen
+        ]
+        used.append(table.run)
+        ceilings.append(table.ceiling)
+    shown = {bar.title for bar in bars}
+    has_plain = any(bar.is_plain and bar.role == "fused" for bar in bars)
+    for bar, run, ceiling in _of_kind(runs, "fit", _fit_bar, problems):
+        if bar.title not in shown and not (has_plain and bar.is_plain and bar.role == "fused"):
+            bars.append(bar)
+            used.append(run)
+            ceilings.append(ceiling)
+    if not bars:
+        return Absent(
+            "No fused and single heads to set side by side", f"alphafuse compare --root {shlex.quote(str(root))}"
+        )
+    return Ablation(tuple(bars), tuple(used), ceilings[0], note)
+
+
+def _compare_bar(row: Mapping[str, Any]) -> Bar:
+    against, test = row["against_concat"], row["test"]
+    return Bar(
+        group={"baseline": "fused", "alone": "alone", "fusion": "fused otherwise"}[row["group"]],
+        title=str(row["title"]),
+        role=role_of(row["experiment"]),
+        test=Measure.from_json(test, "top1"),
+        difference=Measure.of_difference(against, int(test["n"])),
+        p_value=against and float(against["p_holm"]),
+        is_plain=row["group"] != "fusion",
+    )
+
+
+def _fit_bar(run: Run) -> tuple[Bar, Run, Any]:
+    metrics = read_json(run.folder / "metrics.json")
+    experiment = Experiment(**run.config["experiment"])
+    title = experiment.title if run.name == experiment.name else f"{experiment.title} (run {run.name})"
+    is_plain = experiment.name in (BASELINE.name, *(f"{modality}-only" for modality in experiment.modalities))
+    test = Measure.from_json(metrics["test"], "top1")
+    bar = Bar("single runs", title, role_of(experiment), test, None, None, is_plain)
+    return bar, run, ceiling_from_json(metrics["test"])
+
+
+def _facts(dataset: Dataset) -> list[tuple[str, str]]:
+    """What is known of the embeddings and the root."""
+    facts = [("dataset", dataset.name)]
+    for name, value in dataset.source.items():
+        if value not in (None, "", {}, []):
+            facts.append((f"source: {name.replace('_', ' ')}", one_line(value)))
+    for split in SPLITS:
+        store = dataset.store(split)
+        try:
+            made, settings = store.provenance(), store.settings()
+        except (AlphafuseError, OSError) as error:
+            facts.append((f"{split} embeddings", one_line(error)))
+            continue
+        if not settings:
+            facts.append((f"{split} embeddings", "none yet"))
+        elif split == "train" or not any(name == "protocol" for name, _ in facts):
+            facts += _embedding_facts(made, settings)
+    return facts
+
+
+def _embedding_facts(made: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    facts = [("protocol", ", ".join(sorted({str(one.get("protocol", "unknown")) for one in settings.values()})))]
+    backbones = made.get("backbones", {})
+    for modality, one in settings.items():
+        backbone = backbones.get(modality, {})
+        parts = [str(backbone.get("name") or "backbone not recorded")]
+        parts += [f"revision {backbone['revision']}"] if backbone.get("revision") else []
+        parts += [f"{key.replace('_', ' ')} {one_line(value, 80)}" for key, value in one.items() if key != "protocol"]
+        facts.append((modality, ", ".join(parts)))
+    rest = {name: value for name, value in made.items() if name != "backbones"}
+    return facts + [(f"extracted with: {name.replace('_', ' ')}", _flat(value)) for name, value in rest.items()]
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items())
+    return one_line(value)

@@ -1,0 +1,502 @@
+"""What the report shows, as data: read from the runs' own files, drawn by `figures`, written out by `page`.
+
+Shares (accuracies, gains) are in [-1, 1], losses in nats. Where a section has nothing to show, an `Absent` stands in
+its place: one line that says why, and which command adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from alphafuse.data.audit import AuditReport
+from alphafuse.data.splits import Ceiling
+from alphafuse.heads.experiments import Experiment
+from alphafuse.heads.statistics import Estimate, Interval, wilson_interval
+
+Role = Literal["fused", "timesformer", "ast"]
+ROLES: tuple[Role, ...] = ("fused", "timesformer", "ast")
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A section without data: the line that stands in its place, and the command that adds it (or "")."""
+
+    line: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: where it is.
+        kind: "fit", "table1", "sweep" or "compare".
+        config: its config.json.
+        command: the command that makes it again.
+    """
+
+    folder: Path
+    kind: str
+    config: Mapping[str, Any]
+    command: str
+
+    def __repr__(self) -> str:
+        return f"Run({self.kind}, {str(self.folder)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def written(self) -> str:
+        """When its config.json was written, in UTC: "2026-11-24 23:31"."""
+        seconds = (self.folder / "config.json").stat().st_mtime
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of its heads."""
+        return tuple(self.config["seeds"])
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure with its 95% interval, the method that made the interval, and the clips that it is of."""
+
+    mean: float
+    low: float
+    high: float
+    method: str
+    n: int
+
+    @classmethod
+    def of(cls, estimate: Estimate | None, n: int) -> Measure | None:
+        """From an `Estimate`; None stays None."""
+        if estimate is None:
+            return None
+        return cls(estimate.mean, estimate.interval.low, estimate.interval.high, estimate.interval.method, n)
+
+    @classmethod
+    def between(cls, mean: float, interval: Interval, n: int) -> Measure:
+        """From a mean and its interval."""
+        return cls(mean, interval.low, interval.high, interval.method, n)
+
+    @classmethod
+    def from_json(cls, split: Mapping[str, Any], name: str) -> Measure:
+        """From what a run's json holds of a split: `name` is "top1", "loss", ..."""
+        return cls(float(split[name]["mean"]), *_ends(split[name]["interval"]), int(split["n"]))
+
+    @classmethod
+    def of_difference(cls, against: Mapping[str, Any] | None, n: int) -> Measure | None:
+        """From what a run's json holds of a comparison; None for the row that the others are compared with."""
+        return against and cls(float(against["difference"]), *_ends(against["interval"]), n)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there was anything to resample."""
+        return not self.method.startswith("none")
+
+
+def _ends(interval: Mapping[str, Any]) -> tuple[float, float, str]:
+    return float(interval["low"]), float(interval["high"]), str(interval["method"])
+
+
+def ceiling_from_json(split: Mapping[str, Any]) -> Ceiling:
+    """The reachable ceiling that a run's json holds."""
+    found = split["reachable_ceiling"]
+    return Ceiling(int(found["reachable"]), int(found["clips"]))
+
+
+def role_of(experiment: Mapping[str, Any] | Experiment | None) -> Role:
+    """Whose head it is: one modality's, or fused (late fusion has no experiment)."""
+    if experiment is None:
+        return "fused"
+    modalities = experiment.modalities if isinstance(experiment, Experiment) else tuple(experiment["modalities"])
+    return "fused" if len(modalities) > 1 else modalities[0]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """What the paper reports of an experiment, and Wilson's interval of its notebook's correct test clips."""
+
+    experiment: int
+    accuracy: float
+    loss: float
+    correct: int
+    clips: int
+
+    @property
+    def measure(self) -> Measure:
+        """The notebook's accuracy: correct of so few clips."""
+        return Measure.between(self.correct / self.clips, wilson_interval(self.correct, self.clips), self.clips)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of table 1; `difference` (from the untransformed row) and its Holm-corrected p are None for that row."""
+
+    title: str
+    role: Role
+    val: Measure
+    test: Measure
+    loss: Measure
+    difference: Measure | None
+    p_value: float | None
+    paper: PaperFigures | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table 1: see `alphafuse.heads.table1.Table1`."""
+
+    run: Run
+    rows: tuple[TableRow, ...]
+    ceiling: Ceiling
+    verdict: str
+    is_demo: bool
+    is_paper_split: bool
+    resolvable_gap: float
+    source_videos: int
+    p_method: str
+
+    @classmethod
+    def from_json(cls, run: Run, content: Mapping[str, Any]) -> Table:
+        """From table1.json."""
+        rows = tuple(_table_row(row) for row in content["rows"])
+        compared = [row["against_baseline"] for row in content["rows"] if row["against_baseline"]]
+        return cls(
+            run=run,
+            rows=rows,
+            ceiling=ceiling_from_json(content),
+            verdict=str(content["verdict"]),
+            is_demo=bool(content["is_demo"]),
+            is_paper_split=bool(content["is_paper_split"]),
+            resolvable_gap=float(content["smallest_resolvable_gap"]),
+            source_videos=int(content["rows"][0]["test"]["source_videos"]),
+            p_method=str(compared[0]["method"]) if compared else "",
+        )
+
+
+def _table_row(row: Mapping[str, Any]) -> TableRow:
+    against, paper, test = row["against_baseline"], row["paper"], row["test"]
+    return TableRow(
+        title=str(row["experiment"]["title"]),
+        role=role_of(row["experiment"]),
+        val=Measure.from_json(row["val"], "top1"),
+        test=Measure.from_json(test, "top1"),
+        loss=Measure.from_json(test, "loss"),
+        difference=Measure.of_difference(against, int(test["n"])),
+        p_value=against and float(against["p_holm"]),
+        paper=paper
+        and PaperFigures(
+            experiment=int(paper["experiment"]),
+            accuracy=float(paper["accuracy"]),
+            loss=float(paper["loss"]),
+            correct=int(paper["notebook_correct"]),
+            clips=int(paper["notebook_clips"]),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class LossCurves:
+    """Losses per epoch.
+
+    Attributes:
+        title: of the experiment.
+        name: of our side.
+        train, val: (seeds, epochs) float64.
+        paper_train, paper_val: (epochs,), or None where the paper has no such curve.
+        run: where ours come from; None while that is being written.
+    """
+
+    title: str
+    name: str
+    train: np.ndarray
+    val: np.ndarray
+    paper_train: np.ndarray | None = None
+    paper_val: np.ndarray | None = None
+    run: Run | None = None
+
+    def __repr__(self) -> str:
+        return f"LossCurves({self.title!r}, seeds x epochs {self.train.shape})"
+
+
+@dataclass(frozen=True)
+class AlphaPoint:
+    """One alpha of a sweep, on validation clips."""
+
+    alpha: float
+    top1: Measure
+    loss: Measure
+
+
+@dataclass(frozen=True)
+class ChosenAlpha:
+    """The alpha that validation chose, on test clips: its scores, and its difference from the untransformed heads."""
+
+    alpha: float
+    top1: Measure
+    loss: Measure
+    difference: Measure
+    p_value: float
+
+
+@dataclass(frozen=True)
+class AlphaCurves:
+    """A sweep: see `alphafuse.heads.sweep.Sweep`.
+
+    Attributes:
+        curves, chosen: "timesformer", "ast" or "both" -> points in order of alpha, and the chosen one.
+        untransformed: split -> "top1" and "loss" of the untransformed heads.
+        ceilings: split -> ceiling.
+        run: where it comes from; None while that is being written.
+    """
+
+    dataset: str
+    transform: str
+    seeds: int
+    curves: Mapping[str, tuple[AlphaPoint, ...]]
+    chosen: Mapping[str, ChosenAlpha]
+    untransformed: Mapping[str, Mapping[str, Measure]]
+    ceilings: Mapping[str, Ceiling]
+    resolvable_gap: float
+    run: Run | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], run: Run | None = None) -> AlphaCurves:
+        """From sweep.json."""
+        return cls(
+            dataset=str(content["dataset"]),
+            transform=str(content["transform"]),
+            seeds=len(content["seeds"]),
+            curves={
+                on: tuple(sorted((_alpha_point(point) for point in points), key=lambda point: point.alpha))
+                for on, points in content["curves"].items()
+            },
+            chosen={on: _chosen(found) for on, found in content["chosen"].items()},
+            untransformed={
+                split: {name: Measure.from_json(found, name) for name in ("top1", "loss")}
+                for split, found in content["baseline"].items()
+            },
+            ceilings={split: ceiling_from_json(found) for split, found in content["baseline"].items()},
+            resolvable_gap=float(content["smallest_resolvable_gap"]),
+            run=run,
+        )
+
+
+def _alpha_point(point: Mapping[str, Any]) -> AlphaPoint:
+    return AlphaPoint(float(point["alpha"]), *(Measure.from_json(point["val"], name) for name in ("top1", "loss")))
+
+
+def _chosen(found: Mapping[str, Any]) -> ChosenAlpha:
+    test, against = found["test"], found["against_baseline"]
+    difference = Measure.of_difference(against, int(test["n"]))
+    assert difference is not None
+    return ChosenAlpha(
+        alpha=float(found["alpha"]),
+        top1=Measure.from_json(test, "top1"),
+        loss=Measure.from_json(test, "loss"),
+        difference=difference,
+        p_value=float(against["p_holm"]),
+    )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one modality as it is."""
+
+    group: str
+    title: str
+    role: Role
+    test: Measure
+    difference: Measure | None
+    p_value: float | None
+    is_plain: bool
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What each part contributes.
+
+    Attributes:
+        bars: accuracies on test clips, in the order of drawing.
+        runs: where they come from.
+        ceiling: of the test split.
+        note: what `compare` says of the gain over the better modality; empty without `compare`.
+    """
+
+    bars: tuple[Bar, ...]
+    runs: tuple[Run, ...]
+    ceiling: Ceiling
+    note: str
+
+
+@dataclass(frozen=True)
+class Voter:
+    """The heads of one side.
+
+    Attributes:
+        role: what they read.
+        title: of their experiment.
+        run: where they come from; path: their own folder.
+        seeds: how many heads.
+        metrics: name -> figure on the test clips that all sides can use; None where it is not defined.
+    """
+
+    role: Role
+    title: str
+    run: Run
+    path: Path
+    seeds: int
+    metrics: Mapping[str, Measure | None]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What fusing gains over one modality alone, in test top-1, with a paired test (Holm-corrected over the two)."""
+
+    over: Role
+    gain: Measure
+    p_value: float
+    method: str
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """One class: recall of the fused heads, of TimeSformer alone, and the difference with its interval."""
+
+    label: str
+    n: int
+    source_videos: int
+    fused: float
+    alone: float
+    gain: Measure
+    is_reachable: bool
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What the fused heads take for what.
+
+    Attributes:
+        labels: the classes that occur among the clips or the predictions, in the order of the dataset.
+        shares: (labels, labels) float64, mean share of the row's clips that are taken for the column's.
+        n: clips of each label.
+        pairs: (label, taken for, mean share, n), the most frequent mistakes first.
+    """
+
+    labels: tuple[str, ...]
+    shares: np.ndarray
+    n: tuple[int, ...]
+    pairs: tuple[tuple[str, str, float, int], ...]
+
+    def __repr__(self) -> str:
+        return f"Confusion({len(self.labels)} labels, {len(self.pairs)} pairs)"
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one side says of a clip: the label of highest mean probability over seeds, and the true label's."""
+
+    label: str
+    probability: float
+    of_truth: float
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class HardClip:
+    """A test clip on which the fused heads' mean loss is high.
+
+    Attributes:
+        loss: mean over seeds, in nats.
+        is_reachable: whether its label occurs in training.
+        votes: side -> vote; a side that can't use the clip is missing.
+        finding: which side misled, in words.
+        thumbnail: data URI of a middle frame, or "" where the file can't be had.
+    """
+
+    clip_id: str
+    label: str
+    loss: float
+    is_reachable: bool
+    votes: Mapping[Role, Vote]
+    finding: str
+    thumbnail: str = ""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What trained heads say of the test clips.
+
+    Attributes:
+        fused: the fused heads; alone: modality -> its own heads (either may be missing).
+        clips, source_videos: of the test clips that all these heads can use; dropped: those that some can't.
+        ceiling: of those clips.
+        contributions: fused against each modality alone.
+        gains: per class, the largest first; empty without TimeSformer's own heads.
+        confusion: of the fused heads.
+        hardest: the hardest first.
+        unreachable: test clips whose label no head has seen.
+    """
+
+    fused: Voter
+    alone: Mapping[Role, Voter]
+    clips: int
+    source_videos: int
+    dropped: int
+    ceiling: Ceiling
+    contributions: tuple[Contribution, ...]
+    gains: tuple[ClassGain, ...]
+    confusion: Confusion
+    hardest: tuple[HardClip, ...]
+    unreachable: int
+
+    @property
+    def voters(self) -> tuple[Voter, ...]:
+        """All sides, the fused first."""
+        return (self.fused, *self.alone.values())
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows, apart from the explorer.
+
+    Attributes:
+        root: as commands name it.
+        name: of the dataset; is_demo: whether it is the generated demo.
+        classes: how many.
+        clips: split -> how many are listed.
+        facts: (what, value) about embeddings: backbones, protocol, versions, the csv that the root was made of.
+        extract_command: what makes the embeddings again.
+        audit: of the splits, without decoding.
+        runs: all that were read.
+        left_out: why a run folder was not used, a line each.
+        explorer: html of the alpha explorer.
+    """
+
+    root: Path
+    name: str
+    is_demo: bool
+    classes: int
+    clips: Mapping[str, int]
+    facts: Sequence[tuple[str, str]]
+    extract_command: str
+    audit: AuditReport
+    runs: tuple[Run, ...]
+    left_out: tuple[str, ...]
+    table: Table | Absent
+    losses: LossCurves | Absent
+    sweeps: tuple[AlphaCurves, ...]
+    ablation: Ablation | Absent
+    votes: Votes | Absent
+    explorer: str | Absent

@@ -1,0 +1,484 @@
+"""The report's figures: data (`contents`) -> matplotlib figures, as files and as SVG inside a page.
+
+All are drawn in `PALETTE`, the page's light theme. `inline_svg` puts the page's css variables in the place of these
+colours, so that the same drawing follows dark and light.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+from xml.etree import ElementTree
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from alphafuse.data.files import one_line, write_atomically
+from alphafuse.data.splits import Ceiling
+from alphafuse.heads.experiments import TITLES
+
+from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow
+from .text import percent
+
+PALETTE = {  # as in page/page.css, light; blue, orange and green of Okabe and Ito (2008), darkened for text
+    "ink": "#1c2127",
+    "muted": "#5c6670",
+    "paper": "#fbfaf7",
+    "line": "#dcd9d2",
+    "sight": "#0868ac",
+    "sound": "#b84a00",
+    "fused": "#00755e",
+}
+COLORS = {"timesformer": PALETTE["sight"], "ast": PALETTE["sound"], "fused": PALETTE["fused"], "both": PALETTE["fused"]}
+MARKERS = {"timesformer": "^", "ast": "s", "fused": "o", "both": "o"}  # shapes too, for those who see no colours
+WIDTH = 7.4  # inches; 710 px in the page
+DPI = 200  # of PNG files
+LONGEST_LABEL = 44  # characters
+PAPER_CEILING = (
+    4 / 18
+)  # of the paper's test clips, these have a label that occurs in its training clips (docs/paper.md)
+ENDS = 20  # classes at either end of the gains
+MOST_CELLS = 40  # classes whose confusions are written out
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["muted"],
+    "axes.edgecolor": PALETTE["line"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": PALETTE["line"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "lines.linewidth": 1.6,
+    "text.color": PALETTE["ink"],
+    "text.parse_math": False,  # labels are anything, "$" included
+    "xtick.color": PALETTE["line"],
+    "ytick.color": PALETTE["line"],
+    "xtick.labelcolor": PALETTE["muted"],
+    "ytick.labelcolor": PALETTE["ink"],
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "ytick.major.size": 0.0,
+    "svg.hashsalt": "alphafuse",  # the same drawing gives the same bytes
+}
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def _style(**more: object) -> Iterator[None]:
+    """Our settings of matplotlib, whatever the caller's are; fonts that lack a label's characters are no matter."""
+    with warnings.catch_warnings(), rc_context({**_STYLE, **more}):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
+        yield
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with _style():
+            return draw(*args, **kwargs)
+
+    return in_style
+
+
+def shortened(label: str) -> str:
+    """A label that leaves room for the drawing, without characters that XML can't hold."""
+    return re.sub("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", one_line(label, LONGEST_LABEL))
+
+
+@_styled
+def forest(table: Table) -> Figure:
+    """Table 1: accuracies with their intervals, the paper's beside them, and both ceilings."""
+    rows = table.rows
+    figure, axes = _rows_figure(len(rows), row_inches=0.4)
+    for place, row in enumerate(rows):
+        _interval(axes, place - (0.13 if row.paper else 0), row.test, row.role, is_full=row.paper is None)
+        if row.paper:
+            _papers(axes, place + 0.2, row)
+    _row_labels(axes, [f"{row.paper.experiment}  {row.title}" if row.paper else row.title for row in rows])
+    _values(axes, [row.test for row in rows])
+    base = 100 * rows[0].test.mean
+    axes.axvline(base, color=PALETTE["fused"], linewidth=0.8, alpha=0.5, zorder=0)
+    _ceiling(axes, table.ceiling)
+    if not table.is_paper_split:
+        axes.axvline(100 * PAPER_CEILING, color=PALETTE["muted"], linewidth=0.9, linestyle=":", zorder=0)
+        axes.annotate("paper's ceiling 22.2", **_above(100 * PAPER_CEILING, "center"))
+    axes.plot([], [], "o-", color=PALETTE["fused"], markersize=5, label="here, with 95% interval")
+    axes.plot(
+        [],
+        [],
+        "D-",
+        color=PALETTE["muted"],
+        mfc="none",
+        markersize=4,
+        linewidth=1,
+        label="paper's notebook, of 18 clips",
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13 * 10 / len(rows)), ncols=2)
+    axes.set_xlabel("top-1 accuracy on test clips (%)", color=PALETTE["muted"])
+    return figure
+
+
+def _papers(axes: Axes, place: float, row: TableRow) -> None:
+    assert row.paper is not None
+    measure = row.paper.measure
+    axes.plot(
+        [100 * measure.low, 100 * measure.high], [place, place], color=PALETTE["muted"], linewidth=0.9, alpha=0.65
+    )
+    axes.plot([100 * measure.mean], [place], "D", color=PALETTE["muted"], mfc="none", markersize=4, mew=1.1)
+
+
+@_styled
+def ablation(found: Ablation) -> Figure:
+    """Bars of accuracy: fused, each modality alone, and other ways to fuse."""
+    groups = list(dict.fromkeys(bar.group for bar in found.bars))
+    places, place = [], 0.0
+    for position, bar in enumerate(found.bars):
+        place += 1.0 if not position or bar.group == found.bars[position - 1].group else 1.55
+        places.append(place)
+    figure, axes = _rows_figure(places[-1], row_inches=0.34)
+    for place, bar in zip(places, found.bars, strict=True):
+        _bar(axes, place, bar)
+    axes.set_ylim(places[-1] + 0.7, places[0] - 0.8)
+    _row_labels(axes, [bar.title for bar in found.bars], places)
+    _values(axes, [bar.test for bar in found.bars], places)
+    _ceiling(axes, found.ceiling)
+    for group in groups if len(groups) > 1 else ():
+        first = next(place for place, bar in zip(places, found.bars, strict=True) if bar.group == group)
+        if first != places[0]:
+            axes.axhline(first - 0.78, color=PALETTE["line"], linewidth=0.8)
+    axes.set_xlabel("top-1 accuracy on test clips (%), with 95% interval", color=PALETTE["muted"])
+    return figure
+
+
+def _bar(axes: Axes, place: float, bar: Bar) -> None:
+    color = COLORS[bar.role]
+    axes.barh(place, 100 * bar.test.mean, height=0.62, color=color, alpha=0.6 if bar.is_plain else 0.3, linewidth=0)
+    _whisker(axes, place, bar.test, color=PALETTE["ink"])
+
+
+@_styled
+def losses(found: LossCurves) -> Figure:
+    """Train and validation loss per epoch: ours (mean and range over seeds), beside the paper's on the same scale."""
+    has_paper = found.paper_train is not None and found.paper_val is not None
+    figure = Figure(figsize=(WIDTH if has_paper else 0.6 * WIDTH, 3.3), layout="constrained")
+    panels = figure.subplots(1, 2 if has_paper else 1, sharey=True, sharex=has_paper, squeeze=False)[0]
+    seeds = len(found.train)
+    name = f"{found.name}, {f'{seeds} seeds: mean and range' if seeds > 1 else 'one seed'}"
+    _loss_panel(panels[0], found.train, found.val, name, PALETTE["fused"])
+    if found.paper_train is not None and found.paper_val is not None:
+        paper = "paper, figure 3 (one seed)"
+        _loss_panel(panels[1], found.paper_train[None], found.paper_val[None], paper, PALETTE["muted"])
+    panels[0].set_ylabel("cross entropy (nats)")
+    panels[0].set_ylim(bottom=0)
+    return figure
+
+
+def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, color: str) -> None:
+    for name, curves, style in (("train", train, "-"), ("validation", val, "--")):
+        there = ~np.isnan(curves).all(axis=0)
+        epochs = np.arange(1, curves.shape[1] + 1)[there]
+        shown = curves[:, there]
+        axes.plot(epochs, np.nanmean(shown, axis=0), style, color=color, label=name)
+        if len(curves) > 1:
+            low, high = np.nanmin(shown, axis=0), np.nanmax(shown, axis=0)
+            axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
+    axes.set_title(shortened(title))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(axis="y")
+    axes.legend()
+
+
+@_styled
+def alpha_curves(found: AlphaCurves) -> Figure:
+    """Validation accuracy and loss against alpha with 95% bands; the chosen alphas' test scores; the ceiling."""
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    for axes, name, scale in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):
+        for on, points in found.curves.items():
+            color, marker = COLORS[on], MARKERS[on]
+            alphas = [point.alpha for point in points]
+            measures: list[Measure] = [getattr(point, name) for point in points]
+            means = [scale * one.mean for one in measures]
+            axes.plot(alphas, means, color=color, marker=marker, markersize=3.5, label=f"{TITLES[on]}, validation")
+            ends = ([scale * one.low for one in measures], [scale * one.high for one in measures])
+            axes.fill_between(alphas, *ends, color=color, alpha=0.14, linewidth=0)
+            chosen = found.chosen[on]
+            test: Measure = getattr(chosen, name)
+            axes.axvline(chosen.alpha, color=color, linewidth=0.8, alpha=0.55, zorder=0)
+            errors = [[scale * max(test.mean - test.low, 0)], [scale * max(test.high - test.mean, 0)]]
+            axes.errorbar(
+                [chosen.alpha],
+                [scale * test.mean],
+                yerr=errors,
+                fmt="D",
+                color=color,
+                mfc=PALETTE["paper"],
+                markersize=5.5,
+                elinewidth=1,
+                capsize=2.5,
+                label=f"{TITLES[on]} {chosen.alpha:g} (chosen), test",
+            )
+        base = scale * found.untransformed["val"][name].mean
+        axes.axhline(base, color=PALETTE["ink"], linewidth=1, linestyle=":", label="untransformed, validation")
+        axes.set_xlabel(f"alpha ({found.transform})")
+        axes.grid(axis="y")
+    ceiling = 100 * found.ceilings["val"].accuracy
+    accuracy.axhline(
+        ceiling, color=PALETTE["muted"], linewidth=1, linestyle="--", label=f"ceiling, validation {ceiling:.1f}"
+    )
+    test_ceiling = 100 * found.ceilings["test"].accuracy
+    if abs(test_ceiling - ceiling) > 0.05:
+        accuracy.axhline(
+            test_ceiling, color=PALETTE["muted"], linewidth=1, linestyle="-.", label=f"ceiling, test {test_ceiling:.1f}"
+        )
+    accuracy.set_ylabel("top-1 accuracy (%)")
+    accuracy.set_ylim(top=min(103.0, max(accuracy.get_ylim()[1], ceiling + 3)))
+    loss.set_ylabel("cross entropy (nats)")
+    handles, labels = accuracy.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+@_styled
+def class_gains(gains: Sequence[ClassGain]) -> Figure:
+    """What adding audio does to each class's recall; of many classes those at either end."""
+    shown = shown_gains(gains)
+    figure, axes = _rows_figure(len(shown), row_inches=0.25)
+    ends = [100 * end for one in shown for end in (one.gain.low, one.gain.high, one.gain.mean)]
+    for place, one in enumerate(shown):
+        apart = one.gain.has_interval and (one.gain.low > 0 or one.gain.high < 0)
+        color = (PALETTE["sound"] if one.gain.mean > 0 else PALETTE["sight"]) if apart else PALETTE["muted"]
+        if one.gain.has_interval:
+            axes.plot([100 * one.gain.low, 100 * one.gain.high], [place, place], color=color, linewidth=1.1, alpha=0.6)
+        axes.plot(
+            [100 * one.gain.mean], [place], "o", color=color, markersize=5, mfc=color if apart else PALETTE["paper"]
+        )
+    axes.axvline(0, color=PALETTE["ink"], linewidth=0.8)
+    if len(shown) < len(gains):
+        axes.axhline(ENDS - 0.5, color=PALETTE["muted"], linewidth=0.9, linestyle=":")
+    axes.set_xlim(min(-12, *ends) - 3, max(12, *ends) + 3)
+    _row_labels(axes, [one.label for one in shown])
+    right = axes.get_yaxis_transform()
+    for place, one in enumerate(shown):
+        axes.text(
+            1.02,
+            place,
+            f"{100 * one.gain.mean:+.0f}".replace("-", "\u2212"),
+            transform=right,
+            ha="left",
+            va="center",
+            fontsize=8.5,
+        )
+        axes.text(1.15, place, f"n = {one.n}", transform=right, va="center", fontsize=8, color=PALETTE["muted"])
+    axes.set_xlabel("recall, fused minus TimeSformer only (points), with 95% interval", color=PALETTE["muted"])
+    unseen = sum(not one.is_reachable for one in gains)
+    if unseen:
+        figure.text(0.99, 0.002, f"{unseen} classes never occur in training: their gain is 0", ha="right", fontsize=7.5)
+    return figure
+
+
+def shown_gains(gains: Sequence[ClassGain]) -> list[ClassGain]:
+    """All, or of more than twice `ENDS` those at either end."""
+    return list(gains) if len(gains) <= 2 * ENDS else [*gains[:ENDS], *gains[-ENDS:]]
+
+
+@_styled
+def confusion(found: Confusion) -> Figure:
+    """What the fused heads take for what: rows are true labels; the darker, the larger the share of the row's clips."""
+    count = len(found.labels)
+    is_written = count <= MOST_CELLS
+    side = max(0.27 * count, 2.2) if is_written else 5.4
+    labels = [shortened(label) for label in found.labels]
+    margin = 0.068 * max(map(len, labels)) + 0.75 if is_written else 0.9
+    width, height = side + margin + 0.15, side + 0.75
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((margin / width, 0.12 / height, side / width, side / height))
+    picture = np.zeros((count, count, 4))
+    picture[..., :3] = to_rgb(PALETTE["fused"])
+    picture[..., 3] = 0.62 * np.sqrt(found.shares)  # see-through, so that it suits dark and light paper alike
+    axes.imshow(picture, interpolation="nearest", aspect="equal")
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.spines[["top", "right"]].set_visible(True)
+    axes.tick_params(length=0)
+    if is_written:
+        numbers = [str(place) for place in range(1, count + 1)]
+        axes.set_xticks(range(count), numbers, fontsize=7.5)
+        axes.set_yticks(range(count), [f"{label}  {number}" for label, number in zip(labels, numbers, strict=True)])
+        for i, j in zip(*np.nonzero(found.shares >= 0.005), strict=True):
+            axes.text(j, i, f"{100 * found.shares[i, j]:.0f}", ha="center", va="center", fontsize=7)
+        axes.set_xlabel("taken for (% of the row's clips, mean over seeds)", color=PALETTE["muted"])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlabel(f"taken for ({count} classes, in the dataset's order)", color=PALETTE["muted"])
+        axes.set_ylabel("true label")
+        axes.yaxis.label.set_color(PALETTE["muted"])
+    return figure
+
+
+def _rows_figure(rows: float, *, row_inches: float) -> tuple[Figure, Axes]:
+    """A figure of rows from the top down, on a percent scale, with room for labels and values."""
+    height = rows * row_inches + 1.0
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_xlim(0, 104)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+def _row_labels(axes: Axes, labels: Sequence[str], places: Sequence[float] | None = None) -> None:
+    axes.set_yticks(range(len(labels)) if places is None else places, [shortened(label) for label in labels])
+
+
+def _values(axes: Axes, measures: Sequence[Measure], places: Sequence[float] | None = None) -> None:
+    """Mean and interval in figures, to the right of each row."""
+    right = axes.get_yaxis_transform()
+    for place, one in zip(range(len(measures)) if places is None else places, measures, strict=True):
+        axes.text(1.02, place, percent(one.mean), transform=right, va="center", fontsize=8.5)
+        ends = f"{percent(one.low)} to {percent(one.high)}"
+        axes.text(1.1, place, ends, transform=right, va="center", fontsize=8, color=PALETTE["muted"])
+
+
+def _interval(axes: Axes, place: float, measure: Measure, role: str, *, is_full: bool) -> None:
+    color = COLORS[role]
+    axes.plot([100 * measure.low, 100 * measure.high], [place, place], color=color, linewidth=2, solid_capstyle="round")
+    face = color if is_full else PALETTE["paper"]
+    axes.plot([100 * measure.mean], [place], MARKERS[role], color=color, mfc=face, markersize=6, mew=1.6)
+
+
+def _whisker(axes: Axes, place: float, measure: Measure, color: str) -> None:
+    ends = [100 * measure.low, 100 * measure.high]
+    axes.plot(ends, [place, place], color=color, linewidth=1.1)
+    axes.plot(ends, [place, place], "|", color=color, markersize=6, mew=1.1)
+
+
+def _ceiling(axes: Axes, ceiling: Ceiling) -> None:
+    place = 100 * ceiling.accuracy
+    axes.axvline(place, color=PALETTE["ink"], linewidth=1.1, linestyle="--", zorder=0)
+    axes.annotate(f"ceiling {place:.1f}", **_above(place, "right" if place > 60 else "left"))
+
+
+def _above(place: float, align: str) -> dict[str, object]:
+    """Where a line's name goes: above the axes."""
+    return {
+        "xy": (place, 1),
+        "xycoords": ("data", "axes fraction"),
+        "xytext": (0, 3),
+        "textcoords": "offset points",
+        "ha": align,
+        "va": "bottom",
+        "fontsize": 8,
+        "color": PALETTE["muted"],
+    }
+
+
+# files and pages
+
+
+def png(figure: Figure, *, dpi: int = DPI) -> bytes:
+    """A figure as a PNG on white; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with _style():
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG file on white, its text as outlines: it looks the same everywhere."""
+    return _svg(figure, fonttype="path", facecolor="white").encode()
+
+
+def _svg(figure: Figure, *, fonttype: str, facecolor: str) -> str:
+    buffer = io.StringIO()
+    with _style(**{"svg.fonttype": fonttype}):
+        FigureCanvasSVG(figure)
+        figure.savefig(buffer, format="svg", facecolor=facecolor, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each as <name>.png and <name>.svg; returns the files."""
+    written = []
+    for name, figure in figures.items():
+        for suffix, content in ((".png", png(figure)), (".svg", svg(figure))):
+            write_atomically(folder / f"{name}{suffix}", content)
+            written.append(folder / f"{name}{suffix}")
+    return written
+
+
+def inline_svg(figure: Figure, name: str, title: str) -> str:
+    """A figure as an <svg> element for a page that has the css variables of `PALETTE`.
+
+    Args:
+        figure: drawn in `PALETTE`.
+        name: of letters, digits and "-", unique in the page: begins all ids.
+        title: what it shows, for those who can't see it.
+    """
+    drawing = ElementTree.fromstring(_svg(figure, fonttype="none", facecolor="none"))
+    for parent in drawing.iter():
+        for child in list(parent):
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):  # the style is for every element; page.css has it
+                parent.remove(child)
+    for element in drawing.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        for attribute, value in list(element.attrib.items()):
+            del element.attrib[attribute]
+            plain = attribute.rpartition("}")[2]  # in a page, xlink:href is href
+            element.attrib[plain] = _inlined(plain, value, name)
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    drawing.attrib = {
+        "xmlns": _SVG.strip("{}"),
+        "viewBox": drawing.attrib["viewBox"],
+        "class": "plot",
+        "role": "img",
+        "aria-label": title,
+        "style": f"--w:{width}px",
+        "width": str(width),
+        "height": str(height),
+    }
+    heading = ElementTree.Element("title")
+    heading.text = title
+    drawing.insert(0, heading)
+    return ElementTree.tostring(drawing, encoding="unicode")
+
+
+def _inlined(attribute: str, value: str, name: str) -> str:
+    """An attribute's value with ids of this figure alone, and css variables in the place of colours."""
+    if attribute == "id":
+        return f"{name}-{value}"
+    if attribute == "href" and value.startswith("#"):
+        return f"#{name}-{value[1:]}"
+    value = value.replace("url(#", f"url(#{name}-")
+    for variable, color in PALETTE.items():
+        value = value.replace(color, f"var(--{variable})")
+    return value

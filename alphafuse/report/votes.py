@@ -1,0 +1,297 @@
+"""What trained heads say of the test clips: what each modality contributes, per class and per clip.
+
+Three sides are asked: the fused heads, and each modality's own. They are compared on the clips that all can use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.files import read_json
+from alphafuse.data.splits import reachable_ceiling
+from alphafuse.data.store import MODALITIES, setting_differences
+from alphafuse.data.stored import EmbeddingSource
+from alphafuse.errors import ExperimentError, SettingsMismatchError
+from alphafuse.heads.evaluation import softmax
+from alphafuse.heads.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
+from alphafuse.heads.head import AlphaFusion
+from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
+from alphafuse.heads.statistics import difference_interval, holm, paired_test
+from alphafuse.heads.training import class_indices
+
+from .contents import ClassGain, Confusion, Contribution, HardClip, Measure, Role, Run, Vote, Voter, Votes
+
+HARDEST = 24  # clips shown
+PAIRS = 20  # confusions listed
+OTHER: Mapping[Role, Role] = {"timesformer": "ast", "ast": "timesformer"}
+NAMES: Mapping[str, str] = {"timesformer": "sight", "ast": "sound", "fused": "fused"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """The heads of one side, before they are asked."""
+
+    role: Role
+    run: Run
+    path: Path
+    heads: tuple[AlphaFusion, ...]
+
+    @property
+    def title(self) -> str:
+        """Of their experiment."""
+        if self.run.kind == "fit":
+            return Experiment(**self.run.config["experiment"]).title
+        return "untransformed" if self.role == "fused" else f"{TITLES[self.role]} only"
+
+
+def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[Role, Side]:
+    """Whose heads are asked: the fused ones, and each modality's own, as far as there are any.
+
+    The fused ones are those of the first run that has such heads when runs were `chosen` by hand. Else those of the run
+    of `fit` of highest validation accuracy (of equals the one of least loss there), else table 1's untransformed ones.
+    The modalities' own are found in the same way. A damaged run is left out, with a line in `problems`.
+    """
+    sides: dict[Role, Side] = {}
+    for role in ("fused", *MODALITIES):
+        fits = [run for run in runs if run.kind == "fit" and _role(run) == role]
+        tables = [run for run in runs if run.kind == "table1"]
+        by_hand = chosen and role == "fused"
+        candidates = (
+            [run for run in runs if run in fits or run in tables]
+            if by_hand
+            else [*_best_first(fits, problems), *tables]
+        )
+        for run in candidates:
+            name = BASELINE.name if role == "fused" else f"{role}-only"
+            path = run.folder / "heads" / name if run.kind == "table1" else run.folder
+            if run.kind == "table1" and not path.is_dir():
+                continue  # written by an alphafuse that kept none
+            try:
+                heads = tuple(load_heads(path))
+            except ExperimentError as error:
+                problems.append(str(error))
+                continue
+            sides[role] = Side(role, run, path, heads)  # type: ignore[index, arg-type]
+            break
+    return sides
+
+
+def _role(run: Run) -> str:
+    modalities = run.config["experiment"]["modalities"]
+    return "fused" if len(modalities) > 1 else str(modalities[0])
+
+
+def _best_first(fits: Sequence[Run], problems: list[str]) -> list[Run]:
+    scored = []
+    for run in fits:
+        try:
+            val = read_json(run.folder / "metrics.json")["val"]
+            scored.append((-float(val["top1"]["mean"]), float(val["loss"]["mean"]), run.name, run))
+        except (ExperimentError, KeyError, TypeError, ValueError):
+            problems.append(f"{run.folder} has no usable metrics.json: make it again: {run.command}")
+    return [run for *_, run in sorted(scored, key=lambda entry: entry[:3])]
+
+
+def ask_heads(
+    dataset: Dataset, sides: Mapping[Role, Side], *, progress: Callable[[str], object] = lambda _: None
+) -> Votes:
+    """Ask the heads about the test clips.
+
+    Args:
+        dataset: whose test split is extracted.
+        sides: from `find_sides`, with the fused one.
+        progress: called with what is being done.
+
+    Raises:
+        ExperimentError: labels that heads don't know, or no clip that all can use.
+        SettingsMismatchError: the test embeddings were made otherwise than a run's own.
+        DatasetError, StoreError: the test split isn't extracted.
+    """
+    embeddings = load_embeddings_of(dataset, "test")
+    train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
+    classes = sides["fused"].heads[0].config.classes
+    targets = class_indices(embeddings.labels, classes)
+    probabilities: dict[Role, np.ndarray] = {}
+    for role, side in sides.items():
+        _require_same_settings(side, embeddings)
+        if side.heads[0].config.classes != classes:
+            raise ExperimentError(f"{side.path} has other classes than {sides['fused'].path}: train one of them again")
+        progress(f"asking the heads of {side.run.name}")
+        probabilities[role] = softmax(side.heads, embeddings)  # (seeds, clips, C), NaN where they can't say
+    usable = {role: ~np.isnan(asked[0, :, 0]) for role, asked in probabilities.items()}
+    common = np.logical_and.reduce(list(usable.values()))
+    if not common.any():
+        raise ExperimentError(f"none of the {len(embeddings)} test clips has the embeddings that all heads read")
+    on_common = {role: asked[:, common] for role, asked in probabilities.items()}
+    kept = embeddings.take(common)
+    groups = tuple(kept.groups)
+    evaluations = {}
+    for role, asked in on_common.items():
+        progress(f"scoring the heads of {sides[role].run.name}")
+        evaluations[role] = evaluate_probabilities(asked, targets[common], classes, groups)
+    correct = {role: asked.argmax(axis=2) == targets[common] for role, asked in on_common.items()}
+    voters = {role: _voter(sides[role], found) for role, found in evaluations.items()}
+    return Votes(
+        fused=voters["fused"],
+        alone={role: voter for role, voter in voters.items() if role != "fused"},
+        clips=len(kept),
+        source_videos=len(set(groups)),
+        dropped=int((~common).sum()),
+        ceiling=reachable_ceiling(train_labels, kept.labels),
+        contributions=_contributions(correct, groups),
+        gains=_class_gains(correct, kept, dataset.classes, set(train_labels)),
+        confusion=_confusion(evaluations["fused"]),
+        hardest=_hardest(embeddings, probabilities, usable, targets, classes, set(train_labels)),
+        unreachable=sum(label not in set(train_labels) for label in embeddings.labels),
+    )
+
+
+def _require_same_settings(side: Side, embeddings: EmbeddingSource) -> None:
+    for modality in side.heads[0].config.modalities:
+        made = side.run.config["embeddings"].get(modality, {})
+        difference = setting_differences(made, embeddings.settings.get(modality, {}))
+        if difference:
+            raise SettingsMismatchError(
+                f"the run {side.run.folder} was trained on another {modality} {difference} than the test clips here: "
+                f"make it again: {side.run.command}"
+            )
+
+
+def _voter(side: Side, found: Evaluation) -> Voter:
+    metrics = {name: Measure.of(estimate, found.clips) for name, estimate in found.estimates.items()}
+    return Voter(side.role, side.title, side.run, side.path, found.seeds, metrics)
+
+
+def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) -> tuple[Contribution, ...]:
+    """The fused heads against each modality's own, on the same clips."""
+    alone = [role for role in correct if role != "fused"]
+    tests = [paired_test(correct["fused"], correct[role], groups) for role in alone]
+    corrected = holm([test.p_value for test in tests])
+    found = []
+    for role, test, p_value in zip(alone, tests, corrected, strict=True):
+        interval = difference_interval(*_paired(correct["fused"], correct[role]), groups)
+        gain = Measure.between(test.difference, interval, correct[role].shape[1])
+        found.append(Contribution(role, gain, p_value, test.method))
+    return tuple(found)
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as they are, or their means over seeds where these can't be paired."""
+    if len(a) == len(b):
+        return a, b
+    return a.mean(axis=0, keepdims=True), b.mean(axis=0, keepdims=True)
+
+
+def _class_gains(
+    correct: Mapping[Role, np.ndarray], kept: EmbeddingSource, classes: Sequence[str], trained: set[str]
+) -> tuple[ClassGain, ...]:
+    """Recall of the fused heads minus that of TimeSformer's own, the largest gain first."""
+    if "timesformer" not in correct:
+        return ()
+    labels, groups = np.asarray(kept.labels, dtype=object), np.asarray(kept.groups, dtype=object)
+    found = []
+    for label in classes:
+        of_class = labels == label
+        if not of_class.any():
+            continue
+        fused, alone = (correct[role][:, of_class] for role in ("fused", "timesformer"))
+        videos = groups[of_class].tolist()
+        interval = difference_interval(*_paired(fused, alone), videos)
+        gain = float(fused.mean() - alone.mean())
+        found.append(
+            ClassGain(
+                label=label,
+                n=int(of_class.sum()),
+                source_videos=len(set(videos)),
+                fused=float(fused.mean()),
+                alone=float(alone.mean()),
+                gain=Measure.between(gain, interval, int(of_class.sum())),
+                is_reachable=label in trained,
+            )
+        )
+    return tuple(sorted(found, key=lambda one: (-one.gain.mean, -one.n, one.label)))
+
+
+def _confusion(found: Evaluation) -> Confusion:
+    """Of the classes that have clips or are predicted."""
+    counts = found.confusion  # (C, C), summed over seeds
+    there = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    counts = counts[np.ix_(there, there)]
+    labels = tuple(found.classes[i] for i in there)
+    total = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(total, 1)
+    n = tuple((total[:, 0] // found.seeds).tolist())
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:PAIRS]
+    rows, columns = np.unravel_index(order, mistakes.shape)
+    pairs = [
+        (labels[i], labels[j], float(shares[i, j]), n[i]) for i, j in zip(rows, columns, strict=True) if mistakes[i, j]
+    ]
+    return Confusion(labels, shares, n, tuple(pairs))
+
+
+def _hardest(
+    embeddings: EmbeddingSource,
+    probabilities: Mapping[Role, np.ndarray],
+    usable: Mapping[Role, np.ndarray],
+    targets: np.ndarray,
+    classes: Sequence[str],
+    trained: set[str],
+) -> tuple[HardClip, ...]:
+    """Clips of highest mean loss of the fused heads; those whose label no head has seen come after all others."""
+    rows = np.flatnonzero(usable["fused"])
+    of_truth = probabilities["fused"][:, rows, targets[rows]]  # (seeds, rows)
+    losses = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean(axis=0)
+    unseen = np.array([embeddings.labels[row] not in trained for row in rows])
+    order = np.lexsort((-losses, unseen))[:HARDEST]
+    found = []
+    for position in order:
+        row = rows[position]
+        label = embeddings.labels[row]
+        votes = {}
+        for role, asked in probabilities.items():
+            if usable[role][row]:
+                mean = asked[:, row].mean(axis=0)  # (C,)
+                best = int(mean.argmax())
+                of_label = float(mean[targets[row]])
+                votes[role] = Vote(classes[best], float(mean[best]), of_label, best == int(targets[row]))
+        is_reachable = label in trained
+        finding = finding_of(votes, is_reachable)
+        found.append(HardClip(embeddings.clip_ids[row], label, float(losses[position]), is_reachable, votes, finding))
+    return tuple(found)
+
+
+def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
+    """Which side misled the fused heads on a clip, in words."""
+    if not is_reachable:
+        return "its label never occurs in training"
+    fused = votes["fused"]
+    if fused.is_right:
+        return "right, but unsure"
+    right = [role for role in MODALITIES if role in votes and votes[role].is_right]
+    wrong = [role for role in MODALITIES if role in votes and not votes[role].is_right]
+    if not wrong:
+        return "each alone is right: fusion lost it" if len(right) == len(MODALITIES) else ""
+    if right:
+        return f"{NAMES[right[0]]} was right, {NAMES[wrong[0]]} misled"
+    followed = [NAMES[role] for role in wrong if votes[role].label == fused.label]
+    if len(wrong) < len(MODALITIES):
+        return f"{NAMES[wrong[0]]} misled" if followed else ""
+    return f"both wrong; it followed {followed[0]}" if len(followed) == 1 else "both wrong"
+
+
+def explorable_sides(runs: Sequence[Run], fused: Side) -> list[Side]:
+    """Heads for the explorer: the fused ones, then those of other runs, by validation accuracy, and table 1's."""
+    sides = [fused]
+    for run in [*_best_first([run for run in runs if run.kind == "fit" and _role(run) == "fused"], []), *runs]:
+        if run.kind in ("fit", "table1") and run.folder != fused.run.folder:
+            found = find_sides([run], chosen=False, problems=[]).get("fused")
+            if found and found.path not in [side.path for side in sides]:
+                sides.append(found)
+    return sides
