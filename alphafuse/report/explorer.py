@@ -303,22 +303,29 @@ def _agreement(
     return Agreement(len(exact[0]), len(points), equal[at_one], float(np.mean(equal)), difference)
 
 
-def _presets(modalities: Sequence[str]) -> list[dict[str, Any]]:
-    """Buttons: what they say and the alphas they set."""
+def _presets(modalities: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Buttons in groups: what they say and the alphas they set, as json."""
     ones = dict.fromkeys(modalities, 1.0)
-    presets = [("as trained", ones)]
+    simple = [("as trained", ones)]
     if len(modalities) > 1:
         for kept, dropped in (("timesformer", "ast"), ("ast", "timesformer")):
-            presets.append((f"{SENSES[kept]} only ({NAMES[dropped]} 0)", ones | {dropped: 0.0}))
-    for value in (POS_SCALAR, NEG_SCALAR):  # the paper scales one modality
-        presets.extend((f"{NAMES[modality]} {value:g}", ones | {modality: value}) for modality in modalities)
-    return [{"text": text, "alphas": json.dumps(alphas)} for text, alphas in presets]
+            simple.append((f"{SENSES[kept]} only ({NAMES[dropped]} 0)", ones | {dropped: 0.0}))
+    scalars = [  # the paper scales one modality
+        (f"{NAMES[modality]} {value:g}", ones | {modality: value})
+        for modality in modalities
+        for value in (POS_SCALAR, NEG_SCALAR)
+    ]
+    groups = {"Alphas": simple, "The paper's scalars:": scalars}
+    return {
+        group: [{"text": text, "alphas": json.dumps(alphas)} for text, alphas in presets]
+        for group, presets in groups.items()
+    }
 
 
 def _map(
     modalities: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
 ) -> dict[str, Any]:
-    """Accuracy over the alphas as the template draws it: x is the last modality's alpha, y the first's if there are two.
+    """Accuracy over the alphas as the template draws it: x is the last modality's alpha, y the other's.
 
     `shade` is in [0, 1], from the lowest accuracy of the map to its highest.
     """

@@ -85,7 +85,7 @@
     result.ofLabel[clip] = target < 0 ? 0 : Math.exp(logits[target] - logits[best]) / sum;
   }
 
-  // ---- Recomputing: a pass over all clips, in slices of a frame. A pass always ends, and the next one starts with the
+  // ---- Recomputing. A pass goes over all clips, in slices of a frame. It always ends, and the next one starts with the
   // alphas of then, so that dragging shows one consistent state after the other.
 
   const ONES = modalities.map(() => 1);
@@ -116,16 +116,19 @@
 
   function onFrame() {
     frame = 0;
-    if (pass && work(performance.now() + SLICE_MS)) startPass();
-    render();
+    if (pass && work(performance.now() + SLICE_MS)) {
+      startPass();
+      render();
+    }
     if (pass) frame = requestAnimationFrame(onFrame);
   }
 
   function moved() {
     if (!pass) startPass();
     showAlphas();
-    root.dataset.busy = "true";
-    if (!frame) frame = requestAnimationFrame(onFrame);
+    if (!pass) render(); // as trained, which is known
+    else root.dataset.busy = "true";
+    if (pass && !frame) frame = requestAnimationFrame(onFrame);
   }
 
   function finishNow() {
@@ -182,7 +185,7 @@
   }
 
   function render() {
-    if (!shown) return;
+    if (!shown) return; // the first pass isn't done
     showResult();
     showClips();
     root.dataset.busy = String(Boolean(pass));
@@ -191,6 +194,7 @@
   let rendered = null;
   function showResult() {
     if (rendered === shown) return;
+    const atStart = !rendered;
     rendered = shown;
     const n = clips.length;
     const counts = { right: 0, gained: 0, lost: 0 };
@@ -224,16 +228,15 @@
     for (const name of Object.keys(KINDS)) {
       one(`[data-count="${name}"]`).textContent = String(clips.filter((_, clip) => KINDS[name](clip)).length);
     }
+    if (atStart) return; // nobody asked yet
     const where = data.modalities.map(({ name }, m) => `${name} ${shown.alphas[m].toFixed(2)}`).join(", ");
     speak(`At alpha ${where}: accuracy ${accuracy}, ${counts.right} of ${n} clips right; ${change}.`);
   }
 
   let speaking = 0;
-  let silent = true; // nobody asked for the state at the start
   function speak(sentence) {
     clearTimeout(speaking);
-    if (!silent) speaking = setTimeout(() => (out("spoken").textContent = sentence), SPEAK_AFTER_MS);
-    silent = false;
+    speaking = setTimeout(() => (out("spoken").textContent = sentence), SPEAK_AFTER_MS);
   }
 
   function showClips() {
@@ -324,6 +327,9 @@
     setAlphas(alphas.map((alpha) => Math.min(2, Math.max(0, alpha)))); // a range input rounds to its own step
   }
   map.addEventListener("click", goTo);
+  map.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "mouse") map.setPointerCapture(event.pointerId);
+  });
   map.addEventListener("pointermove", (event) => {
     if (event.pointerType === "mouse" && event.buttons === 1) goTo(event); // a finger that moves scrolls the page
   });
@@ -333,6 +339,7 @@
       kind = choice.value;
       page = 0;
       render();
+      speak(`${one(`[data-count="${kind}"]`).textContent} clips listed: ${kind}.`);
     });
   }
   for (const button of all("[data-turn]")) {
