@@ -1,16 +1,18 @@
-"""What all sources of clips share: finding video files, reporting what is missing, checking fractions."""
+"""What all sources of clips share: finding video files, leaving some out, making the root, checking fractions."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 from alphafuse.errors import DatasetError
 
 from .dataset import Dataset
 from .files import write_csv
+from .manifest import Clip, Manifest
 
 VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
 # fmt: off
@@ -21,19 +23,47 @@ VIDEO_SUFFIXES = frozenset((
 # fmt: on
 
 
+# files -> {file: why it is left out}; `alphafuse.files_without_audio` is one
+LeaveOut: TypeAlias = Callable[[Sequence[Path]], Mapping[Path, str]]
+
+
+class ListedClip(Protocol):
+    """What a source's list says about a clip; its file is found by `clip_id`."""
+
+    @property
+    def clip_id(self) -> str:
+        """Its file's name without suffix."""
+
+    @property
+    def label(self) -> str:
+        """The class."""
+
+    @property
+    def split(self) -> str:
+        """Where it belongs: train, val or test."""
+
+    @property
+    def group(self) -> str:
+        """The source video."""
+
+
 @dataclass(frozen=True)
 class ImportReport:
-    """What `import_vggsound` and `import_folder` make.
+    """What `import_vggsound`, `import_ucf101`, `import_kinetics` and `import_folder` make.
 
     Attributes:
         dataset: the root, opened.
         listed: clips that the source lists (after `subset="paper"`, before any other subset).
         missing: clip_ids that are listed and have no file; also in the root's missing.csv.
+        left_out: clip_id -> why it was left out though it has a file; also in the root's left_out.csv.
+        notes: what else there is to know about this import, each one sentence.
     """
 
     dataset: Dataset
     listed: int
     missing: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
@@ -55,20 +85,112 @@ def find_videos(folder: Path) -> dict[str, Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
+        inside = Path(parent).relative_to(folder)
+        prefix = "" if inside == Path() else f"{inside.as_posix()}/"
         for name in sorted(names):
-            path = Path(parent, name).relative_to(folder)
-            if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                found.setdefault(path.with_suffix("").as_posix(), path)
+            stem, _, suffix = name.rpartition(".")
+            if stem and f".{suffix.lower()}" in VIDEO_SUFFIXES and not name.startswith("."):
+                found.setdefault(prefix + stem, inside / name)
     return dict(sorted(found.items()))
+
+
+def match_files(listed: Sequence[ListedClip], folder: Path) -> tuple[list[Clip], tuple[str, ...]]:
+    """Find the files of listed clips anywhere below a folder.
+
+    Returns:
+        The clips that have a file, named by their clip_id, in the order of the list; the clip_ids of the others. Of
+        several files with the same name, the alphabetically first counts.
+
+    Raises:
+        DatasetError: no such folder, or none of the clips has a file.
+    """
+    by_name = {stem.rpartition("/")[2]: path for stem, path in reversed(find_videos(folder).items())}
+    found = [
+        Clip(row.clip_id, by_name[row.clip_id].as_posix(), row.label, row.split, row.group)
+        for row in listed
+        if row.clip_id in by_name
+    ]
+    if not found:
+        raise DatasetError(
+            f"none of the {len(listed)} listed clips is in {folder}: files must be named like {listed[0].clip_id}.mp4"
+        )
+    return found, tuple(row.clip_id for row in listed if row.clip_id not in by_name)
+
+
+def leave_out_files(
+    clips: Sequence[Clip], folder: Path, leave_out: LeaveOut | None
+) -> tuple[list[Clip], dict[str, str]]:
+    """The clips whose files may stay; clip_id -> reason of the others.
+
+    Raises:
+        DatasetError: none may stay.
+    """
+    if leave_out is None:
+        return list(clips), {}
+    files = {clip.clip_id: folder / clip.path for clip in clips}
+    reasons = leave_out(list(files.values()))
+    left_out = {clip_id: reasons[file] for clip_id, file in files.items() if file in reasons}
+    kept = [clip for clip in clips if clip.clip_id not in left_out]
+    if not kept:
+        first, reason = next(iter(left_out.items()))
+        raise DatasetError(
+            f"all {len(clips)} clips are left out, the first, {first}, because: {reason}; leave out --require-audio to "
+            "keep them"
+        )
+    return kept, left_out
+
+
+def create_root(
+    root: Path,
+    clips: Sequence[Clip],
+    *,
+    clip_folder: Path,
+    name: str,
+    classes: Iterable[str],
+    source: Mapping[str, Any],
+    listed: int,
+    missing: tuple[str, ...],
+    left_out: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
+    timesformer: str,
+    ast: str,
+    protocol: str,
+) -> ImportReport:
+    """Write a root with its missing.csv and left_out.csv; of `classes`, those that occur, in their order.
+
+    Raises:
+        DatasetError: as `Dataset.create` does.
+    """
+    occurring = {clip.label for clip in clips}
+    left_out = dict(left_out or {})
+    dataset = Dataset.create(
+        root,
+        Manifest(clips),
+        name=name,
+        clip_folder=clip_folder,
+        classes=tuple(label for label in classes if label in occurring),
+        timesformer=timesformer,
+        ast=ast,
+        protocol=protocol,
+        source={**source, "listed": listed, "missing": len(missing), "left_out": len(left_out)},
+    )
+    write_missing(root, missing)
+    _write_list(root / "left_out.csv", ("clip_id", "reason"), left_out.items())
+    return ImportReport(dataset, listed, missing, left_out, notes)
 
 
 def write_missing(root: Path, missing: Iterable[str]) -> None:
     """Write the root's missing.csv, or remove it when nothing is missing."""
-    listed = [[clip_id] for clip_id in missing]
+    _write_list(root / "missing.csv", ("clip_id",), ((clip_id,) for clip_id in missing))
+
+
+def _write_list(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a csv, or remove it when there are no rows."""
+    listed = list(rows)
     if listed:
-        write_csv(root / "missing.csv", [["clip_id"], *listed])
+        write_csv(path, [header, *listed])
     else:
-        (root / "missing.csv").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -53,6 +53,37 @@ def take_subset(clips: Sequence[Clip], clip_count: int, *, seed: int) -> list[Cl
     return [clip for clip in clips if clip.clip_id in chosen]
 
 
+def take_share(clips: Sequence[Clip], subset: str | int | float, *, seed: int, others: str = "") -> list[Clip]:
+    """A number of clips ("500") or a fraction of them ("0.1"), in proportion to splits and labels, by source video.
+
+    Args:
+        clips: any clips; the order is kept.
+        subset: an int or digits are a number of clips, anything else a fraction in (0, 1].
+        seed: decides which ones.
+        others: what else the caller takes, for the message.
+
+    Raises:
+        DatasetError: neither of these, or more clips than there are.
+    """
+    text = str(subset)
+    try:
+        share = int(text) / len(clips) if text.isdigit() else float(text)
+    except ValueError:
+        share = 0.0
+    if text.isdigit() and int(text) > len(clips):
+        raise DatasetError(f"--subset {text} asks for more than the {len(clips)} clips found: leave it out for all")
+    if not 0 < share <= 1:
+        raise DatasetError(f"--subset '{text}' is neither {others}a number of clips nor a fraction above 0 and up to 1")
+    sizes = Counter(clip.split for clip in clips)
+    wanted = {split: round(share * size) for split, size in sizes.items() if split != "train"}
+    wanted["train"] = round(share * len(clips)) - sum(wanted.values())
+    kept: set[str] = set()
+    for split, count in wanted.items():
+        taken = take_subset([clip for clip in clips if clip.split == split], count, seed=seed)
+        kept.update(clip.clip_id for clip in taken)
+    return [clip for clip in clips if clip.clip_id in kept]
+
+
 def carve_split(clips: Sequence[Clip], fraction: float, *, into: str, seed: int) -> list[Clip]:
     """Move about `fraction` of the training clips into another split, by whole source videos, balanced over labels.
 
@@ -179,6 +210,8 @@ def _carve(clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_lab
     moved: set[str] = set()
     for keep in keep_labels:
         for group in groups:
+            if len(moved) >= wanted:
+                break
             ids = {clip.clip_id for clip in group}
             labels = Counter(clip.label for clip in group)
             if ids <= moved or len(moved) + len(ids) > wanted:
@@ -186,7 +219,7 @@ def _carve(clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_lab
             if len(moved) + len(ids) == len(train) or (keep and any(left[a] <= n for a, n in labels.items())):
                 continue
             moved |= ids
-            left -= labels
+            left.subtract(labels)
     return [replace(clip, split=into) if clip.clip_id in moved else clip for clip in clips]
 
 

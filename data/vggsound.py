@@ -8,18 +8,17 @@ Format of the csv (https://www.robots.ox.ac.uk/~vgg/data/vggsound/): no header, 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alphafuse.errors import DatasetError, unknown
 
-from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
+from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER
 from .files import read_csv
-from .manifest import Clip, Manifest
-from .sources import VAL_FRACTION, ImportReport, check_fraction, find_videos, write_missing
-from .splits import carve_split, take_subset
+from .manifest import Clip
+from .sources import VAL_FRACTION, ImportReport, check_fraction, create_root, match_files
+from .splits import carve_split, take_share
 
 SHIPPED = Path(__file__).parent / "vggsound"
 
@@ -37,6 +36,11 @@ class Row:
     def clip_id(self) -> str:
         """`{youtube_id}_{start_seconds:06d}`, the stem of the clip's file."""
         return f"{self.youtube_id}_{self.start_seconds:06d}"
+
+    @property
+    def group(self) -> str:
+        """The source video."""
+        return self.youtube_id
 
 
 def official_classes() -> tuple[str, ...]:
@@ -117,6 +121,14 @@ def import_vggsound(
 
     Raises:
         DatasetError: the csv or folder can't be used (see `read_vggsound_csv`), or no listed clip has a file.
+
+    >>> from alphafuse import Dataset, import_vggsound
+    >>> names = Dataset.open("demo").classes  # of the real VGGSound, leave `classes` out
+    >>> report = import_vggsound("demo/vggsound.csv", "demo/clips", "tenth", subset=0.1, classes=names)
+    >>> report.dataset
+    Dataset('vggsound', 16 classes, Manifest(45 clips: train=23, val=3, test=19), root='tenth')
+    >>> report.listed, len(report.missing)
+    (448, 0)
     """
     check_fraction("val_fraction", val_fraction)
     csv, clips, root = Path(csv) if csv else None, Path(clips), Path(root)
@@ -127,71 +139,36 @@ def import_vggsound(
         raise DatasetError("VGGSound's csv is needed: pass --csv vggsound.csv (only --subset paper does without)")
     else:
         rows = read_vggsound_csv(csv, classes=known)
-    by_stem = {Path(stem).name: path for stem, path in reversed(find_videos(clips).items())}
-    found = [
-        Clip(row.clip_id, by_stem[row.clip_id].as_posix(), row.label, row.split, row.youtube_id)
-        for row in rows
-        if row.clip_id in by_stem
-    ]
-    missing = tuple(row.clip_id for row in rows if row.clip_id not in by_stem)
-    if not found:
-        raise DatasetError(
-            f"none of the {len(rows)} listed clips is in {clips}: files must be named like {rows[0].clip_id}.mp4"
-        )
+    found, missing = match_files(rows, clips)
     if subset != "paper":
         if subset is not None:
-            found = _apply_subset(found, str(subset), seed=seed)
+            found = take_share(found, subset, seed=seed, others="'paper' nor ")
         found = carve_split(found, val_fraction, into="val", seed=seed)
     if protocol == "notebook":
         found = last_of_each_video(found)
-    occurring = {clip.label for clip in found}
-    dataset = Dataset.create(
+    return create_root(
         root,
-        Manifest(found),
-        name=name,
+        found,
         clip_folder=clips,
-        classes=tuple(label for label in known if label in occurring),
-        timesformer=timesformer,
-        ast=ast,
-        protocol=protocol,
+        name=name,
+        classes=known,
         source={
             "csv": csv.name if csv else "paper_split.csv",
             "csv_sha256": hashlib.sha256(csv.read_bytes()).hexdigest() if csv else None,
             "subset": subset,
             "seed": seed,
             "val_fraction": val_fraction,
-            "listed": len(rows),
-            "missing": len(missing),
         },
+        listed=len(rows),
+        missing=missing,
+        timesformer=timesformer,
+        ast=ast,
+        protocol=protocol,
     )
-    write_missing(root, missing)
-    return ImportReport(dataset, len(rows), missing)
 
 
 def last_of_each_video(clips: Sequence[Clip]) -> list[Clip]:
     """The last clip of each source video within each split: the paper's authors stored clips under their video's id."""
     last = {(clip.split, clip.group): clip.clip_id for clip in clips}
     kept = set(last.values())
-    return [clip for clip in clips if clip.clip_id in kept]
-
-
-def _apply_subset(clips: list[Clip], subset: str, *, seed: int) -> list[Clip]:
-    """Draw a number or fraction of the clips, in proportion to the official splits."""
-    try:
-        share = int(subset) / len(clips) if subset.isdigit() else float(subset)
-    except ValueError:
-        share = 0.0
-    if subset.isdigit() and int(subset) > len(clips):
-        raise DatasetError(f"--subset {subset} asks for more than the {len(clips)} clips found: leave it out for all")
-    if not 0 < share <= 1:
-        raise DatasetError(
-            f"--subset '{subset}' is neither 'paper' nor a number of clips nor a fraction above 0 and up to 1"
-        )
-    wanted = round(share * len(clips))
-    sizes = Counter(clip.split for clip in clips)
-    test_count = round(share * sizes["test"])
-    taken = []
-    for split, count in (("train", wanted - test_count), ("test", test_count)):
-        taken += take_subset([clip for clip in clips if clip.split == split], count, seed=seed)
-    kept = {clip.clip_id for clip in taken}
     return [clip for clip in clips if clip.clip_id in kept]

@@ -130,6 +130,14 @@ def decode_clip(
             prepared frames are held (for instance resized ones). A `DecodeError` of its becomes `no_frames`.
         max_samples: how many samples of the waveform are looked at; what is beyond them is not decoded. None = all.
         picture, sound: whether the frames and the waveform are asked for.
+
+    >>> from pathlib import Path
+    >>> from alphafuse import decode_clip
+    >>> path = sorted(Path("demo/clips").glob("*.mp4"))[0]
+    >>> decode_clip(path, frames=8)
+    Decoded(frames=(8, 72, 96, 3), waveform=(32322,))
+    >>> decode_clip(path, frames=8, sound=False)
+    Decoded(frames=(8, 72, 96, 3), waveform=not asked for)
     """
     if frames < 1 or (max_samples is not None and max_samples < 1):
         raise ValueError(f"frames and max_samples must be at least 1, not {frames} and {max_samples}")
@@ -156,6 +164,22 @@ def decode_clip(
         reason = f"can't be opened: {_first_line(error)}"
         return Decoded(None, None, reason, reason)
     return Decoded(images, waveform, no_frames if picture else NOT_ASKED_FOR, no_waveform if sound else NOT_ASKED_FOR)
+
+
+def probe_audio(path: str | Path) -> str:
+    """Why a file has no audio that could be decoded, by its header alone; "" if it has an audio stream.
+
+    Nothing is decoded but what FFmpeg needs to know the streams: an audio stream may still turn out damaged or empty.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        return "not a regular file"
+    try:
+        with _open(path) as container:
+            return _audio_problem(next(iter(container.streams.audio), None))
+    except MemoryError:
+        return NO_MEMORY
+    except (FFmpegError, OSError, ValueError) as error:
+        return f"can't be opened: {_first_line(error)}"
 
 
 class MonoResampler:

@@ -1,0 +1,41 @@
+"""Which files have no audio: asked of their headers, so that clips without sound can be left out before extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .decode import probe_audio
+from .workers import map_tasks
+
+TIMEOUT_SECONDS = 60.0  # that a header may take
+
+
+def files_without_audio(
+    files: Sequence[Path], *, workers: int = 0, progress: Callable[[], object] | None = None
+) -> dict[Path, str]:
+    """file -> why it has no audio, in the order given, for those that have no audio stream or can't be opened.
+
+    Only headers are read: about 4 ms per file of VGGSound on a core of an Intel Xeon. A file that crashes or blocks
+    the process that reads it is named like the others.
+
+    Args:
+        files: video files.
+        workers: processes; 0 = one per processor.
+        progress: called after each file.
+
+    >>> from pathlib import Path
+    >>> from alphafuse import files_without_audio
+    >>> files = [*Path("demo/clips").glob("*.mp4")][:3] + [Path("demo/vggsound.csv")]
+    >>> [(file.name, reason) for file, reason in files_without_audio(files, workers=1).items()]
+    [('vggsound.csv', "can't be opened: ...")]
+    """
+    reasons: dict[Path, str] = {}
+    for file, reason in map_tasks(
+        probe_audio, ((file, file) for file in files), failed=str, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+    ):
+        if reason:
+            reasons[file] = reason
+        if progress is not None:
+            progress()
+    return {file: reasons[file] for file in files if file in reasons}
