@@ -68,14 +68,15 @@ def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -
 
     from .predict import AlphaFuse
 
-    transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of the client that this huggingface_hub is built on
+    # HTTPError of the client that this huggingface_hub is built on
+    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]
     model = AlphaFuse.from_pretrained(folder)
     try:
         return str(model.push_to_hub(repository, private=private, commit_message="Add an alphafuse run"))
     except (HFValidationError, transport_error, OSError) as error:
         raise ExperimentError(
-            f"can't push to '{repository}': {str(error).splitlines()[0]}: log in (`hf auth login`), check the name and the "
-            f"network, then run it again ({folder} is whole)"
+            f"can't push to '{repository}': {str(error).splitlines()[0]}: log in (`hf auth login`), check the name and "
+            f"the network, then run it again ({folder} is whole)"
         ) from None
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from alphafuse.data.sources import find_videos
 from alphafuse.data.store import Embeddings, setting_differences
@@ -177,14 +178,29 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         return self.run.classes
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **keywords: Any) -> AlphaFuse:
+    def from_pretrained(  # type: ignore[override]  # no **model_kwargs: what is misspelt should be an error
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        timesformer: str | None = None,
+        ast: str | None = None,
+        device: str = "auto",
+        workers: int = 0,
+        timeout_seconds: float = ExtractSettings.timeout_seconds,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> AlphaFuse:
         """Load a run with its backbones: a run folder, a folder that `alphafuse export` wrote, or a hub id of one.
 
         Args:
             pretrained_model_name_or_path: the folder or hub id; of a run of `table1` the untransformed heads.
-            keywords: timesformer, ast: where the backbones are now, if not where the run says; device: "auto", "cpu" or
-                "cuda"; workers, timeout_seconds: as in `ExtractSettings`; and huggingface_hub's own: revision, token,
-                cache_dir, force_download, local_files_only.
+            timesformer, ast: where the backbones are now, if not where the run says.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            workers, timeout_seconds: of decoding, as in `ExtractSettings`.
+            revision, token, cache_dir, force_download, local_files_only: huggingface_hub's own, for a hub id.
 
         Raises:
             ExperimentError: no run there.
@@ -192,19 +208,25 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
             SettingsMismatchError: a backbone or its preprocessing is not the one that the run was trained on.
         """
         name = str(pretrained_model_name_or_path)
+        how: dict[str, Any] = {"timesformer": timesformer, "ast": ast, "device": device}
+        how |= {"workers": workers, "timeout_seconds": timeout_seconds}
         if Path(name).exists():
-            hub = dict.fromkeys(("revision", "cache_dir", "token"), None) | {
-                "force_download": False,
-                "local_files_only": True,
-            }
-            return cls._from_pretrained(model_id=name, **(hub | keywords))
+            return cls._load(Path(name), **how)
         try:
-            return super().from_pretrained(name, **keywords)
+            return super().from_pretrained(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                **how,
+            )
         except HFValidationError:
             why = "no such folder"
         except (LocalEntryNotFoundError, OfflineModeIsEnabled):
             why = "no such folder, and the hub can't be reached"
-        except (HfHubHTTPError, OSError) as error:
+        except OSError as error:  # HfHubHTTPError is one
             why = f"no such folder, and the hub says: {str(error).splitlines()[0]}"
         raise ExperimentError(
             f"no trained run '{name}' ({why}): name a run folder, such as <root>/runs/sqrt-ast"
@@ -220,26 +242,30 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
-        timesformer: str | None = None,
-        ast: str | None = None,
-        device: str = "auto",
-        workers: int = 0,
-        timeout_seconds: float = ExtractSettings.timeout_seconds,
+        **model_kwargs: Any,
     ) -> AlphaFuse:
-        folder = Path(model_id)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
+        """Of a hub id; the mixin's `from_pretrained` calls it."""
+        folder = huggingface_hub.snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls._load(Path(folder), **model_kwargs)
 
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
+    @classmethod
+    def _load(
+        cls,
+        folder: Path,
+        *,
+        timesformer: str | None,
+        ast: str | None,
+        device: str,
+        workers: int,
+        timeout_seconds: float,
+    ) -> AlphaFuse:
         run = read_run(folder)
         given = {"timesformer": timesformer, "ast": ast}
         names = {modality: given[modality] or _backbone_name(run, modality) for modality in run.modalities}
@@ -318,13 +344,14 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         along = {
             name: [(alpha, self._probabilities(here, {name: alpha}).mean(axis=0)) for alpha in alphas] for name in names
         }
+        there = {name: blank.present(name) for name in names}
         explained: list[Explanation | Prediction] = []
         for i, prediction in enumerate(predictions):
-            if not prediction.top:
+            heard = [name for name in names if there[name][i]]
+            if not prediction.top or not heard:
                 explained.append(prediction)
                 continue
             answer = self.classes.index(prediction.top[0].label)
-            heard = [name for name in names if name not in prediction.missing]
             value = {some: float(probabilities[i, answer]) for some, probabilities in without.items()}
             value[frozenset()] = prediction.top[0].probability
             explained.append(
@@ -355,12 +382,12 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         predictions = []
         for i, clip in enumerate(clips):
             mean = probabilities[:, i].mean(axis=0)  # (C,)
-            order = np.argsort(-mean, kind="stable")[:top] if usable[i] else ()
+            order = [int(j) for j in np.argsort(-mean, kind="stable")[:top]] if usable[i] else []
             predictions.append(
                 Prediction(
                     clip=Path(clip),
                     top=tuple(Ranked(self.classes[j], float(mean[j])) for j in order),
-                    agreeing=int((probabilities[:, i].argmax(axis=1) == order[0]).sum()) if usable[i] else 0,
+                    agreeing=int((probabilities[:, i].argmax(axis=1) == order[0]).sum()) if order else 0,
                     heads=len(probabilities),
                     missing=embedded.reasons(i),
                     probabilities=mean,

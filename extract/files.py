@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from alphafuse.data.manifest import Clip
-from alphafuse.data.store import Embeddings
+from alphafuse.data.store import Embeddings, Failure
 
 from .decode import Decoded
 from .embedder import Embedder
@@ -55,7 +55,7 @@ def embed_files(
         {name: np.full((len(files), b.dim), np.nan, np.float32) for name, b in embedder.backbones.items()}
         for _ in range(2)
     )
-    failures = []
+    failures: list[Failure] = []
     lock = threading.Lock()
     of_blank: dict[object, dict[str, np.ndarray]] = {}
 

@@ -90,7 +90,7 @@ def to_csv(predictions: Sequence[Prediction]) -> str:
     writer.writerow(("clip", "rank", "label", "probability", "missing"))
     for prediction in predictions:
         missing = "; ".join(f"{name}: {reason}" for name, reason in prediction.missing.items())
-        ranked = [(i, one.label, f"{one.probability:.6f}") for i, one in enumerate(prediction.top, start=1)]
+        ranked = [(str(i), one.label, f"{one.probability:.6f}") for i, one in enumerate(prediction.top, start=1)]
         for row in ranked or [("", "", "")]:
             writer.writerow((prediction.clip, *row, missing))
     return buffer.getvalue()
