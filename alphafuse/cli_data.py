@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,21 @@ from tqdm import tqdm
 from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
 from alphafuse.data.manifest import SPLITS
 
-from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
+from .cli_common import (
+    EXIT_FOUND,
+    PROTOCOLS,
+    Commands,
+    json_option,
+    one_of,
+    print_json,
+    print_text,
+    root_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from alphafuse.data.resplit import SplitReport
-    from alphafuse.data.sources import ImportReport
+    from alphafuse.data.sources import ImportReport, LeaveOut
 
 DEFAULT_DEMO_ROOT = "demo"
 
@@ -27,9 +38,28 @@ seed_option = click.option(
 )
 
 
-@click.group()
+@click.group(
+    cls=Commands,
+    sections={
+        "Commands": {
+            "demo": "Generate the demo: small clips, in VGGSound's own layout.",
+            "vggsound": "From VGGSound's csv and a folder of its clips.",
+            "ucf101": "From UCF-101's official split files and its clips.",
+            "kinetics": "From Kinetics' official csv files and its clips.",
+            "folder": "From your own clips: a folder per class, or a csv.",
+            "audit": "What a root's splits can show, what is wrong with its clips.",
+            "split": "Split a root anew: by source video, balanced over labels.",
+        }
+    },
+)
 def data() -> None:
-    """Make a dataset root: from VGGSound, from your own clips, or the demo."""
+    """Make a dataset root: from VGGSound, UCF-101, Kinetics or your own clips, or the demo.
+
+    \b
+    Examples:
+      alphafuse data demo --root demo
+      alphafuse data audit --root demo
+    """
 
 
 def _defaults(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,7 +68,11 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--timesformer", default=DEFAULT_TIMESFORMER, show_default=True, help="Remembered for extract."),
         click.option("--ast", default=DEFAULT_AST, show_default=True, help="Remembered for extract."),
         click.option(
-            "--protocol", default=DEFAULT_PROTOCOL, show_default=True, help="standard, or the paper's notebook."
+            "--protocol",
+            default=DEFAULT_PROTOCOL,
+            show_default=True,
+            shell_complete=one_of(*PROTOCOLS),
+            help="standard, or the paper's notebook.",
         ),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
@@ -49,7 +83,9 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
     "--root",
     type=click.Path(path_type=Path),
     default=DEFAULT_DEMO_ROOT,
+    envvar="ALPHAFUSE_ROOT",
     show_default=True,
+    show_envvar=True,
     help="Folder to make.",
 )
 @seed_option
@@ -89,6 +125,96 @@ def data_vggsound(as_json: bool, **arguments: Any) -> None:
     from alphafuse.data.vggsound import import_vggsound
 
     _print_import(import_vggsound(**arguments), as_json=as_json)
+
+
+def _audio_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--require-audio and --workers, which become the command's `leave_out`."""
+
+    @click.option("--require-audio", is_flag=True, help="Leave out clips without a sound track (reads their headers).")
+    @workers_option
+    @functools.wraps(command)
+    def with_leave_out(require_audio: bool, workers: int, **arguments: Any) -> None:
+        command(leave_out=_without_audio(workers) if require_audio else None, **arguments)
+
+    return with_leave_out
+
+
+def _without_audio(workers: int) -> LeaveOut:
+    """`files_without_audio` with a progress bar."""
+    from alphafuse.extract.probe import files_without_audio
+
+    def leave_out(files: Sequence[Path]) -> dict[Path, str]:
+        with tqdm(total=len(files), desc="audio", unit="clip", disable=None) as bar:
+            return files_without_audio(files, workers=workers, progress=bar.update)
+
+    return leave_out
+
+
+_subset_option = click.option("--subset", help="A number of clips, or a fraction. [default: all]")
+
+
+@data.command("ucf101")
+@click.option("--splits", type=click.Path(path_type=Path), required=True, help="The folder ucfTrainTestlist.")
+@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with v_Class_g01_c01.avi files.")
+@root_option
+@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split.")
+@_audio_options
+@_subset_option
+@seed_option
+@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_defaults
+@json_option
+def data_ucf101(as_json: bool, **arguments: Any) -> None:
+    """Make a root from UCF-101's official split files and a folder of its clips.
+
+    About half of its classes have no sound: --require-audio leaves such clips out; else they stay, and --absent of fit
+    says what becomes of them.
+
+    \b
+    Examples:
+      alphafuse data ucf101 --splits ucfTrainTestlist --clips UCF-101 --root ucf101
+      alphafuse data ucf101 --splits ucfTrainTestlist --clips UCF-101 --root ucf101-av --require-audio
+      alphafuse data ucf101 --splits ucfTrainTestlist --clips UCF-101 --root ucf101-2 --split 2
+    """
+    from alphafuse.data.ucf101 import import_ucf101
+
+    _print_import(import_ucf101(**arguments), as_json=as_json)
+
+
+@data.command("kinetics")
+@click.option(
+    "--csv",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Official list, such as train.csv; give the option once per file.",
+)
+@click.option(
+    "--clips", type=click.Path(path_type=Path), required=True, help="Folder with {id}_{start:06d}_{end:06d}.mp4 files."
+)
+@root_option
+@click.option("--name", help="What to call the dataset. [default: kinetics400, 600 or 700, by the listed classes]")
+@_audio_options
+@_subset_option
+@seed_option
+@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_defaults
+@json_option
+def data_kinetics(as_json: bool, **arguments: Any) -> None:
+    """Make a root from Kinetics' official csv files (400, 600 or 700) and a folder of its clips.
+
+    Most test lists have no labels. Without labelled test clips, test is the official validation list, and val is
+    carved out of train.
+
+    \b
+    Examples:
+      alphafuse data kinetics --csv train.csv --csv validate.csv --clips k600 --root kinetics600
+      alphafuse data kinetics --csv train.csv --csv validate.csv --clips k600 --root k600-tenth --subset 0.1
+      alphafuse data kinetics --csv train.csv --csv validate.csv --clips k600 --root k600-av --require-audio
+    """
+    from alphafuse.data.kinetics import import_kinetics
+
+    _print_import(import_kinetics(**arguments), as_json=as_json)
 
 
 @data.command("folder")
@@ -208,7 +334,7 @@ def _print_split(report: SplitReport) -> None:
     if carried:
         click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")
     step = "table1" if carried == len(manifest) else "extract --split all"
-    click.echo(f"  next: alphafuse {step} --root {root}")
+    print_text(f"  next: alphafuse {step} --root {root}")
 
 
 def _print_import(report: ImportReport, *, as_json: bool) -> None:
@@ -230,6 +356,8 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
                 "reachable": {split: ceiling.reachable for split, ceiling in ceilings.items()},
                 "listed": report.listed,
                 "missing": list(report.missing),
+                "left_out": dict(report.left_out),
+                "notes": list(report.notes),
             }
         )
         return
@@ -248,4 +376,11 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
             f"  missing: {len(report.missing)} of {report.listed} listed clips have no file, such as "
             f"{', '.join(report.missing[:3])} (all in {dataset.root / 'missing.csv'})"
         )
-    click.echo(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")
+    if report.left_out:
+        reasons = Counter(report.left_out.values()).most_common()
+        listed = "; ".join(f"{reason}: {count}" for reason, count in reasons[:3])
+        more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+        click.echo(f"  left out: {len(report.left_out)} clips ({listed}{more}; all in {dataset.root / 'left_out.csv'})")
+    for note in report.notes:
+        click.echo(f"  {note}")
+    print_text(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")
