@@ -1,6 +1,7 @@
 # make reproduce-table1           the demo: generates clips, extracts, trains and prints Table 1 (offline once installed)
 # make reproduce-table1 ROOT=R    the same on a dataset root of yours (see README)
 # make test                       lint, types, tests
+# make docs                       the documentation site, in build/docs/index.html
 # make install                    only .venv with alphafuse in it
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +10,7 @@ ROOT ?=
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml README.md $(shell find alphafuse extract heads data -type f -not -name '*.pyc')
 
-.PHONY: install test lint reproduce-table1 clean
+.PHONY: install test lint docs reproduce-table1 clean
 
 install: $(VENV)/installed
 
@@ -26,6 +27,10 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -n auto
+
+docs: install
+	$(BIN)/python -P -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo 'written: build/docs/index.html'
 
 reproduce-table1: install
 ifeq ($(ROOT),)

@@ -143,25 +143,38 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder that the workers of a parallel run share, by its name and a function that fills it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name).exists():
+                fill(shared / f"making-{name}")
+                (shared / f"making-{name}").rename(shared / name)
+        return shared / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_demo(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A folder with what the examples of docstrings and documents start from: demo/, extracted, with one run.
 
     That is `alphafuse data demo`, `extract --split all` and `fit --transform sqrt --on ast`. Not to be written to: see
-    `demo_folder`. Parallel workers share one.
+    `demo_folder`.
     """
-    from alphafuse import Experiment, extract_embeddings, fit, make_demo
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "finished-demo"
-    with (shared / "finished-demo.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            dataset = make_demo(shared / "making-demo" / "demo").dataset
-            extract_embeddings(dataset, ["train", "val", "test"])
-            fit(dataset, Experiment("sqrt", on="ast"))
-            (shared / "making-demo").rename(folder)
-    return folder
+    def fill(folder: Path) -> None:
+        from alphafuse import Experiment, extract_embeddings, fit, make_demo
+
+        dataset = make_demo(folder / "demo").dataset
+        extract_embeddings(dataset, ["train", "val", "test"])
+        fit(dataset, Experiment("sqrt", on="ast"))
+
+    return made_once("finished-demo", fill)
 
 
 @pytest.fixture

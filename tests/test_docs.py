@@ -1,0 +1,315 @@
+"""Documentation is held to what it says: pages, links, command lines and Python blocks of README and docs/."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import click
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+import alphafuse
+from alphafuse.cli import cli
+
+CHECKOUT = Path(__file__).parents[1]
+DOCS = CHECKOUT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), CHECKOUT / "README.md", CHECKOUT / "CHANGELOG.md"])
+NOT_RUN = re.compile(r"<!--\s*not run: \S.*-->")  # before a Python block that can't run, with the reason
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(CHECKOUT))
+
+
+def tokens(page: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+
+
+# links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    found: list[str] = []
+    parsed = tokens(page)
+    for opening, inline in itertools.pairwise(parsed):
+        if opening.type == "heading_open":
+            text = "".join(child.content for child in inline.children or () if child.type in ("text", "code_inline"))
+            slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+            found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return set(found)
+
+
+def links(page: Path) -> list[str]:
+    inlines = [child for token in tokens(page) for child in token.children or ()]
+    return [
+        str(token.attrs.get("href", token.attrs.get("src")))
+        for token in inlines
+        if token.type in ("link_open", "image")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_and_anchor_leads_somewhere(page: Path) -> None:
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue  # elsewhere: no test may reach for the network
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}, which isn't there"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}: no such heading in {target.name}"
+        if page.parent == DOCS and path.endswith(".md"):
+            assert target.parent == DOCS, f"{name_of(page)}: {link} lies outside of docs/ and is no page of the site"
+
+
+def test_a_link_to_a_heading_that_is_not_there_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What `fit` writes: a (short) list\n\n[up](#what-fit-writes-a-short-list) ![p](a%20b.png)\n\n## A\n\n## A\n"
+    )
+    assert anchors(page) == {"what-fit-writes-a-short-list", "a", "a-1"}
+    assert links(page) == ["#what-fit-writes-a-short-list", "a%20b.png"]
+
+
+def test_every_page_is_linked_from_the_first_one_or_readme() -> None:
+    linked = {
+        unquote(link).partition("#")[0].removeprefix("docs/")
+        for page in (DOCS / "index.md", CHECKOUT / "README.md")
+        for link in links(page)
+    }
+    for page in DOCS.glob("*.md"):
+        assert page.name in linked | {"index.md"}, f"nobody finds {name_of(page)}"
+
+
+# command lines
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line of a page; `is_whole`: as one would type it, not a mention such as `alphafuse store info`."""
+
+    text: str
+    is_whole: bool
+
+
+def command_lines(page: Path) -> Iterator[Line]:
+    for token in tokens(page):
+        if token.type in ("code_block", "fence") and token.info.strip() in ("", "sh", "bash", "console", "shell"):
+            for line in re.sub(r"\\\n\s*", " ", token.content).splitlines():
+                found = re.match(r"\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/bin/)?(alphafuse\s.*)", line)
+                if found:
+                    yield Line(found[1], is_whole=True)
+        for child in token.children or ():
+            if child.type == "code_inline" and child.content.startswith("alphafuse "):
+                yield Line(child.content, is_whole=False)
+
+
+def alternatives(text: str) -> list[list[str]]:
+    """The words of a command line, once for each way to read `a|b`; what a shell does with it is cut off."""
+    words = []
+    for word in shlex.split(text.replace("[", " ").replace("]", " "), comments=True):
+        if word in ("|", "&&", "||", ";", "&") or re.match(r"\d?>", word):
+            break
+        words.append(word.split("|") if not word.startswith("<") else [word])
+    return [list(chosen) for chosen in itertools.product(*words)]
+
+
+def complaint(words: list[str], *, is_whole: bool) -> str:
+    """What click would say of a command line, without running it; "" when nothing is wrong."""
+    program, *rest = words
+    assert program == "alphafuse"
+    command: click.Command = cli
+    context = click.Context(cli, info_name="alphafuse")
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        if rest[0] in ("...", "COMMAND"):
+            return ""
+        if rest[0] not in command.commands:
+            return f"no command '{rest[0]}'"
+        command = command.commands[rest.pop(0)]
+        context = click.Context(command, info_name=command.name, parent=context)
+    rest = [word for word in rest if word != "..."]
+    if not is_whole and rest and rest[-1].startswith("--"):  # a mention of an option without its value
+        flag = next((param for param in command.params if rest[-1] in param.opts), None)
+        if isinstance(flag, click.Option) and not flag.is_flag:
+            rest.append("VALUE")
+    try:
+        given, left, _ = command.make_parser(context).parse_args(args=rest)
+    except click.UsageError as error:
+        return error.format_message()
+    if left:
+        return f"unexpected {left}"
+    asks_for_help = {"help", "version"} & set(given)
+    for param in command.params:
+        if is_whole and param.required and param.name not in given and not asks_for_help:
+            return f"lacks {param.name}"
+        value = given.get(param.name)
+        if is_whole and isinstance(value, str) and not isinstance(param.type, click.Path | click.File):
+            try:
+                param.type_cast_value(context, value)
+            except click.BadParameter as error:
+                return error.format_message()
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_line_is_one_that_alphafuse_takes(page: Path) -> None:
+    for line in command_lines(page):
+        for words in alternatives(line.text):
+            found = complaint(words, is_whole=line.is_whole)
+            assert not found, f"{name_of(page)}: `{line.text}`: {found}"
+
+
+def test_command_lines_that_alphafuse_would_not_take_are_noticed() -> None:
+    def of(text: str) -> str:
+        return " / ".join(filter(None, (complaint(words, is_whole=True) for words in alternatives(text))))
+
+    assert of("alphafuse data demo --root demo  # makes it") == ""
+    assert of("alphafuse extract --split all | tee log") == ""
+    assert of("alphafuse data nothing") == "no command 'nothing'"
+    assert of("alphafuse store info|nothing STORE") == "no command 'nothing'"
+    assert "No such option" in of("alphafuse fit --transfrom sqrt")
+    assert of("alphafuse fit sqrt") == "unexpected ['sqrt']"
+    assert of("alphafuse extract") == "lacks split"
+    assert "not a valid int" in of("alphafuse fit --seeds many")
+
+
+def test_the_command_lines_of_readme_and_docs_are_found() -> None:
+    assert len([line for line in command_lines(CHECKOUT / "README.md") if line.is_whole]) >= 5
+    assert len([line for page in PAGES for line in command_lines(page)]) > 40
+
+
+# Python
+
+
+@dataclass(frozen=True)
+class Block:
+    """A Python block of a page, and what the page shows as its output ("" = nothing)."""
+
+    line: int
+    code: str
+    output: str
+    is_run: bool
+
+
+def python_blocks(page: Path) -> list[Block]:
+    found = []
+    parsed = tokens(page)
+    for before, token, after in zip([None, *parsed], parsed, [*parsed[1:], None], strict=False):
+        if token.type == "fence" and token.info.strip() == "python":
+            excused = before is not None and before.type == "html_block" and NOT_RUN.search(before.content)
+            shown = after.content if after is not None and after.type == "fence" and not after.info.strip() else ""
+            found.append(Block((token.map or [0])[0] + 1, token.content, shown, not excused))
+    return found
+
+
+def without_fractions(text: str) -> str:
+    """Numbers with a fraction may differ from machine to machine; everything else of an output may not."""
+    return re.sub(r"-?\d+\.\d+", "#", text).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
+def test_python_blocks_run_and_print_what_is_shown(page: Path, demo_folder: Path) -> None:
+    variables: dict[str, object] = {}  # a page's blocks follow each other
+    for block in python_blocks(page):
+        if not block.is_run:
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block.code, f"{name_of(page)} line {block.line}", "exec"), variables)
+        if block.output:
+            assert without_fractions(printed.getvalue()) == without_fractions(block.output), name_of(page)
+
+
+def test_readme_and_the_format_page_have_python_blocks_with_output() -> None:
+    for page in (CHECKOUT / "README.md", DOCS / "api.md", DOCS / "store.md"):
+        blocks = python_blocks(page)
+        assert blocks and all(block.is_run and block.output for block in blocks)
+
+
+def test_reading_a_shard_takes_six_lines_and_no_alphafuse() -> None:
+    first = python_blocks(DOCS / "store.md")[0].code
+    assert len([line for line in first.splitlines() if line]) <= 6
+    assert "alphafuse" not in first
+
+
+# the site
+
+
+@pytest.fixture(scope="session")
+def site(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The built site; a warning fails it."""
+    return made_once("site", _build)
+
+
+def _build(folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--keep-going",
+        "--quiet",
+        "docs",
+        str(folder),
+    ]
+    built = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would fetch, and the ids of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids.add(values.get("id") or "")
+        self.fetched += [str(values["src"])] if values.get("src") else []
+        loads = {"stylesheet", "icon", "preload", "preconnect", "dns-prefetch", "prefetch"}
+        if tag == "link" and loads & set((values.get("rel") or "").split()):
+            self.fetched.append(str(values.get("href")))
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_fetches_nothing_from_elsewhere(site: Path) -> None:
+    for page in DOCS.glob("*.md"):
+        for address in _Page(site / f"{page.stem}.html").fetched:
+            assert not re.match(r"(https?:)?//", address), f"{page.stem}.html fetches {address}"
+            assert address.startswith("data:") or (site / address.partition("?")[0]).is_file(), address
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.slow
+def test_every_public_name_and_every_command_is_in_the_reference(site: Path) -> None:
+    api = _Page(site / "api.html").ids
+    for name in alphafuse.__all__:
+        assert f"alphafuse.{name}" in api, f"docs/api.md lacks alphafuse.{name}"
+
+    def walk(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, command in group.commands.items():
+            yield (*path, name)
+            if isinstance(command, click.Group):
+                yield from walk(command, (*path, name))
+
+    commands = _Page(site / "commands.html").ids
+    for path in walk(cli, ("alphafuse",)):
+        assert "-".join(path) in commands, f"docs/commands.md lacks {' '.join(path)}"
