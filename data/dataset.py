@@ -4,6 +4,7 @@ root/
   dataset.json          name, clip folder, classes in order, default backbones and protocol, where it came from
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
+  left_out.csv          clips that have a file and were left out all the same, and why (only when there are any)
   stores/<split>/       stage one: HDF5 shards of embeddings
   runs/<name>/          stage two: trained heads, their figures and settings
 """
@@ -132,8 +133,8 @@ class Dataset:
         root = Path(root)
         if not (root / "dataset.json").is_file():
             raise DatasetError(
-                f"no dataset root at '{root}' (it has no dataset.json): make one with "
-                "`alphafuse data demo|vggsound|folder --root ...`, or name yours with --root or ALPHAFUSE_ROOT"
+                f"no dataset root at '{root}' (it has no dataset.json): make one with `alphafuse data "
+                "demo|vggsound|ucf101|kinetics|folder --root ...`, or name yours with --root or ALPHAFUSE_ROOT"
             )
         content = read_json(root / "dataset.json")
         _require_fields(root / "dataset.json", content)

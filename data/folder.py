@@ -15,7 +15,8 @@ from .splits import carve_split
 
 TEST_FRACTION = 0.2  # of all clips, when the source has no test split
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_VGGSOUND_NAME = re.compile(r"([\w-]{11})_\d{6}")  # {youtube_id}_{start_seconds:06d}
+# {youtube_id}_{start_seconds:06d} as VGGSound's clips, or with the end too as Kinetics'
+_YOUTUBE_NAME = re.compile(r"([\w-]{11})_\d{6}(?:_\d{6})?")
 
 
 def import_folder(
@@ -37,7 +38,7 @@ def import_folder(
     (`train/dog/a.mp4`, `test/dog/b.mp4`; val, valid and validation mean val). With `csv` (header
     `path,label[,split][,group]`, paths relative to `source`), the csv says it all. Splits that the source doesn't have
     are carved by source video: test out of all clips, then val out of train. A clip's group is the csv's, else the
-    YouTube id of a name like VGGSound's, else the clip itself.
+    YouTube id of a name like VGGSound's or Kinetics', else the clip itself.
 
     Args:
         source: folder with the clips.
@@ -143,5 +144,5 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
 
 
 def _group_of(stem: str) -> str:
-    match = _VGGSOUND_NAME.fullmatch(Path(stem).name)
+    match = _YOUTUBE_NAME.fullmatch(Path(stem).name)
     return match[1] if match else stem

@@ -129,7 +129,7 @@ class Manifest(Sequence[Clip]):
             sizes = ", ".join(f"{name} {len(self.of_split(name))}" for name in SPLITS)
             raise EmptySplitError(
                 f"split '{split}' has no clips ({sizes}): make the root again with clips in it "
-                "(alphafuse data vggsound|folder --help)"
+                "(alphafuse data vggsound|ucf101|kinetics|folder --help)"
             )
         return clips
 

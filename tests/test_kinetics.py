@@ -11,6 +11,7 @@ import pytest
 from conftest import write_clip
 from test_cli import Run, assert_one_line_error, run  # noqa: F401
 
+from alphafuse.data.folder import import_folder
 from alphafuse.data.kinetics import import_kinetics, read_kinetics_csv
 from alphafuse.errors import DatasetError
 
@@ -221,6 +222,12 @@ def test_a_list_of_a_hundred_thousand_clips_is_read_in_seconds(tmp_path: Path) -
     begin = time.process_time()
     assert len(read_kinetics_csv([tmp_path / "train.csv"]).rows) == 100_000
     assert time.process_time() - begin < 5  # 0.5 s on an Intel Xeon
+
+
+def test_class_folders_of_kinetics_clips_are_grouped_by_source_video_without_a_csv(clips: Path, tmp_path: Path) -> None:
+    manifest = import_folder(clips / "train", tmp_path / "root").dataset.manifest
+    groups = {clip.clip_id.rpartition("/")[2]: clip.group for clip in manifest}
+    assert groups["--GkrdYZ9Tc_000000_000010"] == groups["--GkrdYZ9Tc_000060_000070"] == "--GkrdYZ9Tc"
 
 
 # the command line
