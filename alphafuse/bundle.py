@@ -39,6 +39,13 @@ def export_run(run: str | Path, out: str | Path, *, with_backbones: bool = False
     Raises:
         ExperimentError: no run there, or something at `out` already.
         BackboneError: a backbone that isn't on this machine.
+
+    >>> from alphafuse import export_run, read_run
+    >>> folder = export_run("demo/runs/sqrt-ast", "bundle")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'config.json', 'head', 'metrics.json']
+    >>> read_run(folder)
+    TrainedRun(AST sqrt, 1 heads, folder='bundle')
     """
     trained, out = read_run(run), Path(out)
     if out.exists():
@@ -63,6 +70,9 @@ def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -
     Raises:
         ExperimentError: the hub can't be reached, or refuses.
         BackboneError, SettingsMismatchError: as `AlphaFuse.from_pretrained`.
+
+    >>> from alphafuse import push_bundle
+    >>> push_bundle("demo/runs/sqrt-ast", "me/demo-sqrt-ast", private=True)  # doctest: +SKIP
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

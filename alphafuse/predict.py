@@ -50,6 +50,11 @@ class Prediction:
         heads: how many heads there are.
         missing: modality -> why the clip has no such embedding, of those that the heads read.
         probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN where there is no answer.
+
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> prediction = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")(find_clips(["demo/clips"])[0])
+    >>> prediction.label == prediction.top[0].label, prediction.heads, prediction.probabilities.shape
+    (True, 1, (16,))
     """
 
     clip: Path
@@ -108,6 +113,12 @@ class Explanation:
             game whose players are the modalities (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
             sum to probability - `blank.probability` and may be negative.
         along: modality -> (alpha, what is said) with alpha on what is fused of it; 1 is the prediction itself.
+
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
+    >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
+    >>> sorted(why.shares), [alpha for alpha, _ in why.along["ast"]]
+    (['ast', 'timesformer'], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
     """
 
     prediction: Prediction
@@ -138,9 +149,15 @@ class Explanation:
 class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "video-classification"]):
     """A classifier of clips: the backbones, and the heads of a trained run behind them.
 
-        model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
-        model("clip.mp4").label
-        model.explain(["clip.mp4"])[0].shares
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> clips = find_clips(["demo/clips"])
+    >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
+    >>> model
+    AlphaFuse(1 heads of 'AST sqrt', 16 classes, timesformer, ast)
+    >>> model(clips[0])
+    Prediction('-QJGJy65ytt_000115.mp4': 'heart beating with engine humming' ...%)
+    >>> model.explain(clips[:1])[0].decided
+    ('timesformer',)
 
     Where a run has several heads (one per seed), probabilities are their means. The accuracies that a run reports are
     means over its single heads.
@@ -405,6 +422,11 @@ def find_clips(paths: Sequence[str | Path]) -> list[Path]:
 
     Raises:
         DatasetError: nothing there, or a folder without a video file.
+
+    >>> from alphafuse import find_clips
+    >>> clips = find_clips(["demo/clips"])
+    >>> len(clips), clips[0].suffix
+    (448, '.mp4')
     """
     found: list[Path] = []
     for path in map(Path, paths):

@@ -103,6 +103,9 @@ def bench_extract(
     Raises:
         DatasetError: no video files in the folder.
         ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
+
+    >>> from alphafuse import bench_extract
+    >>> bench_extract("demo/clips", ["decode"]).parts[0]  # doctest: +SKIP
     """
     folder = Path(clips)
     files = [folder / path for path in find_videos(folder).values()]

@@ -53,6 +53,12 @@ class ExtractReport:
         embed_seconds: spent in the models, of one core on the CPU, of the device elsewhere.
         is_shared: whether other processes could share the work; False where the file system has no locks.
         store: where the embeddings are.
+
+    >>> from alphafuse import Dataset, ExtractSettings, extract_embeddings
+    >>> dataset = Dataset.open("demo")
+    >>> (report,) = extract_embeddings(dataset, ["val"], ExtractSettings(modalities=("ast",)))
+    >>> report.store, report.embedded, report.failures
+    (EmbeddingStore('demo/stores/val'), {'ast': 0}, ())
     """
 
     split: str
@@ -248,7 +254,14 @@ def extract_embeddings(
     *,
     progress: Progress | None = None,
 ) -> list[ExtractReport]:
-    """Extract what the stores of these splits lack: `Extractor` in one call."""
+    """Extract what the stores of these splits lack: `Extractor` in one call.
+
+    >>> from alphafuse import Dataset, extract_embeddings
+    >>> dataset = Dataset.open("demo")
+    >>> reports = extract_embeddings(dataset, ["train", "val", "test"])  # does only what is missing
+    >>> [(report.split, report.clips, report.already) for report in reports]
+    [('train', 230, 230), ('val', 26, 26), ('test', 192, 192)]
+    """
     for split in splits:
         dataset.manifest.require_split(split)
     extractor = Extractor(dataset, settings or ExtractSettings())

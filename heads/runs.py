@@ -30,6 +30,11 @@ class TrainedRun:
         heads: one per seed, on the CPU, in eval mode.
         config: all of config.json: classes, clips, dataset, settings, seeds, versions, ...
         metrics: "val" and "test" -> what metrics.json holds: n, top1, loss, ... with intervals, and the ceiling.
+
+    >>> from alphafuse import read_run
+    >>> run = read_run("demo/runs/sqrt-ast")
+    >>> len(run.classes), run.modalities, run.embeddings["ast"]["protocol"]
+    (16, ('timesformer', 'ast'), 'standard')
     """
 
     folder: Path
@@ -75,6 +80,13 @@ def read_run(folder: Path | str) -> TrainedRun:
 
     Raises:
         ExperimentError: no run there, one that keeps no heads (a sweep, a comparison), or a damaged file.
+
+    >>> from alphafuse import read_run
+    >>> run = read_run("demo/runs/sqrt-ast")
+    >>> run
+    TrainedRun(AST sqrt, 1 heads, folder='demo/runs/sqrt-ast')
+    >>> run.metrics["test"]["n"], run.backbones["ast"]["name"]
+    (192, 'compact')
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -115,6 +127,10 @@ def best_run(dataset: Dataset) -> Path:
 
     Raises:
         ExperimentError: the root has no run with heads.
+
+    >>> from alphafuse import Dataset, best_run
+    >>> best_run(Dataset.open("demo")).parent.as_posix()
+    'demo/runs'
     """
     runs = dataset.root / "runs"
     found: list[tuple[float, float, Path]] = []

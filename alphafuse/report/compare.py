@@ -39,7 +39,14 @@ LEFT_ALIGNED = ("", "experiment", "VGGSound, 309 classes", "remark", "repository
 
 
 def write_compare(table: CompareTable, dataset: Dataset) -> Path:
-    """Write `<root>/runs/compare/` whole, in place of an older one, and return the folder."""
+    """Write `<root>/runs/compare/` whole, in place of an older one, and return the folder.
+
+    >>> from alphafuse import Dataset, TrainSettings, compare, write_compare
+    >>> dataset = Dataset.open("demo")
+    >>> folder = write_compare(compare(dataset, seeds=1, settings=TrainSettings(epochs=2, hidden=(16,))), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['compare.csv', 'compare.json', 'compare.md', 'config.json']
+    """
     with replaced_run(dataset.root, COMPARE_RUN) as folder:
         write_json(
             folder / "config.json",

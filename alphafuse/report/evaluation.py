@@ -34,7 +34,13 @@ LEFT_ALIGNED = ("metric", "interval by", "class", "most often taken for", "clips
 
 
 def write_evaluation(found: RunEvaluation) -> Path:
-    """Write `<run>/evaluation-<split>/`, and return that folder."""
+    """Write `<run>/evaluation-<split>/`, and return that folder.
+
+    >>> from alphafuse import evaluate, write_evaluation
+    >>> folder = write_evaluation(evaluate("demo/runs/sqrt-ast", split="val"))
+    >>> folder.as_posix(), sorted(path.name for path in folder.iterdir())
+    ('demo/runs/sqrt-ast/evaluation-val', ['classes.csv', 'confusion.csv', 'evaluation.json'])
+    """
     folder = found.run / f"evaluation-{found.split}"
     write_csv(folder / "classes.csv", _class_rows(found))
     write_csv(folder / "confusion.csv", _confusion_rows(found))
