@@ -6,7 +6,7 @@
   const { clips, classes, votes } = data;
   const modalities = data.modalities.map((modality) => modality.id);
   const PER_PAGE = 24;
-  const SLICE_MS = 9; // of a frame's 16: leaves the browser time to draw
+  const SLICE_MS = 11; // of a frame's 16: leaves the browser time to draw
   const SPEAK_AFTER_MS = 500; // a screen reader hears where the sliders came to rest, not every step
 
   // ---- The head
@@ -39,6 +39,13 @@
   const active = new Int32Array(Math.max(first.length, ...layers.map((layer) => layer.output.length)));
   data.head = null; // its text is no longer needed
 
+  /** output += p * row at a + q * row at b + r * row at c + s * row at d. */
+  function addRows(output, weight, a, p, b, q, c, r, d, s) {
+    for (let j = 0; j < output.length; j++) {
+      output[j] += p * weight[a + j] + q * weight[b + j] + r * weight[c + j] + s * weight[d + j];
+    }
+  }
+
   /** Logits of a clip, in an array that the next call overwrites. */
   function logitsOf(clip, alphas) {
     const start = clip * first.length;
@@ -49,16 +56,17 @@
     });
     let x = first;
     for (const { weight, bias, output } of layers) {
-      // ReLU leaves about a third of the units: only their rows of the weights are read, which is three times as fast
+      // ReLU leaves 52 to 63% of the first layer's units in the demo's heads: only their rows are read, four at a time
       let count = 0;
       for (let i = 0; i < x.length; i++) if (x[i] > 0) active[count++] = i;
       const width = output.length;
       output.set(bias);
-      for (let k = 0; k < count; k++) {
-        const value = x[active[k]];
-        const row = active[k] * width;
-        for (let j = 0; j < width; j++) output[j] += value * weight[row + j];
+      let k = 0;
+      for (; k + 3 < count; k += 4) {
+        const [a, b, c, d] = [active[k], active[k + 1], active[k + 2], active[k + 3]];
+        addRows(output, weight, a * width, x[a], b * width, x[b], c * width, x[c], d * width, x[d]);
       }
+      for (; k < count; k++) addRows(output, weight, active[k] * width, x[active[k]], 0, 0, 0, 0, 0, 0);
       x = output;
     }
     return x;
@@ -85,8 +93,8 @@
     result.ofLabel[clip] = target < 0 ? 0 : Math.exp(logits[target] - logits[best]) / sum;
   }
 
-  // ---- Recomputing. A pass goes over all clips, in slices of a frame. It always ends, and the next one starts with the
-  // alphas of then, so that dragging shows one consistent state after the other.
+  // ---- Recomputing. A pass goes over all clips, in slices of a frame. It always ends, and the next one starts with
+  // the alphas of then, so that dragging shows one consistent state after the other.
 
   const ONES = modalities.map(() => 1);
   const same = (a, b) => a.every((value, i) => value === b[i]);
