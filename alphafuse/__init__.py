@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from alphafuse.heads.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.table1 import Table1, table1
     from alphafuse.heads.training import train_heads
-    from alphafuse.report.page import write_report
     from alphafuse.predict import AlphaFuse, Explanation, Prediction, find_clips
     from alphafuse.report.compare import write_compare
     from alphafuse.report.evaluation import write_evaluation
+    from alphafuse.report.page import write_report
     from alphafuse.report.sweep import write_sweep
     from alphafuse.report.table1 import write_table1
 
@@ -94,10 +94,10 @@ _HOMES = {
     "alphafuse.heads.sweep": ("Sweep", "parse_alphas", "sweep"),
     "alphafuse.heads.table1": ("Table1", "table1"),
     "alphafuse.heads.training": ("train_heads",),
-    "alphafuse.report.page": ("write_report",),
     "alphafuse.predict": ("AlphaFuse", "Explanation", "Prediction", "find_clips"),
     "alphafuse.report.compare": ("write_compare",),
     "alphafuse.report.evaluation": ("write_evaluation",),
+    "alphafuse.report.page": ("write_report",),
     "alphafuse.report.sweep": ("write_sweep",),
     "alphafuse.report.table1": ("write_table1",),
 }
@@ -167,6 +167,7 @@ __all__ = [
     "train_heads",
     "write_compare",
     "write_evaluation",
+    "write_report",
     "write_sweep",
     "write_table1",
 ]

@@ -34,6 +34,7 @@ from .contents import (
     Table,
     Votes,
     ceiling_from_json,
+    padded,
     role_of,
 )
 from .text import p_value, points
@@ -207,18 +208,16 @@ def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarr
     rows = iterate_csv(path)
     header = next(rows)[1]
     columns = [header.index(name) for name in ("seed", "epoch", "train_loss", "val_loss")]
-    which = header.index("experiment") if experiment else -1
+    of = header.index("experiment") if experiment else -1
     losses: dict[int, list[tuple[float, float]]] = {}
     for _, row in rows:
-        if which < 0 or row[which] == experiment:
+        if of < 0 or row[of] == experiment:
             seed, _, train, val = (row[column] for column in columns)
             losses.setdefault(int(seed), []).append((float(train), float(val)))
     if not losses:
         raise ValueError(f"{path.name} has no line of {experiment or 'any epoch'}")
-    both = np.full((len(losses), max(map(len, losses.values())), 2), np.nan)
-    for position, pairs in enumerate(losses.values()):
-        both[position, : len(pairs)] = pairs
-    return both[..., 0], both[..., 1]
+    curves = list(losses.values())
+    return padded([[train for train, _ in one] for one in curves]), padded([[val for _, val in one] for one in curves])
 
 
 def _ablation(

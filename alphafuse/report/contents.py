@@ -97,7 +97,7 @@ class Measure:
     @classmethod
     def of_difference(cls, against: Mapping[str, Any] | None, n: int) -> Measure | None:
         """From what a run's json holds of a comparison; None for the row that the others are compared with."""
-        return against and cls(float(against["difference"]), *_ends(against["interval"]), n)
+        return cls(float(against["difference"]), *_ends(against["interval"]), n) if against else None
 
     @property
     def has_interval(self) -> bool:
@@ -228,6 +228,19 @@ class LossCurves:
 
     def __repr__(self) -> str:
         return f"LossCurves({self.title!r}, seeds x epochs {self.train.shape})"
+
+
+def padded(curves: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
+    """(seeds, epochs) float64 of curves of several lengths: those that stopped early end in NaN.
+
+    >>> padded([[1.0, 0.5], [2.0]])
+    array([[1. , 0.5],
+           [2. , nan]])
+    """
+    both = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(both, curves, strict=True):
+        row[: len(curve)] = curve
+    return both
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 from xml.etree import ElementTree
 
 import numpy as np
@@ -52,7 +52,7 @@ PAPER_CEILING = (
 ENDS = 20  # classes at either end of the gains
 MOST_CELLS = 40  # classes whose confusions are written out
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,
@@ -89,9 +89,10 @@ P = ParamSpec("P")
 
 
 @contextmanager
-def _style(**more: object) -> Iterator[None]:
+def _style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Our settings of matplotlib, whatever the caller's are; fonts that lack a label's characters are no matter."""
-    with warnings.catch_warnings(), rc_context({**_STYLE, **more}):
+    settings: Any = {**_STYLE, **(more or {})}
+    with warnings.catch_warnings(), rc_context(settings):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
         yield
@@ -127,7 +128,7 @@ def forest(table: Table) -> Figure:
     _ceiling(axes, table.ceiling)
     if not table.is_paper_split:
         axes.axvline(100 * PAPER_CEILING, color=PALETTE["muted"], linewidth=0.9, linestyle=":", zorder=0)
-        axes.annotate("paper's ceiling 22.2", **_above(100 * PAPER_CEILING, "center"))
+        _name_above(axes, "paper's ceiling 22.2", 100 * PAPER_CEILING, "center")
     axes.plot([], [], "o-", color=PALETTE["fused"], markersize=5, label="here, with 95% interval")
     axes.plot(
         [],
@@ -384,21 +385,22 @@ def _whisker(axes: Axes, place: float, measure: Measure, color: str) -> None:
 def _ceiling(axes: Axes, ceiling: Ceiling) -> None:
     place = 100 * ceiling.accuracy
     axes.axvline(place, color=PALETTE["ink"], linewidth=1.1, linestyle="--", zorder=0)
-    axes.annotate(f"ceiling {place:.1f}", **_above(place, "right" if place > 60 else "left"))
+    _name_above(axes, f"ceiling {place:.1f}", place, "right" if place > 60 else "left")
 
 
-def _above(place: float, align: str) -> dict[str, object]:
-    """Where a line's name goes: above the axes."""
-    return {
-        "xy": (place, 1),
-        "xycoords": ("data", "axes fraction"),
-        "xytext": (0, 3),
-        "textcoords": "offset points",
-        "ha": align,
-        "va": "bottom",
-        "fontsize": 8,
-        "color": PALETTE["muted"],
-    }
+def _name_above(axes: Axes, name: str, place: float, align: str) -> None:
+    """Name a vertical line, above the axes."""
+    axes.annotate(
+        name,
+        (place, 1),
+        (0, 3),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha=align,
+        va="bottom",
+        fontsize=8,
+        color=PALETTE["muted"],
+    )
 
 
 # files and pages
@@ -420,7 +422,7 @@ def svg(figure: Figure) -> bytes:
 
 def _svg(figure: Figure, *, fonttype: str, facecolor: str) -> str:
     buffer = io.StringIO()
-    with _style(**{"svg.fonttype": fonttype}):
+    with _style({"svg.fonttype": fonttype}):
         FigureCanvasSVG(figure)
         figure.savefig(buffer, format="svg", facecolor=facecolor, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

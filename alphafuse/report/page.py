@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 import alphafuse
@@ -69,6 +69,11 @@ def write_report(
     Raises:
         ExperimentError: a folder among `runs` that is no run, or nothing to report on.
         AlphafuseError: `out` or `figures` can't be written.
+
+    >>> from pathlib import Path
+    >>> from alphafuse import Dataset, write_report
+    >>> write_report(Dataset.open("demo"), Path("report.html")).name
+    'report.html'
     """
     report, drawn = build_report(dataset, runs=runs, progress=progress)
     progress("writing the page")
@@ -176,6 +181,8 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
     environment.filters |= {
         "percent": percent,
         "points": points,
+        "code": _code,
+        "capitalised": lambda text: text[:1].upper() + text[1:],
         "p": p_value,
         "between": _between,
         "points_between": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
@@ -214,6 +221,16 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
 
 def _between(measure: Measure, scale: float = 100.0, digits: int = 1) -> str:
     return f"{scale * measure.low:.{digits}f} to {scale * measure.high:.{digits}f}"
+
+
+def _code(text: str) -> Markup:
+    """Text with `commands` in backticks as code; the rest is escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one backtick too many: it is no markup
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if position % 2 else escape(part) for position, part in enumerate(parts)
+    )
 
 
 def _described(name: str, report: Report) -> str:

@@ -10,15 +10,9 @@ runs/sweep-ast/ (or sweep-timesformer-ast, sweep-power-ast, ...)
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_atomically, write_csv, write_json
@@ -27,16 +21,25 @@ from alphafuse.heads.experiments import TITLES, SplitResult, experiment_history,
 from alphafuse.heads.settings import NORMALIZE_NOTES
 from alphafuse.heads.sweep import Chosen, Sweep
 
+from .contents import AlphaCurves
+from .figures import alpha_curves, png
 from .text import loss_range, methods, p_value, percent, percent_range, seeds_text, split_counts, table_text, wrapped
 
 HEADER = ("on", "alpha", "val top-1", "interval", "val loss", "interval", "", "test top-1", "interval", "p")
 LEFT_ALIGNED = ("on", "")
 ENDS = ("", "_low", "_high")
-COLORS = {"timesformer": "#1f77b4", "ast": "#d62728", "both": "#2ca02c"}
 
 
 def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Path:
-    """Write the run folder whole, in place of an older one, and return it; `run` is its name if not `sweep.name`."""
+    """Write the run folder whole, in place of an older one, and return it; `run` is its name if not `sweep.name`.
+
+    >>> from alphafuse import Dataset, TrainSettings, sweep, write_sweep
+    >>> dataset = Dataset.open("demo")
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))
+    >>> folder = write_sweep(sweep(dataset, on=["ast"], alphas=[0.5, 1.0], seeds=1, settings=quick), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'history.csv', 'sweep.csv', 'sweep.json', 'sweep.png']
+    """
     name = run or sweep.name
     with replaced_run(dataset.root, name) as folder:
         write_json(folder / "config.json", config_json(sweep))
@@ -176,42 +179,4 @@ def _figures(result: SplitResult) -> list[float]:
 
 def figure(sweep: Sweep) -> bytes:
     """PNG: validation accuracy and loss against alpha with 95% bands, and the chosen alphas' test results."""
-    drawing = Figure(figsize=(9.5, 4), dpi=130, layout="constrained")
-    canvas = FigureCanvasAgg(drawing)
-    accuracy, loss = drawing.subplots(1, 2)
-    assert sweep.baseline.test is not None
-    for axes, name, scale in ((accuracy, "top1", 100), (loss, "loss", 1)):
-        for on, curve in sweep.curves.items():
-            _curve(axes, sweep, on, curve, name, scale)
-        base = scale * getattr(sweep.baseline.val, name).mean
-        axes.axhline(base, color="0.4", linewidth=1, linestyle=":", label="untransformed, validation")
-        axes.set_xlabel("alpha")
-        axes.grid(alpha=0.3)
-    accuracy.axhline(
-        100 * sweep.baseline.val.ceiling.accuracy, color="0.4", linewidth=1, linestyle="--", label="ceiling, validation"
-    )
-    accuracy.set_ylabel("top-1 (%)")
-    loss.set_ylabel("cross entropy (nats)")
-    accuracy.legend(frameon=False, fontsize=8)
-    drawing.suptitle(f"{sweep.transform} on {sweep.dataset_name} ({seeds_text(sweep.seeds)})", fontsize=11)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()
-
-
-def _curve(axes: Axes, sweep: Sweep, on: str, curve: tuple[Trained, ...], name: str, scale: float) -> None:
-    order = np.argsort(sweep.alphas)
-    alphas = np.array(sweep.alphas)[order]
-    found = [getattr(curve[i].val, name) for i in order]
-    color = COLORS[on]
-    axes.plot(
-        alphas, [scale * point.mean for point in found], "o-", ms=3.5, color=color, label=f"{TITLES[on]}, validation"
-    )
-    low, high = ([scale * getattr(point.interval, end) for point in found] for end in ("low", "high"))
-    axes.fill_between(alphas, low, high, color=color, alpha=0.15, linewidth=0)
-    chosen = sweep.chosen[on]
-    test = getattr(chosen.test, name)
-    alpha = chosen.point.experiment.alpha or 0.0
-    errors = [[scale * (test.mean - test.interval.low)], [scale * (test.interval.high - test.mean)]]
-    label = f"{TITLES[on]} {alpha:g} (chosen), test"
-    axes.errorbar([alpha], [scale * test.mean], yerr=errors, fmt="D", color=color, mfc="white", capsize=3, label=label)
+    return png(alpha_curves(AlphaCurves.from_json(to_json(sweep))))

@@ -11,17 +11,11 @@ runs/table1/
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_atomically, write_csv, write_json
@@ -37,6 +31,8 @@ from alphafuse.heads.experiments import (
 from alphafuse.heads.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
 from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
 
+from .contents import LossCurves, padded
+from .figures import losses, png
 from .text import (
     aligned,
     loss_range,
@@ -56,11 +52,17 @@ HEADER = (
     *("paper", "code", "loss"),
 )
 LEFT_ALIGNED = ("experiment", "split")
-OURS, PAPERS = "#1f77b4", "#7f7f7f"
 
 
 def write_table1(table: Table1, dataset: Dataset) -> Path:
-    """Write `<root>/runs/table1/` whole, in place of an older one, and return the folder."""
+    """Write `<root>/runs/table1/` whole, in place of an older one, and return the folder.
+
+    >>> from alphafuse import Dataset, TrainSettings, table1, write_table1
+    >>> dataset = Dataset.open("demo")
+    >>> folder = write_table1(table1(dataset, seeds=1, settings=TrainSettings(epochs=2, hidden=(16,))), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'figure3.png', 'heads', 'history.csv', 'table1.json', 'table1.md']
+    """
     with replaced_run(dataset.root, TABLE1_RUN) as folder:
         write_json(
             folder / "config.json",
@@ -225,34 +227,14 @@ def _row_json(row: Table1Row) -> dict[str, Any]:
 def figure3(table: Table1) -> bytes:
     """PNG of experiment 2's losses per epoch: ours (mean and range over seeds) and the paper's, on one scale."""
     row = next(row for row in table.rows if row.experiment == FIGURE3)
-    histories = [trained.history for trained in row.heads]
-    figure = Figure(figsize=(9, 3.8), dpi=130, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    ours, papers = figure.subplots(1, 2, sharey=True, sharex=True)
-    _curves(
-        ours,
-        [history.train_loss for history in histories],
-        [history.val_loss for history in histories],
-        f"alphafuse on {table.dataset_name} ({seeds_text(table.seeds)})",
-        OURS,
-    )
     assert row.paper is not None
-    _curves(papers, [row.paper.train_loss], [row.paper.val_loss], "paper, figure 3 (one seed)", PAPERS)
-    ours.set_ylabel("cross entropy (nats)")
-    ours.set_ylim(bottom=0)
-    figure.suptitle(f"Experiment 2: TimeSformer x {row.heads[0].head.transforms['timesformer'].initial:g}", fontsize=11)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()
-
-
-def _curves(axes: Axes, train: Sequence[ArrayLike], val: Sequence[ArrayLike], title: str, color: str) -> None:
-    for name, losses, style in (("train", np.array(train), "-"), ("validation", np.array(val), "--")):
-        epochs = np.arange(1, losses.shape[1] + 1)
-        axes.plot(epochs, losses.mean(axis=0), style, color=color, label=name)
-        if len(losses) > 1:
-            axes.fill_between(epochs, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.2, linewidth=0)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("epoch")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    histories = [trained.history for trained in row.heads]
+    curves = LossCurves(
+        title=f"Experiment {row.paper.experiment}: {row.experiment.title}",
+        name=table.dataset_name,
+        train=padded([history.train_loss for history in histories]),
+        val=padded([history.val_loss for history in histories]),
+        paper_train=np.array(row.paper.train_loss),
+        paper_val=np.array(row.paper.val_loss),
+    )
+    return png(losses(curves))

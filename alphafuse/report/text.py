@@ -46,7 +46,8 @@ def percent(share: float) -> str:
 
 def points(share: float) -> str:
     """A difference of shares in points, with its sign: -0.0312 -> "\u22123.1" (a true minus, for pages)."""
-    return f"{100 * share:+.1f}".replace("-", "\u2212")
+    text = f"{100 * share:+.1f}".replace("-", "\u2212")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def percent_range(interval: Interval, *, sign: str = "") -> str:

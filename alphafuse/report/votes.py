@@ -14,7 +14,7 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import read_json
 from alphafuse.data.splits import reachable_ceiling
-from alphafuse.data.store import MODALITIES, setting_differences
+from alphafuse.data.store import setting_differences
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import ExperimentError, SettingsMismatchError
 from alphafuse.heads.evaluation import softmax
@@ -24,12 +24,12 @@ from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.statistics import difference_interval, holm, paired_test
 from alphafuse.heads.training import class_indices
 
-from .contents import ClassGain, Confusion, Contribution, HardClip, Measure, Role, Run, Vote, Voter, Votes
+from .contents import ROLES, ClassGain, Confusion, Contribution, HardClip, Measure, Role, Run, Vote, Voter, Votes
 
 HARDEST = 24  # clips shown
 PAIRS = 20  # confusions listed
-OTHER: Mapping[Role, Role] = {"timesformer": "ast", "ast": "timesformer"}
-NAMES: Mapping[str, str] = {"timesformer": "sight", "ast": "sound", "fused": "fused"}
+ALONE: tuple[Role, ...] = ("timesformer", "ast")
+NAMES: Mapping[Role, str] = {"timesformer": "sight", "ast": "sound"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
     The modalities' own are found in the same way. A damaged run is left out, with a line in `problems`.
     """
     sides: dict[Role, Side] = {}
-    for role in ("fused", *MODALITIES):
+    for role in ROLES:
         fits = [run for run in runs if run.kind == "fit" and _role(run) == role]
         tables = [run for run in runs if run.kind == "table1"]
         by_hand = chosen and role == "fused"
@@ -76,7 +76,7 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
             except ExperimentError as error:
                 problems.append(str(error))
                 continue
-            sides[role] = Side(role, run, path, heads)  # type: ignore[index, arg-type]
+            sides[role] = Side(role, run, path, heads)
             break
     return sides
 
@@ -248,11 +248,11 @@ def _hardest(
     rows = np.flatnonzero(usable["fused"])
     of_truth = probabilities["fused"][:, rows, targets[rows]]  # (seeds, rows)
     losses = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean(axis=0)
-    unseen = np.array([embeddings.labels[row] not in trained for row in rows])
+    unseen = np.array([embeddings.labels[row] not in trained for row in rows.tolist()])
     order = np.lexsort((-losses, unseen))[:HARDEST]
     found = []
-    for position in order:
-        row = rows[position]
+    for position in order.tolist():
+        row = int(rows[position])
         label = embeddings.labels[row]
         votes = {}
         for role, asked in probabilities.items():
@@ -274,14 +274,14 @@ def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
     fused = votes["fused"]
     if fused.is_right:
         return "right, but unsure"
-    right = [role for role in MODALITIES if role in votes and votes[role].is_right]
-    wrong = [role for role in MODALITIES if role in votes and not votes[role].is_right]
+    right = [role for role in ALONE if role in votes and votes[role].is_right]
+    wrong = [role for role in ALONE if role in votes and not votes[role].is_right]
     if not wrong:
-        return "each alone is right: fusion lost it" if len(right) == len(MODALITIES) else ""
+        return "each alone is right: fusion lost it" if len(right) == len(ALONE) else ""
     if right:
         return f"{NAMES[right[0]]} was right, {NAMES[wrong[0]]} misled"
     followed = [NAMES[role] for role in wrong if votes[role].label == fused.label]
-    if len(wrong) < len(MODALITIES):
+    if len(wrong) < len(ALONE):
         return f"{NAMES[wrong[0]]} misled" if followed else ""
     return f"both wrong; it followed {followed[0]}" if len(followed) == 1 else "both wrong"
 
