@@ -363,7 +363,7 @@ def test_browser_shows_interval_change_and_counts(opened: Opened, trained: Any) 
     change = f"−{100 * (lost - gained) / 45:.1f} points: {gained} became right, {lost} became wrong"
     assert opened.text("change") == change
     interval = explorer.wilson_interval(int((now == targets).sum()), 45)
-    assert opened.text("interval") == f"{100 * interval.low:.1f}..{100 * interval.high:.1f}"
+    assert opened.text("interval") == f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
     counts = {"all": 45, "changed": (now != before).sum(), "wrong": (now != targets).sum()}
     counts["right"] = 45 - counts["wrong"]
     for kind, count in counts.items():

@@ -46,7 +46,7 @@ from alphafuse.heads.head import AlphaFusion, usable_clips
 from alphafuse.heads.statistics import wilson_interval
 from alphafuse.heads.transforms import NEG_SCALAR, POS_SCALAR
 
-from .text import percent, percent_range
+from .text import percent
 
 PAGE = Path(__file__).parent / "page"
 EXPLORABLE = ("concat", "add")  # fusions that are linear and without bias in what they fuse
@@ -350,7 +350,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "percent_range": percent_range, "share": _share, "bound": _bound}
+    environment.filters |= {"percent": percent, "share": _share, "bound": _bound}
     return environment
 
 

@@ -217,7 +217,7 @@
     const accuracy = `${percent(counts.right / n)}%`;
     out("accuracy").textContent = accuracy;
     out("right").textContent = String(counts.right);
-    out("interval").textContent = `${percent(low)}..${percent(high)}`;
+    out("interval").textContent = `${percent(low)} to ${percent(high)}`;
     const gain = counts.gained - counts.lost;
     const points = (100 * gain) / n;
     let change = "as trained";
