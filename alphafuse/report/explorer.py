@@ -8,13 +8,14 @@ the product of the first layer splits into a part per modality, whatever the tra
 So these parts are computed here, once per clip, and the page needs neither embeddings nor W1: it adds the parts up,
 takes ReLU, and goes through the layers that follow. Parts and weights travel as int16 with a scale per row.
 
-Measured on the demo's untransformed and sqrt-ast heads (192 clips, 192-1024-512-16), at 81 pairs of alphas from 0 to 2:
+Measured on the demo's untransformed and sqrt-ast heads (192 clips, 192-1024-512-16), at 81 pairs of alphas from 0 to 2,
+the worse of the two heads:
 
     parts, weights     bytes in the page     predictions as the head's     largest difference of a probability
     int8, int8         1.2 MB                99.85%                        0.0085
-    int16, int8        1.7 MB                99.90%                        0.0054
+    int16, int8        1.8 MB                99.90%                        0.0054
     int8, int16        1.9 MB                99.89%                        0.0056
-    int16, int16       2.4 MB                100%                          0.00003
+    int16, int16       2.5 MB                100%                          0.00003
 
 People look here at one or two clips that change sides, which is what int8 gets wrong. Each page says what it measured.
 """
