@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import click
+import h5py
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -243,6 +245,45 @@ def test_reading_a_shard_takes_six_lines_and_no_alphafuse() -> None:
     first = python_blocks(DOCS / "store.md")[0].code
     assert len([line for line in first.splitlines() if line]) <= 6
     assert "alphafuse" not in first
+
+
+@pytest.mark.slow
+def test_the_format_page_names_every_file_field_and_column_that_there_is(demo_folder: Path) -> None:
+    """What a demo with one run, one table, one sweep and one evaluation holds, against the words set as code."""
+    root = Path("demo")
+    dataset = alphafuse.Dataset.open(root)
+    quick = alphafuse.TrainSettings(epochs=1, hidden=(8,))
+    alphafuse.write_table1(alphafuse.table1(dataset, seeds=1, settings=quick), dataset)
+    found = alphafuse.sweep(dataset, on=["ast"], alphas=[0.5, 1.0], seeds=1, settings=quick)
+    alphafuse.write_sweep(found, dataset)
+    alphafuse.write_evaluation(alphafuse.evaluate(root / "runs/sqrt-ast"))
+
+    there = {path.name for path in root.rglob("*.*") if path.is_file() and "clips" not in path.parts}
+    there -= {"vggsound.csv"} | {path.name for path in root.glob("stores/*/shard-*.h5")}  # the csv belongs to the clips
+    fields = dict[str, object]()
+    for path in (root / "dataset.json", *root.glob("runs/*/*.json"), *root.glob("runs/*/head/*.json")):
+        if path.name not in ("table1.json", "sweep.json"):
+            fields |= json.loads(path.read_text())
+    fields |= json.loads((root / "runs/sqrt-ast/metrics.json").read_text())["test"]
+    fields |= json.loads((root / "runs/sqrt-ast/metrics.json").read_text())["test"]["top1"]
+    there |= set(fields)
+    for path in (root / "manifest.csv", *root.glob("runs/*/*.csv"), *root.glob("runs/*/*/classes.csv")):
+        there |= set(path.read_text().splitlines()[0].split(","))
+    with h5py.File(next(root.glob("stores/test/shard-*.h5"))) as shard:
+        shard.visititems(lambda name, item: there.add(f"/{name}") if isinstance(item, h5py.Dataset) else None)
+        there |= set(shard.attrs)
+        for made in json.loads(shard.attrs["settings"]).values():
+            there |= set(made)
+        there |= set(json.loads(shard.attrs["provenance"]))
+
+    page = (DOCS / "store.md").read_text(encoding="utf-8")
+    named = {word for code in re.findall(r"`([^`\n]+)`", page) for word in re.split(r"[,\s]+", code)}
+    named |= {
+        re.sub(r"^\W+", "", line.split()[0]) for line in page.splitlines() if line.startswith("    ") and line.split()
+    }
+    named |= {heading.removeprefix("### ") for heading in re.findall(r"^### \S+$", page, re.MULTILINE)}
+    ends = {f"{name}{end}" for name in named for end in ("_low", "_high")}  # the page says where these follow
+    assert sorted(there - named - ends) == []
 
 
 # the site
