@@ -1,8 +1,8 @@
 """The command line: each command is a thin call of one public function with the same keywords.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check found something (`store verify`,
-`data audit --strict`, `doctor`); 2 a mistake of the user's (one line says what, why, and how to mend it); 130 and 143
-interrupted (what was done is kept); 141 whoever read the output went away.
+`data audit --strict`, `doctor`) or a clip got no answer; 2 a mistake of the user's (one line says what, why, and how to
+mend it); 130 and 143 interrupted (what was done is kept); 141 whoever read the output went away.
 Heavy libraries are imported inside the commands, so that `--help` and completion answer at once.
 """
 
@@ -70,9 +70,9 @@ Environment:
   NO_COLOR=1           No colours; FORCE_COLOR=1: also when piped.
 
 \b
-Exit codes: 0 done, 1 a check found something, 2 a mistake in the command,
-130 interrupted (what was finished is kept). Results go to stdout, the rest to
-stderr; --json prints exactly one document.
+Exit codes: 0 done, 1 a check found something or a clip got no answer, 2 a
+mistake in the command, 130 interrupted (what was finished is kept). Results
+go to stdout, the rest to stderr; --json prints exactly one document.
 """
 
 
@@ -97,6 +97,7 @@ def cli() -> None:
 def main() -> None:
     """Console entry point: runs the command and turns every foreseen error into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    stdout = sys.stdout
     try:
         cli.main(prog_name="alphafuse", standalone_mode=False)
     except AlphafuseError as error:
@@ -110,8 +111,8 @@ def main() -> None:
         _fail(f"{_message(error)}{help_hint}")
     except (click.Abort, KeyboardInterrupt):
         _interrupted("; what was finished is kept, the same command goes on from there")
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # click's own answer to it would be 1, which means otherwise
+    except SystemExit:
+        if sys.stdout is not stdout:  # click replaces it, and exits with 1, when its reader is gone
             _no_reader()
         raise
     except BrokenPipeError:

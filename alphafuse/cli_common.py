@@ -69,7 +69,8 @@ def run_folders(context: click.Context, parameter: click.Parameter, begun: str) 
     roots = {Path(given)} | {path.parent for path in Path().glob("*/dataset.json")}
     # a root that is begun to be typed, wherever it is
     roots |= {Path(begun[: match.start()]) for match in re.finditer(r"/runs(/|$)", begun)}
-    runs = sorted({str(config.parent) for root in roots for config in root.glob("runs/*/config.json")})
+    configs = {config for root in roots for config in root.glob("runs/*/config.json")}
+    runs = sorted(str(config.parent) for config in configs if any(config.parent.glob("head*/")))  # those with heads
     return [CompletionItem(run) for run in runs if run.startswith(begun)] or [CompletionItem(begun, type="dir")]
 
 
@@ -146,6 +147,12 @@ class Commands(click.Group):
         self.sections = sections or {}
         self.broken = ""
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """As click's; the command gets the summary that its section gives it."""
+        super().add_command(cmd, name)
+        for section in self.sections.values():
+            cmd.short_help = section.get(name or cmd.name or "", cmd.short_help)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the sections, else in the order in which they were added."""
         ordered = [name for section in self.sections.values() for name in section if name in self.commands]
@@ -167,16 +174,16 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Section by section."""
-        own = {name: self.commands[name].get_short_help_str(limit=200) for name in self.list_commands(ctx)}
-        sections = {heading: dict(section) for heading, section in self.sections.items()} or {"Commands": {}}
+        names = self.list_commands(ctx)
+        width = max((len(name) for name in names), default=0)
+        sections = {heading: list(section) for heading, section in self.sections.items()} or {"Commands": []}
         listed = {name for section in sections.values() for name in section}
-        [*sections.values()][-1].update((name, summary) for name, summary in own.items() if name not in listed)
-        width = max((len(name) for name in own), default=0)
+        [*sections.values()][-1].extend(name for name in names if name not in listed)
         for heading, section in sections.items():
-            rows = [(name.ljust(width), summary) for name, summary in section.items() if name in own]
-            if rows:
+            commands = [(name, self.commands[name]) for name in section if name in self.commands]
+            if commands:
                 with formatter.section(heading):
-                    formatter.write_dl(rows)
+                    formatter.write_dl([(name.ljust(width), c.get_short_help_str(limit=200)) for name, c in commands])
 
     def _unknown(self, name: str) -> str:
         names = [*self.commands]
@@ -211,12 +218,12 @@ _WRITTEN = re.compile(r"^written: .*$", re.MULTILINE)
 _RULE = re.compile(r"^-{8,}$", re.MULTILINE)
 
 
-def use_colour(stream: TextIO) -> bool:
+def use_colour(stream: TextIO | None) -> bool:
     """Whether to colour what goes there: a terminal that can, unless NO_COLOR; anything with FORCE_COLOR.
 
     See no-color.org and force-color.org; CLICOLOR_FORCE counts as well.
     """
-    if os.environ.get("NO_COLOR"):
+    if stream is None or os.environ.get("NO_COLOR"):  # None: it was closed before we began
         return False
     if any(os.environ.get(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
         return True

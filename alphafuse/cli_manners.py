@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from click.shell_completion import get_completion_class
 
 from alphafuse.errors import unknown
 
-from .cli_common import DEFAULT_ROOT, EXIT_FOUND, json_option, one_of, paint, print_json, roots, walk
+from .cli_common import DEFAULT_ROOT, EXIT_FOUND, json_option, one_of, paint, print_json, print_text, roots, walk
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -44,7 +45,7 @@ def doctor(context: click.Context, root: Path | None, offline: bool, quick: bool
     from tqdm import tqdm
 
     from alphafuse.doctor import PARTS, examine
-    from alphafuse.report.doctor import format_examination
+    from alphafuse.report.doctor import COLUMNS, format_examination
 
     if root is None and (Path(DEFAULT_ROOT) / "dataset.json").is_file():
         root = Path(DEFAULT_ROOT)
@@ -59,7 +60,8 @@ def doctor(context: click.Context, root: Path | None, offline: bool, quick: bool
     if as_json:
         print_json(found.to_json())
     else:
-        click.echo(format_examination(found, paint=paint), nl=False)
+        columns = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 0)).columns)
+        print_text(format_examination(found, columns=columns, paint=paint))
     if found.problems:
         sys.exit(EXIT_FOUND)
 

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import alphafuse
 
-from .probes import CODECS, Answer, ask
+from .probes import CODECS, LOOKS, Answer, ask
 
 PROBE_SECONDS = 120.0  # importing torch from a cold network disk takes a minute
 LOOK_SECONDS = 20.0  # at a disk, or the network
@@ -122,16 +122,21 @@ def examine(
     began = time.monotonic()
     folder = None if root is None else Path(root).expanduser()
     requirements = _requirements()
+    tasks = [*requirements, *(f"?{topic}" for topic in LOOKS)]
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     with ExitStack() as probes:
-        installed = probes.enter_context(ask("libraries", *requirements))
+        installed = probes.enter_context(ask("libraries", *tasks))
         tested = probes.enter_context(ask("self-test", environment={"HF_HUB_OFFLINE": "1"})) if self_test else None
         has_root = folder is not None and _within(LOOK_SECONDS, (folder / "dataset.json").is_file, default=False)
         rooted = probes.enter_context(ask("root", str(folder))) if has_root else None
         hub = _Look(lambda: _hub(offline=offline))
         disk = _Look(lambda: _disk(folder))
-        libraries, in_root = _Later(lambda: installed(PROBE_SECONDS)), _Later(lambda: rooted and rooted(PROBE_SECONDS))
+        libraries, in_root = (
+            _Later(lambda: _all_libraries(tasks, installed(PROBE_SECONDS))),
+            _Later(lambda: rooted and rooted(PROBE_SECONDS)),
+        )
         hub_findings = partial(hub.findings, "weights", mend="alphafuse doctor --offline")
+        findings: list[Finding] = []
         parts: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
             ("installation", lambda: _installation(requirements, libraries())),
             ("installation", lambda: _environment(variables)),
@@ -141,9 +146,8 @@ def examine(
             ("weights", hub_findings),
             ("weights", lambda: _weights(libraries(), in_root(), reachable=_is_reachable(hub_findings()))),
             ("root", lambda: _root(folder, in_root())),
-            ("self test", lambda: _self_test(tested(PROBE_SECONDS)) if tested else []),
+            ("self test", lambda: _self_test(tested(PROBE_SECONDS), findings) if tested else []),
         ]
-        findings: list[Finding] = []
         for section, look in parts:
             try:
                 findings += look()
@@ -224,6 +228,24 @@ def _requirements() -> dict[str, str]:
     return requirements
 
 
+def _all_libraries(tasks: Sequence[str], answer: Answer) -> Answer:
+    """The answer of the probe of libraries, asked again for what is left after a task that crashed or hung."""
+    said = list(answer.said)
+    left = list(tasks)
+    while answer.end:
+        begun = [line["begin"] for line in answer.said if "begin" in line]
+        if not begun:
+            break  # Python itself doesn't start
+        left = left[left.index(begun[-1]) + 1 :]
+        said.append({"library": begun[-1], "error": f"import {answer.end}"})
+        if not left:
+            break
+        with ask("libraries", *left) as wait:
+            answer = wait(PROBE_SECONDS)
+        said += answer.said
+    return Answer(tuple(said), answer.end)
+
+
 def _installation(requirements: Mapping[str, str], answer: Answer) -> list[Finding]:
     python = f"{platform.python_version()} ({sys.executable})"
     found = [_finding("installation", "python", "ok", python, version=platform.python_version(), path=sys.executable)]
@@ -235,9 +257,6 @@ def _installation(requirements: Mapping[str, str], answer: Answer) -> list[Findi
         found.append(_finding("installation", "alphafuse", "note", line, mend="pip install alphafuse", path=here))
     versions = {name: _version(name) for name in requirements}
     errors = {line["library"]: line["error"] for line in answer.said if "library" in line}
-    if answer.end and len(errors) < len(requirements):
-        culprit = [line["begin"] for line in answer.said if "begin" in line][-1:]
-        errors |= dict.fromkeys(culprit, f"import {answer.end}")
     broken = {name: error for name, error in errors.items() if error and name in requirements}
     found += _torch_pair(requirements, versions, broken)
     others = {name: version for name, version in versions.items() if name not in ("torch", "torchaudio")}
@@ -601,12 +620,14 @@ def _root(root: Path | None, answer: Answer | None) -> list[Finding]:
 # --------------------------------------------------------------------------------------------------------- self test
 
 
-def _self_test(answer: Answer) -> list[Finding]:
+def _self_test(answer: Answer, before: Iterable[Finding]) -> list[Finding]:
     seconds = answer["seconds"]
     if answer.end or seconds is None:
         step = next((line["step"] for line in reversed(answer.said) if "step" in line), "starting")
         line = f"clip -> embeddings failed while {step}: {answer.end or 'no reason given'}"
-        return [_finding("self test", "stage one", "problem", line, mend=REINSTALL, step=step)]
+        cause = next((finding for finding in before if finding.status == "problem"), None)
+        mend = cause.mend if cause else REINSTALL
+        return [_finding("self test", "stage one", "problem", line, mend=mend, step=step)]
     work = sum(value for step, value in seconds.items() if step != "loading")
     line = f"clip -> embeddings -> store in {work:.2f} s; the compact backbones loaded in {seconds['loading']:.1f} s"
     return [_finding("self test", "stage one", "ok", line, seconds=seconds, dims=answer["dims"])]

@@ -130,25 +130,23 @@ def _short(error: object) -> str:
 # ------------------------------------------------------------------------------------------------------------ probes
 
 
-def libraries(say: Say, *distributions: str) -> None:
-    """Import each distribution's module, then look at what `LOOKS` lists.
+def libraries(say: Say, *tasks: str) -> None:
+    """Import each distribution's module; a task that is a name of `LOOKS` with a question mark looks at that.
 
-    Says {"begin": name} before an import, {"library": name, "error": ""} after it.
+    Says {"begin": task} before each, then {"library": name, "error": ""} or {topic: what was found}.
     """
-    for name in distributions:
-        say(begin=name)
-        error = ""
+    for task in tasks:
+        say(begin=task)
+        topic = task.removeprefix("?")
+        error, found = "", None
         try:
-            importlib.import_module(MODULES.get(name, name.replace("-", "_")))
+            if task == topic:
+                importlib.import_module(MODULES.get(task, task.replace("-", "_")))
+            else:
+                found = LOOKS[topic]()
         except Exception as caught:  # any: a finding, whatever it is
             error = _short(f"{type(caught).__name__}: {caught}")
-        say(library=name, error=error)
-    for topic, look in LOOKS.items():
-        say(begin=topic)
-        try:
-            say(**{topic: look()})
-        except Exception as caught:
-            say(**{topic: None, f"{topic}_error": _short(f"{type(caught).__name__}: {caught}")})
+        say(**({"library": task, "error": error} if task == topic else {topic: found, f"{topic}_error": error}))
 
 
 def _torch() -> dict[str, Any]:
@@ -243,7 +241,7 @@ def _encoding(folder: Path, state: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     seconds = np.arange(SAMPLE_RATE_HZ * FRAMES // FRAMES_PER_SECOND) / SAMPLE_RATE_HZ
-    tone = 0.5 * np.sin(2 * np.pi * 440 * seconds, dtype=np.float32)[None]
+    tone = (0.5 * np.sin(2 * np.pi * 440 * seconds))[None].astype(np.float32)
     write_mp4(folder / "clip.mp4", frames, tone, sample_rate_hz=SAMPLE_RATE_HZ, frames_per_second=FRAMES_PER_SECOND)
 
 
