@@ -18,7 +18,14 @@ CLASSES = tuple(f"sight {i // 3}, sound {i % 3}" for i in range(9))
 SIZES = {"train": 90, "val": 27, "test": 45}
 
 
-def make_dataset(root: Path, *, unseen_test_labels: int = 0, silent_test_clips: int = 0) -> Dataset:
+def make_dataset(
+    root: Path,
+    *,
+    unseen_test_labels: int = 0,
+    silent_test_clips: int = 0,
+    classes: tuple[str, ...] = CLASSES,
+    name: str = "toy",
+) -> Dataset:
     """Nine classes: the picture tells the sight, the sound tells the sound, only both tell the class."""
     rng = np.random.default_rng(0)
     sights, sounds = rng.normal(size=(3, 8)), rng.normal(size=(3, 6))
@@ -29,9 +36,9 @@ def make_dataset(root: Path, *, unseen_test_labels: int = 0, silent_test_clips: 
             if split == "train" and index < unseen_test_labels:
                 index = 8
             clip_id = f"{split}video{i // 2}_{i:06d}"
-            rows.append((Clip(clip_id, f"{clip_id}.mp4", CLASSES[index], split, f"{split}video{i // 2}"), index))
+            rows.append((Clip(clip_id, f"{clip_id}.mp4", classes[index], split, f"{split}video{i // 2}"), index))
     dataset = Dataset.create(
-        root, Manifest([clip for clip, _ in rows]), name="toy", clip_folder=root / "clips", classes=CLASSES
+        root, Manifest([clip for clip, _ in rows]), name=name, clip_folder=root / "clips", classes=classes
     )
     for split in SIZES:
         chosen = [(clip, index) for clip, index in rows if clip.split == split]

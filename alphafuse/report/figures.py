@@ -102,7 +102,10 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with _style():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once: a second time, things would move by a hair
+        return figure
 
     return in_style
 

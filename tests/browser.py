@@ -1,0 +1,40 @@
+"""A real browser for tests of pages: the system's headless Chromium, driven by playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [  # no sandbox: CI runs as root; the others keep it from looking for updates
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+@contextmanager
+def running_chromium() -> Iterator[Any]:
+    """A browser; the test is skipped, saying why, where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
+    named = os.environ.get("ALPHAFUSE_CHROMIUM")
+    found = named or next(filter(None, map(shutil.which, NAMES)), None)
+    if not found:
+        pytest.skip("no Chromium here: install the system's package, or name one with ALPHAFUSE_CHROMIUM")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def keep_screenshot(page: Any, name: str, folder: Path) -> Path:
+    """A picture of the whole page, in ALPHAFUSE_SCREENSHOTS or else in this folder."""
+    path = Path(os.environ.get("ALPHAFUSE_SCREENSHOTS") or folder) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=path, full_page=True)
+    return path
