@@ -13,6 +13,7 @@ from conftest import write_clip
 
 from alphafuse import __version__
 from alphafuse.cli import cli, main
+from alphafuse.cli_common import walk
 from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER
 from alphafuse.data.folder import TEST_FRACTION
 from alphafuse.data.sources import VAL_FRACTION
@@ -79,17 +80,11 @@ def assert_one_line_error(result: tuple[int, str, str], *words: str) -> None:
         assert word in err, err
 
 
-def commands(group: object = cli, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = []
-    for name, command in getattr(group, "commands", {}).items():
-        found += commands(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
-    return found
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[str, ...]) -> None:
-    code, out, _ = run(*command, "--help")
-    assert code == 0 and f"alphafuse {' '.join(command)} " in out.split("Example")[1]
+@pytest.mark.parametrize("path", [path for path, _ in walk(cli)], ids=lambda path: " ".join(("alphafuse", *path)))
+def test_every_command_and_group_explains_itself_with_an_example(run: Run, path: tuple[str, ...]) -> None:
+    code, out, err = run(*path, "--help")
+    assert code == 0 and not err
+    assert "Example" in out and f"{' '.join(('alphafuse', *path))} " in out.split("Example", 1)[1]
 
 
 def test_the_options_defaults_are_those_of_python() -> None:
@@ -116,7 +111,7 @@ def test_the_options_defaults_are_those_of_python() -> None:
 
 
 def test_version_is_printed(run: Run) -> None:
-    assert run("--version")[1] == f"alphafuse, version {__version__}\n"
+    assert run("--version") == (0, f"{__version__}\n", "")
 
 
 def test_help_answers_without_loading_torch() -> None:
@@ -264,8 +259,14 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert not list(clips.glob("*_0000[1-9]*")), "nothing was drawn into somebody else's root"
     assert_one_line_error(run("data", "demo", "--root", tmp_path / "d", "--seed", "-1"), "--seed")
     assert_one_line_error(run("data", "audit", "--root", extracted, "--workers", "-1"), "--workers")
-    assert_one_line_error(run("fit", "--speed", "1"), "No such option", "alphafuse fit --help")
-    assert_one_line_error(run("extrakt"), "No such command")
+    assert_one_line_error(
+        run("fit", "--sedes", "1"), "unknown option '--sedes' (did you mean '--seeds'?) (see `alphafuse fit --help`)"
+    )
+    assert_one_line_error(run("extrakt"), "'extrakt' (did you mean 'extract'?) (see `alphafuse --help`)")
+    assert_one_line_error(run("verify"), "unknown command 'verify' (did you mean 'store verify'?)")
+    assert_one_line_error(run("data", "flder"), "unknown command 'flder' (did you mean 'folder'?)")
+    assert_one_line_error(run("qqq"), "unknown command 'qqq': choose from data, extract, store")
+    assert_one_line_error(run("extract"), "missing option '--split': train, val, test or all (see `alphafuse extract")
     assert_one_line_error(run("store", "info", tmp_path / "nowhere"), "no embeddings in")
     assert_one_line_error(
         run("extract", "--split", "train", "--root", extracted, "--ast", "nobody/nothing", "--timesformer", "compact"),
