@@ -187,6 +187,22 @@ def test_command_lines_that_alphafuse_would_not_take_are_noticed() -> None:
     assert "not a valid int" in of("alphafuse fit --seeds many")
 
 
+def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group with its path, groups too."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_environment_variable_of_ours_is_read(page: Path) -> None:
+    params = [param for _, command in commands(cli, ()) for param in command.params]
+    read = {param.envvar for param in params} | {"ALPHAFUSE_TEST_CLIPS"}  # tests/conftest.py's
+    for name in re.findall(r"\bALPHAFUSE_[A-Z0-9_]*[A-Z0-9]\b(?!_)", page.read_text(encoding="utf-8")):
+        assert name in read, f"{name_of(page)} names {name}, which no option is read from"
+
+
 def test_the_command_lines_of_readme_and_docs_are_found() -> None:
     assert len([line for line in command_lines(CHECKOUT / "README.md") if line.is_whole]) >= 5
     assert len([line for page in PAGES for line in command_lines(page)]) > 40
@@ -345,12 +361,6 @@ def test_every_public_name_and_every_command_is_in_the_reference(site: Path) -> 
     for name in alphafuse.__all__:
         assert f"alphafuse.{name}" in api, f"docs/api.md lacks alphafuse.{name}"
 
-    def walk(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for name, command in group.commands.items():
-            yield (*path, name)
-            if isinstance(command, click.Group):
-                yield from walk(command, (*path, name))
-
-    commands = _Page(site / "commands.html").ids
-    for path in walk(cli, ("alphafuse",)):
-        assert "-".join(path) in commands, f"docs/commands.md lacks {' '.join(path)}"
+    reference = _Page(site / "commands.html").ids
+    for path, _ in commands(cli, ("alphafuse",)):
+        assert "-".join(path) in reference, f"docs/commands.md lacks {' '.join(path)}"
