@@ -302,6 +302,24 @@ def test_the_format_page_names_every_file_field_and_column_that_there_is(demo_fo
     assert sorted(there - named - ends) == []
 
 
+def test_the_functions_of_the_design_are_where_it_says() -> None:
+    rows = re.findall(
+        r"^\|[^|]*\|[^|]*\|([^|]*`[^|]*)\|([^|]*`[^|]*)\|$", (DOCS / "design.md").read_text(), re.MULTILINE
+    )
+    checked = 0
+    for functions, places in rows:
+        paths = [CHECKOUT / place for place in re.findall(r"`(\w+(?:/\w+)*/(?:\w+\.py)?)`", places)]
+        folder = paths[0] if paths[0].is_dir() else paths[0].parent
+        paths += [folder / place for place in re.findall(r"`(\w+\.py)`", places)]
+        files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+        code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`([\w.]+)`", functions):
+            last = name.rpartition(".")[2]
+            assert re.search(rf"^ *(?:def|class) {last}\b", code, re.MULTILINE), f"{name} is not in {places.strip()}"
+            checked += 1
+    assert checked > 50
+
+
 # the site
 
 
