@@ -134,8 +134,8 @@ def leave_out_files(
     if not kept:
         first, reason = next(iter(left_out.items()))
         raise DatasetError(
-            f"all {len(clips)} clips are left out, the first, {first}, because: {reason}; leave out --require-audio to "
-            "keep them"
+            f"all {len(clips)} clips are left out, the first, {first}, because: {reason}; run without --require-audio "
+            "to keep them"
         )
     return kept, left_out
 

@@ -178,6 +178,7 @@ def test_a_root_is_made_anew_but_another_dataset_split_or_edited_manifest_is_not
 
 def test_opening_a_folder_that_is_no_root_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"no dataset root at .* make one with `alphafuse data demo\|vggsound\|folder"
+        DatasetError,
+        match=r"no dataset root at .* make one with `alphafuse data demo\|vggsound\|ucf101\|kinetics\|folder",
     ):
         Dataset.open(tmp_path)
