@@ -81,11 +81,11 @@ class Dataset:
     @classmethod
     def create(
         cls,
-        root: Path,
+        root: str | Path,
         manifest: Manifest,
         *,
         name: str,
-        clip_folder: Path,
+        clip_folder: str | Path,
         classes: tuple[str, ...],
         timesformer: str = DEFAULT_TIMESFORMER,
         ast: str = DEFAULT_AST,
@@ -102,8 +102,8 @@ class Dataset:
         """
         if protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
-        require_own_root(root, name)
-        opened, root, clip_folder = root, root.resolve(), clip_folder.resolve()
+        opened, root, clip_folder = Path(root), Path(root).resolve(), Path(clip_folder).resolve()
+        require_own_root(opened, name)
         inside = clip_folder.is_relative_to(root)
         manifest.write(root / "manifest.csv")
         # dataset.json last: a root exists once it is there

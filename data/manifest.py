@@ -138,17 +138,18 @@ class Manifest(Sequence[Clip]):
         """Labels that occur, sorted."""
         return tuple(sorted({clip.label for clip in self._clips}))
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the csv atomically."""
-        write_csv(path, chain([COLUMNS], map(attrgetter(*COLUMNS), self._clips)))
+        write_csv(Path(path), chain([COLUMNS], map(attrgetter(*COLUMNS), self._clips)))
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: str | Path) -> Manifest:
         """Read a csv written by `write` (or by hand, with the same header).
 
         Raises:
             DatasetError: no such file, another header, a bad row (its line is named) or a repeated clip_id.
         """
+        path = Path(path)
         rows = iterate_csv(path)
         if tuple(next(rows, (0, []))[1]) != COLUMNS:
             raise DatasetError(f"{one_line(path, 1000)} is not a manifest: its first line must be {','.join(COLUMNS)}")

@@ -79,11 +79,11 @@ class RunEvaluation:
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     *,
     split: str = "test",
     dataset: Dataset | None = None,
-    against: Path | None = None,
+    against: str | Path | None = None,
     vggsounder: bool = False,
 ) -> RunEvaluation:
     """Score a run's heads on a split.

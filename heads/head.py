@@ -326,7 +326,7 @@ class AlphaFusion(nn.Module):
         """Class probabilities (clips, C) float32 in [0, 1], rows summing to 1; NaN rows as in `predict_logits`."""
         return torch.from_numpy(self.predict_logits(embeddings, alphas)).softmax(dim=1).numpy()
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors, then config.json: a head is there once its config.json is."""
         folder = Path(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}

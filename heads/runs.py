@@ -66,8 +66,9 @@ class TrainedRun:
         """modality -> {"name", "revision"} of the backbone that made them; empty where the store didn't say."""
         return self.config.get("backbones", {})
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write the run to another folder, so that `read_run` finds it there: config.json last."""
+        folder = Path(folder)
         heads = folder / "heads"
         for seed, head in zip(self.config["seeds"], self.heads, strict=True):
             head.save_pretrained(heads / f"seed-{seed}" if head is not self.heads[0] else folder / "head")

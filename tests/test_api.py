@@ -82,6 +82,13 @@ def test_every_public_function_and_method_says_what_it_takes_and_returns() -> No
     assert checked > 80
 
 
+def test_every_path_may_be_given_as_text() -> None:
+    for name, function in public_methods():
+        for parameter in inspect.signature(function).parameters.values():
+            kinds = str(parameter.annotation).split(" | ")
+            assert "Path" not in kinds or "str" in kinds, f"{name}: {parameter}"
+
+
 def test_the_package_says_that_it_is_typed() -> None:
     assert files("alphafuse").joinpath("py.typed").is_file()
 

@@ -43,10 +43,10 @@ Progress = Callable[[str], object]
 
 def write_report(
     dataset: Dataset,
-    out: Path,
+    out: str | Path,
     *,
-    runs: Sequence[Path] = (),
-    figures: Path | None = None,
+    runs: Sequence[str | Path] = (),
+    figures: str | Path | None = None,
     progress: Progress = lambda doing: None,
 ) -> Path:
     """Write one self-contained html page of a root's runs.
@@ -70,12 +70,11 @@ def write_report(
         ExperimentError: a folder among `runs` that is no run, or nothing to report on.
         AlphafuseError: `out` or `figures` can't be written.
 
-    >>> from pathlib import Path
     >>> from alphafuse import Dataset, write_report
-    >>> write_report(Dataset.open("demo"), Path("report.html")).name
+    >>> write_report(Dataset.open("demo"), "report.html").name
     'report.html'
     """
-    report, drawn = build_report(dataset, runs=runs, progress=progress)
+    report, drawn = build_report(dataset, runs=[Path(run) for run in runs], progress=progress)
     progress("writing the page")
     page = render_page(report, drawn)
     if figures is not None:
