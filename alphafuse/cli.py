@@ -134,7 +134,13 @@ def _message(error: click.ClickException) -> str:
         return f"unknown option '{error.option_name}'{near}"
     if isinstance(error, click.MissingParameter) and isinstance(error.param, click.Option):
         return f"missing option '{error.param.opts[0]}': {(error.param.help or '').removesuffix('.')}"
-    return error.format_message().removesuffix(".")
+    message = error.format_message().removesuffix(".")
+    if isinstance(error, click.BadParameter) and error.ctx is not None and error.param is not None:
+        name = error.param.envvar
+        typed = any(option.partition("=")[0] in error.param.opts for option in sys.argv)
+        if isinstance(name, str) and os.environ.get(name) and not typed:
+            message += f", from {name}"
+    return message
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
