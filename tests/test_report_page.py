@@ -402,6 +402,9 @@ def test_of_many_classes_both_ends_are_drawn_and_confusions_are_a_picture() -> N
     shown = draw.shown_gains(gains)
     assert [one.label for one in shown] == [f"class {i}" for i in (*range(20), *range(289, 309))]
     assert len(draw.class_gains(gains).axes[0].get_yticks()) == 40
+    narrow = draw.class_gains(gains, narrow=True)  # labels above their rows
+    assert narrow.get_size_inches()[0] < 4 and not len(narrow.axes[0].get_yticks())
+    assert {"class 0", "class 308", "n = 5"} <= {text.get_text() for text in narrow.axes[0].texts}
     confusion = Confusion(tuple(f"class {i}" for i in range(309)), np.eye(309), (5,) * 309, ())
     figure = draw.confusion(confusion)
     assert max(figure.get_size_inches()) < 8 and not figure.axes[0].texts
@@ -580,12 +583,17 @@ def test_the_page_shows_at_every_width_in_both_themes_without_a_word_or_a_reques
     assert tab.page.title() == "toy <i>&amp;</i> co: what sight and sound contribute"  # no label's script has run
     assert tab.color() == {"light": "rgb(251, 250, 247)", "dark": "rgb(21, 23, 27)"}[theme]
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
-    inside = "one => one.closest('.scroll').getBoundingClientRect().right <= innerWidth"
+    inside = "one => (one.closest('.scroll') ?? one).getBoundingClientRect().right <= innerWidth"
     assert tab.page.evaluate(f"[...document.querySelectorAll('.plot, table')].every({inside})")
-    sizes = tab.page.evaluate(
-        "[...document.querySelectorAll('svg.plot')].map(one => one.getBoundingClientRect().height)"
+    plots = "[...document.querySelectorAll('svg.plot')].filter(one => one.checkVisibility())"
+    assert tab.page.evaluate(f"{plots}.map(one => one.id || one.closest('figure').id)") == [
+        f"figure-{name}" for name in ("table1", "losses", "alpha", "ablation", "class-gains", "confusion")
+    ]
+    assert tab.page.evaluate(f"Math.min(...{plots}.map(one => one.getBoundingClientRect().height))") > 100
+    cut = (
+        f"{plots}.filter(one => one.closest('.scroll')?.scrollWidth > innerWidth).map(one => one.closest('figure').id)"
     )
-    assert len(sizes) == 6 and min(sizes) > 100
+    assert tab.page.evaluate(cut) == (["figure-confusion"] if width == 360 else [])  # the others have a narrow drawing
     ink = tab.page.evaluate("getComputedStyle(document.querySelector('#figure-table1 text')).fill")
     assert (
         ink
@@ -627,6 +635,7 @@ def test_on_paper_the_page_is_light_without_buttons_and_nothing_is_folded_or_cut
     assert tab.page.evaluate(
         "[...document.querySelectorAll('.plot')].every(one => one.getBoundingClientRect().right <= 700)"
     )
+    assert not tab.page.is_visible("#figure-table1 .for-narrow")
     tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.page.evaluate("[...document.querySelectorAll('details')].every(one => one.open)")
     tab.page.evaluate("dispatchEvent(new Event('afterprint'))")

@@ -44,8 +44,10 @@ PALETTE = {  # as in page/page.css, light; blue, orange and green of Okabe and I
 COLORS = {"timesformer": PALETTE["sight"], "ast": PALETTE["sound"], "fused": PALETTE["fused"], "both": PALETTE["fused"]}
 MARKERS = {"timesformer": "^", "ast": "s", "fused": "o", "both": "o"}  # shapes too, for those who see no colours
 WIDTH = 7.4  # inches; 710 px in the page
+NARROW = 3.55  # inches; 341 px, for phones: labels above their rows, panels below each other
 DPI = 200  # of PNG files
 LONGEST_LABEL = 44  # characters
+NARROW_ROW, NARROW_LABEL, ABOVE = 0.47, 38, 0.42  # inches, characters, rows above the row that is named
 PAPER_CEILING = (
     4 / 18
 )  # of the paper's test clips, these have a label that occurs in its training clips (docs/paper.md)
@@ -110,28 +112,31 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return in_style
 
 
-def shortened(label: str) -> str:
+def shortened(label: str, most: int = LONGEST_LABEL) -> str:
     """A label that leaves room for the drawing, without characters that XML can't hold."""
-    return re.sub("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", one_line(label, LONGEST_LABEL))
+    return re.sub("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", one_line(label, most))
 
 
 @_styled
-def forest(table: Table) -> Figure:
+def forest(table: Table, *, narrow: bool = False) -> Figure:
     """Table 1: accuracies with their intervals, the paper's beside them, and both ceilings."""
     rows = table.rows
-    figure, axes = _rows_figure(len(rows), row_inches=0.4)
+    figure, axes = _rows_figure(len(rows), row_inches=0.4, narrow=narrow)
     for place, row in enumerate(rows):
         _interval(axes, place - (0.13 if row.paper else 0), row.test, row.role, is_full=row.paper is None)
         if row.paper:
             _papers(axes, place + 0.2, row)
-    _row_labels(axes, [f"{row.paper.experiment}  {row.title}" if row.paper else row.title for row in rows])
-    _values(axes, [row.test for row in rows])
+    labels = [f"{row.paper.experiment}  {row.title}" if row.paper else row.title for row in rows]
+    _row_labels(axes, labels, narrow=narrow)
+    _values(axes, [row.test for row in rows], narrow=narrow)
     base = 100 * rows[0].test.mean
     axes.axvline(base, color=PALETTE["fused"], linewidth=0.8, alpha=0.5, zorder=0)
-    _ceiling(axes, table.ceiling)
     if not table.is_paper_split:
         axes.axvline(100 * PAPER_CEILING, color=PALETTE["muted"], linewidth=0.9, linestyle=":", zorder=0)
-        _name_above(axes, "paper's ceiling 22.2", 100 * PAPER_CEILING, "center")
+        apart = table.ceiling.accuracy - PAPER_CEILING
+        beside = "center" if abs(apart) > 0.45 else "right" if apart > 0 else "left"
+        _name_above(axes, "paper's ceiling 22.2", 100 * PAPER_CEILING, beside)
+    _ceiling(axes, table.ceiling, is_leftmost=table.ceiling.accuracy < PAPER_CEILING and not table.is_paper_split)
     axes.plot([], [], "o-", color=PALETTE["fused"], markersize=5, label="here, with 95% interval")
     axes.plot(
         [],
@@ -143,7 +148,7 @@ def forest(table: Table) -> Figure:
         linewidth=1,
         label="paper's notebook, of 18 clips",
     )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13 * 10 / len(rows)), ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13 * 10 / len(rows)), ncols=1 if narrow else 2)
     axes.set_xlabel("top-1 accuracy on test clips (%)", color=PALETTE["muted"])
     return figure
 
@@ -158,47 +163,56 @@ def _papers(axes: Axes, place: float, row: TableRow) -> None:
 
 
 @_styled
-def ablation(found: Ablation) -> Figure:
+def ablation(found: Ablation, *, narrow: bool = False) -> Figure:
     """Bars of accuracy: fused, each modality alone, and other ways to fuse."""
     groups = list(dict.fromkeys(bar.group for bar in found.bars))
     places, place = [], 0.0
     for position, bar in enumerate(found.bars):
         place += 1.0 if not position or bar.group == found.bars[position - 1].group else 1.55
         places.append(place)
-    figure, axes = _rows_figure(places[-1], row_inches=0.34)
+    figure, axes = _rows_figure(places[-1], row_inches=0.34, narrow=narrow)
     for place, bar in zip(places, found.bars, strict=True):
-        _bar(axes, place, bar)
+        _bar(axes, place, bar, height=0.4 if narrow else 0.62)
     axes.set_ylim(places[-1] + 0.7, places[0] - 0.8)
-    _row_labels(axes, [bar.title for bar in found.bars], places)
-    _values(axes, [bar.test for bar in found.bars], places)
+    _row_labels(axes, [bar.title for bar in found.bars], places, narrow=narrow)
+    _values(axes, [bar.test for bar in found.bars], places, narrow=narrow)
     _ceiling(axes, found.ceiling)
     for group in groups if len(groups) > 1 else ():
         first = next(place for place, bar in zip(places, found.bars, strict=True) if bar.group == group)
         if first != places[0]:
             axes.axhline(first - 0.78, color=PALETTE["line"], linewidth=0.8)
-    axes.set_xlabel("top-1 accuracy on test clips (%), with 95% interval", color=PALETTE["muted"])
+    axes.set_xlabel("top-1 accuracy on test clips (%)", color=PALETTE["muted"])
     return figure
 
 
-def _bar(axes: Axes, place: float, bar: Bar) -> None:
+def _bar(axes: Axes, place: float, bar: Bar, *, height: float) -> None:
     color = COLORS[bar.role]
-    axes.barh(place, 100 * bar.test.mean, height=0.62, color=color, alpha=0.6 if bar.is_plain else 0.3, linewidth=0)
+    axes.barh(place, 100 * bar.test.mean, height=height, color=color, alpha=0.6 if bar.is_plain else 0.3, linewidth=0)
     _whisker(axes, place, bar.test, color=PALETTE["ink"])
 
 
 @_styled
-def losses(found: LossCurves) -> Figure:
+def losses(found: LossCurves, *, narrow: bool = False) -> Figure:
     """Train and validation loss per epoch: ours (mean and range over seeds), beside the paper's on the same scale."""
     has_paper = found.paper_train is not None and found.paper_val is not None
-    figure = Figure(figsize=(WIDTH if has_paper else 0.6 * WIDTH, 3.3), layout="constrained")
-    panels = figure.subplots(1, 2 if has_paper else 1, sharey=True, sharex=has_paper, squeeze=False)[0]
+    count = 2 if has_paper else 1
+    if narrow:
+        figure = Figure(figsize=(NARROW, 2.5 * count), layout="constrained")
+        panels = figure.subplots(count, 1, sharey=True, sharex=True, squeeze=False)[:, 0]
+    else:
+        figure = Figure(figsize=(WIDTH if has_paper else 0.6 * WIDTH, 3.3), layout="constrained")
+        panels = figure.subplots(1, count, sharey=True, sharex=True, squeeze=False)[0]
     seeds = len(found.train)
     name = f"{found.name}, {f'{seeds} seeds: mean and range' if seeds > 1 else 'one seed'}"
     _loss_panel(panels[0], found.train, found.val, name, PALETTE["fused"])
     if found.paper_train is not None and found.paper_val is not None:
         paper = "paper, figure 3 (one seed)"
         _loss_panel(panels[1], found.paper_train[None], found.paper_val[None], paper, PALETTE["muted"])
-    panels[0].set_ylabel("cross entropy (nats)")
+    panels[-1].set_xlabel("epoch")
+    for panel in panels if narrow else panels[:1]:
+        panel.set_ylabel("cross entropy (nats)")
+    for panel in panels if not narrow else ():
+        panel.set_xlabel("epoch")
     panels[0].set_ylim(bottom=0)
     return figure
 
@@ -213,17 +227,16 @@ def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, colo
             low, high = np.nanmin(shown, axis=0), np.nanmax(shown, axis=0)
             axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
     axes.set_title(shortened(title))
-    axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="y")
     axes.legend()
 
 
 @_styled
-def alpha_curves(found: AlphaCurves) -> Figure:
+def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
     """Validation accuracy and loss against alpha with 95% bands; the chosen alphas' test scores; the ceiling."""
-    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
+    figure = Figure(figsize=(NARROW, 6.6) if narrow else (WIDTH, 3.7), layout="constrained")
+    accuracy, loss = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes, name, scale in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):
         for on, points in found.curves.items():
             color, marker = COLORS[on], MARKERS[on]
@@ -266,15 +279,15 @@ def alpha_curves(found: AlphaCurves) -> Figure:
     accuracy.set_ylim(top=min(103.0, max(accuracy.get_ylim()[1], ceiling + 3)))
     loss.set_ylabel("cross entropy (nats)")
     handles, labels = accuracy.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if narrow else 3)
     return figure
 
 
 @_styled
-def class_gains(gains: Sequence[ClassGain]) -> Figure:
+def class_gains(gains: Sequence[ClassGain], *, narrow: bool = False) -> Figure:
     """What adding audio does to each class's recall; of many classes those at either end."""
     shown = shown_gains(gains)
-    figure, axes = _rows_figure(len(shown), row_inches=0.25)
+    figure, axes = _rows_figure(len(shown), row_inches=0.25, narrow=narrow)
     ends = [100 * end for one in shown for end in (one.gain.low, one.gain.high, one.gain.mean)]
     for place, one in enumerate(shown):
         apart = one.gain.has_interval and (one.gain.low > 0 or one.gain.high < 0)
@@ -288,24 +301,16 @@ def class_gains(gains: Sequence[ClassGain]) -> Figure:
     if len(shown) < len(gains):
         axes.axhline(ENDS - 0.5, color=PALETTE["muted"], linewidth=0.9, linestyle=":")
     axes.set_xlim(min(-12, *ends) - 3, max(12, *ends) + 3)
-    _row_labels(axes, [one.label for one in shown])
-    right = axes.get_yaxis_transform()
-    for place, one in enumerate(shown):
-        axes.text(
-            1.02,
-            place,
-            f"{100 * one.gain.mean:+.0f}".replace("-", "\u2212"),
-            transform=right,
-            ha="left",
-            va="center",
-            fontsize=8.5,
-        )
-        axes.text(1.15, place, f"n = {one.n}", transform=right, va="center", fontsize=8, color=PALETTE["muted"])
-    axes.set_xlabel("recall, fused minus TimeSformer only (points), with 95% interval", color=PALETTE["muted"])
-    unseen = sum(not one.is_reachable for one in gains)
-    if unseen:
-        figure.text(0.99, 0.002, f"{unseen} classes never occur in training: their gain is 0", ha="right", fontsize=7.5)
+    _row_labels(axes, [one.label for one in shown], narrow=narrow)
+    values = [(_whole_points(one.gain.mean), f"n = {one.n}") for one in shown]
+    _texts(axes, values, range(len(shown)), narrow=narrow)
+    axes.set_xlabel("recall, fused minus TimeSformer only (points)", color=PALETTE["muted"])
     return figure
+
+
+def _whole_points(share: float) -> str:
+    points = round(100 * share)
+    return f"{points:+d}".replace("-", "\u2212") if points else "0"
 
 
 def shown_gains(gains: Sequence[ClassGain]) -> list[ClassGain]:
@@ -326,7 +331,8 @@ def confusion(found: Confusion) -> Figure:
     axes = figure.add_axes((margin / width, 0.12 / height, side / width, side / height))
     picture = np.zeros((count, count, 4))
     picture[..., :3] = to_rgb(PALETTE["fused"])
-    picture[..., 3] = 0.62 * np.sqrt(found.shares)  # see-through, so that it suits dark and light paper alike
+    strongest, power = (0.62, 1 / 2) if is_written else (1.0, 1 / 3)
+    picture[..., 3] = strongest * found.shares**power  # see-through, so that it suits dark and light paper alike
     axes.imshow(picture, interpolation="nearest", aspect="equal")
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
@@ -347,29 +353,48 @@ def confusion(found: Confusion) -> Figure:
     return figure
 
 
-def _rows_figure(rows: float, *, row_inches: float) -> tuple[Figure, Axes]:
+def _rows_figure(rows: float, *, row_inches: float, narrow: bool) -> tuple[Figure, Axes]:
     """A figure of rows from the top down, on a percent scale, with room for labels and values."""
-    height = rows * row_inches + 1.0
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    row_inches = max(row_inches, NARROW_ROW) if narrow else row_inches
+    figure = Figure(figsize=(NARROW if narrow else WIDTH, rows * row_inches + 1.0), layout="constrained")
     axes = figure.subplots()
-    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_ylim(rows - 0.4, -0.7 if narrow else -0.6)
     axes.set_xlim(0, 104)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     return figure, axes
 
 
-def _row_labels(axes: Axes, labels: Sequence[str], places: Sequence[float] | None = None) -> None:
-    axes.set_yticks(range(len(labels)) if places is None else places, [shortened(label) for label in labels])
+def _row_labels(
+    axes: Axes, labels: Sequence[str], places: Sequence[float] | None = None, *, narrow: bool = False
+) -> None:
+    """To the left of each row, or above it."""
+    places = range(len(labels)) if places is None else places
+    axes.set_yticks([] if narrow else places, [] if narrow else [shortened(label) for label in labels])
+    for place, label in zip(places, labels, strict=True) if narrow else ():
+        text = shortened(label, NARROW_LABEL)
+        axes.text(0, place - ABOVE, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
 
 
-def _values(axes: Axes, measures: Sequence[Measure], places: Sequence[float] | None = None) -> None:
-    """Mean and interval in figures, to the right of each row."""
-    right = axes.get_yaxis_transform()
-    for place, one in zip(range(len(measures)) if places is None else places, measures, strict=True):
-        axes.text(1.02, place, percent(one.mean), transform=right, va="center", fontsize=8.5)
-        ends = f"{percent(one.low)} to {percent(one.high)}"
-        axes.text(1.1, place, ends, transform=right, va="center", fontsize=8, color=PALETTE["muted"])
+def _values(
+    axes: Axes, measures: Sequence[Measure], places: Sequence[float] | None = None, *, narrow: bool = False
+) -> None:
+    """Mean and interval in figures."""
+    values = [(percent(one.mean), f"{percent(one.low)} to {percent(one.high)}") for one in measures]
+    _texts(axes, values, range(len(values)) if places is None else places, narrow=narrow)
+
+
+def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float], *, narrow: bool) -> None:
+    """A figure and a remark to the right of each row, or above its right end."""
+    right, muted = axes.get_yaxis_transform(), PALETTE["muted"]
+    figure_at = 0.98 - 0.018 * max(len(remark) for _, remark in values)
+    for place, (figure, remark) in zip(places, values, strict=True):
+        if narrow:
+            axes.text(figure_at, place - ABOVE, figure, transform=right, va="center", ha="right", fontsize=8)
+            axes.text(1, place - ABOVE, remark, transform=right, va="center", ha="right", fontsize=7.5, color=muted)
+        else:
+            axes.text(1.02, place, figure, transform=right, va="center", fontsize=8.5)
+            axes.text(1.1, place, remark, transform=right, va="center", fontsize=8, color=muted)
 
 
 def _interval(axes: Axes, place: float, measure: Measure, role: str, *, is_full: bool) -> None:
@@ -385,10 +410,10 @@ def _whisker(axes: Axes, place: float, measure: Measure, color: str) -> None:
     axes.plot(ends, [place, place], "|", color=color, markersize=6, mew=1.1)
 
 
-def _ceiling(axes: Axes, ceiling: Ceiling) -> None:
+def _ceiling(axes: Axes, ceiling: Ceiling, *, is_leftmost: bool = False) -> None:
     place = 100 * ceiling.accuracy
     axes.axvline(place, color=PALETTE["ink"], linewidth=1.1, linestyle="--", zorder=0)
-    _name_above(axes, f"ceiling {place:.1f}", place, "right" if place > 60 else "left")
+    _name_above(axes, f"ceiling {place:.1f}", place, "right" if place > 60 or is_leftmost else "left")
 
 
 def _name_above(axes: Axes, name: str, place: float, align: str) -> None:

@@ -137,21 +137,22 @@ def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: P
     return Absent(f"No explorer: {reason}", f"alphafuse fit --root {shlex.quote(str(dataset.root))}")
 
 
-def draw_figures(report: Report) -> dict[str, Figure]:
-    """The figures that there is data for, by name, in the page's order."""
+def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
+    """The figures that there is data for, by name, in the page's order; as `narrow` as a phone, those that can be."""
     drawn: dict[str, Figure] = {}
     if not isinstance(report.table, Absent):
-        drawn["table1"] = draw.forest(report.table)
+        drawn["table1"] = draw.forest(report.table, narrow=narrow)
     if not isinstance(report.losses, Absent):
-        drawn["losses"] = draw.losses(report.losses)
+        drawn["losses"] = draw.losses(report.losses, narrow=narrow)
     for number, curves in enumerate(report.sweeps, start=1):
-        drawn["alpha" if len(report.sweeps) == 1 else f"alpha-{number}"] = draw.alpha_curves(curves)
+        drawn["alpha" if len(report.sweeps) == 1 else f"alpha-{number}"] = draw.alpha_curves(curves, narrow=narrow)
     if not isinstance(report.ablation, Absent):
-        drawn["ablation"] = draw.ablation(report.ablation)
+        drawn["ablation"] = draw.ablation(report.ablation, narrow=narrow)
     if not isinstance(report.votes, Absent):
         if report.votes.gains:
-            drawn["class-gains"] = draw.class_gains(report.votes.gains)
-        drawn["confusion"] = draw.confusion(report.votes.confusion)
+            drawn["class-gains"] = draw.class_gains(report.votes.gains, narrow=narrow)
+        if not narrow:
+            drawn["confusion"] = draw.confusion(report.votes.confusion)
     return drawn
 
 
@@ -187,6 +188,13 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         "points_between": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
     }
     environment.tests["absent"] = lambda value: isinstance(value, Absent)
+
+    def inline(figures: Mapping[str, Figure], suffix: str) -> dict[str, Markup]:
+        described = {name: _described(name, report) for name in figures}
+        return {
+            name: Markup(draw.inline_svg(figure, name + suffix, described[name])) for name, figure in figures.items()
+        }
+
     sweep_names = ["alpha" if len(report.sweeps) == 1 else f"alpha-{i}" for i in range(1, len(report.sweeps) + 1)]
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -202,7 +210,8 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         tiles=_tiles(report),
         answer=answer(report),
         sweep_verdicts={name: _sweep_verdicts(curves) for name, curves in zip(sweep_names, report.sweeps, strict=True)},
-        svg={name: Markup(draw.inline_svg(figure, name, _described(name, report))) for name, figure in drawn.items()},
+        svg=inline(drawn, ""),
+        narrow_svg=inline(draw_figures(report, narrow=True), "-narrow"),
         run_facts=run_facts,
         metric_names=_metric_names(report.votes),
         shown_gains=draw.shown_gains,
