@@ -11,13 +11,17 @@ from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 
-from .cli_common import EXIT_FOUND, json_option, print_json, root_option, workers_option
+from .cli_common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders, workers_option
 from .cli_extract import device_option
 
 
 @click.command()
 @click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--run", help="Run folder, exported folder or hub id. [default: the root's best run on validation]")
+@click.option(
+    "--run",
+    shell_complete=run_folders,
+    help="Run folder, exported folder or hub id. [default: the root's best run on validation]",
+)
 @root_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
 @click.option("--why", is_flag=True, help="Also: without the sound, without the picture, and along alpha.")
@@ -74,15 +78,15 @@ def predict(
         click.echo(report.to_csv(predictions), nl=False)
     else:
         for one, prediction in zip(found, predictions, strict=True):
-            click.echo(report.format_prediction(prediction), nl=False)
+            print_text(report.format_prediction(prediction))
             if isinstance(one, Explanation):
-                click.echo(report.format_explanation(one))
+                print_text(report.format_explanation(one) + "\n")
     if not all(prediction.top for prediction in predictions):
         sys.exit(EXIT_FOUND)
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--with-backbones", is_flag=True, help="Also copy the backbones' files into the folder.")
 @click.option("--push", metavar="OWNER/NAME", help="Then push it to the hub (needs a token: `hf auth login`).")
@@ -106,9 +110,9 @@ def export(run: Path, out: Path, with_backbones: bool, push: str | None, private
     if as_json:
         print_json({"folder": str(folder), "pushed": pushed, "bytes": _bytes(folder)})
         return
-    click.echo(f"{folder}: {_bytes(folder) / 1e6:.1f} MB (README.md is its card)")
+    print_text(f"{folder}: {_bytes(folder) / 1e6:.1f} MB (README.md is its card)")
     if pushed:
-        click.echo(f"pushed: {pushed}")
+        print_text(f"pushed: {pushed}")
 
 
 def _bytes(folder: Path) -> int:
