@@ -64,7 +64,7 @@ EPILOG = """
 Environment:
   ALPHAFUSE_ROOT       --root, wherever a command works in a dataset root.
   ALPHAFUSE_FIT_SEEDS  --seeds of fit; so every option has its variable, named
-                       ALPHAFUSE_<COMMAND>_<OPTION>. The command line goes first.
+                       ALPHAFUSE_<COMMAND>_<OPTION>; what is typed goes first.
   HF_HOME              Where the hub's models are kept.
   HF_HUB_OFFLINE=1     Never ask the hub.
   NO_COLOR=1           No colours; FORCE_COLOR=1: also when piped.

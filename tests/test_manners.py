@@ -50,6 +50,7 @@ def test_every_command_has_its_place_in_the_help_and_no_summary_is_cut_off(run: 
                 assert line[-1] in ".," and "..." not in line and len(line) <= 66, "one line of an 80-column terminal"
     _, out, _ = run("--help")
     assert out.index("extract ") < out.index("fit ") < out.index("predict ") < out.index("doctor ")
+    assert all(len(line) <= 80 for line in out.splitlines())
     assert "ALPHAFUSE_ROOT" in out and "NO_COLOR" in out and "HF_HUB_OFFLINE" in out
 
 
