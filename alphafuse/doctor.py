@@ -34,7 +34,7 @@ from .probes import CODECS, LOOKS, Answer, ask
 PROBE_SECONDS = 120.0  # loading the models took 23 s on two cores that ten processes wanted
 LOOK_SECONDS = 20.0  # at a disk, or the network
 NEEDED_CODECS = ("h264", "aac")  # VGGSound's and Kinetics' clips
-LITTLE_DISK_BYTES = 2 * 10**9  # both backbones have 208 million weights, 0.8 GB; the embeddings of VGGSound take 1.2 GB
+LITTLE_DISK_BYTES = 2 * 10**9  # both backbones have 207 million weights, 0.8 GB; the embeddings of VGGSound take 1.2 GB
 LITTLE_MEMORY_BYTES = 2 * 10**9
 EXTRAS = {
     "pyarrow": ("parquet", "`alphafuse store export FILE.parquet`"),
