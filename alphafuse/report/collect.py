@@ -37,7 +37,7 @@ from .contents import (
     padded,
     role_of,
 )
-from .text import p_value, points
+from .text import p_phrase, points
 
 KINDS = ("fit", "table1", "sweep", "compare")
 OUTLINE = ("baseline", "alone", "fusion")  # groups of `compare` that the ablation shows; the others are its own table
@@ -238,7 +238,7 @@ def _ablation(
         better = str(gain["modality"]).removesuffix(" only")
         note = (
             f"Fusing gains {points(float(gain['difference']))} points ({low} to {high}) over the better modality by "
-            f"validation, {better} (p {p_value(float(gain['p_value']))}, {gain['method']})."
+            f"validation, {better} ({p_phrase(float(gain['p_value']))}, {gain['method']})."
         )
         break
     for table in tables[:1] if not bars else ():

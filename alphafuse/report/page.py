@@ -30,7 +30,7 @@ from . import figures as draw
 from .collect import collect, find_runs
 from .contents import ROLES, Absent, Measure, Report, Role, Run, Votes
 from .evaluation import NAMES as METRIC_NAMES
-from .text import p_value, percent, points, seeds_text
+from .text import p_phrase, p_value, percent, points, seeds_text
 from .thumbnails import thumbnails
 from .votes import Side, ask_heads, explorable_sides, find_sides
 
@@ -301,7 +301,7 @@ def answer(report: Report) -> list[str]:
             added, base = ("sound", "sight") if one.over == "timesformer" else ("sight", "sound")
             sentences.append(
                 f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
-                f"({points(one.gain.low)} to {points(one.gain.high)}, p\u00a0{_p(one.p_value)})"
+                f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
                 + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be told from nothing.")
             )
     elif not isinstance(table, Absent):
@@ -313,7 +313,7 @@ def answer(report: Report) -> list[str]:
         for row in table.rows:
             if row.role != "fused" and row.difference and row.p_value is not None:
                 ends = f"{points(row.difference.low)} to {points(row.difference.high)}"
-                gap = f"{points(row.difference.mean)} points ({ends}, p\u00a0{_p(row.p_value)})"
+                gap = f"{points(row.difference.mean)} points ({ends}, {p_phrase(row.p_value)})"
                 sentences.append(f"{row.title}: {percent(row.test.mean)}%, {gap}.")
     if not isinstance(table, Absent):
         sentences.append(f"Of the paper's six transforms: {table.verdict[0].lower()}{table.verdict[1:]}")
@@ -339,10 +339,6 @@ def _changes(gain: float) -> str:
     return "gains" if gain >= 0 else "loses"
 
 
-def _p(p: float) -> str:
-    return p_value(p) if p < 0.001 else f"=\u00a0{p_value(p)}"
-
-
 def _sweep_verdicts(curves: Any) -> list[str]:
     """What test clips say of the alphas that validation chose."""
     sentences = []
@@ -351,7 +347,7 @@ def _sweep_verdicts(curves: Any) -> list[str]:
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
         sentences.append(
             f"{TITLES[on]} {found.alpha:g}, chosen on validation, {verdict} the untransformed heads on test clips: "
-            f"{points(found.difference.mean)} points ({ends}, p\u00a0{_p(found.p_value)})."
+            f"{points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
         )
     return sentences
 

@@ -65,6 +65,11 @@ def p_value(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
+def p_phrase(p: float) -> str:
+    """A p-value in a sentence, in one piece: "p <.001", "p = .047"."""
+    return f"p\u00a0{p_value(p)}" if p < 0.001 else f"p\u00a0=\u00a0{p_value(p)}"
+
+
 def methods(result: SplitResult) -> str:
     """A sentence that names the methods of a result's intervals."""
     accuracy, loss = result.top1.interval.method, result.loss.interval.method
