@@ -394,7 +394,7 @@ def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float
             axes.text(1, place - ABOVE, remark, transform=right, va="center", ha="right", fontsize=7.5, color=muted)
         else:
             axes.text(1.02, place, figure, transform=right, va="center", fontsize=8.5)
-            axes.text(1.1, place, remark, transform=right, va="center", fontsize=8, color=muted)
+            axes.text(1.12, place, remark, transform=right, va="center", fontsize=8, color=muted)
 
 
 def _interval(axes: Axes, place: float, measure: Measure, role: str, *, is_full: bool) -> None:
