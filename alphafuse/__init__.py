@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
     from alphafuse.data.ucf101 import import_ucf101
     from alphafuse.data.vggsound import import_vggsound
+    from alphafuse.doctor import Examination, examine
     from alphafuse.errors import AlphafuseError
     from alphafuse.extract.bench import bench_extract
     from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
@@ -72,6 +73,7 @@ _HOMES = {
     "alphafuse.data.stored": ("EmbeddingSource", "StoredEmbeddings"),
     "alphafuse.data.ucf101": ("import_ucf101",),
     "alphafuse.data.vggsound": ("import_vggsound",),
+    "alphafuse.doctor": ("Examination", "examine"),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.bench": ("bench_extract",),
     "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
@@ -116,6 +118,7 @@ __all__ = [
     "EmbeddingStore",
     "Embeddings",
     "Evaluation",
+    "Examination",
     "Experiment",
     "Explanation",
     "ExtractPlan",
@@ -144,6 +147,7 @@ __all__ = [
     "decode_clip",
     "evaluate",
     "evaluate_probabilities",
+    "examine",
     "export_run",
     "extract_embeddings",
     "files_without_audio",

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 
-from .cli_common import json_option, print_json, root_option
+from .cli_common import json_option, print_json, print_text, root_option, run_folders
 
 
 @click.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path), shell_complete=run_folders)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="The html file. [default: ROOT/report.html]"
 )
@@ -53,6 +53,6 @@ def report(
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size, "figures": figures and str(figures)})
         return
-    click.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB; it needs no other file and no network)")
+    print_text(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB; it needs no other file and no network)")
     if figures:
-        click.echo(f"written: {figures} (each figure as .png and .svg)")
+        print_text(f"written: {figures} (each figure as .png and .svg)")

@@ -58,6 +58,10 @@ class Finding:
         line: one line for people.
         mend: a command that mends it, "" if none is needed.
         facts: the same for programs, json-able.
+
+    >>> from alphafuse import Finding
+    >>> Finding("installation", "av", "problem", "av 11.0.0 is too old", "pip install 'av>=14.0'").status
+    'problem'
     """
 
     section: str
@@ -75,6 +79,13 @@ class Examination:
     Attributes:
         findings: in the order in which they are shown.
         seconds: that it took.
+
+    >>> from alphafuse import examine
+    >>> found = examine(offline=True, self_test=False)
+    >>> for finding in found.problems:
+    ...     print(finding.line, finding.mend)
+    >>> found["compact"].section
+    'weights'
     """
 
     findings: tuple[Finding, ...]
@@ -121,6 +132,11 @@ def examine(
         variables: every environment variable that alphafuse's options are read from; others that begin with ALPHAFUSE_
             are then pointed out.
         progress: called after each part.
+
+    >>> from alphafuse import examine
+    >>> found = examine(offline=True, self_test=False)
+    >>> found["torch"].status, found["decoders"].status
+    ('ok', 'ok')
     """
     began = time.monotonic()
     folder = None if root is None else Path(root).expanduser()
