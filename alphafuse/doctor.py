@@ -58,10 +58,6 @@ class Finding:
         line: one line for people.
         mend: a command that mends it, "" if none is needed.
         facts: the same for programs, json-able.
-
-    >>> from alphafuse import Finding
-    >>> Finding("installation", "av", "problem", "av 11.0.0 is too old", "pip install 'av>=14.0'").status
-    'problem'
     """
 
     section: str
@@ -129,8 +125,8 @@ def examine(
         root: a dataset root; its disk, file locks, clips, stores, backbones and runs are looked at too.
         offline: leave the hub alone, as with HF_HUB_OFFLINE=1.
         self_test: take a generated clip through stage one.
-        variables: every environment variable that alphafuse's options are read from; others that begin with ALPHAFUSE_
-            are then pointed out.
+        variables: every environment variable that alphafuse's options are read from; others that begin with
+            `ALPHAFUSE_` are then pointed out.
         progress: called after each part.
 
     >>> from alphafuse import examine
