@@ -76,12 +76,10 @@ class Examination:
         findings: in the order in which they are shown.
         seconds: that it took.
 
-    >>> from alphafuse import examine
-    >>> found = examine(offline=True, self_test=False)
-    >>> for finding in found.problems:
-    ...     print(finding.line, finding.mend)
-    >>> found["compact"].section
-    'weights'
+    >>> from alphafuse import Examination
+    >>> found = Examination((Finding("machine", "memory", "problem", "0.1 of 4.3 GB free", "close something"),), 0.2)
+    >>> found, found["memory"].mend
+    (Examination(1 findings, 1 problems, 0.2 s), 'close something')
     """
 
     findings: tuple[Finding, ...]

@@ -490,11 +490,11 @@ def test_a_library_that_crashes_stops_neither_doctor_nor_the_look_at_the_others(
 
 def test_a_library_that_hangs_is_given_up(broken: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     broken("h5py", "import time\ntime.sleep(600)")
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 8.0)
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 4.0)
     monkeypatch.setattr(doctor, "_requirements", lambda: {"click": ">=8.1", "h5py": ">=3.10", "numpy": ">=1.26"})
     monkeypatch.setattr(doctor, "LOOKS", {})
     found = examine(self_test=False)
-    assert found["h5py"].line.endswith("can't be imported: import did not end within 8 s")
+    assert found["h5py"].line.endswith("can't be imported: import did not end within 4 s")
     assert set(found["libraries"].facts["versions"]) == {"click", "numpy"}
 
 
@@ -522,7 +522,11 @@ def test_versions_are_held_against_what_is_required(monkeypatch: pytest.MonkeyPa
     assert found["nonsense"].mend == 'pip install --upgrade "nonsense>=1"'
 
 
-def test_a_root_says_what_is_still_to_be_done(make_root: MakeRoot, tmp_path: Path) -> None:
+def test_a_root_says_what_is_still_to_be_done(
+    make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_requirements", dict)  # the libraries are other tests'
+    monkeypatch.setattr(doctor, "LOOKS", {})
     root = make_root()
     for clip in (root / "clips").glob("train0*"):
         clip.unlink()
@@ -536,7 +540,7 @@ def test_a_root_says_what_is_still_to_be_done(make_root: MakeRoot, tmp_path: Pat
     (root / "dataset.json").write_text("{")
     assert examine(root, self_test=False)["dataset"].status == "problem"
     nothing = examine(tmp_path / "new" / "root", self_test=False)
-    assert nothing["dataset"].status == "note" and not nothing.problems
+    assert nothing["dataset"].status == "note" and not [one for one in nothing.problems if one.section == "root"]
 
 
 def test_a_damaged_store_is_a_problem_with_the_command_that_looks_into_it(extracted: Path) -> None:
