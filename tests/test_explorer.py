@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import running_chromium
 from toy import CLASSES, SETTINGS, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -236,22 +235,10 @@ def test_hostile_labels_and_ids_stay_data() -> None:
 # In a real browser
 
 
-def find_chromium() -> str | None:
-    names = (os.environ.get("ALPHAFUSE_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
-    chromium = find_chromium()
-    if not chromium:
-        pytest.skip("no Chromium here: install the system's package, or name one with ALPHAFUSE_CHROMIUM")
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with running_chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
