@@ -66,22 +66,25 @@ def predict(
         run = str(best_run(Dataset.open(root)))
         click.echo(f"run: {run} (the root's best on validation)", err=True)
     model = AlphaFuse.from_pretrained(run, timesformer=timesformer, ast=ast, device=device, workers=workers)
+    answers, rows = 0, []
+    if as_csv:
+        click.echo(report.to_csv([]), nl=False)
     with tqdm(total=len(files), desc="predict", unit="clip", disable=None if len(files) > 1 else True) as bar:
-        if why:
-            found = model.explain(files, top=top, progress=bar.update)
-        else:
-            found = [*model.predict(files, top=top, progress=bar.update)]
-    predictions = [one.prediction if isinstance(one, Explanation) else one for one in found]
+        for one in model.stream(files, top=top, why=why, progress=bar.update):
+            prediction = one.prediction if isinstance(one, Explanation) else one
+            answers += bool(prediction.top)
+            with bar.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
+                if as_json:
+                    rows += report.to_json([one])
+                elif as_csv:
+                    click.echo(report.to_csv([prediction], header=False), nl=False)
+                else:
+                    print_text(report.format_prediction(prediction))
+                    if isinstance(one, Explanation):
+                        print_text(report.format_explanation(one) + "\n")
     if as_json:
-        print_json({"run": run, "classes": len(model.classes), "clips": report.to_json(found)})
-    elif as_csv:
-        click.echo(report.to_csv(predictions), nl=False)
-    else:
-        for one, prediction in zip(found, predictions, strict=True):
-            print_text(report.format_prediction(prediction))
-            if isinstance(one, Explanation):
-                print_text(report.format_explanation(one) + "\n")
-    if not all(prediction.top for prediction in predictions):
+        print_json({"run": run, "classes": len(model.classes), "clips": rows})
+    if answers < len(files):
         sys.exit(EXIT_FOUND)
 
 

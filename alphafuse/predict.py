@@ -5,7 +5,7 @@ clip file -> extract's decoders and backbones -> embeddings -> the run's heads -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from alphafuse.heads.runs import TrainedRun, read_run
 from .bundle import carried_backbone, write_bundle
 
 TOP = 5
+STREAMED = 64  # clips that go together: their workers start once, and no more than these are lost
 ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, what the heads were trained at
 
 
@@ -324,8 +325,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         Raises:
             DatasetError: no such file.
         """
-        embedded = embed_files(self.embedder, _files(clips), progress=progress)
-        return self._predictions(clips, embedded, self._probabilities(embedded.rows), top)
+        found = self.stream(clips, top=top, progress=progress)
+        return [one for one in found if isinstance(one, Prediction)]
 
     def explain(
         self,
@@ -348,12 +349,41 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         Raises:
             DatasetError: no such file.
         """
-        embedded = embed_files(self.embedder, _files(clips), blank=True, progress=progress)
+        return list(self.stream(clips, top=top, why=True, alphas=alphas, progress=progress))
+
+    def stream(
+        self,
+        clips: Sequence[str | Path],
+        *,
+        top: int = TOP,
+        why: bool = False,
+        alphas: Sequence[float] = ALPHAS,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Prediction | Explanation]:
+        """Yield what `predict`, or with `why` what `explain`, says of clips, in their order, as soon as it is known.
+
+        For many clips: memory does not grow with their number, and what was yielded is not lost when a later clip, or
+        Ctrl-C, ends it. 64 clips go together.
+        """
+        if top < 1:
+            raise ExperimentError(f"top must be at least 1, not {top}")
+        files = _files(clips)
+        for start in range(0, len(files), STREAMED):
+            some = files[start : start + STREAMED]
+            embedded = embed_files(self.embedder, some, blank=why, progress=progress)
+            predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
+            yield from self._explanations(predictions, embedded, alphas) if why else predictions
+
+    def embed(self, clips: Sequence[str | Path], *, progress: Callable[[int], object] | None = None) -> Embeddings:
+        """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
+        return embed_files(self.embedder, _files(clips), progress=progress).rows
+
+    def _explanations(
+        self, predictions: Sequence[Prediction], embedded: EmbeddedFiles, alphas: Sequence[float]
+    ) -> list[Explanation | Prediction]:
         assert embedded.blank is not None
         here, blank = embedded.rows, embedded.blank
         names = self.run.modalities
-        seen = self._probabilities(here)
-        predictions = self._predictions(clips, embedded, seen, top)
         without = {
             frozenset(some): self._probabilities(_mixed(here, blank, some)).mean(axis=0)
             for some in ([(name,) for name in names] + [names])
@@ -382,10 +412,6 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
             )
         return explained
 
-    def embed(self, clips: Sequence[str | Path], *, progress: Callable[[int], object] | None = None) -> Embeddings:
-        """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
-        return embed_files(self.embedder, _files(clips), progress=progress).rows
-
     def _probabilities(self, embeddings: Embeddings, alphas: Mapping[str, float] | None = None) -> np.ndarray:
         """(heads, clips, C) float64."""
         return np.stack([head.predict_proba(embeddings, alphas) for head in self.run.heads]).astype(np.float64)
@@ -393,8 +419,6 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     def _predictions(
         self, clips: Sequence[str | Path], embedded: EmbeddedFiles, probabilities: np.ndarray, top: int
     ) -> list[Prediction]:
-        if top < 1:
-            raise ExperimentError(f"top must be at least 1, not {top}")
         usable = usable_clips(embedded.rows, self.run.heads[0].config)
         predictions = []
         for i, clip in enumerate(clips):

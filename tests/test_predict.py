@@ -101,6 +101,22 @@ def test_answers_keep_the_order_in_which_clips_were_given(root: Dataset, model: 
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
 
+def test_what_is_known_is_yielded_before_later_clips_are_looked_at(
+    root: Dataset, model: AlphaFuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [root.path_of(clip) for clip in root.manifest][:5]
+    together = model.predict(paths)
+    monkeypatch.setattr("alphafuse.predict.STREAMED", 2)
+    done: list[int] = []
+    stream = model.stream(paths, progress=done.append)
+    first = next(stream)
+    assert isinstance(first, Prediction) and len(done) == 2
+    for one, other in zip([first, *stream], together, strict=True):
+        assert isinstance(one, Prediction) and one.clip == other.clip
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    assert len(done) == 5
+
+
 def test_heads_that_need_both_say_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
     silent = write_clip(tmp_path / "silent.mp4", audio=False)
     broken = tmp_path / "broken.mp4"

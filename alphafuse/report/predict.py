@@ -83,11 +83,12 @@ def to_json(found: Sequence[Prediction | Explanation]) -> list[dict[str, Any]]:
     return rows
 
 
-def to_csv(predictions: Sequence[Prediction]) -> str:
+def to_csv(predictions: Sequence[Prediction], *, header: bool = True) -> str:
     """A line per clip and rank: clip, rank, label, probability, missing; a clip without an answer has one line."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("clip", "rank", "label", "probability", "missing"))
+    if header:
+        writer.writerow(("clip", "rank", "label", "probability", "missing"))
     for prediction in predictions:
         missing = "; ".join(f"{name}: {reason}" for name, reason in prediction.missing.items())
         ranked = [(str(i), one.label, f"{one.probability:.6f}") for i, one in enumerate(prediction.top, start=1)]
