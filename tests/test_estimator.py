@@ -67,9 +67,9 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
 @pytest.mark.filterwarnings("ignore:an odd number of columns")
 @parametrize_with_checks(
     [
-        AlphaFusionClassifier(),
+        AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3),  # else the defaults
         AlphaFusionClassifier(
-            "learned-dim", on="both", fusion="matrix", absent="zeros", hidden=(32,), learning_rate=1e-3
+            "learned-dim", on="both", fusion="matrix", absent="zeros", hidden=(32,), learning_rate=2e-3, epochs=10
         ),
         AlphaFusionClassifier("tanh", on="ast", modalities=("ast",), normalize="zscore", hidden=(), learning_rate=1e-2),
     ]
