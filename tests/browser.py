@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,14 @@ def running_chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
+
+
+def wait_until(page: Any, expression: str, *, seconds: float = 30.0) -> None:
+    """Until a JavaScript expression is true; asked from outside, for a page may forbid itself to evaluate text."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {expression}"
+        page.wait_for_timeout(20)
 
 
 def keep_screenshot(page: Any, name: str, folder: Path) -> Path:

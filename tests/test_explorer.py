@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import running_chromium
+from browser import running_chromium, wait_until
 from toy import CLASSES, SETTINGS, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -361,7 +361,7 @@ def test_browser_shows_interval_change_and_counts(opened: Opened, trained: Any) 
         assert opened.page.locator(".explorer-card").count() == min(24, count)
     opened.choose("changed")
     assert opened.page.locator('.explorer-card[data-changed="true"]').count() == min(24, counts["changed"])
-    opened.page.wait_for_function("document.querySelector('[data-out=spoken]').textContent.includes('clips listed')")
+    wait_until(opened.page, "document.querySelector('[data-out=spoken]').textContent.includes('clips listed')")
 
 
 def test_sliders_move_by_keyboard_and_reset_restores(opened: Opened) -> None:
@@ -375,7 +375,7 @@ def test_sliders_move_by_keyboard_and_reset_restores(opened: Opened) -> None:
     opened.page.keyboard.press("Home")
     opened.settle()
     assert opened.alphas()["ast"] == 0 and opened.listed() != start[1]
-    opened.page.wait_for_function("document.querySelector('[data-out=spoken]').textContent.includes('AST 0.00')")
+    wait_until(opened.page, "document.querySelector('[data-out=spoken]').textContent.includes('AST 0.00')")
     opened.page.click("button:text-is('as trained')")
     opened.settle()
     assert (opened.text("accuracy"), opened.listed()) == start and opened.alphas() == {"timesformer": 1, "ast": 1}

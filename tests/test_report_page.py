@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from browser import keep_screenshot, running_chromium
+from browser import keep_screenshot, running_chromium, wait_until
 from click.testing import CliRunner
 from conftest import write_clip
 from toy import SETTINGS, make_dataset
@@ -656,7 +656,7 @@ def test_the_explorers_sliders_change_its_numbers_inside_the_page(browser: Any, 
              one.value = 0; one.dispatchEvent(new Event("input", {bubbles: true}));
            })"""
     )
-    tab.page.wait_for_function(f"document.querySelector('{right}').innerText !== '{before}'")
+    wait_until(tab.page, f"document.querySelector('{right}').innerText !== '{before}'")
     assert int(tab.page.inner_text(right)) < int(before)
     assert tab.said == [] and tab.asked == [address]
     tab.page.close()
