@@ -21,6 +21,7 @@ from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchErro
 from alphafuse.extract.backbones import Backbone, Placement, choose_device, load_backbones
 from alphafuse.extract.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
+from alphafuse.extract.locate import hub_reachable
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.head import usable_clips
 from alphafuse.heads.runs import TrainedRun, read_run
@@ -230,6 +231,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         how |= {"workers": workers, "timeout_seconds": timeout_seconds}
         if Path(name).exists():
             return cls._load(Path(name), **how)
+        huggingface_hub.logging.set_verbosity_error()
+        local_files_only = local_files_only or not hub_reachable()  # its client would retry for half a minute
         try:
             return super().from_pretrained(
                 name,

@@ -101,7 +101,7 @@ def read_run(folder: Path | str) -> TrainedRun:
         elif kind == "fit":
             metrics, heads = read_json(folder / "metrics.json"), load_heads(folder)
         else:
-            what = f"a {kind}" if isinstance(kind, str) else "something else"
+            what = {"sweep": "a sweep", "compare": "a comparison"}.get(str(kind), "something else")
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
         absent = [modality for modality in heads[0].config.modalities if modality not in config["embeddings"]]
         if absent or len(config["seeds"]) != len(heads):
