@@ -31,14 +31,23 @@ from alphafuse.heads.statistics import wilson_interval
 from alphafuse.heads.sweep import sweep
 from alphafuse.heads.table1 import paper_results, table1
 from alphafuse.report import figures as draw
-from alphafuse.report.collect import find_runs, read_history
+from alphafuse.report.collect import collect, find_runs, read_history
 from alphafuse.report.compare import write_compare
-from alphafuse.report.contents import Absent, ClassGain, Confusion, Measure, Report, Run, Vote, Votes
-from alphafuse.report.page import PAGE, answer, build_report, render_page, write_report
+from alphafuse.report.contents import Ablation, Absent, ClassGain, Confusion, Measure, Report, Run, Vote, Votes
+from alphafuse.report.page import (
+    PAGE,
+    answer,
+    build_report,
+    draw_figures,
+    interval_methods,
+    render_page,
+    whose_heads,
+    write_report,
+)
 from alphafuse.report.sweep import write_sweep
 from alphafuse.report.table1 import write_table1
 from alphafuse.report.thumbnails import thumbnails
-from alphafuse.report.votes import HARDEST, finding_of
+from alphafuse.report.votes import HARDEST, find_sides, finding_of
 
 HOSTILE = "<script>document.title='taken'</script>"
 LABELS = (
@@ -123,6 +132,29 @@ def test_all_kinds_of_runs_are_found_and_a_damaged_one_is_left_out_with_a_line(
     assert re.search(r"broken can't be used as a run: it lacks 'seeds': make it again", left_out[0])
     assert re.search(r"no run in .*notes \(it has no config.json\)", left_out[1])
     assert len(left_out) == 2
+
+
+def test_damaged_files_of_runs_cost_their_sections_and_not_the_page(dataset: Dataset, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(dataset.root, root)
+    (root / "runs" / "sqrt-ast" / "metrics.json").write_text('{"val": {"top1"')
+    (root / "runs" / "badly-trained" / "head" / "model.safetensors").write_bytes(b"half")
+    (root / "runs" / "table1" / "table1.json").write_text('{"rows": []}')
+    (root / "runs" / "table1" / "history.csv").write_text("")
+    (root / "runs" / "compare" / "compare.json").write_text('{"rows": [], "reachable_ceiling": 3}')
+    (root / "runs" / "sweep-timesformer-ast" / "sweep.json").write_text("")
+    runs, left_out = find_runs(Dataset.open(root), [])
+    sides = find_sides(runs, False, left_out)
+    assert sides["fused"].path == root / "runs" / "table1" / "heads" / "untransformed"
+    report = collect(Dataset.open(root), runs, left_out, Absent("not asked"))
+    assert isinstance(report.table, Absent) and isinstance(report.losses, Absent) and not report.sweeps
+    assert isinstance(report.ablation, Ablation)
+    assert {bar.group for bar in report.ablation.bars} == {"single runs"}
+    for run in ("sqrt-ast", "badly-trained", "table1", "compare", "sweep-timesformer-ast"):
+        assert any(f"runs/{run}" in line for line in report.left_out), run
+    page = render_page(report, draw_figures(report))
+    assert 'things could not be used: see <a href="#left-out">' in page and page.count('id="left-out"') == 1
+    assert "TimeSformer only: right on" in answer(report)[0]
 
 
 def test_runs_named_by_hand_are_the_only_ones_and_must_be_runs(dataset: Dataset, tmp_path: Path) -> None:
@@ -255,7 +287,7 @@ RIGHT, WRONG, OTHER = Vote("dog", 0.9, 0.9, True), Vote("cat", 0.8, 0.1, False),
     [
         (WRONG, RIGHT, WRONG, "sight was right, sound misled"),
         (WRONG, WRONG, RIGHT, "sound was right, sight misled"),
-        (WRONG, WRONG, OTHER, "both wrong; it followed sight"),
+        (WRONG, WRONG, OTHER, "both wrong; fusion followed sight"),
         (WRONG, WRONG, WRONG, "both wrong"),
         (WRONG, RIGHT, RIGHT, "each alone is right: fusion lost it"),
         (RIGHT, WRONG, WRONG, "right, but unsure"),
@@ -665,3 +697,60 @@ def test_the_explorers_sliders_change_its_numbers_inside_the_page(browser: Any, 
 def test_reachability_of_a_split_is_counted_on_the_clips_that_all_heads_use(votes: Votes, report: Report) -> None:
     assert report.audit.splits["test"].ceiling == Ceiling(35, 45)
     assert votes.ceiling.clips == 43
+
+
+def test_intervals_made_in_several_ways_are_each_called_what_they_are() -> None:
+    drawn = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
+    none_right = Measure(0.0, 0.0, 0.2, "Wilson", 20)
+    assert interval_methods([("fused", drawn), ("sight alone", drawn)]) == "bootstrap over source videos"
+    text = interval_methods([("fused", drawn), ("sight alone", none_right), ("sound alone", none_right)])
+    assert text == "bootstrap over source videos (fused), Wilson (sight alone, sound alone)"
+    assert not Measure(0.0, 0.0, 0.0, "bootstrap over source videos", 20).has_interval
+
+
+def test_the_page_says_whose_heads_speak_and_why_the_explorers_are_others(html: str, report: Report) -> None:
+    assert "The fused heads are those of run sqrt-ast: of 2 runs the best on validation clips." in html
+    assert whose_heads(replace(report, is_chosen=True)).endswith(
+        "run sqrt-ast, the first that was named for this page."
+    )
+    assert "The fused heads at the top of this page are others" not in html  # sqrt-ast can be explored itself
+
+
+def test_the_tiles_ceiling_is_that_of_the_clips_that_were_asked(html: str, votes: Votes) -> None:
+    assert f"the ceiling of these 43 clips, {100 * votes.ceiling.accuracy:.1f}" in html
+    assert html.count(f'<line x1="{100 * votes.ceiling.accuracy}"') == 3
+
+
+def test_chosen_alphas_are_drawn_beside_the_untransformed_heads_on_the_same_clips(
+    built: tuple[Report, dict[str, Any]],
+) -> None:
+    report, drawn = built
+    test = report.sweeps[0].untransformed["test"]
+    for axes, place in zip(drawn["alpha"].axes, (100 * test["top1"].mean, test["loss"].mean), strict=True):
+        assert any(np.allclose(line.get_ydata(), place) and len(line.get_ydata()) == 2 for line in axes.lines)
+
+
+def test_classes_that_never_occur_in_training_have_a_dagger_and_no_interval(votes: Votes) -> None:
+    unseen = [one for one in votes.gains if not one.is_reachable]
+    assert unseen and all(one.fused == one.alone == 0 and not one.gain.has_interval for one in unseen)
+    labels = [text.get_text() for text in draw.class_gains(votes.gains).axes[0].get_yticklabels()]
+    assert [label.endswith(" \u2020") for label in labels] == [not one.is_reachable for one in votes.gains]
+
+
+def test_a_run_is_left_out_of_the_ablation_only_where_the_same_heads_are_there_already(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(dataset.root, root)
+    runs = root / "runs"
+    for name in ("again", "other"):
+        shutil.copytree(runs / "timesformer-only", runs / name)
+    metrics = json.loads((runs / "other" / "metrics.json").read_text())
+    metrics["test"]["top1"]["mean"] += 0.01
+    (runs / "other" / "metrics.json").write_text(json.dumps(metrics))
+    chosen = [runs / name for name in ("timesformer-only", "again", "other")]
+    opened = Dataset.open(root)
+    ablation = collect(opened, find_runs(opened, chosen)[0], [], Absent("not asked")).ablation
+    assert isinstance(ablation, Ablation)
+    titles = [bar.title for bar in ablation.bars]
+    assert titles == ["TimeSformer only", "TimeSformer only (run again)", "TimeSformer only (run other)"]

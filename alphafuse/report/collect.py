@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.demo import DEMO_NAME
 from alphafuse.data.files import iterate_csv, one_line, read_json
 from alphafuse.data.manifest import SPLITS
+from alphafuse.data.splits import Ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.experiments import BASELINE, Experiment
 from alphafuse.heads.settings import TrainSettings
@@ -138,6 +140,8 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
     sweeps = _of_kind(runs, "sweep", _sweep, problems)
     root = dataset.root
     no_table = Absent("No run of table 1 here", f"alphafuse table1 --root {shlex.quote(str(root))}")
+    losses = _losses(runs, votes, no_table, problems)
+    ablation = _ablation(runs, tables, votes, problems, root)
     return Report(
         root=root,
         name=dataset.name,
@@ -148,11 +152,11 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         extract_command=f"alphafuse extract --split all --root {shlex.quote(str(root))}",
         audit=audit(dataset),
         runs=tuple(runs),
-        left_out=tuple(problems),
+        left_out=tuple(dict.fromkeys(problems)),  # all of the above add to it
         table=tables[0] if tables else no_table,
-        losses=_losses(runs, votes, no_table, problems),
+        losses=losses,
         sweeps=tuple(sweeps),
-        ablation=_ablation(runs, tables, votes, problems, root),
+        ablation=ablation,
         votes=votes,
         explorer=Absent("No heads to explore", f"alphafuse table1 --root {shlex.quote(str(root))}"),
     )
@@ -206,7 +210,7 @@ def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarr
     Seeds that stopped early end in NaN.
     """
     rows = iterate_csv(path)
-    header = next(rows)[1]
+    header = next(rows, (0, []))[1]  # an empty file has no columns
     columns = [header.index(name) for name in ("seed", "epoch", "train_loss", "val_loss")]
     of = header.index("experiment") if experiment else -1
     losses: dict[int, list[tuple[float, float]]] = {}
@@ -228,19 +232,11 @@ def _ablation(
     used: list[Run] = []
     ceilings = []
     note = ""
-    for run, content in _of_kind(runs, "compare", lambda run: (run, read_json(run.folder / "compare.json")), problems):
-        compared = [row for row in content["rows"] if row["group"] in OUTLINE]
-        bars += [_compare_bar(row) for row in compared]
+    for run, compared, ceiling, sentence in _of_kind(runs, "compare", _compared, problems)[:1]:
+        bars += compared
         used.append(run)
-        ceilings.append(ceiling_from_json(content))
-        gain = content["gain_over_better_modality"]
-        low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
-        better = str(gain["modality"]).removesuffix(" only")
-        note = (
-            f"Fusing gains {points(float(gain['difference']))} points ({low} to {high}) over the better modality by "
-            f"validation, {better} ({p_phrase(float(gain['p_value']))}, {gain['method']})."
-        )
-        break
+        ceilings.append(ceiling)
+        note = sentence
     for table in tables[:1] if not bars else ():
         chosen = [row for row in table.rows if not row.paper]
         bars += [
@@ -248,18 +244,34 @@ def _ablation(
         ]
         used.append(table.run)
         ceilings.append(table.ceiling)
-    shown = {bar.title for bar in bars}
-    has_plain = any(bar.is_plain and bar.role == "fused" for bar in bars)
+    titles, plain = {bar.title for bar in bars}, {bar.role for bar in bars if bar.is_plain}
+    scores = {(bar.role, round(bar.test.mean, 9), bar.test.n) for bar in bars}
     for bar, run, ceiling in _of_kind(runs, "fit", _fit_bar, problems):
-        if bar.title not in shown and not (has_plain and bar.is_plain and bar.role == "fused"):
-            bars.append(bar)
-            used.append(run)
-            ceilings.append(ceiling)
+        is_named = bar.title in titles or (bar.is_plain and bar.role in plain)
+        if is_named and (bar.role, round(bar.test.mean, 9), bar.test.n) in scores:
+            continue  # the same heads, trained once more
+        bars.append(replace(bar, title=f"{bar.title} (run {run.name})") if bar.title in titles else bar)
+        used.append(run)
+        ceilings.append(ceiling)
     if not bars:
         return Absent(
             "No fused and single heads to set side by side", f"alphafuse compare --root {shlex.quote(str(root))}"
         )
     return Ablation(tuple(bars), tuple(used), ceilings[0], note)
+
+
+def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
+    """Bars of a run of `compare`, their ceiling, and what it says of the gain over the better modality."""
+    content = read_json(run.folder / "compare.json")
+    bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
+    gain = content["gain_over_better_modality"]
+    low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
+    better = str(gain["modality"]).removesuffix(" only")
+    note = (
+        f"Fused against {better}, the modality that is better on validation: {points(float(gain['difference']))} "
+        f"points on test clips ({low} to {high}; {p_phrase(float(gain['p_value']))}, {gain['method']})."
+    )
+    return run, bars, ceiling_from_json(content), note
 
 
 def _compare_bar(row: Mapping[str, Any]) -> Bar:

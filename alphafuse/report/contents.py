@@ -101,8 +101,8 @@ class Measure:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there was anything to resample."""
-        return not self.method.startswith("none")
+        """Whether there was anything to resample, and it gave more than one figure."""
+        return not self.method.startswith("none") and self.high > self.low
 
 
 def _ends(interval: Mapping[str, Any]) -> tuple[float, float, str]:
@@ -495,6 +495,7 @@ class Report:
         runs: all that were read.
         left_out: why a run folder was not used, a line each.
         explorer: html of the alpha explorer.
+        is_chosen: whether the runs were named by hand.
     """
 
     root: Path
@@ -513,3 +514,4 @@ class Report:
     ablation: Ablation | Absent
     votes: Votes | Absent
     explorer: str | Absent
+    is_chosen: bool = False

@@ -170,6 +170,7 @@ def explorer_html(
     *,
     ceiling: Ceiling,
     title: str,
+    note: str = "",
     thumbnails: Mapping[str, str] | None = None,
     split: str = "test",
 ) -> str:
@@ -183,8 +184,9 @@ def explorer_html(
         heads: of one experiment, the first seed's first; that one is explored.
         embeddings: of the split; clips that the head can't use are left out, and of more than 400 that it can use, 400
             are drawn by lot.
-        ceiling: of the split.
+        ceiling: of these clips (`explored_clip_ids`).
         title: what the head is, for people: "sqrt on ast".
+        note: a sentence on why it is this head, or "".
         thumbnails: clip_id -> `data:image/...` address of a picture, for any of the clips.
         split: name of the split.
 
@@ -230,6 +232,7 @@ def explorer_html(
         .get_template("explorer.html.j2")
         .render(
             title=title,
+            note=note,
             split=split,
             style=Markup((PAGE / "explorer.css").read_text(encoding="utf-8")),
             script=Markup((PAGE / "explorer.js").read_text(encoding="utf-8")),

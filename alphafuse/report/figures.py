@@ -51,6 +51,7 @@ NARROW_ROW, NARROW_LABEL, ABOVE = 0.47, 38, 0.42  # inches, characters, rows abo
 PAPER_CEILING = (
     4 / 18
 )  # of the paper's test clips, these have a label that occurs in its training clips (docs/paper.md)
+UNSEEN = " \u2020"  # a dagger: the label never occurs in training
 ENDS = 20  # classes at either end of the gains
 MOST_CELLS = 40  # classes whose confusions are written out
 
@@ -156,9 +157,8 @@ def forest(table: Table, *, narrow: bool = False) -> Figure:
 def _papers(axes: Axes, place: float, row: TableRow) -> None:
     assert row.paper is not None
     measure = row.paper.measure
-    axes.plot(
-        [100 * measure.low, 100 * measure.high], [place, place], color=PALETTE["muted"], linewidth=0.9, alpha=0.65
-    )
+    ends = [100 * measure.low, 100 * measure.high]
+    axes.plot(ends, [place, place], color=PALETTE["muted"], linewidth=0.9, alpha=0.65)
     axes.plot([100 * measure.mean], [place], "D", color=PALETTE["muted"], mfc="none", markersize=4, mew=1.1)
 
 
@@ -262,8 +262,9 @@ def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
                 capsize=2.5,
                 label=f"{TITLES[on]} {chosen.alpha:g} (chosen), test",
             )
-        base = scale * found.untransformed["val"][name].mean
-        axes.axhline(base, color=PALETTE["ink"], linewidth=1, linestyle=":", label="untransformed, validation")
+        for split, said, style in (("val", "validation", ":"), ("test", "test", (0, (6, 2, 1, 2, 1, 2)))):
+            base = scale * found.untransformed[split][name].mean  # lines are compared with val's, diamonds with test's
+            axes.axhline(base, color=PALETTE["ink"], linewidth=1, linestyle=style, label=f"untransformed, {said}")
         axes.set_xlabel(f"alpha ({found.transform})")
         axes.grid(axis="y")
     ceiling = 100 * found.ceilings["val"].accuracy
@@ -301,7 +302,12 @@ def class_gains(gains: Sequence[ClassGain], *, narrow: bool = False) -> Figure:
     if len(shown) < len(gains):
         axes.axhline(ENDS - 0.5, color=PALETTE["muted"], linewidth=0.9, linestyle=":")
     axes.set_xlim(min(-12, *ends) - 3, max(12, *ends) + 3)
-    _row_labels(axes, [one.label for one in shown], narrow=narrow)
+    most = NARROW_LABEL if narrow else LONGEST_LABEL
+    labels = [
+        shortened(one.label, most) if one.is_reachable else shortened(one.label, most - len(UNSEEN)) + UNSEEN
+        for one in shown
+    ]
+    _row_labels(axes, labels, narrow=narrow)
     values = [(_whole_points(one.gain.mean), f"n = {one.n}") for one in shown]
     _texts(axes, values, range(len(shown)), narrow=narrow)
     axes.set_xlabel("recall, fused minus TimeSformer only (points)", color=PALETTE["muted"])
@@ -371,6 +377,7 @@ def _row_labels(
     """To the left of each row, or above it."""
     places = range(len(labels)) if places is None else places
     axes.set_yticks([] if narrow else places, [] if narrow else [shortened(label) for label in labels])
+    axes.tick_params(axis="y", pad=7)  # a mark at 0 doesn't touch them
     for place, label in zip(places, labels, strict=True) if narrow else ():
         text = shortened(label, NARROW_LABEL)
         axes.text(0, place - ABOVE, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
@@ -399,9 +406,11 @@ def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float
 
 def _interval(axes: Axes, place: float, measure: Measure, role: str, *, is_full: bool) -> None:
     color = COLORS[role]
-    axes.plot([100 * measure.low, 100 * measure.high], [place, place], color=color, linewidth=2, solid_capstyle="round")
+    ends = [100 * measure.low, 100 * measure.high]
+    whole: dict[str, Any] = {"color": color, "clip_on": False}  # marks at 0 are not cut in half by the axes' edge
+    axes.plot(ends, [place, place], linewidth=2, solid_capstyle="round", **whole)
     face = color if is_full else PALETTE["paper"]
-    axes.plot([100 * measure.mean], [place], MARKERS[role], color=color, mfc=face, markersize=6, mew=1.6)
+    axes.plot([100 * measure.mean], [place], MARKERS[role], mfc=face, markersize=6, mew=1.6, **whole)
 
 
 def _whisker(axes: Axes, place: float, measure: Measure, color: str) -> None:

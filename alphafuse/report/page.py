@@ -22,6 +22,7 @@ import alphafuse
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import one_line, write_atomically
 from alphafuse.data.power import LEVEL
+from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.experiments import TITLES, Experiment, load_embeddings_of
 from alphafuse.heads.settings import TrainSettings
@@ -95,7 +96,7 @@ def build_report(
     sides = find_sides(found, chosen=bool(runs), problems=left_out)
     votes = _votes(dataset, sides, progress)
     progress("reading the runs")
-    report = collect(dataset, found, left_out, votes)
+    report = replace(collect(dataset, found, left_out, votes), is_chosen=bool(runs))
     if isinstance(votes, Votes):
         candidates = explorable_sides(found, sides["fused"])
         report = replace(report, explorer=_explorer(dataset, candidates, votes, progress))
@@ -130,11 +131,24 @@ def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: P
             paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
             progress("taking pictures for the explorer")
             pictures = thumbnails({one: path for one, path in paths.items() if one in chosen}, edge=EXPLORER_EDGE)
-            title = f"{side.title}, run {side.run.name}"
-            return explorer_html(side.heads, embeddings, ceiling=votes.ceiling, title=title, thumbnails=pictures)
+            labels = [label for one, label in zip(embeddings.clip_ids, embeddings.labels, strict=True) if one in chosen]
+            train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
+            return explorer_html(
+                side.heads,
+                embeddings,
+                ceiling=reachable_ceiling(train_labels, labels),
+                title=_named(side.title, side.run),
+                note=f"The fused heads at the top of this page are others: {reason}." if reason else "",
+                thumbnails=pictures,
+            )
         except AlphafuseError as error:
             reason = reason or one_line(error)
     return Absent(f"No explorer: {reason}", f"alphafuse fit --root {shlex.quote(str(dataset.root))}")
+
+
+def _named(title: str, run: Run) -> str:
+    says_all = run.name == title.lower().replace(" ", "-")
+    return title if says_all else f"{title}, run {run.name}"
 
 
 def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
@@ -185,6 +199,7 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         "capitalised": lambda text: text[:1].upper() + text[1:],
         "p": p_value,
         "between": _between,
+        "number": _number,
         "points_between": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
     }
     environment.tests["absent"] = lambda value: isinstance(value, Absent)
@@ -195,6 +210,7 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
             name: Markup(draw.inline_svg(figure, name + suffix, described[name])) for name, figure in figures.items()
         }
 
+    tiles = _tiles(report)
     sweep_names = ["alpha" if len(report.sweeps) == 1 else f"alpha-{i}" for i in range(1, len(report.sweeps) + 1)]
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -205,9 +221,14 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         ablation=report.ablation,
         votes=report.votes,
         audit=report.audit,
-        ceiling=report.audit.splits["test"].ceiling,
+        ceiling=_ceiling_of_tiles(report),
+        all_ceiling=report.audit.splits["test"].ceiling,
+        whose_heads=whose_heads(report),
+        interval_methods=interval_methods,
+        tile_measures=[(tile.title.lower(), tile.measure) for tile in tiles],
+        table_measures=[] if isinstance(report.table, Absent) else [(row.title, row.test) for row in report.table.rows],
         explorer=report.explorer if isinstance(report.explorer, Absent) else Markup(report.explorer),
-        tiles=_tiles(report),
+        tiles=tiles,
         answer=answer(report),
         sweep_verdicts={name: _sweep_verdicts(curves) for name, curves in zip(sweep_names, report.sweeps, strict=True)},
         svg=inline(drawn, ""),
@@ -228,7 +249,28 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
 
 
 def _between(measure: Measure, scale: float = 100.0, digits: int = 1) -> str:
-    return f"{scale * measure.low:.{digits}f} to {scale * measure.high:.{digits}f}"
+    if not measure.has_interval:
+        return "-"
+    return f"{_number(measure.low, scale, digits)} to {_number(measure.high, scale, digits)}"
+
+
+def _number(value: float, scale: float, digits: int) -> str:
+    return f"{scale * value:.{digits}f}".replace("-", "\u2212")  # a true minus
+
+
+def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
+    """How the intervals of these figures were made, by name where they were made in several ways.
+
+    >>> one = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
+    >>> interval_methods([("fused", one), ("sight alone", Measure(0.0, 0.0, 0.2, "Wilson", 20))])
+    'bootstrap over source videos (fused), Wilson (sight alone)'
+    """
+    names: dict[str, list[str]] = {}
+    for name, measure in measures:
+        names.setdefault(measure.method, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{method} ({', '.join(of)})" for method, of in names.items())
 
 
 def _code(text: str) -> Markup:
@@ -265,9 +307,7 @@ def _tiles(report: Report) -> list[Tile]:
     if isinstance(report.votes, Votes):
         voters = [(voter, voter.metrics["top1"]) for voter in report.votes.voters]
         return [
-            Tile(
-                voter.role, _tile_title(voter.role), f"{voter.title}, {_seeds(voter.seeds)}, run {voter.run.name}", top1
-            )
+            Tile(voter.role, _tile_title(voter.role), f"{_named(voter.title, voter.run)}, {_seeds(voter.seeds)}", top1)
             for voter, top1 in voters
             if top1
         ]
@@ -276,6 +316,31 @@ def _tiles(report: Report) -> list[Tile]:
     rows = [row for row in report.table.rows if not row.paper]
     note = seeds_text(report.table.run.seeds)
     return [Tile(row.role, _tile_title(row.role), f"{row.title}, {note}, run table1", row.test) for row in rows]
+
+
+def _ceiling_of_tiles(report: Report) -> Ceiling:
+    """Of the clips that the tiles are about."""
+    if isinstance(report.votes, Votes):
+        return report.votes.ceiling
+    return report.audit.splits["test"].ceiling if isinstance(report.table, Absent) else report.table.ceiling
+
+
+def whose_heads(report: Report) -> str:
+    """Why these fused heads are the ones that speak, and on which clips that was decided."""
+    if isinstance(report.votes, Absent):
+        return ""
+    run = report.votes.fused.run
+    if run.kind == "table1":
+        return f"The fused heads are the untransformed ones of run {run.name}; nothing was chosen."
+    rivals = [
+        one for one in report.runs if one.kind == "fit" and len(Experiment(**one.config["experiment"]).modalities) > 1
+    ]
+    if len(rivals) == 1:
+        return f"The fused heads are those of run {run.name}, the only run of fused heads by itself."
+    if report.is_chosen:
+        return f"The fused heads are those of run {run.name}, the first that was named for this page."
+    among = f"{len(rivals)} runs" if not report.left_out else "those that can be used"
+    return f"The fused heads are those of run {run.name}: of {among} the best on validation clips."
 
 
 def _seeds(count: int) -> str:
@@ -315,6 +380,12 @@ def answer(report: Report) -> list[str]:
                 ends = f"{points(row.difference.low)} to {points(row.difference.high)}"
                 gap = f"{points(row.difference.mean)} points ({ends}, {p_phrase(row.p_value)})"
                 sentences.append(f"{row.title}: {percent(row.test.mean)}%, {gap}.")
+    elif not isinstance(report.ablation, Absent):
+        sentences += [
+            f"{bar.title}: right on {percent(bar.test.mean)}% ({_between(bar.test)}) of {bar.test.n} test clips."
+            for bar in report.ablation.bars
+            if bar.is_plain
+        ]
     if not isinstance(table, Absent):
         sentences.append(f"Of the paper's six transforms: {table.verdict[0].lower()}{table.verdict[1:]}")
     ceiling = report.audit.splits["test"].ceiling
@@ -346,8 +417,13 @@ def _sweep_verdicts(curves: Any) -> list[str]:
         verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be told from"
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
         sentences.append(
-            f"{TITLES[on]} {found.alpha:g}, chosen on validation, {verdict} the untransformed heads on test clips: "
-            f"{points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+            f"Alpha {found.alpha:g} of {TITLES[on]}, chosen on validation, {verdict} the untransformed heads on test "
+            f"clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+        )
+    if not curves.ceilings["val"].reachable:
+        sentences.append(
+            "No validation clip has a label that occurs in training, so validation accuracy is 0 at every alpha: "
+            "the alphas were chosen by validation loss alone, which says little here."
         )
     return sentences
 

@@ -16,12 +16,12 @@ from alphafuse.data.files import read_json
 from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store import setting_differences
 from alphafuse.data.stored import EmbeddingSource
-from alphafuse.errors import ExperimentError, SettingsMismatchError
+from alphafuse.errors import AlphafuseError, ExperimentError, SettingsMismatchError
 from alphafuse.heads.evaluation import softmax
 from alphafuse.heads.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
 from alphafuse.heads.head import AlphaFusion
 from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
-from alphafuse.heads.statistics import difference_interval, holm, paired_test
+from alphafuse.heads.statistics import Interval, difference_interval, holm, paired_test
 from alphafuse.heads.training import class_indices
 
 from .contents import ROLES, ClassGain, Confusion, Contribution, HardClip, Measure, Role, Run, Vote, Voter, Votes
@@ -73,7 +73,7 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
                 continue  # written by an alphafuse that kept none
             try:
                 heads = tuple(load_heads(path))
-            except ExperimentError as error:
+            except AlphafuseError as error:
                 problems.append(str(error))
                 continue
             sides[role] = Side(role, run, path, heads)
@@ -92,7 +92,7 @@ def _best_first(fits: Sequence[Run], problems: list[str]) -> list[Run]:
         try:
             val = read_json(run.folder / "metrics.json")["val"]
             scored.append((-float(val["top1"]["mean"]), float(val["loss"]["mean"]), run.name, run))
-        except (ExperimentError, KeyError, TypeError, ValueError):
+        except (AlphafuseError, KeyError, TypeError, ValueError, OSError):
             problems.append(f"{run.folder} has no usable metrics.json: make it again: {run.command}")
     return [run for *_, run in sorted(scored, key=lambda entry: entry[:3])]
 
@@ -201,7 +201,11 @@ def _class_gains(
             continue
         fused, alone = (correct[role][:, of_class] for role in ("fused", "timesformer"))
         videos = groups[of_class].tolist()
-        interval = difference_interval(*_paired(fused, alone), videos)
+        is_reachable = label in trained
+        if is_reachable:
+            interval = difference_interval(*_paired(fused, alone), videos)
+        else:  # both are 0 whatever the clips: an interval would speak of chance where there is none
+            interval = Interval(0.0, 0.0, "none: its label never occurs in training")
         gain = float(fused.mean() - alone.mean())
         found.append(
             ClassGain(
@@ -211,7 +215,7 @@ def _class_gains(
                 fused=float(fused.mean()),
                 alone=float(alone.mean()),
                 gain=Measure.between(gain, interval, int(of_class.sum())),
-                is_reachable=label in trained,
+                is_reachable=is_reachable,
             )
         )
     return tuple(sorted(found, key=lambda one: (-one.gain.mean, -one.n, one.label)))
@@ -283,7 +287,7 @@ def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
     followed = [NAMES[role] for role in wrong if votes[role].label == fused.label]
     if len(wrong) < len(ALONE):
         return f"{NAMES[wrong[0]]} misled" if followed else ""
-    return f"both wrong; it followed {followed[0]}" if len(followed) == 1 else "both wrong"
+    return f"both wrong; fusion followed {followed[0]}" if len(followed) == 1 else "both wrong"
 
 
 def explorable_sides(runs: Sequence[Run], fused: Side) -> list[Side]:
