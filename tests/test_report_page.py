@@ -743,14 +743,16 @@ def test_a_run_is_left_out_of_the_ablation_only_where_the_same_heads_are_there_a
     root = tmp_path / "root"
     shutil.copytree(dataset.root, root)
     runs = root / "runs"
-    for name in ("again", "other"):
+    table = json.loads((runs / "table1" / "table1.json").read_text())
+    there = next(row["test"] for row in table["rows"] if row["experiment"]["title"] == "TimeSformer only")
+    for name, more in (("again", 0.0), ("other", 0.01)):
         shutil.copytree(runs / "timesformer-only", runs / name)
-    metrics = json.loads((runs / "other" / "metrics.json").read_text())
-    metrics["test"]["top1"]["mean"] += 0.01
-    (runs / "other" / "metrics.json").write_text(json.dumps(metrics))
-    chosen = [runs / name for name in ("timesformer-only", "again", "other")]
+        metrics = json.loads((runs / name / "metrics.json").read_text())
+        metrics["test"] |= {"n": there["n"], "top1": there["top1"] | {"mean": there["top1"]["mean"] + more}}
+        (runs / name / "metrics.json").write_text(json.dumps(metrics))
     opened = Dataset.open(root)
-    ablation = collect(opened, find_runs(opened, chosen)[0], [], Absent("not asked")).ablation
+    chosen = find_runs(opened, [runs / name for name in ("table1", "again", "other")])[0]
+    ablation = collect(opened, chosen, [], Absent("not asked")).ablation
     assert isinstance(ablation, Ablation)
     titles = [bar.title for bar in ablation.bars]
-    assert titles == ["TimeSformer only", "TimeSformer only (run again)", "TimeSformer only (run other)"]
+    assert titles == ["untransformed", "TimeSformer only", "AST only", "TimeSformer only (run other)"]
