@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -110,7 +111,7 @@ def main() -> None:
         help_hint = f" (see `{context.command_path} --help`)" if context else ""
         _fail(f"{_message(error)}{help_hint}")
     except (click.Abort, KeyboardInterrupt):
-        _interrupted("; what was finished is kept, the same command goes on from there")
+        _interrupted(_kept())
     except SystemExit:
         if sys.stdout is not stdout:  # click replaces it, and exits with 1, when its reader is gone
             _no_reader()
@@ -131,6 +132,9 @@ def _message(error: click.ClickException) -> str:
     """click's message, with ours for an option that doesn't exist, or is missing."""
     if isinstance(error, click.NoSuchOption):
         near = f" (did you mean '{error.possibilities[0]}'?)" if error.possibilities else ""
+        files = [word for word in sys.argv[1:] if word.startswith("-") and Path(word).exists()]
+        if files:
+            return f"'{files[0]}' looks like an option: write ./{files[0]} for the file of that name"
         return f"unknown option '{error.option_name}'{near}"
     if isinstance(error, click.MissingParameter) and isinstance(error.param, click.Option):
         return f"missing option '{error.param.opts[0]}': {(error.param.help or '').removesuffix('.')}"
@@ -150,6 +154,12 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _kept() -> str:
+    """What is left of a command's work: those that resume say so."""
+    resumes = sys.argv[1:2] == ["extract"] or sys.argv[1:3] == ["data", "demo"]
+    return "; what was finished is kept, the same command goes on from there" if resumes else ""
+
+
 def _interrupted(more: str = "") -> NoReturn:
     print_error(f"interrupted{more}")
     sys.exit(EXIT_INTERRUPTED)
@@ -167,7 +177,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _terminate(number: int, frame: object) -> None:
-    print_error("terminated; what was finished is kept, the same command goes on from there")
+    print_error(f"terminated{_kept()}")
     sys.exit(EXIT_TERMINATED)
 
 

@@ -62,17 +62,18 @@ def data() -> None:
     """
 
 
+_BACKBONE = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
+
+
 def _defaults(command: Callable[..., None]) -> Callable[..., None]:
     """The backbones and protocol that a root remembers."""
     options = (
-        click.option("--timesformer", default=DEFAULT_TIMESFORMER, show_default=True, help="Remembered for extract."),
-        click.option("--ast", default=DEFAULT_AST, show_default=True, help="Remembered for extract."),
+        click.option("--timesformer", help=f"{_BACKBONE} [default: {DEFAULT_TIMESFORMER}, or as the root has it]"),
+        click.option("--ast", help=f"{_BACKBONE} [default: {DEFAULT_AST}, or as the root has it]"),
         click.option(
             "--protocol",
-            default=DEFAULT_PROTOCOL,
-            show_default=True,
             shell_complete=one_of(*PROTOCOLS),
-            help="standard, or the paper's notebook.",
+            help=f"standard, or the paper's notebook. [default: {DEFAULT_PROTOCOL}, or as the root has it]",
         ),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
@@ -194,9 +195,13 @@ def fit(
     from alphafuse.heads.experiments import fit as fit_experiment
     from alphafuse.report.table1 import format_run
 
+    source = click.get_current_context().get_parameter_source("transform")
+    if on and transform == "none" and source == ParameterSource.DEFAULT:
+        raise click.UsageError(f"--on {on} needs a --transform; to read one modality alone: --modalities {on}")
     experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=_names(modalities))
     heads = len(seed_range(seeds, first_seed))
     dataset = Dataset.open(root)
+    replaces = (dataset.root / "runs" / (run or experiment.name)).is_dir()
     with _bar(experiment.title, heads, settings) as bar:
         result = fit_experiment(
             dataset,
@@ -207,6 +212,8 @@ def fit(
             run=run,
             progress=bar.update,
         )
+    if replaces:
+        click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
         splits = {split: figures.to_json() for split, figures in result.splits.items()}
         print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})

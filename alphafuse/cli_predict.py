@@ -57,15 +57,17 @@ def predict(
     if as_csv and (why or as_json):
         raise click.UsageError("--csv goes without --why and --json: use --json for everything")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in extract: before torch is loaded
-    from alphafuse.heads.runs import best_run
+    from alphafuse.heads.runs import best_run, read_run
     from alphafuse.predict import AlphaFuse, Explanation, find_clips
     from alphafuse.report import predict as report
 
     files = find_clips(clips)
     if run is None:
         run = str(best_run(Dataset.open(root)))
-        click.echo(f"run: {run} (the root's best on validation)", err=True)
+        click.echo(f"run: {run} ({report.format_best(read_run(run))})", err=True)
     model = AlphaFuse.from_pretrained(run, timesformer=timesformer, ast=ast, device=device, workers=workers)
+    if report.is_guessing(model.run):
+        click.echo("note: on test clips this run can't be told from guessing; don't build on its answers", err=True)
     answers, rows = 0, []
     if as_csv:
         click.echo(report.to_csv([]), nl=False)

@@ -469,7 +469,7 @@ def _files(clips: Sequence[str | Path]) -> list[Path]:
     paths = [Path(clip) for clip in clips]
     for path in paths:
         if not path.exists():
-            raise DatasetError(f"no such clip: {path}")
+            raise DatasetError(f"no such clip: {path}: name files, or folders of them")
     return paths
 
 

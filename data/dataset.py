@@ -87,9 +87,9 @@ class Dataset:
         name: str,
         clip_folder: str | Path,
         classes: tuple[str, ...],
-        timesformer: str = DEFAULT_TIMESFORMER,
-        ast: str = DEFAULT_AST,
-        protocol: str = DEFAULT_PROTOCOL,
+        timesformer: str | None = None,
+        ast: str | None = None,
+        protocol: str | None = None,
         source: dict[str, Any] | None = None,
     ) -> Dataset:
         """Write a root's dataset.json and manifest.csv; stores and runs already there stay.
@@ -97,13 +97,21 @@ class Dataset:
         A root that is there already is written anew only under its own name, and not when `data split` made it or its
         manifest was edited since: `DatasetError`.
 
+        Backbones and protocol that are None stay as the root remembers them; a new root gets the published backbones
+        and protocol `standard`.
+
         The clip folder is recorded relative to the root when it lies inside (so that the root can be moved), else
         absolutely.
         """
-        if protocol not in PROTOCOLS:
+        if protocol is not None and protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
         opened, root, clip_folder = Path(root), Path(root).resolve(), Path(clip_folder).resolve()
         require_own_root(opened, name)
+        made_by = root_defaults(root) | {
+            field: value
+            for field, value in (("timesformer", timesformer), ("ast", ast), ("protocol", protocol))
+            if value is not None
+        }
         inside = clip_folder.is_relative_to(root)
         manifest.write(root / "manifest.csv")
         # dataset.json last: a root exists once it is there
@@ -114,9 +122,7 @@ class Dataset:
                 "name": name,
                 "clips": str(clip_folder.relative_to(root) if inside else clip_folder),
                 "classes": list(classes),
-                "timesformer": timesformer,
-                "ast": ast,
-                "protocol": protocol,
+                **made_by,
                 "source": source or {},
                 "manifest_sha256": _sha256(root / "manifest.csv"),
             },
@@ -262,6 +268,13 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
         raise DatasetError(f"{path} lists a class twice: make the root again")
     if content["protocol"] not in PROTOCOLS:
         raise DatasetError(f"{path}: {unknown('protocol', one_line(content['protocol'], 40), PROTOCOLS)}")
+
+
+def root_defaults(root: Path) -> dict[str, str]:
+    """The timesformer, ast and protocol that a root remembers; where there is none, the published backbones."""
+    usual = {"timesformer": DEFAULT_TIMESFORMER, "ast": DEFAULT_AST, "protocol": DEFAULT_PROTOCOL}
+    there = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
+    return {name: there[name] if isinstance(there.get(name), str) else value for name, value in usual.items()}
 
 
 def require_own_root(root: Path, name: str) -> None:

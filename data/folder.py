@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alphafuse.errors import DatasetError
 
-from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
+from .dataset import Dataset
 from .files import read_csv
 from .manifest import SPLITS, Clip, Manifest
 from .sources import VAL_FRACTION, ImportReport, check_fraction, find_videos, write_missing
@@ -28,9 +28,9 @@ def import_folder(
     test_fraction: float = TEST_FRACTION,
     seed: int = 0,
     name: str | None = None,
-    timesformer: str = DEFAULT_TIMESFORMER,
-    ast: str = DEFAULT_AST,
-    protocol: str = DEFAULT_PROTOCOL,
+    timesformer: str | None = None,
+    ast: str | None = None,
+    protocol: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from a folder of clips.
 
@@ -47,7 +47,8 @@ def import_folder(
         val_fraction, test_fraction: shares to carve, in [0, 1).
         seed: decides what is carved.
         name: the dataset's name; by default the folder's.
-        timesformer, ast, protocol: recorded in dataset.json as the root's defaults.
+        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+            are None stay as a root that is there has them.
 
     Raises:
         DatasetError: nothing usable there, a bad csv (its line is named), or no clip found.
@@ -65,6 +66,11 @@ def import_folder(
     source, root, csv = Path(source), Path(root), Path(csv) if csv else None
     check_fraction("test_fraction", test_fraction)
     listed, missing = _from_csv(source, csv) if csv is not None else (_from_folders(source), ())
+    if not listed and csv is not None and missing:
+        raise DatasetError(
+            f"{csv}: none of its {len(missing)} files is in {source}, such as {missing[0]}: paths are relative to that "
+            "folder"
+        )
     if not listed:
         raise DatasetError(
             f"no clips found in {source}: it needs one folder per class with video files, or a csv (--csv path,label)"

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 from alphafuse.errors import DatasetError, unknown
 
-from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER
 from .files import iterate_csv, one_line
 from .manifest import Clip
 from .sources import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
@@ -138,9 +137,9 @@ def import_kinetics(
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
     name: str | None = None,
-    timesformer: str = DEFAULT_TIMESFORMER,
-    ast: str = DEFAULT_AST,
-    protocol: str = DEFAULT_PROTOCOL,
+    timesformer: str | None = None,
+    ast: str | None = None,
+    protocol: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from the official csv files of any Kinetics and a folder of its clips.
 
@@ -160,7 +159,8 @@ def import_kinetics(
         val_fraction: share of the training clips for validation, in [0, 1), where val is carved.
         name: the dataset's name; by default kinetics400, kinetics600 or kinetics700 by the number of listed classes,
             "kinetics" for any other number.
-        timesformer, ast, protocol: recorded in dataset.json as the root's defaults.
+        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+            are None stay as a root that is there has them.
 
     Raises:
         DatasetError: the csv files or the folder can't be used (see `read_kinetics_csv`), no listed clip has a file,

@@ -152,9 +152,9 @@ def create_root(
     missing: tuple[str, ...],
     left_out: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
-    timesformer: str,
-    ast: str,
-    protocol: str,
+    timesformer: str | None,
+    ast: str | None,
+    protocol: str | None,
 ) -> ImportReport:
     """Write a root with its missing.csv and left_out.csv; of `classes`, those that occur, in their order.
 

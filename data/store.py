@@ -26,7 +26,7 @@ import numpy as np
 from alphafuse.errors import SettingsMismatchError, StoreError, unknown
 
 from .files import one_line, open_atomically, write_atomically
-from .manifest import Clip
+from .manifest import SPLITS, Clip
 from .shard import (
     MODALITIES,
     Failure,
@@ -355,9 +355,11 @@ class EmbeddingStore:
         `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
         """
         if not self.settings():
-            raise StoreError(
-                f"no embeddings in {self.folder}: run `alphafuse extract --split {self.folder.name}` first"
-            )
+            if self.folder.name in SPLITS and self.folder.parent.name == "stores":
+                mend = f"run `alphafuse extract --split {self.folder.name} --root {self.folder.parent.parent}` first"
+            else:
+                mend = "name a store, such as ROOT/stores/train"
+            raise StoreError(f"no embeddings in {self.folder}: {mend}")
         position = {clip_id: i for i, clip_id in enumerate(clip_ids)}
         if len(position) < len(clip_ids):
             twice = next(clip_id for i, clip_id in enumerate(clip_ids) if position[clip_id] != i)

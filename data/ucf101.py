@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from alphafuse.errors import DatasetError, unknown
 
-from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER
 from .files import MAX_LINE, one_line
 from .sources import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 from .splits import carve_split, take_share
@@ -105,9 +104,9 @@ def import_ucf101(
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
     name: str = "ucf101",
-    timesformer: str = DEFAULT_TIMESFORMER,
-    ast: str = DEFAULT_AST,
-    protocol: str = DEFAULT_PROTOCOL,
+    timesformer: str | None = None,
+    ast: str | None = None,
+    protocol: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from UCF-101's official split files and a folder of its clips.
 
@@ -127,7 +126,8 @@ def import_ucf101(
         subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
-        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults.
+        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+            are None stay as a root that is there has them.
 
     Raises:
         DatasetError: the lists or the folder can't be used (see `read_ucf101_splits`), no listed clip has a file, or

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alphafuse.errors import DatasetError, unknown
 
-from .dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER
+from .dataset import root_defaults
 from .files import read_csv
 from .manifest import Clip
 from .sources import VAL_FRACTION, ImportReport, check_fraction, create_root, match_files
@@ -98,9 +98,9 @@ def import_vggsound(
     val_fraction: float = VAL_FRACTION,
     name: str = "vggsound",
     classes: Iterable[str] | None = None,
-    timesformer: str = DEFAULT_TIMESFORMER,
-    ast: str = DEFAULT_AST,
-    protocol: str = DEFAULT_PROTOCOL,
+    timesformer: str | None = None,
+    ast: str | None = None,
+    protocol: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from VGGSound's csv and a folder of clips.
 
@@ -115,7 +115,8 @@ def import_vggsound(
             clips ("500") or a fraction ("0.1") of those found, drawn by source video, in proportion to labels.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
-        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults. With protocol "notebook" only
+        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+            are None stay as a root that is there has them. With protocol "notebook" only
             the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
         classes: labels to accept; by default the 309 official ones.
 
@@ -144,7 +145,7 @@ def import_vggsound(
         if subset is not None:
             found = take_share(found, subset, seed=seed, others="'paper' nor ")
         found = carve_split(found, val_fraction, into="val", seed=seed)
-    if protocol == "notebook":
+    if (protocol or root_defaults(root)["protocol"]) == "notebook":
         found = last_of_each_video(found)
     return create_root(
         root,

@@ -267,7 +267,8 @@ def _not_to_be_had(modality: str, name: str, *, offline: bool) -> str:
     what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
     return (
         f"{what}: point at a folder (--{modality} FOLDER with {LAYOUT}), convert the original checkpoint "
-        f"(`alphafuse convert {modality} FILE OUT`), or run the demo, which needs no download (`alphafuse data demo`)"
+        f"(`alphafuse convert {modality} FILE OUT`), or try without "
+        f"weights (--{modality} compact, or `alphafuse data demo`)"
     )
 
 

@@ -13,7 +13,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store import setting_differences
 from alphafuse.data.stored import EmbeddingSource
-from alphafuse.errors import ExperimentError, SettingsMismatchError
+from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
 
 from .experiments import load_embeddings_of
 from .head import AlphaFusion, HeadConfig, usable_clips
@@ -127,14 +127,13 @@ def evaluate(
     kept = embeddings.take(usable)
     probabilities = softmax(heads, kept)
     targets = class_indices(kept.labels, config.classes)
-    train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
     return RunEvaluation(
         run=run,
         split=split,
         head=config,
         seeds=len(heads),
         dropped=int((~usable).sum()),
-        ceiling=reachable_ceiling(train_labels, kept.labels),
+        ceiling=reachable_ceiling(trained_labels(dataset, config), kept.labels),
         evaluation=evaluate_probabilities(probabilities, targets, config.classes, kept.groups),
         against=_against(Path(against), heads, other, embeddings.take(common)) if against else None,
         vggsounder=vggsounder_scores(kept.clip_ids, probabilities, config.classes) if vggsounder else None,
@@ -147,8 +146,23 @@ def softmax(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.nda
     return torch.from_numpy(logits).double().softmax(dim=2).numpy()
 
 
+def trained_labels(dataset: Dataset, config: HeadConfig) -> list[str]:
+    """Labels of the training clips that heads of this kind can be trained on, all listed ones where none is extracted.
+
+    A label whose only training clips lack a modality that the heads need is none that they know.
+    """
+    clips = dataset.manifest.of_split("train")
+    try:
+        usable = usable_clips(load_embeddings_of(dataset, "train"), config)
+    except (DatasetError, ExperimentError):  # another root, of which only this split is extracted
+        usable = np.ones(len(clips), bool)
+    return [clip.label for clip, is_usable in zip(clips, usable, strict=True) if is_usable]
+
+
 def dataset_of(run: Path) -> Dataset:
     """The dataset in whose runs/ folder a run lies."""
+    if (run / "dataset.json").is_file():
+        raise ExperimentError(f"{run} is a dataset root, not a run: name one of its runs, such as {run}/runs/NAME")
     root = run.resolve().parent.parent
     if not (root / "dataset.json").is_file():
         raise ExperimentError(f"{run} lies in no dataset root (<root>/runs/<name>): name the root with --root")

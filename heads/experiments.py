@@ -354,6 +354,8 @@ def fit(
     >>> AlphaFusion.from_pretrained(result.folder).config.transform
     'sqrt'
     """
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f'fit takes an Experiment, not {experiment!r}: Experiment("sqrt", on="ast")')
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     name = run or experiment.name

@@ -129,7 +129,8 @@ class HeadConfig:
     def describe(self) -> str:
         """A few words that tell this head from others, for messages."""
         alpha = "" if self.alpha is None else f" (alpha {self.alpha:g})"
-        what = f"{self.transform}{alpha} on {self.on or 'nothing'}, {self.fusion} of {' and '.join(self.modalities)}"
+        transformed = f"{self.transform}{alpha} on {self.on}" if self.on else "untransformed"
+        what = f"{transformed}, {self.fusion} of {' and '.join(self.modalities)}"
         return what if self.normalize == "none" else f"{what}, {self.normalize}"
 
     def to_json(self) -> dict[str, Any]:

@@ -90,6 +90,12 @@ def read_run(folder: Path | str) -> TrainedRun:
     (192, 'compact')
     """
     folder = Path(folder)
+    if (folder / "dataset.json").is_file():
+        raise ExperimentError(
+            f"{folder} is a dataset root, not a run: name one of its runs, such as {folder}/runs/NAME"
+        )
+    if not folder.is_dir():
+        raise ExperimentError(f"no such run: {folder}: {TRAIN_FIRST}")
     if not (folder / "config.json").is_file():
         raise ExperimentError(f"no trained run in {folder} (it has no config.json): {TRAIN_FIRST}")
     try:
@@ -124,7 +130,7 @@ def _of_table1(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any],
 def best_run(dataset: Dataset) -> Path:
     """The run of a root whose heads were right most often on validation clips; of equals, the one of least loss there.
 
-    Those that `fit` wrote; table 1's untransformed heads where there is none. Test figures play no part.
+    Among those that `fit` wrote and table 1's untransformed heads. Test figures play no part.
 
     Raises:
         ExperimentError: the root has no run with heads.
@@ -137,13 +143,16 @@ def best_run(dataset: Dataset) -> Path:
     found: list[tuple[float, float, Path]] = []
     for folder in sorted(runs.glob("*/")):
         try:
-            if read_json(folder / "config.json").get("kind") == "fit":
+            kind = read_json(folder / "config.json").get("kind")
+            if kind == "fit":
                 val = read_json(folder / "metrics.json")["val"]
-                found.append((-val["top1"]["mean"], val["loss"]["mean"], folder))
+            elif kind == TABLE1_RUN and (folder / "heads").is_dir():
+                val = read_json(folder / "table1.json")["rows"][0]["val"]
+            else:
+                continue
+            found.append((-val["top1"]["mean"], val["loss"]["mean"], folder))
         except (AlphafuseError, KeyError, TypeError):
             continue  # no run, or a damaged one: whoever names it learns what is wrong with it
     if found:
         return min(found)[2]
-    if (runs / TABLE1_RUN / "heads").is_dir():
-        return runs / TABLE1_RUN
     raise ExperimentError(f"no trained run in {runs}: train one with `alphafuse fit --root {dataset.root}`")

@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_clip
+from toy import make_dataset
 
 from alphafuse import __version__
 from alphafuse.cli import cli, main
 from alphafuse.cli_common import walk
-from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER
+from alphafuse.data.dataset import DEFAULT_TIMESFORMER
 from alphafuse.data.folder import TEST_FRACTION
 from alphafuse.data.sources import VAL_FRACTION
 from alphafuse.data.store import Embeddings
+from alphafuse.errors import ExperimentError
 from alphafuse.extract.pipeline import ExtractSettings
+from alphafuse.heads.experiments import fit
 from alphafuse.heads.table1 import TABLE1_SEEDS
 from alphafuse.heads.training import TrainSettings
 
@@ -102,10 +105,8 @@ def test_the_options_defaults_are_those_of_python() -> None:
         assert len(shared) >= 5
         assert {name: options(command)[name] for name in shared} == shared
     assert options("table1")["seeds"] == TABLE1_SEEDS
-    assert {m: options("data", "vggsound")[m] for m in ("timesformer", "ast")} == {
-        "timesformer": DEFAULT_TIMESFORMER,
-        "ast": DEFAULT_AST,
-    }
+    (timesformer,) = (o for o in cli.commands["data"].commands["vggsound"].params if o.name == "timesformer")
+    assert f"[default: {DEFAULT_TIMESFORMER}, or as the root has it]" in timesformer.help
     assert options("data", "vggsound")["val_fraction"] == VAL_FRACTION
     assert options("data", "folder")["test_fraction"] == TEST_FRACTION
 
@@ -301,3 +302,20 @@ def test_an_empty_split_is_refused(run: Run, extracted: Path) -> None:
     manifest.write_text("".join(line for line in manifest.open() if ",val," not in line))
     assert_one_line_error(run("extract", "--split", "val", "--root", extracted), "split 'val' has no clips")
     assert_one_line_error(run("fit", "--root", extracted), "split 'val' has no clips")
+
+
+def test_fit_says_that_it_replaces_a_run_and_wants_a_transform_for_on(run: Run, tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "toy").root
+    quick = ("fit", "--root", root, "--epochs", "1", "--hidden", "8")
+    assert run(*quick)[2] == ""
+    code, out, err = run(*quick, "--seeds", "2")
+    assert code == 0 and err == f"replaced: the older run {root / 'runs' / 'untransformed'} (--run NAME keeps both)\n"
+    assert "mean over 2 seeds" in out
+    code, _, err = run(*quick, "--on", "ast")
+    assert code == 2 and "--on ast needs a --transform; to read one modality alone: --modalities ast" in err
+    assert run(*quick, "--transform", "none", "--on", "ast")[0] == 0, "the baseline of a loop over transforms"
+
+
+def test_a_name_where_an_experiment_is_wanted_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="fit takes an Experiment, not 'sqrt'"):
+        fit(make_dataset(tmp_path / "toy"), "sqrt")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
-from toy import SETTINGS, assert_no_nan, make_dataset
+from toy import CLASSES, SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import Embeddings, Failure
@@ -117,8 +117,10 @@ def test_embeddings_of_another_backbone_or_protocol_are_refused(tmp_path: Path, 
 def test_what_is_no_run_is_named(dataset: Dataset, fused: RunResult, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="lies in no dataset root"):
         evaluate(tmp_path / "nothing")
-    with pytest.raises(ExperimentError, match="no trained run in"):
+    with pytest.raises(ExperimentError, match=r"no such run: .*missing"):
         evaluate(dataset.root / "runs" / "missing")
+    with pytest.raises(ExperimentError, match="is a dataset root, not a run: name one of its runs"):
+        evaluate(dataset.root)
     with pytest.raises(DatasetError, match="unknown split 'dev'"):
         evaluate(fused.folder, split="dev")
 
@@ -135,3 +137,22 @@ def test_a_split_without_a_usable_clip_is_named(tmp_path: Path) -> None:
     store.write(replace(kept, features={**kept.features, "ast": silence}, failures=failures))
     with pytest.raises(ExperimentError, match="none of the 45 test clips has the embeddings"):
         evaluate(run.folder)
+
+
+def test_the_ceiling_is_that_of_the_clips_that_could_be_trained_on(tmp_path: Path) -> None:
+    """A label whose training clips all lack a modality is unknown to heads that need it, whatever the manifest says."""
+    dataset = make_dataset(tmp_path / "toy")
+    store = dataset.store("train")
+    kept: Embeddings = store.read()
+    for shard in store.shards():
+        shard.unlink()
+    silent = np.array([label == CLASSES[0] for label in kept.labels])
+    sound = np.where(silent[:, None], np.nan, kept.features["ast"]).astype(np.float32)
+    failures = tuple(Failure(kept.clip_ids[i], "ast", "no audio stream") for i in np.flatnonzero(silent))
+    store.write(replace(kept, features={**kept.features, "ast": sound}, failures=failures))
+    result = fit(dataset, Experiment(), settings=SETTINGS)
+    found = evaluate(result.folder)
+    assert found.ceiling == result.splits["test"].ceiling
+    assert found.ceiling.reachable == found.ceiling.clips - 5  # 45 test clips of 9 classes
+    sight = fit(dataset, Experiment(modalities=("timesformer",)), settings=SETTINGS)
+    assert evaluate(sight.folder).ceiling.accuracy == 1.0

@@ -267,3 +267,25 @@ def test_real_sample_is_found_whole(real_csv: Path, real_clips: list[Path], tmp_
     report = import_vggsound(real_csv, nested, tmp_path / "root")
     assert len(report.dataset.manifest) == report.listed == len(real_clips) and not report.missing
     shutil.rmtree(nested)
+
+
+def test_importing_again_keeps_the_backbones_that_the_root_remembers(tmp_path: Path) -> None:
+    for label in ("dog", "cat"):
+        for number in range(6):
+            path = tmp_path / "clips" / label / f"{label}{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    root = tmp_path / "root"
+    import_folder(tmp_path / "clips", root, timesformer="compact", ast="compact", protocol="notebook")
+    (tmp_path / "clips" / "dog" / "more.mp4").touch()
+    again = import_folder(tmp_path / "clips", root).dataset
+    assert (again.timesformer, again.ast, again.protocol) == ("compact", "compact", "notebook")
+    other = import_folder(tmp_path / "clips", root, ast="me/mine").dataset
+    assert (other.timesformer, other.ast) == ("compact", "me/mine")
+
+
+def test_a_csv_whose_files_are_elsewhere_is_told_from_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "labels.csv").write_text("path,label\nhail/zz.mp4,hail\n")
+    with pytest.raises(DatasetError, match=r"none of its 1 files is in .*clips, such as hail/zz"):
+        import_folder(tmp_path / "clips", tmp_path / "root", csv=tmp_path / "labels.csv")

@@ -271,8 +271,12 @@ def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
 
 
 def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
-    with pytest.raises(StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train` first"):
+    with pytest.raises(
+        StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train --root .*` first"
+    ):
         store.read()
+    with pytest.raises(StoreError, match=r"no embeddings in .*: name a store, such as ROOT/stores/train"):
+        EmbeddingStore(store.folder.parent).read()
     assert store.done() == set() and store.settings() == {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from alphafuse.data.files import one_line
 from alphafuse.heads.experiments import TITLES
+from alphafuse.heads.runs import TrainedRun
 from alphafuse.predict import Explanation, Instead, Prediction
 
 from .text import aligned
@@ -25,10 +26,20 @@ def format_prediction(prediction: Prediction) -> str:
         heads = prediction.heads if rank == 0 and prediction.heads > 1 else 0
         agreeing = f"  ({prediction.agreeing} of {heads} heads agree)" if heads else ""
         lines.append(f"  {100 * ranked.probability:5.1f}%  {one_line(ranked.label, 200)}{agreeing}")
-    reasons = "; ".join(f"no {SENSES[name]}: {one_line(reason)}" for name, reason in prediction.missing.items())
-    if reasons:
-        lines.append(f"  {reasons}" if prediction.top else f"  no answer: {reasons}")
+    if prediction.missing:
+        lines.append(f"  {_missing(prediction)}" if prediction.top else f"  no answer: {_missing(prediction)}")
     return "\n".join(lines) + "\n"
+
+
+def _missing(prediction: Prediction) -> str:
+    """Why a clip lacks modalities, and what would answer it all the same."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in prediction.missing.items():
+        by_reason.setdefault(one_line(reason), []).append(SENSES[name])
+    reasons = "; ".join(f"no {' and no '.join(senses)}: {reason}" for reason, senses in by_reason.items())
+    if not prediction.top and len(prediction.missing) == 1:
+        reasons += " (heads of `alphafuse fit --absent zeros` answer from the other)"
+    return reasons
 
 
 def format_explanation(explanation: Explanation) -> str:
@@ -58,7 +69,9 @@ def format_explanation(explanation: Explanation) -> str:
 
 def verdict(explanation: Explanation) -> str:
     """One sentence: which modality decided."""
-    here, decided = tuple(explanation.blanked), explanation.decided
+    here, decided, prediction = tuple(explanation.blanked), explanation.decided, explanation.prediction
+    if 2 * prediction.agreeing <= prediction.heads and prediction.heads > 1:
+        return f"no clear answer: {prediction.agreeing} of {prediction.heads} heads put it first; what follows is weak."
     if len(here) == 1:
         return f"only the {SENSES[here[0]]} was looked at."
     if len(decided) == 2:
@@ -70,6 +83,17 @@ def verdict(explanation: Explanation) -> str:
     return (
         f"the {SENSES[decided[0]]} decided: the answer changes when {ways[decided[0]]}, and stays when {ways[other]}."
     )
+
+
+def format_best(run: TrainedRun) -> str:
+    """Why this run was taken."""
+    val = run.metrics["val"]
+    return f"the root's best on validation: {_percent(val['top1']['mean'])}% of {val['n']} clips"
+
+
+def is_guessing(run: TrainedRun) -> bool:
+    """Whether the interval of its test accuracy holds that of guessing, 1 / C."""
+    return float(run.metrics["test"]["top1"]["interval"]["low"]) <= 1 / len(run.classes)
 
 
 def to_json(found: Sequence[Prediction | Explanation]) -> list[dict[str, Any]]:

@@ -124,8 +124,9 @@ def format_run(result: RunResult) -> str:
     lines = aligned(rows, left=LEFT_ALIGNED)
     test = result.splits["test"]
     seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
+    means = f"mean over {seeds}" if len(result.seeds) > 1 else f"of {seeds}"
     notes = [
-        f"Accuracies in %, mean over {seeds}. {methods(test)}",
+        f"Accuracies in %, {means}. {methods(test)}",
         "Ceiling: share of clips whose label occurs in training; no head can pass it.",
     ]
     if k < 5:

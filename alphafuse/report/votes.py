@@ -17,7 +17,7 @@ from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store import setting_differences
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import AlphafuseError, ExperimentError, SettingsMismatchError
-from alphafuse.heads.evaluation import softmax
+from alphafuse.heads.evaluation import softmax, trained_labels
 from alphafuse.heads.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
 from alphafuse.heads.head import AlphaFusion
 from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
@@ -113,8 +113,8 @@ def ask_heads(
         DatasetError, StoreError: the test split isn't extracted.
     """
     embeddings = load_embeddings_of(dataset, "test")
-    train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
-    classes = sides["fused"].heads[0].config.classes
+    config = sides["fused"].heads[0].config
+    classes, train_labels = config.classes, trained_labels(dataset, config)
     targets = class_indices(embeddings.labels, classes)
     probabilities: dict[Role, np.ndarray] = {}
     for role, side in sides.items():
