@@ -16,6 +16,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose time to a second thread
 
+THOROUGH = os.environ.get("ALPHAFUSE_TEST_THOROUGH") == "1"  # as CI tests: minutes more
 REAL_CLIPS = Path(os.environ.get("ALPHAFUSE_TEST_CLIPS", Path(__file__).parents[2] / "shared" / "vggsound-sample"))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_clip
+from conftest import THOROUGH, write_clip
 
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
@@ -86,7 +86,7 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-KILLS = int(os.environ.get("ALPHAFUSE_TEST_KILLS", "9"))  # two or three seconds each; CI takes more
+KILLS = 30 if THOROUGH else 6  # three seconds each
 LIVES = """
 import os, sys
 from alphafuse.data.claims import Claims

@@ -361,7 +361,9 @@ def test_a_shard_damaged_after_opening_is_a_store_error(store: EmbeddingStore, d
 
 
 def test_an_empty_store_and_a_clip_asked_for_twice_are_store_errors(store: EmbeddingStore) -> None:
-    with pytest.raises(StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train` first"):
+    with pytest.raises(
+        StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train --root .*` first"
+    ):
         store.open_rows(clips(["a"]))
     assert store.dims() == {}
     write(store, ["a"])
