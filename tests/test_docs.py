@@ -198,7 +198,10 @@ def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[tuple[
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_environment_variable_of_ours_is_read(page: Path) -> None:
     params = [param for _, command in commands(cli, ()) for param in command.params]
-    read = {param.envvar for param in params} | {"ALPHAFUSE_TEST_CLIPS"}  # tests/conftest.py's
+    read = {param.envvar for param in params} | {
+        "ALPHAFUSE_TEST_CLIPS",
+        "ALPHAFUSE_TEST_THOROUGH",
+    }  # tests/conftest.py's
     for name in re.findall(r"\bALPHAFUSE_[A-Z0-9_]*[A-Z0-9]\b(?!_)", page.read_text(encoding="utf-8")):
         assert name in read, f"{name_of(page)} names {name}, which no option is read from"
 
