@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,17 @@ repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of each contender."
 )
 quick_option = click.option("--quick", is_flag=True, help="Small sizes, only to see that it works.")
+
+
+def _part_option(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--part, with the parts of a benchmark."""
+    return click.option(
+        "--part",
+        "parts",
+        multiple=True,
+        shell_complete=one_of(*names),
+        help=f"{', '.join(names)}; may be repeated. [default: all]",
+    )
 
 
 @click.group(
@@ -41,13 +52,7 @@ def bench() -> None:
 
 @bench.command("extract")
 @click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with clips of yours.")
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    shell_complete=one_of(*EXTRACT_PARTS),
-    help=f"{', '.join(EXTRACT_PARTS)}; may be repeated. [default: all]",
-)
+@_part_option(EXTRACT_PARTS)
 @repeats_option
 @quick_option
 @json_option
@@ -66,13 +71,7 @@ def bench_extract(clips: Path, parts: tuple[str, ...], repeats: int, quick: bool
 
 
 @bench.command("heads")
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    shell_complete=one_of(*HEADS_PARTS),
-    help=f"{', '.join(HEADS_PARTS)}; may be repeated. [default: all]",
-)
+@_part_option(HEADS_PARTS)
 @repeats_option
 @quick_option
 @json_option

@@ -62,6 +62,9 @@ def data() -> None:
     """
 
 
+_val_fraction_option = click.option(
+    "--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation."
+)
 _BACKBONE = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
 
 
@@ -111,7 +114,7 @@ def data_demo(root: Path, seed: int, as_json: bool) -> None:
 @root_option
 @click.option("--subset", help="'paper' (the seed paper's 130 clips), a number of clips, or a fraction.")
 @seed_option
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_val_fraction_option
 @_defaults
 @json_option
 def data_vggsound(as_json: bool, **arguments: Any) -> None:
@@ -162,7 +165,7 @@ _subset_option = click.option("--subset", help="A number of clips, or a fraction
 @_audio_options
 @_subset_option
 @seed_option
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_val_fraction_option
 @_defaults
 @json_option
 def data_ucf101(as_json: bool, **arguments: Any) -> None:
@@ -198,7 +201,7 @@ def data_ucf101(as_json: bool, **arguments: Any) -> None:
 @_audio_options
 @_subset_option
 @seed_option
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_val_fraction_option
 @_defaults
 @json_option
 def data_kinetics(as_json: bool, **arguments: Any) -> None:
@@ -223,7 +226,7 @@ def data_kinetics(as_json: bool, **arguments: Any) -> None:
 @click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
 @root_option
 @seed_option
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation.")
+@_val_fraction_option
 @click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips carved out for testing.")
 @_defaults
 @json_option

@@ -57,7 +57,7 @@ def embed_files(
     )
     failures: list[Failure] = []
     lock = threading.Lock()
-    of_blank: dict[object, dict[str, np.ndarray]] = {}
+    of_blank: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def use(decoded_jobs: Sequence[tuple[Job, Decoded]]) -> None:
         batch = embedder.embed(decoded_jobs)
@@ -66,20 +66,20 @@ def embed_files(
             for modality in modalities:
                 rows[modality][position] = batch.rows[modality][i]
             if blank:
-                for modality, row in blank_rows(job, decoded).items():
-                    blanks[modality][position] = row
+                for modality, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
+                    if modality in modalities and part is not None:
+                        blanks[modality][position] = blank_row(modality, part.shape, job, decoded)
         with lock:
             failures.extend(batch.failures)
             if progress is not None:
                 for _ in decoded_jobs:
                     progress(1)
 
-    def blank_rows(job: Job, decoded: Decoded) -> dict[str, np.ndarray]:
-        shapes = tuple(None if part is None else part.shape for part in (decoded.frames, decoded.waveform))
-        if shapes not in of_blank:  # two threads may both embed it: the same rows
-            made = embedder.embed([(job, _blank(decoded))])
-            of_blank[shapes] = {modality: made.rows[modality][0] for modality in modalities}
-        return of_blank[shapes]
+    def blank_row(modality: str, shape: tuple[int, ...], job: Job, decoded: Decoded) -> np.ndarray:
+        if (modality, shape) not in of_blank:  # two threads may both embed it: the same row
+            made = embedder.embed([(replace(job, modalities=(modality,)), _blank(decoded))])
+            of_blank[modality, shape] = made.rows[modality][0]
+        return of_blank[modality, shape]
 
     ids = tuple(str(i) for i in range(len(files)))
     embedder.run((Job(Clip(i, "-", "-", "test", i), path, modalities) for i, path in zip(ids, files, strict=True)), use)

@@ -19,7 +19,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -387,7 +387,7 @@ def fit(
         write_csv(folder / "history.csv", history_rows(heads))
         for split in EVALUATED:
             write_csv(folder / f"predictions-{split}.csv", _prediction_rows(splits[split], chosen, dataset.classes))
-        save_heads(heads, folder)
+        save_heads([(trained.seed, trained.head) for trained in heads], folder)
     return result
 
 
@@ -493,10 +493,10 @@ def replaced_run(root: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_heads(heads: Sequence[TrainedHead], folder: Path) -> None:
-    """Write an experiment's heads: the first to head/, the others to heads/seed-<n>/."""
-    for position, trained in enumerate(heads):
-        trained.head.save_pretrained(folder / "heads" / f"seed-{trained.seed}" if position else folder / "head")
+def save_heads(heads: Iterable[tuple[int, AlphaFusion]], folder: Path) -> None:
+    """Write an experiment's heads, each with its seed: the first to head/, the others to heads/seed-<n>/."""
+    for position, (seed, head) in enumerate(heads):
+        head.save_pretrained(folder / "heads" / f"seed-{seed}" if position else folder / "head")
 
 
 def load_heads(folder: Path) -> list[AlphaFusion]:

@@ -14,7 +14,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import read_json, write_json
 from alphafuse.errors import AlphafuseError, DatasetError, ExperimentError
 
-from .experiments import BASELINE, TABLE1_RUN, Experiment, load_heads
+from .experiments import BASELINE, TABLE1_RUN, Experiment, load_heads, save_heads
 from .head import AlphaFusion
 
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
@@ -69,9 +69,7 @@ class TrainedRun:
     def write(self, folder: str | Path) -> None:
         """Write the run to another folder, so that `read_run` finds it there: config.json last."""
         folder = Path(folder)
-        heads = folder / "heads"
-        for seed, head in zip(self.config["seeds"], self.heads, strict=True):
-            head.save_pretrained(heads / f"seed-{seed}" if head is not self.heads[0] else folder / "head")
+        save_heads(zip(self.config["seeds"], self.heads, strict=True), folder)
         write_json(folder / "metrics.json", self.metrics)
         write_json(folder / "config.json", self.config)
 
@@ -127,6 +125,11 @@ def _of_table1(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {**config, "kind": "fit", "experiment": experiment}, {split: row[split] for split in ("val", "test")}
 
 
+def validation_rank(val: Mapping[str, Any]) -> tuple[float, float]:
+    """What runs are sorted by, the best first: accuracy on validation clips, then loss, from a run's json."""
+    return -float(val["top1"]["mean"]), float(val["loss"]["mean"])
+
+
 def best_run(dataset: Dataset) -> Path:
     """The run of a root whose heads were right most often on validation clips; of equals, the one of least loss there.
 
@@ -150,7 +153,7 @@ def best_run(dataset: Dataset) -> Path:
                 val = read_json(folder / "table1.json")["rows"][0]["val"]
             else:
                 continue
-            found.append((-val["top1"]["mean"], val["loss"]["mean"], folder))
+            found.append((*validation_rank(val), folder))
         except (AlphafuseError, KeyError, TypeError):
             continue  # no run, or a damaged one: whoever names it learns what is wrong with it
     if found:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
-from toy import CLASSES, SETTINGS, assert_no_nan, make_dataset
+from toy import CLASSES, SETTINGS, assert_no_nan, make_dataset, silence_label
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import Embeddings, Failure
@@ -142,14 +142,7 @@ def test_a_split_without_a_usable_clip_is_named(tmp_path: Path) -> None:
 def test_the_ceiling_is_that_of_the_clips_that_could_be_trained_on(tmp_path: Path) -> None:
     """A label whose training clips all lack a modality is unknown to heads that need it, whatever the manifest says."""
     dataset = make_dataset(tmp_path / "toy")
-    store = dataset.store("train")
-    kept: Embeddings = store.read()
-    for shard in store.shards():
-        shard.unlink()
-    silent = np.array([label == CLASSES[0] for label in kept.labels])
-    sound = np.where(silent[:, None], np.nan, kept.features["ast"]).astype(np.float32)
-    failures = tuple(Failure(kept.clip_ids[i], "ast", "no audio stream") for i in np.flatnonzero(silent))
-    store.write(replace(kept, features={**kept.features, "ast": sound}, failures=failures))
+    silence_label(dataset, CLASSES[0])
     result = fit(dataset, Experiment(), settings=SETTINGS)
     found = evaluate(result.folder)
     assert found.ceiling == result.splits["test"].ceiling

@@ -21,6 +21,7 @@ from alphafuse.cli import main
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import read_json, write_json
 from alphafuse.errors import BackboneError, DatasetError, ExperimentError, SettingsMismatchError
+from alphafuse.extract.backbones import Backbone
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.experiments import Experiment, fit
@@ -441,3 +442,22 @@ def test_a_file_that_looks_like_an_option_is_explained(
     write_clip(tmp_path / "-odd.mp4")
     code, _, err = run("predict", "-odd.mp4")
     assert code == 2 and "'-odd.mp4' looks like an option: write ./-odd.mp4" in err
+
+
+def test_a_black_picture_is_embedded_once_whatever_the_clips_sound_lasts(
+    model: AlphaFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [write_clip(tmp_path / f"{i}.mp4", seconds=0.5 + 0.1 * i) for i in range(6)]
+    calls: list[str] = []
+    embed = Backbone.embed
+
+    def counted(backbone: Backbone, batch: Any) -> np.ndarray:
+        calls.append(backbone.modality)
+        return embed(backbone, batch)
+
+    monkeypatch.setattr(Backbone, "embed", counted)
+    assert all(isinstance(one, Explanation) for one in model.explain(clips))
+    assert (
+        len(clips) < calls.count("timesformer") <= len(clips) + model.embedder.threads
+    )  # threads may begin it together
+    assert calls.count("ast") == 2 * len(clips)

@@ -18,7 +18,7 @@ import pytest
 from browser import keep_screenshot, running_chromium, wait_until
 from click.testing import CliRunner
 from conftest import write_clip
-from toy import SETTINGS, make_dataset
+from toy import CLASSES, SETTINGS, make_dataset, silence_label
 
 from alphafuse.cli import cli
 from alphafuse.data.dataset import Dataset
@@ -756,3 +756,12 @@ def test_a_run_is_left_out_of_the_ablation_only_where_the_same_heads_are_there_a
     assert isinstance(ablation, Ablation)
     titles = [bar.title for bar in ablation.bars]
     assert titles == ["untransformed", "TimeSformer only", "AST only", "TimeSformer only (run other)"]
+
+
+def test_every_ceiling_is_that_of_labels_that_the_heads_could_be_trained_on(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "toy")
+    silence_label(dataset, CLASSES[0])
+    fit(dataset, Experiment(), settings=QUICK)
+    report, _ = build_report(dataset)
+    assert isinstance(report.votes, Votes) and report.votes.ceiling == Ceiling(40, 45)
+    assert "40 of 45 test clips have a label that occurs in training" in str(report.explorer)

@@ -43,11 +43,12 @@ from alphafuse.data.splits import Ceiling
 from alphafuse.data.store import Embeddings
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import ExperimentError
+from alphafuse.heads.experiments import TITLES
 from alphafuse.heads.head import AlphaFusion, usable_clips
 from alphafuse.heads.statistics import wilson_interval
 from alphafuse.heads.transforms import NEG_SCALAR, POS_SCALAR
 
-from .text import percent
+from .text import SENSES, percent
 
 PAGE = Path(__file__).parent / "page"
 EXPLORABLE = ("concat", "add")  # fusions that are linear and without bias in what they fuse
@@ -57,8 +58,6 @@ HIGHEST_ALPHA = 2.0
 ALPHA_STEP = 0.05  # of the sliders
 MAP_ALPHAS = tuple(np.linspace(0, HIGHEST_ALPHA, 9).tolist())
 QUANTA = 32_767  # int16
-NAMES = {"timesformer": "TimeSformer", "ast": "AST"}
-SENSES = {"timesformer": "sight", "ast": "sound"}
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def explorer_html(
         if not address.startswith("data:image/"):
             raise ValueError(f"the thumbnail of {clip_id} must be a data:image/ address, not {address[:40]!r}")
     data = {
-        "modalities": [{"id": name, "name": NAMES[name], "sense": SENSES[name]} for name in modalities],
+        "modalities": [{"id": name, "name": TITLES[name], "sense": SENSES[name]} for name in modalities],
         "classes": list(classes),
         "clips": [
             {"id": clip_id, "label": label, "target": int(target), "thumbnail": shown.get(clip_id)}
@@ -313,9 +312,9 @@ def _presets(modalities: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     simple = [("as trained", ones)]
     if len(modalities) > 1:
         for kept, dropped in (("timesformer", "ast"), ("ast", "timesformer")):
-            simple.append((f"{SENSES[kept]} only ({NAMES[dropped]} 0)", ones | {dropped: 0.0}))
+            simple.append((f"{SENSES[kept]} only ({TITLES[dropped]} 0)", ones | {dropped: 0.0}))
     scalars = [  # the paper scales one modality
-        (f"{NAMES[modality]} {value:g}", ones | {modality: value})
+        (f"{TITLES[modality]} {value:g}", ones | {modality: value})
         for modality in modalities
         for value in (POS_SCALAR, NEG_SCALAR)
     ]
@@ -344,7 +343,7 @@ def _map(
                 "row": row,
                 "accuracy": count / clips,
                 "shade": (count - low) / (high - low) if high > low else 0.0,
-                "alphas": ", ".join(f"{NAMES[name]} {alpha:g}" for name, alpha in point.items()),
+                "alphas": ", ".join(f"{TITLES[name]} {alpha:g}" for name, alpha in point.items()),
             }
         )
     return {"cells": cells, "alphas": MAP_ALPHAS, "low": low / clips, "high": high / clips}

@@ -24,6 +24,7 @@ from alphafuse.data.files import one_line, write_atomically
 from alphafuse.data.power import LEVEL
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
+from alphafuse.heads.evaluation import trained_labels
 from alphafuse.heads.experiments import TITLES, Experiment, load_embeddings_of
 from alphafuse.heads.settings import TrainSettings
 
@@ -124,19 +125,18 @@ def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: P
     from .explorer import explored_clip_ids, explorer_html
 
     reason = ""
+    embeddings = load_embeddings_of(dataset, "test")  # they could be read before: the heads at the top were asked
+    paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
     for side in sides:
         try:
-            embeddings = load_embeddings_of(dataset, "test")
             chosen = set(explored_clip_ids(side.heads, embeddings))
-            paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
             progress("taking pictures for the explorer")
             pictures = thumbnails({one: path for one, path in paths.items() if one in chosen}, edge=EXPLORER_EDGE)
             labels = [label for one, label in zip(embeddings.clip_ids, embeddings.labels, strict=True) if one in chosen]
-            train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
             return explorer_html(
                 side.heads,
                 embeddings,
-                ceiling=reachable_ceiling(train_labels, labels),
+                ceiling=reachable_ceiling(trained_labels(dataset, side.heads[0].config), labels),
                 title=_named(side.title, side.run),
                 note=f"The fused heads at the top of this page are others: {reason}." if reason else "",
                 thumbnails=pictures,

@@ -79,7 +79,8 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
         write_csv(folder / "history.csv", experiment_history(table.rows))
         for row in table.rows:
             if not row.paper:
-                save_heads(row.heads, folder / "heads" / row.experiment.name)
+                heads = [(trained.seed, trained.head) for trained in row.heads]
+                save_heads(heads, folder / "heads" / row.experiment.name)
         write_atomically(folder / "figure3.png", figure3(table))
     return dataset.root / "runs" / TABLE1_RUN
 

@@ -9,6 +9,7 @@ from alphafuse.heads.experiments import SplitResult
 from alphafuse.heads.statistics import Estimate, Interval
 
 TEXT_COLUMNS = 118
+SENSES = {"timesformer": "sight", "ast": "sound"}
 
 
 def table_text(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:

@@ -21,15 +21,29 @@ from alphafuse.heads.evaluation import softmax, trained_labels
 from alphafuse.heads.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
 from alphafuse.heads.head import AlphaFusion
 from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
+from alphafuse.heads.runs import validation_rank
 from alphafuse.heads.statistics import Interval, difference_interval, holm, paired_test
 from alphafuse.heads.training import class_indices
 
-from .contents import ROLES, ClassGain, Confusion, Contribution, HardClip, Measure, Role, Run, Vote, Voter, Votes
+from .contents import (
+    ROLES,
+    ClassGain,
+    Confusion,
+    Contribution,
+    HardClip,
+    Measure,
+    Role,
+    Run,
+    Vote,
+    Voter,
+    Votes,
+    role_of,
+)
+from .text import SENSES
 
 HARDEST = 24  # clips shown
 PAIRS = 20  # confusions listed
 ALONE: tuple[Role, ...] = ("timesformer", "ast")
-NAMES: Mapping[Role, str] = {"timesformer": "sight", "ast": "sound"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
     """
     sides: dict[Role, Side] = {}
     for role in ROLES:
-        fits = [run for run in runs if run.kind == "fit" and _role(run) == role]
+        fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == role]
         tables = [run for run in runs if run.kind == "table1"]
         by_hand = chosen and role == "fused"
         candidates = (
@@ -81,17 +95,12 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
     return sides
 
 
-def _role(run: Run) -> str:
-    modalities = run.config["experiment"]["modalities"]
-    return "fused" if len(modalities) > 1 else str(modalities[0])
-
-
 def _best_first(fits: Sequence[Run], problems: list[str]) -> list[Run]:
     scored = []
     for run in fits:
         try:
             val = read_json(run.folder / "metrics.json")["val"]
-            scored.append((-float(val["top1"]["mean"]), float(val["loss"]["mean"]), run.name, run))
+            scored.append((*validation_rank(val), run.name, run))
         except (AlphafuseError, KeyError, TypeError, ValueError, OSError):
             problems.append(f"{run.folder} has no usable metrics.json: make it again: {run.command}")
     return [run for *_, run in sorted(scored, key=lambda entry: entry[:3])]
@@ -283,17 +292,18 @@ def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
     if not wrong:
         return "each alone is right: fusion lost it" if len(right) == len(ALONE) else ""
     if right:
-        return f"{NAMES[right[0]]} was right, {NAMES[wrong[0]]} misled"
-    followed = [NAMES[role] for role in wrong if votes[role].label == fused.label]
+        return f"{SENSES[right[0]]} was right, {SENSES[wrong[0]]} misled"
+    followed = [SENSES[role] for role in wrong if votes[role].label == fused.label]
     if len(wrong) < len(ALONE):
-        return f"{NAMES[wrong[0]]} misled" if followed else ""
+        return f"{SENSES[wrong[0]]} misled" if followed else ""
     return f"both wrong; fusion followed {followed[0]}" if len(followed) == 1 else "both wrong"
 
 
 def explorable_sides(runs: Sequence[Run], fused: Side) -> list[Side]:
     """Heads for the explorer: the fused ones, then those of other runs, by validation accuracy, and table 1's."""
     sides = [fused]
-    for run in [*_best_first([run for run in runs if run.kind == "fit" and _role(run) == "fused"], []), *runs]:
+    fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == fused.role]
+    for run in [*_best_first(fits, []), *runs]:
         if run.kind in ("fit", "table1") and run.folder != fused.run.folder:
             found = find_sides([run], chosen=False, problems=[]).get("fused")
             if found and found.path not in [side.path for side in sides]:
