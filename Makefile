@@ -1,6 +1,7 @@
 # make reproduce-table1           the demo: generates clips, extracts, trains and prints Table 1 (offline once installed)
 # make reproduce-table1 ROOT=R    the same on a dataset root of yours (see README)
 # make test                       lint, types, tests
+# make test-cluster               tests on Ray clusters of several nodes, which are killed meanwhile (minutes)
 # make docs                       the documentation site, in build/docs/index.html
 # make install                    only .venv with alphafuse in it
 
@@ -10,7 +11,7 @@ ROOT ?=
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml README.md $(shell find alphafuse extract heads data -type f -not -name '*.pyc')
 
-.PHONY: install test lint docs reproduce-table1 clean
+.PHONY: install test test-cluster lint docs reproduce-table1 clean
 
 install: $(VENV)/installed
 
@@ -26,7 +27,10 @@ lint: install
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p alphafuse  # the installed package, not the folder
 
 test: lint
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -m 'not cluster'
+
+test-cluster: install
+	$(BIN)/pytest -m cluster
 
 docs: install
 	$(BIN)/python -P -m sphinx --fail-on-warning --keep-going --quiet docs build/docs

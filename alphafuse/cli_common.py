@@ -22,6 +22,7 @@ EXIT_FOUND = 1  # a check that ran and found something
 SPLITS = ("train", "val", "test")
 MODALITIES = ("timesformer", "ast")
 PROTOCOLS = ("standard", "notebook")
+ENGINES = ("local", "ray")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 TRANSFORMS = (
@@ -106,6 +107,16 @@ workers_option = click.option(
     default=0,
     show_default=True,
     help="Decode processes; 0 = one per processor.",
+)
+engine_option = click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    shell_complete=one_of(*ENGINES),
+    help="Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
+)
+address_option = click.option(
+    "--address", help="With --engine ray: of its cluster, such as auto. [default: Ray is started here]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
 

@@ -8,6 +8,7 @@
     │   └── CheckpointError an original .pyth/.pth file that can't be converted
     ├── StoreError          an embedding store that can't be read or written
     │   └── SettingsMismatchError  shards made under other settings than asked for
+    ├── ClusterError        Ray that isn't there, or a cluster that can't do what is asked
     └── ExperimentError     a transform, fusion, run or setting that doesn't exist or doesn't fit
         └── EstimatorError  the same in `heads.estimator`, where it is a ValueError too, as scikit-learn asks
 
@@ -58,6 +59,10 @@ class StoreError(AlphafuseError):
 
 class SettingsMismatchError(StoreError):
     """Shards made under other settings than the ones asked for."""
+
+
+class ClusterError(AlphafuseError):
+    """Ray isn't installed, no cluster answers, or it can't do what is asked of it."""
 
 
 class ExperimentError(AlphafuseError):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from loky import cpu_count
 
 from .decode import Decoded
-from .embedding import Batch, Job, embed_batch
-from .inputs import TRAVELLING_PIXELS, AudioSpec, FrameSpec, decode_inputs
+from .embedding import Batch, embed_batch
+from .inputs import TRAVELLING_PIXELS, AudioSpec, FrameSpec, Job, decode_inputs
 from .memory import MemoryPlan, plan_memory
 from .settings import BATCH_ON_CUDA, ExtractSettings
 from .tensors import can_resize

@@ -5,31 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from alphafuse.data.manifest import Clip
 from alphafuse.data.store import Failure
 from alphafuse.errors import DecodeError
 
 from .backbones import Backbone
 from .decode import Decoded
-from .inputs import AudioSpec
+from .inputs import AudioSpec, Job
 from .tensors import resize_frames
 
 NOT_FINITE = "the embedding is not finite"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A clip, its file, and the modalities that are wanted of it."""
-
-    clip: Clip
-    path: Path
-    modalities: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from alphafuse.data.store import Embeddings, Failure
 
 from .decode import Decoded
 from .embedder import Embedder
-from .embedding import Job
+from .inputs import Job
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from alphafuse.errors import DatasetError
 
 from .decode import Decoded
 from .embedder import Embedder
-from .embedding import Batch, Job
+from .embedding import Batch
+from .inputs import Job
 from .settings import ExtractSettings
 from .writer import ShardWriter
 
