@@ -48,6 +48,7 @@ class Claims:
         """Open, or make, the store's file of claims."""
         self.path = Path(folder) / NAME
         self._held: dict[str, int] = {}  # clip_id -> its byte
+        self._has_all = False
         self._lock = threading.Lock()
         self._file: int | None = None
         self._open()
@@ -78,23 +79,37 @@ class Claims:
             got = []
             for clip_id in clip_ids:
                 place = _place(clip_id)
-                if clip_id not in self._held and self._take(place):
+                if clip_id not in self._held and (self._has_all or self._take(place)):
                     self._held[clip_id] = place
                     got.append(clip_id)
             return got
 
+    def claim_all(self) -> bool:
+        """Claim every clip, also those that nobody has named yet, until `close`; never waits.
+
+        Returns:
+            False when another has claimed any clip; then nothing more is held than before. Where claims aren't shared,
+            True.
+        """
+        with self._lock:
+            if self.is_shared and not self._is_current():
+                self._open()
+            self._has_all = self._has_all or self._take(0, _PRESENCE)
+            return self._has_all
+
     def release(self, clip_ids: Iterable[str]) -> None:
-        """Give claims back; clips that are not held are ignored."""
+        """Give claims back; clips that are not held are ignored. After `claim_all` others get none before `close`."""
         with self._lock:
             for clip_id in clip_ids:
                 place = self._held.pop(clip_id, None)
-                if place is not None and self._file is not None:
+                if place is not None and self._file is not None and not self._has_all:
                     _set_lock(self._file, place, _UNLOCK)
 
     def close(self) -> None:
         """Give all claims back; the last one removes the file."""
         file, self._file = self._file, None
         self._held.clear()
+        self._has_all = False
         if file is None:
             return
         with contextlib.suppress(OSError):
@@ -108,17 +123,19 @@ class Claims:
         if self._file is not None:
             os.close(self._file)
         self._file = _open_present(self.path) if fcntl is not None else None
+        if self._has_all:
+            self._has_all = self._take(0, _PRESENCE)
         for place in self._held.values():
             self._take(place)
 
     def _is_current(self) -> bool:
         return self._file is not None and _is_same(self._file, self.path)
 
-    def _take(self, place: int) -> bool:
+    def _take(self, place: int, length: int = 1) -> bool:
         if self._file is None:
             return True
         try:
-            return _set_lock(self._file, place, _EXCLUSIVE)
+            return _set_lock(self._file, place, _EXCLUSIVE, length=length)
         except OSError:  # the file system has run out of locks: better a clip done twice than not at all
             return True
 
@@ -163,8 +180,8 @@ else:
     _SHARED = _EXCLUSIVE = _UNLOCK = 0
 
 
-def _set_lock(file: int, place: int, kind: int, *, wait: bool = False) -> bool:
-    """Lock or unlock one byte; False when another has it.
+def _set_lock(file: int, place: int, kind: int, *, length: int = 1, wait: bool = False) -> bool:
+    """Lock or unlock bytes; False when another has one of them.
 
     On Linux the lock belongs to the open file; elsewhere to the process.
 
@@ -173,11 +190,11 @@ def _set_lock(file: int, place: int, kind: int, *, wait: bool = False) -> bool:
     """
     try:
         if _OWN_LOCKS:
-            lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, place, 1, 0)  # struct flock
+            lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, place, length, 0)  # struct flock
             fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, lock)
         else:
             how = {_SHARED: fcntl.LOCK_SH, _EXCLUSIVE: fcntl.LOCK_EX, _UNLOCK: fcntl.LOCK_UN}[kind]
-            fcntl.lockf(file, how if wait or kind == _UNLOCK else how | fcntl.LOCK_NB, 1, place, os.SEEK_SET)
+            fcntl.lockf(file, how if wait or kind == _UNLOCK else how | fcntl.LOCK_NB, length, place, os.SEEK_SET)
     except OSError as error:
         if error.errno in _TAKEN and not wait:
             return False

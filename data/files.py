@@ -38,22 +38,24 @@ def one_line(value: object, most: int = 300) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> None:
     """Write a file so that it appears whole or not at all, also when the machine stops.
 
     The content goes to a temporary name in the same folder, is fsynced and renamed; the folder is fsynced last.
+    Without `replace`, a file that is there already stays as it is.
 
     Raises:
         AlphafuseError: the disk is full, or the folder can't be written; nothing is left behind.
     """
-    with open_atomically(path) as file:
+    with open_atomically(path, replace=replace) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def open_atomically(path: Path) -> Iterator[BinaryIO]:
+def open_atomically(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Like `write_atomically`, for content that is written piece by piece: it appears when the block ends well.
 
+    Without `replace`, a file that has the name when the block ends stays as it is, and the new content is dropped.
     What the block itself raises passes through, `OSError` as an `AlphafuseError`.
     """
     temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.partial")  # unique among hosts and threads
@@ -63,7 +65,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if replace or not _give_name(temporary, path):
+            temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise AlphafuseError(
@@ -73,6 +76,19 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _give_name(temporary: Path, path: Path) -> bool:
+    """Give a file a second name unless another file has it; False where a file system has no second names."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL):
+            raise
+        return path.exists()
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

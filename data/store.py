@@ -11,6 +11,9 @@ older shard's row counts.
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import re
 import time
 import uuid
 import zipfile
@@ -44,6 +47,7 @@ from .stored import READ_TRIES, RowIndex, StoredEmbeddings, failures_of, keeps_c
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
 ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 Result = TypeVar("Result")
+_SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
 _EMBEDDED = {modality: 1 << i for i, modality in enumerate(MODALITIES)}
 _FAILED = {modality: bit << len(MODALITIES) for modality, bit in _EMBEDDED.items()}
 
@@ -207,21 +211,30 @@ class EmbeddingStore:
 
     # writing
 
-    def write(self, rows: Embeddings, *, provenance: Mapping[str, Any] | None = None) -> Path:
+    def write(self, rows: Embeddings, *, provenance: Mapping[str, Any] | None = None, name: str | None = None) -> Path:
         """Append one shard, atomically, and return its path.
 
         Args:
             rows: what to store; `rows.settings` must name the settings of each modality in `rows.features`.
             provenance: json-able facts that don't decide the numbers (library versions, device, backbone names).
+            name: the shard's, from `shard_name`, so that the same commit can be tried any number of times: when a shard
+                of that name is there, nothing is written. Of attempts at the same moment one shard stays. None = a new
+                name.
 
         Raises:
             SettingsMismatchError: the store holds shards made under other settings.
-            StoreError: an id, label or group that can't be stored, or settings that are missing.
+            StoreError: an id, label or group that can't be stored, settings that are missing, or a name that no shard
+                can have.
             AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
         """
+        if name is not None:
+            if not _SHARD_NAME.fullmatch(name):
+                raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
+            if os.path.lexists(self.folder / name):
+                return self.folder / name
         self.require_settings(rows.settings)
-        path = self._new_shard()
-        write_atomically(path, shard_bytes(rows, dict(provenance or {})))
+        path = self._new_shard() if name is None else self.folder / name
+        write_atomically(path, shard_bytes(rows, dict(provenance or {})), replace=name is None)
         return path
 
     def require_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -547,6 +560,20 @@ class EmbeddingStore:
                 for clip_id, label, group in shard.clips():
                     clips.setdefault(clip_id, Clip(clip_id, "-", label, "train", group))  # the store knows no path
         return tuple(clips.values())
+
+
+def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
+    """The name of a shard that all attempts at one commit agree on.
+
+    Args:
+        stamp_ns: when the commit was decided, in nanoseconds since 1970; of two shards the one with the smaller counts.
+        clip_ids: the clips that it stores, rows and failures, in any order.
+
+    >>> shard_name(1_700_000_000_000_000_000, ["b", "a"])
+    'shard-01700000000000000000-59b271ae1bbcb1d3.h5'
+    """
+    digest = hashlib.sha256("\0".join(sorted(set(clip_ids))).encode("utf-8", "surrogatepass"))
+    return f"shard-{stamp_ns:020d}-{digest.hexdigest()[:16]}.h5"
 
 
 def _states(shard: Shard) -> dict[str, int]:

@@ -111,6 +111,31 @@ def test_claims_outlive_the_removal_of_their_file(tmp_path: Path) -> None:
     assert not (tmp_path / ".claims").exists()
 
 
+def test_who_claims_everything_keeps_others_out_until_it_closes(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as other:
+        assert other.claim(["a"]) == ["a"] and not one.claim_all()
+        assert one.claim("ab") == ["b"]  # the refusal took nothing, and kept nothing from anybody
+        other.release(["a"])
+        assert one.claim_all() and one.claim_all() and not other.claim_all()
+        assert other.claim("abc") == [] and one.claim("abc") == ["a", "c"]  # b it has had
+        one.release("abc")
+        assert other.claim("abc") == [] and one.claim("ab") == ["a", "b"]
+        (tmp_path / ".claims").unlink()
+        assert one.claim(["d"]) == ["d"] and other.claim("abcde") == []  # both go on in a new file
+        one.close()
+        assert other.claim("abc") == ["a", "b", "c"]
+    assert not (tmp_path / ".claims").exists()
+
+
+def test_claiming_everything_sees_a_claim_of_another_process_and_its_death(tmp_path: Path) -> None:
+    process, _, got = holder(tmp_path, ["a"])
+    with Claims(tmp_path) as claims:
+        assert got == ["a"] and not claims.claim_all() and process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert claims.claim_all()
+
+
 def come_and_go(folder: Path, seconds: float, log: Path) -> None:
     """Open, claim one clip, mark it for a moment, close: two marks at once would be two owners."""
     end, rounds = time.monotonic() + seconds, 0
@@ -162,6 +187,7 @@ def test_where_locks_cannot_be_had_everything_is_claimed_and_the_caller_can_tell
         assert not one.is_shared and one.claim(["a"]) == ["a"] and other.claim(["a"]) == ["a"]
         one.release(["a"])
         assert one.claim(["a", "b"]) == ["a", "b"] and "not shared" in repr(one)
+        assert one.claim_all() and other.claim_all()
     with contextlib.suppress(FileNotFoundError):
         assert (tmp_path / "victim").read_text() == "precious"
 
@@ -172,7 +198,7 @@ def test_processes_exclude_each_other_where_locks_belong_to_processes(
     monkeypatch.setattr(claims_module, "_OWN_LOCKS", False)  # as on macOS
     process, pipe, got = holder(tmp_path, ["a", "b"])
     with Claims(tmp_path) as claims:
-        assert got == ["a", "b"] and claims.claim("abc") == ["c"]
+        assert got == ["a", "b"] and claims.claim("abc") == ["c"] and not claims.claim_all()
         pipe.send("close")
         process.join()
         assert claims.claim("abc") == ["a", "b"]

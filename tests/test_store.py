@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from alphafuse.data.claims import Claims
 from alphafuse.data.files import write_atomically
 from alphafuse.data.manifest import Clip
 from alphafuse.data.shard import Shard
-from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
+from alphafuse.data.store import Embeddings, EmbeddingStore, Failure, shard_name
 from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
 
 SETTINGS = {"timesformer": {"protocol": "standard", "dim": 3}, "ast": {"protocol": "standard", "dim": 2}}
@@ -130,6 +131,54 @@ def test_writing_looks_at_each_shard_once(store: EmbeddingStore, monkeypatch: py
     for i in range(12):
         store.write(rows(f"clip{i}"))
     assert len(opened) == len(set(opened)) == 11
+
+
+def test_a_commit_that_is_tried_again_writes_nothing(store: EmbeddingStore) -> None:
+    name = shard_name(1_700_000_000_000_000_000, ["a", "b"])
+    assert name == shard_name(1_700_000_000_000_000_000, ["b", "a"]) != shard_name(1_700_000_000_000_000_000, ["a"])
+    path = store.write(rows("a", "b"), name=name)
+    content = path.read_bytes()
+    assert store.write(rows("b", "a", offset=9), name=name) == path == store.folder / name
+    assert path.read_bytes() == content and store.info().duplicates == 0 and store.verify() == []
+    assert [p.name for p in store.folder.iterdir()] == [name]
+
+
+def test_named_shards_sort_among_the_others_by_time(store: EmbeddingStore) -> None:
+    late = store.write(rows("a", offset=1))
+    early = store.write(rows("a"), name=shard_name(1, ["a"]))
+    assert store.shards() == [early, late] and store.read().features["ast"][0, 0] == rows("a").features["ast"][0, 0]
+
+
+def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_shard(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [shard_name(stamp, ["a", "b"]) for stamp in range(20)]
+    monkeypatch.setattr(store_module.os.path, "lexists", lambda path: False)  # all find nothing there
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: store.write(rows("a", "b", offset=i % 4), name=names[i // 4]), range(80)))
+    assert [path.name for path in store.shards()] == names and store.verify() == []
+    assert len(list(store.folder.iterdir())) == 20
+
+
+def test_the_first_attempt_counts_where_files_can_have_one_name_only(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as on FAT
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = store.write(rows("a"), name=shard_name(1, ["a"]))
+    content = path.read_bytes()
+    monkeypatch.setattr(store_module.os.path, "lexists", lambda path: False)
+    store.write(rows("a", offset=1), name=path.name)
+    assert path.read_bytes() == content and list(store.folder.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["shard-1-abc.h5", "../shard-00000000000000000001-0123456789abcdef.h5", ""])
+def test_a_name_that_no_shard_can_have_is_refused(store: EmbeddingStore, name: str) -> None:
+    with pytest.raises(StoreError, match=r"no shard can be named .*: let shard_name make its name"):
+        store.write(rows("a"), name=name)
+    assert not store.folder.exists()
 
 
 def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
