@@ -22,13 +22,15 @@ from .cli_common import (
     PRECISIONS,
     PROTOCOLS,
     Commands,
+    address_option,
+    engine_option,
     json_option,
     one_of,
     print_json,
     root_option,
     store_folders,
-    workers_option,
 )
+from .cli_plan import planning_options, print_run_plan, require_option, take_planned
 
 if TYPE_CHECKING:
     from alphafuse.extract.checkpoints import ConversionReport
@@ -44,21 +46,25 @@ class _ExtractBar:
 
     def start(self, split: str, *, clips: int, already: int) -> None:
         self.bar = tqdm(total=clips, desc=split, unit="clip", disable=None, smoothing=0.05)
-        self.failed = 0
+        self.figures = {"failures": 0}
         if already and not self.bar.disable:
             self.bar.write(f"{split}: {already} clips are there already", file=sys.stderr)
 
-    def clip(self, *, complete: bool) -> None:
-        self.failed += not complete
-        self.bar.set_postfix(failures=self.failed, refresh=False)
-        self.bar.update()
+    def clips(self, *, complete: int, incomplete: int) -> None:
+        self.figures["failures"] += incomplete
+        self.bar.set_postfix(self.figures, refresh=False)
+        self.bar.update(complete + incomplete)
+
+    def stages(self, **counts: int) -> None:
+        self.figures.update(counts)
+        self.bar.set_postfix(self.figures, refresh=True)
 
     def stop(self) -> None:
         self.bar.close()
 
 
 @click.command()
-@click.option("--split", required=True, shell_complete=one_of(*SPLITS, "all"), help="train, val, test or all.")
+@click.option("--split", shell_complete=one_of(*SPLITS, "all"), help="train, val, test or all.")
 @root_option
 @click.option("--timesformer", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
 @click.option("--ast", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
@@ -86,7 +92,22 @@ class _ExtractBar:
     show_default=True,
     help="Clips per forward pass; 0 = 1 on the CPU (a clip per core), 16 on CUDA.",
 )
-@workers_option
+@click.option(
+    "--workers",
+    "--decoders",
+    "workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decode processes, of all machines together; 0 = one per processor.",
+)
+@click.option(
+    "--models",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Cores (or GPUs) that run the models, of all machines together; 0 = each.",
+)
 @click.option(
     "--max-memory",
     "max_memory_gb",
@@ -102,18 +123,26 @@ class _ExtractBar:
     help="Seconds that decoding a clip may take before it is recorded as failed; 0 = any.",
 )
 @click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
+@engine_option
+@address_option
 @click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
 @click.option("--dry-run", is_flag=True, help="Only say what there is to do, and how long it takes at a measured rate.")
+@planning_options
 @json_option
-def extract(split: str, root: Path, dry_run: bool, as_json: bool, **arguments: Any) -> None:
+@click.pass_context
+def extract(
+    context: click.Context, split: str | None, root: Path, dry_run: bool, as_json: bool, **arguments: Any
+) -> None:
     """Run the frozen backbones over a split's clips, once; resumes by itself.
 
     \b
     Examples:
       alphafuse extract --split train
       alphafuse extract --split all --dry-run
+      alphafuse extract --dry-run --clips 10000000 --gpus 8 --cpus 512
       alphafuse extract --split all --root demo
       alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
+      alphafuse extract --split train --engine ray --address auto
     """
     # before torch is loaded: OpenMP threads that wait actively take the decode workers' processors
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -122,6 +151,11 @@ def extract(split: str, root: Path, dry_run: bool, as_json: bool, **arguments: A
     from alphafuse.extract.settings import ExtractSettings
     from alphafuse.report import extract as report
 
+    planned = take_planned(context, arguments, dry_run=dry_run)
+    if planned:
+        print_run_plan(context, ExtractSettings(**arguments), root=root, as_json=as_json, **planned)
+        return
+    split = require_option(context, "split", split)
     dataset = Dataset.open(root)
     if split not in (*SPLITS, "all"):
         raise DatasetError(unknown("split", split, (*SPLITS, "all")))

@@ -27,6 +27,7 @@ def require_engine(engine: str) -> None:
 def import_ray() -> Any:
     """The ray module; `ClusterError` where it isn't installed."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # alphafuse shows its own
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ has to say goes to its log files only
     try:
         import ray
         import ray.data

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,13 @@ class Backbone:
         return embeddings
 
 
+def place(backbone: Backbone, device: str, *, compile: bool = False) -> Backbone:
+    """A backbone that is on the CPU, on another device, and compiled there if that is wanted."""
+    placement = replace(backbone.placement, device=torch.device(device), compile=compile)
+    model = backbone.model if placement.device.type == "cpu" else backbone.model.to(placement.device)
+    return replace(backbone, model=torch.compile(model) if compile else model, placement=placement)
+
+
 def choose_device(device: str) -> torch.device:
     """ "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N" -> a device that exists here."""
     if device == "auto":
@@ -200,8 +207,7 @@ def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioS
     fast = pooled(model).eval().requires_grad_(False)
     if placement.precision == "bf16":
         store_products_in(fast, torch.bfloat16)
-    fast.to(placement.device)
-    return Backbone(
+    frozen = Backbone(
         modality=modality,
         name=name,
         revision=getattr(config, "_commit_hash", None) or "",
@@ -209,9 +215,10 @@ def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioS
         dim=config.hidden_size,
         forward_bytes=_forward_bytes(model),
         spec=spec,
-        model=torch.compile(fast) if placement.compile else fast,  # type: ignore[arg-type]  # callable as a module
+        model=fast,
         placement=placement,
     )
+    return place(frozen, str(placement.device), compile=placement.compile)
 
 
 def _forward_bytes(model: Any) -> int:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from loky import cpu_count
 
 from .decode import Decoded
-from .embedding import Batch, embed_batch
-from .inputs import TRAVELLING_PIXELS, AudioSpec, FrameSpec, Job, decode_inputs
+from .embedding import embed_batch
+from .inputs import TRAVELLING_PIXELS, AudioSpec, FrameSpec, decode_inputs
+from .jobs import Batch, Job
 from .memory import MemoryPlan, plan_memory
 from .settings import BATCH_ON_CUDA, ExtractSettings
 from .tensors import can_resize
@@ -46,7 +47,7 @@ class Embedder:
         self.settings = settings
         self.device = next(iter(self.backbones.values())).placement.device
         on_cpu = self.device.type == "cpu"
-        self.threads = cpu_count() if on_cpu else THREADS_ON_CUDA
+        self.threads = (settings.models or cpu_count()) if on_cpu else THREADS_ON_CUDA
         self.batch_size = settings.batch_size or (1 if on_cpu else BATCH_ON_CUDA)
         self.memory = self._plan_memory()
 
@@ -118,6 +119,13 @@ class Embedder:
             torch.set_num_threads(before)
 
     @property
+    def decoded_bytes(self) -> int:
+        """Of a decoded clip, at most."""
+        return sum(
+            _decoded_bytes(backbone.spec, device_resizes=self._device_resizes) for backbone in self.backbones.values()
+        )
+
+    @property
     def _device_resizes(self) -> bool:
         """On the CPU, PIL beside the decoder is five times as fast as `resize_frames`."""
         specs = [backbone.spec for backbone in self.backbones.values()]
@@ -130,10 +138,7 @@ class Embedder:
             self.settings.max_memory_gb,
             workers=self.settings.workers or cpu_count(),
             compute_bytes=self.threads * self.batch_size * per_clip,
-            decoded_bytes=sum(
-                _decoded_bytes(backbone.spec, device_resizes=self._device_resizes)
-                for backbone in self.backbones.values()
-            ),
+            decoded_bytes=self.decoded_bytes,
             held_clips=(in_flight + 1) * self.batch_size,
             per_worker_clips=TASKS_PER_WORKER,
         )

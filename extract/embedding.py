@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,11 @@ from alphafuse.errors import DecodeError
 
 from .backbones import Backbone
 from .decode import Decoded
-from .inputs import AudioSpec, Job
+from .inputs import AudioSpec
+from .jobs import Batch, Job
 from .tensors import resize_frames
 
 NOT_FINITE = "the embedding is not finite"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips that are embedded.
-
-    Attributes:
-        jobs: what was asked for.
-        rows: modality -> (clips, dim) float32; NaN where a clip has no such embedding, or it wasn't asked for.
-        failures: why, for those that were asked for.
-        seconds: that it took, of one core on the CPU, of the device elsewhere.
-    """
-
-    jobs: tuple[Job, ...]
-    rows: dict[str, np.ndarray]
-    failures: tuple[Failure, ...]
-    seconds: float
 
 
 def embed_batch(backbones: Mapping[str, Backbone], decoded_jobs: Sequence[tuple[Job, Decoded]]) -> Batch:
@@ -61,7 +44,8 @@ def embed_batch(backbones: Mapping[str, Backbone], decoded_jobs: Sequence[tuple[
             for job, reason in zip(jobs, reasons, strict=True)
             if reason and modality in job.modalities
         ]
-    return Batch(jobs, rows, tuple(failures), clock() - began)
+    decode_seconds = sum(decoded.cpu_seconds for _, decoded in decoded_jobs)
+    return Batch(jobs, rows, tuple(failures), clock() - began, decode_seconds)
 
 
 def _input(backbone: Backbone, decoded: Decoded) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from alphafuse.data.store import Embeddings, Failure
 
 from .decode import Decoded
 from .embedder import Embedder
-from .inputs import Job
+from .jobs import Job
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from alphafuse.data.dataset import PROTOCOLS
-from alphafuse.data.manifest import Clip
 from alphafuse.errors import BackboneError, DecodeError, unknown
 
 from .decode import SAMPLE_RATE_HZ, Decoded, decode_clip
@@ -171,15 +169,6 @@ class AudioSpec:
             mean=config.get("mean", cls.mean) if normalize else 0.0,
             std=config.get("std", cls.std) if normalize else 0.5,
         )
-
-
-@dataclass(frozen=True)
-class Job:
-    """A clip, its file, and the modalities that are wanted of it."""
-
-    clip: Clip
-    path: Path
-    modalities: tuple[str, ...]
 
 
 def check_protocol(protocol: str) -> None:

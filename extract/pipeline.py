@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,19 +21,19 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from alphafuse.data.claims import Claims
+from alphafuse.data.cluster import connected
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import EmbeddingStore, Failure
 from alphafuse.errors import DatasetError
 
 from .decode import Decoded
 from .embedder import Embedder
-from .embedding import Batch
-from .inputs import Job
+from .jobs import Done, Job
 from .settings import ExtractSettings
 from .writer import ShardWriter
 
 if TYPE_CHECKING:
-    from .backbones import Backbone
+    from .backbones import Backbone, Placement
 
 CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
 POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
@@ -75,13 +76,16 @@ class ExtractReport:
 
 
 class Progress(Protocol):
-    """Who wants to know how extraction goes."""
+    """Who wants to know how extraction goes; told by several threads."""
 
     def start(self, split: str, *, clips: int, already: int) -> None:
         """A split begins: `clips` to do, `already` done before."""
 
-    def clip(self, *, complete: bool) -> None:
-        """A clip is done; `complete` when all its embeddings were made."""
+    def clips(self, *, complete: int, incomplete: int) -> None:
+        """So many more clips are done; of the `incomplete` ones an embedding couldn't be made."""
+
+    def stages(self, **counts: int) -> None:
+        """Where work is spread over machines: clips that each stage has done, and the nodes that there are."""
 
     def stop(self) -> None:
         """The split is finished or interrupted."""
@@ -94,16 +98,11 @@ class Extractor(Embedder):
         self, dataset: Dataset, settings: ExtractSettings, *, backbones: Mapping[str, Backbone] | None = None
     ) -> None:
         """Load the backbones, unless they are given; `BackboneError` when one can't be had."""
-        from .backbones import Placement, choose_device, load_backbones
-
         if backbones is None:
-            placement = Placement(
-                choose_device(settings.device),
-                settings.precision,
-                settings.protocol or dataset.protocol,
-                compile=settings.compile,
-            )
+            from .backbones import load_backbones
+
             names = {"timesformer": settings.timesformer or dataset.timesformer, "ast": settings.ast or dataset.ast}
+            placement = self._placement(settings, settings.protocol or dataset.protocol)
             backbones = load_backbones({name: names[name] for name in settings.modalities}, placement)
         super().__init__({name: backbones[name] for name in settings.modalities}, settings)
         self.dataset = dataset
@@ -126,7 +125,7 @@ class Extractor(Embedder):
 
         Args:
             split: "train", "val" or "test".
-            progress: is told of each clip.
+            progress: is told of clips as they are done.
 
         Raises:
             DatasetError: the clip folder is gone.
@@ -141,15 +140,13 @@ class Extractor(Embedder):
                 f"the clip folder {self.dataset.clip_folder} is gone: bring it back or make the root again"
             )
         total = len(self.dataset.manifest.of_split(split))
-        tally = _Tally(progress, self._modalities)
+        tally = Tally(progress, self._modalities)
         if progress is not None:
             progress.start(split, clips=len(jobs), already=total - len(jobs))
         started, is_shared = time.monotonic(), True
         try:
             if jobs:
-                with Claims(store.folder) as claims, self._writer(store, claims) as writer:
-                    is_shared = claims.is_shared
-                    self._extract(jobs, store, claims, writer, tally)
+                is_shared = self._fill(jobs, store, tally)
         finally:
             if progress is not None:
                 progress.stop()
@@ -165,6 +162,13 @@ class Extractor(Embedder):
             is_shared,
             store,
         )
+
+    @staticmethod
+    def _placement(settings: ExtractSettings, protocol: str) -> Placement:
+        """Where and how this process runs the backbones."""
+        from .backbones import Placement, choose_device
+
+        return Placement(choose_device(settings.device), settings.precision, protocol, compile=settings.compile)
 
     @property
     def _modalities(self) -> tuple[str, ...]:
@@ -187,13 +191,19 @@ class Extractor(Embedder):
         )
         return tuple(job for job in left if job.modalities)
 
+    def _fill(self, jobs: Sequence[Job], store: EmbeddingStore, tally: Tally) -> bool:
+        """Do these jobs, by whatever machines; whether other processes could share the work."""
+        with Claims(store.folder) as claims, self._writer(store, claims) as writer:
+            self._extract(jobs, store, claims, writer, tally)
+            return claims.is_shared
+
     def _extract(
         self,
         jobs: Sequence[Job],
         store: EmbeddingStore,
         claims: Claims,
         writer: ShardWriter,
-        tally: _Tally,
+        tally: Tally,
     ) -> None:
         """Do all jobs that no other process does; come back to those of others until somebody has done them."""
         embed = partial(self._embed, writer=writer, tally=tally)
@@ -209,7 +219,7 @@ class Extractor(Embedder):
             jobs = elsewhere
 
     def _claimed(
-        self, jobs: Sequence[Job], store: EmbeddingStore, claims: Claims, elsewhere: list[Job], tally: _Tally
+        self, jobs: Sequence[Job], store: EmbeddingStore, claims: Claims, elsewhere: list[Job], tally: Tally
     ) -> Iterator[Job]:
         """The jobs that no other process does; those that one does are put into `elsewhere`."""
         for some in (jobs[start : start + CLAIMED_AT_ONCE] for start in range(0, len(jobs), CLAIMED_AT_ONCE)):
@@ -222,10 +232,10 @@ class Extractor(Embedder):
             tally.done_elsewhere(len(done))
             yield from missing
 
-    def _embed(self, decoded_jobs: Sequence[tuple[Job, Decoded]], *, writer: ShardWriter, tally: _Tally) -> None:
+    def _embed(self, decoded_jobs: Sequence[tuple[Job, Decoded]], *, writer: ShardWriter, tally: Tally) -> None:
         batch = self.embed(decoded_jobs)
         writer.put(batch)
-        tally.add(batch, sum(decoded.cpu_seconds for _, decoded in decoded_jobs))
+        tally.add(Done.of([batch]))
 
     def _writer(self, store: EmbeddingStore, claims: Claims) -> ShardWriter:
         return ShardWriter(
@@ -236,10 +246,15 @@ class Extractor(Embedder):
             written=claims.release,
         )
 
+    @property
+    def _device_name(self) -> str:
+        """Where the models run, as shards record it."""
+        return str(self.device)
+
     def _provenance(self) -> dict[str, Any]:
         return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": str(self.device),
+            "device": self._device_name,
             "backbones": {
                 modality: {"name": backbone.name, "revision": backbone.revision}
                 for modality, backbone in self.backbones.items()
@@ -265,13 +280,26 @@ def extract_embeddings(
     """
     for split in splits:
         dataset.manifest.require_split(split)
-    extractor = Extractor(dataset, settings or ExtractSettings())
-    for split in splits:
-        extractor.pending(split)  # refuse a store of other settings before any work
-    return [extractor.extract(split, progress=progress) for split in splits]
+    settings = settings or ExtractSettings()
+    with _extractor(dataset, settings) as extractor:
+        for split in splits:
+            extractor.pending(split)  # refuse a store of other settings before any work
+        return [extractor.extract(split, progress=progress) for split in splits]
 
 
-class _Tally:
+@contextmanager
+def _extractor(dataset: Dataset, settings: ExtractSettings) -> Iterator[Extractor]:
+    """What the settings' engine wants."""
+    if settings.engine == "local":
+        yield Extractor(dataset, settings)
+        return
+    from .ray_engine import RayExtractor
+
+    with connected(settings.address, memory_bytes=int(settings.max_memory_gb * 1e9)) as ray:
+        yield RayExtractor(dataset, settings, ray=ray)
+
+
+class Tally:
     """What was done, counted by several threads."""
 
     def __init__(self, progress: Progress | None, modalities: Sequence[str]) -> None:
@@ -281,22 +309,28 @@ class _Tally:
         self.decode_seconds = self.embed_seconds = 0.0
         self._progress, self._lock = progress, threading.Lock()
 
-    def add(self, batch: Batch, decode_seconds: float) -> None:
-        incomplete = {failure.clip_id for failure in batch.failures}
+    def add(self, done: Done) -> None:
+        """Clips that were embedded, or recorded as failed, here."""
+        incomplete = len({failure.clip_id for failure in done.failures})
         with self._lock:
-            self.decode_seconds += decode_seconds
-            self.embed_seconds += batch.seconds
-            self.clips += len(batch.jobs)
-            self.failures += batch.failures
+            self.decode_seconds += done.decode_seconds
+            self.embed_seconds += done.embed_seconds
+            self.clips += done.clips
+            self.failures += done.failures
             for modality in self.embedded:
-                asked = sum(modality in job.modalities for job in batch.jobs)
-                self.embedded[modality] += asked - sum(f.modality == modality for f in batch.failures)
-            if self._progress is not None:
-                for job in batch.jobs:
-                    self._progress.clip(complete=job.clip.clip_id not in incomplete)
+                self.embedded[modality] += done.embedded.get(modality, 0)
+            self._show(done.clips - incomplete, incomplete)
 
     def done_elsewhere(self, clips: int) -> None:
+        """Clips that another process did meanwhile."""
         with self._lock:
-            if self._progress is not None:
-                for _ in range(clips):
-                    self._progress.clip(complete=True)
+            self._show(clips, 0)
+
+    def stages(self, **counts: int) -> None:
+        """How far each stage is, beyond the clips that are done."""
+        if self._progress is not None:
+            self._progress.stages(**counts)
+
+    def _show(self, complete: int, incomplete: int) -> None:
+        if self._progress is not None and complete + incomplete:
+            self._progress.clips(complete=complete, incomplete=incomplete)

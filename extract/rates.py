@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loky import cpu_count
 
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
 
-from .inputs import Job
+from .jobs import Job
 from .pipeline import Extractor
 from .settings import ExtractSettings
 
@@ -49,7 +49,17 @@ class Rates:
         """Expected of extraction: on the CPU decoding and models share the cores, else the slower of them decides."""
         if self.device == "cpu":
             return self.cores / (OVERLAP * (self.decode_seconds + self.embed_seconds))
-        return min(self.workers / self.decode_seconds, 1 / self.embed_seconds)
+        return min(self.decoded_per_second, self.embedded_per_second)
+
+    @property
+    def decoded_per_second(self) -> float:
+        """By all workers, while they have the cores for themselves."""
+        return self.workers / self.decode_seconds
+
+    @property
+    def embedded_per_second(self) -> float:
+        """By the device, while it has clips."""
+        return 1 / self.embed_seconds
 
     @property
     def cores_per_device(self) -> float:
@@ -126,11 +136,16 @@ def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
     )
 
 
+def clip_bytes(dims: Mapping[str, int]) -> int:
+    """Of a clip in a shard, by the dimensions of the embeddings that it has."""
+    return TEXT_BYTES + FLOAT32_BYTES * sum(dims.values())
+
+
 def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | None) -> ExtractPlan:
     dataset = extractor.dataset
     clips = dataset.manifest.require_split(split)
     lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.backbones}
-    row_bytes = {modality: FLOAT32_BYTES * backbone.dim for modality, backbone in extractor.backbones.items()}
+    dims = {modality: backbone.dim for modality, backbone in extractor.backbones.items()}
     return ExtractPlan(
         split=split,
         clips=len(clips),
@@ -138,6 +153,6 @@ def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | 
         finished={modality: len(clips) - count for modality, count in lacking.items()},
         missing_files=sum(not job.path.is_file() for job in jobs),
         store_bytes=sum(path.stat().st_size for path in dataset.store(split).shards()),
-        new_bytes=len(jobs) * TEXT_BYTES + sum(row_bytes[modality] * count for modality, count in lacking.items()),
+        new_bytes=sum(clip_bytes({modality: dims[modality] for modality in job.modalities}) for job in jobs),
         seconds=len(jobs) / rates.clips_per_second if rates else None,
     )

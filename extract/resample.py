@@ -11,7 +11,7 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import DatasetError
 
-from .inputs import Job
+from .jobs import Job
 from .pipeline import Extractor
 from .settings import ExtractSettings
 

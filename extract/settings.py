@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from alphafuse.data.cluster import require_engine
 from alphafuse.data.store import MODALITIES
 from alphafuse.errors import BackboneError, unknown
 
@@ -23,11 +24,15 @@ class ExtractSettings:
         precision: "fp32" or "bf16".
         compile: have torch.compile write the models' kernels (minutes at the start; on the CPU needs a C++ compiler).
         batch_size: clips per forward pass; 0 = 1 on the CPU, 16 on CUDA.
-        workers: decode processes; 0 = one per processor.
+        workers: decode processes, on all machines together; 0 = one per processor.
+        models: what runs the models at once, on all machines together: threads of one core each on the CPU, devices
+            elsewhere; 0 = one per processor, or per device.
         max_memory_gb: memory that all of extraction may take, workers included, in 10^9 bytes; 0 = 80% of what is free.
         timeout_seconds: a clip whose decoding takes longer is recorded as failed; 0 = any time.
         flush_seconds: a shard is appended at least this often, so that a kill costs at most this much work.
         retry_failed: also try clips again whose failure is recorded.
+        engine: who spreads the work: "local" (this machine), or "ray" (the machines of a Ray cluster).
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
     >>> from alphafuse import ExtractSettings
     >>> ExtractSettings(modalities=("ast",), device="cpu", max_memory_gb=8.0).precision
@@ -43,13 +48,17 @@ class ExtractSettings:
     compile: bool = False
     batch_size: int = 0
     workers: int = 0
+    models: int = 0
     max_memory_gb: float = 0.0
     timeout_seconds: float = 120.0
     flush_seconds: float = 30.0
     retry_failed: bool = False
+    engine: str = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers"):
+        require_engine(self.engine)
+        for name in ("batch_size", "workers", "models"):
             if getattr(self, name) < 0:
                 raise BackboneError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("max_memory_gb", "timeout_seconds", "flush_seconds"):

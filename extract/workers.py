@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import psutil
@@ -45,35 +46,80 @@ def map_tasks(
 ) -> Generator[tuple[Key, Result], None, None]:
     """Apply `function` to tasks in worker processes and yield (key, result) as they are finished.
 
+    `TaskPool` in one call, which says what the arguments mean; its processes end with the iteration.
+    """
+    with TaskPool(
+        function, failed=failed, workers=workers, timeout_seconds=timeout_seconds, memory_bytes=memory_bytes
+    ) as pool:
+        yield from pool.map(tasks)
+
+
+class TaskPool(Generic[Task, Result]):
+    """Worker processes that apply a function to tasks, one iteration after another; a context manager.
+
     No more than two tasks per worker are under way or finished and not yet taken. A task that ends its process, or
     takes too long, costs itself and the time of starting another process.
-
-    Args:
-        function: what to do, for instance with a file; it must be picklable, and its exceptions end the iteration.
-        tasks: (what names the task to the caller, the argument); taken one by one, as workers become free.
-        failed: reason -> the result of a task that crashed its process, took too long or wanted too much memory.
-        workers: processes; 0 = one per processor.
-        timeout_seconds: wall time that a task may take; 0 = any.
-        memory_bytes: memory that a worker may take for a task, beyond what it has at its start; 0 = any. Beyond that,
-            allocations fail (on Linux; elsewhere as far as the system follows RLIMIT_AS).
     """
-    if workers < 0:
-        raise DatasetError(f"workers must be at least 0, not {workers}")
-    pool: list[_Worker[Key, Task, Result]] = [
-        _Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())
-    ]
-    waiting = iter(tasks)
-    try:
-        _fill(pool, waiting)
-        while any(worker.queue for worker in pool):
-            _wait_for_any(pool)
-            for worker in pool:
-                for entry in worker.finished(failed):
-                    _fill([worker], waiting)  # before the result is dealt with, so that the worker goes on meanwhile
-                    yield entry
-    finally:
-        for worker in pool:
+
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        *,
+        failed: Callable[[str], Result],
+        workers: int = 0,
+        timeout_seconds: float = 0.0,
+        memory_bytes: int = 0,
+    ) -> None:
+        """Start nothing yet: processes begin with their first tasks.
+
+        Args:
+            function: what to do, for instance with a file; it must be picklable, and its exceptions end the iteration.
+            failed: reason -> the result of a task that crashed its process, took too long or wanted too much memory.
+            workers: processes; 0 = one per processor.
+            timeout_seconds: wall time that a task may take; 0 = any.
+            memory_bytes: memory that a worker may take for a task, beyond what it has at its start; 0 = any. Beyond
+                that, allocations fail (on Linux; elsewhere as far as the system follows RLIMIT_AS).
+        """
+        if workers < 0:
+            raise DatasetError(f"workers must be at least 0, not {workers}")
+        self._failed = failed
+        self._workers: list[_Worker[Any, Task, Result]] = [
+            _Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())
+        ]
+
+    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Generator[tuple[Key, Result], None, None]:
+        """Yield (key, result) as tasks are finished; one iteration at a time.
+
+        An iteration that is left early ends the processes.
+
+        Args:
+            tasks: (what names the task to the caller, the argument); taken one by one, as workers become free.
+        """
+        waiting = iter(tasks)
+        try:
+            _fill(self._workers, waiting)
+            while any(worker.queue for worker in self._workers):
+                _wait_for_any(self._workers)
+                for worker in self._workers:
+                    for entry in worker.finished(self._failed):
+                        _fill([worker], waiting)  # before the result is dealt with: the worker goes on meanwhile
+                        yield entry
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        for worker in self._workers:
             worker.end()
+
+    def __enter__(self) -> TaskPool[Task, Result]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class _Worker(Generic[Key, Task, Result]):
@@ -132,7 +178,8 @@ class _Worker(Generic[Key, Task, Result]):
             yield key, failed(HUNG)
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, whatever it is doing, and forget its tasks."""
+        self.queue.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True, kill_workers=True)
             self._pool = None
@@ -143,7 +190,6 @@ class _Worker(Generic[Key, Task, Result]):
     def _begin_anew(self) -> None:
         """Another process for the tasks that were waiting behind the one that ended this one."""
         rest = [(key, task) for key, task, _ in self.queue]
-        self.queue.clear()
         self.end()
         for key, task in rest:
             self.give(key, task)

@@ -10,11 +10,9 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import Any
 
-import numpy as np
+from alphafuse.data.store import EmbeddingStore
 
-from alphafuse.data.store import Embeddings, EmbeddingStore
-
-from .embedding import Batch
+from .jobs import Batch, join_batches
 
 SHARD_BYTES = 64 * 2**20  # of embeddings; more than that is written at once
 Written = Callable[[Sequence[str]], object]
@@ -93,7 +91,7 @@ class ShardWriter:
                     if not batches:
                         due = time.monotonic() + self._flush_seconds
                     batches.append(batch)
-                    held_bytes += sum(rows.nbytes for rows in batch.rows.values())
+                    held_bytes += batch.nbytes
                 is_due = isinstance(batch, _Word) or time.monotonic() >= due or held_bytes >= SHARD_BYTES
                 if batches and is_due:
                     self._write(batches)
@@ -111,15 +109,6 @@ class ShardWriter:
             return None
 
     def _write(self, batches: Sequence[Batch]) -> None:
-        jobs = [job for batch in batches for job in batch.jobs]
-        modalities = [name for name in self._settings if any(name in job.modalities for job in jobs)]
-        rows = Embeddings(
-            clip_ids=tuple(job.clip.clip_id for job in jobs),
-            labels=tuple(job.clip.label for job in jobs),
-            groups=tuple(job.clip.group for job in jobs),
-            features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in modalities},
-            failures=tuple(failure for batch in batches for failure in batch.failures),
-            settings={name: self._settings[name] for name in modalities},
-        )
+        rows = join_batches(batches, self._settings)
         self._store.write(rows, provenance=self._provenance())
         self._written(rows.clip_ids)

@@ -21,7 +21,8 @@ from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, Setti
 from alphafuse.extract.backbones import Backbone
 from alphafuse.extract.decode import decode_clip, frame_indices
 from alphafuse.extract.embedder import Embedder
-from alphafuse.extract.inputs import AudioSpec, Job
+from alphafuse.extract.inputs import AudioSpec
+from alphafuse.extract.jobs import Job
 from alphafuse.extract.pipeline import Extractor, extract_embeddings
 from alphafuse.extract.rates import TEXT_BYTES, plan_extraction
 from alphafuse.extract.resample import resample

@@ -1,0 +1,269 @@
+"""What stage one does on the machines of a Ray cluster, block by block: `ray_engine` sends it there.
+
+    jobs -> decode_block (tasks) -> EmbedBlock (actors) -> commit_blocks (tasks) -> one shard
+
+A block is some clips that travel together. Whatever is done twice, because a machine was lost, gives the same clips in
+the same order: Ray asks for that when it makes lost objects again. No torch at the top: decode workers stay small.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alphafuse.data.claims import NAME as CLAIMS_NAME
+from alphafuse.data.store import EmbeddingStore
+from alphafuse.errors import DatasetError, StoreError
+
+from .decode import Decoded
+from .inputs import AudioSpec, FrameSpec, decode_inputs
+from .jobs import Batch, Done, Job, join_batches
+from .workers import TaskPool
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from .backbones import Backbone
+
+Row = dict[str, Any]  # of a Ray Dataset: {"number": of the block, "content": pickled}
+
+
+def pack_block(number: int, content: object) -> Row:
+    """A block as a row of a Ray Dataset."""
+    return {"number": number, "content": pickle.dumps(content, protocol=5)}
+
+
+def _content(row: Row) -> Any:
+    return pickle.loads(row["content"])
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How blocks are decoded.
+
+    Attributes:
+        run: names this extraction.
+        specs: modality -> what it is fed.
+        timeout_seconds: that a clip may take.
+        clip_bytes: memory that a clip may take.
+        clip_folder: that each machine must see; None where clips lie behind URLs.
+        counts: the actor that counts.
+    """
+
+    run: str
+    specs: Mapping[str, FrameSpec | AudioSpec]
+    timeout_seconds: float
+    clip_bytes: int
+    clip_folder: Path | None
+    counts: Any
+
+
+_pools: dict[str, TaskPool[Any, Decoded]] = {}  # run -> the process beside this one
+
+
+def decode_block(row: Row, decoding: Decoding) -> Row:
+    """A block of jobs -> (job, decoded) in the same order.
+
+    Clips are decoded in a process beside Ray's, which may crash, hang or want too much memory at a clip's cost only; it
+    stays for the next block, for Ray keeps its processes.
+    """
+    if decoding.clip_folder is not None and not decoding.clip_folder.is_dir():
+        raise DatasetError(
+            f"the clip folder {decoding.clip_folder} isn't there on {socket.gethostname()}: every machine of the "
+            "cluster must see it (a shared file system), or the root's clips must lie behind a URL"
+        )
+    jobs: Sequence[Job] = _content(row)
+    tasks = ((i, (job.path, job.modalities)) for i, job in enumerate(jobs))
+    decoded = dict(_pool(decoding).map(tasks))
+    _count(decoding.counts, decoded=len(jobs))
+    return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
+
+
+def _pool(decoding: Decoding) -> TaskPool[Any, Decoded]:
+    if decoding.run not in _pools:
+        for pool in _pools.values():  # of an extraction before this one
+            pool.close()
+        _pools.clear()
+        _pools[decoding.run] = TaskPool(
+            # resized beside the decoder, also for a GPU: that is a fifth of the bytes between the machines
+            partial(decode_inputs, specs=dict(decoding.specs), device_resizes=False),
+            failed=_undecoded,
+            workers=1,
+            timeout_seconds=decoding.timeout_seconds,
+            memory_bytes=decoding.clip_bytes,
+        )
+    return _pools[decoding.run]
+
+
+def _undecoded(reason: str) -> Decoded:
+    return Decoded(None, None, reason, reason)
+
+
+# ----------------------------------------------------------------------------------------------------------- embedding
+
+
+class EmbedBlock:
+    """The backbones in an actor, on one core or one device."""
+
+    def __init__(self, shipped: Sequence[Any], *, device: str, compile: bool, batch_size: int, counts: Any) -> None:
+        """Take the backbones out of Ray's object store.
+
+        Args:
+            shipped: one reference to what `ship_backbones` made; in a list, so that it arrives as a reference.
+            device: "cpu", or "cuda" for the device that Ray gave to this actor.
+            compile: see `Placement`.
+            batch_size: clips per forward pass.
+            counts: the actor that counts.
+        """
+        import ray
+        import torch
+
+        from .backbones import place
+
+        self._shipped = ray.get(shipped[0])  # held: the weights lie in it
+        if device == "cpu":
+            torch.set_num_threads(1)
+        backbones = unship_backbones(self._shipped)
+        self._backbones = {name: place(backbone, device, compile=compile) for name, backbone in backbones.items()}
+        self._batch_size, self._counts = batch_size, counts
+
+    def __call__(self, row: Row) -> Row:
+        """A decoded block -> its batches."""
+        from .embedding import embed_batch
+
+        decoded_jobs = _content(row)
+        starts = range(0, len(decoded_jobs), self._batch_size)
+        parts = (decoded_jobs[start : start + self._batch_size] for start in starts)
+        batches = [embed_batch(self._backbones, part) for part in parts]
+        _count(self._counts, embedded=len(decoded_jobs))
+        return pack_block(row["number"], batches)
+
+
+def ship_backbones(backbones: Mapping[str, Backbone]) -> tuple[bytes, list[np.ndarray]]:
+    """Backbones on the CPU, ready for Ray's object store: the weights apart, as arrays.
+
+    All actors of a machine share one copy of them, in the store's memory, and no machine needs the weights' files.
+    """
+    import numpy as np
+
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    _WeightsApart(stream, protocol=5, buffer_callback=buffers.append).dump(dict(backbones))
+    return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
+
+
+def unship_backbones(shipped: tuple[bytes, list[np.ndarray]]) -> dict[str, Backbone]:
+    """The backbones again, with weights where they lie: to be read only."""
+    pickled, arrays = shipped
+    backbones: dict[str, Backbone] = pickle.loads(pickled, buffers=arrays)
+    return backbones
+
+
+class _WeightsApart(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        import torch
+
+        if type(value) is torch.Tensor and value.numel():
+            flat = value.detach().contiguous().reshape(-1).view(torch.uint8)  # bfloat16 too, which NumPy lacks
+            return _tensor, (flat.numpy(), value.dtype, tuple(value.shape))
+        return NotImplemented
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing may be written into it, which nothing is
+        return torch.frombuffer(array, dtype=dtype).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------------- committing
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One shard that is to be written, by whichever attempt.
+
+    Attributes:
+        folder: of the store.
+        stamp_ns: the shard's place among the others.
+        settings: modality -> what decides its numbers.
+        provenance: what the shard records of its making.
+        is_claimed: the folder has a file of claims, so a machine that doesn't see it sees another folder.
+    """
+
+    folder: Path
+    stamp_ns: int
+    settings: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+    is_claimed: bool
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Blocks that are in a shard now: their numbers, and figures."""
+
+    numbers: tuple[int, ...]
+    done: Done
+
+
+_stores: dict[Path, EmbeddingStore] = {}  # each knows the shards that it has seen
+
+
+def commit_blocks(commit: Commit, *tables: Any) -> Committed:
+    """Embedded blocks -> one shard; another attempt at the same blocks finds it there and leaves it.
+
+    Raises:
+        StoreError: this machine doesn't see the store's folder.
+        SettingsMismatchError, AlphafuseError: as `EmbeddingStore.write`.
+    """
+    from alphafuse.data.store import shard_name
+
+    if commit.is_claimed and not (commit.folder / CLAIMS_NAME).exists():
+        raise StoreError(
+            f"{commit.folder} isn't the same folder on {socket.gethostname()}: every machine of the cluster must see "
+            "the store (a shared file system), or the root's stores must lie behind a URL"
+        )
+    rows = [row for table in tables for row in table.to_pylist()]
+    batches: list[Batch] = [batch for row in rows for batch in _content(row)]
+    embeddings = join_batches(batches, commit.settings)
+    store = _stores.setdefault(commit.folder, EmbeddingStore(commit.folder))
+    name = shard_name(commit.stamp_ns, embeddings.clip_ids)
+    store.write(embeddings, provenance=commit.provenance, name=name)
+    return Committed(tuple(row["number"] for row in rows), Done.of(batches))
+
+
+# ------------------------------------------------------------------------------------------------------------ counting
+
+
+class Counts:
+    """How far the stages are: an actor. Clips that are done twice, after a loss, are counted twice."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, **counts: int) -> None:
+        """So many more clips."""
+        for stage, clips in counts.items():
+            self._counts[stage] = self._counts.get(stage, 0) + clips
+
+    def read(self) -> dict[str, int]:
+        """Stage -> clips."""
+        return dict(self._counts)
+
+
+def _count(actor: Any, **counts: int) -> None:
+    """Tell the actor; it may be gone, and nobody waits."""
+    actor.add.remote(**counts)
