@@ -10,7 +10,7 @@ from loky import cpu_count
 
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
 
-from .inputs import Job
+from .jobs import Job
 from .pipeline import Extractor
 from .settings import ExtractSettings
 
