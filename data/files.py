@@ -161,10 +161,11 @@ def read_csv(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as UTF-8 csv, atomically."""
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_atomically(path, buffer.getvalue().encode())
+    """Write rows as UTF-8 csv, atomically and one by one: they may be more than memory holds."""
+    with open_atomically(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        text.detach()  # flushes, and leaves the file open
 
 
 def read_json(path: Path) -> dict[str, Any]:

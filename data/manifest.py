@@ -7,19 +7,24 @@ folder and may not leave it; `group` is the source video, the unit that must not
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar, overload
+
+import numpy as np
 
 from alphafuse.errors import DatasetError, EmptySplitError, unknown
 
+from .columns import AT_ONCE, Places, Texts, TextsBuilder
 from .files import MAX_TEXT, is_clean, iterate_csv, one_line, write_csv
 
 SPLITS = ("train", "val", "test")
+ROWS_AT_ONCE = 16_384  # of a csv: about 20 MB
 MAX_NAME_BYTES = 255  # of a file's name, on every common file system
+Item = TypeVar("Item")
 # absolute, on a drive, or with '..'; a backslash separates on Windows, and a manifest may go there
 _LEAVES = re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])|(?:^|[/\\])\.\.(?:[/\\]|$)")
 
@@ -81,7 +86,77 @@ class Clip:
 COLUMNS = tuple(field.name for field in fields(Clip))
 
 
-class Manifest(Sequence[Clip]):
+class Clips(Sequence[Clip]):
+    """An ordered, immutable sequence of clips that takes about 45 bytes per clip: `Clip`s are made when asked for.
+
+    Equal to a tuple of the same clips.
+
+    Attributes:
+        clip_ids, clip_labels, clip_splits, clip_groups: (clips,) texts.
+    """
+
+    def __init__(self, clips: Iterable[Clip] = ()) -> None:
+        made = clips if isinstance(clips, Clips) else _columns(map(_ROW, part) for part in _parts(clips))
+        self.clip_ids, self.clip_labels, self.clip_splits, self.clip_groups = (
+            made.clip_ids,
+            made.clip_labels,
+            made.clip_splits,
+            made.clip_groups,
+        )
+        self._files = made._files
+
+    @classmethod
+    def of_columns(cls, clip_ids: Texts, files: Texts, labels: Texts, splits: Texts, groups: Texts) -> Clips:
+        """Clips from columns that were checked; a file is its clip's path with NUL for the clip_id."""
+        clips = Clips.__new__(Clips)
+        clips.clip_ids, clips._files, clips.clip_labels, clips.clip_splits, clips.clip_groups = (
+            clip_ids,
+            files,
+            labels,
+            splits,
+            groups,
+        )
+        return clips
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Clips | tuple | list):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} clips)"
+
+    def __iter__(self) -> Iterator[Clip]:
+        for start in range(0, len(self), AT_ONCE):
+            columns = (column.strings(start, start + AT_ONCE) for column in self._columns)
+            yield from map(_made, *columns)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Clips: ...
+
+    def __getitem__(self, index: int | slice) -> Clip | Clips:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return _made(*(column[index] for column in self._columns))
+
+    def take(self, positions: np.ndarray) -> Clips:
+        """The clips at these positions (an integer array)."""
+        return self.of_columns(*(column.take(positions) for column in self._columns))
+
+    @property
+    def _columns(self) -> tuple[Texts, Texts, Texts, Texts, Texts]:
+        return self.clip_ids, self._files, self.clip_labels, self.clip_splits, self.clip_groups
+
+
+class Manifest(Clips):
     """An ordered, immutable list of clips with unique ids.
 
     Raises:
@@ -97,32 +172,24 @@ class Manifest(Sequence[Clip]):
     """
 
     def __init__(self, clips: Iterable[Clip]) -> None:
-        self._clips = tuple(clips)
-        if len({clip.clip_id for clip in self._clips}) < len(self._clips):
-            counts = Counter(clip.clip_id for clip in self._clips)
-            twice = next(clip_id for clip_id, count in counts.items() if count > 1)
-            raise DatasetError(f"clip_id '{one_line(twice, 80)}' occurs {counts[twice]} times: clip ids must be unique")
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def __iter__(self) -> Iterator[Clip]:
-        return iter(self._clips)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's int and slice overloads
-        return self._clips[index]
+        super().__init__(clips)
+        repeated = Places(self.clip_ids).repeated()
+        if repeated:
+            twice, count = repeated
+            raise DatasetError(f"clip_id '{one_line(twice, 80)}' occurs {count} times: clip ids must be unique")
+        self._split_of = self.clip_splits.indices_in(SPLITS).astype(np.uint8)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={len(self.of_split(name))}" for name in SPLITS)
         return f"Manifest({len(self)} clips: {sizes})"
 
-    def of_split(self, split: str) -> tuple[Clip, ...]:
+    def of_split(self, split: str) -> Clips:
         """Clips of one split in manifest order; `DatasetError` for a name that is no split."""
         if split not in SPLITS:
             raise DatasetError(unknown("split", split, SPLITS))
-        return tuple(clip for clip in self._clips if clip.split == split)
+        return self.take(np.flatnonzero(self._split_of == SPLITS.index(split)))
 
-    def require_split(self, split: str) -> tuple[Clip, ...]:
+    def require_split(self, split: str) -> Clips:
         """Like `of_split`, but an empty split is an `EmptySplitError`."""
         clips = self.of_split(split)
         if not clips:
@@ -136,11 +203,11 @@ class Manifest(Sequence[Clip]):
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels that occur, sorted."""
-        return tuple(sorted({clip.label for clip in self._clips}))
+        return self.clip_labels.distinct()
 
     def write(self, path: str | Path) -> None:
         """Write the csv atomically."""
-        write_csv(Path(path), chain([COLUMNS], map(attrgetter(*COLUMNS), self._clips)))
+        write_csv(Path(path), chain([COLUMNS], map(_ROW, self)))
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
@@ -153,19 +220,92 @@ class Manifest(Sequence[Clip]):
         rows = iterate_csv(path)
         if tuple(next(rows, (0, []))[1]) != COLUMNS:
             raise DatasetError(f"{one_line(path, 1000)} is not a manifest: its first line must be {','.join(COLUMNS)}")
-        return cls(_clips(path, rows))
+        return cls(_columns(_checked_rows(path, rows)))
 
 
-def _clips(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[Clip]:
-    """The clips of a csv's rows; labels, splits and groups that repeat are held once."""
-    held: dict[str, str] = {}
-    for line, row in rows:
-        if len(row) != len(COLUMNS):
-            raise DatasetError(
-                f"{one_line(path, 1000)} line {line} has {len(row)} columns instead of {len(COLUMNS)}: {one_line(row)}"
-            )
-        clip_id, file, *repeating = row
-        try:
-            yield Clip(clip_id, file, *(held.setdefault(value, value) for value in repeating))
-        except DatasetError as error:
-            raise DatasetError(f"{one_line(path, 1000)} line {line}: {error}") from None
+def as_clips(clips: Sequence[Clip]) -> Clips:
+    """Any sequence of clips as columns."""
+    return clips if isinstance(clips, Clips) else Clips(clips)
+
+
+_ROW = attrgetter(*COLUMNS)
+
+
+def _made(clip_id: str, file: str, label: str, split: str, group: str) -> Clip:
+    """A clip from values that were checked when they came in."""
+    clip, put = Clip.__new__(Clip), object.__setattr__
+    put(clip, "clip_id", clip_id)
+    put(clip, "path", file.replace("\0", clip_id))
+    put(clip, "label", label)
+    put(clip, "split", split)
+    put(clip, "group", group)
+    return clip
+
+
+def _columns(parts: Iterable[Iterable[Sequence[str]]]) -> Clips:
+    """Clips from parts of a table whose rows are (clip_id, path, label, split, group), checked."""
+    builders = [TextsBuilder() for _ in COLUMNS]
+    for part in parts:
+        columns = [list(column) for column in zip(*part, strict=True)]
+        if columns:
+            # files are mostly named by their clip: with NUL for its id a few names remain
+            columns[1] = [file.replace(clip_id, "\0") for clip_id, file in zip(*columns[:2], strict=True)]
+            for builder, column in zip(builders, columns, strict=True):
+                builder.add(column)
+    return Clips.of_columns(*(builder.build() for builder in builders))
+
+
+def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items, `ROWS_AT_ONCE` at a time."""
+    rest = iter(items)
+    while part := list(islice(rest, ROWS_AT_ONCE)):
+        yield part
+
+
+def _checked_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[list[str]]]:
+    """Rows of a csv in parts, each checked as `Clip` checks it; errors name the line."""
+    part: list[tuple[int, list[str]]] = []
+    try:
+        for line, row in rows:
+            part.append((line, row))
+            if len(part) == ROWS_AT_ONCE or len(row) != len(COLUMNS) or max(map(len, row)) > MAX_TEXT:
+                yield _checked(path, part)
+                part = []
+    except DatasetError:
+        _checked(path, part)  # a bad row before the one that can't be read comes first
+        raise
+    yield _checked(path, part)
+
+
+def _checked(path: Path, part: Sequence[tuple[int, list[str]]]) -> list[list[str]]:
+    rows = [row for _, row in part]
+    if not _are_plain(rows):
+        for line, row in part:
+            if len(row) != len(COLUMNS):
+                raise DatasetError(
+                    f"{one_line(path, 1000)} line {line} has {len(row)} columns instead of {len(COLUMNS)}: "
+                    f"{one_line(row)}"
+                )
+            try:
+                Clip(*row)
+            except DatasetError as error:
+                raise DatasetError(f"{one_line(path, 1000)} line {line}: {error}") from None
+    return rows
+
+
+def _are_plain(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether `Clip` would surely take all rows: a quick look at many at once, which may say no without need."""
+    if not rows or set(map(len, rows)) != {len(COLUMNS)}:
+        return not rows
+    clip_ids, paths, labels, splits, groups = zip(*rows, strict=True)
+    files = "/".join(("", *paths))
+    return (
+        set(splits) <= set(SPLITS)
+        and all(_are_clean(column) for column in (clip_ids, paths, labels, groups))
+        and max(map(len, paths)) <= MAX_NAME_BYTES // 4
+        and not any(sign in files for sign in ("//", "..", "\\", ":"))
+    )
+
+
+def _are_clean(texts: Sequence[str]) -> bool:
+    return all(texts) and max(map(len, texts)) <= MAX_TEXT and "".join(texts).isprintable()

@@ -28,7 +28,7 @@ import stat
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -51,6 +51,7 @@ SLICE_BYTES = 4 * 2**20
 GAP_BYTES = 32 * 2**10  # reading what lies between two rows takes no longer than another call of h5py
 ID_ROWS = 65_536  # strings read at a time: about 5 MB
 MAX_DIM = 2**16
+MOST_LAYOUTS = 65_536  # shards whose layout is remembered, at a few hundred bytes each
 MAX_JSON_BYTES = 60_000  # an attribute's limit is 64 KiB
 MAX_JSON_DEPTH = 16
 _COLUMNS = ("clip_id", "label", "group")
@@ -115,6 +116,7 @@ class Shard:
 
     Attributes:
         path: the file.
+        status: its own when it was opened.
         rows: clips.
         dims: modality -> dimension, for the modalities that it holds.
         settings: modality -> what decided its numbers; also of modalities that it has no embeddings of.
@@ -123,7 +125,7 @@ class Shard:
     def __init__(self, path: Path, file: h5py.File, status: os.stat_result) -> None:
         self.path = path
         self._file = file
-        self._status = status
+        self.status = status
         self._require_version()
         self._columns = {name: self._open_text(file, name) for name in _COLUMNS}
         self.rows = len(self._columns["clip_id"])
@@ -159,10 +161,9 @@ class Shard:
         """clip_ids in order, `ID_ROWS` at a time."""
         return self._read_text(self._columns["clip_id"])
 
-    def clips(self) -> Iterator[tuple[str, str, str]]:
-        """(clip_id, label, group) of each row."""
-        for part in zip(*(self._read_text(column) for column in self._columns.values()), strict=True):
-            yield from zip(*part, strict=True)
+    def columns(self) -> Iterator[tuple[list[str], ...]]:
+        """clip_ids, labels and groups in order, `ID_ROWS` at a time."""
+        yield from zip(*(self._read_text(column) for column in self._columns.values()), strict=True)
 
     def failures(self) -> list[Failure]:
         """The recorded failures; reasons as one line each."""
@@ -198,7 +199,7 @@ class Shard:
         datasets = {**self._columns, **self._features}
         datasets |= {f"failures/{name}": dataset for name, dataset in self._failures.items()}
         datasets |= {f"present/{name}": dataset for name, dataset in self._masks.items()}
-        for _ in self.clips():
+        for _ in self.columns():
             pass
         self.failures()
         self.provenance()
@@ -258,7 +259,7 @@ class Shard:
         stored, offset = opened.get_storage_size(), opened.get_offset()
         for length in shape:
             claimed *= length
-        if claimed != stored or (claimed and (offset is None or offset + claimed > self._status.st_size)):
+        if claimed != stored or (claimed and (offset is None or offset + claimed > self.status.st_size)):
             raise ValueError(f"/{name} claims {claimed} bytes, which the file doesn't hold")
         return h5py.Dataset(opened)
 
@@ -300,7 +301,7 @@ class Shard:
         if not isinstance(kind, h5py.h5t.TypeStringID):
             raise ValueError(f"{name} is no text")
         if kind.is_variable_str():
-            status = self._status
+            status = self.status
             _require_sound_heaps(self.path, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
     def _read_attribute(self, name: str) -> str:
@@ -351,7 +352,7 @@ class Shard:
                 count = min(ID_ROWS, len(dataset) - start)
                 references = np.frombuffer(file.read(count * _REFERENCE.itemsize), _REFERENCE)
                 total += int(references["length"].sum(dtype=np.int64))
-        if total > self._status.st_size:
+        if total > self.status.st_size:
             raise ValueError(f"{dataset.name} claims {total} bytes of text, which the file doesn't hold")
 
 
@@ -472,7 +473,7 @@ def _attribute_lengths(file: int) -> Iterator[int]:
 # values
 
 
-def read_slices(dataset: h5py.Dataset, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def read_slices(dataset: h5py.Dataset | RawRows, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Read rows of a dataset, given by ascending numbers, a bounded slice at a time: (part of `rows`, its values)."""
     row_bytes = max(1, dataset.dtype.itemsize * dataset.shape[1])
     most = max(1, SLICE_BYTES // row_bytes)
@@ -485,6 +486,65 @@ def read_slices(dataset: h5py.Dataset, rows: np.ndarray) -> Iterator[tuple[slice
             values = dataset[start : rows[last - 1] + 1]
             yield slice(first, last), values[rows[first:last] - start]
             first = last
+
+
+class RawRows:
+    """Rows of a dataset read straight from the shard's file, where they lie contiguous: (rows, dim), sliced like it."""
+
+    def __init__(self, file: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> None:
+        self._file, self._offset, self.dtype, self.shape = file, offset, dtype, shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        values = np.empty((rows.stop - rows.start, self.shape[1]), self.dtype)
+        room, place = memoryview(values).cast("B"), self._offset + rows.start * self.shape[1] * self.dtype.itemsize
+        while len(room):
+            count = os.preadv(self._file, [room], place)
+            if not count:
+                raise ValueError("it ends too early")
+            room, place = room[count:], place + count
+        return values
+
+
+_Version = tuple[int, ...]
+_layouts: dict[Path, tuple[_Version, dict[str, tuple[int, np.dtype[Any], tuple[int, int]]]]] = {}
+
+
+@contextlib.contextmanager
+def open_features(path: Path, dims: Mapping[str, int]) -> Iterator[Mapping[str, h5py.Dataset | RawRows]]:
+    """Modality -> its rows in a shard, to be sliced; errors as those of `open_shard`.
+
+    Opening and checking a shard takes a millisecond, which counts when a thousand of them are read again and again. So
+    what a check found is remembered, and holds as long as the file is the one that was checked.
+    """
+    known = _layouts.get(path)
+    if known is not None:
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise ShardGoneError(path) from None
+        except OSError as error:
+            raise damaged(path, error) from None
+        try:
+            version, places = known
+            if _version(os.fstat(file)) == version and all(places[name][2][1] == dims.get(name) for name in places):
+                yield {name: RawRows(file, *place) for name, place in places.items()}
+                return
+        except READ_ERRORS as error:
+            raise damaged(path, error) from error
+        finally:
+            os.close(file)
+    with open_shard(path) as shard:
+        features = {modality: shard.features(modality, dict(dims)) for modality in shard.dims}
+        if isinstance(path, PosixPath):
+            if len(_layouts) >= MOST_LAYOUTS:
+                _layouts.clear()
+            places = {name: (data.id.get_offset() or 0, data.dtype, data.shape) for name, data in features.items()}
+            _layouts[path] = _version(shard.status), places
+        yield features
+
+
+def _version(status: os.stat_result) -> _Version:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:

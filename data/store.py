@@ -28,8 +28,9 @@ import numpy as np
 
 from alphafuse.errors import SettingsMismatchError, StoreError, unknown
 
+from .columns import Places, Texts, TextsBuilder, row_int
 from .files import one_line, open_atomically, write_atomically
-from .manifest import SPLITS, Clip
+from .manifest import SPLITS, Clip, Clips, as_clips
 from .shard import (
     MODALITIES,
     Failure,
@@ -322,15 +323,15 @@ class EmbeddingStore:
                 features[modality] = np.full((len(clips), values.shape[1]), np.nan, np.float32)
             features[modality][positions] = values
 
-        clip_ids = tuple(clip.clip_id for clip in clips)
-        index, failures = self._scan(clip_ids, keep)
+        columns = as_clips(clips)
+        index, failures = self._scan(columns.clip_ids, keep)
         for modality, dim in index.dims.items():
             if modality not in features:
                 features[modality] = np.full((len(clips), dim), np.nan, np.float32)
         return Embeddings(
-            clip_ids=clip_ids,
-            labels=tuple(clip.label for clip in clips),
-            groups=tuple(clip.group for clip in clips),
+            clip_ids=tuple(columns.clip_ids),
+            labels=tuple(columns.clip_labels),
+            groups=tuple(columns.clip_groups),
             features={modality: features[modality] for modality in index.dims},
             failures=failures,
             settings=self.settings(),
@@ -343,12 +344,12 @@ class EmbeddingStore:
         Reads through the shards once, a few MB at a time, to see which rows are embeddings.
         """
         clips = self._stored_clips() if clips is None else clips
-        clip_ids = tuple(clip.clip_id for clip in clips)
-        index, failures = self._scan(clip_ids)
+        columns = as_clips(clips)
+        index, failures = self._scan(columns.clip_ids)
         return StoredEmbeddings(
-            clip_ids=clip_ids,
-            labels=tuple(clip.label for clip in clips),
-            groups=tuple(clip.group for clip in clips),
+            clip_ids=columns.clip_ids,
+            labels=columns.clip_labels,
+            groups=columns.clip_groups,
             failures=failures,
             settings=self.settings(),
             store=self,
@@ -358,10 +359,10 @@ class EmbeddingStore:
     @_reading
     def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
         """Where these clips' rows lie, and why some have none; errors as in `read`."""
-        return self._scan(clip_ids)
+        return self._scan(Texts(clip_ids))
 
     def _scan(
-        self, clip_ids: Sequence[str], keep: Callable[[str, np.ndarray, np.ndarray], None] | None = None
+        self, clip_ids: Texts, keep: Callable[[str, np.ndarray, np.ndarray], None] | None = None
     ) -> tuple[RowIndex, tuple[Failure, ...]]:
         """Go through all shards for the first embedding of each clip and modality, oldest shard first.
 
@@ -373,26 +374,28 @@ class EmbeddingStore:
             else:
                 mend = "name a store, such as ROOT/stores/train"
             raise StoreError(f"no embeddings in {self.folder}: {mend}")
-        position = {clip_id: i for i, clip_id in enumerate(clip_ids)}
-        if len(position) < len(clip_ids):
-            twice = next(clip_id for i, clip_id in enumerate(clip_ids) if position[clip_id] != i)
-            raise StoreError(f"clip_id '{twice}' is asked for twice: ask for each clip once")
+        places = Places(clip_ids)
+        if repeated := places.repeated():
+            raise StoreError(f"clip_id '{repeated[0]}' is asked for twice: ask for each clip once")
         shards, starts, dims = self.shards(), [0], dict[str, int]()
         rows: dict[str, np.ndarray] = {}
         failures: dict[tuple[str, int], Failure] = {}
         for path in shards:
             with open_shard(path) as shard:
-                targets = _positions(shard, position)
+                targets = _positions(shard, places)
+                kind = row_int(starts[-1] + len(targets))
+                rows = {modality: found.astype(kind, copy=False) for modality, found in rows.items()}
                 for modality in shard.dims:
                     dataset = shard.features(modality, dims)
                     if modality not in rows:
-                        rows[modality] = np.full(len(clip_ids), -1, np.int64)
+                        rows[modality] = np.full(len(clip_ids), -1, kind)
                     for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
                         if keep is not None:
                             keep(modality, positions, values)
-                for failure in shard.failures():
-                    if failure.clip_id in position:
-                        failures.setdefault((failure.modality, position[failure.clip_id]), failure)
+                failed = shard.failures()
+                for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
+                    if place >= 0:
+                        failures.setdefault((failure.modality, place), failure)
                 starts.append(starts[-1] + len(targets))
         index = RowIndex(
             shards=tuple(shards),
@@ -447,11 +450,11 @@ class EmbeddingStore:
         """Counts of what is stored, its settings and failures."""
         embeddings = self.open_rows()
         shards = embeddings.index.shards
-        position = {clip_id: i for i, clip_id in enumerate(embeddings.clip_ids)}
+        places = Places(embeddings.clip_ids)
         stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
         for path in shards:
             with open_shard(path) as shard:
-                targets = _positions(shard, position)
+                targets = _positions(shard, places)
                 for modality in shard.dims:
                     stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
         return StoreInfo(
@@ -552,14 +555,19 @@ class EmbeddingStore:
                 break
         return {**newest, "backbones": backbones} if backbones else newest
 
-    def _stored_clips(self) -> tuple[Clip, ...]:
+    def _stored_clips(self) -> Clips:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
-        clips: dict[str, Clip] = {}
+        columns = [TextsBuilder() for _ in range(3)]
         for path in self.shards():
             with open_shard(path) as shard:
-                for clip_id, label, group in shard.clips():
-                    clips.setdefault(clip_id, Clip(clip_id, "-", label, "train", group))  # the store knows no path
-        return tuple(clips.values())
+                for part in shard.columns():
+                    for column, texts in zip(columns, part, strict=True):
+                        column.add(texts)
+        clip_ids, labels, groups = (column.build() for column in columns)
+        same = np.zeros(len(clip_ids), np.uint8)  # the store knows no path and no split
+        clips = Clips.of_columns(clip_ids, Texts(("-",)).take(same), labels, Texts(("train",)).take(same), groups)
+        firsts = Places(clip_ids).firsts()
+        return clips if len(firsts) == len(clips) else clips.take(firsts)
 
 
 def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
@@ -590,9 +598,9 @@ def _states(shard: Shard) -> dict[str, int]:
     return states
 
 
-def _positions(shard: Shard, position: Mapping[str, int]) -> np.ndarray:
-    """(rows,) int64: where each row's clip stands in `position`, -1 where it doesn't."""
-    chunks = [np.array([position.get(i, -1) for i in clip_ids], np.int64) for clip_ids in shard.clip_ids()]
+def _positions(shard: Shard, places: Places) -> np.ndarray:
+    """(rows,) int64: where each row's clip stands in `places`, -1 where it doesn't."""
+    chunks = [places.find(clip_ids) for clip_ids in shard.clip_ids()]
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
 

@@ -1,12 +1,11 @@
 """Embeddings that stay on disk: how stage two sees a store that is larger than memory.
 
-`StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds its id, label and group (shared with the
-manifest) and where its rows lie (8 bytes per modality); rows are read when they are asked for, a few MB at a time, so
-that reading takes little more memory than what it returns. `EmbeddingSource` is what both have in common, and all that
-training and scoring use.
+`StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds where its rows lie (4 bytes per modality),
+and its id, label and group as `Texts`, whose bytes it shares with the manifest; rows are read when they are asked for,
+a few MB at a time, so that reading takes little more memory than what it returns. `EmbeddingSource` is what both have
+in common, and all that training and scoring use.
 
-Slices go through h5py. Measured on one core, rows of 768 float32 in the page cache: slices of 1 to 8 MB at 21 to
-25 GB/s, a memory map at 9 GB/s, a slice of one row in 7 microseconds. And mapped pages would count as the process's.
+Rows are read by `os.preadv`, not from a memory map, whose pages would count as the process's.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import numpy as np
 
 from alphafuse.errors import StoreError, unknown
 
-from .shard import Failure, ShardGoneError, open_shard, read_slices
+from .columns import AT_ONCE, Places, Texts, row_int
+from .shard import Failure, ShardGoneError, open_features, read_slices
 
 if TYPE_CHECKING:
     from .store import EmbeddingStore
@@ -72,7 +72,7 @@ class EmbeddingSource(Protocol):
         """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent."""
 
     def storage_order(self) -> np.ndarray:
-        """(clips,) int64: all positions, in an order in which `read_rows` is fastest, block after block."""
+        """(clips,) integers: all positions, in an order in which `read_rows` is fastest, block after block."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RowIndex:
         shards: files, oldest first.
         starts: (shards + 1,) int64: number of each shard's first row; last, the rows of all.
         dims: modality -> dimension.
-        rows: modality -> (clips,) int64 row number, -1 where the clip has no such embedding.
+        rows: modality -> (clips,) row number (int32, int64 from 2^31 rows on), -1 where the clip has no such embedding.
     """
 
     shards: tuple[Path, ...]
@@ -119,9 +119,9 @@ class StoredEmbeddings:
     (2, 96)
     """
 
-    clip_ids: tuple[str, ...]
-    labels: tuple[str, ...]
-    groups: tuple[str, ...]
+    clip_ids: Texts
+    labels: Texts
+    groups: Texts
     failures: tuple[Failure, ...]
     settings: Mapping[str, Mapping[str, Any]]
     store: EmbeddingStore
@@ -148,13 +148,14 @@ class StoredEmbeddings:
 
     def take(self, rows: np.ndarray) -> StoredEmbeddings:
         """The clips at these positions (an integer array) or under this mask (a boolean array)."""
+        if rows.dtype == bool and rows.all():
+            return self
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
-        chosen = positions.tolist()
-        clip_ids = tuple(self.clip_ids[i] for i in chosen)
+        clip_ids = self.clip_ids.take(positions)
         return StoredEmbeddings(
             clip_ids=clip_ids,
-            labels=tuple(self.labels[i] for i in chosen),
-            groups=tuple(self.groups[i] for i in chosen),
+            labels=self.labels.take(positions),
+            groups=self.groups.take(positions),
             failures=failures_of(self.failures, clip_ids),
             settings=self.settings,
             store=self.store,
@@ -178,25 +179,27 @@ class StoredEmbeddings:
         raise keeps_changing(self.store.folder)
 
     def storage_order(self) -> np.ndarray:
-        """(clips,) int64: all positions sorted by shard and row; clips without any embedding come last.
+        """(clips,) integers: all positions sorted by shard and row; clips without any embedding come last.
 
         It stays the same when the store is packed meanwhile, so that what is drawn from it does too.
         """
         if self._order is None:
-            nowhere = self.index.starts[-1]
-            place = np.full(len(self), nowhere)
+            place = np.full(len(self), -1, np.int64)
             for rows in self.index.rows.values():  # a clip's first modality decides
-                place = np.where((place == nowhere) & (rows >= 0), rows, place)
-            self._order = np.argsort(place, kind="stable")
+                np.copyto(place, rows, where=place < 0)
+            place[place < 0] = self.index.starts[-1]
+            self._order = np.argsort(place, kind="stable").astype(row_int(len(self)), copy=False)
             self._order.setflags(write=False)
         return self._order
 
     def _locate_again(self) -> None:
         """Find the rows in the shards of now; those that were absent stay so."""
-        distinct = {clip_id: position for position, clip_id in enumerate(dict.fromkeys(self.clip_ids))}
-        found, _ = self.store.locate(tuple(distinct))
+        distinct = self.clip_ids.take(Places(self.clip_ids).firsts())
+        found, _ = self.store.locate(distinct)
         settings = self.store.settings()
-        here = found.take(np.fromiter((distinct[clip_id] for clip_id in self.clip_ids), np.int64, len(self)))
+        places = Places(distinct)
+        chunks = range(0, len(self), AT_ONCE)
+        here = found.take(np.concatenate([places.find(self.clip_ids.strings(i, i + AT_ONCE)) for i in chunks]))
         rows = {}
         for modality, before in self.index.rows.items():
             now = here.rows.get(modality)
@@ -212,6 +215,8 @@ class StoredEmbeddings:
 
 def failures_of(failures: Sequence[Failure], clip_ids: Sequence[str]) -> tuple[Failure, ...]:
     """The failures of these clips."""
+    if not failures:
+        return ()
     failed = {failure.clip_id for failure in failures}
     kept = failed.intersection(clip_ids)
     return tuple(failure for failure in failures if failure.clip_id in kept)
@@ -235,12 +240,11 @@ def _read_rows(index: RowIndex, positions: np.ndarray) -> dict[str, np.ndarray]:
         shards.update((np.unique(np.searchsorted(index.starts, wanted[modality], side="right")) - 1).tolist())
     for number in sorted(shards):
         start, stop = index.starts[number : number + 2]
-        with open_shard(index.shards[number]) as shard:
+        with open_features(index.shards[number], index.dims) as features:
             for modality, rows in wanted.items():
                 first, last = np.searchsorted(rows, (start, stop))
                 if first < last:
                     targets = order[modality][first:last]
-                    dataset = shard.features(modality, dict(index.dims))
-                    for part, values in read_slices(dataset, rows[first:last] - start):
+                    for part, values in read_slices(features[modality], rows[first:last] - start):
                         result[modality][targets[part]] = values
     return result

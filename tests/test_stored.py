@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 import subprocess
@@ -180,7 +181,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counts.append(len(result))
         return result
 
+    straight = shard_module.RawRows.__getitem__
+
+    def counting_too(self: shard_module.RawRows, index: slice) -> object:
+        result = straight(self, index)
+        counts.append(len(result))
+        return result
+
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    monkeypatch.setattr(shard_module.RawRows, "__getitem__", counting_too)
     return counts
 
 
@@ -437,3 +446,40 @@ def test_splits_of_different_settings_are_refused_on_disk_too(tmp_path: Path) ->
     write(dataset.store("test"), names(4, "test"), settings=notebook)
     with pytest.raises(SettingsMismatchError, match="train and test were extracted with another timesformer protocol"):
         dataset.all_embeddings(max_bytes=0)
+
+
+def test_a_shard_is_checked_once_and_anew_when_its_file_changes(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store, names(4), dtype=np.float16)
+    opened = store.open_rows(clips(names(4)))
+    whole = opened.read_rows(np.arange(4))
+    checks: list[Path] = []
+    original = shard_module.open_shard
+    monkeypatch.setattr(shard_module, "open_shard", lambda path, **how: checks.append(path) or original(path, **how))
+    for _ in range(2):
+        assert_same(opened.read_rows(np.array([3, 1])), {m: x[[3, 1]] for m, x in whole.items()})
+    assert checks == []
+    os.utime(store.shards()[0], (1, 1))
+    assert_same(opened.read_rows(np.arange(4)), whole)
+    assert checks == store.shards()
+    cut(store.shards()[0])
+    with pytest.raises(StoreError, match="damaged"):
+        opened.read_rows(np.arange(4))
+
+
+def test_what_a_clip_takes_in_memory_stays_small(tmp_path: Path) -> None:
+    """Python strings and clips took 350 bytes, and rows of int64 another 16."""
+    count = 30_000
+    ids = [f"abcdefgh{i:05d}_{i % 300:06d}" for i in range(count)]
+    listed = [Clip(c, f"{c}.mp4", f"class {i % 309}", "train", c[:13]) for i, c in enumerate(ids)]
+    Manifest(listed).write(tmp_path / "manifest.csv")
+    manifest = Manifest.read(tmp_path / "manifest.csv")
+    held = (manifest.clip_ids, manifest.clip_labels, manifest.clip_splits, manifest.clip_groups)
+    assert sum(column.nbytes for column in held) < 60 * count
+    assert len(pickle.dumps(manifest)) < 60 * count
+    write(EmbeddingStore(tmp_path / "store"), ids)
+    opened = EmbeddingStore(tmp_path / "store").open_rows(manifest)
+    assert opened.clip_ids is manifest.clip_ids
+    assert sum(rows.nbytes for rows in opened.index.rows.values()) == 8 * count
+    assert opened.storage_order().nbytes == 4 * count
