@@ -90,7 +90,6 @@ def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_byte
     batch_size = settings.batch_size or (BATCH_ON_CUDA if on_gpus else 1)
     model_bytes = MODEL_BYTES + batch_size * forward_bytes
     clip_bytes = _clip_bytes(nodes, decoders / cpus, models / cpus, model_bytes)
-    block_clips = max(1, min(BLOCK_CLIPS, BLOCK_BYTES // decoded_bytes) // batch_size) * batch_size
     return Pools(
         device="cuda" if on_gpus else "cpu",
         decoders=decoders,
@@ -102,8 +101,13 @@ def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_byte
         decoder_bytes=DECODER_BYTES + clip_bytes,
         model_bytes=model_bytes,
         batch_size=batch_size,
-        block_clips=block_clips,
+        block_clips=clips_of_block(decoded_bytes, batch_size),
     )
+
+
+def clips_of_block(decoded_bytes: int, batch_size: int) -> int:
+    """Clips that travel together: whole batches, in `BLOCK_BYTES` where one fits into them."""
+    return max(1, min(BLOCK_CLIPS, BLOCK_BYTES // decoded_bytes) // batch_size) * batch_size
 
 
 def _clip_bytes(nodes: Sequence[Node], decoders_per_cpu: float, models_per_cpu: float, model_bytes: int) -> int:
