@@ -22,6 +22,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from .files import to_path
+from .remote import is_remote
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -40,13 +43,13 @@ class Claims:
     share its claims and keep them until they end as well; processes that are spawned don't.
 
     Attributes:
-        is_shared: False where locks can't be had (a read-only folder, a file system without them, Windows): then every
-            claim succeeds, and two extractions at once do clips twice. Rows stored twice are read once.
+        is_shared: False where locks can't be had (a URL, a read-only folder, a file system without them, Windows): then
+            every claim succeeds, and two extractions at once do clips twice. Rows stored twice are read once.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """Open, or make, the store's file of claims."""
-        self.path = Path(folder) / NAME
+        self.path = to_path(folder) / NAME
         self._held: dict[str, int] = {}  # clip_id -> its byte
         self._has_all = False
         self._lock = threading.Lock()
@@ -122,7 +125,7 @@ class Claims:
         """Open the file of now, and claim there what is held."""
         if self._file is not None:
             os.close(self._file)
-        self._file = _open_present(self.path) if fcntl is not None else None
+        self._file = _open_present(self.path) if fcntl is not None and not is_remote(self.path) else None
         if self._has_all:
             self._has_all = self._take(0, _PRESENCE)
         for place in self._held.values():

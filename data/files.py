@@ -38,6 +38,43 @@ def one_line(value: object, most: int = 300) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def to_path(place: str | Path) -> Path:
+    """A place as a path: text with "://" as a `upath.UPath`, which works like a `pathlib.Path`; all else as a `Path`.
+
+    A local path, or one that was made here before, stays as it is; so does what a `file://` URL names.
+
+    Raises:
+        AlphafuseError: a package that the URL needs isn't installed, or it names nothing that a file system could have.
+
+    >>> to_path("stores/train").as_posix(), to_path("file:///data/clips").as_posix()
+    ('stores/train', '/data/clips')
+    """
+    if not isinstance(place, str):
+        return place if hasattr(place, "fs") else Path(place)
+    if "://" not in place:
+        return Path(place)
+    shown = one_line(place, 1000)
+    if not is_clean(place):
+        raise AlphafuseError(f"'{shown}' has control characters or is longer than {MAX_TEXT} characters: rename it")
+    try:
+        from upath import UPath
+
+        made = UPath(place.rstrip("/"))
+        system = None if isinstance(made, Path) else made.fs
+    except ImportError as error:
+        raise AlphafuseError(
+            f"'{shown}' needs a package that isn't installed ({one_line(error)}): run `pip install "
+            "'alphafuse[remote]'`, and install the file system's own, such as s3fs for s3:// or gcsfs for gs://"
+        ) from None
+    except Exception as error:  # ValueError for an unknown scheme, and whatever a file system's class raises
+        raise AlphafuseError(f"'{shown}' can't be used: {one_line(error)}: see its address") from None
+    if system is None:
+        return Path(str(made.path))
+    if not made.path.strip("/"):
+        raise AlphafuseError(f"'{shown}' names no bucket or folder: see its address")
+    return made  # type: ignore[no-any-return]
+
+
 def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> None:
     """Write a file so that it appears whole or not at all, also when the machine stops.
 

@@ -35,9 +35,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import h5py
 import numpy as np
 
-from alphafuse.errors import StoreError, unknown
+from alphafuse.errors import AlphafuseError, StoreError, unknown
 
 from .files import MAX_TEXT, is_clean, one_line
+from .remote import ObjectCache, RangeFile, is_remote
 
 if TYPE_CHECKING:
     from .store import Embeddings
@@ -62,6 +63,7 @@ _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  #
 _HEAP_SIGNATURE = b"GCOL\x01"
 _HEAP_HEADER = _OBJECT_HEADER = 16  # bytes
 _LEAST_HEAP = 4096  # libhdf5 refuses a smaller one itself
+_CACHE = ObjectCache()  # of shards behind URLs
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,20 @@ class ShardGoneError(Exception):
     """A shard was listed and is gone: another process packed the store meanwhile."""
 
 
-def open_shard(path: Path) -> Shard:
+def open_shard(path: Path, *, size: int | None = None, head: bytes = b"", whole: bool = False) -> Shard:
     """Open a shard for reading, without file locks (it never changes), and check all of it but the values.
+
+    Args:
+        path: a file, or an object behind a URL; of objects only what is asked for is read, in ranges.
+        size, head: of an object: its bytes and its first block, where they are known.
+        whole: much of an object will be read: fetch all of it at once, or take it from this process's cache.
 
     Raises:
         ShardGoneError: no such file any more.
-        StoreError: not a regular file, not a shard, damaged, or one of another format version.
+        StoreError: not a regular file, not a shard, damaged, one of another format version, or out of reach.
     """
+    if is_remote(path):
+        return _open_object(path, size, head, whole)
     status = _require_file(path)
     try:
         file = h5py.File(path, "r", locking=False)
@@ -106,6 +115,45 @@ def open_shard(path: Path) -> Shard:
         raise
 
 
+def _open_object(path: Path, size: int | None, head: bytes, whole: bool) -> Shard:
+    try:
+        source: Any = _CACHE.open(path, size) if whole else None
+        source = source or RangeFile(path, size=size, head=head)
+    except FileNotFoundError:
+        raise ShardGoneError(path) from None
+    except AlphafuseError as error:
+        raise StoreError(str(error)) from None
+    try:
+        actual = source.seek(0, os.SEEK_END)
+        source.seek(0)
+        start = bytearray(len(_SUPERBLOCK) + 6)
+        source.readinto(start)
+        if not _begins_well(start) or (size is not None and actual != size):
+            raise ValueError("it doesn't begin as a shard does")
+        file = h5py.File(source, "r")
+        try:
+            return Shard(path, file, os.stat_result((0,) * 6 + (actual, 0, 0, 0)), source)
+        except BaseException:
+            file.close()
+            raise
+    except (*READ_ERRORS, AlphafuseError) as error:
+        source.close()
+        raise _said(path, source, error) from None
+    except BaseException:
+        source.close()
+        raise
+
+
+def _said(path: Path, source: Any, error: Exception) -> Exception:
+    """What to raise for an error of h5py's: it may hide that the object is gone or can't be reached."""
+    failure = getattr(source, "failure", None) or error
+    if isinstance(failure, FileNotFoundError):
+        return ShardGoneError(path)
+    if isinstance(failure, AlphafuseError):
+        return failure if isinstance(failure, StoreError) else StoreError(str(failure))
+    return damaged(path, failure)
+
+
 def damaged(path: Path, error: object) -> StoreError:
     """The error for a shard that can't be read."""
     return StoreError(f"shard {one_line(path, 1000)} is damaged ({one_line(error)}): remove it and run extract again")
@@ -116,15 +164,16 @@ class Shard:
 
     Attributes:
         path: the file.
-        status: its own when it was opened.
+        status: its own when it was opened; of an object only the size.
         rows: clips.
         dims: modality -> dimension, for the modalities that it holds.
         settings: modality -> what decided its numbers; also of modalities that it has no embeddings of.
     """
 
-    def __init__(self, path: Path, file: h5py.File, status: os.stat_result) -> None:
+    def __init__(self, path: Path, file: h5py.File, status: os.stat_result, source: Any = None) -> None:
         self.path = path
         self._file = file
+        self._source = source  # that an object is read from
         self.status = status
         self._require_version()
         self._columns = {name: self._open_text(file, name) for name in _COLUMNS}
@@ -152,6 +201,10 @@ class Shard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if self._source is not None:
+            self._source.close()
+        if isinstance(error, (*READ_ERRORS, AlphafuseError)) and getattr(self._source, "failure", None):
+            raise _said(self.path, self._source, error) from error
         if isinstance(error, READ_ERRORS):
             raise damaged(self.path, error) from error
 
@@ -301,6 +354,11 @@ class Shard:
         if not isinstance(kind, h5py.h5t.TypeStringID):
             raise ValueError(f"{name} is no text")
         if kind.is_variable_str():
+            if is_remote(self.path):
+                raise StoreError(
+                    f"shard {one_line(self.path, 1000)} is of an earlier kind, which is read from a local folder only: "
+                    "copy its store there, run `alphafuse store pack`, and copy it back"
+                )
             status = self.status
             _require_sound_heaps(self.path, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
@@ -378,9 +436,14 @@ def _require_file(path: Path) -> os.stat_result:
         raise ShardGoneError(path) from None
     except OSError as error:
         raise StoreError(f"shard {shown} can't be read ({error.strerror}): see its permissions and its disk") from None
-    if not start.startswith(_SUPERBLOCK) or start[13:15] != b"\x08\x08":  # sizes of addresses and of lengths
+    if not _begins_well(start):
         raise damaged(path, "it doesn't begin as a shard does")
     return status
+
+
+def _begins_well(start: bytes | bytearray) -> bool:
+    """Whether a file of which this is the beginning can be one of our shards."""
+    return start.startswith(_SUPERBLOCK) and start[13:15] == b"\x08\x08"  # sizes of addresses and of lengths
 
 
 def _require_members(group: h5py.Group, known: set[str]) -> None:
@@ -533,7 +596,7 @@ def open_features(path: Path, dims: Mapping[str, int]) -> Iterator[Mapping[str, 
             raise damaged(path, error) from error
         finally:
             os.close(file)
-    with open_shard(path) as shard:
+    with open_shard(path, whole=True) as shard:
         features = {modality: shard.features(modality, dict(dims)) for modality in shard.dims}
         if isinstance(path, PosixPath):
             if len(_layouts) >= MOST_LAYOUTS:
@@ -613,15 +676,12 @@ def write_shard(
         for column in _FAILURE_COLUMNS:
             values = [one_line(getattr(failure, column), MAX_TEXT) for failure in rows.failures]
             datasets[f"failures/{column}"] = _write_text(shard, f"failures/{column}", values)
-        datasets |= _write_features(shard, rows, half)
         shard.attrs["format_version"] = FORMAT_VERSION
-        for name, text in (
-            ("settings", settings),
-            ("provenance", made),
-            ("sha256", _content_sha256(settings, datasets)),
-        ):
+        for name, text in (("settings", settings), ("provenance", made), ("sha256", "-" * 64)):
             kind = h5py.string_dtype("utf-8", len(text.encode()))
             shard.attrs.create(name, np.array(text.encode(), kind), dtype=kind)
+        datasets |= _write_features(shard, rows, half)  # last: what is looked at over a network lies side by side
+        shard.attrs.modify("sha256", np.array(_content_sha256(settings, datasets).encode(), kind))
     except BaseException:
         with contextlib.suppress(*READ_ERRORS):  # libhdf5 can't close a file that it can't write
             shard.close()
@@ -671,8 +731,8 @@ def _write_features(
     features, masks = {}, {}
     for modality, dim in rows.dims.items():
         dtype = np.float16 if modality in half else np.float32
-        features[modality] = shard.create_dataset(modality, (len(rows), dim), dtype)
-        masks[modality] = np.zeros(len(rows), np.uint8)
+        features[modality] = shard.create_dataset(modality, (len(rows), dim), dtype)  # takes its room when it is filled
+        masks[modality] = shard.create_dataset(f"present/{modality}", data=np.zeros(len(rows), np.uint8))
     step = max(1, SLICE_BYTES // (4 * max(rows.dims.values(), default=1)))
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
@@ -680,9 +740,7 @@ def _write_features(
             values = values.astype(features[modality].dtype, copy=False)
             features[modality][start:stop] = values
             masks[modality][start:stop] = finite_rows(values)
-    for modality, mask in masks.items():
-        features[f"present/{modality}"] = shard.create_dataset(f"present/{modality}", data=mask)
-    return features
+    return features | {f"present/{modality}": mask for modality, mask in masks.items()}
 
 
 def _write_text(shard: h5py.File, name: str, values: Iterable[str]) -> h5py.Dataset:

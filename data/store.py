@@ -1,8 +1,9 @@
 """The embedding store: stage one writes it, stage two reads it, and nothing else passes between them.
 
-A store is a folder of HDF5 shards, append-only. A shard appears whole (written, fsynced, renamed) and is never
-modified again. So a kill costs at most what was not yet flushed, resuming is asking which clip_ids are there, writers
-work side by side, and readers are never blocked. `shard.py` says what is in one.
+A store is a folder of HDF5 shards, append-only, on a disk or behind a URL. A shard appears whole (written, fsynced and
+renamed, or sent to the object store in one request) and is never modified again. So a kill costs at most what was not
+yet flushed, resuming is asking which clip_ids are there, writers work side by side, and readers are never blocked.
+`shard.py` says what is in one.
 
 Rows are keyed by clip_id: modalities are joined by id, never by position. When two writers stored the same clip, the
 older shard's row counts.
@@ -17,20 +18,24 @@ import re
 import time
 import uuid
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from fnmatch import fnmatchcase
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import h5py
 import numpy as np
 
-from alphafuse.errors import SettingsMismatchError, StoreError, unknown
+from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError, unknown
 
 from .columns import Places, Texts, TextsBuilder, row_int
-from .files import one_line, open_atomically, write_atomically
+from .files import one_line, open_atomically, to_path, write_atomically
 from .manifest import SPLITS, Clip, Clips, as_clips
+from .remote import BLOCK_BYTES, HEADS_AT_ONCE, heads, is_remote, list_objects, remove, upload, write_object
+from .scratch import scratch_folder
 from .shard import (
     MODALITIES,
     Failure,
@@ -46,6 +51,7 @@ from .shard import (
 from .stored import READ_TRIES, RowIndex, StoredEmbeddings, failures_of, keeps_changing
 
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
+KEPT_HEADS = 256  # first blocks of objects, 64 KiB each
 ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 Result = TypeVar("Result")
 _SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
@@ -171,7 +177,7 @@ class StoreInfo:
 
 
 class EmbeddingStore:
-    """A folder of shards. Creating the object reads and writes nothing.
+    """A folder of shards, local or a URL's (s3://, gs://, hf://, ...). Creating the object reads and writes nothing.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, EmbeddingStore
@@ -194,15 +200,21 @@ class EmbeddingStore:
     'own.npz'
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, root: Path | None = None) -> None:
+        """`root`: the dataset root whose split is stored here, for messages; not needed for ROOT/stores/SPLIT."""
+        self.folder = to_path(folder)
+        self.root = root
+        if root is None and self.folder.parent.name == "stores" and not is_remote(self.folder):
+            self.root = self.folder.parent.parent
+        self._sizes: dict[str, int] = {}  # of objects, as they were listed
+        self._heads: OrderedDict[str, bytes] = OrderedDict()  # their first blocks, of some
         self._agreed: dict[str, dict[str, Any]] = {}  # settings of the shards looked at; shards never change
         self._looked_at: set[str] = set()
         self._states: dict[str, int] = {}  # clip_id -> bits of _EMBEDDED and _FAILED: 120 MB for a million clips
         self._states_of: set[str] = set()  # the shards that these are of
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}  # another process looks for itself
+        return {"folder": self.folder, "root": self.root}  # another process looks for itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -231,12 +243,23 @@ class EmbeddingStore:
         if name is not None:
             if not _SHARD_NAME.fullmatch(name):
                 raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
-            if os.path.lexists(self.folder / name):
+            if self._has(name):
                 return self.folder / name
         self.require_settings(rows.settings)
         path = self._new_shard() if name is None else self.folder / name
-        write_atomically(path, shard_bytes(rows, dict(provenance or {})), replace=name is None)
+        content = shard_bytes(rows, dict(provenance or {}))
+        if is_remote(path):
+            write_object(path, content, replace=name is None)
+            if name is None:
+                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the settings would fetch
+        else:
+            write_atomically(path, content, replace=name is None)
         return path
+
+    def _has(self, name: str) -> bool:
+        """Whether a shard of this name is there now."""
+        path = self.folder / name
+        return path in self.shards() if is_remote(path) else os.path.lexists(path)
 
     def require_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `SettingsMismatchError`, naming the difference, unless these settings fit what is stored."""
@@ -256,6 +279,8 @@ class EmbeddingStore:
         return self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
 
     def _remove_leftovers(self) -> None:
+        if is_remote(self.folder):
+            return  # an object is there when all of it is
         for partial in self.folder.glob(".shard-*.partial"):
             try:
                 if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
@@ -266,8 +291,45 @@ class EmbeddingStore:
     # reading
 
     def shards(self) -> list[Path]:
-        """Shard files, oldest first; empty when the store does not exist."""
-        return sorted(self.folder.glob("shard-*.h5"))
+        """Shard files, oldest first; empty when the store does not exist. Behind a URL this is one listing.
+
+        Raises:
+            StoreError: the URL's bucket doesn't exist, or can't be reached.
+        """
+        if not is_remote(self.folder):
+            return sorted(self.folder.glob("shard-*.h5"))
+        try:
+            listed = list_objects(self.folder)
+        except AlphafuseError as error:
+            raise StoreError(str(error)) from None
+        self._sizes = {name: size for name, size in listed.items() if fnmatchcase(name, "shard-*.h5")}
+        return [self.folder / name for name in sorted(self._sizes)]
+
+    def size_bytes(self) -> int:
+        """What all shards take; 0 when the store does not exist."""
+        shards = self.shards()
+        return sum(self._sizes[path.name] if is_remote(path) else path.stat().st_size for path in shards)
+
+    def _open(self, path: Path, *, whole: bool = False) -> Shard:
+        """Open a listed shard; `whole` as in `open_shard`."""
+        if not is_remote(path):
+            return open_shard(path)
+        head = self._heads.get(path.name, b"")
+        return open_shard(path, size=self._sizes.get(path.name), head=head, whole=whole)
+
+    def _looking(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
+        for some in _batches(paths, HEADS_AT_ONCE):
+            wanted = {
+                path: self._sizes[path.name]
+                for path in some
+                if path.name not in self._heads and path.name in self._sizes
+            }
+            if is_remote(self.folder):
+                self._heads |= {path.name: head for path, head in heads(wanted).items()}
+            yield from some
+            while len(self._heads) > KEPT_HEADS:
+                self._heads.popitem(last=False)
 
     @_reading
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -279,10 +341,8 @@ class EmbeddingStore:
         shards = self.shards()
         if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
             self._agreed, self._looked_at = {}, set()
-        for path in shards:
-            if path.name in self._looked_at:
-                continue
-            with open_shard(path) as shard:
+        for path in self._looking(path for path in shards if path.name not in self._looked_at):
+            with self._open(path) as shard:
                 for modality, settings in shard.settings.items():
                     difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
                     if difference:
@@ -300,7 +360,7 @@ class EmbeddingStore:
         for path in self.shards():
             if len(dims) == len(settings):
                 break
-            with open_shard(path) as shard:
+            with self._open(path) as shard:
                 for modality in shard.dims:
                     shard.features(modality, dims)
         return {modality: dims[modality] for modality in MODALITIES if modality in dims}
@@ -369,8 +429,8 @@ class EmbeddingStore:
         `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
         """
         if not self.settings():
-            if self.folder.name in SPLITS and self.folder.parent.name == "stores":
-                mend = f"run `alphafuse extract --split {self.folder.name} --root {self.folder.parent.parent}` first"
+            if self.folder.name in SPLITS and self.root is not None:
+                mend = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
             else:
                 mend = "name a store, such as ROOT/stores/train"
             raise StoreError(f"no embeddings in {self.folder}: {mend}")
@@ -381,7 +441,7 @@ class EmbeddingStore:
         rows: dict[str, np.ndarray] = {}
         failures: dict[tuple[str, int], Failure] = {}
         for path in shards:
-            with open_shard(path) as shard:
+            with self._open(path, whole=True) as shard:
                 targets = _positions(shard, places)
                 kind = row_int(starts[-1] + len(targets))
                 rows = {modality: found.astype(kind, copy=False) for modality, found in rows.items()}
@@ -429,13 +489,12 @@ class EmbeddingStore:
         shards = self.shards()
         if not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
             self._states, self._states_of = {}, set()
-        for path in shards:
-            if path.name not in self._states_of:
-                with open_shard(path) as shard:
-                    found = _states(shard)
-                for clip_id, bits in found.items():
-                    self._states[clip_id] = self._states.get(clip_id, 0) | bits
-                self._states_of.add(path.name)
+        for path in self._looking(path for path in shards if path.name not in self._states_of):
+            with self._open(path) as shard:
+                found = _states(shard)
+            for clip_id, bits in found.items():
+                self._states[clip_id] = self._states.get(clip_id, 0) | bits
+            self._states_of.add(path.name)
         states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
         ends = {modality: _EMBEDDED[modality] | (0 if retry_failed else _FAILED[modality]) for modality in modalities}
         return {modality: {i for i, state in states.items() if state & end} for modality, end in ends.items()}
@@ -453,7 +512,7 @@ class EmbeddingStore:
         places = Places(embeddings.clip_ids)
         stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
         for path in shards:
-            with open_shard(path) as shard:
+            with self._open(path) as shard:
                 targets = _positions(shard, places)
                 for modality in shard.dims:
                     stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
@@ -462,7 +521,7 @@ class EmbeddingStore:
             shards=len(shards),
             clips=len(embeddings),
             duplicates=int(np.maximum(np.max([*stored.values()], axis=0) - 1, 0).sum()) if stored else 0,
-            bytes=sum(path.stat().st_size for path in shards),
+            bytes=self.size_bytes(),
             rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
             dims=embeddings.dims,
             failures=embeddings.failures,
@@ -475,7 +534,7 @@ class EmbeddingStore:
         problems = []
         for path in self.shards():
             try:
-                with open_shard(path) as shard:
+                with self._open(path) as shard:
                     found = shard.problems()
                 problems += [f"{one_line(path, 1000)}: {problem}: remove it and extract again" for problem in found]
             except ShardGoneError:
@@ -493,7 +552,7 @@ class EmbeddingStore:
 
         A kill in between leaves the new shard and some old ones: the same rows, read once. Writers may go on
         meanwhile: only shards that were merged are removed. Features go through memory a few MB at a time; the disk
-        must have room for them twice.
+        must have room for them twice (of a store behind a URL, the local one for all of them).
 
         Raises:
             StoreError: the store is empty or damaged.
@@ -502,10 +561,20 @@ class EmbeddingStore:
         old = self.shards()  # before anything is read: what comes later is not removed
         rows, provenance = self.open_rows(), self.provenance()
         path = self._new_shard()
-        with open_atomically(path) as file:
-            write_shard(file, rows, provenance, room=features_bytes(rows))
+        local = scratch_folder() / path.name if is_remote(path) else path
+        try:
+            with open_atomically(local) as file:
+                write_shard(file, rows, provenance, room=features_bytes(rows))
+            if local is not path:
+                upload(path, local)
+        finally:
+            if local is not path:
+                local.unlink(missing_ok=True)
         for shard in old:
-            shard.unlink(missing_ok=True)
+            if is_remote(shard):
+                remove(shard)
+            else:
+                shard.unlink(missing_ok=True)
         return path
 
     def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
@@ -518,7 +587,9 @@ class EmbeddingStore:
             StoreError: an unknown format, or a store that is empty or damaged.
             AlphafuseError: the file can't be written; nothing is left behind.
         """
-        path = Path(path)
+        if is_remote(to_path(path)):
+            raise StoreError(f"{one_line(path, 1000)} is a URL: export to a local file, and copy it there")
+        path = to_path(path)
         chosen = format or path.suffix.lstrip(".")
         if chosen not in ("npz", "parquet"):
             raise StoreError(unknown("export format", chosen, ("npz", "parquet")))
@@ -547,7 +618,7 @@ class EmbeddingStore:
         backbones: dict[str, Any] = {}
         wanted = set(self.settings())
         for path in reversed(self.shards()):
-            with open_shard(path) as shard:
+            with self._open(path) as shard:
                 provenance = shard.provenance()
             newest = newest or provenance
             backbones = {**provenance.get("backbones", {}), **backbones}
@@ -559,7 +630,7 @@ class EmbeddingStore:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
         columns = [TextsBuilder() for _ in range(3)]
         for path in self.shards():
-            with open_shard(path) as shard:
+            with self._open(path) as shard:
                 for part in shard.columns():
                     for column, texts in zip(columns, part, strict=True):
                         column.add(texts)
@@ -621,6 +692,12 @@ def _first_embeddings(
         rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
         found[targets[rows]] = first_row + rows
         yield targets[rows], values
+
+
+def _batches(paths: Iterable[Path], size: int) -> Iterator[tuple[Path, ...]]:
+    waiting = iter(paths)
+    while some := tuple(islice(waiting, size)):
+        yield some
 
 
 def _blocks(rows: StoredEmbeddings) -> Iterator[np.ndarray]:

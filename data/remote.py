@@ -1,0 +1,348 @@
+"""Objects behind URLs (s3://, gs://, hf://, memory://, ...): listed, read in ranges, fetched and written whole.
+
+A path of that kind is a `upath.UPath`, made by `files.to_path`; every other path is a `pathlib.Path`. File systems are
+fsspec's, which retry by themselves and take credentials from where their own tools do. Their errors are of many
+classes; here each becomes an `AlphafuseError` of one line, but for `FileNotFoundError`, which callers deal with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from alphafuse.errors import AlphafuseError
+
+from .files import one_line
+from .scratch import scratch_folder
+
+BLOCK_BYTES = 64 * 2**10  # of a shard of 600 clips it holds all but the features
+KEPT_BLOCKS = 64
+HEADS_AT_ONCE = 32  # requests under way together
+WHOLE_BYTES = 2**30  # an object up to this size is fetched whole where much of it is read
+_WITH_BUCKETS = ("s3", "s3a", "gs", "gcs")
+CACHE_BYTES = 4 * 2**30  # of fetched objects that are kept, on the disk that TMPDIR names
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is a URL's."""
+    return not isinstance(path, Path)
+
+
+@contextlib.contextmanager
+def reaching(path: Path, verb: str = "reach", kind: type[AlphafuseError] = AlphafuseError) -> Iterator[None]:
+    """Turn whatever a file system raises into one line; `FileNotFoundError` passes."""
+    try:
+        yield
+    except (AlphafuseError, FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # OSError, botocore's, aiohttp's, google's, huggingface_hub's
+        raise kind(
+            f"can't {verb} {one_line(path, 1000)}: {said_by(error)}: see the address and your credentials for it, then "
+            "run the same command again"
+        ) from error
+
+
+def said_by(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return one_line(text).rstrip(". ") or type(error).__name__
+
+
+def _filesystem(path: Path) -> tuple[Any, str]:
+    """The file system of a URL, and the object's name there."""
+    return path.fs, path.path.rstrip("/")  # type: ignore[attr-defined]
+
+
+def list_objects(folder: Path, *, recursive: bool = False) -> dict[str, int]:
+    """name relative to `folder` -> bytes, of the objects in it; {} where there is no such folder.
+
+    One listing (S3: a request per 1000 objects), never from a cache.
+
+    Raises:
+        AlphafuseError: the bucket doesn't exist, or can't be reached.
+    """
+    with reaching(folder, "list"):
+        system, name = _filesystem(folder)
+        system.invalidate_cache(name)
+        try:
+            found = system.find(name, detail=True).values() if recursive else system.ls(name, detail=True)
+        except FileNotFoundError:
+            _require_bucket(folder)
+            return {}
+    below = f"{name}/"
+    return {
+        entry["name"][len(below) :]: entry["size"] or 0
+        for entry in found
+        if entry["type"] == "file" and entry["name"].startswith(below) and _is_plain(entry["name"][len(below) :])
+    }
+
+
+def _require_bucket(folder: Path) -> None:
+    """Raise `AlphafuseError` where a folder isn't there because its bucket isn't."""
+    system, name = _filesystem(folder)
+    if folder.protocol in _WITH_BUCKETS:  # type: ignore[attr-defined]
+        with contextlib.suppress(PermissionError):  # to look at the bucket itself
+            bucket = name.partition("/")[0]
+            if not system.exists(bucket):
+                raise AlphafuseError(
+                    f"there is no bucket '{bucket}' for {one_line(folder, 1000)}: make it, or see its name"
+                )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a key is one that a path can name: no empty parts, no `..`."""
+    return bool(name) and str(PurePosixPath(name)) == name and ".." not in name.split("/")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such an object, asked anew."""
+    with reaching(path):
+        system, name = _filesystem(path)
+        system.invalidate_cache(name.rpartition("/")[0])
+        return bool(system.exists(name))
+
+
+def write_object(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write an object in one request: it appears whole or not at all.
+
+    Without `replace`, one that is there stays as it is, also when both are written at the same moment, where the
+    file system has conditional requests (S3, Google's, memory); elsewhere the last one counts.
+
+    Raises:
+        AlphafuseError: it can't be written.
+    """
+    with _writing(path):
+        system, name = _filesystem(path)
+        if replace:
+            system.pipe_file(name, content)
+            return
+        try:
+            system.pipe_file(name, content, mode="create")
+        except FileExistsError:
+            return
+        except Exception:  # no conditional requests there, or another attempt is being written
+            if not exists(path):
+                system.pipe_file(name, content)
+
+
+def upload(path: Path, file: Path) -> None:
+    """Write a local file's content as an object, which appears when all of it is there."""
+    with _writing(path):
+        system, name = _filesystem(path)
+        system.put_file(str(file), name)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        with reaching(path, "write"):
+            yield
+    except FileNotFoundError as error:
+        raise AlphafuseError(
+            f"can't write {one_line(path, 1000)}: {said_by(error)}: make the bucket, or see its name"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove an object, if it is there."""
+    with reaching(path, "remove"), contextlib.suppress(FileNotFoundError):
+        system, name = _filesystem(path)
+        system.rm_file(name)
+
+
+# reading
+
+
+class RangeFile(io.RawIOBase):
+    """An object read in ranges, as a file that h5py can open.
+
+    Small reads go through blocks of 64 KiB, of which 64 are kept; larger ones are requests of their own.
+
+    Attributes:
+        size: bytes.
+        failure: what went wrong with the last request, for h5py hides what a file raises.
+    """
+
+    def __init__(self, path: Path, *, size: int | None = None, head: bytes = b"") -> None:
+        """`size` and `head`, the first block, where they are known; `FileNotFoundError` where nothing is there."""
+        self.path = path
+        self.failure: Exception | None = None
+        with reaching(path, "read"):
+            self._system, self._name = _filesystem(path)
+            self.size: int = self._system.info(self._name)["size"] if size is None else size
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        if len(head) == min(BLOCK_BYTES, self.size):
+            self._blocks[0] = head
+        self._place = 0
+
+    def readable(self) -> bool:  # noqa: D102
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def tell(self) -> int:  # noqa: D102
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; less only at the end."""
+        start, stop = self._place, min(self._place + len(buffer), self.size)
+        if stop <= start:
+            return 0
+        try:
+            content = self._fetch(start, stop) if stop - start > BLOCK_BYTES else self._from_blocks(start, stop)
+        except Exception as error:
+            self.failure = error
+            raise
+        buffer[: len(content)] = content
+        self._place = stop
+        return len(content)
+
+    def _from_blocks(self, start: int, stop: int) -> bytes:
+        first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
+        missing = [number for number in range(first, last + 1) if number not in self._blocks]
+        if missing:
+            begin, end = missing[0] * BLOCK_BYTES, min((missing[-1] + 1) * BLOCK_BYTES, self.size)
+            content = self._fetch(begin, end)
+            for number in range(missing[0], missing[-1] + 1):
+                self._blocks[number] = content[number * BLOCK_BYTES - begin :][:BLOCK_BYTES]
+        for number in range(first, last + 1):
+            self._blocks.move_to_end(number)
+        content = b"".join(self._blocks[number] for number in range(first, last + 1))
+        while len(self._blocks) > KEPT_BLOCKS:
+            self._blocks.popitem(last=False)
+        return content[start - first * BLOCK_BYTES : stop - first * BLOCK_BYTES]
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        with reaching(self.path, "read"):
+            content: bytes = self._system.cat_file(self._name, start=start, end=stop)
+        if len(content) != stop - start:
+            raise ValueError(f"it is shorter than its {self.size} bytes")
+        return content
+
+
+def heads(sizes: Mapping[Path, int]) -> dict[Path, bytes]:
+    """The first blocks of objects of these sizes, fetched side by side; those that can't be had are left out."""
+    paths = list(sizes)
+    if not paths:
+        return {}
+    with reaching(paths[0], "read"):
+        system, _ = _filesystem(paths[0])
+        names = [_filesystem(path)[1] for path in paths]
+        ends = [min(BLOCK_BYTES, size) for size in sizes.values()]
+        found = system.cat_ranges(names, [0] * len(names), ends, on_error="return")
+    return {path: head for path, head in zip(paths, found, strict=True) if isinstance(head, bytes)}
+
+
+class ObjectCache:
+    """Objects that never change, kept as local files of this process: those used last, up to a number of bytes."""
+
+    def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
+        """Fetch nothing yet."""
+        self.most_bytes = most_bytes
+        self._files: OrderedDict[tuple[str, int], tuple[Path, int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def open(self, path: Path, size: int | None = None) -> BinaryIO | None:
+        """The object as a local file, fetched if need be; None when it is too large, or the disk has no room for it.
+
+        Raises:
+            FileNotFoundError: no such object.
+            AlphafuseError: it can't be reached.
+        """
+        with self._lock:
+            if self._process != os.getpid():  # forked: the files are the parent's
+                self._files.clear()
+                self._process = os.getpid()
+            system, name = _filesystem(path)
+            if size is None:
+                with reaching(path, "read"):
+                    size = int(system.info(name)["size"])
+            if size > min(WHOLE_BYTES, self.most_bytes):
+                return None
+            key = (str(path), size)
+            if key in self._files:
+                self._files.move_to_end(key)
+                with contextlib.suppress(FileNotFoundError):  # a temporary folder that somebody cleared
+                    return self._files[key][0].open("rb", buffering=0)
+            self._drop(self.most_bytes - size)
+            local = _fetch_whole(path, suffix=".h5")
+            if local is None:
+                return None
+            file = local.open("rb", buffering=0)
+            self._files[key] = (local, os.fstat(file.fileno()).st_size)
+            return file
+
+    def _drop(self, most_bytes: int) -> None:
+        while self._files and sum(size for _, size in self._files.values()) > most_bytes:
+            _, (file, _) = self._files.popitem(last=False)
+            file.unlink(missing_ok=True)
+
+
+def _fetch_whole(path: Path, suffix: str) -> Path | None:
+    """An object as a new local file; None where the disk has no room."""
+    try:
+        local = scratch_folder() / f"{uuid.uuid4().hex}{suffix}"
+    except OSError:
+        return None
+    try:
+        with reaching(path, "read"):
+            system, name = _filesystem(path)
+            try:
+                system.get_file(name, str(local))
+            except OSError as error:
+                if not _is_local(error, local):
+                    raise
+                local.unlink(missing_ok=True)
+                return None
+    except BaseException:
+        local.unlink(missing_ok=True)
+        raise
+    return local
+
+
+def _is_local(error: OSError, local: Path) -> bool:
+    """Whether writing failed here, not reading there."""
+    import errno
+
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) or error.filename == str(local)
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A file itself, or a temporary copy of an object, with its suffix, which goes when the block ends.
+
+    Raises:
+        FileNotFoundError: no such object.
+        AlphafuseError: it can't be fetched.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    copy = _fetch_whole(path, path.suffix)
+    if copy is None:
+        raise AlphafuseError(f"can't fetch {one_line(path, 1000)}: no room in the temporary folder (TMPDIR)")
+    try:
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def require_remote_ready(paths: Sequence[Path]) -> None:
+    """Load what these URLs need, so that it isn't loaded later."""
+    for path in paths:
+        if is_remote(path):
+            _filesystem(path)
