@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,13 @@ from alphafuse.errors import ClusterError, unknown
 from .files import one_line
 
 ENGINES = ("local", "ray")
+# Ray reads these when it is imported. It would print what it thinks of lost nodes into our output, json included; its
+# log files have all of it
+_QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+}
 
 
 def require_engine(engine: str) -> None:
@@ -26,8 +34,8 @@ def require_engine(engine: str) -> None:
 
 def import_ray() -> Any:
     """The ray module; `ClusterError` where it isn't installed."""
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # alphafuse shows its own
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ has to say goes to its log files only
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -45,7 +53,7 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
     Where this process is connected already, that connection is used and left open.
 
     Args:
-        address: of a cluster: "auto", "HOST:6379" or "ray://HOST:10001"; None = the one that the variable RAY_ADDRESS
+        address: of a cluster: "auto" or "HOST:6379"; None = the one that the variable RAY_ADDRESS
             names, else Ray is started on this machine and stopped at the end.
         memory_bytes: that a Ray started here may give to its tasks and objects; 0 = what Ray takes by itself.
 
@@ -57,7 +65,8 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
         yield ray
         return
     try:
-        ray.init(address=address, **_start_options(ray, address, memory_bytes))
+        with _without_stderr():
+            ray.init(address=address, **_start_options(address, memory_bytes))
     except Exception as error:  # Ray's own classes, OSError, RuntimeError, grpc's
         where = f"no Ray cluster at '{address}'" if address else "Ray can't be started here"
         mend = "start one with `ray start --head`, or leave out --address" if address else "try `ray start --head`"
@@ -68,9 +77,24 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
         ray.shutdown()
 
 
-def _start_options(ray: Any, address: str | None, memory_bytes: int) -> dict[str, Any]:
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's C++ writes there while it starts, whatever it is told; what goes wrong is raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _start_options(address: str | None, memory_bytes: int) -> dict[str, Any]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None and not os.environ.get("RAY_ADDRESS"):
+    if address == "local" or (address is None and not os.environ.get("RAY_ADDRESS")):
         options["include_dashboard"] = False
         if memory_bytes:
             options["object_store_memory"] = max(memory_bytes // 4, 100 * 2**20)

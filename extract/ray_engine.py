@@ -111,7 +111,10 @@ class RayExtractor(Extractor):
 
         Also when it is interrupted, what was embedded until then is committed.
         """
-        counts = self._ray.remote(num_cpus=0)(Counts).remote()
+        here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self._ray.get_runtime_context().get_node_id(), soft=True
+        )
+        counts = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
         committer = _Committer(self._ray, partial(self._commit, store, is_claimed), self.settings.flush_seconds, tally)
         stream = _Stream(self._stages(blocks, counts))
         asked = None
