@@ -18,8 +18,11 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import MODALITIES
 from alphafuse.errors import ClusterError, DatasetError, unknown
 
+from .embedder import decoded_bytes
+from .inputs import AudioSpec, FrameSpec
+from .pools import clips_of_block
 from .rates import OVERLAP, SAMPLE_CLIPS, Rates, clip_bytes
-from .settings import ExtractSettings
+from .settings import BATCH_ON_CUDA, ExtractSettings
 from .writer import SHARD_BYTES
 
 if TYPE_CHECKING:
@@ -50,15 +53,13 @@ DECODE_SECONDS = 0.148  # of a core, 51 clips of VGGSound: docs/extraction.md
 CPU_GFLOPS = 193.0  # per core while all of two embed: 652.7 GFLOP in 1.69 s of both; docs/extraction.md
 CLIP_FILE_BYTES = 1_158_770  # the same 51 clips' mean
 FEEDING_CORES = 1  # that each GPU takes for itself: its actor prepares batches and starts kernels
-BLOCK_CLIPS = 64  # decoded by one task, embedded by one call
-TASKS_PER_BLOCK = 2  # a decode task, a call of a model actor
-# that one driver gets through: Ray's own release benchmark many_tasks (10,000 tasks on 2,500 CPUs) had 569 in
-# release/perf_metrics of Ray 2.4x
-DRIVER_TASKS = 570.0  # a second
+# of the driver's one busy core, that a block takes: decode task, call of an actor, references. docs/scale.md; Ray's
+# own release benchmark many_tasks (10,000 tasks on 2,500 CPUs, release/perf_metrics) gets through 569 tasks a second
+BLOCK_SECONDS = 0.0044
 PUTS = 3500.0  # a second and prefix that Amazon S3 promises at least; other object stores are like it
 PAGE_KEYS = 1000  # of a LIST request, at S3's and most others
 LIST_SECONDS, HEADER_SECONDS = 0.1, 0.1  # of a page; of opening a shard behind an object store, a few small reads
-LOCAL_HEADER_SECONDS = 0.0008  # of opening a shard on a local disk and reading its ids; docs/scale.md
+LOCAL_HEADER_SECONDS = 0.0029  # of a shard's settings and then its ids, on a local disk; docs/scale.md
 LARGEST_NODE = {"gpus": 8, "cpus": 64}  # how many nodes there are, where it isn't said
 SOURCES = ("given", "measured", "computed", "assumed")
 SAMPLED_FILES = 1000
@@ -148,6 +149,7 @@ class Work:
         flops: of the models, as HuggingFace's whole forward passes count.
         file: bytes of a clip's file.
         dims: modality -> dimension of its embedding.
+        block_clips: clips that travel together through a Ray cluster.
         device_models: seconds of a device that was measured; None without one.
     """
 
@@ -156,6 +158,7 @@ class Work:
     flops: Known
     file: Known
     dims: Mapping[str, int]
+    block_clips: int
     device_models: Known | None = None
 
 
@@ -250,14 +253,15 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
     from .pipeline import Extractor
     from .rates import measure_rates
 
-    paths = {clip: dataset.path_of(clip) for clip in _some(dataset.manifest, SAMPLED_FILES)}
-    there = [clip for clip, path in paths.items() if path.is_file()]
+    looked_at = _some(dataset.manifest, SAMPLED_FILES)
+    files = dataset.file_sizes(looked_at)
+    there = [clip for clip in looked_at if clip.clip_id in files]
     if not there:
         raise DatasetError(
             f"none of the clip files looked at is in {dataset.clip_folder}: bring them back, or leave --root out"
         )
     extractor: Extractor = Extractor(dataset, settings)
-    jobs = [Job(clip, paths[clip], settings.modalities) for clip in _some(there, SAMPLE_CLIPS)]
+    jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _some(there, SAMPLE_CLIPS)]
     rates = measure_rates(extractor, jobs)
     where = f"{len(jobs)} clips of {dataset.name}, here"
     configs = {
@@ -266,13 +270,14 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
     work = _work(configs, "the root's backbones")
     models = Known("both models", rates.embed_seconds, "s/clip", "measured", where)
     on_cpu = rates.device == "cpu"
-    bytes_ = sum(paths[clip].stat().st_size for clip in there) / len(there)
+    bytes_ = sum(files.values()) / len(files)
     return Work(
         decode=Known("decoding", rates.decode_seconds, "core s/clip", "measured", where),
         cpu_models=Known(models.name, models.value, "core s/clip", "measured", where) if on_cpu else work.cpu_models,
         flops=work.flops,
         file=Known("a clip's file", bytes_ / 1e6, "MB", "measured", f"mean of {len(there)} files of {dataset.name}"),
         dims={name: backbone.dim for name, backbone in extractor.backbones.items()},
+        block_clips=_block_clips([backbone.spec for backbone in extractor.backbones.values()]),
         device_models=None if on_cpu else Known(f"models on {rates.device}", models.value, "s/clip", "measured", where),
     )
 
@@ -284,6 +289,7 @@ def _some(items: Sequence[Any], count: int) -> list[Any]:
 def _work(configs: Mapping[str, Any], whose: str) -> Work:
     from .forward import model_flops
 
+    specs = {"timesformer": FrameSpec(), "ast": AudioSpec()}
     where = "51 clips of VGGSound, one core of an Intel Xeon with AVX-512"
     gflops = sum(model_flops(config) for config in configs.values()) / 1e9
     return Work(
@@ -294,7 +300,13 @@ def _work(configs: Mapping[str, Any], whose: str) -> Work:
         flops=Known("models", gflops, "GFLOP/clip", "computed", f"from the architecture of {whose}"),
         file=Known("a clip's file", CLIP_FILE_BYTES / 1e6, "MB", "measured", "mean of 51 clips of VGGSound"),
         dims={name: config.hidden_size for name, config in configs.items()},
+        block_clips=_block_clips([specs[name] for name in configs]),
     )
+
+
+def _block_clips(specs: Sequence[FrameSpec | AudioSpec]) -> int:
+    """Of the Ray engine, on GPUs."""
+    return clips_of_block(sum(decoded_bytes(spec, device_resizes=False) for spec in specs), BATCH_ON_CUDA)
 
 
 def plan_run(run: RunSettings, work: Work | None = None) -> RunPlan:
@@ -326,7 +338,7 @@ def plan_run(run: RunSettings, work: Work | None = None) -> RunPlan:
         capacities |= {"decoding": rates.decoded_per_second, "models": rates.embedded_per_second}
     else:
         capacities["decoding and models"] = rates.clips_per_second
-    capacities["driver"] = DRIVER_TASKS / TASKS_PER_BLOCK * BLOCK_CLIPS
+    capacities["driver"] = work.block_clips / BLOCK_SECONDS
     most_clips = max(1, SHARD_BYTES // (clip_bytes(work.dims) - clip_bytes({})))  # that a shard holds
     capacities["commits"] = PUTS * most_clips
     bottleneck = min(capacities, key=lambda name: capacities[name])
@@ -338,7 +350,7 @@ def plan_run(run: RunSettings, work: Work | None = None) -> RunPlan:
     return RunPlan(
         run=run,
         device=f"{run.gpus} x {_device_name(run, work)}" if run.gpus else "",
-        inputs=tuple(inputs + _assumptions(run)),
+        inputs=tuple(inputs + _assumptions(run, work)),
         stages=tuple(Stage(name, capacity, rate / capacity) for name, capacity in capacities.items()),
         bottleneck=bottleneck,
         seconds=run.clips / rate,
@@ -382,14 +394,14 @@ def _device_seconds(run: RunSettings, work: Work) -> tuple[Known, ...]:
     )
 
 
-def _assumptions(run: RunSettings) -> list[Known]:
+def _assumptions(run: RunSettings, work: Work) -> list[Known]:
     spread = "given" if run.nodes else "assumed"
     local = f"behind an object store; on a local disk {1e3 * LOCAL_HEADER_SECONDS:.1f} ms were measured"
     found = [
         Known("nodes", run.shown_nodes, "", spread, "" if run.nodes else "8 GPUs or 64 cores each; --nodes"),
         Known("network of a node", run.node_gbps, "Gbit/s", "assumed", "--node-gbps"),
-        Known("tasks of the driver", DRIVER_TASKS, "/s", "assumed", "Ray's release benchmark many_tasks"),
-        Known("clips of a task", BLOCK_CLIPS, "", "assumed", f"{TASKS_PER_BLOCK} tasks for each block"),
+        Known("driver's time for a block", BLOCK_SECONDS, "s", "measured", "blocks that do nothing, one core"),
+        Known("clips of a block", work.block_clips, "", "computed", "32 MB of decoded clips, as the Ray engine does"),
         Known("commits", PUTS, "/s", "assumed", "what S3 promises for one prefix"),
         Known("a shard's header", HEADER_SECONDS, "s", "assumed", local),
     ]
@@ -428,5 +440,5 @@ def _advice(
         yield "clips arrive more slowly than they are used: more nodes, a faster network, or clips on local disks"
     if bottleneck == "driver":
         others = min(capacity for name, capacity in capacities.items() if name != "driver")
-        block = math.ceil(others * TASKS_PER_BLOCK / DRIVER_TASKS)
-        yield f"one driver can't give out tasks so fast: blocks of {block} clips, or several roots with a driver each"
+        roots = math.ceil(others / rate)
+        yield f"one driver can't see to blocks so fast: divide the clips among {roots} roots with a driver each"

@@ -122,7 +122,7 @@ class Embedder:
     def decoded_bytes(self) -> int:
         """Of a decoded clip, at most."""
         return sum(
-            _decoded_bytes(backbone.spec, device_resizes=self._device_resizes) for backbone in self.backbones.values()
+            decoded_bytes(backbone.spec, device_resizes=self._device_resizes) for backbone in self.backbones.values()
         )
 
     @property
@@ -144,7 +144,7 @@ class Embedder:
         )
 
 
-def _decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
+def decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
     """Of one clip, at most (the notebook's audio: of a minute)."""
     if isinstance(spec, AudioSpec):
         return 4 * (spec.max_samples or 60 * 16_000)
