@@ -24,6 +24,8 @@ from .cli_common import (
     SCHEDULES,
     SPLITS,
     TRANSFORMS,
+    address_option,
+    engine_option,
     json_option,
     one_of,
     print_json,
@@ -167,6 +169,8 @@ def _names(text: str) -> tuple[str, ...]:
 @seeds_options(1)
 @click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
 @training_options
+@engine_option
+@address_option
 @root_option
 @json_option
 def fit(
@@ -180,6 +184,8 @@ def fit(
     first_seed: int,
     run: str | None,
     settings: TrainSettings,
+    engine: str,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Train one experiment on the cached embeddings; writes ROOT/runs/NAME/.
@@ -211,6 +217,8 @@ def fit(
             settings=settings,
             run=run,
             progress=bar.update,
+            engine=engine,
+            address=address,
         )
     if replaces:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
@@ -224,9 +232,19 @@ def fit(
 @click.command()
 @seeds_options(5)
 @training_options
+@engine_option
+@address_option
 @root_option
 @json_option
-def table1(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_json: bool) -> None:
+def table1(
+    root: Path,
+    seeds: int,
+    first_seed: int,
+    settings: TrainSettings,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Train the paper's six experiments, the untransformed baseline and each modality alone.
 
     Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
@@ -243,7 +261,15 @@ def table1(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_
     heads = len(TABLE1) * len(seed_range(seeds, first_seed))
     dataset = Dataset.open(root)
     with _bar("table 1", heads, settings) as bar:
-        table = train_table1(dataset, seeds=seeds, first_seed=first_seed, settings=settings, progress=bar.update)
+        table = train_table1(
+            dataset,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            progress=bar.update,
+            engine=engine,
+            address=address,
+        )
     folder = write_table1(table, dataset)
     if as_json:
         print_json(to_json(table))
@@ -272,9 +298,11 @@ def table1(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="config.json of an earlier sweep: the same sweep again; other options than --root and --run don't count.",
+    help="config.json of an earlier sweep: the same again; only --root, --run, --engine and --address still count.",
 )
 @training_options
+@engine_option
+@address_option
 @root_option
 @json_option
 def sweep(
@@ -287,6 +315,8 @@ def sweep(
     run: str | None,
     config: Path | None,
     settings: TrainSettings,
+    engine: str,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Accuracy and loss against alpha, chosen on validation, tested once; writes ROOT/runs/sweep-ON/.
@@ -296,6 +326,7 @@ def sweep(
       alphafuse sweep --on ast --alpha 0:2:0.25 --seeds 20
       alphafuse sweep --on timesformer,ast --root demo
       alphafuse sweep --config demo/runs/sweep-ast/config.json --root demo --run again
+      alphafuse sweep --on ast --seeds 20 --engine ray --address auto
     """
     from alphafuse.heads.sweep import count_sweep_heads, parse_alphas, read_sweep_config
     from alphafuse.heads.sweep import sweep as run_sweep
@@ -314,7 +345,7 @@ def sweep(
     heads = count_sweep_heads(arguments["on"], arguments["alphas"], arguments["seeds"])
     dataset = Dataset.open(root)
     with _bar("sweep", heads, arguments["settings"]) as bar:
-        found = run_sweep(dataset, **arguments, progress=bar.update)
+        found = run_sweep(dataset, **arguments, progress=bar.update, engine=engine, address=address)
     folder = write_sweep(found, dataset, run=run)
     if as_json:
         print_json(to_json(found))
@@ -325,9 +356,19 @@ def sweep(
 @click.command()
 @seeds_options(5)
 @training_options
+@engine_option
+@address_option
 @root_option
 @json_option
-def compare(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as_json: bool) -> None:
+def compare(
+    root: Path,
+    seeds: int,
+    first_seed: int,
+    settings: TrainSettings,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Each modality alone, late fusion, every fusion, every transform and the controls, in one table.
 
     Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
@@ -342,7 +383,15 @@ def compare(root: Path, seeds: int, first_seed: int, settings: TrainSettings, as
 
     dataset = Dataset.open(root)
     with _bar("compare", count_compare_heads(seeds), settings) as bar:
-        table = run_compare(dataset, seeds=seeds, first_seed=first_seed, settings=settings, progress=bar.update)
+        table = run_compare(
+            dataset,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            progress=bar.update,
+            engine=engine,
+            address=address,
+        )
     folder = write_compare(table, dataset)
     if as_json:
         print_json(to_json(table))

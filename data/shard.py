@@ -589,7 +589,9 @@ def open_features(path: Path, dims: Mapping[str, int]) -> Iterator[Mapping[str, 
             raise damaged(path, error) from None
         try:
             version, places = known
-            if _version(os.fstat(file)) == version and all(places[name][2][1] == dims.get(name) for name in places):
+            if _version(os.fstat(file)) == version and all(
+                dims.get(name, shape[1]) == shape[1] for name, (_, _, shape) in places.items()
+            ):
                 yield {name: RawRows(file, *place) for name, place in places.items()}
                 return
         except READ_ERRORS as error:

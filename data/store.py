@@ -125,6 +125,8 @@ class Embeddings:
 
     def take(self, rows: np.ndarray) -> Embeddings:
         """The clips at these positions (an integer array) or under this mask (a boolean array)."""
+        if rows.dtype == bool and rows.all():
+            return self
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         clip_ids = tuple(self.clip_ids[i] for i in positions)
         return Embeddings(

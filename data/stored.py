@@ -20,6 +20,7 @@ import numpy as np
 from alphafuse.errors import StoreError, unknown
 
 from .columns import AT_ONCE, Places, Texts, row_int
+from .remote import is_remote
 from .shard import Failure, ShardGoneError, open_features, read_slices
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ class RowIndex:
         """The index of the clips at these positions."""
         return replace(self, rows={modality: rows[positions] for modality, rows in self.rows.items()})
 
+    def only(self, modalities: Sequence[str]) -> RowIndex:
+        """The index of some modalities alone."""
+        dims = {modality: dim for modality, dim in self.dims.items() if modality in modalities}
+        return replace(self, dims=dims, rows={modality: self.rows[modality] for modality in dims})
+
 
 @dataclass(eq=False, repr=False)
 class StoredEmbeddings:
@@ -161,6 +167,26 @@ class StoredEmbeddings:
             store=self.store,
             index=self.index.take(positions),
         )
+
+    def only(self, modalities: Sequence[str]) -> StoredEmbeddings:
+        """The same clips in the same `storage_order`, of which only these modalities are read."""
+        if set(modalities) >= set(self.dims):
+            return self
+        self.storage_order()
+        kept = replace(self, index=self.index.only(modalities))
+        kept._order = self._order
+        return kept
+
+    def anywhere(self) -> StoredEmbeddings:
+        """The same, for processes that work in other folders: local paths are absolute."""
+        if is_remote(self.store.folder):
+            return self
+        self.storage_order()
+        shards = tuple(path.absolute() for path in self.index.shards)
+        store = type(self.store)(self.store.folder.absolute())
+        same = replace(self, store=store, index=replace(self.index, shards=shards))
+        same._order = self._order
+        return same
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent.

@@ -3,21 +3,22 @@
 A window is a part of an epoch that is held in memory. A split that fits is one window. A larger one is cut into blocks
 of `BLOCK_ROWS` clips that lie side by side in the store; each epoch shuffles the blocks, the next window's blocks are
 read while the heads train on the last one's, and every head shuffles the rows of a window by its own seed. The blocks'
-order depends on the epoch alone, so that heads which are trained together read the store once.
+order depends on the epoch alone, and a window's size on the store and the memory alone, not on what a head reads of it:
+so heads of all kinds that are trained together read the store once per epoch, and each comes out as it does alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from alphafuse.data.store import Embeddings
-from alphafuse.data.stored import EmbeddingSource
+from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
 
 # 98 KB at 1536 numbers. Blocks matter most in a store sorted by class: with 2,000,000 x 192 numbers, 50 classes,
 # windows of a tenth and 2 epochs, validation accuracy was 81.1% with blocks of 256 clips, 83.3% with 32, 83.5% with
@@ -69,7 +70,7 @@ class Streamed:
     Attributes:
         source: the embeddings on disk.
         modalities: what is read of them.
-        targets: (clips,) int64 of all clips of the source.
+        targets: (clips,) integers, of all clips of the source.
         window_rows: clips per window, a multiple of `BLOCK_ROWS`.
         device: where windows go.
     """
@@ -82,6 +83,10 @@ class Streamed:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def anywhere(self) -> Streamed:
+        """The same, whatever folder a process works in."""
+        return replace(self, source=self.source.anywhere()) if isinstance(self.source, StoredEmbeddings) else self
 
     def windows(self, epoch: int) -> Iterator[Window]:
         """The epoch's windows; the next one is read meanwhile."""
@@ -120,20 +125,25 @@ def make_source(
     device: torch.device,
     memory_bytes: int,
 ) -> Source:
-    """All clips in memory when their features fit into `memory_bytes`, else windows that keep below it."""
-    row_bytes = 4 * sum(embeddings.dims[modality] for modality in modalities)
+    """All clips in memory when their features fit into `memory_bytes`, else windows that keep below it.
+
+    What counts is all that the embeddings hold of a clip, also where only some `modalities` are read: see above.
+    """
+    row_bytes = 4 * sum(embeddings.dims.values())
     if len(embeddings) * row_bytes <= memory_bytes:
         if isinstance(embeddings, Embeddings):  # in memory already: no copy
             features = {name: torch.from_numpy(embeddings.features[name]) for name in modalities}
             return InMemory(Window(features, torch.from_numpy(targets)).to(device))
         return InMemory(read_window(embeddings, modalities, targets, np.arange(len(embeddings))).to(device))
+    if isinstance(embeddings, StoredEmbeddings):
+        embeddings = embeddings.only(modalities)
     blocks = memory_bytes // (WINDOWS_HELD * row_bytes * BLOCK_ROWS)
-    return Streamed(embeddings, modalities, targets, max(1, blocks) * BLOCK_ROWS, device)
+    return Streamed(embeddings, modalities, targets.astype(np.int32), max(1, blocks) * BLOCK_ROWS, device)
 
 
 def read_window(
     embeddings: EmbeddingSource, modalities: tuple[str, ...], targets: np.ndarray, rows: np.ndarray
 ) -> Window:
     """These rows as a window on the CPU."""
-    features = embeddings.read_rows(rows)
-    return Window({name: torch.from_numpy(features[name]) for name in modalities}, torch.from_numpy(targets[rows]))
+    features, own = embeddings.read_rows(rows), targets[rows].astype(np.int64, copy=False)
+    return Window({name: torch.from_numpy(features[name]) for name in modalities}, torch.from_numpy(own))

@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
+from alphafuse.data.cluster import connected, require_engine
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
@@ -38,10 +40,11 @@ from .fusion import FUSIONS
 from .head import FUSED
 from .settings import TrainSettings
 from .sweep import best_on_validation
-from .training import Progress
+from .training import Progress, class_indices
 from .transforms import TRANSFORMS
 
 COMPARE_SEEDS = 5
+ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
 RATIOS = (0.25, 0.5, 2.0, 4.0)  # of AST to TimeSformer, as alpha and as learning rate
 SINGLE = tuple(Experiment(modalities=(modality,)) for modality in MODALITIES)
 OTHER_FUSIONS = tuple(Experiment(fusion=fusion) for fusion in FUSIONS if fusion != "concat")
@@ -157,6 +160,8 @@ def compare(
     first_seed: int = 0,
     settings: TrainSettings | None = None,
     progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> CompareTable:
     """Train everything on the same clips and compare each with the untransformed concat.
 
@@ -168,10 +173,13 @@ def compare(
         settings: training settings; the paper's by default. Rows that normalise or fuse otherwise say so.
         progress: called with the number of newly finished epochs, `count_compare_heads(seeds) * settings.total_epochs`
             in all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
         ExperimentError: settings that don't fit, or a loss that stops being finite.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, compare
     >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
@@ -179,13 +187,18 @@ def compare(
     >>> len(table.rows), table.rows[0].title
     (31, 'concat, untransformed')
     """
+    require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     clips = CommonClips.load(dataset, settings)
-    found = dict(zip(GRID, train_experiments(clips, GRID, chosen, settings=settings, progress=progress), strict=True))
-    blend = blending_weights(clips, [found[single] for single in SINGLE], found[Experiment(fusion="gate")])
-    blended = Experiment(fusion="gate", auxiliary=tuple(blend.items()))
-    found[blended] = train_experiments(clips, [blended], chosen, settings=settings, progress=progress)[0]
+    train = partial(
+        train_experiments, clips, seeds=chosen, settings=settings, progress=progress, engine=engine, address=address
+    )
+    with connected(address) if engine == "ray" else nullcontext():  # once for both
+        found = dict(zip(GRID, train(GRID), strict=True))
+        blend = blending_weights(clips, [found[single] for single in SINGLE], found[Experiment(fusion="gate")])
+        blended = Experiment(fusion="gate", auxiliary=tuple(blend.items()))
+        found[blended] = train([blended])[0]
     best_alpha = best_on_validation([found[experiment] for experiment in (BASELINE, *ALPHAS)])
     best_rate = best_on_validation([found[experiment] for experiment in (BASELINE, *RATES)])
 
@@ -240,8 +253,7 @@ def late_fusion(clips: CommonClips, singles: Sequence[Trained], split: str) -> S
     with np.errstate(divide="ignore"):
         logits = np.log(np.nanmean(probabilities, axis=0, dtype=np.float64))
     logits = np.maximum(logits, np.log(np.finfo(np.float32).tiny))  # a probability that float32 rounds to 0
-    labels = clips.embeddings["train"].labels
-    return evaluate_logits(logits, embeddings, clips.classes, split=split, train_labels=labels)
+    return evaluate_logits(logits, embeddings, clips.classes, split=split, train_labels=clips.trained_labels)
 
 
 def blending_weights(clips: CommonClips, singles: Sequence[Trained], fused: Trained) -> dict[str, float]:
@@ -270,9 +282,12 @@ def _mean_loss(clips: CommonClips, trained: Trained, split: str) -> float:
     if split == "val":
         return trained.val.loss.mean
     embeddings = clips.embeddings["train"]
-    targets = np.array([clips.classes.index(label) for label in embeddings.labels])
-    losses = []
-    for head in (of_seed.head for of_seed in trained.heads):
-        own = head.predict_proba(embeddings)[np.arange(len(targets)), targets]
-        losses.append(-np.log(np.maximum(own[~np.isnan(own)], np.finfo(np.float32).tiny)).mean())
-    return float(np.mean(losses))
+    order = embeddings.storage_order()
+    losses: list[list[np.ndarray]] = [[] for _ in trained.heads]
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        part = embeddings if len(order) <= ROWS_AT_ONCE else embeddings.take(order[start : start + ROWS_AT_ONCE])
+        targets = class_indices(part.labels, clips.classes)
+        for own, of_seed in zip(losses, trained.heads, strict=True):
+            probabilities = of_seed.head.predict_proba(part)[np.arange(len(targets)), targets]
+            own.append(-np.log(np.maximum(probabilities[~np.isnan(probabilities)], np.finfo(np.float32).tiny)))
+    return float(np.mean([np.concatenate(own).mean() for own in losses]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ class CommonClips:
     embeddings: Mapping[str, EmbeddingSource]
     dropped: Mapping[str, int]
     classes: tuple[str, ...]
+
+    @cached_property
+    def trained_labels(self) -> frozenset[str]:
+        """Labels of the training clips."""
+        return frozenset(self.embeddings["train"].labels)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -72,11 +78,16 @@ def train_experiments(
     settings: TrainSettings,
     progress: Progress | None = None,
     splits: Sequence[str] = EVALUATED,
+    engine: str = "local",
+    address: str | None = None,
 ) -> list[Trained]:
     """Train all experiments with all seeds at once, and score them on these splits ("val" always, "test" if asked)."""
     train = clips.embeddings["train"]
     configs = [experiment.head_config(train, clips.classes, settings) for experiment in experiments]
-    heads = train_heads(train, clips.embeddings["val"], configs, seeds, settings=settings, progress=progress)
+    val = clips.embeddings["val"]
+    heads = train_heads(
+        train, val, configs, seeds, settings=settings, progress=progress, engine=engine, address=address
+    )
     trained = []
     for position, experiment in enumerate(experiments):
         own = tuple(heads[position * len(seeds) : (position + 1) * len(seeds)])
@@ -91,7 +102,7 @@ def evaluate_on(clips: CommonClips, heads: Sequence[TrainedHead], split: str) ->
         [trained.head for trained in heads],
         clips.embeddings[split],
         split=split,
-        train_labels=clips.embeddings["train"].labels,
+        train_labels=clips.trained_labels,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def softmax(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.nda
     return torch.from_numpy(logits).double().softmax(dim=2).numpy()
 
 
-def trained_labels(dataset: Dataset, config: HeadConfig) -> list[str]:
+def trained_labels(dataset: Dataset, config: HeadConfig) -> frozenset[str]:
     """Labels of the training clips that heads of this kind can be trained on, all listed ones where none is extracted.
 
     A label whose only training clips lack a modality that the heads need is none that they know.
@@ -156,7 +157,7 @@ def trained_labels(dataset: Dataset, config: HeadConfig) -> list[str]:
         usable = usable_clips(dataset.embeddings("train", max_bytes=0), config)  # which there are, without reading them
     except (DatasetError, ExperimentError):  # another root, of which only this split is extracted
         usable = np.ones(len(clips), bool)
-    return [clip.label for clip, is_usable in zip(clips, usable, strict=True) if is_usable]
+    return frozenset(compress(clips.clip_labels, usable))
 
 
 def dataset_of(run: Path) -> Dataset:

@@ -19,16 +19,18 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
+from alphafuse.data.cluster import require_engine
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import write_csv, write_json
 from alphafuse.data.processes import free_memory_bytes
@@ -262,7 +264,7 @@ class RunResult:
 
 
 def evaluate_heads(
-    heads: Sequence[AlphaFusion], embeddings: EmbeddingSource, *, split: str, train_labels: Sequence[str]
+    heads: Sequence[AlphaFusion], embeddings: EmbeddingSource, *, split: str, train_labels: Collection[str]
 ) -> SplitResult:
     """Score one experiment's heads on a split.
 
@@ -291,7 +293,7 @@ def evaluate_logits(
     classes: Sequence[str],
     *,
     split: str,
-    train_labels: Sequence[str],
+    train_labels: Collection[str],
     dropped: int = 0,
 ) -> SplitResult:
     """Score logits (seeds, clips, C) of one experiment's heads on the clips of `embeddings`; see `evaluate_heads`."""
@@ -332,6 +334,8 @@ def fit(
     settings: TrainSettings | None = None,
     run: str | None = None,
     progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> RunResult:
     """Train one experiment, score validation and test, and write the run folder.
 
@@ -342,10 +346,13 @@ def fit(
         settings: training settings; the paper's by default.
         run: the run's name; the experiment's by default. An older run of that name is replaced.
         progress: called with the number of newly finished epochs, `seeds * settings.total_epochs` in all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
         ExperimentError: settings that don't fit, a bad name, or a loss that stops being finite.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import AlphaFusion, Dataset, Experiment, fit
     >>> result = fit(Dataset.open("demo"), Experiment("sqrt", on="ast"))
@@ -356,6 +363,7 @@ def fit(
     """
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f'fit takes an Experiment, not {experiment!r}: Experiment("sqrt", on="ast")')
+    require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     name = run or experiment.name
@@ -364,8 +372,18 @@ def fit(
         raise ExperimentError(f"the run name '{name}' is that of `alphafuse {name}`: choose another --run")
     embeddings = load_embeddings(dataset, settings)
     config = experiment.head_config(embeddings["train"], dataset.classes, settings)
-    heads = train_heads(embeddings["train"], embeddings["val"], [config], chosen, settings=settings, progress=progress)
-    labels = np.asarray(embeddings["train"].labels, dtype=object)[usable_clips(embeddings["train"], config)]
+    heads = train_heads(
+        embeddings["train"],
+        embeddings["val"],
+        [config],
+        chosen,
+        settings=settings,
+        progress=progress,
+        engine=engine,
+        address=address,
+    )
+    usable = usable_clips(embeddings["train"], config)
+    labels = frozenset(compress(embeddings["train"].labels, usable))
     fusions = [trained.head for trained in heads]
     splits = {
         split: evaluate_heads(fusions, embeddings[split], split=split, train_labels=labels) for split in EVALUATED
@@ -379,7 +397,7 @@ def fit(
                 "experiment": asdict(experiment),
                 "head": config.to_json(),
                 **provenance(dataset, embeddings, settings, chosen),
-                "clips": {"train": len(labels), **{split: splits[split].n for split in EVALUATED}},
+                "clips": {"train": int(usable.sum()), **{split: splits[split].n for split in EVALUATED}},
                 "dropped": {**heads[0].dropped, "test": splits["test"].dropped},
             },
         )

@@ -119,7 +119,7 @@ class Stack:
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.keeps = 1 - self.config.dropout
         self.steps, self.done = steps, 0
-        self._window: Window | None = None
+        self._window: torch.Tensor | None = None  # targets of the window that `_prepared` is of
         self._prepared: torch.Tensor | None = None
         self._first_of = self._first_with_same_preparation()
         self._columns = self._columns_of_modalities()
@@ -197,18 +197,30 @@ class Stack:
 
     # training
 
-    def train_window(self, window: Window, go_on: Callable[[], None]) -> np.ndarray:
+    def train_window(self, window: Window, go_on: Callable[[], None], *, keep: bool = True) -> np.ndarray:
         """One pass over a window's shuffled clips; (heads,) float64 summed losses of its clips before their steps.
 
-        `go_on` is called before every step and may raise.
+        Args:
+            window: with the modalities that the heads read; others don't matter.
+            go_on: called before every step; it may raise.
+            keep: the window will come again, so what was made of it is kept.
         """
+        window = self._own(window)
         clips = len(window.targets)
         order = torch.stack([torch.randperm(clips, generator=draws) for draws in self.order]).to(self.device)
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
         for rows in order.split(self.settings.batch_size, dim=1):  # (heads, batch)
             go_on()
             total += self._step(window, rows) * rows.shape[1]
+        if not keep:
+            self._window = self._prepared = None
         return total.cpu().numpy()
+
+    def _own(self, window: Window) -> Window:
+        """The window with the heads' modalities alone."""
+        if len(window.features) == len(self.config.modalities):
+            return window
+        return Window({name: window.features[name] for name in self.config.modalities}, window.targets)
 
     def _step(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
         """One step of Adam on these clips; (heads,) mean losses before it."""
@@ -268,10 +280,10 @@ class Stack:
         size = 4 * len(kinds) * len(window.targets) * sum(self.config.dims.values())
         if self._learn_transform or size > PREPARED_BYTES:
             return None
-        if self._window is not window:
+        if self._window is not window.targets:
             with torch.no_grad():
                 self._prepared = torch.stack([self._cat(first, window.features) for first in kinds])
-            self._window = window
+            self._window = window.targets
             self._kind_of_head = torch.tensor([kinds.index(first) for first in self._first_of], device=self.device)
         return self._prepared
 
@@ -410,6 +422,7 @@ class Stack:
     @torch.no_grad()
     def validate(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Summed cross entropy (heads,) float64 and right answers (heads,) of a window's clips, without dropout."""
+        window = self._own(window)
         heads, clips = len(self.heads), len(window.targets)
         loss, right = np.zeros(heads), np.zeros(heads)
         for start in range(0, clips, VALIDATION_ROWS):

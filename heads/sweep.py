@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from alphafuse.data.cluster import require_engine
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import read_json
 from alphafuse.errors import DatasetError, ExperimentError
@@ -128,6 +129,8 @@ def sweep(
     first_seed: int = 0,
     settings: TrainSettings | None = None,
     progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Sweep:
     """Train heads along alpha, choose on validation, score the choice on test once.
 
@@ -142,10 +145,13 @@ def sweep(
         settings: training settings; the paper's by default. Under `normalize`, scalar alphas vanish.
         progress: called with the number of newly finished epochs, `count_sweep_heads(...) * settings.total_epochs` in
             all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
         ExperimentError: a transform without alpha, an alpha twice, settings that don't fit.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, sweep
     >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
@@ -155,6 +161,7 @@ def sweep(
     >>> found.chosen["ast"].test
     SplitResult(test: n=192, top1=0... [0..., 0...], loss=2... [2..., 2...])
     """
+    require_engine(engine)
     settings = settings or TrainSettings()
     chosen_seeds = seed_range(seeds, first_seed)
     on, alphas = tuple(dict.fromkeys(on)), tuple(float(alpha) for alpha in alphas)
@@ -162,7 +169,14 @@ def sweep(
     grid = [Experiment(transform, on=target, alpha=alpha) for target in on for alpha in alphas]
     clips = CommonClips.load(dataset, settings)
     baseline, *points = train_experiments(
-        clips, [BASELINE, *grid], chosen_seeds, settings=settings, progress=progress, splits=("val",)
+        clips,
+        [BASELINE, *grid],
+        chosen_seeds,
+        settings=settings,
+        progress=progress,
+        splits=("val",),
+        engine=engine,
+        address=address,
     )
     curves = {target: tuple(points[i * len(alphas) : (i + 1) * len(alphas)]) for i, target in enumerate(on)}
     best = {target: best_on_validation(curve) for target, curve in curves.items()}

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from alphafuse.data.cluster import require_engine
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.demo import DEMO_NAME
 from alphafuse.data.power import LEVEL
@@ -166,6 +167,8 @@ def table1(
     first_seed: int = 0,
     settings: TrainSettings | None = None,
     progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Table1:
     """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
 
@@ -177,10 +180,13 @@ def table1(
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default.
         progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
         ExperimentError: settings that don't fit, or a loss that stops being finite.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, table1
     >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
@@ -197,10 +203,13 @@ def table1(
     TimeSformer only None
     AST only None
     """
+    require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     clips = CommonClips.load(dataset, settings)
-    trained = train_experiments(clips, TABLE1, chosen, settings=settings, progress=progress)
+    trained = train_experiments(
+        clips, TABLE1, chosen, settings=settings, progress=progress, engine=engine, address=address
+    )
     test = [row.test for row in trained if row.test]
     comparisons = [None, *compare_with(test[0], test[1:])]
     rows = tuple(

@@ -14,35 +14,38 @@ How they are spread (`alphafuse bench heads` shows why):
 - threads start at once and share the embeddings; small steps on more than `THREADS_AT_MOST` cores wait for Python's
   lock, so long work of that kind goes to processes.
 - on CUDA, all heads of a shape are one stack, whose products are batched.
+- on a Ray cluster (`cluster`), stacks go to its nodes. They are the same stacks, on as many threads each.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby, pairwise
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby, pairwise, product
+from typing import Any
 
 import joblib
 import numpy as np
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
+from alphafuse.data.cluster import connected, require_engine
+from alphafuse.data.columns import Texts
 from alphafuse.data.processes import end_with_parent, free_memory_bytes
+from alphafuse.data.store import MODALITIES
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 
-from .batches import InMemory, Source, Streamed, Window, make_source
+from .batches import Source, Streamed, make_source
+from .cluster import train_on_ray
 from .head import AlphaFusion, HeadConfig, usable_clips
+from .running import History, Member, Progress, Reporter, Result, Shipped, Splits, train_stacks
 from .settings import TrainSettings
-from .stack import Stack
 from .transforms import TRANSFORMS
 
 THREADS_AT_MOST = 4  # small steps: a third of one is Python's, which one thread at a time can run
@@ -52,23 +55,6 @@ SMALL_HEAD = 400_000  # weights; up to there a step's overhead outweighs its ari
 STACK_CPU, STACK_CUDA = 4, 64
 MOMENT_ROWS = 65_536  # rows whose moments are summed at a time: bounds memory
 RESERVED = 4  # a head in training takes its weights four times: weights, two moments, and a result or gradient
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class History:
-    """What was measured after each epoch that was trained, each (epochs,) float64.
-
-    Attributes:
-        train_loss: mean over the epoch's clips of the loss before their step, with dropout and what else regularises.
-        val_loss: mean cross entropy of the validation clips, without dropout.
-        val_accuracy: share of validation clips whose highest logit is right, in [0, 1].
-    """
-
-    train_loss: np.ndarray
-    val_loss: np.ndarray
-    val_accuracy: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -107,13 +93,16 @@ def train_heads(
     class_weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> list[TrainedHead]:
     """Train every head with every seed.
 
     Args:
         train, val: embeddings in memory or on disk; labels must occur in the heads' classes (val labels that training
             lacks are fine). A train split on disk whose features exceed `settings.memory_gb` is streamed, see
-            `heads.batches`; it needs one pass over the store per epoch for all heads together.
+            `heads.batches`: one pass over the store per epoch for all heads together, as long as they fit into half of
+            the free memory.
         heads: what to train; what they say of hidden layers, dropout, normalisation and absent clips counts, not what
             `settings` says.
         seeds: whole numbers of at least 0.
@@ -121,7 +110,10 @@ def train_heads(
         class_weights: label -> how much its clips count, above 0, in place of `settings.class_weights`; 1 for others.
         progress: called with the number of newly finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in
             all; from another thread, but never twice at a time.
-        workers: threads or processes; 1 trains one stack after the other; None takes all cores.
+        workers: threads or processes; 1 trains one stack after the other; None takes all cores. Local engine only.
+        engine: who spreads the heads: "local" (this machine's cores), or "ray" (the nodes of a Ray cluster). The heads
+            are the same to the digit, on nodes with the same kind of processor and the same versions.
+        address: of Ray's cluster, as `alphafuse.data.cluster.connected` takes it.
 
     Returns:
         Heads in the order heads[0] with each seed, heads[1] with each seed, ...
@@ -130,6 +122,7 @@ def train_heads(
         EmptySplitError: a split has no clip that a head could use.
         ExperimentError: a label outside of a head's classes, a bad seed, settings that don't go together, or a loss
             that stops being finite.
+        ClusterError: an unknown engine, no Ray, no such cluster, or nodes that can't do it.
 
     >>> from alphafuse import Dataset, HeadConfig, TrainSettings, train_heads
     >>> dataset = Dataset.open("demo")
@@ -143,32 +136,40 @@ def train_heads(
     """
     settings = settings or TrainSettings()
     _check(heads, seeds, settings, workers)
+    require_engine(engine)
     for label, weight in (class_weights or {}).items():
         if not (math.isfinite(weight) and weight > 0):
             raise ExperimentError(f"the weight of class {label} must be above 0, not {weight}")
     device = settings.torch_device()
     memory = memory_bytes(settings, device)
-    splits: dict[tuple[tuple[str, ...], str, tuple[str, ...]], _Splits] = {}
-    members: dict[int, _Member] = {}
-    of_splits: list[_Splits] = []
+    usable = {}  # what a head reads -> the clips that it can use
+    kinds: dict[tuple[Any, ...], list[HeadConfig]] = {}
+    of_config = []
     for config in heads:
-        key = (config.modalities, config.absent, config.classes)
-        if key not in splits:
-            splits[key] = _load(train, val, config, settings, class_weights, device, memory)
-        for seed in seeds:
-            members[len(members)] = _Member(len(members), config, seed)
-            of_splits.append(splits[key])
-    results: dict[int, _Result] = {}
-    report = _Reporter(progress)
-    for split in splits.values():
-        own = [member for member in members.values() if of_splits[member.position] is split]
-        for result in _train_on_split(own, split, settings, device, report, workers, memory):
-            results[result.position] = result
+        reads = (config.modalities, config.absent)
+        if reads not in usable:
+            usable[reads] = tuple(np.packbits(usable_clips(source, config)).tobytes() for source in (train, val))
+        kind = (config.classes, usable[reads])
+        kinds.setdefault(kind, []).append(config)
+        of_config.append(kind)
+    splits = {
+        kind: _load(train, val, configs, settings, class_weights, device, memory) for kind, configs in kinds.items()
+    }
+    members = [Member(i, config, seed) for i, (config, seed) in enumerate(product(heads, seeds))]
+    of_member = [splits[kind] for kind in of_config for _ in seeds]
+    results: dict[int, Result] = {}
+    report = Reporter(progress)
+    with ExitStack() as stack:
+        ray = stack.enter_context(connected(address)) if engine == "ray" else None
+        for split in splits.values():
+            own = [member for member in members if of_member[member.position] is split]
+            for result in _train_on_split(own, split, settings, device, report, workers, memory, ray):
+                results[result.position] = result
     trained = []
-    for member, split in zip(members.values(), of_splits, strict=True):
+    for member, split in zip(members, of_member, strict=True):
         result = results.pop(member.position)  # so that many heads' weights are held only once
         head = AlphaFusion(member.config)
-        head.load_state_dict({name: torch.from_numpy(value) for name, value in result.weights.items()})
+        head.load_state_dict({name: torch.tensor(value) for name, value in result.weights.items()})
         trained.append(TrainedHead(head.eval(), member.seed, result.history, result.epoch, split.dropped))
     return trained
 
@@ -196,60 +197,11 @@ def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """(clips,) int64 positions of labels in classes; `ExperimentError` for a label that isn't there."""
     position = {label: index for index, label in enumerate(classes)}
     try:
+        if isinstance(labels, Texts):
+            return labels.indices_in(classes)
         return np.fromiter((position[label] for label in labels), np.int64, len(labels))
     except KeyError as error:
         raise ExperimentError(unknown("label", error.args[0], classes)) from None
-
-
-class _Member(NamedTuple):
-    """One head to train; `moments` as `Stack` takes them."""
-
-    position: int
-    config: HeadConfig
-    seed: int
-    moments: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-class _Result(NamedTuple):
-    position: int
-    weights: dict[str, np.ndarray]
-    history: History
-    epoch: int
-
-
-@dataclass(frozen=True)
-class _Splits:
-    """What heads of the same modalities, classes and treatment of absent clips are trained and validated on."""
-
-    train: Source
-    val: Source
-    dropped: dict[str, int]
-    class_weights: torch.Tensor | None
-
-
-class _Stopped(Exception):
-    """Training elsewhere failed, or was interrupted: this one ends too."""
-
-
-class _Reporter:
-    """What training threads share: the progress function, called one at a time, and the word to stop."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._lock, self._stop = progress, threading.Lock(), threading.Event()
-
-    def __call__(self, epochs: int) -> None:
-        if self._progress and epochs:
-            with self._lock:
-                self._progress(epochs)
-
-    def stop(self) -> None:
-        """End all training that goes on."""
-        self._stop.set()
-
-    def go_on(self) -> None:
-        """Raise `_Stopped` after `stop`."""
-        if self._stop.is_set():
-            raise _Stopped
 
 
 # what is trained on
@@ -258,13 +210,15 @@ class _Reporter:
 def _load(
     train: EmbeddingSource,
     val: EmbeddingSource,
-    config: HeadConfig,
+    configs: Sequence[HeadConfig],
     settings: TrainSettings,
     class_weights: Mapping[str, float] | None,
     device: torch.device,
     memory: int,
-) -> _Splits:
-    """The clips that heads like this one can use; a quarter of the memory is for validation."""
+) -> Splits:
+    """The clips that these heads can use, which are the same for all; a quarter of the memory is for validation."""
+    config = configs[0]
+    modalities = tuple(name for name in MODALITIES if any(name in one.modalities for one in configs))
     sources, dropped = {}, {}
     weights = None
     for name, embeddings, share in (("train", train, memory * 3 // 4), ("val", val, memory // 4)):
@@ -282,16 +236,16 @@ def _load(
             present = np.unique(targets)
             weights = torch.ones(len(config.classes))
             weights[present] = torch.from_numpy(compute_class_weight("balanced", classes=present, y=targets)).float()
-        sources[name] = make_source(kept, config.modalities, targets, device=device, memory_bytes=share)
+        sources[name] = make_source(kept, modalities, targets, device=device, memory_bytes=share)
         dropped[name] = int((~usable).sum())
-    return _Splits(sources["train"], sources["val"], dropped, weights)
+    return Splits(sources["train"], sources["val"], dropped, weights)
 
 
-def _with_moments(members: Sequence[_Member], source: Source, device: torch.device) -> list[_Member]:
+def _with_moments(members: Sequence[Member], source: Source, device: torch.device) -> list[Member]:
     """The members, those with zscore knowing the moments of their transformed training embeddings; one pass for all."""
     kinds: dict[tuple[object, ...], tuple[AlphaFusion, dict[str, _Moments]]] = {}
     for config in (member.config for member in members if member.config.normalize == "zscore"):
-        kind = (config.transform, config.alpha, config.on)
+        kind = _preparation(config)
         if kind not in kinds:
             kinds[kind] = AlphaFusion(config).to(device), {name: _Moments(dim) for name, dim in config.dims.items()}
     if not kinds:
@@ -304,12 +258,12 @@ def _with_moments(members: Sequence[_Member], source: Source, device: torch.devi
         kind: {name: of_modality.mean_and_std() for name, of_modality in moments.items()}
         for kind, (_, moments) in kinds.items()
     }
-    return [
-        member._replace(moments=found.get((member.config.transform, member.config.alpha, member.config.on), {}))
-        if member.config.normalize == "zscore"
-        else member
-        for member in members
-    ]
+    return [member._replace(moments=found.get(_preparation(member.config), {})) for member in members]
+
+
+def _preparation(config: HeadConfig) -> tuple[object, ...]:
+    """What decides a head's moments, if it has any."""
+    return config.modalities, config.transform, config.alpha, config.on, config.normalize
 
 
 class _Moments:
@@ -339,25 +293,31 @@ class _Moments:
 
 
 def _train_on_split(
-    members: Sequence[_Member],
-    split: _Splits,
+    members: Sequence[Member],
+    split: Splits,
     settings: TrainSettings,
     device: torch.device,
-    report: _Reporter,
+    report: Reporter,
     workers: int | None,
     memory: int,
-) -> Iterator[_Result]:
+    ray: Any,
+) -> Iterator[Result]:
     members = _with_moments(members, split.train, device)
     stacks = _stacks(members, device)
     cores = workers or joblib.cpu_count()
     step = max(_step_seconds(member.config, settings) for member in members)
+    if ray is not None:
+        threads = _threads_each(min(cores, len(stacks)), step, cores)
+        yield from train_on_ray(ray, stacks, split, settings, device, report, threads=threads)
+        return
     if isinstance(split.train, Streamed):  # all heads of a group go through the store together
         weights = max(_weights(member.config) for member in members)
-        size = max(cores, memory // (4 * RESERVED * weights * max(map(len, stacks))))
+        room = max(memory, free_memory_bytes() // 2) if device.type == "cpu" else memory
+        size = max(cores, room // (4 * RESERVED * weights * max(map(len, stacks))))
         for start in range(0, len(stacks), size):
             group = stacks[start : start + size]
             with _threads(min(cores, len(group)), step, cores, report) as pool:
-                yield from _train(group, split, settings, device, report, pool)
+                yield from train_stacks(group, split, settings, device, report, pool)
         return
     side_by_side = min(cores, len(stacks)) if device.type == "cpu" else 1
     seconds = step * settings.total_epochs * split.train.steps(settings.batch_size) * len(stacks)
@@ -369,16 +329,27 @@ def _train_on_split(
         yield from _train_in_processes(stacks, split, settings, report, side_by_side)
         return
     with _threads(side_by_side, step, cores, report) as pool:
-        for task in as_completed([pool.submit(_train, [stack], split, settings, device, report) for stack in stacks]):
+        for task in as_completed(
+            [pool.submit(train_stacks, [stack], split, settings, device, report) for stack in stacks]
+        ):
             yield from task.result()
 
 
-def _stacks(members: Sequence[_Member], device: torch.device) -> list[list[_Member]]:
+def _stacks(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
     """Members that are trained as one: of the same shape, as many as pay on the device; learned fronts come alone."""
 
-    def shape(member: _Member) -> str:
+    def shape(member: Member) -> str:
         config = member.config
-        return repr((_widths(config), config.dropout, config.modality_dropout, config.fusion, _is_learned(config)))
+        return repr(
+            (
+                config.modalities,
+                _widths(config),
+                config.dropout,
+                config.modality_dropout,
+                config.fusion,
+                _is_learned(config),
+            )
+        )
 
     stacks = []
     for _, group in groupby(sorted(members, key=shape), key=shape):
@@ -408,15 +379,20 @@ def _step_seconds(config: HeadConfig, settings: TrainSettings) -> float:
     return 3e-4 + _weights(config) * (4e-10 + 6e-11 * settings.batch_size)
 
 
+def _threads_each(count: int, step_seconds: float, cores: int) -> int:
+    """Cores that each of so many threads computes on."""
+    return max(1, cores // count) if step_seconds > SMALL_STEP_SECONDS else 1
+
+
 @contextmanager
-def _threads(count: int, step_seconds: float, cores: int, report: _Reporter) -> Iterator[ThreadPoolExecutor]:
+def _threads(count: int, step_seconds: float, cores: int, report: Reporter) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads compute on one core each, or share all cores when there are fewer of them and work is large.
 
     What ends the block early (an error in one thread, Ctrl-C) stops the others. PyTorch's own number of threads is as
     before afterwards.
     """
     before = torch.get_num_threads()
-    each = max(1, cores // count) if step_seconds > SMALL_STEP_SECONDS else 1
+    each = _threads_each(count, step_seconds, cores)
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
     try:
         torch.set_num_threads(each)  # for what the pool's threads start from
@@ -430,10 +406,10 @@ def _threads(count: int, step_seconds: float, cores: int, report: _Reporter) -> 
 
 
 def _train_in_processes(
-    stacks: Sequence[Sequence[_Member]], split: _Splits, settings: TrainSettings, report: _Reporter, workers: int
-) -> Iterator[_Result]:
+    stacks: Sequence[Sequence[Member]], split: Splits, settings: TrainSettings, report: Reporter, workers: int
+) -> Iterator[Result]:
     """Train in worker processes, which are stopped when anything (Ctrl-C too) ends this early."""
-    shipped = _Shipped.of(split)
+    shipped = Shipped.of(split)
     # mmap_mode "c": large arrays are shared through files, and torch gets an array that it may call writable
     with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(
@@ -452,153 +428,7 @@ def _train_in_processes(
             done.close()
 
 
-class _Shipped(NamedTuple):
-    """Splits as arrays, which travel to worker processes through shared files."""
-
-    windows: dict[str, tuple[dict[str, np.ndarray], np.ndarray]]
-    dropped: dict[str, int]
-    class_weights: torch.Tensor | None
-
-    @classmethod
-    def of(cls, split: _Splits) -> _Shipped:
-        windows = {}
-        for name, source in (("train", split.train), ("val", split.val)):
-            window = next(source.windows(0))
-            windows[name] = {key: x.numpy() for key, x in window.features.items()}, window.targets.numpy()
-        return cls(windows, split.dropped, split.class_weights)
-
-    def unpacked(self) -> _Splits:
-        train, val = (
-            InMemory(Window({key: torch.from_numpy(x) for key, x in features.items()}, torch.from_numpy(targets)))
-            for features, targets in (self.windows["train"], self.windows["val"])
-        )
-        return _Splits(train, val, self.dropped, self.class_weights)
-
-
-def _train_in_worker(
-    stack: Sequence[_Member], shipped: _Shipped, settings: TrainSettings, parent: int
-) -> list[_Result]:
+def _train_in_worker(stack: Sequence[Member], shipped: Shipped, settings: TrainSettings, parent: int) -> list[Result]:
     end_with_parent(parent)
     torch.set_num_threads(1)
-    return _train([stack], shipped.unpacked(), settings, torch.device("cpu"), _Reporter(None))
-
-
-# training itself
-
-
-def _train(
-    stacks: Sequence[Sequence[_Member]],
-    split: _Splits,
-    settings: TrainSettings,
-    device: torch.device,
-    report: _Reporter,
-    pool: ThreadPoolExecutor | None = None,
-) -> list[_Result]:
-    """Train stacks through the same windows; in the pool's threads, if given, each window with all stacks at once."""
-    each = pool.map if pool else map
-    steps = settings.total_epochs * split.train.steps(settings.batch_size)
-    running = [_Running(stack, settings, steps, device, split.class_weights) for stack in stacks]
-    for epoch in range(settings.total_epochs):
-        active = [stack for stack in running if not stack.finished]
-        if not active:
-            break
-        for window in split.train.windows(epoch):
-            list(each(partial(_Running.train, window=window, report=report), active))
-        for window in split.val.windows(0):
-            list(each(partial(_Running.validate, window=window), active))
-        for stack in active:
-            report(stack.end_epoch(len(split.train), len(split.val)))
-    return [result for stack in running for result in stack.results()]
-
-
-@dataclass
-class _Record:
-    """What is known of one head so far."""
-
-    rows: list[tuple[float, float, float]] = field(default_factory=list)
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    best_weights: dict[str, np.ndarray] | None = None
-    stopped: bool = False
-
-
-class _Running:
-    """A stack in training, with what was measured of each of its heads."""
-
-    def __init__(
-        self,
-        members: Sequence[_Member],
-        settings: TrainSettings,
-        steps: int,
-        device: torch.device,
-        class_weights: torch.Tensor | None,
-    ) -> None:
-        self.members, self.settings = members, settings
-        self.stack = Stack(
-            [(member.config, member.seed) for member in members],
-            settings,
-            steps=steps,
-            device=device,
-            moments=[member.moments for member in members],
-            class_weights=class_weights,
-        )
-        self.records = [_Record() for _ in members]
-        self._clear()
-
-    def _clear(self) -> None:
-        self.train_loss, self.val_loss, self.right = (np.zeros(len(self.members)) for _ in range(3))
-
-    @property
-    def finished(self) -> bool:
-        """Whether every head has stopped early."""
-        return all(record.stopped for record in self.records)
-
-    def train(self, window: Window, report: _Reporter) -> None:
-        """Train on a window."""
-        self.train_loss += self.stack.train_window(window, report.go_on)
-
-    def validate(self, window: Window) -> None:
-        """Validate on a window."""
-        loss, right = self.stack.validate(window)
-        self.val_loss += loss
-        self.right += right
-
-    def end_epoch(self, train_clips: int, val_clips: int) -> int:
-        """Take down the epoch; returns how many epochs that finishes, those that early stopping saves included."""
-        finished = 0
-        for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
-            if record.stopped:
-                continue
-            train_loss, val_loss = self.train_loss[position] / train_clips, self.val_loss[position] / val_clips
-            if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-                raise ExperimentError(
-                    f"the loss stopped being finite in epoch {len(record.rows) + 1} of the head "
-                    f"{member.config.describe()}, seed {member.seed}: lower the learning rate "
-                    f"({self.settings.learning_rate:g}) or look at the embeddings"
-                )
-            record.rows.append((train_loss, val_loss, self.right[position] / val_clips))
-            finished += 1 + self._stop_early(position, record, val_loss)
-        self._clear()
-        return finished
-
-    def _stop_early(self, position: int, record: _Record, val_loss: float) -> int:
-        """With patience, keep the best weights and stop when it has run out; returns the epochs saved."""
-        if self.settings.patience is None:
-            return 0
-        epoch = len(record.rows)
-        if val_loss < record.best_loss:
-            record.best_loss, record.best_epoch = val_loss, epoch
-            record.best_weights = self.stack.state(position)
-        elif epoch - record.best_epoch >= self.settings.patience:
-            record.stopped = True
-            return self.settings.total_epochs - epoch
-        return 0
-
-    def results(self) -> list[_Result]:
-        """One for each head."""
-        results = []
-        for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
-            weights = record.best_weights or self.stack.state(position)
-            history = History(*np.array(record.rows, dtype=np.float64).T)
-            results.append(_Result(member.position, weights, history, record.best_epoch or len(record.rows)))
-        return results
+    return train_stacks([stack], shipped.unpacked(), settings, torch.device("cpu"), Reporter(None))

@@ -64,7 +64,7 @@ def streamed(store: EmbeddingStore, windows: int = 5) -> Streamed:
 
 def test_a_split_that_fits_is_one_window_without_a_copy(clips: Embeddings) -> None:
     targets = np.arange(len(clips))
-    source = make_source(clips, ("ast",), targets, device=CPU, memory_bytes=len(clips) * 16)
+    source = make_source(clips, ("ast",), targets, device=CPU, memory_bytes=len(clips) * ROW_BYTES)
     assert isinstance(source, InMemory) and len(source) == 2000 and source.steps(300) == 7
     (window,) = source.windows(3)
     assert (
