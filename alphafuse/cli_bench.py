@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
-from .cli_common import EXTRACT_PARTS, HEADS_PARTS, Commands, json_option, one_of, print_json, print_text
+from .cli_common import EXIT_FOUND, EXTRACT_PARTS, HEADS_PARTS, Commands, json_option, one_of, print_json, print_text
 
 if TYPE_CHECKING:
     from alphafuse.data.measuring import Bench
@@ -38,6 +39,7 @@ def _part_option(names: Sequence[str]) -> Callable[[Callable[..., None]], Callab
         "Commands": {
             "extract": "Decoding against torchcodec, models against HuggingFace.",
             "heads": "Training heads against a plain PyTorch loop, scikit-learn.",
+            "scale": "Simulate extraction on 1,000 nodes, and its failures.",
         }
     },
 )
@@ -87,6 +89,43 @@ def bench_heads(parts: tuple[str, ...], repeats: int, quick: bool, as_json: bool
     with _saying() as say:
         found = run_bench(parts, repeats=repeats, quick=quick, progress=say)
     _print_bench(found, as_json=as_json)
+
+
+@bench.command("scale")
+@click.option("--clips", type=int, default=1_000_000_000, show_default=True, help="Clips in all.")
+@click.option("--nodes", type=int, default=1000, show_default=True, help="Machines in all.")
+@click.option("--roots", type=int, default=25, show_default=True, help="Dataset roots, each with a driver of its own.")
+@click.option("--cores", type=int, default=16, show_default=True, help="Cores of a node that decode.")
+@click.option(
+    "--models-per-second", default=74.0, show_default=True, help="Clips that a node's device embeds (L4, bf16)."
+)
+@click.option(
+    "--node-hours", default=100.0, show_default=True, help="Mean hours between two losses of a node; 0 = never."
+)
+@click.option("--preemption-hours", default=2.0, show_default=True, help="The same between preemptions of 5% of nodes.")
+@click.option("--driver-hours", default=20.0, show_default=True, help="The same between two deaths of a driver.")
+@click.option("--flush-seconds", default=30.0, show_default=True, help="As extract's.")
+@click.option("--header-seconds", default=0.1, show_default=True, help="Opening a shard to see which clips it has.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides everything that is drawn.")
+@json_option
+def bench_scale(as_json: bool, **arguments: Any) -> None:
+    """Simulate extraction on a large Ray cluster: what failures cost, and whether each clip is stored once.
+
+    \b
+    Examples:
+      alphafuse bench scale
+      alphafuse bench scale --clips 100000000 --node-hours 10
+    """
+    from alphafuse.extract.simulate import SimulationSettings, simulate
+    from alphafuse.report.scale import format_simulation
+
+    found = simulate(SimulationSettings(**arguments))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_text(format_simulation(found))
+    if not found.promises_held:
+        sys.exit(EXIT_FOUND)
 
 
 @contextmanager
