@@ -92,6 +92,22 @@ def store_folders(context: click.Context, parameter: click.Parameter, begun: str
 
 # ----------------------------------------------------------------------------------------------------------- options
 
+
+class Place(click.Path):
+    """A path, or a URL (s3://, gs://, hf://, ...), as `alphafuse.data.files.to_path` makes them."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The place that was named; `AlphafuseError` where its file system can't be had."""
+        if isinstance(value, str) and "://" in value:
+            from alphafuse.data.files import to_path
+
+            return to_path(value)
+        return super().convert(value, param, ctx)
+
+
 root_option = click.option(
     "--root",
     type=click.Path(path_type=Path),

@@ -19,6 +19,7 @@ from .cli_common import (
     EXIT_FOUND,
     PROTOCOLS,
     Commands,
+    Place,
     json_option,
     one_of,
     print_json,
@@ -65,6 +66,11 @@ def data() -> None:
 _val_fraction_option = click.option(
     "--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation."
 )
+_stores_option = click.option(
+    "--stores",
+    type=Place(),
+    help="Folder or URL (s3://, gs://, ...) for the embedding stores. [default: ROOT/stores, or as the root has it]",
+)
 _BACKBONE = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
 
 
@@ -78,6 +84,7 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
             shell_complete=one_of(*PROTOCOLS),
             help=f"standard, or the paper's notebook. [default: {DEFAULT_PROTOCOL}, or as the root has it]",
         ),
+        _stores_option,
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -93,8 +100,9 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
     help="Folder to make.",
 )
 @seed_option
+@_stores_option
 @json_option
-def data_demo(root: Path, seed: int, as_json: bool) -> None:
+def data_demo(root: Path, seed: int, stores: Path | None, as_json: bool) -> None:
     """Generate the demo: small clips with picture and sound, in VGGSound's own layout.
 
     \b
@@ -104,13 +112,13 @@ def data_demo(root: Path, seed: int, as_json: bool) -> None:
     from alphafuse.data.demo import make_demo
 
     with tqdm(desc="demo", unit="clip", disable=None) as bar:
-        report = make_demo(root, seed=seed, progress=bar.update)
+        report = make_demo(root, seed=seed, stores=stores, progress=bar.update)
     _print_import(report, as_json=as_json)
 
 
 @data.command("vggsound")
 @click.option("--csv", type=click.Path(path_type=Path), help="VGGSound's vggsound.csv; --subset paper does without.")
-@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with {id}_{start:06d}.mp4 files.")
+@click.option("--clips", type=Place(), required=True, help="Folder or URL with {id}_{start:06d}.mp4 files.")
 @root_option
 @click.option("--subset", help="'paper' (the seed paper's 130 clips), a number of clips, or a fraction.")
 @seed_option
@@ -159,7 +167,7 @@ _subset_option = click.option("--subset", help="A number of clips, or a fraction
 
 @data.command("ucf101")
 @click.option("--splits", type=click.Path(path_type=Path), required=True, help="The folder ucfTrainTestlist.")
-@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder with v_Class_g01_c01.avi files.")
+@click.option("--clips", type=Place(), required=True, help="Folder or URL with v_Class_g01_c01.avi files.")
 @root_option
 @click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split.")
 @_audio_options
@@ -193,9 +201,7 @@ def data_ucf101(as_json: bool, **arguments: Any) -> None:
     required=True,
     help="Official list, such as train.csv; give the option once per file.",
 )
-@click.option(
-    "--clips", type=click.Path(path_type=Path), required=True, help="Folder with {id}_{start:06d}_{end:06d}.mp4 files."
-)
+@click.option("--clips", type=Place(), required=True, help="Folder or URL with {id}_{start:06d}_{end:06d}.mp4 files.")
 @root_option
 @click.option("--name", help="What to call the dataset. [default: kinetics400, 600 or 700, by the listed classes]")
 @_audio_options
@@ -222,7 +228,7 @@ def data_kinetics(as_json: bool, **arguments: Any) -> None:
 
 
 @data.command("folder")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=Place())
 @click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
 @root_option
 @seed_option
@@ -238,6 +244,7 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
       alphafuse data folder clips/ --root mine              clips/dog/a.mp4, clips/cat/b.mkv, ...
       alphafuse data folder clips/ --root mine              clips/train/dog/a.mp4, clips/test/dog/b.mp4, ...
       alphafuse data folder clips/ --csv labels.csv --root mine
+      alphafuse data folder s3://bucket/clips --stores s3://bucket/stores --root mine
     """
     from alphafuse.data.folder import import_folder
 

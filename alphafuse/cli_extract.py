@@ -22,12 +22,14 @@ from .cli_common import (
     PRECISIONS,
     PROTOCOLS,
     Commands,
+    Place,
     address_option,
     engine_option,
     json_option,
     one_of,
     print_json,
     root_option,
+    roots,
     store_folders,
 )
 from .cli_plan import planning_options, print_run_plan, require_option, take_planned
@@ -257,12 +259,13 @@ def store() -> None:
     """Look into embedding stores, check them, merge their shards, export them.
 
     \b
-    Example:
+    Examples:
       alphafuse store info demo/stores/train
+      alphafuse store info s3://bucket/stores/train
     """
 
 
-store_argument = click.argument("folder", type=click.Path(path_type=Path), shell_complete=store_folders)
+store_argument = click.argument("folder", type=Place(), shell_complete=store_folders)
 
 
 @store.command("info")
@@ -313,17 +316,24 @@ def _brief(value: object) -> str:
     help="Also extract so many clips again, drawn by lot, and compare.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which clips.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    shell_complete=roots,
+    help="With --resample: the root that the store belongs to. [default: ROOT of ROOT/stores/SPLIT]",
+)
 @click.option("--timesformer", help="Where its backbone is now. [default: as the store was made]")
 @click.option("--ast", help="Where its backbone is now. [default: as the store was made]")
 @device_option
 @json_option
-def store_verify(folder: Path, resample: int, seed: int, as_json: bool, **arguments: Any) -> None:
+def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_json: bool, **arguments: Any) -> None:
     """Re-read every shard against its checksum and compare settings; exit code 1 when something is wrong.
 
     \b
     Examples:
       alphafuse store verify demo/stores/train
       alphafuse store verify demo/stores/train --resample 20
+      alphafuse store verify s3://bucket/stores/train --resample 20 --root mine
     """
     from alphafuse.data.store import EmbeddingStore
     from alphafuse.report import extract as report
@@ -338,7 +348,7 @@ def store_verify(folder: Path, resample: int, seed: int, as_json: bool, **argume
         from alphafuse.extract import resample as resampling
         from alphafuse.extract.settings import ExtractSettings
 
-        dataset = Dataset.open(_root_of(folder))
+        dataset = _dataset_of(folder, root)
         found = resampling.resample(dataset, folder.name, resample, ExtractSettings(**arguments), seed=seed)
     if as_json:
         content: dict[str, Any] = {"folder": str(folder), "shards": shards, "problems": problems}
@@ -353,12 +363,21 @@ def store_verify(folder: Path, resample: int, seed: int, as_json: bool, **argume
         sys.exit(EXIT_FOUND)
 
 
-def _root_of(folder: Path) -> Path:
-    """The root that a store belongs to."""
-    folder = folder.resolve()
-    if folder.parent.name != "stores" or folder.name not in SPLITS:
-        raise DatasetError(f"{folder} is no ROOT/stores/SPLIT: to extract clips again, their root is needed")
-    return folder.parents[1]
+def _dataset_of(folder: Path, root: Path | None) -> Dataset:
+    """The dataset that a store belongs to."""
+    if isinstance(folder, Path):
+        folder = folder.resolve()
+    if folder.name not in SPLITS or (root is None and folder.parent.name != "stores"):
+        raise DatasetError(
+            f"{folder} is no ROOT/stores/SPLIT: to extract clips again, their root is needed: name it with --root"
+        )
+    if root is None and not isinstance(folder, Path):
+        raise DatasetError(f"{folder} is behind a URL: name its root with --root, to extract clips again")
+    dataset = Dataset.open(folder.parents[1] if root is None else root)
+    own = dataset.store(folder.name).folder
+    if (own.resolve() if isinstance(own, Path) else own) != folder:
+        raise DatasetError(f"{folder} is no store of {dataset.root}, whose {folder.name} is in {own}: name that one")
+    return dataset
 
 
 @store.command("pack")

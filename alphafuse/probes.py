@@ -319,7 +319,11 @@ def root(say: Say, folder: str) -> None:
     )
     runs = sorted(path.parent.name for path in (dataset.root / "runs").glob("*/config.json"))
     say(runs=runs)
-    there = sum(dataset.path_of(clip).is_file() for clip in looked_at)
+    try:
+        there = len(dataset.file_sizes(looked_at))
+    except AlphafuseError as error:
+        say(error=str(error))
+        return
     say(files={"looked_at": len(looked_at), "there": there, "folder": str(dataset.clip_folder)})
     stores: dict[str, Any] = {}
     for split in SPLITS:

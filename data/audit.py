@@ -19,9 +19,12 @@ from typing import Any, Literal
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from alphafuse.errors import AlphafuseError
+
 from .dataset import Dataset
 from .manifest import SPLITS, Clip
 from .power import POWER, smallest_resolvable_gap
+from .remote import local_copy
 from .signatures import SILENT_PEAK_DBFS, Signature, near_identical_pairs
 from .splits import Ceiling, reachable_ceiling
 
@@ -219,10 +222,10 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
     """
     clips = dataset.manifest
     files = {clip.clip_id: dataset.path_of(clip) for clip in clips}
-    missing = tuple(clip_id for clip_id, path in files.items() if not path.is_file())
+    sizes = dataset.file_sizes(clips)
+    missing = tuple(clip_id for clip_id in files if clip_id not in sizes)
     by_id = {clip.clip_id: clip for clip in clips}
-    absent = set(missing)
-    identical = _byte_identical({clip_id: path for clip_id, path in files.items() if clip_id not in absent})
+    identical = _byte_identical({clip_id: files[clip_id] for clip_id in files if clip_id in sizes}, sizes)
     train_labels = {clip.label for clip in clips.of_split("train")}
     splits = {split: _split_audit(clips.of_split(split), train_labels) for split in SPLITS}
     counts = AuditReport(
@@ -285,11 +288,11 @@ def _in_order(splits: set[str]) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in splits)
 
 
-def _byte_identical(files: Mapping[str, Path]) -> list[tuple[str, ...]]:
+def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
     """Sets of clip_ids whose files are equal; only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
-    for clip_id, path in files.items():
-        by_size[path.stat().st_size].append(clip_id)
+    for clip_id in files:
+        by_size[sizes[clip_id]].append(clip_id)
     by_digest: dict[str, list[str]] = defaultdict(list)
     for clip_ids in by_size.values():
         for clip_id in clip_ids if len(clip_ids) > 1 else ():
@@ -303,10 +306,10 @@ def _sha256(path: Path) -> str | None:
     """Of the content; None when it can't be read (decoding says why)."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with local_copy(path) as local, local.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
-    except OSError:
+    except (OSError, AlphafuseError):
         return None
     return digest.hexdigest()
 

@@ -5,23 +5,25 @@ root/
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file and were left out all the same, and why (only when there are any)
-  stores/<split>/       stage one: HDF5 shards of embeddings
+  stores/<split>/       stage one: HDF5 shards of embeddings (or below the folder or URL that dataset.json names)
   runs/<name>/          stage two: trained heads, their figures and settings
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from alphafuse.errors import DatasetError, EmptySplitError, SettingsMismatchError, unknown
+from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, SettingsMismatchError, unknown
 
-from .files import MAX_TEXT, is_clean, one_line, read_json, write_json
+from .files import MAX_TEXT, is_clean, one_line, read_json, to_path, write_json
 from .manifest import SPLITS, Clip, Manifest
+from .remote import folder_exists, is_remote, list_objects, object_size
 from .store import MODALITIES, Embeddings, EmbeddingStore, setting_differences
 from .stored import StoredEmbeddings
 
@@ -29,8 +31,10 @@ FORMAT_VERSION = 1
 DEFAULT_TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
 DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
 FLOAT32_BYTES = 4
+STORES = "stores"  # below the root, unless dataset.json says otherwise
 PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.inputs
 DEFAULT_PROTOCOL = "standard"
+FEW = 64  # objects that are asked for one by one; of more, the folder is listed
 _FIELDS = {
     "format_version": int,
     "name": str,
@@ -50,12 +54,13 @@ class Dataset:
     Attributes:
         root: the folder.
         name: what people call the dataset ("vggsound", "demo", a folder's name).
-        clip_folder: where `Clip.path` starts.
+        clip_folder: where `Clip.path` starts: a folder, or a URL's `upath.UPath`.
         classes: labels in the order of the heads' outputs.
         timesformer, ast: default backbones, each a hub id, a folder or "compact".
         protocol: default preprocessing protocol.
         source: how the root was made (csv, subset, seed, ...), for provenance.
         manifest: the clips.
+        stores: folder or URL of the embedding stores, one below it per split; None = root/stores.
 
     >>> from alphafuse import Dataset
     >>> dataset = Dataset.open("demo")
@@ -74,6 +79,7 @@ class Dataset:
     protocol: str
     source: dict[str, Any]
     manifest: Manifest
+    stores: Path | None = None
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self.classes)} classes, {self.manifest!r}, root={str(self.root)!r})"
@@ -90,6 +96,7 @@ class Dataset:
         timesformer: str | None = None,
         ast: str | None = None,
         protocol: str | None = None,
+        stores: str | Path | None = None,
         source: dict[str, Any] | None = None,
     ) -> Dataset:
         """Write a root's dataset.json and manifest.csv; stores and runs already there stay.
@@ -97,22 +104,22 @@ class Dataset:
         A root that is there already is written anew only under its own name, and not when `data split` made it or its
         manifest was edited since: `DatasetError`.
 
-        Backbones and protocol that are None stay as the root remembers them; a new root gets the published backbones
-        and protocol `standard`.
+        Backbones, protocol and stores that are None stay as the root remembers them; a new root gets the published
+        backbones, protocol `standard` and stores of its own.
 
-        The clip folder is recorded relative to the root when it lies inside (so that the root can be moved), else
-        absolutely.
+        The clip folder and the stores are recorded relative to the root when they lie inside (so that the root can be
+        moved), else absolutely, or as the URL that they are.
         """
         if protocol is not None and protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
-        opened, root, clip_folder = Path(root), Path(root).resolve(), Path(clip_folder).resolve()
+        opened, root = Path(root), Path(root).resolve()
         require_own_root(opened, name)
         made_by = root_defaults(root) | {
             field: value
             for field, value in (("timesformer", timesformer), ("ast", ast), ("protocol", protocol))
             if value is not None
         }
-        inside = clip_folder.is_relative_to(root)
+        where = _remembered_stores(root) if stores is None else _recorded(to_path(stores), root)
         manifest.write(root / "manifest.csv")
         # dataset.json last: a root exists once it is there
         write_json(
@@ -120,7 +127,8 @@ class Dataset:
             {
                 "format_version": FORMAT_VERSION,
                 "name": name,
-                "clips": str(clip_folder.relative_to(root) if inside else clip_folder),
+                "clips": _recorded(to_path(clip_folder), root),
+                **({"stores": where} if where not in (None, STORES) else {}),
                 "classes": list(classes),
                 **made_by,
                 "source": source or {},
@@ -156,24 +164,56 @@ class Dataset:
         return cls(
             root=root,
             name=content["name"],
-            clip_folder=root / content["clips"],
+            clip_folder=_located(content["clips"], root),
             classes=classes,
             timesformer=content["timesformer"],
             ast=content["ast"],
             protocol=content["protocol"],
             source=content["source"],
             manifest=manifest,
+            stores=_located(content["stores"], root) if "stores" in content else None,
         )
 
     def path_of(self, clip: Clip) -> Path:
-        """The clip's file."""
+        """The clip's file: a path, or a `upath.UPath` where the clips lie behind a URL."""
         return self.clip_folder / clip.path
+
+    def file_sizes(self, clips: Sequence[Clip]) -> dict[str, int]:
+        """clip_id -> bytes of its file, of these clips those that have one; behind a URL the folder is listed once.
+
+        Raises:
+            DatasetError: the URL can't be reached.
+        """
+        if not is_remote(self.clip_folder):
+            return {clip.clip_id: size for clip in clips if (size := _file_size(self.path_of(clip))) is not None}
+        try:
+            if len(clips) <= FEW:
+                found = ((clip.clip_id, object_size(self.path_of(clip))) for clip in clips)
+                return {clip_id: size for clip_id, size in found if size is not None}
+            listed = list_objects(self.clip_folder, recursive=True)
+        except AlphafuseError as error:
+            raise DatasetError(str(error)) from None
+        return {clip.clip_id: listed[clip.path] for clip in clips if clip.path in listed}
+
+    def require_clips(self) -> None:
+        """Raise `DatasetError` where the clip folder, or the bucket that it is in, is gone or can't be reached."""
+        try:
+            there = folder_exists(self.clip_folder)
+        except AlphafuseError as error:
+            raise DatasetError(str(error)) from None
+        if not there:
+            raise DatasetError(f"the clip folder {self.clip_folder} is gone: bring it back or make the root again")
+
+    @property
+    def store_folder(self) -> Path:
+        """Where the embedding stores are, one folder per split."""
+        return self.root / STORES if self.stores is None else self.stores
 
     def store(self, split: str) -> EmbeddingStore:
         """The embedding store of a split (it may not exist yet)."""
         if split not in SPLITS:
             raise DatasetError(unknown("split", split, SPLITS))
-        return EmbeddingStore(self.root / "stores" / split)
+        return EmbeddingStore(self.store_folder / split, root=self.root)
 
     @overload
     def embeddings(self, split: str, *, max_bytes: None = None) -> Embeddings: ...
@@ -257,7 +297,9 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
             f"{path} has format version {one_line(content['format_version'], 20)}, this alphafuse reads "
             f"{FORMAT_VERSION}: make the root again or install the alphafuse that made it"
         )
-    texts = [content[field] for field, kind in _FIELDS.items() if kind is str]
+    if not isinstance(content.get("stores", STORES), str):
+        raise DatasetError(f"{path}: 'stores' must be a str: make the root again")
+    texts = [content[field] for field, kind in _FIELDS.items() if kind is str] + [content.get("stores", STORES)]
     for text in (*texts, *content["classes"]):
         if not isinstance(text, str) or not is_clean(text):
             raise DatasetError(
@@ -268,6 +310,28 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
         raise DatasetError(f"{path} lists a class twice: make the root again")
     if content["protocol"] not in PROTOCOLS:
         raise DatasetError(f"{path}: {unknown('protocol', one_line(content['protocol'], 40), PROTOCOLS)}")
+
+
+def _recorded(folder: Path, root: Path) -> str:
+    """How dataset.json names a folder: relative to the root when inside, else absolutely, or its URL."""
+    if is_remote(folder):
+        return str(folder)
+    folder = folder.resolve()
+    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
+
+
+def _located(recorded: str, root: Path) -> Path:
+    """The folder that dataset.json names."""
+    return to_path(recorded) if "://" in recorded else root / recorded
+
+
+def _remembered_stores(root: Path) -> str | None:
+    there = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
+    return there["stores"] if isinstance(there.get("stores"), str) else None
+
+
+def _file_size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def root_defaults(root: Path) -> dict[str, str]:

@@ -229,12 +229,19 @@ def write_mp4(
         container.mux(audio.encode(None))
 
 
-def make_demo(root: str | Path, *, seed: int = 0, progress: Callable[[], object] | None = None) -> ImportReport:
+def make_demo(
+    root: str | Path,
+    *,
+    seed: int = 0,
+    stores: str | Path | None = None,
+    progress: Callable[[], object] | None = None,
+) -> ImportReport:
     """Generate the demo below `root` and make `root` its dataset root, as `import_vggsound` does from VGGSound's files.
 
     Args:
         root: folder to make; clips that are there already are kept.
         seed: decides every clip and the validation split.
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
         progress: called once per clip.
 
     >>> from alphafuse import make_demo
@@ -253,4 +260,5 @@ def make_demo(root: str | Path, *, seed: int = 0, progress: Callable[[], object]
         seed=seed,
         timesformer="compact",
         ast="compact",
+        stores=stores,
     )

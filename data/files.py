@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from alphafuse.errors import AlphafuseError, DatasetError
 
@@ -59,8 +59,11 @@ def to_path(place: str | Path) -> Path:
     try:
         from upath import UPath
 
-        made = UPath(place.rstrip("/"))
-        system = None if isinstance(made, Path) else made.fs
+        made: Any = UPath(place)
+        if made.protocol in ("", "file", "local"):
+            return Path(made.path)
+        made = made.parent / made.name if place.endswith("/") and made.name else made
+        made.fs  # noqa: B018  # its class is loaded now: what is missing is said now
     except ImportError as error:
         raise AlphafuseError(
             f"'{shown}' needs a package that isn't installed ({one_line(error)}): run `pip install "
@@ -68,11 +71,9 @@ def to_path(place: str | Path) -> Path:
         ) from None
     except Exception as error:  # ValueError for an unknown scheme, and whatever a file system's class raises
         raise AlphafuseError(f"'{shown}' can't be used: {one_line(error)}: see its address") from None
-    if system is None:
-        return Path(str(made.path))
     if not made.path.strip("/"):
         raise AlphafuseError(f"'{shown}' names no bucket or folder: see its address")
-    return made  # type: ignore[no-any-return]
+    return cast(Path, made)
 
 
 def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> None:

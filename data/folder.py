@@ -8,9 +8,10 @@ from pathlib import Path
 from alphafuse.errors import DatasetError
 
 from .dataset import Dataset
-from .files import read_csv
+from .files import read_csv, to_path
 from .manifest import SPLITS, Clip, Manifest
-from .sources import VAL_FRACTION, ImportReport, check_fraction, find_videos, write_missing
+from .remote import is_remote
+from .sources import VAL_FRACTION, ImportReport, check_fraction, find_videos, list_files, write_missing
 from .splits import carve_split
 
 TEST_FRACTION = 0.2  # of all clips, when the source has no test split
@@ -31,6 +32,7 @@ def import_folder(
     timesformer: str | None = None,
     ast: str | None = None,
     protocol: str | None = None,
+    stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from a folder of clips.
 
@@ -41,12 +43,13 @@ def import_folder(
     YouTube id of a name like VGGSound's or Kinetics', else the clip itself.
 
     Args:
-        source: folder with the clips.
+        source: folder with the clips, or its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         csv: list of the clips.
         val_fraction, test_fraction: shares to carve, in [0, 1).
         seed: decides what is carved.
         name: the dataset's name; by default the folder's.
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
         timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
             are None stay as a root that is there has them.
 
@@ -63,7 +66,7 @@ def import_folder(
     Dataset('clips', 16 classes, Manifest(192 clips: train=139, val=15, test=38), root='mine')
     """
     check_fraction("val_fraction", val_fraction)
-    source, root, csv = Path(source), Path(root), Path(csv) if csv else None
+    source, root, csv = to_path(source), Path(root), Path(csv) if csv else None
     check_fraction("test_fraction", test_fraction)
     listed, missing = _from_csv(source, csv) if csv is not None else (_from_folders(source), ())
     if not listed and csv is not None and missing:
@@ -85,14 +88,15 @@ def import_folder(
     dataset = Dataset.create(
         root,
         manifest,
-        name=name or source.resolve().name,
+        name=name or _name_of(source),
         clip_folder=source,
         classes=manifest.labels,
         timesformer=timesformer,
         ast=ast,
         protocol=protocol,
+        stores=stores,
         source={
-            "folder": source.resolve().name,
+            "folder": _name_of(source),
             "csv": csv.name if csv else None,
             "seed": seed,
             "val_fraction": val_fraction,
@@ -129,6 +133,7 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
     if header[:2] != ["path", "label"] or not set(header[2:]) <= {"split", "group"} or len(set(header)) != len(header):
         raise DatasetError(f"{csv}: the first line must be path,label[,split][,group], not '{','.join(header)}'")
     listed, missing = [], []
+    objects = list_files(source) if is_remote(source) else None
     for line, columns in rows[1:]:
         if len(columns) != len(header):
             raise DatasetError(f"{csv} line {line} has {len(columns)} columns instead of {len(header)}")
@@ -142,11 +147,16 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
             clip = Clip(stem, path.as_posix(), row["label"], split or "train", row.get("group") or _group_of(stem))
         except DatasetError as error:
             raise DatasetError(f"{csv} line {line}: {error}") from None
-        if (source / path).is_file():
+        if (source / path).is_file() if objects is None else path.as_posix() in objects:
             listed.append((clip, split))
         else:
             missing.append(clip.clip_id)
     return listed, tuple(missing)
+
+
+def _name_of(source: Path) -> str:
+    """The folder's name, or the bucket's."""
+    return (source.name or source.drive) if is_remote(source) else source.resolve().name
 
 
 def _group_of(stem: str) -> str:

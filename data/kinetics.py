@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from alphafuse.errors import DatasetError, unknown
 
-from .files import iterate_csv, one_line
+from .files import iterate_csv, one_line, to_path
 from .manifest import Clip
 from .sources import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 from .splits import carve_split, take_share
@@ -140,6 +140,7 @@ def import_kinetics(
     timesformer: str | None = None,
     ast: str | None = None,
     protocol: str | None = None,
+    stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from the official csv files of any Kinetics and a folder of its clips.
 
@@ -149,7 +150,7 @@ def import_kinetics(
     of train by source video.
 
     Args:
-        clips: folder with the files, nested or not, with any video suffix.
+        clips: folder with the files, nested or not, with any video suffix; or its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         csv: one or more lists, for instance train.csv and validate.csv.
         leave_out: which files to leave out, and why: files -> {file: reason}, for instance
@@ -161,6 +162,7 @@ def import_kinetics(
             "kinetics" for any other number.
         timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
             are None stay as a root that is there has them.
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
 
     Raises:
         DatasetError: the csv files or the folder can't be used (see `read_kinetics_csv`), no listed clip has a file,
@@ -180,7 +182,7 @@ def import_kinetics(
     'test is the official validation list, for no labelled te'
     """
     check_fraction("val_fraction", val_fraction)
-    clips, root = Path(clips), Path(root)
+    clips, root = to_path(clips), Path(root)
     paths = [Path(path) for path in ([csv] if isinstance(csv, str | Path) else csv)]
     if not paths:
         raise DatasetError("Kinetics' csv files are needed: pass --csv train.csv --csv validate.csv")
@@ -215,6 +217,7 @@ def import_kinetics(
         timesformer=timesformer,
         ast=ast,
         protocol=protocol,
+        stores=stores,
     )
 
 

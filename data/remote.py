@@ -8,12 +8,13 @@ classes; here each becomes an `AlphafuseError` of one line, but for `FileNotFoun
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -101,12 +102,33 @@ def _is_plain(name: str) -> bool:
     return bool(name) and str(PurePosixPath(name)) == name and ".." not in name.split("/")
 
 
-def exists(path: Path) -> bool:
-    """Whether there is such an object, asked anew."""
+def object_size(path: Path) -> int | None:
+    """An object's bytes, asked anew; None where there is no such object."""
     with reaching(path):
         system, name = _filesystem(path)
         system.invalidate_cache(name.rpartition("/")[0])
-        return bool(system.exists(name))
+        try:
+            found = system.info(name)
+        except FileNotFoundError:
+            return None
+    return int(found["size"] or 0) if found["type"] == "file" else None
+
+
+def folder_exists(folder: Path) -> bool:
+    """Whether there is such a folder, or an object below such a URL.
+
+    Raises:
+        AlphafuseError: the bucket doesn't exist, or can't be reached.
+    """
+    if not is_remote(folder):
+        return folder.is_dir()
+    with reaching(folder):
+        system, name = _filesystem(folder)
+        system.invalidate_cache(name)
+        if system.isdir(name):
+            return True
+    _require_bucket(folder)
+    return False
 
 
 def write_object(path: Path, content: bytes, *, replace: bool = True) -> None:
@@ -128,7 +150,7 @@ def write_object(path: Path, content: bytes, *, replace: bool = True) -> None:
         except FileExistsError:
             return
         except Exception:  # no conditional requests there, or another attempt is being written
-            if not exists(path):
+            if object_size(path) is None:
                 system.pipe_file(name, content)
 
 
@@ -316,8 +338,6 @@ def _fetch_whole(path: Path, suffix: str) -> Path | None:
 
 def _is_local(error: OSError, local: Path) -> bool:
     """Whether writing failed here, not reading there."""
-    import errno
-
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) or error.filename == str(local)
 
 
@@ -339,10 +359,3 @@ def local_copy(path: Path) -> Iterator[Path]:
         yield copy
     finally:
         copy.unlink(missing_ok=True)
-
-
-def require_remote_ready(paths: Sequence[Path]) -> None:
-    """Load what these URLs need, so that it isn't loaded later."""
-    for path in paths:
-        if is_remote(path):
-            _filesystem(path)

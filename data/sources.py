@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias
 
-from alphafuse.errors import DatasetError
+from alphafuse.errors import AlphafuseError, DatasetError
 
 from .dataset import Dataset
 from .files import write_csv
 from .manifest import Clip, Manifest
+from .remote import is_remote, list_objects
 
 VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
 # fmt: off
@@ -69,14 +70,20 @@ class ImportReport:
 def find_videos(folder: Path) -> dict[str, Path]:
     """Video files below `folder` (links followed): path relative to it without suffix -> relative path, sorted.
 
-    Of two files that differ only in their suffix the alphabetically first counts.
+    Of two files that differ only in their suffix the alphabetically first counts. A folder behind a URL is listed once.
 
     Raises:
         DatasetError: no such folder.
     """
+    found: dict[str, Path] = {}
+    if is_remote(folder):
+        for key in sorted(list_files(folder)):
+            path = PurePosixPath(key)
+            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."):
+                found.setdefault(path.with_suffix("").as_posix(), Path(key))
+        return dict(sorted(found.items()))
     if not folder.is_dir():
         raise DatasetError(f"no such clip folder: {folder}")
-    found: dict[str, Path] = {}
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         status = Path(parent).stat()
@@ -92,6 +99,21 @@ def find_videos(folder: Path) -> dict[str, Path]:
             if stem and f".{suffix.lower()}" in VIDEO_SUFFIXES and not name.startswith("."):
                 found.setdefault(prefix + stem, inside / name)
     return dict(sorted(found.items()))
+
+
+def list_files(folder: Path) -> set[str]:
+    """All objects below a URL, relative to it.
+
+    Raises:
+        DatasetError: nothing is there, or it can't be reached.
+    """
+    try:
+        listed = set(list_objects(folder, recursive=True))
+    except AlphafuseError as error:
+        raise DatasetError(str(error)) from None
+    if not listed:
+        raise DatasetError(f"no such clip folder: {folder}")
+    return listed
 
 
 def match_files(listed: Sequence[ListedClip], folder: Path) -> tuple[list[Clip], tuple[str, ...]]:
@@ -155,6 +177,7 @@ def create_root(
     timesformer: str | None,
     ast: str | None,
     protocol: str | None,
+    stores: str | Path | None = None,
 ) -> ImportReport:
     """Write a root with its missing.csv and left_out.csv; of `classes`, those that occur, in their order.
 
@@ -172,6 +195,7 @@ def create_root(
         timesformer=timesformer,
         ast=ast,
         protocol=protocol,
+        stores=stores,
         source={**source, "listed": listed, "missing": len(missing), "left_out": len(left_out)},
     )
     write_missing(root, missing)

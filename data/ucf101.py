@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from alphafuse.errors import DatasetError, unknown
 
-from .files import MAX_LINE, one_line
+from .files import MAX_LINE, one_line, to_path
 from .sources import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 from .splits import carve_split, take_share
 
@@ -107,6 +107,7 @@ def import_ucf101(
     timesformer: str | None = None,
     ast: str | None = None,
     protocol: str | None = None,
+    stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from UCF-101's official split files and a folder of its clips.
 
@@ -117,7 +118,8 @@ def import_ucf101(
     extraction records that they have no audio, and training drops them or feeds zeros (`TrainSettings.absent`).
 
     Args:
-        clips: folder with the files, in class folders or not, with any video suffix (many convert the .avi files).
+        clips: folder with the files, in class folders or not, with any video suffix (many convert the .avi files); or
+            its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         splits: the folder ucfTrainTestlist.
         split: which of the three official splits.
@@ -128,6 +130,7 @@ def import_ucf101(
         val_fraction: share of the training clips for validation, in [0, 1).
         name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
             are None stay as a root that is there has them.
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
 
     Raises:
         DatasetError: the lists or the folder can't be used (see `read_ucf101_splits`), no listed clip has a file, or
@@ -150,7 +153,7 @@ def import_ucf101(
     ('v_YoYo_g09_c01',)
     """
     check_fraction("val_fraction", val_fraction)
-    clips, root, splits = Path(clips), Path(root), Path(splits)
+    clips, root, splits = to_path(clips), Path(root), Path(splits)
     classes, rows = read_ucf101_splits(splits, split)
     found, missing = match_files(rows, clips)
     found, left_out = leave_out_files(found, clips, leave_out)
@@ -178,6 +181,7 @@ def import_ucf101(
         timesformer=timesformer,
         ast=ast,
         protocol=protocol,
+        stores=stores,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from alphafuse.errors import DatasetError, unknown
 
 from .dataset import root_defaults
-from .files import read_csv
+from .files import read_csv, to_path
 from .manifest import Clip
 from .sources import VAL_FRACTION, ImportReport, check_fraction, create_root, match_files
 from .splits import carve_split, take_share
@@ -101,6 +101,7 @@ def import_vggsound(
     timesformer: str | None = None,
     ast: str | None = None,
     protocol: str | None = None,
+    stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from VGGSound's csv and a folder of clips.
 
@@ -109,7 +110,7 @@ def import_vggsound(
 
     Args:
         csv: VGGSound's csv; may be None with `subset="paper"`, whose split is shipped.
-        clips: folder with the files, nested or not.
+        clips: folder with the files, nested or not, or its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         subset: None for all clips; "paper" for the seed paper's 130 clips in its own train/val/test split; a number of
             clips ("500") or a fraction ("0.1") of those found, drawn by source video, in proportion to labels.
@@ -118,6 +119,7 @@ def import_vggsound(
         name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
             are None stay as a root that is there has them. With protocol "notebook" only
             the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
         classes: labels to accept; by default the 309 official ones.
 
     Raises:
@@ -132,7 +134,7 @@ def import_vggsound(
     (448, 0)
     """
     check_fraction("val_fraction", val_fraction)
-    csv, clips, root = Path(csv) if csv else None, Path(clips), Path(root)
+    csv, clips, root = Path(csv) if csv else None, to_path(clips), Path(root)
     known = tuple(official_classes() if classes is None else classes)
     if subset == "paper":
         rows = paper_rows()
@@ -165,6 +167,7 @@ def import_vggsound(
         timesformer=timesformer,
         ast=ast,
         protocol=protocol,
+        stores=stores,
     )
 
 

@@ -23,6 +23,7 @@ from alphafuse.data.dataset import PROTOCOLS
 from alphafuse.errors import BackboneError, DecodeError, unknown
 
 from .decode import SAMPLE_RATE_HZ, Decoded, decode_clip
+from .fetch import fetched
 
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
 HOP_SAMPLES = 160  # and its hop: 10 ms
@@ -233,7 +234,7 @@ def decode_inputs(
     """A clip's file -> the frames and the waveform that the backbones are fed; runs in a worker.
 
     Args:
-        task: the file, and the modalities that are asked for.
+        task: the file or its URL, and the modalities that are asked for.
         specs: modality -> what it is fed.
         device_resizes: leave frames of up to `TRAVELLING_PIXELS` as they are.
     """
@@ -242,15 +243,19 @@ def decode_inputs(
     frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
     assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
     travelling = _Travelling(frame_spec) if device_resizes else None
-    decoded = decode_clip(
-        path,
-        frames=frame_spec.frames,
-        sampling=frame_spec.sampling,
-        prepare=travelling or partial(prepare_frame, spec=frame_spec),
-        max_samples=audio_spec.max_samples,
-        picture="timesformer" in modalities,
-        sound="ast" in modalities,
-    )
+    try:
+        with fetched(path) as file:
+            decoded = decode_clip(
+                file,
+                frames=frame_spec.frames,
+                sampling=frame_spec.sampling,
+                prepare=travelling or partial(prepare_frame, spec=frame_spec),
+                max_samples=audio_spec.max_samples,
+                picture="timesformer" in modalities,
+                sound="ast" in modalities,
+            )
+    except DecodeError as error:
+        return Decoded(None, None, str(error), str(error), cpu_seconds=time.process_time() - began)
     if decoded.waveform is not None:
         try:
             check_waveform(decoded.waveform)

@@ -24,7 +24,6 @@ from alphafuse.data.claims import Claims
 from alphafuse.data.cluster import connected
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import EmbeddingStore, Failure
-from alphafuse.errors import DatasetError
 
 from .decode import Decoded
 from .embedder import Embedder
@@ -135,10 +134,7 @@ class Extractor(Embedder):
         Also when it is interrupted, what was embedded until then is in the store.
         """
         jobs, store = self.pending(split), self._store(split)
-        if not self.dataset.clip_folder.is_dir():
-            raise DatasetError(
-                f"the clip folder {self.dataset.clip_folder} is gone: bring it back or make the root again"
-            )
+        self.dataset.require_clips()
         total = len(self.dataset.manifest.of_split(split))
         tally = Tally(progress, self._modalities)
         if progress is not None:

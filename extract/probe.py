@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alphafuse.errors import DecodeError
+
 from .decode import probe_audio
+from .fetch import fetched
 from .workers import map_tasks
 
 TIMEOUT_SECONDS = 60.0  # that a header may take
@@ -20,7 +23,7 @@ def files_without_audio(
     the process that reads it is named like the others.
 
     Args:
-        files: video files.
+        files: video files; those behind URLs are fetched whole.
         workers: processes; 0 = one per processor.
         progress: called after each file.
 
@@ -32,10 +35,18 @@ def files_without_audio(
     """
     reasons: dict[Path, str] = {}
     for file, reason in map_tasks(
-        probe_audio, ((file, file) for file in files), failed=str, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+        _probe, ((file, file) for file in files), failed=str, workers=workers, timeout_seconds=TIMEOUT_SECONDS
     ):
         if reason:
             reasons[file] = reason
         if progress is not None:
             progress()
     return {file: reasons[file] for file in files if file in reasons}
+
+
+def _probe(file: Path) -> str:
+    try:
+        with fetched(file) as local:
+            return probe_audio(local)
+    except DecodeError as error:
+        return str(error)

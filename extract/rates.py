@@ -112,10 +112,12 @@ def plan_extraction(
     """
     extractor = Extractor(dataset, settings or ExtractSettings())
     pending = {split: extractor.pending(split) for split in splits}
-    there = [job for jobs in pending.values() for job in jobs if job.path.is_file()]
+    files = {split: dataset.file_sizes([job.clip for job in jobs]) for split, jobs in pending.items()}
+    there = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
     chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
     rates = measure_rates(extractor, chosen) if chosen else None
-    return [_plan(extractor, split, jobs, rates) for split, jobs in pending.items()], rates
+    missing = {split: len(jobs) - len(files[split]) for split, jobs in pending.items()}
+    return [_plan(extractor, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
 
 
 def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
@@ -141,7 +143,9 @@ def clip_bytes(dims: Mapping[str, int]) -> int:
     return TEXT_BYTES + FLOAT32_BYTES * sum(dims.values())
 
 
-def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | None) -> ExtractPlan:
+def _plan(
+    extractor: Extractor, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
+) -> ExtractPlan:
     dataset = extractor.dataset
     clips = dataset.manifest.require_split(split)
     lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.backbones}
@@ -151,8 +155,8 @@ def _plan(extractor: Extractor, split: str, jobs: Sequence[Job], rates: Rates | 
         clips=len(clips),
         pending=len(jobs),
         finished={modality: len(clips) - count for modality, count in lacking.items()},
-        missing_files=sum(not job.path.is_file() for job in jobs),
-        store_bytes=sum(path.stat().st_size for path in dataset.store(split).shards()),
+        missing_files=missing_files,
+        store_bytes=dataset.store(split).size_bytes(),
         new_bytes=sum(clip_bytes({modality: dims[modality] for modality in job.modalities}) for job in jobs),
         seconds=len(jobs) / rates.clips_per_second if rates else None,
     )

@@ -14,8 +14,10 @@ from PIL import Image
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip
 from alphafuse.data.signatures import FRAMES, Signature
+from alphafuse.errors import DecodeError
 
 from .decode import SAMPLE_RATE_HZ, decode_clip
+from .fetch import fetched
 from .workers import map_tasks
 
 CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
@@ -55,7 +57,9 @@ def sign_clips(
     >>> len(signatures), first.is_silent, first.is_frozen
     (26, False, False)
     """
-    chosen = [clip for clip in (dataset.manifest if clips is None else clips) if dataset.path_of(clip).is_file()]
+    asked = dataset.manifest if clips is None else clips
+    there = dataset.file_sizes(asked)
+    chosen = [clip for clip in asked if clip.clip_id in there]
     signed: dict[str, Signature] = {}
     files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
     for clip_id, signature in map_tasks(
@@ -73,6 +77,14 @@ def _failed(reason: str) -> Signature:
 
 def sign_file(path: Path) -> Signature:
     """The signature of one file; what is wrong with its picture or its sound is recorded in it."""
+    try:
+        with fetched(path) as file:
+            return _sign(file)
+    except DecodeError as error:
+        return _failed(str(error))
+
+
+def _sign(path: Path) -> Signature:
     decoded = decode_clip(path, frames=FRAMES, prepare=_shrink)
     signature = Signature(_covered_seconds(path), decoded.no_frames, decoded.no_waveform)
     if decoded.frames is not None:

@@ -219,4 +219,6 @@ def _start_worker(parent: int, memory_bytes: int) -> None:
         from . import inputs  # noqa: F401  # what every worker loads is not the task's
 
         limit = psutil.Process().memory_info().vms + memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))  # `fetch` lifts it for its libraries

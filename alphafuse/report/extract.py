@@ -78,7 +78,7 @@ def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Data
         f"measured on {rates.clips} clips: decoding {rates.decode_seconds:.3f} s of a core per clip, models "
         f"{rates.embed_seconds:.3f} s of {'a core' if rates.device == 'cpu' else 'the device'}",
         f"to do: {pending} clips at {rates.clips_per_second:.2f} clips/s on {where}, about {duration(total)}; "
-        f"{sum(plan.new_bytes for plan in plans) / 1e6:.1f} MB more in {dataset.root / 'stores'}",
+        f"{sum(plan.new_bytes for plan in plans) / 1e6:.1f} MB more in {dataset.store_folder}",
     ]
     if rates.device != "cpu":
         lines.append(f"this device embeds what {rates.cores_per_device:.1f} cores decode")

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from alphafuse.data.remote import is_remote
+from alphafuse.errors import DecodeError
 from alphafuse.extract.decode import decode_clip
+from alphafuse.extract.fetch import fetched
 from alphafuse.extract.workers import map_tasks
 
 EDGE = 224  # pixels of the longer side, unless asked for otherwise
@@ -32,7 +35,7 @@ def thumbnails(
         workers: decode processes; 0 = one per processor.
         progress: called after each file.
     """
-    tasks = [(clip_id, path) for clip_id, path in files.items() if path.is_file()]
+    tasks = [(clip_id, path) for clip_id, path in files.items() if is_remote(path) or path.is_file()]
     found = {}
     for clip_id, uri in map_tasks(
         partial(thumbnail, edge=edge), tasks, failed=lambda reason: "", workers=workers, timeout_seconds=TIMEOUT_SECONDS
@@ -44,7 +47,11 @@ def thumbnails(
 
 def thumbnail(path: Path, *, edge: int = EDGE) -> str:
     """The data URI of one file's middle frame, "" where it has none."""
-    frames = decode_clip(path, frames=3, prepare=partial(_shrink, edge=edge), sound=False).frames
+    try:
+        with fetched(path) as file:
+            frames = decode_clip(file, frames=3, prepare=partial(_shrink, edge=edge), sound=False).frames
+    except DecodeError:
+        return ""
     if frames is None:
         return ""
     buffer = io.BytesIO()
