@@ -403,7 +403,7 @@ class EmbeddingStore:
     def open_rows(self, clips: Sequence[Clip] | None = None) -> StoredEmbeddings:
         """Like `read`, but features stay on disk, to be read in parts: for stores larger than memory.
 
-        Reads through the shards once, a few MB at a time, to see which rows are embeddings.
+        No features are read, except of shards of earlier versions: shards say which rows are embeddings.
         """
         clips = self._stored_clips() if clips is None else clips
         columns = as_clips(clips)
@@ -451,9 +451,13 @@ class EmbeddingStore:
                     dataset = shard.features(modality, dims)
                     if modality not in rows:
                         rows[modality] = np.full(len(clip_ids), -1, kind)
+                    if keep is None:
+                        here = np.flatnonzero((targets >= 0) & shard.embedded(modality))
+                        here = here[rows[modality][targets[here]] < 0][::-1]  # of a clip twice the older row, put last
+                        rows[modality][targets[here]] = starts[-1] + here
+                        continue
                     for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
-                        if keep is not None:
-                            keep(modality, positions, values)
+                        keep(modality, positions, values)
                 failed = shard.failures()
                 for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
                     if place >= 0:

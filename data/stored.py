@@ -21,7 +21,7 @@ from alphafuse.errors import StoreError, unknown
 
 from .columns import AT_ONCE, Places, Texts, row_int
 from .remote import is_remote
-from .shard import Failure, ShardGoneError, open_features, read_slices
+from .shard import Failure, ShardGoneError, damaged, open_features, read_slices
 
 if TYPE_CHECKING:
     from .store import EmbeddingStore
@@ -272,5 +272,7 @@ def _read_rows(index: RowIndex, positions: np.ndarray) -> dict[str, np.ndarray]:
                 if first < last:
                     targets = order[modality][first:last]
                     for part, values in read_slices(features[modality], rows[first:last] - start):
+                        if np.isnan(values[:, 0]).any():  # the shard said otherwise; `verify` looks at all columns
+                            raise damaged(index.shards[number], f"a row of /{modality} is no embedding")
                         result[modality][targets[part]] = values
     return result

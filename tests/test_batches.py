@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toy import make_dataset
 
 from alphafuse.data.store import Embeddings, EmbeddingStore
+from alphafuse.data.stored import StoredEmbeddings
 from alphafuse.heads.batches import BLOCK_ROWS, InMemory, Streamed, make_source
 from alphafuse.heads.head import HeadConfig
 from alphafuse.heads.settings import TrainSettings
+from alphafuse.heads.stack import Stack
+from alphafuse.heads.sweep import sweep
+from alphafuse.heads.table1 import table1
 from alphafuse.heads.training import TrainedHead, train_heads
 
 DIMS = {"timesformer": 6, "ast": 4}
@@ -139,6 +145,72 @@ def test_a_streamed_head_is_the_same_alone_and_in_company(store: EmbeddingStore)
         store.open_rows(), val, [config], [1], settings=TrainSettings(**{**vars(settings), "memory_gb": tight})
     )
     np.testing.assert_allclose(alone[0].history.val_loss, company[1].history.val_loss, rtol=1e-4)
+
+
+KINDS = [
+    {"dims": DIMS},
+    {"dims": DIMS, "transform": "scale", "on": "ast", "alpha": 0.5},
+    {"dims": DIMS, "transform": "learned", "on": "both"},
+    {"dims": DIMS, "fusion": "gate"},
+    {"dims": {"timesformer": 6}},
+    {"dims": {"ast": 4}, "absent": "zeros"},
+]
+
+
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Training clips of each read from a store."""
+    counts: list[int] = []
+    original = StoredEmbeddings.read_rows
+
+    def counting(self: StoredEmbeddings, positions: np.ndarray) -> object:
+        if self.store.folder.name == "train":
+            counts.append(len(positions))
+        return original(self, positions)
+
+    monkeypatch.setattr(StoredEmbeddings, "read_rows", counting)
+    return counts
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_heads_of_all_kinds_read_the_store_once_per_epoch_and_are_the_same_alone(
+    store: EmbeddingStore, rows_read: list[int], workers: int
+) -> None:
+    """As table 1 has them: both modalities, each alone, transformed, fused otherwise, several seeds."""
+    val = sorted_clips(100, seed=2)
+    settings = TrainSettings(epochs=3, batch_size=64, memory_gb=2000 * ROW_BYTES / 2 / 1e9)
+    configs = [HeadConfig(classes=CLASSES, hidden=(8,), **kind) for kind in KINDS]  # type: ignore[arg-type]
+    company = train_heads(store.open_rows(), val, configs, [0, 1, 2], settings=settings, workers=workers)
+    assert sum(rows_read) == 3 * 2000
+    for position in (4, 5 * 3):  # alone in one stack as in company
+        chosen = company[position]
+        alone = train_heads(store.open_rows(), val, [chosen.head.config], [0, 1, 2], settings=settings)
+        same = next(one for one in alone if one.seed == chosen.seed)
+        for name, value in chosen.head.state_dict().items():
+            torch.testing.assert_close(same.head.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("train_all", [sweep, table1], ids=["sweep", "table1"])
+def test_sweep_and_table1_read_a_streamed_store_once_per_epoch(
+    tmp_path: Path, rows_read: list[int], train_all: Callable[..., object]
+) -> None:
+    dataset = make_dataset(tmp_path / "toy")
+    clips = len(dataset.manifest.of_split("train"))
+    settings = TrainSettings(epochs=4, hidden=(8,), memory_gb=1.5e-6)
+    train_all(
+        dataset, seeds=3, settings=settings, **({"on": ["ast"], "alphas": [0.5, 2]} if train_all is sweep else {})
+    )
+    assert sum(rows_read) == 4 * clips and max(rows_read) == 16
+
+
+def test_what_was_made_of_a_window_is_not_kept_for_every_head(store: EmbeddingStore) -> None:
+    """Else many streamed heads would each hold a window's worth."""
+    config = HeadConfig(dims=DIMS, classes=CLASSES, hidden=(8,))
+    source = streamed(store)
+    stack = Stack([(config, 0)], TrainSettings(), steps=100, device=CPU, moments=[{}], class_weights=None)
+    for window in source.windows(0):
+        stack.train_window(window._replace(targets=window.targets % 10), lambda: None, keep=False)
+        assert stack._prepared is None
 
 
 MEMORY_TEST = """

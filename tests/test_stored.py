@@ -220,11 +220,11 @@ def test_a_shuffled_window_is_read_in_whole_slices_and_single_rows_alone(
     assert max(reads) <= 100 * DIMS["timesformer"] // DIMS["ast"] and sum(reads) == 500
 
 
-def test_rows_that_no_one_asked_for_are_not_read_when_opening(store: EmbeddingStore, reads: list[int]) -> None:
+def test_rows_that_no_one_asked_for_are_not_read(store: EmbeddingStore, reads: list[int]) -> None:
     write(store, names(500))
     write(store, names(500), seed=1)  # the same clips again
     reads.clear()
-    store.open_rows(clips(names(20)))
+    store.read(clips(names(20)))
     assert reads == [20, 20]
 
 
@@ -483,3 +483,16 @@ def test_what_a_clip_takes_in_memory_stays_small(tmp_path: Path) -> None:
     assert opened.clip_ids is manifest.clip_ids
     assert sum(rows.nbytes for rows in opened.index.rows.values()) == 8 * count
     assert opened.storage_order().nbytes == 4 * count
+
+
+def test_opening_reads_no_features_and_a_row_that_is_no_embedding_after_all_is_damage(
+    store: EmbeddingStore, reads: list[int]
+) -> None:
+    write(store, names(50), absent={"ast": ["clip3"]})
+    reads.clear()
+    opened = store.open_rows(clips(names(50)))
+    assert reads == [] and opened.present("ast").sum() == 49
+    with h5py.File(store.shards()[0], "r+") as shard:
+        shard["ast"][7] = np.nan
+    with pytest.raises(StoreError, match=r"damaged \(a row of /ast is no embedding\): remove it"):
+        opened.read_rows(np.arange(50))
