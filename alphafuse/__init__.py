@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from alphafuse.errors import AlphafuseError
     from alphafuse.extract.bench import bench_extract
     from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
+    from alphafuse.extract.cost import RunPlan, RunSettings, plan_run
     from alphafuse.extract.decode import decode_clip
     from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
     from alphafuse.extract.probe import files_without_audio
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from alphafuse.extract.resample import Resampling, resample
     from alphafuse.extract.settings import ExtractSettings
     from alphafuse.extract.signatures import sign_clips
+    from alphafuse.extract.simulate import Simulation, SimulationSettings, simulate
     from alphafuse.heads.bench import bench_heads
     from alphafuse.heads.compare import CompareTable, compare
     from alphafuse.heads.estimator import AlphaFusionClassifier
@@ -77,6 +79,7 @@ _HOMES = {
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.bench": ("bench_extract",),
     "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
+    "alphafuse.extract.cost": ("RunPlan", "RunSettings", "plan_run"),
     "alphafuse.extract.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
     "alphafuse.extract.probe": ("files_without_audio",),
@@ -84,6 +87,7 @@ _HOMES = {
     "alphafuse.extract.resample": ("Resampling", "resample"),
     "alphafuse.extract.settings": ("ExtractSettings",),
     "alphafuse.extract.signatures": ("sign_clips",),
+    "alphafuse.extract.simulate": ("Simulation", "SimulationSettings", "simulate"),
     "alphafuse.heads.bench": ("bench_heads",),
     "alphafuse.heads.compare": ("CompareTable", "compare"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
@@ -131,7 +135,11 @@ __all__ = [
     "Rates",
     "Resampling",
     "RunEvaluation",
+    "RunPlan",
     "RunResult",
+    "RunSettings",
+    "Simulation",
+    "SimulationSettings",
     "StoredEmbeddings",
     "Sweep",
     "Table1",
@@ -161,11 +169,13 @@ __all__ = [
     "make_demo",
     "parse_alphas",
     "plan_extraction",
+    "plan_run",
     "push_bundle",
     "read_run",
     "resample",
     "resplit_dataset",
     "sign_clips",
+    "simulate",
     "sweep",
     "table1",
     "train_heads",

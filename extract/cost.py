@@ -101,6 +101,11 @@ class RunSettings:
 
     Raises:
         ClusterError: a number that makes no sense, or an unknown GPU.
+
+    >>> from alphafuse import RunSettings
+    >>> run = RunSettings(clips=10_000_000, gpus=8, cpus=512, gpu="rtx-4090")
+    >>> run.gpu, run.shown_nodes
+    ('RTX 4090', 8)
     """
 
     clips: int
@@ -189,6 +194,13 @@ class RunPlan:
         resume_seconds: for a new driver to see what is finished, at the end of the run, behind an object store.
         cores_per_gpu: that keep one GPU busy, its own included; None without GPUs.
         advice: sentences: what would balance it, what is idle.
+
+    >>> from alphafuse import RunSettings, plan_run
+    >>> plan = plan_run(RunSettings(clips=200_000, gpus=1, cpus=16, gpu="L4", precision="bf16"))
+    >>> [stage.name for stage in plan.stages], plan.device
+    (['network', 'decoding', 'models', 'driver', 'commits'], '1 x L4')
+    >>> {known.source for known in plan.inputs} <= {"given", "measured", "computed", "assumed"}
+    True
     """
 
     run: RunSettings
@@ -289,7 +301,7 @@ def _some(items: Sequence[Any], count: int) -> list[Any]:
 def _work(configs: Mapping[str, Any], whose: str) -> Work:
     from .forward import model_flops
 
-    specs = {"timesformer": FrameSpec(), "ast": AudioSpec()}
+    specs: dict[str, FrameSpec | AudioSpec] = {"timesformer": FrameSpec(), "ast": AudioSpec()}
     where = "51 clips of VGGSound, one core of an Intel Xeon with AVX-512"
     gflops = sum(model_flops(config) for config in configs.values()) / 1e9
     return Work(

@@ -9,16 +9,12 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import simpy
+
 from alphafuse.data.store import shard_name
-from alphafuse.errors import ClusterError
 
 from .simulate import FAILURES, Resume, SimulationSettings, resume_cost
 from .writer import SHARD_BYTES
-
-try:
-    import simpy
-except ImportError:
-    raise ClusterError("the simulation needs simpy: run `pip install 'alphafuse[ray]'`") from None
 
 Steps = Generator[Any, Any, None]  # of a simulated process
 ALONE = 1.0  # seconds between two looks for a node, while none is there
@@ -113,8 +109,8 @@ class SimulatedRoot:
         ):
             if hours:
                 self._env.process(self._repeat(hours * 3600, fail, moments))
-        for seconds, kind, node in settings.schedule:
-            self._env.process(self._at(seconds, kind, node))
+        for seconds, kind, number in settings.schedule:
+            self._env.process(self._at(seconds, kind, number))
         self._env.run(self._end)
         self.seconds = self._env.now
 
