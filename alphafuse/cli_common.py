@@ -36,8 +36,8 @@ SCHEDULES = ("constant", "cosine", "two-phase")
 CLASS_WEIGHTS = ("none", "balanced")
 NORMALIZATIONS = ("none", "zscore", "l2")
 ABSENT = ("drop", "zeros")
-EXTRACT_PARTS = ("decode", "models", "overlap", "memory")  # of `bench extract`
-HEADS_PARTS = ("table1", "start", "stacks", "vggsound", "scaling", "stream")  # of `bench heads`
+EXTRACT_PARTS = ("decode", "models", "overlap", "memory", "engines")  # of `bench extract`
+HEADS_PARTS = ("table1", "start", "stacks", "vggsound", "scaling", "stream", "clips")  # of `bench heads`
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 

@@ -57,6 +57,9 @@ class _ExtractBar:
         self.bar.set_postfix(self.figures, refresh=False)
         self.bar.update(complete + incomplete)
 
+    def elsewhere(self, clips: int) -> None:
+        self.bar.update(clips)
+
     def stages(self, **counts: int) -> None:
         self.figures.update(counts)
         self.bar.set_postfix(self.figures, refresh=True)
@@ -82,7 +85,13 @@ class _ExtractBar:
 @click.option(
     "--protocol", shell_complete=one_of(*PROTOCOLS), help="Preprocessing: standard or notebook. [default: the root's]"
 )
-@device_option
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=one_of(*DEVICES, "all"),
+    help="auto, cpu, cuda, cuda:N; several as cuda:0,cuda:1, or all: a process for each.",
+)
 @click.option(
     "--precision", default="fp32", show_default=True, shell_complete=one_of(*PRECISIONS), help="fp32 or bf16."
 )

@@ -4,6 +4,7 @@
     models      both full-size backbones, against HuggingFace's forward passes and the machine's rate of matrix products
     overlap     extraction as a whole: wall time x cores by the seconds of decoding and models
     memory      of all processes, over many clips
+    engines     the local engine and Ray on this machine, over many clips
 
 Weights are random: speed does not depend on them. Contenders are measured in turns, each in a new process, and a ratio
 is taken within a turn.
@@ -42,6 +43,7 @@ from alphafuse.data.sources import find_videos
 from alphafuse.errors import DatasetError
 
 from .backbones import Placement, random_backbones, random_models
+from .bench_engines import measure_engines
 from .decode import decode_clip, frame_indices
 from .forward import model_flops
 from .inputs import AudioSpec, FrameSpec, decode_inputs
@@ -64,7 +66,7 @@ class Sizes:
         model_clips: embedded by each contender, per core.
         matrix, matrix_seconds: width of the square matrices that the machine's rate is measured with, and how long.
         overlap_clips: extracted per core.
-        memory_clips: extracted with the compact backbones.
+        memory_clips, engine_clips: extracted with the compact backbones.
         full_size: whether the models are.
     """
 
@@ -74,12 +76,20 @@ class Sizes:
     matrix_seconds: float = 2.0
     overlap_clips: int = 16
     memory_clips: int = 2000
+    engine_clips: int = 20_000
     full_size: bool = True
 
 
 FULL = Sizes()
 QUICK = Sizes(  # to see that everything works; its figures say nothing
-    decode_clips=2, model_clips=1, matrix=64, matrix_seconds=0.01, overlap_clips=2, memory_clips=8, full_size=False
+    decode_clips=2,
+    model_clips=1,
+    matrix=64,
+    matrix_seconds=0.01,
+    overlap_clips=2,
+    memory_clips=8,
+    engine_clips=60,
+    full_size=False,
 )
 
 
@@ -405,18 +415,32 @@ def _watch_memory(sizes: Sizes, files: Sequence[Path], turn: Turn) -> dict[str, 
     }
 
 
+# engines
+
+
+def _engines(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
+    chosen = list(islice(cycle(files), sizes.engine_clips))
+    return measure_engines(sizes.engine_clips, SPLIT, partial(_root, files=chosen), measure)
+
+
 # what is extracted
 
 
 def _extractor(root: Path, files: Sequence[Path], sizes: Sizes) -> Extractor:
     """An extractor with random full-size backbones, or the compact ones, for a new root of these files."""
+    backbones = random_backbones(Placement()) if sizes.full_size else None
+    return Extractor(_root(root / "root", files), ExtractSettings(device="cpu"), backbones=backbones)
+
+
+def _root(root: Path, files: Sequence[Path]) -> Dataset:
+    """A new root of these files, whose default backbones are the compact ones."""
     clip_folder = Path(files[0].anchor) if files else root
     clips = [
         Clip(f"clip_{i:06d}", path.resolve().relative_to(clip_folder).as_posix(), "any", SPLIT, f"clip{i}")
         for i, path in enumerate(files)
     ]
-    dataset = Dataset.create(
-        root / "root",
+    return Dataset.create(
+        root,
         Manifest(clips),
         name="bench",
         clip_folder=clip_folder,
@@ -424,9 +448,6 @@ def _extractor(root: Path, files: Sequence[Path], sizes: Sizes) -> Extractor:
         timesformer=COMPACT,
         ast=COMPACT,
     )
-    settings = ExtractSettings(device="cpu")
-    backbones = random_backbones(Placement()) if sizes.full_size else None
-    return Extractor(dataset, settings, backbones=backbones)
 
 
 def _spread(files: Sequence[Path], count: int) -> list[Path]:
@@ -441,4 +462,5 @@ PARTS: dict[str, Callable[[Sizes, Sequence[Path], Measure], Part]] = {
     "models": _models,
     "overlap": _overlap,
     "memory": _memory,
+    "engines": _engines,
 }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from alphafuse.data.manifest import Clip
+from alphafuse.data.manifest import Clip, Clips
 from alphafuse.data.store import Embeddings, Failure
 
 
@@ -20,6 +20,59 @@ class Job:
     clip: Clip
     path: Path
     modalities: tuple[str, ...]
+
+
+class Jobs(Sequence[Job]):
+    """Jobs of one root, made when asked for: what is held takes some 50 bytes per clip, shared with the manifest.
+
+    Slices are `Jobs` too.
+    """
+
+    def __init__(self, clips: Clips, path_of: Callable[[Clip], Path], wanted: Mapping[str, np.ndarray]) -> None:
+        """Put together what each clip wants.
+
+        Args:
+            clips: the clips.
+            path_of: a clip's file.
+            wanted: modality -> (clips,) bool: whether it is wanted of a clip.
+        """
+        self.clips, self._path_of, self._wanted = clips, path_of, dict(wanted)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __repr__(self) -> str:
+        wanted = ", ".join(f"{modality}={mask.sum()}" for modality, mask in self._wanted.items())
+        return f"Jobs({len(self)} clips, {wanted})"
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Jobs: ...
+
+    def __getitem__(self, index: int | slice) -> Job | Jobs:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return self._job(range(len(self))[index], self.clips[index])
+
+    def __iter__(self) -> Iterator[Job]:
+        return (self._job(i, clip) for i, clip in enumerate(self.clips))
+
+    def take(self, rows: np.ndarray) -> Jobs:
+        """Those at these positions (an integer array) or under this mask (a boolean array)."""
+        positions = np.flatnonzero(rows) if rows.dtype == bool else rows
+        wanted = {modality: mask[positions] for modality, mask in self._wanted.items()}
+        return Jobs(self.clips.take(positions), self._path_of, wanted)
+
+    def still(self, lacking: Mapping[str, np.ndarray]) -> Jobs:
+        """Those that are left, each with what is still wanted of it; `lacking`: modality -> (clips,) bool."""
+        wanted = {modality: mask & lacking[modality] for modality, mask in self._wanted.items()}
+        return Jobs(self.clips, self._path_of, wanted).take(np.any([*wanted.values()], axis=0))
+
+    def _job(self, position: int, clip: Clip) -> Job:
+        modalities = tuple(name for name, mask in self._wanted.items() if mask[position])
+        return Job(clip, self._path_of(clip), modalities)
 
 
 @dataclass(frozen=True)

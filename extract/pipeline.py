@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,15 +21,18 @@ from importlib.metadata import version
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from alphafuse.data.claims import Claims
 from alphafuse.data.cluster import connected
+from alphafuse.data.columns import AT_ONCE
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.store import EmbeddingStore, Failure
 
 from .decode import Decoded
 from .embedder import Embedder
-from .jobs import Done, Job
-from .settings import ExtractSettings
+from .jobs import Done, Job, Jobs
+from .settings import ExtractSettings, list_devices
 from .writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -83,6 +87,9 @@ class Progress(Protocol):
     def clips(self, *, complete: int, incomplete: int) -> None:
         """So many more clips are done; of the `incomplete` ones an embedding couldn't be made."""
 
+    def elsewhere(self, clips: int) -> None:
+        """So many more clips are done, by another process."""
+
     def stages(self, **counts: int) -> None:
         """Where work is spread over machines: clips that each stage has done, and the nodes that there are."""
 
@@ -94,9 +101,18 @@ class Extractor(Embedder):
     """An embedder that knows what a dataset's stores lack, and fills them."""
 
     def __init__(
-        self, dataset: Dataset, settings: ExtractSettings, *, backbones: Mapping[str, Backbone] | None = None
+        self,
+        dataset: Dataset,
+        settings: ExtractSettings,
+        *,
+        backbones: Mapping[str, Backbone] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        """Load the backbones, unless they are given; `BackboneError` when one can't be had."""
+        """Load the backbones, unless they are given; `BackboneError` when one can't be had.
+
+        `part` is this one's number among so many extractors at once: where locks can't say who does which clip, each
+        does its own part.
+        """
         if backbones is None:
             from .backbones import load_backbones
 
@@ -105,19 +121,15 @@ class Extractor(Embedder):
             backbones = load_backbones({name: names[name] for name in settings.modalities}, placement)
         super().__init__({name: backbones[name] for name in settings.modalities}, settings)
         self.dataset = dataset
+        self._part = part
         self._stores: dict[str, EmbeddingStore] = {}
 
-    def pending(self, split: str) -> tuple[Job, ...]:
+    def pending(self, split: str) -> Jobs:
         """What the split's store lacks; `SettingsMismatchError` when it was made under other settings."""
-        store = self._store(split)
+        store, clips = self._store(split), self.dataset.manifest.require_split(split)
         store.require_settings(self.store_settings)
-        return self._missing(
-            store,
-            [
-                Job(clip, self.dataset.path_of(clip), self._modalities)
-                for clip in self.dataset.manifest.require_split(split)
-            ],
-        )
+        everything = {modality: np.ones(len(clips), bool) for modality in self._modalities}
+        return self._missing(store, Jobs(clips, self.dataset.path_of, everything))
 
     def extract(self, split: str, *, progress: Progress | None = None) -> ExtractReport:
         """Extract what the split's store lacks.
@@ -174,37 +186,33 @@ class Extractor(Embedder):
         """The split's store, one object, so that each shard is read once to see what is finished."""
         return self._stores.setdefault(split, self.dataset.store(split))
 
-    def _missing(self, store: EmbeddingStore, jobs: Sequence[Job]) -> tuple[Job, ...]:
+    def _missing(self, store: EmbeddingStore, jobs: Jobs) -> Jobs:
         """The jobs that are left, each with the modalities that the store lacks now."""
-        finished = store.finished(
-            modalities=self._modalities,
-            retry_failed=self.settings.retry_failed,
-            among=[job.clip.clip_id for job in jobs],
-        )
-        left = (
-            replace(job, modalities=tuple(name for name in job.modalities if job.clip.clip_id not in finished[name]))
-            for job in jobs
-        )
-        return tuple(job for job in left if job.modalities)
+        lacking = {modality: np.ones(len(jobs), bool) for modality in self._modalities}
+        for start in range(0, len(jobs), AT_ONCE):
+            clip_ids = jobs.clips.clip_ids.strings(start, start + AT_ONCE)
+            finished = store.finished(
+                modalities=self._modalities, retry_failed=self.settings.retry_failed, among=clip_ids
+            )
+            for modality, mask in lacking.items():
+                mask[start : start + len(clip_ids)] = [clip_id not in finished[modality] for clip_id in clip_ids]
+        return jobs.still(lacking)
 
-    def _fill(self, jobs: Sequence[Job], store: EmbeddingStore, tally: Tally) -> bool:
+    def _fill(self, jobs: Jobs, store: EmbeddingStore, tally: Tally) -> bool:
         """Do these jobs, by whatever machines; whether other processes could share the work."""
         with Claims(store.folder) as claims, self._writer(store, claims) as writer:
+            if not claims.is_shared:
+                number, count = self._part
+                parts = np.array([zlib.crc32(clip_id.encode()) % count for clip_id in jobs.clips.clip_ids])
+                jobs = jobs.take(parts == number)
             self._extract(jobs, store, claims, writer, tally)
             return claims.is_shared
 
-    def _extract(
-        self,
-        jobs: Sequence[Job],
-        store: EmbeddingStore,
-        claims: Claims,
-        writer: ShardWriter,
-        tally: Tally,
-    ) -> None:
+    def _extract(self, jobs: Jobs, store: EmbeddingStore, claims: Claims, writer: ShardWriter, tally: Tally) -> None:
         """Do all jobs that no other process does; come back to those of others until somebody has done them."""
         embed = partial(self._embed, writer=writer, tally=tally)
         while jobs:
-            elsewhere: list[Job] = []
+            elsewhere: list[int] = []
             mine = self._claimed(jobs, store, claims, elsewhere, tally)
             first = next(mine, None)
             if first is None and elsewhere:
@@ -212,18 +220,20 @@ class Extractor(Embedder):
             elif first is not None:
                 self.run(chain((first,), mine), embed)
                 writer.flush()  # others may be waiting for these clips
-            jobs = elsewhere
+            jobs = jobs.take(np.array(elsewhere, np.int64))
 
     def _claimed(
-        self, jobs: Sequence[Job], store: EmbeddingStore, claims: Claims, elsewhere: list[Job], tally: Tally
+        self, jobs: Jobs, store: EmbeddingStore, claims: Claims, elsewhere: list[int], tally: Tally
     ) -> Iterator[Job]:
-        """The jobs that no other process does; those that one does are put into `elsewhere`."""
-        for some in (jobs[start : start + CLAIMED_AT_ONCE] for start in range(0, len(jobs), CLAIMED_AT_ONCE)):
-            got = set(claims.claim(job.clip.clip_id for job in some))
-            own = [job for job in some if job.clip.clip_id in got]
-            elsewhere += [job for job in some if job.clip.clip_id not in got]
-            missing = self._missing(store, own)  # now that they are ours: another process may have done them before
-            done = got - {job.clip.clip_id for job in missing}
+        """The jobs that no other process does; positions of those that one does are put into `elsewhere`."""
+        for start in range(0, len(jobs), CLAIMED_AT_ONCE):
+            some = jobs[start : start + CLAIMED_AT_ONCE]
+            got = set(claims.claim(some.clips.clip_ids))
+            is_own = np.array([clip_id in got for clip_id in some.clips.clip_ids])
+            elsewhere += (start + np.flatnonzero(~is_own)).tolist()
+            # now that they are ours: another process may have done them before
+            missing = self._missing(store, some.take(is_own))
+            done = got.difference(missing.clips.clip_ids)
             claims.release(done)
             tally.done_elsewhere(len(done))
             yield from missing
@@ -277,6 +287,12 @@ def extract_embeddings(
     for split in splits:
         dataset.manifest.require_split(split)
     settings = settings or ExtractSettings()
+    devices = list_devices(settings.device)
+    if settings.engine == "local" and len(devices) > 1:
+        from .devices import extract_on_devices
+
+        return extract_on_devices(dataset, splits, replace(settings, device=",".join(devices)), progress=progress)
+    settings = replace(settings, device=devices[0])
     with _extractor(dataset, settings) as extractor:
         for split in splits:
             extractor.pending(split)  # refuse a store of other settings before any work
@@ -315,18 +331,16 @@ class Tally:
             self.failures += done.failures
             for modality in self.embedded:
                 self.embedded[modality] += done.embedded.get(modality, 0)
-            self._show(done.clips - incomplete, incomplete)
+            if self._progress is not None:
+                self._progress.clips(complete=done.clips - incomplete, incomplete=incomplete)
 
     def done_elsewhere(self, clips: int) -> None:
         """Clips that another process did meanwhile."""
         with self._lock:
-            self._show(clips, 0)
+            if self._progress is not None and clips:
+                self._progress.elsewhere(clips)
 
     def stages(self, **counts: int) -> None:
         """How far each stage is, beyond the clips that are done."""
         if self._progress is not None:
             self._progress.stages(**counts)
-
-    def _show(self, complete: int, incomplete: int) -> None:
-        if self._progress is not None and complete + incomplete:
-            self._progress.clips(complete=complete, incomplete=incomplete)

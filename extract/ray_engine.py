@@ -26,7 +26,7 @@ from alphafuse.data.files import one_line
 from alphafuse.data.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, ClusterError, StoreError
 
-from .jobs import Job
+from .jobs import Jobs
 from .memory import MemoryPlan
 from .pipeline import Extractor, Tally
 from .pools import Node, Pools, plan_pools
@@ -84,7 +84,7 @@ class RayExtractor(Extractor):
         self.batch_size = self.pools.batch_size
         self._weights = ray.put(ship_backbones(self.backbones))
 
-    def _fill(self, jobs: Sequence[Job], store: EmbeddingStore, tally: Tally) -> bool:
+    def _fill(self, jobs: Jobs, store: EmbeddingStore, tally: Tally) -> bool:
         with Claims(store.folder) as claims:
             if not claims.claim_all():
                 raise StoreError(
@@ -93,21 +93,21 @@ class RayExtractor(Extractor):
                 )
             jobs = self._missing(store, jobs)  # what the other one did, before it ended
             size = self.pools.block_clips
-            blocks = {start // size: jobs[start : start + size] for start in range(0, len(jobs), size)}
+            blocks = {start // size: slice(start, start + size) for start in range(0, len(jobs), size)}
             while blocks:
-                done = self._run(blocks, store, tally, is_claimed=claims.is_shared)
+                done = self._run(jobs, blocks, store, tally, is_claimed=claims.is_shared)
                 if not done:
                     raise ClusterError(
                         "the Ray cluster loses all that it computes: look at its nodes (`ray status`), then run the "
                         "same command again"
                     )
-                blocks = {number: block for number, block in blocks.items() if number not in done}
+                blocks = {number: part for number, part in blocks.items() if number not in done}
             return claims.is_shared
 
     def _run(
-        self, blocks: Mapping[int, Sequence[Job]], store: EmbeddingStore, tally: Tally, *, is_claimed: bool
+        self, jobs: Jobs, blocks: Mapping[int, slice], store: EmbeddingStore, tally: Tally, *, is_claimed: bool
     ) -> set[int]:
-        """Send blocks through the cluster; the numbers of those that are in the store then.
+        """Send blocks (number -> which jobs) through the cluster; the numbers of those that are in the store then.
 
         Also when it is interrupted, what was embedded until then is committed.
         """
@@ -116,7 +116,7 @@ class RayExtractor(Extractor):
         )
         counts = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
         committer = _Committer(self._ray, partial(self._commit, store, is_claimed), self.settings.flush_seconds, tally)
-        stream = _Stream(self._stages(blocks, counts))
+        stream = _Stream(self._stages(jobs, blocks, counts))
         asked = None
         try:
             with _own_errors():
@@ -132,7 +132,7 @@ class RayExtractor(Extractor):
             self._ray.kill(counts)
         return committer.done
 
-    def _stages(self, blocks: Mapping[int, Sequence[Job]], counts: Any) -> Any:
+    def _stages(self, jobs: Jobs, blocks: Mapping[int, slice], counts: Any) -> Any:
         """The Ray Dataset: nothing runs before it is read."""
         from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
 
@@ -157,7 +157,7 @@ class RayExtractor(Extractor):
         }
         on_gpus = pools.device != "cpu"
         with DataContext.current(context):
-            rows = [pack_block(number, tuple(block)) for number, block in blocks.items()]
+            rows = [pack_block(number, tuple(jobs[part])) for number, part in blocks.items()]
             return (
                 self._ray.data.from_items(rows, override_num_blocks=len(rows))
                 .map(

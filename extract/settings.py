@@ -20,7 +20,7 @@ class ExtractSettings:
         timesformer, ast: hub id, folder or "compact"; None = the root's default.
         modalities: which backbones to run; what the store has of others stays.
         protocol: preprocessing; None = the root's default.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N"; several with commas, or "all" CUDA devices: a process for each.
         precision: "fp32" or "bf16".
         compile: have torch.compile write the models' kernels (minutes at the start; on the CPU needs a C++ compiler).
         batch_size: clips per forward pass; 0 = 1 on the CPU, 16 on CUDA.
@@ -71,3 +71,22 @@ class ExtractSettings:
         if not self.modalities:
             raise BackboneError(f"at least one modality is needed: {', '.join(MODALITIES)}")
         object.__setattr__(self, "modalities", tuple(m for m in MODALITIES if m in self.modalities))
+
+
+def list_devices(device: str) -> tuple[str, ...]:
+    """A setting's devices: "cuda:0,cuda:1" names two, "all" is every CUDA device of this machine, others are one.
+
+    Raises:
+        BackboneError: "all" where there is no CUDA device, or an empty name.
+    """
+    if device != "all":
+        names = tuple(name.strip() for name in device.split(","))
+        if not all(names):
+            raise BackboneError(f"device '{device}' has an empty name: write it like cuda:0,cuda:1")
+        return names
+    import torch
+
+    found = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    if not found:
+        raise BackboneError("this machine has no usable CUDA device: use --device cpu (or auto)")
+    return found

@@ -308,7 +308,7 @@ def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_back
     dataset = Dataset.open(make_root())
     clips = [
         Clip(f"clip{i:05d}_000000", clip.path, clip.label, "train", f"clip{i:05d}")
-        for i, clip in enumerate(dataset.manifest.of_split("train") * 50)
+        for i, clip in enumerate([*dataset.manifest.of_split("train")] * 50)
     ]
     Manifest(clips).write(dataset.root / "manifest.csv")
     dataset = Dataset.open(dataset.root)

@@ -243,7 +243,7 @@ def test_while_another_fills_a_store_ray_does_not(tmp_path: Path, files: Path, n
     with Claims(dataset.store("train").folder) as other:
         assert other.claim(["clip00000_000000"])
         with pytest.raises(StoreError, match=r"another extraction is filling .*train, and the Ray engine"):
-            extractor._fill((), dataset.store("train"), None)  # type: ignore[arg-type]
+            extractor._fill([], dataset.store("train"), None)  # type: ignore[arg-type]
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +270,9 @@ class Watch:
 
     def clips(self, *, complete: int, incomplete: int) -> None:
         self.done += complete + incomplete
+
+    def elsewhere(self, clips: int) -> None:
+        self.done += clips
 
     def stages(self, **counts: int) -> None:
         self.seen.update(counts)
@@ -414,16 +417,16 @@ def command(root: Path, names: dict[str, str], *options: str) -> list[str]:
 def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
-    dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
+    dataset, expected = make(tmp_path / "root", files, 4000), calm(4000)
     store = dataset.store("train")
     on_ray = ("--engine", "ray", "--address", cluster.address)
     driver = subprocess.Popen(command(dataset.root, names, *on_ray), cwd=dataset.root, stderr=subprocess.PIPE)
-    wait_for(lambda: len(store.shards()) >= 2 or driver.poll() is not None)
+    wait_for(lambda: store.shards() or driver.poll() is not None)
     driver.kill()
     driver.communicate()
     wait_for(lambda: not processes("ray::MapWorker"))
     before = len(store.done())
-    assert 0 < before < 2000
+    assert 0 < before < 4000
     # the next driver is interrupted: it flushes, says how to go on, and prints nothing else
     driver = subprocess.Popen(
         command(dataset.root, names, *on_ray, "--json"),
@@ -437,9 +440,9 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     driver.send_signal(signal.SIGINT)
     output, errors = driver.communicate(timeout=120)
     assert (driver.returncode, output) == (130, ""), errors
-    assert errors == "alphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
+    assert errors == "\nalphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
     between = len(store.done())
-    assert before < between < 2000
+    assert before < between < 4000
     local = subprocess.run(command(dataset.root, names, "--json"), stdout=subprocess.PIPE, text=True, check=True)
     (report,) = json.loads(local.stdout)
     assert report["already"] == between
