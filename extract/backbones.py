@@ -118,7 +118,8 @@ def place(backbone: Backbone, device: str, *, compile: bool = False) -> Backbone
     """A backbone that is on the CPU, on another device, and compiled there if that is wanted."""
     placement = replace(backbone.placement, device=torch.device(device), compile=compile)
     model = backbone.model if placement.device.type == "cpu" else backbone.model.to(placement.device)
-    return replace(backbone, model=torch.compile(model) if compile else model, placement=placement)
+    compiled: Any = torch.compile(model) if compile else model  # callable as a module
+    return replace(backbone, model=compiled, placement=placement)
 
 
 def choose_device(device: str) -> torch.device:

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +32,7 @@ from .decode import Decoded
 from .embedder import Embedder
 from .jobs import Done, Job, Jobs
 from .settings import ExtractSettings, list_devices
+from .stages import library_versions
 from .writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
 POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
-_LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class Extractor(Embedder):
                 modality: {"name": backbone.name, "revision": backbone.revision}
                 for modality, backbone in self.backbones.items()
             },
-            "libraries": {library: version(library) for library in _LIBRARIES},
+            "libraries": library_versions(),
         }
 
 

@@ -16,13 +16,14 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import one_line
+from alphafuse.data.remote import is_remote
 from alphafuse.data.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, ClusterError, StoreError
 
@@ -39,6 +40,7 @@ from .stages import (
     EmbedBlock,
     commit_blocks,
     decode_block,
+    library_versions,
     pack_block,
     ship_backbones,
 )
@@ -80,7 +82,7 @@ class RayExtractor(Extractor):
             ClusterError: the cluster can't do it.
         """
         self._ray = ray
-        super().__init__(dataset, settings, backbones=backbones)
+        super().__init__(_absolute(dataset), settings, backbones=backbones)
         self.batch_size = self.pools.batch_size
         self._weights = ray.put(ship_backbones(self.backbones))
 
@@ -143,10 +145,11 @@ class RayExtractor(Extractor):
         clip_folder = self.dataset.clip_folder
         decoding = Decoding(
             run=uuid.uuid4().hex,
+            libraries=tuple(library_versions().items()),
             specs={modality: backbone.spec for modality, backbone in self.backbones.items()},
             timeout_seconds=self.settings.timeout_seconds,
             clip_bytes=pools.clip_bytes,
-            clip_folder=clip_folder if isinstance(clip_folder, Path) else None,
+            clip_folder=None if is_remote(clip_folder) else clip_folder,
             counts=counts,
         )
         embedding = {
@@ -226,6 +229,15 @@ class RayExtractor(Extractor):
             forward_bytes=max(backbone.forward_bytes for backbone in self.backbones.values()),
         )
         return MemoryPlan(0, self.pools.decoders, self.pools.clip_bytes)
+
+
+def _absolute(dataset: Dataset) -> Dataset:
+    """The same root by paths that mean the same in every process."""
+    clip_folder, stores = (
+        path if path is None or is_remote(path) else path.absolute() for path in (dataset.clip_folder, dataset.stores)
+    )
+    assert clip_folder is not None
+    return replace(dataset, root=dataset.root.absolute(), clip_folder=clip_folder, stores=stores)
 
 
 class _Stream:

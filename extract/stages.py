@@ -13,13 +13,14 @@ import pickle
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.claims import NAME as CLAIMS_NAME
 from alphafuse.data.store import EmbeddingStore
-from alphafuse.errors import DatasetError, StoreError
+from alphafuse.errors import ClusterError, DatasetError, StoreError
 
 from .decode import Decoded
 from .inputs import AudioSpec, FrameSpec, decode_inputs
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from .backbones import Backbone
 
+LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 Row = dict[str, Any]  # of a Ray Dataset: {"number": of the block, "content": pickled}
 
 
@@ -44,6 +46,23 @@ def _content(row: Row) -> Any:
     return pickle.loads(row["content"])
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of what embeddings may depend on, as they are on this machine."""
+    return {library: version(library) for library in LIBRARIES}
+
+
+@lru_cache(maxsize=1)
+def _require_libraries(expected: tuple[tuple[str, str], ...]) -> None:
+    """Raise `ClusterError` unless this machine has the driver's versions: each shard names one of each."""
+    for library, there in expected:
+        here = version(library)
+        if here != there:
+            raise ClusterError(
+                f"{socket.gethostname()} has {library} {here}, the machine that the command runs on has {there}: "
+                "install the same versions on all machines of the cluster"
+            )
+
+
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
@@ -53,6 +72,7 @@ class Decoding:
 
     Attributes:
         run: names this extraction.
+        libraries: name and version of what each machine must have.
         specs: modality -> what it is fed.
         timeout_seconds: that a clip may take.
         clip_bytes: memory that a clip may take.
@@ -61,6 +81,7 @@ class Decoding:
     """
 
     run: str
+    libraries: tuple[tuple[str, str], ...]
     specs: Mapping[str, FrameSpec | AudioSpec]
     timeout_seconds: float
     clip_bytes: int
@@ -77,6 +98,7 @@ def decode_block(row: Row, decoding: Decoding) -> Row:
     Clips are decoded in a process beside Ray's, which may crash, hang or want too much memory at a clip's cost only; it
     stays for the next block, for Ray keeps its processes.
     """
+    _require_libraries(decoding.libraries)
     if decoding.clip_folder is not None and not decoding.clip_folder.is_dir():
         raise DatasetError(
             f"the clip folder {decoding.clip_folder} isn't there on {socket.gethostname()}: every machine of the "

@@ -175,7 +175,8 @@ class Silent:
 def decoding(run: str, names: dict[str, str], folder: Path, **changes: Any) -> stages.Decoding:
     specs = {modality: backbone.spec for modality, backbone in load_backbones(names).items()}
     fixed = {"timeout_seconds": 60.0, "clip_bytes": 2**29, "clip_folder": folder, "counts": Silent}
-    return stages.Decoding(run=run, specs=specs, **(fixed | changes))  # type: ignore[arg-type]
+    libraries = tuple(stages.library_versions().items())
+    return stages.Decoding(run=run, libraries=libraries, specs=specs, **(fixed | changes))  # type: ignore[arg-type]
 
 
 def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: Path, names: dict[str, str]) -> None:
@@ -208,6 +209,9 @@ def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
     elsewhere = tmp_path / "mounted elsewhere"
     with pytest.raises(DatasetError, match=r"mounted elsewhere isn't there on \S+: every machine of the cluster must"):
         stages.decode_block(stages.pack_block(0, ()), decoding("gone", names, elsewhere))
+    older = (("alphafuse", "0.0.9"),)
+    with pytest.raises(ClusterError, match=r"has alphafuse \d\S+, the machine that .* has 0\.0\.9: install the same"):
+        stages.decode_block(stages.pack_block(0, ()), replace(decoding("old", names, files), libraries=older))
     commit = stages.Commit(elsewhere, 1, {}, {}, is_claimed=True)
     with pytest.raises(StoreError, match="isn't the same folder on"):
         stages.commit_blocks(commit)
@@ -455,7 +459,8 @@ def test_ray_is_started_here_within_the_memory_that_is_allowed(
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 700), calm(700)
     run = subprocess.run(
-        command(dataset.root, names, "--engine", "ray", "--max-memory", "6"),
+        command(Path("root"), names, "--engine", "ray", "--max-memory", "6"),
+        cwd=tmp_path,
         env=os.environ | {"RAY_ADDRESS": ""},
         capture_output=True,
         text=True,
