@@ -442,8 +442,8 @@ class EmbeddingStore:
         shards, starts, dims = self.shards(), [0], dict[str, int]()
         rows: dict[str, np.ndarray] = {}
         failures: dict[tuple[str, int], Failure] = {}
-        for path in shards:
-            with self._open(path, whole=True) as shard:
+        for path in self._looking(shards) if keep is None else shards:
+            with self._open(path, whole=keep is not None) as shard:
                 targets = _positions(shard, places)
                 kind = row_int(starts[-1] + len(targets))
                 rows = {modality: found.astype(kind, copy=False) for modality, found in rows.items()}
@@ -517,7 +517,7 @@ class EmbeddingStore:
         shards = embeddings.index.shards
         places = Places(embeddings.clip_ids)
         stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
-        for path in shards:
+        for path in self._looking(shards):
             with self._open(path) as shard:
                 targets = _positions(shard, places)
                 for modality in shard.dims:
@@ -635,7 +635,7 @@ class EmbeddingStore:
     def _stored_clips(self) -> Clips:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
         columns = [TextsBuilder() for _ in range(3)]
-        for path in self.shards():
+        for path in self._looking(self.shards()):
             with self._open(path) as shard:
                 for part in shard.columns():
                     for column, texts in zip(columns, part, strict=True):
