@@ -12,11 +12,13 @@ from typing import Any
 import simpy
 
 from alphafuse.data.store import shard_name
+from alphafuse.errors import ClusterError
 
 from .simulate import FAILURES, Resume, SimulationSettings, resume_cost
 from .writer import SHARD_BYTES
 
 Steps = Generator[Any, Any, None]  # of a simulated process
+PATIENCE, PATIENCE_SECONDS = 50, 36_000.0  # times the least that a run can take, and more
 ALONE = 1.0  # seconds between two looks for a node, while none is there
 
 
@@ -86,15 +88,16 @@ class SimulatedRoot:
         self.commits = self.blocks = self.redone_though_stored = 0
         self.decode_seconds = self.model_seconds = self.seconds = 0.0
         self._queue: deque[int] = deque(range(self._steps))
+        self._lacking: deque[int] = deque()  # steps to be made again for a commit that has its name
         self._not_embedded = self._steps
         self._held: dict[int, SimulatedNode] = {}
         self._held_bytes = 0
-        self._flushes = 0
+        self._due = 0.0  # when what is held is to be flushed
         self._flying: list[SimulatedCommit] = []
         self._commit_of: dict[int, SimulatedCommit] = {}
         self._driver_free = 0.0
         self._is_driven = True
-        self._work, self._room, self._end = self._env.event(), self._env.event(), self._env.event()
+        self._work, self._end = self._env.event(), self._env.event()
 
     def run(self) -> None:
         """Until every clip is stored."""
@@ -111,8 +114,18 @@ class SimulatedRoot:
                 self._env.process(self._repeat(hours * 3600, fail, moments))
         for seconds, kind, number in settings.schedule:
             self._env.process(self._at(seconds, kind, number))
-        self._env.run(self._end)
+        least = self.clips * max(
+            settings.block_seconds / settings.block_clips,
+            1 / settings.models_per_second / len(self.nodes),
+            settings.decode_seconds / settings.cores / len(self.nodes),
+        )
+        self._env.run(self._end | self._env.timeout(PATIENCE * least + PATIENCE_SECONDS))
         self.seconds = self._env.now
+        if not self._end.triggered:
+            raise ClusterError(
+                f"the simulated run comes to no end: {self.clips - self.clips_missing()} of {self.clips} clips are "
+                f"stored after {self.seconds / 3600:.0f} h; nodes or drivers are lost faster than they finish anything"
+            )
 
     # what it found
 
@@ -142,9 +155,8 @@ class SimulatedRoot:
     def _decode(self, node: SimulatedNode) -> Steps:
         try:
             while True:
-                while not self._queue:
+                while (step := self._next_step()) is None:
                     yield self._work
-                step = self._queue.popleft()
                 if self.store.times[step]:
                     self.redone_though_stored += self._size(step)
                 begins = self._env.now + self._wait_for_driver(step)
@@ -164,8 +176,6 @@ class SimulatedRoot:
                 seconds = self._size(step) / self.settings.models_per_second * node.slowness * self._jitter()
                 yield self._env.timeout(seconds)
                 self.model_seconds += seconds
-                while len(self._flying) >= self.settings.commits_at_once:
-                    yield self._room
                 node.holds[step] = ("embedded",)
                 self._take(node, step)
         except simpy.Interrupt:
@@ -199,6 +209,20 @@ class SimulatedRoot:
 
     # the driver
 
+    def _next_step(self) -> int | None:
+        """What commits lack, first; while too many of them fly, nothing else."""
+        if self._lacking:
+            return self._lacking.popleft()
+        return self._queue.popleft() if self._queue and self._has_room() else None
+
+    def _has_room(self) -> bool:
+        return len(self._flying) < self.settings.commits_at_once
+
+    def _tell_nodes(self) -> None:
+        """Those without work look again."""
+        self._work, work = self._env.event(), self._work
+        work.succeed()
+
     def _wait_for_driver(self, step: int) -> float:
         """Seconds until the driver has seen to the blocks of this step, one after the other."""
         blocks = math.ceil(self._size(step) / self.settings.block_clips)
@@ -218,22 +242,23 @@ class SimulatedRoot:
                 commit.complete = None
         else:
             if not self._held:
-                self._env.process(self._flush_when_due(self._flushes))
+                self._due = self._env.now + self.settings.flush_seconds
+                self._env.process(self._flush_in_time())
             self._held[step] = node
             self._held_bytes += self._size(step) * self.settings.clip_bytes
-        if self._held and (self._held_bytes >= SHARD_BYTES or not self._not_embedded):
-            self._flush()
+        self._flush_if_due()
 
-    def _flush_when_due(self, flushes: int) -> Steps:
+    def _flush_in_time(self) -> Steps:
         yield self._env.timeout(self.settings.flush_seconds)
-        if self._held and flushes == self._flushes:
-            self._flush()
+        self._flush_if_due()
 
-    def _flush(self) -> None:
+    def _flush_if_due(self) -> None:
+        is_due = self._held_bytes >= SHARD_BYTES or not self._not_embedded or self._env.now >= self._due
+        if not (self._held and is_due and self._has_room()):
+            return
         commit = SimulatedCommit(round(self._env.now * 1e9), {s: (n, n.life) for s, n in self._held.items()})
         self._commit_of.update(dict.fromkeys(self._held, commit))
         self._held, self._held_bytes = {}, 0
-        self._flushes += 1
         self._flying.append(commit)
         commit.process = self._env.process(self._commit(commit))
 
@@ -278,8 +303,8 @@ class SimulatedRoot:
             node.holds.pop(step, None)
             del self._commit_of[step]
         self._flying.remove(commit)
-        self._room, room = self._env.event(), self._room
-        room.succeed()
+        self._flush_if_due()
+        self._tell_nodes()
         if not self._not_embedded and not self._held and not self._flying:
             self._end.succeed()
 
@@ -299,9 +324,9 @@ class SimulatedRoot:
         steps = list(steps)
         if steps:
             self._not_embedded += len(steps)
-            self._queue.extendleft(reversed(steps))
-            self._work, work = self._env.event(), self._work
-            work.succeed()
+            self._lacking.extend(step for step in steps if step in self._commit_of)
+            self._queue.extendleft(step for step in reversed(steps) if step not in self._commit_of)
+            self._tell_nodes()
 
     # failures
 
@@ -381,6 +406,7 @@ class SimulatedRoot:
             commit.process.interrupt("driver")
         self._held, self._held_bytes, self._flying, self._commit_of = {}, 0, [], {}
         self._queue.clear()
+        self._lacking.clear()
         self._env.process(self._restart(begun, at))
 
     def _restart(self, begun: Sequence[tuple[int, tuple[Any, ...]]], at: float) -> Steps:
@@ -393,7 +419,6 @@ class SimulatedRoot:
         yield self._env.timeout(cost.seconds)
         self._is_driven, self._driver_free = True, self._env.now
         self._queue, self._not_embedded = deque(missing), len(missing)
-        self._flushes += 1
         if not missing:
             self._end.succeed()
         for node in self.nodes:
