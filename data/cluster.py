@@ -5,6 +5,7 @@ Ray is an extra (`pip install 'alphafuse[ray]'`) and takes a second to import: n
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -74,6 +75,8 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
     try:
         yield ray
     finally:
+        # references that are collected later would count against objects of the same number in the next session
+        gc.collect()
         ray.shutdown()
 
 

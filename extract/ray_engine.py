@@ -278,6 +278,8 @@ class _Stream:
             self._put(self.END)
         except BaseException as error:  # whoever asks for the next gets it
             self._put(error)
+        finally:
+            del self._dataset
 
     def _put(self, entry: Any) -> None:
         while not self._is_stopped.is_set():
