@@ -74,15 +74,17 @@ def bench_extract(clips: Path, parts: tuple[str, ...], repeats: int, quick: bool
 
 @bench.command("heads")
 @_part_option(HEADS_PARTS)
+@click.option("--clips", type=int, help="Of part clips. [default: 1000000]")
 @repeats_option
 @quick_option
 @json_option
-def bench_heads(parts: tuple[str, ...], repeats: int, quick: bool, as_json: bool) -> None:
+def bench_heads(parts: tuple[str, ...], clips: int | None, repeats: int, quick: bool, as_json: bool) -> None:
     """Training heads: against a plain PyTorch loop and scikit-learn, and against the machine's matrix rate.
 
     \b
-    Example:
+    Examples:
       alphafuse bench heads --part table1 --part start
+      alphafuse bench heads --part clips --clips 10000000 --repeats 1
     """
     from alphafuse.heads.bench import bench_heads as run_bench
 
@@ -105,7 +107,7 @@ def bench_heads(parts: tuple[str, ...], repeats: int, quick: bool, as_json: bool
 @click.option("--preemption-hours", default=2.0, show_default=True, help="The same between preemptions of 5% of nodes.")
 @click.option("--driver-hours", default=20.0, show_default=True, help="The same between two deaths of a driver.")
 @click.option("--flush-seconds", default=30.0, show_default=True, help="As extract's.")
-@click.option("--header-seconds", default=0.1, show_default=True, help="Opening a shard to see which clips it has.")
+@click.option("--header-seconds", default=0.1, show_default=True, help="Seeing which clips are in a shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides everything that is drawn.")
 @json_option
 def bench_scale(as_json: bool, **arguments: Any) -> None:

@@ -58,7 +58,8 @@ FEEDING_CORES = 1  # that each GPU takes for itself: its actor prepares batches 
 BLOCK_SECONDS = 0.0044
 PUTS = 3500.0  # a second and prefix that Amazon S3 promises at least; other object stores are like it
 PAGE_KEYS = 1000  # of a LIST request, at S3's and most others
-LIST_SECONDS, HEADER_SECONDS = 0.1, 0.1  # of a page; of opening a shard behind an object store, a few small reads
+# behind an object store: of a page; of the request for a shard's ids, one after the other (heads come side by side)
+LIST_SECONDS, HEADER_SECONDS = 0.1, 0.1
 LOCAL_HEADER_SECONDS = 0.0029  # of a shard's settings and then its ids, on a local disk; docs/scale.md
 LARGEST_NODE = {"gpus": 8, "cpus": 64}  # how many nodes there are, where it isn't said
 SOURCES = ("given", "measured", "computed", "assumed")
@@ -415,7 +416,7 @@ def _assumptions(run: RunSettings, work: Work) -> list[Known]:
         Known("driver's time for a block", BLOCK_SECONDS, "s", "measured", "blocks that do nothing, one core"),
         Known("clips of a block", work.block_clips, "", "computed", "32 MB of decoded clips, as the Ray engine does"),
         Known("commits", PUTS, "/s", "assumed", "what S3 promises for one prefix"),
-        Known("a shard's header", HEADER_SECONDS, "s", "assumed", local),
+        Known("seeing a shard's ids", HEADER_SECONDS, "s", "assumed", local),
     ]
     if not run.gpus:
         found.append(Known("wall time x cores by work", OVERLAP, "", "assumed", "docs/extraction.md measured 1.02"))

@@ -51,7 +51,7 @@ class SimulationSettings:
         block_seconds: of a driver's time that a block takes.
         gather_seconds, put_seconds, answer_seconds: of a commit: until its embeddings are on one node, until the shard
             appears (a mean), until the driver knows.
-        list_seconds, header_seconds: of listing 1,000 shards, of opening one.
+        list_seconds, header_seconds: of listing 1,000 shards, of seeing which clips are in one.
         commits_read_headers: each commit also opens the shards that its node has not opened before.
         node_hours: between two losses of one node.
         preemption_hours, preempted: between two preemptions, and the share of every root's nodes that each takes.
@@ -309,6 +309,6 @@ def _losses(kind: str, found: Sequence[Cost]) -> Losses:
 
 
 def resume_cost(shards: int, settings: SimulationSettings) -> Resume:
-    """What seeing what is finished takes: listing, then one header after the other, as `EmbeddingStore` does it."""
+    """What seeing what is finished takes: listing, then one shard after the other, as `EmbeddingStore` does it."""
     pages = math.ceil(shards / PAGE_KEYS)
     return Resume(shards, pages, pages * settings.list_seconds + shards * settings.header_seconds)

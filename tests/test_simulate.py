@@ -103,7 +103,7 @@ def test_what_is_flushed_survives_a_driver_and_the_rest_is_found_by_listing() ->
     assert found.shards == 3 and found.promises_held and found.redone_though_stored == 0
 
 
-def test_listing_takes_a_request_for_every_thousand_shards_and_one_header_after_the_other() -> None:
+def test_listing_takes_a_request_for_every_thousand_shards_and_one_shard_after_the_other() -> None:
     run = replace(PLAIN, list_seconds=0.5, header_seconds=0.01)
     assert resume_cost(0, run).seconds == 0
     assert resume_cost(1000, run) == module.Resume(1000, 1, 0.5 + 10)

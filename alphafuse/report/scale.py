@@ -36,7 +36,12 @@ def format_run_plan(plan: RunPlan) -> str:
         ("cores in all", plan.core_hours, "h", "busy or idle"),
         ("store", plan.store_bytes / 1e9, "GB", "clips x (embeddings in float32 + text)"),
         ("shards", plan.shards, "", f"{plan.shard_clips:,} clips each: 64 MB, or what {run.flush_seconds:g} s make"),
-        ("seeing what is finished", plan.resume_seconds, "s", "at a new start: list, then one header after the other"),
+        (
+            "seeing what is finished",
+            plan.resume_seconds,
+            "s",
+            "at a new start: list, then the ids of one shard after the other",
+        ),
     ]
     rows4 += [(name, number(value), unit, RESULT, note) for name, value, unit, note in results]
     lines += ["", *aligned(rows4, left=("figure", "unit", "known", "from"))]
@@ -54,9 +59,10 @@ def number(value: float) -> str:
 def format_simulation(found: Simulation) -> str:
     """What the run took, what its failures cost, and whether the promises held."""
     run = found.settings
+    drivers = f"{run.roots} roots with a driver each" if run.roots > 1 else "one root, one driver"
     more = 100 * (found.seconds / found.ideal_seconds - 1)
     lines = [
-        f"simulated: {run.clips:,} clips on {run.nodes:,} nodes, {run.roots} roots with a driver each, seed {run.seed}",
+        f"simulated: {run.clips:,} clips on {run.nodes:,} nodes, {drivers}, seed {run.seed}",
         f"{duration(found.seconds)} at {number(run.clips / found.seconds)} clips/s; without failures "
         f"{duration(found.ideal_seconds)} ({more:+.1f}%)",
         "",
@@ -81,7 +87,7 @@ def format_simulation(found: Simulation) -> str:
         slowest = max(found.resumes, key=lambda resume: resume.seconds)
         lines.append(
             f"new drivers: {len(found.resumes)}; the slowest listed {slowest.shards:,} shards in {slowest.pages} pages "
-            f"and read their headers, {duration(slowest.seconds)}"
+            f"and read their ids, {duration(slowest.seconds)}"
         )
     lines += [
         f"a driver sees to {number(found.blocks_per_second)} blocks/s, busy {100 * found.driver_busy:.0f}%; decode "
