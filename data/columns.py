@@ -21,6 +21,9 @@ class Texts(Sequence[str]):
     """An immutable sequence of str that is equal to a tuple of the same; slices and `take` share its bytes."""
 
     __slots__ = ("_content", "_ends", "_rows")
+    _content: np.ndarray
+    _ends: np.ndarray
+    _rows: np.ndarray | None
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         made = texts if isinstance(texts, Texts) else TextsBuilder().extend(texts).build()
@@ -126,7 +129,7 @@ class Texts(Sequence[str]):
         """Texts at any rows."""
         rows = rows.astype(np.int64, copy=False)  # 0 - 1 of an unsigned one would be large
         starts = np.where(rows > 0, self._ends[rows - 1], 0).tolist()
-        content = memoryview(self._content)
+        content = self._content.data
         return [str(content[a:b], "utf-8") for a, b in zip(starts, self._ends[rows].tolist(), strict=True)]
 
 
@@ -171,7 +174,8 @@ class TextsBuilder:
             kind = smallest_int(len(self._codes))
             rows = np.concatenate([part.astype(kind, copy=False) for part in self._rows] or [np.zeros(0, kind)])
             self._add_plain(list(self._codes))
-        content = np.frombuffer(bytes(self._content), np.uint8)
+        content = np.frombuffer(self._content, np.uint8)  # a copy would take as much again
+        content.setflags(write=False)
         lengths, self._lengths = self._lengths, []
         kind = np.uint32 if len(content) < 2**32 else np.uint64
         ends = np.cumsum(np.concatenate(lengths or [np.zeros(0, np.uint32)]), dtype=kind)

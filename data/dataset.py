@@ -242,7 +242,7 @@ class Dataset:
         for modality in embeddings.dims:
             present = embeddings.present(modality)
             usable |= present
-            for row in np.flatnonzero(~present):
+            for row in np.flatnonzero(~present).tolist():
                 pending[row] |= (clips[row].clip_id, modality) not in failed
         if pending.any():
             raise DatasetError(

@@ -95,6 +95,12 @@ class Clips(Sequence[Clip]):
         clip_ids, clip_labels, clip_splits, clip_groups: (clips,) texts.
     """
 
+    clip_ids: Texts
+    clip_labels: Texts
+    clip_splits: Texts
+    clip_groups: Texts
+    _files: Texts
+
     def __init__(self, clips: Iterable[Clip] = ()) -> None:
         made = clips if isinstance(clips, Clips) else _columns(map(_ROW, part) for part in _parts(clips))
         self.clip_ids, self.clip_labels, self.clip_splits, self.clip_groups = (

@@ -559,7 +559,7 @@ class RawRows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         values = np.empty((rows.stop - rows.start, self.shape[1]), self.dtype)
-        room, place = memoryview(values).cast("B"), self._offset + rows.start * self.shape[1] * self.dtype.itemsize
+        room, place = values.data.cast("B"), self._offset + rows.start * self.shape[1] * self.dtype.itemsize
         while len(room):
             count = os.preadv(self._file, [room], place)
             if not count:

@@ -6,6 +6,7 @@
     vggsound    VGGSound's size, against the machine's own rate of matrix products
     scaling     cost per clip, from a thousand clips to a million
     stream      a store larger than the memory that training may take
+    clips       many clips with small embeddings: what each takes from the manifest on, beside its features
 
 Contenders are measured in turns (a b c, a b c, ...), so that a machine which is busy for a while is so for all of them,
 and a ratio is taken within a turn. Figures are medians over turns, with the least and the greatest.
@@ -23,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -51,8 +52,10 @@ from alphafuse.data.measuring import (
 )
 from alphafuse.data.processes import free_memory_bytes
 from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
+from alphafuse.errors import ExperimentError
 
 from . import linear, training
+from .bench_clips import UNITS, ClipsSize, train_from_root, write_root
 from .head import DROPOUT, HIDDEN, HeadConfig
 from .settings import TrainSettings
 from .training import train_heads
@@ -60,6 +63,7 @@ from .training import train_heads
 DRAWN_ROWS = 65_536  # random rows, which larger splits repeat: drawing a million takes longer than training on them
 SHARD_ROWS = 8192
 VAL_SHARE = 0.01
+MOST_WINDOWS = 1000  # of part "clips": fewer clips than that can't fill them
 MEMORY_SHARE = 1 / 3  # of what is free, for features: training takes them into memory up to 3/8
 CENTRE_DISTANCE = 5.0  # between two classes' centres, in standard deviations of a class; heads get most clips right
 
@@ -91,6 +95,7 @@ class Sizes:
         scaling_seen: clips to train on at each of these, in whole epochs of at least one, after one that isn't counted.
         stream_clips, stream_val_clips, stream_epochs: of the store.
         stream_gb: memory for features while streaming, in 10^9 bytes.
+        root: that is written for part "clips", and what is trained on it.
     """
 
     dim: int = 768
@@ -120,6 +125,7 @@ class Sizes:
     stream_val_clips: int = 5000
     stream_epochs: int = 4
     stream_gb: float = 0.15
+    root: ClipsSize = field(default_factory=ClipsSize)
 
 
 FULL = Sizes()
@@ -147,6 +153,7 @@ QUICK = Sizes(  # to see that everything works; its figures say nothing
     stream_val_clips=200,
     stream_epochs=3,
     stream_gb=0.00004,
+    root=ClipsSize(clips=2000, eval_clips=50, dim=4, classes=5, hidden=(8,), batch_size=64, memory_gb=0.00004),
 )
 
 
@@ -155,6 +162,7 @@ def bench_heads(
     *,
     repeats: int = 3,
     quick: bool = False,
+    clips: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bench:
     """Measure how fast heads train here.
@@ -163,6 +171,7 @@ def bench_heads(
         parts: entries of `PARTS`; empty for all. Each takes minutes, and up to a third of the free memory.
         repeats: turns, at least 1.
         quick: small sizes, to see that it works.
+        clips: of part "clips"; each takes 180 bytes of the disk for temporary files. None = 1,000,000.
         progress: called with what is about to be measured.
 
     Raises:
@@ -172,6 +181,12 @@ def bench_heads(
     >>> bench_heads(["table1"]).parts[0]  # doctest: +SKIP
     """
     sizes = QUICK if quick else FULL
+    if clips is not None:
+        if isinstance(clips, bool) or not isinstance(clips, int) or clips < MOST_WINDOWS:
+            raise ExperimentError(f"clips must be a whole number of at least {MOST_WINDOWS}, not {clips!r}")
+        share = min(1.0, clips / sizes.root.clips)  # fewer clips than that are streamed in as many windows
+        root = sizes.root._replace(clips=clips, memory_gb=sizes.root.memory_gb * share)
+        sizes = replace(sizes, root=root)
     chosen = {name: partial(part, sizes) for name, part in PARTS.items()}
     return run_parts("Heads on the CPU", chosen, parts, repeats=repeats, quick=quick, progress=progress)
 
@@ -643,6 +658,48 @@ def _stream_train(sizes: Sizes, folder: Path, turn: Turn, *, memory_gb: float | 
     }
 
 
+# clips
+
+
+def _clips(sizes: Sizes, measure: Measure) -> Part:
+    size = sizes.root
+    with tempfile.TemporaryDirectory(prefix="alphafuse-bench-") as name:
+        folder = Path(name)
+        in_new_process(partial(_write_root, size, folder), 0)
+        found = measure(
+            {
+                "in memory": partial(train_from_root, size, folder, memory_gb=None),
+                "streamed": partial(train_from_root, size, folder, memory_gb=size.memory_gb),
+            }
+        )
+    figures = [
+        Figure(f"{quantity}, {way}", unit, found[f"{quantity}, {way}"])
+        for quantity, unit in UNITS.items()
+        for way in ("in memory", "streamed")
+    ]
+    accuracies = zip(found["accuracy, streamed"], found["accuracy, in memory"], strict=True)
+    figures.append(Figure("accuracy, streamed - in memory", "points", tuple(a - b for a, b in accuracies)))
+    features = 4 * len(MODALITIES) * size.dim
+    return Part(
+        "clips",
+        f"{size.clips} x {len(MODALITIES) * size.dim} from a root whose store is sorted by class, {size.classes} "
+        f"classes, {size.heads} heads with {', '.join(map(str, size.hidden))} hidden units, batch {size.batch_size}, "
+        f"{size.epochs} epochs",
+        tuple(figures),
+        (
+            f"Features take {features} bytes per clip; when streamed {1000 * size.memory_gb:g} MB are for them. Bytes: "
+            "of the process, at most until then, above what it had after its imports.",
+            "Each turn has seeds of its own. The store was just written: its files are in the system's cache where "
+            "that has room for them.",
+        ),
+    )
+
+
+def _write_root(size: ClipsSize, folder: Path, turn: Turn) -> dict[str, float]:
+    write_root(folder, size)
+    return {}
+
+
 PARTS: dict[str, Callable[[Sizes, Measure], Part]] = {
     "table1": _table1,
     "start": _start,
@@ -650,4 +707,5 @@ PARTS: dict[str, Callable[[Sizes, Measure], Part]] = {
     "vggsound": _vggsound,
     "scaling": _scaling,
     "stream": _stream,
+    "clips": _clips,
 }

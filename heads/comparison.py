@@ -84,9 +84,15 @@ def train_experiments(
     """Train all experiments with all seeds at once, and score them on these splits ("val" always, "test" if asked)."""
     train = clips.embeddings["train"]
     configs = [experiment.head_config(train, clips.classes, settings) for experiment in experiments]
-    val = clips.embeddings["val"]
     heads = train_heads(
-        train, val, configs, seeds, settings=settings, progress=progress, engine=engine, address=address
+        train,
+        clips.embeddings["val"],
+        configs,
+        seeds,
+        settings=settings,
+        progress=progress,
+        engine=engine,
+        address=address,
     )
     trained = []
     for position, experiment in enumerate(experiments):

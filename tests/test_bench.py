@@ -31,6 +31,9 @@ def run_here(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "in_new_process", lambda contender, turn: contender(Turn(turn, 0.0)))
 
 
+MAY_BE_ZERO = ("MB", "bytes per clip", "%", "points")  # units of what may be 0 at small sizes
+
+
 @pytest.fixture(scope="module")
 def quick() -> tuple[Bench, list[str]]:
     """All parts, two turns; contenders run in this process, which saves twenty starts."""
@@ -49,8 +52,16 @@ def test_every_part_has_figures_of_every_turn_that_make_sense(quick: tuple[Bench
         for figure in part.figures:
             assert len(figure.values) == 2
             assert all(math.isfinite(value) for value in figure.values)
-            assert all(value > 0 for value in figure.values) or figure.unit in ("MB", "%", "points"), figure.name
+            assert all(value > 0 for value in figure.values) or figure.unit in MAY_BE_ZERO, figure.name
     assert all(0 <= value <= 100 for value in result["stream"]["accuracy, streamed"].values)
+
+
+def test_part_clips_takes_as_many_as_one_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_here(monkeypatch)
+    part = bench_heads(["clips"], repeats=1, quick=True, clips=3000)["clips"]
+    assert part.setup.startswith("3000 x 8 from a root whose store is sorted by class")
+    for way in ("in memory", "streamed"):
+        assert 20 < part[f"accuracy, {way}"].median <= 100  # 5 classes
 
 
 def test_ratios_are_taken_within_a_turn(quick: tuple[Bench, list[str]]) -> None:
@@ -150,6 +161,7 @@ def die(turn: Turn) -> dict[str, float]:
         ({"parts": ["tabel1"]}, "unknown part of the benchmark 'tabel1' .did you mean 'table1'"),
         ({"repeats": 0}, "repeats must be a whole number of at least 1, not 0"),
         ({"repeats": True}, "repeats must be"),
+        ({"clips": 5}, "clips must be a whole number of at least 1000, not 5"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_measured(arguments: dict[str, object], message: str) -> None:
