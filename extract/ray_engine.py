@@ -249,7 +249,7 @@ class _Stream:
         self._dataset = dataset
         self._queue: queue.Queue[Any] = queue.Queue(BUNDLES_WAITING)
         self._is_stopped = threading.Event()
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
         threading.Thread(target=self._read, name="ray data", daemon=True).start()
 
     def next(self, seconds: float) -> Any:

@@ -320,6 +320,10 @@ class Running:
         except BaseException as error:
             self._result.append(error)
 
+    @property
+    def is_on(self) -> bool:
+        return self._thread.is_alive()
+
     def wait_until(self, done: int) -> None:
         wait_for(lambda: self.watch.done >= done or self._result)
         assert not self._result, f"over before the test could do anything: {self._result}"
@@ -399,13 +403,17 @@ def test_a_node_that_is_lost_costs_nothing_in_the_end(
 def test_workers_that_are_killed_cost_nothing_in_the_end(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
-    dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
+    dataset, expected = make(tmp_path / "root", files, 4000), calm(4000)
     running = Running(dataset, settings(names, engine="ray", address=cluster.address))
-    running.wait_until(100)
-    for title in ("ray::MapWorker(Map(EmbedBlock))", "ray::Map(decode_block)", "ray::MapWorker(Map(EmbedBlock))"):
-        wait_for(lambda title=title: processes(title))
-        processes(title)[0].kill()
-        time.sleep(0.5)
+    running.wait_until(1)
+    killed = []
+    for title in 2 * ("ray::MapWorker(Map(EmbedBlock))", "ray::Map(decode_block)"):
+        wait_for(lambda title=title: processes(title) or not running.is_on)
+        for process in processes(title)[:1]:
+            process.kill()
+            killed.append(title)
+        time.sleep(0.3)
+    assert len(set(killed)) == 2, f"over before the test could do anything: {killed}"
     running.result()
     assert_same_stores(dataset, expected)
 
