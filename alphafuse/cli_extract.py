@@ -405,7 +405,7 @@ def store_pack(folder: Path) -> None:
 
 @store.command("export")
 @store_argument
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place())
 def store_export(folder: Path, file: Path) -> None:
     """Write all embeddings as .npz or .parquet (columns clip_id, label, group, timesformer, ast).
 

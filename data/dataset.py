@@ -12,6 +12,7 @@ root/
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,7 @@ class Dataset:
         """
         if protocol is not None and protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
+        _require_local(root)
         opened, root = Path(root), Path(root).resolve()
         require_own_root(opened, name)
         made_by = root_defaults(root) | {
@@ -144,6 +146,7 @@ class Dataset:
         Raises:
             DatasetError: no root there, a field missing, or a manifest label that dataset.json's classes lack.
         """
+        _require_local(root)
         root = Path(root)
         if not (root / "dataset.json").is_file():
             raise DatasetError(
@@ -310,6 +313,15 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
         raise DatasetError(f"{path} lists a class twice: make the root again")
     if content["protocol"] not in PROTOCOLS:
         raise DatasetError(f"{path}: {unknown('protocol', one_line(content['protocol'], 40), PROTOCOLS)}")
+
+
+def _require_local(root: str | Path) -> None:
+    """Raise `DatasetError` for a URL, of which a `Path` has made `s3:/...`."""
+    if re.match(r"[a-z][a-z0-9+]+:/", str(root)):
+        raise DatasetError(
+            f"'{one_line(root)}' is a URL: a root is a local folder; its clips and stores may lie behind URLs "
+            "(--clips, --stores of alphafuse data ...)"
+        )
 
 
 def _recorded(folder: Path, root: Path) -> str:

@@ -203,7 +203,10 @@ class Extractor(Embedder):
             if not claims.is_shared:
                 number, count = self._part
                 parts = np.array([zlib.crc32(clip_id.encode()) % count for clip_id in jobs.clips.clip_ids])
-                jobs = jobs.take(parts == number)
+                own = np.flatnonzero(parts == number)
+                # begun at a place drawn by lot: another extraction at the same time meets this one late, if at all, and
+                # each leaves out what it finds stored
+                jobs = jobs.take(np.roll(own, np.random.default_rng().integers(max(1, len(own)))))
             self._extract(jobs, store, claims, writer, tally)
             return claims.is_shared
 

@@ -36,6 +36,7 @@ from alphafuse.data.scratch import PREFIX, scratch_folder
 from alphafuse.data.store import Embeddings, EmbeddingStore, Failure, shard_name
 from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import AlphafuseError, DatasetError, StoreError
+from alphafuse.extract import pipeline as pipeline_module
 from alphafuse.extract.inputs import AudioSpec, FrameSpec, decode_inputs
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.probe import files_without_audio
@@ -322,6 +323,25 @@ def test_a_root_remembers_where_its_stores_are(memory: str, tmp_path: Path) -> N
     assert "stores" not in json.loads((root / "dataset.json").read_text())
 
 
+@pytest.mark.parametrize("root", ["s3://bucket/root", "memory:/root"])
+def test_a_root_is_local(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = Manifest([Clip("a", "a.mp4", "dog", "train", "a")])
+    for given in (root, Path(root)):
+        with pytest.raises(DatasetError, match="is a URL: a root is a local folder; its clips and stores may lie"):
+            Dataset.open(given)
+        with pytest.raises(DatasetError, match="is a URL: a root is a local folder"):
+            Dataset.create(given, manifest, name="mine", clip_folder=tmp_path, classes=("dog",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_local(memory: str) -> None:
+    store = EmbeddingStore(memory)
+    store.write(rows())
+    with pytest.raises(StoreError, match="is a URL: export to a local file, and copy it there"):
+        store.export(f"{memory}/x.npz")
+
+
 @pytest.mark.parametrize("stores", [5, "", "a\nb"])
 def test_stores_in_dataset_json_must_be_a_text_that_can_be_shown(tmp_path: Path, stores: object) -> None:
     small_root(tmp_path)
@@ -569,6 +589,32 @@ def test_a_killed_extraction_into_a_bucket_is_resumed_and_loses_nothing_that_was
     assert_same_stores(there, here, "train")
     info = there.store("train").info()
     assert info.duplicates == 0 and there.store("train").verify() == []
+
+
+@pytest.mark.cluster
+def test_two_extractions_at_once_begin_at_different_clips_and_leave_a_store_that_is_right(
+    server: str, files: Path, tmp_path: Path, tiny_backbones: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = make_pair(files, tmp_path, "s3://bucket/two", copies=20)
+    clips = len(there.manifest.of_split("train"))
+    starts = iter([0, clips // 2])
+
+    class Lot:
+        def integers(self, most: int) -> int:
+            assert most == clips
+            return next(starts)
+
+    monkeypatch.setattr(pipeline_module.np.random, "default_rng", Lot)
+    one_each = settings(tiny_backbones, flush_seconds=0.2, workers=1, models=1)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(extract_embeddings, there, ["train"], one_each) for _ in range(2)]
+        reports = [run.result()[0] for run in runs]
+    monkeypatch.undo()
+    extract_embeddings(here, ["train"], settings(tiny_backbones))
+    assert_same_stores(there, here, "train")
+    assert there.store("train").verify() == []
+    made = sum(report.embedded["timesformer"] for report in reports)
+    assert made < 1.8 * clips, "each left out what the other had stored"
 
 
 @pytest.mark.cluster
