@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pytest
 from toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.errors import ExperimentError
+from alphafuse.errors import ClusterError, ExperimentError
+from alphafuse.heads.compare import compare
 from alphafuse.heads.comparison import Trained
-from alphafuse.heads.experiments import Experiment, fit
+from alphafuse.heads.experiments import BASELINE, Experiment, fit
 from alphafuse.heads.sweep import Sweep, best_on_validation, parse_alphas, read_sweep_config, sweep
+from alphafuse.heads.table1 import table1
 from alphafuse.report.sweep import format_text, to_json, write_sweep
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0)
@@ -141,3 +144,11 @@ def test_a_config_that_is_no_sweeps_is_named(dataset: Dataset, tmp_path: Path) -
     run = fit(dataset, Experiment(), settings=replace(SETTINGS, epochs=1))
     with pytest.raises(ExperimentError, match=r"is not the config.json of a sweep"):
         read_sweep_config(run.folder / "config.json")
+
+
+@pytest.mark.parametrize("train", [sweep, fit, table1, compare])
+def test_an_unknown_engine_is_named_before_anything_is_read(train: Callable[..., object]) -> None:
+    more: dict[str, object] = {"on": ["ast"], "alphas": [1]} if train is sweep else {}
+    arguments = [None, BASELINE] if train is fit else [None]
+    with pytest.raises(ClusterError, match=r"unknown engine 'rya' .did you mean 'ray'"):
+        train(*arguments, engine="rya", **more)
