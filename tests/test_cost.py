@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -212,6 +212,7 @@ def test_the_command_needs_no_root_and_marks_every_figure(
         assert any(line.startswith(what) and " computed" in line for line in figures)
     code, out, _ = run(*ASKED, "--precision", "bf16", "--json")
     plan = json.loads(out)
+    assert set(plan) == {field.name for field in fields(RunPlan)} and set(plan["run"]) >= {"clips", "gpus", "cpus"}
     assert plan["bottleneck"] == "decoding" and plan["run"]["gpus"] == 8 and plan["store_bytes"] == 62_640_000_000
     assert list(tmp_path.iterdir()) == []
 
