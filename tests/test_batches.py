@@ -86,7 +86,8 @@ def test_an_epoch_of_windows_has_every_clip_once_with_its_own_embeddings(
     source = streamed(store)
     windows = list(source.windows(0))
     assert 5 <= len(windows) <= 8
-    assert max(len(window.targets) for window in windows) == source.window_rows
+    sizes = [len(window.targets) for window in windows]
+    assert max(sizes) <= source.window_rows and min(sizes) >= max(sizes) - BLOCK_ROWS  # none is small
     seen = torch.cat([window.targets for window in windows]).numpy()
     np.testing.assert_array_equal(np.sort(seen), np.arange(2000))
     for modality in BOTH:
@@ -200,7 +201,7 @@ def test_sweep_and_table1_read_a_streamed_store_once_per_epoch(
     train_all(
         dataset, seeds=3, settings=settings, **({"on": ["ast"], "alphas": [0.5, 2]} if train_all is sweep else {})
     )
-    assert sum(rows_read) == 4 * clips and max(rows_read) == 16
+    assert sum(rows_read) == 4 * clips and max(rows_read) <= 16
 
 
 def test_what_was_made_of_a_window_is_not_kept_for_every_head(store: EmbeddingStore) -> None:
