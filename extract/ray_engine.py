@@ -141,6 +141,7 @@ class RayExtractor(Extractor):
         pools = self.pools
         context = DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
+        context.raise_original_map_exception = True
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
         clip_folder = self.dataset.clip_folder
         decoding = Decoding(
@@ -165,7 +166,7 @@ class RayExtractor(Extractor):
                 self._ray.data.from_items(rows, override_num_blocks=len(rows))
                 .map(
                     partial(decode_block, decoding=decoding),
-                    compute=TaskPoolStrategy(size=pools.decoders),
+                    compute=TaskPoolStrategy(size=min(pools.decoders, len(rows))),
                     num_cpus=pools.decoder_cpus,
                     memory=pools.decoder_bytes,
                 )
@@ -175,8 +176,8 @@ class RayExtractor(Extractor):
                     fn_constructor_kwargs=embedding,
                     compute=ActorPoolStrategy(
                         min_size=1,
-                        initial_size=pools.models,
-                        max_size=pools.models,
+                        initial_size=min(pools.models, len(rows)),
+                        max_size=min(pools.models, len(rows)),
                         # on a GPU one call prepares inputs while the other's batch is on the device
                         max_concurrent_calls_per_actor=2 if on_gpus else 1,
                         enable_true_multi_threading=on_gpus,
