@@ -2,9 +2,10 @@
 
 A window is a part of an epoch that is held in memory. A split that fits is one window. A larger one is cut into blocks
 of `BLOCK_ROWS` clips that lie side by side in the store. Each epoch deals the blocks out to its windows by lot;
-the next window's blocks are read while the heads train on the last one's, and every head shuffles the rows of a window by its
-own seed. The lots depend on the epoch alone, and windows on the store and the memory alone, not on what a head reads:
-so heads of all kinds that are trained together read the store once per epoch, and each comes out as it does alone.
+the next window's blocks are read while the heads train on the last one's, and every head shuffles the rows of a window
+by its own seed. The lots depend on the epoch alone, and windows on the store and the memory alone, not on what a head
+reads. So heads of all kinds that are trained together read the store once per epoch, and each comes out as it does
+alone.
 """
 
 from __future__ import annotations
