@@ -350,12 +350,11 @@ def _own_errors() -> Iterator[None]:
     """What went wrong on a node is raised here as the error that it was there, in a line."""
     try:
         yield
-    except AlphafuseError:
-        raise
     except Exception as error:
-        own = next((cause for cause in _causes(error) if isinstance(cause, AlphafuseError)), None)
-        if own is not None:
-            raise own from None
+        # Ray's own, which is of the class of what it wraps as well, has a text of many lines
+        own = [cause for cause in _causes(error) if isinstance(cause, AlphafuseError)]
+        if own:
+            raise min(own, key=lambda cause: len(str(cause))) from None
         what = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ClusterError(
             f"the Ray cluster failed ({one_line(what)}): what was embedded until then is kept, run the same command "
