@@ -1,6 +1,6 @@
 """Stage one on a Ray cluster: the same decoding, models, shards and promises as `pipeline`, scheduled by Ray Data.
 
-    jobs (the store claimed) -> blocks -> decode tasks -> model actors -> references -> commit tasks -> shards
+    jobs (the store claimed) -> blocks -> decode actors -> model actors -> references -> commit tasks -> shards
 
 Ray Data streams blocks through both stages and holds decoding back when models are slower; Ray itself restarts workers,
 and does again what was lost with a machine. This process sees references only: every `flush_seconds` it has what is
@@ -13,7 +13,6 @@ import logging
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,16 +29,16 @@ from alphafuse.errors import AlphafuseError, ClusterError, StoreError
 from .jobs import Jobs
 from .memory import MemoryPlan
 from .pipeline import Extractor, Tally
-from .pools import Node, Pools, plan_pools
+from .pools import BLOCK_BYTES, Node, Pools, plan_pools
 from .settings import ExtractSettings
 from .stages import (
     Commit,
     Committed,
     Counts,
+    DecodeBlock,
     Decoding,
     EmbedBlock,
     commit_blocks,
-    decode_block,
     library_versions,
     pack_block,
     ship_backbones,
@@ -136,16 +135,16 @@ class RayExtractor(Extractor):
 
     def _stages(self, jobs: Jobs, blocks: Mapping[int, slice], counts: Any) -> Any:
         """The Ray Dataset: nothing runs before it is read."""
-        from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
+        from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
         pools = self.pools
         context = DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.raise_original_map_exception = True
+        context.target_max_block_size = BLOCK_BYTES  # what Ray Data takes a block for before it has seen one
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
         clip_folder = self.dataset.clip_folder
         decoding = Decoding(
-            run=uuid.uuid4().hex,
             libraries=tuple(library_versions().items()),
             specs={modality: backbone.spec for modality, backbone in self.backbones.items()},
             timeout_seconds=self.settings.timeout_seconds,
@@ -165,8 +164,9 @@ class RayExtractor(Extractor):
             return (
                 self._ray.data.from_items(rows, override_num_blocks=len(rows))
                 .map(
-                    partial(decode_block, decoding=decoding),
-                    compute=TaskPoolStrategy(size=min(pools.decoders, len(rows))),
+                    DecodeBlock,
+                    fn_constructor_args=(decoding,),
+                    compute=ActorPoolStrategy(size=min(pools.decoders, len(rows))),
                     num_cpus=pools.decoder_cpus,
                     memory=pools.decoder_bytes,
                 )
@@ -175,9 +175,7 @@ class RayExtractor(Extractor):
                     fn_constructor_args=([self._weights],),
                     fn_constructor_kwargs=embedding,
                     compute=ActorPoolStrategy(
-                        min_size=1,
-                        initial_size=min(pools.models, len(rows)),
-                        max_size=min(pools.models, len(rows)),
+                        size=min(pools.models, len(rows)),
                         # on a GPU one call prepares inputs while the other's batch is on the device
                         max_concurrent_calls_per_actor=2 if on_gpus else 1,
                         enable_true_multi_threading=on_gpus,

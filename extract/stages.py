@@ -1,6 +1,6 @@
 """What stage one does on the machines of a Ray cluster, block by block: `ray_engine` sends it there.
 
-    jobs -> decode_block (tasks) -> EmbedBlock (actors) -> commit_blocks (tasks) -> one shard
+    jobs -> DecodeBlock (actors) -> EmbedBlock (actors) -> commit_blocks (tasks) -> one shard
 
 A block is some clips that travel together. Whatever is done twice, because a machine was lost, gives the same clips in
 the same order: Ray asks for that when it makes lost objects again. No torch at the top: decode workers stay small.
@@ -13,7 +13,7 @@ import pickle
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,6 @@ def library_versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-@lru_cache(maxsize=1)
 def _require_libraries(expected: tuple[tuple[str, str], ...]) -> None:
     """Raise `ClusterError` unless this machine has the driver's versions: each shard names one of each."""
     for library, there in expected:
@@ -71,7 +70,6 @@ class Decoding:
     """How blocks are decoded.
 
     Attributes:
-        run: names this extraction.
         libraries: name and version of what each machine must have.
         specs: modality -> what it is fed.
         timeout_seconds: that a clip may take.
@@ -80,7 +78,6 @@ class Decoding:
         counts: the actor that counts.
     """
 
-    run: str
     libraries: tuple[tuple[str, str], ...]
     specs: Mapping[str, FrameSpec | AudioSpec]
     timeout_seconds: float
@@ -89,34 +86,28 @@ class Decoding:
     counts: Any
 
 
-_pools: dict[str, TaskPool[Any, Decoded]] = {}  # run -> the process beside this one
+class DecodeBlock:
+    """A process of Ray's with one beside it that decodes, and may crash, hang or want too much memory at a clip's cost.
 
-
-def decode_block(row: Row, decoding: Decoding) -> Row:
-    """A block of jobs -> (job, decoded) in the same order.
-
-    Clips are decoded in a process beside Ray's, which may crash, hang or want too much memory at a clip's cost only; it
-    stays for the next block, for Ray keeps its processes.
+    An actor, not a task: Ray ends processes without a task within a second where there are more than cores, and
+    beginning anew took a fifth of the time of decoding small clips.
     """
-    _require_libraries(decoding.libraries)
-    if decoding.clip_folder is not None and not decoding.clip_folder.is_dir():
-        raise DatasetError(
-            f"the clip folder {decoding.clip_folder} isn't there on {socket.gethostname()}: every machine of the "
-            "cluster must see it (a shared file system), or the root's clips must lie behind a URL"
-        )
-    jobs: Sequence[Job] = _content(row)
-    tasks = ((i, (job.path, job.modalities)) for i, job in enumerate(jobs))
-    decoded = dict(_pool(decoding).map(tasks))
-    _count(decoding.counts, decoded=len(jobs))
-    return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
 
+    def __init__(self, decoding: Decoding) -> None:
+        """See that this machine can do it.
 
-def _pool(decoding: Decoding) -> TaskPool[Any, Decoded]:
-    if decoding.run not in _pools:
-        for pool in _pools.values():  # of an extraction before this one
-            pool.close()
-        _pools.clear()
-        _pools[decoding.run] = TaskPool(
+        Raises:
+            ClusterError: it has other versions of what embeddings depend on.
+            DatasetError: it doesn't see the clips.
+        """
+        _require_libraries(decoding.libraries)
+        if decoding.clip_folder is not None and not decoding.clip_folder.is_dir():
+            raise DatasetError(
+                f"the clip folder {decoding.clip_folder} isn't there on {socket.gethostname()}: every machine of the "
+                "cluster must see it (a shared file system), or the root's clips must lie behind a URL"
+            )
+        self._decoding = decoding
+        self._pool: TaskPool[Any, Decoded] = TaskPool(
             # resized beside the decoder, also for a GPU: that is a fifth of the bytes between the machines
             partial(decode_inputs, specs=dict(decoding.specs), device_resizes=False),
             failed=_undecoded,
@@ -124,7 +115,13 @@ def _pool(decoding: Decoding) -> TaskPool[Any, Decoded]:
             timeout_seconds=decoding.timeout_seconds,
             memory_bytes=decoding.clip_bytes,
         )
-    return _pools[decoding.run]
+
+    def __call__(self, row: Row) -> Row:
+        """A block of jobs -> (job, decoded) in the same order."""
+        jobs: Sequence[Job] = _content(row)
+        decoded = dict(self._pool.map((i, (job.path, job.modalities)) for i, job in enumerate(jobs)))
+        _count(self._decoding.counts, decoded=len(jobs))
+        return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
 
 
 def _undecoded(reason: str) -> Decoded:
