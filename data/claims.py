@@ -15,12 +15,15 @@ import contextlib
 import errno
 import hashlib
 import os
+import socket
 import stat
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+
+from alphafuse.errors import StoreError
 
 from .files import to_path
 from .remote import is_remote
@@ -33,6 +36,8 @@ except ImportError:  # Windows
 NAME = ".claims"
 _CLIP_BITS = 62  # offsets are signed 64-bit numbers
 _PRESENCE = 1 << _CLIP_BITS  # the byte behind those of the clips: a shared lock on it says that someone is here
+_COMMITS = _PRESENCE + 1  # and the next: a shared lock on it says that a shard is being written for whoever has claimed
+_MOST_RUN = 200  # bytes of the name of a run
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
@@ -51,7 +56,7 @@ class Claims:
         """Open, or make, the store's file of claims."""
         self.path = to_path(folder) / NAME
         self._held: dict[str, int] = {}  # clip_id -> its byte
-        self._has_all = False
+        self._has_all = self._is_fenced = False
         self._lock = threading.Lock()
         self._file: int | None = None
         self._open()
@@ -85,10 +90,18 @@ class Claims:
                 if clip_id not in self._held and (self._has_all or self._take(place)):
                     self._held[clip_id] = place
                     got.append(clip_id)
+            if got:
+                self._fence("")
             return got
 
-    def claim_all(self) -> bool:
-        """Claim every clip, also those that nobody has named yet, until `close`; never waits.
+    def claim_all(self, run: str = "") -> bool:
+        """Claim every clip, also those that nobody has named yet, until `close`.
+
+        Waits for nobody but shards that are being written for a run before this one (`committing`): these are there
+        when it returns, and no more of that run can come.
+
+        Args:
+            run: names this run, for those who write its shards.
 
         Returns:
             False when another has claimed any clip; then nothing more is held than before. Where claims aren't shared,
@@ -98,7 +111,22 @@ class Claims:
             if self.is_shared and not self._is_current():
                 self._open()
             self._has_all = self._has_all or self._take(0, _PRESENCE)
+            if self._has_all:
+                self._fence(run)
             return self._has_all
+
+    def _fence(self, run: str) -> None:
+        """Let only this run have shards written by others from now on; call it with claims, once is enough."""
+        if self._file is None or self._is_fenced:
+            return
+        self._is_fenced = True
+        if os.pread(self._file, _MOST_RUN, 0) == run.encode():
+            return
+        with contextlib.suppress(OSError):  # no locks any more: as without them
+            _set_lock(self._file, _COMMITS, _EXCLUSIVE, wait=True)
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, run.encode()[:_MOST_RUN], 0)
+            _set_lock(self._file, _COMMITS, _UNLOCK)
 
     def release(self, clip_ids: Iterable[str]) -> None:
         """Give claims back; clips that are not held are ignored. After `claim_all` others get none before `close`."""
@@ -141,6 +169,28 @@ class Claims:
             return _set_lock(self._file, place, _EXCLUSIVE, length=length)
         except OSError:  # the file system has run out of locks: better a clip done twice than not at all
             return True
+
+
+@contextlib.contextmanager
+def committing(folder: Path, run: str) -> Iterator[None]:
+    """Write a shard for the run that has claimed a whole store, in this block; from any process on any machine.
+
+    Raises:
+        StoreError: the run has ended and another has claimed clips since, or this machine sees another folder.
+    """
+    mend = "every machine of the cluster must see the store (a shared file system), or the root's stores must be a URL"
+    try:
+        file = os.open(folder / NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        raise StoreError(f"{folder} isn't the same folder on {socket.gethostname()}: {mend}") from None
+    try:
+        with contextlib.suppress(OSError):
+            _set_lock(file, _COMMITS, _SHARED, wait=True)
+        if os.pread(file, _MOST_RUN, 0) != run.encode():
+            raise StoreError(f"another extraction has taken over {folder}: nothing is written for the one before")
+        yield
+    finally:
+        os.close(file)
 
 
 def _place(clip_id: str) -> int:

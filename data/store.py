@@ -233,8 +233,8 @@ class EmbeddingStore:
             rows: what to store; `rows.settings` must name the settings of each modality in `rows.features`.
             provenance: json-able facts that don't decide the numbers (library versions, device, backbone names).
             name: the shard's, from `shard_name`, so that the same commit can be tried any number of times: when a shard
-                of that name is there, nothing is written. Of attempts at the same moment one shard stays. None = a new
-                name.
+                of that name is there, nothing is written. Of attempts at the same moment one shard stays. Settings are
+                not compared then: whoever has many commits made calls `require_settings` once. None = a new name.
 
         Raises:
             SettingsMismatchError: the store holds shards made under other settings.
@@ -247,8 +247,9 @@ class EmbeddingStore:
                 raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
             if self._has(name):
                 return self.folder / name
-        self.require_settings(rows.settings)
-        path = self._new_shard() if name is None else self.folder / name
+        else:
+            self.require_settings(rows.settings)
+        path = self._new_shard(name)
         content = shard_bytes(rows, dict(provenance or {}))
         if is_remote(path):
             write_object(path, content, replace=name is None)
@@ -275,10 +276,10 @@ class EmbeddingStore:
                         "root, or remove this store to make it anew"
                     )
 
-    def _new_shard(self) -> Path:
-        """A path that no other writer, on whatever machine, has; what killed ones left is removed."""
+    def _new_shard(self, name: str | None = None) -> Path:
+        """The path for a name, or one that no other writer, on whatever machine, has; what killed ones left goes."""
         self._remove_leftovers()
-        return self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
+        return self.folder / (name or f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5")
 
     def _remove_leftovers(self) -> None:
         if is_remote(self.folder):
@@ -481,6 +482,7 @@ class EmbeddingStore:
         modalities: Iterable[str] = MODALITIES,
         retry_failed: bool = False,
         among: Iterable[str] | None = None,
+        look: bool = True,
     ) -> dict[str, set[str]]:
         """Modality -> clip_ids that need no more work in it: an embedding, or (unless `retry_failed`) a failure.
 
@@ -491,9 +493,10 @@ class EmbeddingStore:
             modalities: the ones asked for.
             retry_failed: clips whose failure is recorded need work.
             among: only these clips; so a call takes as long as they do, not as long as the store.
+            look: list the folder; without, the answer is that of the last look.
         """
-        shards = self.shards()
-        if not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
+        shards = self.shards() if look else []
+        if look and not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
             self._states, self._states_of = {}, set()
         for path in self._looking(path for path in shards if path.name not in self._states_of):
             with self._open(path) as shard:

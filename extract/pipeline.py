@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
 POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
+LOOK_SECONDS = 10.0  # between two looks at what others have stored, where no claims say who does what
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,13 @@ class Extractor(Embedder):
         """The split's store, one object, so that each shard is read once to see what is finished."""
         return self._stores.setdefault(split, self.dataset.store(split))
 
-    def _missing(self, store: EmbeddingStore, jobs: Jobs) -> Jobs:
-        """The jobs that are left, each with the modalities that the store lacks now."""
+    def _missing(self, store: EmbeddingStore, jobs: Jobs, *, look: bool = True) -> Jobs:
+        """The jobs that are left, each with the modalities that the store lacks now (or did at the last look)."""
         lacking = {modality: np.ones(len(jobs), bool) for modality in self._modalities}
         for start in range(0, len(jobs), AT_ONCE):
             clip_ids = jobs.clips.clip_ids.strings(start, start + AT_ONCE)
             finished = store.finished(
-                modalities=self._modalities, retry_failed=self.settings.retry_failed, among=clip_ids
+                modalities=self._modalities, retry_failed=self.settings.retry_failed, among=clip_ids, look=look
             )
             for modality, mask in lacking.items():
                 mask[start : start + len(clip_ids)] = [clip_id not in finished[modality] for clip_id in clip_ids]
@@ -228,13 +229,16 @@ class Extractor(Embedder):
         self, jobs: Jobs, store: EmbeddingStore, claims: Claims, elsewhere: list[int], tally: Tally
     ) -> Iterator[Job]:
         """The jobs that no other process does; positions of those that one does are put into `elsewhere`."""
+        looked = time.monotonic()  # `pending` did
         for start in range(0, len(jobs), CLAIMED_AT_ONCE):
             some = jobs[start : start + CLAIMED_AT_ONCE]
             got = set(claims.claim(some.clips.clip_ids))
             is_own = np.array([clip_id in got for clip_id in some.clips.clip_ids])
             elsewhere += (start + np.flatnonzero(~is_own)).tolist()
             # now that they are ours: another process may have done them before
-            missing = self._missing(store, some.take(is_own))
+            look = claims.is_shared or time.monotonic() - looked >= LOOK_SECONDS
+            missing = self._missing(store, some.take(is_own), look=look)
+            looked = time.monotonic() if look else looked
             done = got.difference(missing.clips.clip_ids)
             claims.release(done)
             tally.done_elsewhere(len(done))

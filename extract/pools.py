@@ -12,9 +12,12 @@ from .memory import CLIP_MEMORY, WORKER_BYTES
 from .settings import BATCH_ON_CUDA, ExtractSettings
 
 BLOCK_BYTES = 32 * 2**20  # of decoded clips that travel together: Ray's own work is spread over them
+# so many decoders have blocks of this size; more have larger ones, up to four times that, for the driver takes some 4 ms
+# of its core for each block (docs/scale.md), which is all of it at 230 blocks a second
+DECODERS_PER_SIZE, SIZES = 256, 4
 BLOCK_CLIPS = 128  # at most
-DECODER_BYTES = 2 * WORKER_BYTES + 4 * BLOCK_BYTES  # Ray's process, the one that decodes, and a block on its way
-MODEL_BYTES = 500 * 2**20  # a process with torch: 316 MB measured at its start, and a block on its way
+COPIES = 4  # of a block in a worker: what came, what goes, and both as Ray has them
+MODEL_BYTES = 400 * 2**20  # a process with torch: 316 MB measured at its start
 BLOCKS_HELD = 4  # per worker, in the object stores together; beyond that Ray Data holds decoding back
 
 
@@ -41,6 +44,7 @@ class Pools:
         decoder_bytes, model_bytes: memory of each worker, for Ray to find room.
         batch_size: clips per forward pass.
         block_clips: clips that travel together.
+        block_bytes: that these take, about.
     """
 
     device: str
@@ -54,11 +58,12 @@ class Pools:
     model_bytes: int
     batch_size: int
     block_clips: int
+    block_bytes: int
 
     @property
     def held_bytes(self) -> int:
         """Of decoded clips, at most, in all object stores together."""
-        return BLOCKS_HELD * (self.decoders + self.models) * BLOCK_BYTES
+        return BLOCKS_HELD * (self.decoders + self.models) * self.block_bytes
 
 
 def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_bytes: int, forward_bytes: int) -> Pools:
@@ -88,8 +93,10 @@ def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_byte
     share = cpus / (models + decoders)
     fair = min(1.0, math.floor(100 * share) / 100 or share)
     batch_size = settings.batch_size or (BATCH_ON_CUDA if on_gpus else 1)
-    model_bytes = MODEL_BYTES + batch_size * forward_bytes
-    clip_bytes = _clip_bytes(nodes, decoders / cpus, models / cpus, model_bytes)
+    block_bytes = bytes_of_block(decoders)
+    model_bytes = MODEL_BYTES + batch_size * forward_bytes + COPIES * block_bytes
+    decoder_bytes = 2 * WORKER_BYTES + COPIES * block_bytes  # Ray's process, and the one that decodes
+    clip_bytes = _clip_bytes(nodes, decoders / cpus, models / cpus, decoder_bytes, model_bytes)
     return Pools(
         device="cuda" if on_gpus else "cpu",
         decoders=decoders,
@@ -98,29 +105,37 @@ def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_byte
         model_cpus=fair,
         model_gpus=min(1.0, gpus / models) if on_gpus else 0.0,
         clip_bytes=clip_bytes,
-        decoder_bytes=DECODER_BYTES + clip_bytes,
+        decoder_bytes=decoder_bytes + clip_bytes,
         model_bytes=model_bytes,
         batch_size=batch_size,
-        block_clips=clips_of_block(decoded_bytes, batch_size),
+        block_clips=clips_of_block(decoded_bytes, batch_size, block_bytes),
+        block_bytes=block_bytes,
     )
 
 
-def clips_of_block(decoded_bytes: int, batch_size: int) -> int:
-    """Clips that travel together: whole batches, in `BLOCK_BYTES` where one fits into them."""
-    return max(1, min(BLOCK_CLIPS, BLOCK_BYTES // decoded_bytes) // batch_size) * batch_size
+def bytes_of_block(decoders: int) -> int:
+    """Of decoded clips that travel together, on a cluster with so many decoders."""
+    return BLOCK_BYTES * max(1, min(SIZES, math.ceil(decoders / DECODERS_PER_SIZE)))
 
 
-def _clip_bytes(nodes: Sequence[Node], decoders_per_cpu: float, models_per_cpu: float, model_bytes: int) -> int:
+def clips_of_block(decoded_bytes: int, batch_size: int, block_bytes: int) -> int:
+    """Clips that travel together: whole batches, in `block_bytes` where one fits into them."""
+    return max(1, min(BLOCK_CLIPS, block_bytes // decoded_bytes) // batch_size) * batch_size
+
+
+def _clip_bytes(
+    nodes: Sequence[Node], decoders_per_cpu: float, models_per_cpu: float, decoder_bytes: int, model_bytes: int
+) -> int:
     """What the machine with the least memory per core leaves for a clip; with too little, fewer decode at once."""
     least, most = CLIP_MEMORY
-    needed = DECODER_BYTES + least + model_bytes
+    needed = decoder_bytes + least + model_bytes
     if max(node.memory_bytes for node in nodes) < needed:
         raise ClusterError(
             f"no machine of the Ray cluster has the {needed / 1e9:.1f} GB for a decoder and a model worker: start "
             "nodes with more memory (`ray start --memory`), allow more (--max-memory), or use smaller backbones"
         )
     left = (
-        (node.memory_bytes / node.cpus - models_per_cpu * model_bytes) / decoders_per_cpu - DECODER_BYTES
+        (node.memory_bytes / node.cpus - models_per_cpu * model_bytes) / decoders_per_cpu - decoder_bytes
         for node in nodes
         if node.cpus and node.memory_bytes >= needed
     )

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +30,7 @@ from alphafuse.errors import AlphafuseError, ClusterError, StoreError
 from .jobs import Jobs
 from .memory import MemoryPlan
 from .pipeline import Extractor, Tally
-from .pools import BLOCK_BYTES, Node, Pools, plan_pools
+from .pools import Node, Pools, plan_pools
 from .settings import ExtractSettings
 from .stages import (
     Commit,
@@ -87,7 +88,8 @@ class RayExtractor(Extractor):
 
     def _fill(self, jobs: Jobs, store: EmbeddingStore, tally: Tally) -> bool:
         with Claims(store.folder) as claims:
-            if not claims.claim_all():
+            run = uuid.uuid4().hex
+            if not claims.claim_all(run):
                 raise StoreError(
                     f"another extraction is filling {store.folder}, and the Ray engine takes a store as a whole: wait "
                     "for it or stop it, then run the same command again"
@@ -96,7 +98,7 @@ class RayExtractor(Extractor):
             size = self.pools.block_clips
             blocks = {start // size: slice(start, start + size) for start in range(0, len(jobs), size)}
             while blocks:
-                done = self._run(jobs, blocks, store, tally, is_claimed=claims.is_shared)
+                done = self._run(jobs, blocks, store, tally, run if claims.is_shared else None)
                 if not done:
                     raise ClusterError(
                         "the Ray cluster loses all that it computes: look at its nodes (`ray status`), then run the "
@@ -106,7 +108,7 @@ class RayExtractor(Extractor):
             return claims.is_shared
 
     def _run(
-        self, jobs: Jobs, blocks: Mapping[int, slice], store: EmbeddingStore, tally: Tally, *, is_claimed: bool
+        self, jobs: Jobs, blocks: Mapping[int, slice], store: EmbeddingStore, tally: Tally, run: str | None
     ) -> set[int]:
         """Send blocks (number -> which jobs) through the cluster; the numbers of those that are in the store then.
 
@@ -116,7 +118,7 @@ class RayExtractor(Extractor):
             self._ray.get_runtime_context().get_node_id(), soft=True
         )
         counts = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
-        committer = _Committer(self._ray, partial(self._commit, store, is_claimed), self.settings.flush_seconds, tally)
+        committer = _Committer(self._ray, partial(self._commit, store, run), self.settings.flush_seconds, tally)
         stream = _Stream(self._stages(jobs, blocks, counts))
         asked = None
         try:
@@ -141,7 +143,7 @@ class RayExtractor(Extractor):
         context = DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.raise_original_map_exception = True
-        context.target_max_block_size = BLOCK_BYTES  # what Ray Data takes a block for before it has seen one
+        context.target_max_block_size = pools.block_bytes  # what Ray Data takes a block for before it has seen one
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
         clip_folder = self.dataset.clip_folder
         decoding = Decoding(
@@ -186,9 +188,9 @@ class RayExtractor(Extractor):
                 )
             )
 
-    def _commit(self, store: EmbeddingStore, is_claimed: bool, references: Sequence[Any]) -> Any:
+    def _commit(self, store: EmbeddingStore, run: str | None, references: Sequence[Any]) -> Any:
         """Have embedded blocks written as one shard; a reference to what came of it."""
-        commit = Commit(store.folder, time.time_ns(), self.store_settings, self._provenance(), is_claimed)
+        commit = Commit(store.folder, run, time.time_ns(), self.store_settings, self._provenance())
         task = self._ray.remote(num_cpus=0, max_retries=-1, scheduling_strategy="SPREAD")(commit_blocks)
         return task.remote(commit, *references)
 

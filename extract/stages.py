@@ -12,15 +12,16 @@ import io
 import pickle
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.claims import NAME as CLAIMS_NAME
-from alphafuse.data.store import EmbeddingStore
-from alphafuse.errors import ClusterError, DatasetError, StoreError
+from alphafuse.data.claims import committing
+from alphafuse.data.store import EmbeddingStore, shard_name
+from alphafuse.errors import ClusterError, DatasetError
 
 from .decode import Decoded
 from .inputs import AudioSpec, FrameSpec, decode_inputs
@@ -217,17 +218,17 @@ class Commit:
 
     Attributes:
         folder: of the store.
+        run: that has claimed the store (`Claims.claim_all`); None where there are no locks.
         stamp_ns: the shard's place among the others.
         settings: modality -> what decides its numbers.
         provenance: what the shard records of its making.
-        is_claimed: the folder has a file of claims, so a machine that doesn't see it sees another folder.
     """
 
     folder: Path
+    run: str | None
     stamp_ns: int
     settings: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, Any]
-    is_claimed: bool
 
 
 @dataclass(frozen=True)
@@ -238,29 +239,19 @@ class Committed:
     done: Done
 
 
-_stores: dict[Path, EmbeddingStore] = {}  # each knows the shards that it has seen
-
-
 def commit_blocks(commit: Commit, *tables: Any) -> Committed:
     """Embedded blocks -> one shard; another attempt at the same blocks finds it there and leaves it.
 
     Raises:
-        StoreError: this machine doesn't see the store's folder.
-        SettingsMismatchError, AlphafuseError: as `EmbeddingStore.write`.
+        StoreError: this machine doesn't see the store's folder, or another run has taken it over.
+        AlphafuseError: as `EmbeddingStore.write`.
     """
-    from alphafuse.data.store import shard_name
-
-    if commit.is_claimed and not (commit.folder / CLAIMS_NAME).exists():
-        raise StoreError(
-            f"{commit.folder} isn't the same folder on {socket.gethostname()}: every machine of the cluster must see "
-            "the store (a shared file system), or the root's stores must lie behind a URL"
-        )
     rows = [row for table in tables for row in table.to_pylist()]
     batches: list[Batch] = [batch for row in rows for batch in _content(row)]
     embeddings = join_batches(batches, commit.settings)
-    store = _stores.setdefault(commit.folder, EmbeddingStore(commit.folder))
     name = shard_name(commit.stamp_ns, embeddings.clip_ids)
-    store.write(embeddings, provenance=commit.provenance, name=name)
+    with nullcontext() if commit.run is None else committing(commit.folder, commit.run):
+        EmbeddingStore(commit.folder).write(embeddings, provenance=commit.provenance, name=name)
     return Committed(tuple(row["number"] for row in rows), Done.of(batches))
 
 

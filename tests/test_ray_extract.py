@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import write_clip
 
-from alphafuse.data.claims import Claims
+from alphafuse.data.claims import Claims, committing
 from alphafuse.data.cluster import connected, import_ray
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
@@ -31,7 +31,7 @@ from alphafuse.extract.decode import Decoded
 from alphafuse.extract.inputs import decode_inputs
 from alphafuse.extract.jobs import Done, Job
 from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
-from alphafuse.extract.pools import BLOCK_CLIPS, DECODER_BYTES, Node, plan_pools
+from alphafuse.extract.pools import BLOCK_CLIPS, Node, plan_pools
 from alphafuse.extract.settings import ExtractSettings
 
 Names = dict[str, Path]
@@ -102,6 +102,9 @@ def test_beside_gpus_the_cores_that_are_left_decode() -> None:
     assert (pools.device, pools.decoders, pools.models) == ("cuda", 112, 16)
     assert (pools.decoder_cpus, pools.model_cpus, pools.model_gpus) == (1, 1, 1)
     assert pools.block_clips % pools.batch_size == 0
+    large = plan_pools(20 * [node], ExtractSettings(), decoded_bytes=2 * 10**6, forward_bytes=10**8)
+    assert (large.decoders, large.block_bytes, large.block_clips) == (1120, 4 * pools.block_bytes, 64)
+    assert large.decoder_bytes > pools.decoder_bytes
     on_cpu = plan_pools([node], ExtractSettings(device="cpu"), decoded_bytes=10**6, forward_bytes=10**8)
     assert (on_cpu.device, on_cpu.models, on_cpu.model_gpus) == ("cpu", 64, 0)
 
@@ -120,7 +123,7 @@ def test_with_little_memory_a_clip_gets_little_and_with_too_little_it_is_said() 
     pools = plan_pools([NODE, small], ExtractSettings(), decoded_bytes=10**6, forward_bytes=10**7)
     assert pools.clip_bytes == 256 * 2**20, "the least that decoding is given; fewer decoders will run at once"
     ample = plan_pools([NODE], ExtractSettings(), decoded_bytes=10**6, forward_bytes=10**7)
-    assert ample.clip_bytes == 2 * 2**30 and ample.decoder_bytes == DECODER_BYTES + ample.clip_bytes
+    assert ample.clip_bytes == 2 * 2**30 < ample.decoder_bytes
     with pytest.raises(ClusterError, match=r"no machine of the Ray cluster has the 1\.\d GB for a decoder and"):
         plan_pools([replace(NODE, memory_bytes=GB)], ExtractSettings(), decoded_bytes=10**6, forward_bytes=10**7)
 
@@ -172,11 +175,10 @@ class Silent:
             pass
 
 
-def decoding(run: str, names: dict[str, str], folder: Path, **changes: Any) -> stages.Decoding:
+def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
     specs = {modality: backbone.spec for modality, backbone in load_backbones(names).items()}
-    fixed = {"timeout_seconds": 60.0, "clip_bytes": 2**29, "clip_folder": folder, "counts": Silent}
     libraries = tuple(stages.library_versions().items())
-    return stages.Decoding(run=run, libraries=libraries, specs=specs, **(fixed | changes))  # type: ignore[arg-type]
+    return stages.Decoding(libraries, specs, 60.0, 2**29, folder, Silent)
 
 
 def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: Path, names: dict[str, str]) -> None:
@@ -185,8 +187,8 @@ def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: P
         Job(Clip(f"c{i}", name, "dog", "train", "g"), files / name, ("timesformer", "ast"))
         for i, name in enumerate(dataset_clips)
     )
-    row = stages.pack_block(7, jobs)
-    found = stages.decode_block(row, decoding("order", names, files))
+    decode = stages.DecodeBlock(decoding(names, files))
+    found = decode(stages.pack_block(7, jobs))
     assert found["number"] == 7
     pairs: list[tuple[Job, Decoded]] = pickle.loads(found["content"])
     assert [job for job, _ in pairs] == list(jobs)
@@ -195,12 +197,10 @@ def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: P
         "can't be opened: No such file or directory",
         "no audio stream",
     ]
-    pools = dict(stages._pools)
-    stages.decode_block(row, decoding("order", names, files))
-    assert stages._pools == pools, "the process stays for the next block"
-    stages.decode_block(row, decoding("another run", names, files))
-    assert list(stages._pools) == ["another run"]
-    stages._pools.pop("another run").close()
+    (worker,) = [worker._pool for worker in decode._pool._workers]
+    decode(stages.pack_block(8, jobs[:1]))
+    assert decode._pool._workers[0]._pool is worker is not None, "the process stays for the next block"
+    decode._pool.close()
 
 
 def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
@@ -208,13 +208,12 @@ def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
 ) -> None:
     elsewhere = tmp_path / "mounted elsewhere"
     with pytest.raises(DatasetError, match=r"mounted elsewhere isn't there on \S+: every machine of the cluster must"):
-        stages.decode_block(stages.pack_block(0, ()), decoding("gone", names, elsewhere))
+        stages.DecodeBlock(decoding(names, elsewhere))
     older = (("alphafuse", "0.0.9"),)
     with pytest.raises(ClusterError, match=r"has alphafuse \d\S+, the machine that .* has 0\.0\.9: install the same"):
-        stages.decode_block(stages.pack_block(0, ()), replace(decoding("old", names, files), libraries=older))
-    commit = stages.Commit(elsewhere, 1, {}, {}, is_claimed=True)
-    with pytest.raises(StoreError, match="isn't the same folder on"):
-        stages.commit_blocks(commit)
+        stages.DecodeBlock(replace(decoding(names, files), libraries=older))
+    with pytest.raises(StoreError, match="isn't the same folder on"), committing(elsewhere, "run"):
+        pass
     assert not elsewhere.exists(), "it was not made there"
 
 
@@ -230,13 +229,48 @@ def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: P
     batch = embed_batch(backbones, [(job, decoded)])
     table = pyarrow.Table.from_pylist([stages.pack_block(3, [batch])])
     settings = {modality: backbone.settings() for modality, backbone in backbones.items()}
-    commit = stages.Commit(tmp_path / "store", 5, settings, {"attempt": 1}, is_claimed=False)
+    commit = stages.Commit(tmp_path / "store", None, 5, settings, {"attempt": 1})
     first = stages.commit_blocks(commit, table)
     again = stages.commit_blocks(replace(commit, provenance={"attempt": 2}), table)
     assert first == again == stages.Committed((3,), Done.of([batch]))
     (shard,) = (tmp_path / "store").glob("shard-*.h5")
     assert shard.name.startswith("shard-00000000000000000005-")
-    stages._stores.clear()
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+    with Claims(tmp_path) as dead:
+        assert dead.claim_all("first")
+        with committing(tmp_path, "first"):
+            pass
+        os.close(dead._file)  # as a kill does
+        dead._file = None
+    with committing(tmp_path, "first"):
+        pass  # nobody has looked at the store since
+    with Claims(tmp_path) as second:
+        assert second.claim_all("second")
+        with pytest.raises(StoreError, match=r"another extraction has taken over .*: nothing is written for the one"):
+            committing(tmp_path, "first").__enter__()
+        with committing(tmp_path, "second"):
+            pass
+    assert not (tmp_path / ".claims").exists()
+    (tmp_path / ".claims").write_text("second")  # a driver that was killed; then the local engine
+    with Claims(tmp_path) as third:
+        assert third.claim(["a clip"]) == ["a clip"]
+        with pytest.raises(StoreError, match="another extraction has taken over"):
+            committing(tmp_path, "second").__enter__()
+
+
+def test_who_claims_a_store_waits_for_shards_that_are_being_written(tmp_path: Path) -> None:
+    (tmp_path / ".claims").write_text("first")
+    moments = []
+    with Claims(tmp_path) as second:
+        with committing(tmp_path, "first"):
+            thread = threading.Thread(target=lambda: moments.append(("claimed", second.claim_all("second"))))
+            thread.start()
+            time.sleep(0.3)
+            moments.append(("written", True))
+        thread.join(10)
+    assert moments == [("written", True), ("claimed", True)]
 
 
 def test_while_another_fills_a_store_ray_does_not(tmp_path: Path, files: Path, names: dict[str, str]) -> None:
@@ -407,7 +441,7 @@ def test_workers_that_are_killed_cost_nothing_in_the_end(
     running = Running(dataset, settings(names, engine="ray", address=cluster.address))
     running.wait_until(1)
     killed = []
-    for title in 2 * ("ray::MapWorker(Map(EmbedBlock))", "ray::Map(decode_block)"):
+    for title in 2 * ("ray::MapWorker(Map(EmbedBlock))", "ray::MapWorker(Map(DecodeBlock))"):
         wait_for(lambda title=title: processes(title) or not running.is_on)
         for process in processes(title)[:1]:
             process.kill()
