@@ -20,7 +20,7 @@ from alphafuse.errors import ClusterError, DatasetError, unknown
 
 from .embedder import decoded_bytes
 from .inputs import AudioSpec, FrameSpec
-from .pools import clips_of_block
+from .pools import bytes_of_block, clips_of_block
 from .rates import OVERLAP, SAMPLE_CLIPS, Rates, clip_bytes
 from .settings import BATCH_ON_CUDA, ExtractSettings
 from .writer import SHARD_BYTES
@@ -155,7 +155,7 @@ class Work:
         flops: of the models, as HuggingFace's whole forward passes count.
         file: bytes of a clip's file.
         dims: modality -> dimension of its embedding.
-        block_clips: clips that travel together through a Ray cluster.
+        decoded_bytes: of a decoded clip, as it travels through a Ray cluster.
         device_models: seconds of a device that was measured; None without one.
     """
 
@@ -164,7 +164,7 @@ class Work:
     flops: Known
     file: Known
     dims: Mapping[str, int]
-    block_clips: int
+    decoded_bytes: int
     device_models: Known | None = None
 
 
@@ -290,7 +290,7 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
         flops=work.flops,
         file=Known("a clip's file", bytes_ / 1e6, "MB", "measured", f"mean of {len(there)} files of {dataset.name}"),
         dims={name: backbone.dim for name, backbone in extractor.backbones.items()},
-        block_clips=_block_clips([backbone.spec for backbone in extractor.backbones.values()]),
+        decoded_bytes=_decoded_bytes([backbone.spec for backbone in extractor.backbones.values()]),
         device_models=None if on_cpu else Known(f"models on {rates.device}", models.value, "s/clip", "measured", where),
     )
 
@@ -313,13 +313,12 @@ def _work(configs: Mapping[str, Any], whose: str) -> Work:
         flops=Known("models", gflops, "GFLOP/clip", "computed", f"from the architecture of {whose}"),
         file=Known("a clip's file", CLIP_FILE_BYTES / 1e6, "MB", "measured", "mean of 51 clips of VGGSound"),
         dims={name: config.hidden_size for name, config in configs.items()},
-        block_clips=_block_clips([specs[name] for name in configs]),
+        decoded_bytes=_decoded_bytes([specs[name] for name in configs]),
     )
 
 
-def _block_clips(specs: Sequence[FrameSpec | AudioSpec]) -> int:
-    """Of the Ray engine, on GPUs."""
-    return clips_of_block(sum(decoded_bytes(spec, device_resizes=False) for spec in specs), BATCH_ON_CUDA)
+def _decoded_bytes(specs: Sequence[FrameSpec | AudioSpec]) -> int:
+    return sum(decoded_bytes(spec, device_resizes=False) for spec in specs)
 
 
 def plan_run(run: RunSettings, work: Work | None = None) -> RunPlan:
@@ -351,7 +350,9 @@ def plan_run(run: RunSettings, work: Work | None = None) -> RunPlan:
         capacities |= {"decoding": rates.decoded_per_second, "models": rates.embedded_per_second}
     else:
         capacities["decoding and models"] = rates.clips_per_second
-    capacities["driver"] = work.block_clips / BLOCK_SECONDS
+    block_bytes = bytes_of_block(decoding_cores)
+    block_clips = clips_of_block(work.decoded_bytes, BATCH_ON_CUDA, block_bytes)
+    capacities["driver"] = block_clips / BLOCK_SECONDS
     most_clips = max(1, SHARD_BYTES // (clip_bytes(work.dims) - clip_bytes({})))  # that a shard holds
     capacities["commits"] = PUTS * most_clips
     bottleneck = min(capacities, key=lambda name: capacities[name])
@@ -363,7 +364,7 @@ def plan_run(run: RunSettings, work: Work | None = None) -> RunPlan:
     return RunPlan(
         run=run,
         device=f"{run.gpus} x {_device_name(run, work)}" if run.gpus else "",
-        inputs=tuple(inputs + _assumptions(run, work)),
+        inputs=tuple(inputs + _assumptions(run, block_clips, block_bytes)),
         stages=tuple(Stage(name, capacity, rate / capacity) for name, capacity in capacities.items()),
         bottleneck=bottleneck,
         seconds=run.clips / rate,
@@ -407,14 +408,20 @@ def _device_seconds(run: RunSettings, work: Work) -> tuple[Known, ...]:
     )
 
 
-def _assumptions(run: RunSettings, work: Work) -> list[Known]:
+def _assumptions(run: RunSettings, block_clips: int, block_bytes: int) -> list[Known]:
     spread = "given" if run.nodes else "assumed"
     local = f"behind an object store; on a local disk {1e3 * LOCAL_HEADER_SECONDS:.1f} ms were measured"
     found = [
         Known("nodes", run.shown_nodes, "", spread, "" if run.nodes else "8 GPUs or 64 cores each; --nodes"),
         Known("network of a node", run.node_gbps, "Gbit/s", "assumed", "--node-gbps"),
         Known("driver's time for a block", BLOCK_SECONDS, "s", "measured", "blocks that do nothing, one core"),
-        Known("clips of a block", work.block_clips, "", "computed", "32 MB of decoded clips, as the Ray engine does"),
+        Known(
+            "clips of a block",
+            block_clips,
+            "",
+            "computed",
+            f"{block_bytes >> 20} MB of decoded clips, as the Ray engine does",
+        ),
         Known("commits", PUTS, "/s", "assumed", "what S3 promises for one prefix"),
         Known("seeing a shard's ids", HEADER_SECONDS, "s", "assumed", local),
     ]
