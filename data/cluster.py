@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from alphafuse.errors import ClusterError, unknown
 from .files import one_line
 
 ENGINES = ("local", "ray")
+ANSWER_SECONDS = 10.0  # that a cluster may take to accept a connection
 # Ray reads these when it is imported. It would print what it thinks of lost nodes into our output, json included; its
 # log files have all of it
 _QUIET = {
@@ -66,6 +68,7 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
         yield ray
         return
     try:
+        _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
         with _without_stderr():
             ray.init(address=address, **_start_options(address, memory_bytes))
     except Exception as error:  # Ray's own classes, OSError, RuntimeError, grpc's
@@ -78,6 +81,13 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
         # references that are collected later would count against objects of the same number in the next session
         gc.collect()
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise `OSError` where nobody answers at a "HOST:PORT": Ray itself would ask for two minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from .memory import CLIP_MEMORY, WORKER_BYTES
 from .settings import BATCH_ON_CUDA, ExtractSettings
 
 BLOCK_BYTES = 32 * 2**20  # of decoded clips that travel together: Ray's own work is spread over them
-# so many decoders have blocks of this size; more have larger ones, up to four times that, for the driver takes some 4 ms
-# of its core for each block (docs/scale.md), which is all of it at 230 blocks a second
+# so many decoders have blocks of this size; more have larger ones, up to four times that: the driver takes some 4 ms of
+# its core for each block (docs/scale.md), which is all of it at 230 blocks a second
 DECODERS_PER_SIZE, SIZES = 256, 4
 BLOCK_CLIPS = 128  # at most
 COPIES = 4  # of a block in a worker: what came, what goes, and both as Ray has them

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from alphafuse import errors
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.files import one_line
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5  # between two looks at what is finished
 COMMITS_AT_ONCE = 32  # beyond that, embedding waits for the store
 BUNDLES_WAITING = 256  # of references, between Ray Data and this process
+_TOLD = re.compile(r"^alphafuse\.errors\.(\w+): (.+)$", re.MULTILINE)  # in the text of an actor that couldn't begin
 
 
 class RayExtractor(Extractor):
@@ -355,6 +358,9 @@ def _own_errors() -> Iterator[None]:
         own = [cause for cause in _causes(error) if isinstance(cause, AlphafuseError)]
         if own:
             raise min(own, key=lambda cause: len(str(cause))) from None
+        told = _TOLD.findall(str(error))
+        if told:
+            raise getattr(errors, told[-1][0], ClusterError)(told[-1][1]) from None
         what = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ClusterError(
             f"the Ray cluster failed ({one_line(what)}): what was embedded until then is kept, run the same command "
