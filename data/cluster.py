@@ -70,7 +70,7 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
     try:
         _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
         with _without_stderr():
-            ray.init(address=address, **_start_options(address, memory_bytes))
+            ray.init(address=address, job_config=_job_config(), **_start_options(address, memory_bytes))
     except Exception as error:  # Ray's own classes, OSError, RuntimeError, grpc's
         where = f"no Ray cluster at '{address}'" if address else "Ray can't be started here"
         mend = "start one with `ray start --head`, or leave out --address" if address else "try `ray start --head`"
@@ -103,6 +103,15 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _job_config() -> Any:
+    """A job whose workers don't look for modules in this process's working directory, which Ray puts first."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._client_job = True  # in a checkout of alphafuse its folder alphafuse/ would hide the installed package
+    return config
 
 
 def _start_options(address: str | None, memory_bytes: int) -> dict[str, Any]:
