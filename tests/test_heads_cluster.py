@@ -14,6 +14,7 @@ import psutil
 import pytest
 from toy import CLASSES, SETTINGS, make_dataset
 
+from alphafuse.data.cluster import connected
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import AlphafuseError, ClusterError, ExperimentError
 from alphafuse.heads import cluster as heads_cluster
@@ -33,17 +34,16 @@ STREAMED = replace(SETTINGS, epochs=4, memory_gb=1.5e-6)  # windows of 16 of the
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """A cluster whose head has no processor, with two nodes of one each; this process is connected to it."""
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1, object_store_memory=10**8)
-        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-        yield cluster
+        with connected(cluster.address):
+            yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()
 
 
