@@ -26,6 +26,7 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data's that outlives a session would begin another
 }
 
 

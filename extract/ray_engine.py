@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .backbones import Backbone, Placement
 
 POLL_SECONDS = 0.5  # between two looks at what is finished
+JOIN_SECONDS = 5.0  # that an interrupt waits for Ray Data
 COMMITS_AT_ONCE = 32  # beyond that, embedding waits for the store
 BUNDLES_WAITING = 256  # of references, between Ray Data and this process
 _TOLD = re.compile(r"^alphafuse\.errors\.(\w+): (.+)$", re.MULTILINE)  # in the text of an actor that couldn't begin
@@ -135,6 +136,7 @@ class RayExtractor(Extractor):
             stream.stop()
             with _own_errors():
                 committer.finish()
+            stream.join()
             self._ray.kill(counts)
         return committer.done
 
@@ -254,7 +256,8 @@ class _Stream:
         self._queue: queue.Queue[Any] = queue.Queue(BUNDLES_WAITING)
         self._is_stopped = threading.Event()
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
-        threading.Thread(target=self._read, name="ray data", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, name="ray data", daemon=True)
+        self._thread.start()
 
     def next(self, seconds: float) -> Any:
         """The next bundle of references; None when there was none for so long; `END` after the last.
@@ -272,6 +275,10 @@ class _Stream:
     def stop(self) -> None:
         """Have the execution ended after the bundle that comes next."""
         self._is_stopped.set()
+
+    def join(self) -> None:
+        """Wait for that, but not long: Ray ends it with the session."""
+        self._thread.join(JOIN_SECONDS)
 
     def _read(self) -> None:
         try:
