@@ -125,17 +125,21 @@ workers_option = click.option(
     show_default=True,
     help="Decode processes; 0 = one per processor.",
 )
-engine_option = click.option(
-    "--engine",
-    default="local",
-    show_default=True,
-    shell_complete=one_of(*ENGINES),
-    help="Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
-)
-address_option = click.option(
-    "--address", help="With --engine ray: of its cluster, such as auto. [default: Ray is started here]"
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--engine and --address, of commands whose work can be spread over machines."""
+    command = click.option(
+        "--address", help="With --engine ray: of its cluster, such as auto. [default: Ray is started here]"
+    )(command)
+    return click.option(
+        "--engine",
+        default="local",
+        show_default=True,
+        shell_complete=one_of(*ENGINES),
+        help="Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
+    )(command)
 
 
 # ------------------------------------------------------------------------------------------------------------ groups

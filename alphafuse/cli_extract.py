@@ -23,8 +23,7 @@ from .cli_common import (
     PROTOCOLS,
     Commands,
     Place,
-    address_option,
-    engine_option,
+    engine_options,
     json_option,
     one_of,
     print_json,
@@ -134,8 +133,7 @@ class _ExtractBar:
     help="Seconds that decoding a clip may take before it is recorded as failed; 0 = any.",
 )
 @click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
-@engine_option
-@address_option
+@engine_options
 @click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
 @click.option("--dry-run", is_flag=True, help="Only say what there is to do, and how long it takes at a measured rate.")
 @planning_options

@@ -24,8 +24,7 @@ from .cli_common import (
     SCHEDULES,
     SPLITS,
     TRANSFORMS,
-    address_option,
-    engine_option,
+    engine_options,
     json_option,
     one_of,
     print_json,
@@ -169,8 +168,7 @@ def _names(text: str) -> tuple[str, ...]:
 @seeds_options(1)
 @click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
 @training_options
-@engine_option
-@address_option
+@engine_options
 @root_option
 @json_option
 def fit(
@@ -232,8 +230,7 @@ def fit(
 @click.command()
 @seeds_options(5)
 @training_options
-@engine_option
-@address_option
+@engine_options
 @root_option
 @json_option
 def table1(
@@ -301,8 +298,7 @@ def table1(
     help="config.json of an earlier sweep: the same again; only --root, --run, --engine and --address still count.",
 )
 @training_options
-@engine_option
-@address_option
+@engine_options
 @root_option
 @json_option
 def sweep(
@@ -356,8 +352,7 @@ def sweep(
 @click.command()
 @seeds_options(5)
 @training_options
-@engine_option
-@address_option
+@engine_options
 @root_option
 @json_option
 def compare(

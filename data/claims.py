@@ -125,7 +125,7 @@ class Claims:
         with contextlib.suppress(OSError):  # no locks any more: as without them
             _set_lock(self._file, _COMMITS, _EXCLUSIVE, wait=True)
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, run.encode()[:_MOST_RUN], 0)
+            os.pwrite(self._file, run.encode(), 0)
             _set_lock(self._file, _COMMITS, _UNLOCK)
 
     def release(self, clip_ids: Iterable[str]) -> None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from alphafuse.errors import ClusterError, unknown
+from alphafuse import errors
+from alphafuse.errors import AlphafuseError, ClusterError, unknown
 
 from .files import one_line
 
 ENGINES = ("local", "ray")
+_TOLD = re.compile(r"^alphafuse\.errors\.(\w+): (.+)$", re.MULTILINE)  # in the text of an actor that couldn't begin
 ANSWER_SECONDS = 10.0  # that a cluster may take to accept a connection
 # Ray reads these when it is imported. It would print what it thinks of lost nodes into our output, json included; its
 # log files have all of it
@@ -48,6 +51,39 @@ def import_ray() -> Any:
             f"--engine ray needs Ray ({one_line(error)}): run `pip install 'alphafuse[ray]'`, or leave --engine out"
         ) from None
     return ray
+
+
+def alive_nodes(ray: Any) -> list[dict[str, Any]]:
+    """The cluster's machines as Ray describes them, without those that are lost."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def own_error(error: BaseException) -> AlphafuseError | None:
+    """The error of ours that something of Ray's came of, as it was on its node; None when it was another."""
+    # Ray's own, which is of the class of what it wraps as well, has a text of many lines
+    own = [cause for cause in _causes(error) if isinstance(cause, AlphafuseError)]
+    if own:
+        return min(own, key=lambda cause: len(str(cause)))
+    told = _TOLD.findall(str(error))
+    found: AlphafuseError | None = getattr(errors, told[-1][0], ClusterError)(told[-1][1]) if told else None
+    return found
+
+
+def last_line(error: BaseException) -> str:
+    """Of what Ray says, the part that names what went wrong."""
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it came of."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        found = waiting.pop()
+        if id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            causes = (getattr(found, "cause", None), found.__cause__, found.__context__)
+            waiting += [cause for cause in causes if isinstance(cause, BaseException)]
 
 
 @contextmanager

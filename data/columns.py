@@ -8,13 +8,21 @@ bytes per clip. `Places` finds texts again in 12 bytes per clip, where a dict ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any, overload
+from itertools import islice, pairwise
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 AT_ONCE = 65_536  # texts that are strings at a time: about 5 MB
 MOST_NAMES = 2**16  # different texts up to which a column is held as codes of 1 or 2 bytes
+Item = TypeVar("Item")
+
+
+def in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items, so many at a time."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 class Texts(Sequence[str]):

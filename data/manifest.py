@@ -9,22 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain, islice
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import overload
 
 import numpy as np
 
 from alphafuse.errors import DatasetError, EmptySplitError, unknown
 
-from .columns import AT_ONCE, Places, Texts, TextsBuilder
+from .columns import AT_ONCE, Places, Texts, TextsBuilder, in_parts
 from .files import MAX_TEXT, is_clean, iterate_csv, one_line, write_csv
 
 SPLITS = ("train", "val", "test")
 ROWS_AT_ONCE = 16_384  # of a csv: about 20 MB
 MAX_NAME_BYTES = 255  # of a file's name, on every common file system
-Item = TypeVar("Item")
 # absolute, on a drive, or with '..'; a backslash separates on Windows, and a manifest may go there
 _LEAVES = re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])|(?:^|[/\\])\.\.(?:[/\\]|$)")
 
@@ -102,7 +101,9 @@ class Clips(Sequence[Clip]):
     _files: Texts
 
     def __init__(self, clips: Iterable[Clip] = ()) -> None:
-        made = clips if isinstance(clips, Clips) else _columns(map(_ROW, part) for part in _parts(clips))
+        made = (
+            clips if isinstance(clips, Clips) else _columns(map(_ROW, part) for part in in_parts(clips, ROWS_AT_ONCE))
+        )
         self.clip_ids, self.clip_labels, self.clip_splits, self.clip_groups = (
             made.clip_ids,
             made.clip_labels,
@@ -259,13 +260,6 @@ def _columns(parts: Iterable[Iterable[Sequence[str]]]) -> Clips:
             for builder, column in zip(builders, columns, strict=True):
                 builder.add(column)
     return Clips.of_columns(*(builder.build() for builder in builders))
-
-
-def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items, `ROWS_AT_ONCE` at a time."""
-    rest = iter(items)
-    while part := list(islice(rest, ROWS_AT_ONCE)):
-        yield part
 
 
 def _checked_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[list[str]]]:

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -31,7 +31,7 @@ import numpy as np
 
 from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError, unknown
 
-from .columns import Places, Texts, TextsBuilder, row_int
+from .columns import Places, Texts, TextsBuilder, in_parts, row_int
 from .files import one_line, open_atomically, to_path, write_atomically
 from .manifest import SPLITS, Clip, Clips, as_clips
 from .remote import BLOCK_BYTES, HEADS_AT_ONCE, heads, is_remote, list_objects, remove, upload, write_object
@@ -322,7 +322,7 @@ class EmbeddingStore:
 
     def _looking(self, paths: Iterable[Path]) -> Iterator[Path]:
         """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
-        for some in _batches(paths, HEADS_AT_ONCE):
+        for some in in_parts(paths, HEADS_AT_ONCE):
             wanted = {
                 path: self._sizes[path.name]
                 for path in some
@@ -701,12 +701,6 @@ def _first_embeddings(
         rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
         found[targets[rows]] = first_row + rows
         yield targets[rows], values
-
-
-def _batches(paths: Iterable[Path], size: int) -> Iterator[tuple[Path, ...]]:
-    waiting = iter(paths)
-    while some := tuple(islice(waiting, size)):
-        yield some
 
 
 def _blocks(rows: StoredEmbeddings) -> Iterator[np.ndarray]:

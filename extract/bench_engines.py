@@ -16,7 +16,7 @@ from pathlib import Path
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.measuring import Figure, Measure, Part, PeakMemory, Turn, ratios
 
-from .pipeline import extract_embeddings
+from .pipeline import Progress, extract_embeddings
 from .settings import ExtractSettings
 
 WARM_SHARE = 0.2
@@ -45,7 +45,7 @@ def measure_engines(count: int, split: str, make: Callable[[Path], Dataset], mea
     return Part("engines", f"{count} clips, compact backbones on the CPU", tuple(figures), tuple(notes))
 
 
-class _Times:
+class _Times(Progress):
     """Progress that remembers when clips were done."""
 
     def __init__(self) -> None:
@@ -58,15 +58,6 @@ class _Times:
     def clips(self, *, complete: int, incomplete: int) -> None:
         self._done += complete + incomplete
         self._moments.append((time.monotonic(), self._done))
-
-    def elsewhere(self, clips: int) -> None:
-        pass
-
-    def stages(self, **counts: int) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
     @property
     def warm_rate(self) -> float:

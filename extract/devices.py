@@ -48,13 +48,13 @@ def extract_on_devices(
     """
     devices = settings.device.split(",")
     with _processes(dataset, splits, settings, devices) as connections:
-        _Split(connections, devices, None).gather()  # each has its models, and has looked at the stores
+        _Split(connections, None).gather()  # each has its models, and has looked at the stores
         reports = []
         for split in splits:
             for connection in connections:
                 with contextlib.suppress(OSError):  # of a process that is gone
                     connection.send(split)
-            found = _Split(connections, devices, progress).gather()
+            found = _Split(connections, progress).gather()
             if not found:
                 raise AlphafuseError(
                     f"all processes of {', '.join(devices)} were killed, by lack of memory perhaps: allow less "
@@ -67,7 +67,7 @@ def extract_on_devices(
 class _Split:
     """One round of answers: what all processes tell until each has done its part."""
 
-    def __init__(self, connections: list[Connection], devices: Sequence[str], progress: Progress | None) -> None:
+    def __init__(self, connections: list[Connection], progress: Progress | None) -> None:
         self._connections, self._progress = connections, progress
         self._has_started = False
 
@@ -155,7 +155,7 @@ def _processes(
             process.join()
 
 
-class _Told:
+class _Told(Progress):
     """Progress that goes to the main process; what other processes did, they tell themselves."""
 
     def __init__(self, connection: Connection) -> None:
@@ -166,15 +166,6 @@ class _Told:
 
     def clips(self, *, complete: int, incomplete: int) -> None:
         self._connection.send(("clips", {"complete": complete, "incomplete": incomplete}))
-
-    def elsewhere(self, clips: int) -> None:
-        pass
-
-    def stages(self, **counts: int) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def _serve(

@@ -79,7 +79,7 @@ class ExtractReport:
 
 
 class Progress(Protocol):
-    """Who wants to know how extraction goes; told by several threads."""
+    """Who wants to know how extraction goes; told by several threads. Subclasses leave out what they don't care for."""
 
     def start(self, split: str, *, clips: int, already: int) -> None:
         """A split begins: `clips` to do, `already` done before."""
@@ -89,12 +89,15 @@ class Progress(Protocol):
 
     def elsewhere(self, clips: int) -> None:
         """So many more clips are done, by another process."""
+        return
 
     def stages(self, **counts: int) -> None:
         """Where work is spread over machines: clips that each stage has done, and the nodes that there are."""
+        return
 
     def stop(self) -> None:
         """The split is finished or interrupted."""
+        return
 
 
 class Extractor(Embedder):

@@ -112,7 +112,7 @@ def plan_extraction(
     """
     extractor = Extractor(dataset, settings or ExtractSettings())
     pending = {split: extractor.pending(split) for split in splits}
-    files = {split: dataset.file_sizes([job.clip for job in jobs]) for split, jobs in pending.items()}
+    files = {split: dataset.file_sizes(jobs.clips) for split, jobs in pending.items()}
     there = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
     chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
     rates = measure_rates(extractor, chosen) if chosen else None

@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from alphafuse import errors
 from alphafuse.data.claims import Claims
+from alphafuse.data.cluster import alive_nodes, last_line, own_error
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import one_line
 from alphafuse.data.remote import is_remote
 from alphafuse.data.store import EmbeddingStore
-from alphafuse.errors import AlphafuseError, ClusterError, StoreError
+from alphafuse.errors import ClusterError, StoreError
 
 from .jobs import Jobs
 from .memory import MemoryPlan
@@ -55,15 +53,10 @@ POLL_SECONDS = 0.5  # between two looks at what is finished
 JOIN_SECONDS = 5.0  # that an interrupt waits for Ray Data
 COMMITS_AT_ONCE = 32  # beyond that, embedding waits for the store
 BUNDLES_WAITING = 256  # of references, between Ray Data and this process
-_TOLD = re.compile(r"^alphafuse\.errors\.(\w+): (.+)$", re.MULTILINE)  # in the text of an actor that couldn't begin
 
 
 class RayExtractor(Extractor):
-    """An extractor whose work is done by a Ray cluster.
-
-    Attributes:
-        pools: who does what.
-    """
+    """An extractor whose work is done by a Ray cluster."""
 
     def __init__(
         self,
@@ -205,10 +198,10 @@ class RayExtractor(Extractor):
             ready, _ = self._ray.wait([asked], timeout=0)
             if not ready:
                 return asked
-            try:
-                tally.stages(**self._ray.get(asked), nodes=sum(node["Alive"] for node in self._ray.nodes()))
-            except self._ray.exceptions.RayError:  # its machine is gone, and with it the figures of the stages
-                tally.stages(nodes=sum(node["Alive"] for node in self._ray.nodes()))
+            counted: dict[str, int] = {}
+            with suppress(self._ray.exceptions.RayError):  # its machine is gone, and with it the figures of the stages
+                counted = self._ray.get(asked)
+            tally.stages(**counted, nodes=len(alive_nodes(self._ray)))
         return counts.read.remote()
 
     @property
@@ -223,18 +216,21 @@ class RayExtractor(Extractor):
 
         return Placement(torch.device("cpu"), settings.precision, protocol)
 
-    def _plan_memory(self) -> MemoryPlan:
-        self.pools: Pools = plan_pools(
+    @cached_property
+    def pools(self) -> Pools:
+        """Who does what, by the machines that there were when this was first asked."""
+        return plan_pools(
             [
                 Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
-                for node in self._ray.nodes()
-                if node["Alive"]
+                for node in alive_nodes(self._ray)
             ],
             self.settings,
             decoded_bytes=self.decoded_bytes,
             forward_bytes=max(backbone.forward_bytes for backbone in self.backbones.values()),
         )
-        return MemoryPlan(0, self.pools.decoders, self.pools.clip_bytes)
+
+    def _plan_memory(self) -> MemoryPlan:
+        return MemoryPlan(0, self.pools.decoders, self.pools.clip_bytes)  # of no limit here: Ray has each machine's
 
 
 def _absolute(dataset: Dataset) -> Dataset:
@@ -361,27 +357,10 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Ray's own, which is of the class of what it wraps as well, has a text of many lines
-        own = [cause for cause in _causes(error) if isinstance(cause, AlphafuseError)]
-        if own:
-            raise min(own, key=lambda cause: len(str(cause))) from None
-        told = _TOLD.findall(str(error))
-        if told:
-            raise getattr(errors, told[-1][0], ClusterError)(told[-1][1]) from None
-        what = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        own = own_error(error)
+        if own is not None:
+            raise own from None
         raise ClusterError(
-            f"the Ray cluster failed ({one_line(what)}): what was embedded until then is kept, run the same command "
+            f"the Ray cluster failed ({last_line(error)}): what was embedded until then is kept, run the same command "
             "again"
         ) from error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it came of."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        found = waiting.pop()
-        if id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            causes = (getattr(found, "cause", None), found.__cause__, found.__context__)
-            waiting += [cause for cause in causes if isinstance(cause, BaseException)]

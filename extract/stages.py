@@ -90,8 +90,8 @@ class Decoding:
 class DecodeBlock:
     """A process of Ray's with one beside it that decodes, and may crash, hang or want too much memory at a clip's cost.
 
-    An actor, not a task: Ray ends processes without a task within a second where there are more than cores, and
-    beginning anew took a fifth of the time of decoding small clips.
+    An actor, not a task: Ray ends processes without a task within a second where there are more than cores, and they
+    begin anew. With tasks, and a varying number of model actors, small clips took 1.6 times as long (docs/scale.md).
     """
 
     def __init__(self, decoding: Decoding) -> None:

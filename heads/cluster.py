@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from alphafuse.data.files import one_line
+from alphafuse.data.cluster import alive_nodes, last_line, own_error
 from alphafuse.data.remote import is_remote
 from alphafuse.data.stored import StoredEmbeddings
-from alphafuse.errors import AlphafuseError, ClusterError, StoreError
+from alphafuse.errors import ClusterError, StoreError
 
 from .batches import Streamed
 from .running import Member, Reporter, Result, Shipped, Splits, train_stacks
@@ -53,7 +53,7 @@ def train_on_ray(
     Raises:
         ClusterError: the cluster has no processor for tasks, nodes have other versions, or a task was lost too often.
     """
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in alive_nodes(ray)]
     if not any(nodes):
         raise ClusterError("the Ray cluster has no processor for tasks: add a node (`ray start --address HOST:6379`)")
     if isinstance(split.train, Streamed):
@@ -76,12 +76,13 @@ def train_on_ray(
             report(settings.total_epochs * len(results))
             yield from results
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, AlphafuseError):
-            raise error.cause from None
-        raise ClusterError(f"training failed on a node: {_last_line(error)}") from error
+        own = own_error(error)
+        if own is not None:
+            raise own from None
+        raise ClusterError(f"training failed on a node: {last_line(error)}") from error
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"training was lost with its node more than {RETRIES} times ({_last_line(error)}): see the nodes' memory, "
+            f"training was lost with its node more than {RETRIES} times ({last_line(error)}): see the nodes' memory, "
             "or train fewer heads at a time"
         ) from None
     finally:
@@ -143,8 +144,3 @@ def versions() -> dict[str, str]:
 
 def _listed(found: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.items())
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return one_line(lines[-1] if lines else type(error).__name__)
