@@ -65,14 +65,14 @@ def train_on_ray(
         options |= {"num_cpus": 1, "num_gpus": 1}
     task = ray.remote(**options)(_train_here)
     shipped = ray.put(Shipped.of(split))
-    pending = {
-        task.remote(shipped, group, settings, device, threads, side_by_side, versions()): group for group in groups
-    }
+    waiting, running = list(reversed(groups)), set[Any]()
     try:
-        while pending:
-            (done,), _ = ray.wait(list(pending), num_returns=1)
+        while waiting or running:
+            for _ in range(min(len(waiting), _at_once(alive_nodes(ray), options["num_cpus"]) - len(running))):
+                running.add(task.remote(shipped, waiting.pop(), settings, device, threads, side_by_side, versions()))
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            running.remove(done)
             results = ray.get(done)
-            del pending[done]
             report(settings.total_epochs * len(results))
             yield from results
     except ray.exceptions.RayTaskError as error:
@@ -85,9 +85,16 @@ def train_on_ray(
             f"training was lost with its node more than {RETRIES} times ({last_line(error)}): see the nodes' memory, "
             "or train fewer heads at a time"
         ) from None
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
+
+
+def _at_once(nodes: Sequence[Mapping[str, Any]], task_cpus: int) -> int:
+    """How many tasks are asked of Ray at a time: those that run, and as many that a node which joins could take.
+
+    More would go on for nothing after an error in a session of Ray's that isn't ours to end. (`ray.cancel` is no way
+    to end them: Ray 2.60 aborts the driver if a task finishes in the moment in which it is cancelled.)
+    """
+    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
+    return 2 * max(1, cpus // task_cpus)
 
 
 def _per_node(stacks: Sequence[Sequence[Member]], nodes: Sequence[int]) -> tuple[list[list[Sequence[Member]]], int]:

@@ -128,6 +128,13 @@ def test_a_streamed_store_is_read_once_per_node_and_epoch(dataset: Dataset, node
     assert heads_cluster._per_node(members, [2, 64, 40])[1] == 40  # type: ignore[arg-type]
 
 
+def test_few_more_tasks_are_begun_than_the_cluster_can_run() -> None:
+    """They would go on after an error in a session that isn't ours."""
+    nodes = [{"Resources": {"CPU": 8.0}}, {"Resources": {"CPU": 6.0}}, {"Resources": {}}]
+    assert heads_cluster._at_once(nodes, 4) == 6
+    assert heads_cluster._at_once(nodes, 64) == 2  # while the large node is away
+
+
 def test_what_is_wrong_on_a_node_is_the_same_error_as_here(
     dataset: Dataset, nodes: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
