@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.demo import make_demo
+    from alphafuse.data.embeddings import Embeddings, Failure
     from alphafuse.data.folder import import_folder
     from alphafuse.data.kinetics import import_kinetics
     from alphafuse.data.manifest import Clip, Manifest
     from alphafuse.data.resplit import fold_datasets, resplit_dataset
-    from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
+    from alphafuse.data.store import EmbeddingStore
     from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
     from alphafuse.data.ucf101 import import_ucf101
     from alphafuse.data.vggsound import import_vggsound
@@ -71,7 +72,8 @@ _HOMES = {
     "alphafuse.data.kinetics": ("import_kinetics",),
     "alphafuse.data.manifest": ("Clip", "Manifest"),
     "alphafuse.data.resplit": ("fold_datasets", "resplit_dataset"),
-    "alphafuse.data.store": ("EmbeddingStore", "Embeddings", "Failure"),
+    "alphafuse.data.embeddings": ("Embeddings", "Failure"),
+    "alphafuse.data.store": ("EmbeddingStore",),
     "alphafuse.data.stored": ("EmbeddingSource", "StoredEmbeddings"),
     "alphafuse.data.ucf101": ("import_ucf101",),
     "alphafuse.data.vggsound": ("import_vggsound",),

@@ -15,8 +15,9 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources import find_videos
-from alphafuse.data.store import Embeddings, setting_differences
+from alphafuse.data.store import setting_differences
 from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
 from alphafuse.extract.backbones import Backbone, Placement, choose_device, load_backbones
 from alphafuse.extract.embedder import Embedder

@@ -274,7 +274,8 @@ def _embedding(folder: Path, state: dict[str, Any]) -> None:
 def _storing(folder: Path, state: dict[str, Any]) -> None:
     import numpy as np
 
-    from alphafuse.data.store import Embeddings, EmbeddingStore
+    from alphafuse.data.embeddings import Embeddings
+    from alphafuse.data.store import EmbeddingStore
     from alphafuse.errors import StoreError
 
     store = EmbeddingStore(folder / "store")

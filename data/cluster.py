@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,16 @@ def import_ray() -> Any:
 def alive_nodes(ray: Any) -> list[dict[str, Any]]:
     """The cluster's machines as Ray describes them, without those that are lost."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def require_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """On a node: raise `ClusterError` unless it has what the driver has; name -> version of each."""
+    for name, there in expected.items():
+        if found.get(name) != there:
+            raise ClusterError(
+                f"{socket.gethostname()} has {name} {found.get(name)}, the machine that the command runs on has "
+                f"{there}: install the same versions on all machines of the cluster"
+            )
 
 
 def own_error(error: BaseException) -> AlphafuseError | None:

@@ -22,10 +22,11 @@ import numpy as np
 
 from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, SettingsMismatchError, unknown
 
+from .embeddings import MODALITIES, Embeddings
 from .files import MAX_TEXT, is_clean, one_line, read_json, to_path, write_json
 from .manifest import SPLITS, Clip, Manifest
 from .remote import folder_exists, is_remote, list_objects, object_size
-from .store import MODALITIES, Embeddings, EmbeddingStore, setting_differences
+from .store import EmbeddingStore, setting_differences
 from .stored import StoredEmbeddings
 
 FORMAT_VERSION = 1

@@ -12,10 +12,11 @@ import numpy as np
 from alphafuse.errors import DatasetError, SettingsMismatchError
 
 from .dataset import Dataset
+from .embeddings import MODALITIES
 from .manifest import SPLITS, Clip, Manifest
 from .sources import VAL_FRACTION
 from .splits import k_folds, resplit, single_video_labels
-from .store import MODALITIES, EmbeddingStore, setting_differences
+from .store import EmbeddingStore, setting_differences
 
 TEST_FRACTION = 0.2
 ROWS_PER_SHARD = 20_000  # 123 MB of two 768-d modalities

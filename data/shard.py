@@ -10,41 +10,32 @@
 All of it is contiguous and uncompressed, so what a shard claims to hold must lie in its file: `open_shard` checks that
 before anything is read, and refuses links, filters, virtual and external storage, and whatever else is no part of it.
 
-Strings have a fixed length. Those of variable length, which earlier versions wrote, live in HDF5's "global heap", and
-libhdf5 (2.0) does not survive a damaged one: of 2,700 random damages to a small shard nine hung it and one crashed it,
-of 20,000 to a shard without such a heap none did. Heaps of earlier shards are checked here before libhdf5 reads them.
+Strings have a fixed length. Those of variable length, which earlier versions wrote, are checked by `heaps.py` first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import hashlib
-import io
 import json
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 
 from alphafuse.errors import AlphafuseError, StoreError, unknown
 
+from .embeddings import MODALITIES, Failure, finite_rows
 from .files import MAX_TEXT, is_clean, one_line
+from .heaps import MAX_ATTRIBUTE_BYTES, REFERENCE, require_own_text, require_sound_heaps
 from .remote import ObjectCache, RangeFile, is_remote
 
-if TYPE_CHECKING:
-    from .store import Embeddings
-    from .stored import StoredEmbeddings
-
-MODALITIES = ("timesformer", "ast")
 FORMAT_VERSION = 1
 # what h5py, struct and json raise for a damaged file
 READ_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError, struct.error)
@@ -53,31 +44,12 @@ GAP_BYTES = 32 * 2**10  # reading what lies between two rows takes no longer tha
 ID_ROWS = 65_536  # strings read at a time: about 5 MB
 MAX_DIM = 2**16
 MOST_LAYOUTS = 65_536  # shards whose layout is remembered, at a few hundred bytes each
-MAX_JSON_BYTES = 60_000  # an attribute's limit is 64 KiB
 MAX_JSON_DEPTH = 16
 _COLUMNS = ("clip_id", "label", "group")
-_FAILURE_COLUMNS = ("clip_id", "modality", "reason")
+FAILURE_COLUMNS = ("clip_id", "modality", "reason")
 _FLOATS = (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32BE, h5py.h5t.IEEE_F16BE)
 _SUPERBLOCK = b"\x89HDF\r\n\x1a\n\0"  # signature, and version 0, the one that all our shards have
-_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # a string of variable length on disk
-_HEAP_SIGNATURE = b"GCOL\x01"
-_HEAP_HEADER = _OBJECT_HEADER = 16  # bytes
-_LEAST_HEAP = 4096  # libhdf5 refuses a smaller one itself
 _CACHE = ObjectCache()  # of shards behind URLs
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a clip has no embedding of a modality.
-
-    >>> from alphafuse import Failure
-    >>> Failure("0mel8sIKhgk_000007", "ast", "no audio stream").reason
-    'no audio stream'
-    """
-
-    clip_id: str
-    modality: str
-    reason: str
 
 
 class ShardGoneError(Exception):
@@ -185,9 +157,9 @@ class Shard:
         self.dims = {modality: dataset.shape[1] for modality, dataset in self._features.items()}
         self._masks = self._open_masks() if "present" in file else {}
         failures = self._open_group(file, "failures")
-        self._failures = {name: self._open_text(failures, name) for name in _FAILURE_COLUMNS}
+        self._failures = {name: self._open_text(failures, name) for name in FAILURE_COLUMNS}
         _require_members(file, {*_COLUMNS, *self.dims, "failures", *(["present"] if self._masks else [])})
-        _require_members(failures, set(_FAILURE_COLUMNS))
+        _require_members(failures, set(FAILURE_COLUMNS))
         for columns in (self._columns, self._failures):
             lengths = {name: len(dataset) for name, dataset in columns.items()}
             if len(set(lengths.values())) > 1:
@@ -220,7 +192,7 @@ class Shard:
 
     def failures(self) -> list[Failure]:
         """The recorded failures; reasons as one line each."""
-        columns = [self._read_text(self._failures[name], clean=name != "reason") for name in _FAILURE_COLUMNS]
+        columns = [self._read_text(self._failures[name], clean=name != "reason") for name in FAILURE_COLUMNS]
         found = []
         for part in zip(*columns, strict=True):
             for clip_id, modality, reason in zip(*part, strict=True):
@@ -256,7 +228,7 @@ class Shard:
             pass
         self.failures()
         self.provenance()
-        if _content_sha256(self._read_attribute("settings"), datasets) != self._read_attribute("sha256"):
+        if content_sha256(self._read_attribute("settings"), datasets) != self._read_attribute("sha256"):
             found.append("content differs from its checksum")
         for modality, mask in self._masks.items():
             if not np.array_equal(mask[()] != 0, self._finite(modality)):
@@ -308,7 +280,7 @@ class Shard:
         if len(shape) != rank:
             raise ValueError(f"/{name} has {len(shape)} dimensions instead of {rank}")
         variable = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
-        claimed = _REFERENCE.itemsize if variable else kind.get_size()
+        claimed = REFERENCE.itemsize if variable else kind.get_size()
         stored, offset = opened.get_storage_size(), opened.get_offset()
         for length in shape:
             claimed *= length
@@ -346,8 +318,8 @@ class Shard:
         attribute = h5py.h5a.open(self._file.id, name.encode())
         if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
             raise ValueError(f"{name} is no single value")
-        if attribute.get_storage_size() > MAX_JSON_BYTES:
-            raise ValueError(f"{name} is longer than {MAX_JSON_BYTES} bytes")
+        if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+            raise ValueError(f"{name} is longer than {MAX_ATTRIBUTE_BYTES} bytes")
         return attribute
 
     def _require_text(self, kind: h5py.h5t.TypeID, name: str) -> None:
@@ -360,14 +332,14 @@ class Shard:
                     "copy its store there, run `alphafuse store pack`, and copy it back"
                 )
             status = self.status
-            _require_sound_heaps(self.path, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
+            require_sound_heaps(self.path, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
     def _read_attribute(self, name: str) -> str:
         self._require_text(self._open_attribute(name).get_type(), name)
         value = self._file.attrs[name]
         text = value.decode() if isinstance(value, bytes) else str(value)
-        if len(text.encode()) > MAX_JSON_BYTES:  # also refuses what was no UTF-8
-            raise ValueError(f"{name} is longer than {MAX_JSON_BYTES} bytes")
+        if len(text.encode()) > MAX_ATTRIBUTE_BYTES:  # also refuses what was no UTF-8
+            raise ValueError(f"{name} is longer than {MAX_ATTRIBUTE_BYTES} bytes")
         return text
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -392,7 +364,7 @@ class Shard:
     def _read_text(self, dataset: h5py.Dataset, *, clean: bool = True) -> Iterator[list[str]]:
         """Strings in order, `ID_ROWS` at a time; `clean` ones are not empty and have no control characters."""
         if dataset.id.get_type().is_variable_str():
-            self._require_own_bytes(dataset)
+            require_own_text(self.path, dataset.name, dataset.id.get_offset() or 0, len(dataset))
         for part in _strings(dataset):
             if clean and not all(map(is_clean, part)):
                 bad = next(value for value in part if not is_clean(value))
@@ -400,18 +372,6 @@ class Shard:
                     f"{dataset.name} has '{one_line(bad, 40)}': empty, too long, or with control characters"
                 )
             yield part
-
-    def _require_own_bytes(self, dataset: h5py.Dataset) -> None:
-        """Strings of variable length take no more bytes than the file has: none is there twice."""
-        total, offset = 0, dataset.id.get_offset()
-        with self.path.open("rb") as file:
-            for start in range(0, len(dataset), ID_ROWS):
-                file.seek(offset + start * _REFERENCE.itemsize)
-                count = min(ID_ROWS, len(dataset) - start)
-                references = np.frombuffer(file.read(count * _REFERENCE.itemsize), _REFERENCE)
-                total += int(references["length"].sum(dtype=np.int64))
-        if total > self.status.st_size:
-            raise ValueError(f"{dataset.name} claims {total} bytes of text, which the file doesn't hold")
 
 
 def _strings(dataset: h5py.Dataset) -> Iterator[list[str]]:
@@ -462,75 +422,6 @@ def _require_shallow(content: object, name: str) -> None:
         level = [item for container in containers for item in container]
     if level:
         raise ValueError(f"{name} is nested deeper than {MAX_JSON_DEPTH} levels")
-
-
-@functools.lru_cache(maxsize=4096)
-def _require_sound_heaps(path: Path, size: int, *version: int) -> None:
-    """Check every global heap in a file: where libhdf5 believes to find one, its objects must fill it, one by one.
-
-    Whatever address a string names, libhdf5 reads a heap there only behind this signature. An object of no length
-    would hold it up for ever. And it makes room for a string before it looks whether the heap has it.
-
-    `version` says which file it is, so that each is checked once.
-    """
-    end, start, tail = 0, 0, b""
-    with path.open("rb") as file:
-        for length in _attribute_lengths(file.fileno()):
-            if length > MAX_JSON_BYTES:
-                raise ValueError(f"an attribute is longer than {MAX_JSON_BYTES} bytes")
-        while block := file.read(SLICE_BYTES):
-            content, first = tail + block, start - len(tail)
-            found = content.find(_HEAP_SIGNATURE)
-            while found >= 0:
-                place = first + found
-                heap_size = int.from_bytes(os.pread(file.fileno(), 8, place + 8), "little")
-                if _LEAST_HEAP <= heap_size <= size - place:  # else libhdf5 refuses it
-                    if place < end:
-                        raise ValueError("its heaps overlap")
-                    _require_sound_heap(os.pread(file.fileno(), heap_size, place))
-                    end = place + heap_size
-                found = content.find(_HEAP_SIGNATURE, found + 1)
-            start += len(block)
-            tail = content[1 - len(_HEAP_SIGNATURE) :]
-
-
-def _require_sound_heap(heap: bytes) -> None:
-    place = _HEAP_HEADER
-    while len(heap) - place >= _OBJECT_HEADER:
-        index, _, _, length = struct.unpack_from("<HHIQ", heap, place)
-        # object 0 is what is free, its own header included; the others are padded to 8 bytes
-        taken = length if index == 0 else _OBJECT_HEADER + (length + 7) // 8 * 8
-        if not _OBJECT_HEADER <= taken <= len(heap) - place:
-            raise ValueError("a heap of it is damaged")
-        place += taken
-
-
-def _attribute_lengths(file: int) -> Iterator[int]:
-    """Lengths that the root group's attributes of variable length claim, which h5py doesn't tell.
-
-    See "Version 1 Data Object Header Prefix" and "Attribute Message, version 1" in the HDF5 File Format Specification.
-    """
-    (address,) = struct.unpack("<Q", os.pread(file, 8, 64))
-    _, size = struct.unpack("<8sI", os.pread(file, 12, address))
-    blocks = [(address + 16, size)]
-    while blocks and len(blocks) < 64:
-        address, size = blocks.pop()
-        block, place = os.pread(file, min(size, 2**20), address), 0
-        while place + 8 <= len(block):
-            kind, length, shared = struct.unpack_from("<HHB", block, place)
-            body = block[place + 8 : place + 8 + length]
-            place += 8 + length
-            if kind == 0x10:  # the header goes on elsewhere
-                blocks.append(struct.unpack_from("<QQ", body))
-            elif kind == 0x0C:
-                version, names, types, spaces = struct.unpack_from("<BxHHH", body)
-                if version != 1 or shared:
-                    raise ValueError("an attribute is not written as in shards")
-                names, types, spaces = ((part + 7) // 8 * 8 for part in (names, types, spaces))
-                if body[8 + names] & 0x0F == 9:  # of variable length
-                    yield struct.unpack_from("<I", body, 8 + names + types + spaces)[0]
-            elif kind == 0x15:
-                raise ValueError("its attributes lie in a heap")
 
 
 # values
@@ -612,12 +503,7 @@ def _version(status: os.stat_result) -> _Version:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def finite_rows(values: np.ndarray) -> np.ndarray:
-    """(rows,) bool: which rows of a matrix are embeddings."""
-    return np.isfinite(values).all(axis=1)
-
-
-def _content_sha256(settings: str, datasets: Mapping[str, h5py.Dataset]) -> str:
+def content_sha256(settings: str, datasets: Mapping[str, h5py.Dataset]) -> str:
     """Checksum of settings and datasets: name, dtype, shape and values of each, in name order."""
     digest = hashlib.sha256(settings.encode())
     for name, dataset in sorted(datasets.items()):
@@ -632,130 +518,3 @@ def _content_sha256(settings: str, datasets: Mapping[str, h5py.Dataset]) -> str:
             for _, values in read_slices(dataset, np.arange(len(dataset))):
                 digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
-
-
-# writing
-
-
-def shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
-    """A shard's file, made in memory so that it is written to the disk in one go; errors as in `write_shard`."""
-    buffer = io.BytesIO()
-    half = {modality for modality, matrix in rows.features.items() if matrix.dtype == np.float16}
-    write_shard(buffer, rows, provenance, half=half)
-    return buffer.getvalue()
-
-
-def write_shard(
-    file: BinaryIO,
-    rows: Embeddings | StoredEmbeddings,
-    provenance: Mapping[str, Any],
-    *,
-    half: Collection[str] = (),
-    room: int = 0,
-) -> None:
-    """Write a shard into a file that is open for reading and writing; features go through memory a few MB at a time.
-
-    Args:
-        file: an empty file.
-        rows: what to store.
-        provenance: json-able facts that don't decide the numbers.
-        half: modalities to store as float16; the others as float32.
-        room: bytes to reserve on the disk before anything is written.
-
-    Raises:
-        StoreError: an id, label or group that no reader would accept, or settings that aren't there or aren't json.
-        OSError: the file can't be written.
-    """
-    columns = {"clip_id": rows.clip_ids, "label": rows.labels, "group": rows.groups}
-    _require_storable(rows, columns)
-    settings = _json({name: dict(value) for name, value in rows.settings.items()}, "settings")
-    made = _json(provenance, "provenance")
-    shard = h5py.File(file, "w", libver="earliest")
-    try:
-        if room:
-            _reserve(file, room)
-        datasets = {name: _write_text(shard, name, column) for name, column in columns.items()}
-        for column in _FAILURE_COLUMNS:
-            values = [one_line(getattr(failure, column), MAX_TEXT) for failure in rows.failures]
-            datasets[f"failures/{column}"] = _write_text(shard, f"failures/{column}", values)
-        shard.attrs["format_version"] = FORMAT_VERSION
-        for name, text in (("settings", settings), ("provenance", made), ("sha256", "-" * 64)):
-            kind = h5py.string_dtype("utf-8", len(text.encode()))
-            shard.attrs.create(name, np.array(text.encode(), kind), dtype=kind)
-        datasets |= _write_features(shard, rows, half)  # last: what is looked at over a network lies side by side
-        shard.attrs.modify("sha256", np.array(_content_sha256(settings, datasets).encode(), kind))
-    except BaseException:
-        with contextlib.suppress(*READ_ERRORS):  # libhdf5 can't close a file that it can't write
-            shard.close()
-        raise
-    try:
-        shard.close()
-    except RuntimeError as error:
-        raise OSError(errno.EIO, one_line(error)) from error
-
-
-def features_bytes(rows: StoredEmbeddings) -> int:
-    """What the features of these rows take in a shard, as float32."""
-    return len(rows) * sum(np.dtype(np.float32).itemsize * dim for dim in rows.dims.values())
-
-
-def _reserve(file: BinaryIO, room: int) -> None:
-    """Take disk space: it is there, or an `OSError` says so before libhdf5, which takes that badly, finds out."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, room)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-
-
-def _require_storable(rows: Embeddings | StoredEmbeddings, columns: Mapping[str, Iterable[str]]) -> None:
-    failed = [failure.clip_id for failure in rows.failures]
-    for name, column in (*columns.items(), ("clip_id", failed)):
-        for value in column:
-            if not is_clean(value):
-                raise StoreError(
-                    f"{name} '{one_line(value, 40)}' is empty, longer than {MAX_TEXT} characters or has control "
-                    "characters: rename it"
-                )
-    for failure in rows.failures:
-        if failure.modality not in MODALITIES:
-            raise StoreError(unknown("modality", failure.modality, MODALITIES))
-    for modality in rows.dims:
-        if modality not in rows.settings:
-            raise StoreError(f"{modality} embeddings without settings can't be stored: say what made them")
-
-
-def _write_features(
-    shard: h5py.File, rows: Embeddings | StoredEmbeddings, half: Collection[str]
-) -> dict[str, h5py.Dataset]:
-    """Write each modality's features, and which of them are embeddings."""
-    features, masks = {}, {}
-    for modality, dim in rows.dims.items():
-        dtype = np.float16 if modality in half else np.float32
-        features[modality] = shard.create_dataset(modality, (len(rows), dim), dtype)  # takes its room when it is filled
-        masks[modality] = shard.create_dataset(f"present/{modality}", data=np.zeros(len(rows), np.uint8))
-    step = max(1, SLICE_BYTES // (4 * max(rows.dims.values(), default=1)))
-    for start in range(0, len(rows), step):
-        stop = min(start + step, len(rows))
-        for modality, values in rows.read_rows(np.arange(start, stop)).items():
-            values = values.astype(features[modality].dtype, copy=False)
-            features[modality][start:stop] = values
-            masks[modality][start:stop] = finite_rows(values)
-    return features | {f"present/{modality}": mask for modality, mask in masks.items()}
-
-
-def _write_text(shard: h5py.File, name: str, values: Iterable[str]) -> h5py.Dataset:
-    encoded = [value.encode() for value in values]
-    kind = h5py.string_dtype("utf-8", max(map(len, encoded), default=1))
-    return shard.create_dataset(name, data=np.array(encoded, kind))
-
-
-def _json(content: Mapping[str, Any], name: str) -> str:
-    try:
-        text = json.dumps(content, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{name} can't be stored as json: {one_line(error)}") from None
-    if len(text) > MAX_JSON_BYTES:
-        raise StoreError(f"{name} take {len(text)} bytes, more than the {MAX_JSON_BYTES} that a shard has room for")
-    return text

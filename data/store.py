@@ -17,14 +17,13 @@ import os
 import re
 import time
 import uuid
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -32,119 +31,22 @@ import numpy as np
 from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError, unknown
 
 from .columns import Places, Texts, TextsBuilder, in_parts, row_int
+from .embeddings import MODALITIES, Embeddings, Failure, finite_rows
+from .export import write_npz, write_parquet
 from .files import one_line, open_atomically, to_path, write_atomically
 from .manifest import SPLITS, Clip, Clips, as_clips
 from .remote import BLOCK_BYTES, HEADS_AT_ONCE, heads, is_remote, list_objects, remove, upload, write_object
 from .scratch import scratch_folder
-from .shard import (
-    MODALITIES,
-    Failure,
-    Shard,
-    ShardGoneError,
-    features_bytes,
-    finite_rows,
-    open_shard,
-    read_slices,
-    shard_bytes,
-    write_shard,
-)
-from .stored import READ_TRIES, RowIndex, StoredEmbeddings, failures_of, keeps_changing
+from .shard import Shard, ShardGoneError, open_shard, read_slices
+from .shard_writer import features_bytes, shard_bytes, write_shard
+from .stored import READ_TRIES, RowIndex, StoredEmbeddings, keeps_changing
 
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
 KEPT_HEADS = 256  # first blocks of objects, 64 KiB each
-ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 Result = TypeVar("Result")
 _SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
 _EMBEDDED = {modality: 1 << i for i, modality in enumerate(MODALITIES)}
 _FAILED = {modality: bit << len(MODALITIES) for modality, bit in _EMBEDDED.items()}
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings of clips, in the order asked for.
-
-    Attributes:
-        clip_ids, labels, groups: (clips,) each.
-        features: modality -> (clips, dim) float32; a row of NaN where the clip has no embedding.
-        failures: why rows are absent; a clip that is absent without a failure has not been extracted yet.
-        settings: modality -> what decided its numbers.
-
-    >>> import numpy as np
-    >>> from alphafuse import Embeddings, Failure
-    >>> rows = Embeddings(
-    ...     clip_ids=("a", "b"),
-    ...     labels=("dog", "cat"),
-    ...     groups=("a", "b"),
-    ...     features={"ast": np.array([[0.5, 1.0, 2.0], [np.nan] * 3], np.float32)},
-    ...     failures=(Failure("b", "ast", "no audio stream"),),
-    ...     settings={"ast": {"protocol": "mine"}},
-    ... )
-    >>> rows
-    Embeddings(2 clips, ast=(2, 3), 1 failures)
-    >>> rows.present("ast")
-    array([ True, False])
-    >>> rows.take(rows.present("ast")).clip_ids
-    ('a',)
-    """
-
-    clip_ids: tuple[str, ...]
-    labels: tuple[str, ...]
-    groups: tuple[str, ...]
-    features: Mapping[str, np.ndarray]
-    failures: tuple[Failure, ...] = ()
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for modality, matrix in self.features.items():
-            if modality not in MODALITIES:
-                raise StoreError(unknown("modality", modality, MODALITIES))
-            if matrix.ndim != 2 or len(matrix) != len(self.clip_ids):
-                raise StoreError(f"{modality}: shape {matrix.shape} does not fit {len(self.clip_ids)} clips")
-
-    def __len__(self) -> int:
-        return len(self.clip_ids)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}={matrix.shape}" for name, matrix in self.features.items())
-        return f"Embeddings({len(self)} clips, {shapes}, {len(self.failures)} failures)"
-
-    @property
-    def dims(self) -> Mapping[str, int]:
-        """Modality -> dimension."""
-        return {modality: matrix.shape[1] for modality, matrix in self.features.items()}
-
-    def present(self, modality: str) -> np.ndarray:
-        """(clips,) bool: which clips have this modality's embedding."""
-        if modality not in self.features:
-            raise StoreError(unknown("modality", modality, self.features))
-        matrix = self.features[modality]
-        present = np.empty(len(matrix), bool)
-        for start in range(0, len(matrix), ROWS_AT_ONCE):
-            present[start : start + ROWS_AT_ONCE] = finite_rows(matrix[start : start + ROWS_AT_ONCE])
-        return present
-
-    def take(self, rows: np.ndarray) -> Embeddings:
-        """The clips at these positions (an integer array) or under this mask (a boolean array)."""
-        if rows.dtype == bool and rows.all():
-            return self
-        positions = np.flatnonzero(rows) if rows.dtype == bool else rows
-        clip_ids = tuple(self.clip_ids[i] for i in positions)
-        return Embeddings(
-            clip_ids=clip_ids,
-            labels=tuple(self.labels[i] for i in positions),
-            groups=tuple(self.groups[i] for i in positions),
-            features={name: matrix[positions] for name, matrix in self.features.items()},
-            failures=failures_of(self.failures, clip_ids),
-            settings=self.settings,
-        )
-
-    def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent."""
-        return {name: matrix[positions].astype(np.float32, copy=False) for name, matrix in self.features.items()}
-
-    def storage_order(self) -> np.ndarray:
-        """(clips,) int64: all positions, which in memory may be read in any order."""
-        return np.arange(len(self))
 
 
 def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
@@ -605,7 +507,7 @@ class EmbeddingStore:
         rows = self.open_rows()
         if chosen == "npz":
             with open_atomically(path) as file:
-                _write_npz(file, rows)
+                write_npz(file, rows)
         else:
             try:
                 import pyarrow.parquet  # noqa: F401
@@ -614,7 +516,7 @@ class EmbeddingStore:
                     "parquet needs pyarrow: run `pip install 'alphafuse[parquet]'` or export .npz"
                 ) from None
             with open_atomically(path) as file:
-                _write_parquet(file, rows)
+                write_parquet(file, rows)
         return path
 
     @_reading
@@ -701,49 +603,6 @@ def _first_embeddings(
         rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
         found[targets[rows]] = first_row + rows
         yield targets[rows], values
-
-
-def _blocks(rows: StoredEmbeddings) -> Iterator[np.ndarray]:
-    """Positions of all rows in order, some at a time."""
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        yield np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
-
-
-def _write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """What `numpy.savez` writes, without all of it in memory."""
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.array(column), allow_pickle=False)
-        for modality, dim in rows.dims.items():
-            with archive.open(f"{modality}.npy", "w", force_zip64=True) as member:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), dim)}
-                np.lib.format.write_array_header_1_0(member, header)
-                for positions in _blocks(rows):
-                    member.write(rows.read_rows(positions)[modality].astype("<f4", copy=False).tobytes())
-
-
-def _write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """A row group per block; a clip without an embedding has null."""
-    import pyarrow
-    import pyarrow.parquet
-
-    vector = pyarrow.list_(pyarrow.float32())
-    texts = [(name, pyarrow.string()) for name in ("clip_id", "label", "group")]
-    schema = pyarrow.schema(texts + [(name, vector) for name in rows.dims])
-    present = {modality: rows.present(modality) for modality in rows.dims}
-    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for positions in _blocks(rows):
-            block = rows.take(positions)
-            columns = [
-                pyarrow.array(column, pyarrow.string()) for column in (block.clip_ids, block.labels, block.groups)
-            ]
-            for modality, values in rows.read_rows(positions).items():
-                absent = ~present[modality][positions]
-                starts = np.concatenate([[0], np.cumsum(~absent) * values.shape[1]]).astype(np.int32)
-                mask = pyarrow.array(absent)
-                columns.append(pyarrow.ListArray.from_arrays(starts, values[~absent].ravel(), vector, mask=mask))
-            writer.write_table(pyarrow.table(columns, schema=schema))
 
 
 def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

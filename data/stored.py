@@ -20,8 +20,9 @@ import numpy as np
 from alphafuse.errors import StoreError, unknown
 
 from .columns import AT_ONCE, Places, Texts, row_int
+from .embeddings import Failure, failures_of
 from .remote import is_remote
-from .shard import Failure, ShardGoneError, damaged, open_features, read_slices
+from .shard import ShardGoneError, damaged, open_features, read_slices
 
 if TYPE_CHECKING:
     from .store import EmbeddingStore
@@ -237,15 +238,6 @@ class StoredEmbeddings:
                 )
             rows[modality] = np.where(before >= 0, now, -1)
         self.index = replace(here, dims=self.dims, rows=rows)
-
-
-def failures_of(failures: Sequence[Failure], clip_ids: Sequence[str]) -> tuple[Failure, ...]:
-    """The failures of these clips."""
-    if not failures:
-        return ()
-    failed = {failure.clip_id for failure in failures}
-    kept = failed.intersection(clip_ids)
-    return tuple(failure for failure in failures if failure.clip_id in kept)
 
 
 def keeps_changing(folder: Path) -> StoreError:

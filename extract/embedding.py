@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alphafuse.data.store import Failure
+from alphafuse.data.embeddings import Failure
 from alphafuse.errors import DecodeError
 
 from .backbones import Backbone

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
-from alphafuse.data.store import Embeddings, Failure
 
 from .decode import Decoded
 from .embedder import Embedder

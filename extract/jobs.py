@@ -9,8 +9,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip, Clips
-from alphafuse.data.store import Embeddings, Failure
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from alphafuse.data.claims import Claims
 from alphafuse.data.cluster import connected
 from alphafuse.data.columns import AT_ONCE
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.store import EmbeddingStore, Failure
+from alphafuse.data.embeddings import Failure
+from alphafuse.data.store import EmbeddingStore
 
 from .decode import Decoded
 from .embedder import Embedder

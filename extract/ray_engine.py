@@ -126,11 +126,13 @@ class RayExtractor(Extractor):
                     committer.look()
                     asked = self._show(tally, counts, asked)
         finally:
-            stream.stop()
-            with _own_errors():
-                committer.finish()
-            stream.join()
-            self._ray.kill(counts)
+            try:
+                with _own_errors():
+                    committer.finish()
+            finally:
+                stream.stop()  # not before: Ray Data cancels what runs, and Ray has aborted drivers while it cancelled
+                stream.join()
+                self._ray.kill(counts)
         return committer.done
 
     def _stages(self, jobs: Jobs, blocks: Mapping[int, slice], counts: Any) -> Any:
@@ -145,7 +147,7 @@ class RayExtractor(Extractor):
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
         clip_folder = self.dataset.clip_folder
         decoding = Decoding(
-            libraries=tuple(library_versions().items()),
+            libraries=library_versions(),
             specs={modality: backbone.spec for modality, backbone in self.backbones.items()},
             timeout_seconds=self.settings.timeout_seconds,
             clip_bytes=pools.clip_bytes,

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.claims import committing
+from alphafuse.data.cluster import require_versions
 from alphafuse.data.store import EmbeddingStore, shard_name
-from alphafuse.errors import ClusterError, DatasetError
+from alphafuse.errors import DatasetError
 
 from .decode import Decoded
 from .inputs import AudioSpec, FrameSpec, decode_inputs
@@ -52,17 +53,6 @@ def library_versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-def _require_libraries(expected: tuple[tuple[str, str], ...]) -> None:
-    """Raise `ClusterError` unless this machine has the driver's versions: each shard names one of each."""
-    for library, there in expected:
-        here = version(library)
-        if here != there:
-            raise ClusterError(
-                f"{socket.gethostname()} has {library} {here}, the machine that the command runs on has {there}: "
-                "install the same versions on all machines of the cluster"
-            )
-
-
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
@@ -71,7 +61,7 @@ class Decoding:
     """How blocks are decoded.
 
     Attributes:
-        libraries: name and version of what each machine must have.
+        libraries: name -> version of what each machine must have.
         specs: modality -> what it is fed.
         timeout_seconds: that a clip may take.
         clip_bytes: memory that a clip may take.
@@ -79,7 +69,7 @@ class Decoding:
         counts: the actor that counts.
     """
 
-    libraries: tuple[tuple[str, str], ...]
+    libraries: Mapping[str, str]
     specs: Mapping[str, FrameSpec | AudioSpec]
     timeout_seconds: float
     clip_bytes: int
@@ -101,7 +91,7 @@ class DecodeBlock:
             ClusterError: it has other versions of what embeddings depend on.
             DatasetError: it doesn't see the clips.
         """
-        _require_libraries(decoding.libraries)
+        require_versions(decoding.libraries, library_versions())
         if decoding.clip_folder is not None and not decoding.clip_folder.is_dir():
             raise DatasetError(
                 f"the clip folder {decoding.clip_folder} isn't there on {socket.gethostname()}: every machine of the "

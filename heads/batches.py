@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from alphafuse.data.store import Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
 
 # 98 KB at 1536 numbers. In a store sorted by class (1,000,000 clips, 309 classes, windows of 2%, 2 epochs) validation

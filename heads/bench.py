@@ -36,6 +36,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from torch import nn
 
+from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.data.measuring import (
     Bench,
     Clock,
@@ -51,7 +52,7 @@ from alphafuse.data.measuring import (
     seconds_of,
 )
 from alphafuse.data.processes import free_memory_bytes
-from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
+from alphafuse.data.store import EmbeddingStore
 from alphafuse.errors import ExperimentError
 
 from . import linear, training

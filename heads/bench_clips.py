@@ -17,9 +17,10 @@ import psutil
 
 from alphafuse.data.columns import Texts, TextsBuilder
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.data.manifest import Clips, Manifest
 from alphafuse.data.measuring import Clock, PeakMemory, Turn
-from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore
+from alphafuse.data.store import EmbeddingStore
 
 from .head import HeadConfig
 from .settings import TrainSettings

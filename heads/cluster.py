@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from alphafuse.data.cluster import alive_nodes, last_line, own_error
+from alphafuse.data.cluster import alive_nodes, last_line, own_error, require_versions
 from alphafuse.data.remote import is_remote
 from alphafuse.data.stored import StoredEmbeddings
 from alphafuse.errors import ClusterError, StoreError
@@ -117,11 +117,7 @@ def _train_here(
     expected: Mapping[str, str],
 ) -> list[Result]:
     """On a node: train stacks in so many threads."""
-    if versions() != expected:
-        raise ClusterError(
-            f"the node {socket.gethostname()} has {_listed(versions())}, the driver {_listed(expected)}: install the "
-            "same on all nodes"
-        )
+    require_versions(expected, versions())
     split = shipped.unpacked(device)
     for source in (split.train, split.val):
         if isinstance(source, Streamed):
@@ -147,7 +143,3 @@ def _require_within_reach(source: Streamed) -> None:
 def versions() -> dict[str, str]:
     """What must be the same on all nodes for heads to be the same to the digit."""
     return {"alphafuse": version("alphafuse"), "torch": torch.__version__, "machine": platform.machine()}
-
-
-def _listed(found: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in found.items())

@@ -23,8 +23,8 @@ import numpy as np
 from alphafuse.data.cluster import connected, require_engine
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.demo import DEMO_NAME
+from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.store import MODALITIES
 
 from .comparison import CommonClips, Comparison, Trained, compare_with, resolvable_gap, train_experiments
 from .experiments import (

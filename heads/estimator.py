@@ -26,7 +26,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from alphafuse.data.store import MODALITIES, Embeddings
+from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.errors import AlphafuseError, ExperimentError
 
 from .head import PREDICT_ROWS, HeadConfig, usable_clips

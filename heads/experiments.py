@@ -32,10 +32,10 @@ import torch
 
 from alphafuse.data.cluster import require_engine
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.files import write_csv, write_json
 from alphafuse.data.processes import free_memory_bytes
 from alphafuse.data.splits import Ceiling, reachable_ceiling
-from alphafuse.data.store import MODALITIES
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import ExperimentError, unknown
 

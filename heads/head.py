@@ -26,8 +26,8 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 from torch.nn import functional
 
+from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.files import read_json, write_atomically, write_json
-from alphafuse.data.store import MODALITIES
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 

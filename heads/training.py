@@ -36,8 +36,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from alphafuse.data.cluster import connected, require_engine
 from alphafuse.data.columns import Texts
+from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.processes import end_with_parent, free_memory_bytes
-from alphafuse.data.store import MODALITIES
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 

@@ -77,6 +77,8 @@ def write_clip(
     `pixels` and `options` are the video encoder's, `rotation` the counterclockwise angle in the file's header.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if codec == "libx264":  # whose macroblock tree depends on what memory held before, by a few pixels now and then
+        options = {"mbtree": "0"} | (options or {})
     with av.open(str(path), "w") as container:
         if video:
             picture = container.add_stream(codec, rate=fps, options=options)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from toy import make_dataset
 
-from alphafuse.data.store import Embeddings, EmbeddingStore
+from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.store import EmbeddingStore
 from alphafuse.data.stored import StoredEmbeddings
 from alphafuse.heads.batches import BLOCK_ROWS, InMemory, Streamed, make_source
 from alphafuse.heads.head import HeadConfig

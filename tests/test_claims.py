@@ -16,7 +16,8 @@ import pytest
 
 from alphafuse.data import claims as claims_module
 from alphafuse.data.claims import Claims
-from alphafuse.data.store import Embeddings, EmbeddingStore
+from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.store import EmbeddingStore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is shared there")
 spawn = multiprocessing.get_context("spawn")

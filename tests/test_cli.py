@@ -16,9 +16,9 @@ from alphafuse import __version__
 from alphafuse.cli import cli, main
 from alphafuse.cli_common import walk
 from alphafuse.data.dataset import DEFAULT_TIMESFORMER
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.folder import TEST_FRACTION
 from alphafuse.data.sources import VAL_FRACTION
-from alphafuse.data.store import Embeddings
 from alphafuse.errors import ExperimentError
 from alphafuse.extract.pipeline import ExtractSettings
 from alphafuse.heads.experiments import fit

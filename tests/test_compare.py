@@ -11,7 +11,7 @@ import pytest
 from toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.store import MODALITIES
+from alphafuse.data.embeddings import MODALITIES
 from alphafuse.heads.compare import GRID, CompareTable, compare, count_compare_heads, published_results
 from alphafuse.heads.experiments import Experiment, fit
 from alphafuse.heads.fusion import FUSIONS

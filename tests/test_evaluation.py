@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from toy import CLASSES, SETTINGS, assert_no_nan, make_dataset, silence_label
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.store import Embeddings, Failure
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
 from alphafuse.heads.evaluation import evaluate
 from alphafuse.heads.experiments import Experiment, RunResult, fit

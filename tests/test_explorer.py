@@ -16,8 +16,8 @@ from browser import running_chromium, wait_until
 from toy import CLASSES, SETTINGS, make_dataset
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.store import Embeddings
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.experiments import Experiment, fit, load_heads
 from alphafuse.heads.head import AlphaFusion, HeadConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from alphafuse.data.store import Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.head import AlphaFusion, HeadConfig
 

@@ -144,7 +144,7 @@ def test_what_is_wrong_on_a_node_is_the_same_error_as_here(
     with pytest.raises(ExperimentError, match=r"the loss stopped being finite in epoch .* seed 3: lower the learning"):
         train_heads(train, val, [config], [3], settings=wild, engine="ray")
     monkeypatch.setattr(heads_cluster, "versions", lambda: {"torch": "1.0"})
-    with pytest.raises(ClusterError, match=r"the node .* has alphafuse .*, the driver torch 1.0: install the same"):
+    with pytest.raises(ClusterError, match=r"has torch \d\S+, the machine that .* has 1\.0: install the same"):
         train_heads(train, val, [config], [3], settings=SETTINGS, engine="ray")
     monkeypatch.undo()
     stored = dataset.embeddings("train", max_bytes=0)

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from test_store import as_before
 
 from alphafuse.data.dataset import Dataset, require_own_root
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.files import is_clean, one_line, read_csv, read_json
 from alphafuse.data.manifest import COLUMNS, Clip, Manifest
 from alphafuse.data.shard import open_shard
-from alphafuse.data.store import Embeddings, EmbeddingStore, Failure
+from alphafuse.data.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, DatasetError, SettingsMismatchError, StoreError
 
 quick = settings(

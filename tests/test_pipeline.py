@@ -1,5 +1,6 @@
 """Extraction end to end: against a plain loop, resumed, killed, with clips that fail."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from transformers.models.videomae.image_processing_pil_videomae import VideoMAEI
 
 from alphafuse.data import claims
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Failure
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.store import Failure
 from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
 from alphafuse.extract.backbones import Backbone
@@ -239,7 +240,9 @@ def test_empty_and_unknown_splits_are_refused(make_root: MakeRoot, tiny_backbone
 def test_one_backbone_alone_leaves_the_others_embeddings_as_they_are(
     make_root: MakeRoot, tiny_backbones: dict[str, Path]
 ) -> None:
-    dataset, both = Dataset.open(make_root()), Dataset.open(make_root("both"))
+    dataset = Dataset.open(make_root())
+    shutil.copytree(dataset.root, dataset.root.with_name("both"))
+    both = Dataset.open(dataset.root.with_name("both"))
     extract_embeddings(both, ["train"], tiny(tiny_backbones))
     (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, modalities=("ast",)))
     assert first.embedded == {"ast": 4} and dataset.store("train").info().rows == {"ast": 4}

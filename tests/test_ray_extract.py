@@ -177,8 +177,7 @@ class Silent:
 
 def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
     specs = {modality: backbone.spec for modality, backbone in load_backbones(names).items()}
-    libraries = tuple(stages.library_versions().items())
-    return stages.Decoding(libraries, specs, 60.0, 2**29, folder, Silent)
+    return stages.Decoding(stages.library_versions(), specs, 60.0, 2**29, folder, Silent)
 
 
 def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: Path, names: dict[str, str]) -> None:
@@ -209,7 +208,7 @@ def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
     elsewhere = tmp_path / "mounted elsewhere"
     with pytest.raises(DatasetError, match=r"mounted elsewhere isn't there on \S+: every machine of the cluster must"):
         stages.DecodeBlock(decoding(names, elsewhere))
-    older = (("alphafuse", "0.0.9"),)
+    older = {"alphafuse": "0.0.9"}
     with pytest.raises(ClusterError, match=r"has alphafuse \d\S+, the machine that .* has 0\.0\.9: install the same"):
         stages.DecodeBlock(replace(decoding(names, files), libraries=older))
     with pytest.raises(StoreError, match="isn't the same folder on"), committing(elsewhere, "run"):

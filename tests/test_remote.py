@@ -28,12 +28,13 @@ from alphafuse.data import shard as shard_module
 from alphafuse.data.audit import audit
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.files import to_path
 from alphafuse.data.folder import import_folder
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.remote import ObjectCache, RangeFile, list_objects, local_copy
 from alphafuse.data.scratch import PREFIX, scratch_folder
-from alphafuse.data.store import Embeddings, EmbeddingStore, Failure, shard_name
+from alphafuse.data.store import EmbeddingStore, shard_name
 from alphafuse.data.vggsound import import_vggsound
 from alphafuse.errors import AlphafuseError, DatasetError, StoreError
 from alphafuse.extract import pipeline as pipeline_module

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import SPLITS, Clip
 from alphafuse.data.resplit import fold_datasets, resplit_dataset
 from alphafuse.data.splits import k_folds, parse_size, resplit, single_video_labels
-from alphafuse.data.store import Embeddings, Failure
 from alphafuse.data.vggsound import paper_rows
 from alphafuse.errors import DatasetError, SettingsMismatchError
 

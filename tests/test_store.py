@@ -15,10 +15,11 @@ import pytest
 
 from alphafuse.data import store as store_module
 from alphafuse.data.claims import Claims
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.files import write_atomically
 from alphafuse.data.manifest import Clip
 from alphafuse.data.shard import Shard
-from alphafuse.data.store import Embeddings, EmbeddingStore, Failure, shard_name
+from alphafuse.data.store import EmbeddingStore, shard_name
 from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
 
 SETTINGS = {"timesformer": {"protocol": "standard", "dim": 3}, "ast": {"protocol": "standard", "dim": 2}}

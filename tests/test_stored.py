@@ -12,8 +12,9 @@ import pytest
 
 from alphafuse.data import shard as shard_module
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES, Embeddings, Failure
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.store import MODALITIES, Embeddings, EmbeddingStore, Failure
+from alphafuse.data.store import EmbeddingStore
 from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
 from alphafuse.errors import DatasetError, EmptySplitError, SettingsMismatchError, StoreError
 

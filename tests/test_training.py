@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from alphafuse.data.store import Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import EmptySplitError, ExperimentError
 from alphafuse.heads import stack, training
 from alphafuse.heads.head import FUSED, AlphaFusion, HeadConfig

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.store import Embeddings, Failure
 from alphafuse.heads.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=12, hidden=(32, 16), learning_rate=3e-3)

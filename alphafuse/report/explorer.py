@@ -39,8 +39,8 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from scipy.special import softmax
 
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.store import Embeddings
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.experiments import TITLES

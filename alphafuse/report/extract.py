@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.store import Failure
+from alphafuse.data.embeddings import Failure
 from alphafuse.extract.pipeline import ExtractReport
 from alphafuse.extract.rates import ExtractPlan, Rates
 from alphafuse.extract.resample import Resampling
