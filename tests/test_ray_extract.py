@@ -357,8 +357,8 @@ class Running:
     def is_on(self) -> bool:
         return self._thread.is_alive()
 
-    def wait_until(self, done: int) -> None:
-        wait_for(lambda: self.watch.done >= done or self._result)
+    def wait_until(self, is_time: Callable[[Watch], object]) -> None:
+        wait_for(lambda: is_time(self.watch) or self._result)
         assert not self._result, f"over before the test could do anything: {self._result}"
 
     def result(self) -> ExtractReport:
@@ -424,7 +424,7 @@ def test_a_node_that_is_lost_costs_nothing_in_the_end(
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
     running = Running(dataset, settings(names, engine="ray", address=cluster.address))
-    running.wait_until(200)
+    running.wait_until(lambda watch: watch.done >= 200)
     cluster.remove_node(cluster.extra.pop(), allow_graceful=False)
     report = running.result()
     assert report.clips == running.watch.done == 2000, "each clip is told once"
@@ -436,11 +436,11 @@ def test_a_node_that_is_lost_costs_nothing_in_the_end(
 def test_workers_that_are_killed_cost_nothing_in_the_end(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
-    dataset, expected = make(tmp_path / "root", files, 4000), calm(4000)
+    dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
     running = Running(dataset, settings(names, engine="ray", address=cluster.address))
-    running.wait_until(1)
+    running.wait_until(lambda watch: watch.seen.get("decoded"))
     killed = []
-    for title in 2 * ("ray::MapWorker(Map(EmbedBlock))", "ray::MapWorker(Map(DecodeBlock))"):
+    for title in 2 * ("ray::MapWorker(Map(DecodeBlock))", "ray::MapWorker(Map(EmbedBlock))"):
         wait_for(lambda title=title: processes(title) or not running.is_on)
         for process in processes(title)[:1]:
             process.kill()
@@ -462,7 +462,7 @@ def command(root: Path, names: dict[str, str], *options: str) -> list[str]:
 def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
-    dataset, expected = make(tmp_path / "root", files, 4000), calm(4000)
+    dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
     store = dataset.store("train")
     on_ray = ("--engine", "ray", "--address", cluster.address)
     driver = subprocess.Popen(command(dataset.root, names, *on_ray), cwd=dataset.root, stderr=subprocess.PIPE)
@@ -471,7 +471,7 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     driver.communicate()
     wait_for(lambda: not any(map(processes, ("ray::Map", "ray::commit_blocks"))))
     before = len(store.done())
-    assert 0 < before < 4000
+    assert 0 < before < 2000
     # the next driver is interrupted: it flushes, says how to go on, and prints nothing else
     driver = subprocess.Popen(
         command(dataset.root, names, *on_ray, "--json"),
@@ -487,7 +487,7 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     assert (driver.returncode, output) == (130, ""), errors
     assert errors == "\nalphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
     between = len(store.done())
-    assert before < between < 4000
+    assert before < between < 2000
     local = subprocess.run(command(dataset.root, names, "--json"), stdout=subprocess.PIPE, text=True, check=True)
     (report,) = json.loads(local.stdout)
     assert report["already"] == between
