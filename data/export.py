@@ -21,7 +21,10 @@ def _blocks(rows: StoredEmbeddings) -> Iterator[np.ndarray]:
 
 
 def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """What `numpy.savez` writes, without all of it in memory."""
+    """What `numpy.savez` writes, without all of it in memory.
+
+    Arrays: clip_id, label and group (clips,), each modality (clips, dim) float32 with NaN where a clip has none.
+    """
     with zipfile.ZipFile(file, "w") as archive:
         for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -35,7 +38,7 @@ def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
 
 
 def write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """A row group per block; a clip without an embedding has null."""
+    """The same columns, features as lists of float32, a row group per block; a clip without an embedding has null."""
     import pyarrow
     import pyarrow.parquet
 

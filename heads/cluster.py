@@ -68,7 +68,8 @@ def train_on_ray(
     waiting, running = list(reversed(groups)), set[Any]()
     try:
         while waiting or running:
-            for _ in range(min(len(waiting), _at_once(alive_nodes(ray), options["num_cpus"]) - len(running))):
+            room = _at_once(alive_nodes(ray), options["num_cpus"]) - len(running) if waiting else 0
+            for _ in range(min(len(waiting), room)):
                 running.add(task.remote(shipped, waiting.pop(), settings, device, threads, side_by_side, versions()))
             (done,), _ = ray.wait(list(running), num_returns=1)
             running.remove(done)
