@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 import alphafuse
+from alphafuse.data.interrupts import Terminated, heed_interrupts
 from alphafuse.errors import AlphafuseError
 
 from . import cli_manners
@@ -97,7 +98,7 @@ def cli() -> None:
 
 def main() -> None:
     """Console entry point: runs the command and turns every foreseen error into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    heed_interrupts()
     stdout = sys.stdout
     try:
         cli.main(prog_name="alphafuse", standalone_mode=False)
@@ -110,8 +111,8 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         help_hint = f" (see `{context.command_path} --help`)" if context else ""
         _fail(f"{_message(error)}{help_hint}")
-    except (click.Abort, KeyboardInterrupt):
-        _interrupted(_kept())
+    except (click.Abort, KeyboardInterrupt) as error:
+        _interrupted(error, _kept())
     except SystemExit:
         if sys.stdout is not stdout:  # click replaces it, and exits with 1, when its reader is gone
             _no_reader()
@@ -119,12 +120,12 @@ def main() -> None:
     except BrokenPipeError:
         _no_reader()
     except OSError as error:
-        if _was_interrupted(error):
-            _interrupted()
+        if _interrupt_of(error):
+            _interrupted(error)
         _fail(f"{error.filename or 'disk'}: {error.strerror or error}: check the path, its rights and the free space")
     except Exception as error:
-        if _was_interrupted(error):
-            _interrupted()  # libraries that are interrupted while they are imported turn it into errors of theirs
+        if _interrupt_of(error):
+            _interrupted(error)  # libraries that are interrupted while they are imported turn it into errors of theirs
         raise
 
 
@@ -147,11 +148,11 @@ def _message(error: click.ClickException) -> str:
     return message
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether a Ctrl-C is among the causes of an error."""
+def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM among the causes of an error."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error
 
 
 def _kept() -> str:
@@ -160,9 +161,10 @@ def _kept() -> str:
     return "; what was finished is kept, the same command goes on from there" if resumes else ""
 
 
-def _interrupted(more: str = "") -> NoReturn:
-    print_error(f"interrupted{more}")
-    sys.exit(EXIT_INTERRUPTED)
+def _interrupted(error: BaseException, more: str = "") -> NoReturn:
+    is_terminated = isinstance(_interrupt_of(error), Terminated)
+    print_error(f"{'terminated' if is_terminated else 'interrupted'}{more}")
+    sys.exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED)
 
 
 def _no_reader() -> NoReturn:
@@ -174,11 +176,6 @@ def _no_reader() -> NoReturn:
 def _fail(message: str) -> NoReturn:
     print_error(message)
     sys.exit(EXIT_MISTAKE)
-
-
-def _terminate(number: int, frame: object) -> None:
-    print_error(f"terminated{_kept()}")
-    sys.exit(EXIT_TERMINATED)
 
 
 def _name_variables() -> None:

@@ -9,8 +9,10 @@ import gc
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -116,7 +118,7 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
         return
     try:
         _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
-        with _without_stderr():
+        with _without_stderr(), _own_sigterm():
             ray.init(address=address, job_config=_job_config(), **_start_options(address, memory_bytes))
     except Exception as error:  # Ray's own classes, OSError, RuntimeError, grpc's
         where = f"no Ray cluster at '{address}'" if address else "Ray can't be started here"
@@ -135,6 +137,18 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What this process does at a SIGTERM stays as it was: Ray would end it with code 15 and without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # other threads may not set it, and Ray didn't either
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

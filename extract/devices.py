@@ -11,17 +11,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import Any
 
 from loky import cpu_count
 from loky.backend.context import get_context
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.interrupts import heed_interrupts
 from alphafuse.data.processes import free_memory_bytes, start_worker
 from alphafuse.errors import AlphafuseError
 
@@ -178,7 +177,7 @@ def _serve(
 ) -> None:
     """A process: load the models, then extract the splits that the main process names, until it hangs up."""
     start_worker(parent)
-    signal.signal(signal.SIGTERM, _interrupt)
+    heed_interrupts()
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         try:
             extractor = Extractor(dataset, settings, part=part)
@@ -189,7 +188,3 @@ def _serve(
                 connection.send(("answer", extractor.extract(connection.recv(), progress=_Told(connection))))
         except AlphafuseError as error:
             connection.send(("error", error))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

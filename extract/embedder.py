@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from loky import cpu_count
 
+from alphafuse.data.interrupts import hold_interrupts
+
 from .decode import Decoded
 from .embedding import embed_batch
 from .inputs import TRAVELLING_PIXELS, AudioSpec, FrameSpec, decode_inputs
@@ -22,7 +24,7 @@ from .jobs import Batch, Job
 from .memory import MemoryPlan, plan_memory
 from .settings import BATCH_ON_CUDA, ExtractSettings
 from .tensors import can_resize
-from .workers import TASKS_PER_WORKER, map_tasks
+from .workers import TASKS_PER_WORKER, WAIT_SECONDS, map_tasks
 
 if TYPE_CHECKING:
     from .backbones import Backbone
@@ -94,8 +96,8 @@ class Embedder:
                         waiting = []
                 if waiting:
                     flying = _submit(pool, use, waiting, flying, at_most=self.threads + 1)
-                for future in flying:
-                    future.result()
+                while flying:
+                    flying = _wait_for_any(flying)
             finally:
                 decoded_jobs.close()
 
@@ -162,7 +164,15 @@ def _submit(
 ) -> set[Future[None]]:
     """Hand a batch to the model threads, once no more than `at_most` are under way; the batches that then are."""
     while len(flying) >= at_most:
-        done, flying = wait(flying, return_when=FIRST_COMPLETED)
+        flying = _wait_for_any(flying)
+    with hold_interrupts():
+        return flying | {pool.submit(use, batch)}
+
+
+def _wait_for_any(flying: set[Future[None]]) -> set[Future[None]]:
+    """Batches that are still under way after a while, or once one is done; raises what one raised."""
+    with hold_interrupts():
+        done, flying = wait(flying, timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             future.result()
-    return flying | {pool.submit(use, batch)}
+    return flying

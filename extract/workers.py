@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import psutil
 from loky import ProcessPoolExecutor, cpu_count
 
+from alphafuse.data.interrupts import hold_interrupts
 from alphafuse.data.processes import start_worker
 from alphafuse.errors import DatasetError
 
@@ -31,6 +32,7 @@ Result = TypeVar("Result")
 
 TASKS_PER_WORKER = 2  # one at work and one waiting, so that no worker waits for this process
 START_SECONDS = 10.0  # that a new process may take beyond its first task's time
+WAIT_SECONDS = 0.2  # for a task, until an interrupt is looked for: it is held back meanwhile
 CRASHED = "the decoder crashed"
 HUNG = "the decoder took too long"
 
@@ -101,7 +103,7 @@ class TaskPool(Generic[Task, Result]):
             while any(worker.queue for worker in self._workers):
                 _wait_for_any(self._workers)
                 for worker in self._workers:
-                    for entry in worker.finished(self._failed):
+                    while (entry := worker.finished(self._failed)) is not None:
                         _fill([worker], waiting)  # before the result is dealt with: the worker goes on meanwhile
                         yield entry
         except BaseException:
@@ -133,18 +135,19 @@ class _Worker(Generic[Key, Task, Result]):
 
     def give(self, key: Key, task: Task) -> None:
         """Let the process do another task, after those it has."""
-        is_new = self._pool is None
-        try:
-            future = self._process().submit(self._function, task)
-        except BrokenProcessPool:
-            if self.queue:  # the task at work ended the process: `finished` finds that and gives this one again
-                future = Future()
-            else:  # it was killed from outside while it had nothing to do
-                self.end()
-                is_new, future = True, self._process().submit(self._function, task)
-        if not self.queue:
-            self._start_clock(START_SECONDS if is_new else 0.0)
-        self.queue.append((key, task, future))
+        with hold_interrupts():
+            is_new = self._pool is None
+            try:
+                future = self._process().submit(self._function, task)
+            except BrokenProcessPool:
+                if self.queue:  # the task at work ended the process: `finished` finds that and gives this one again
+                    future = Future()
+                else:  # it was killed from outside while it had nothing to do
+                    self.end()
+                    is_new, future = True, self._process().submit(self._function, task)
+            if not self.queue:
+                self._start_clock(START_SECONDS if is_new else 0.0)
+            self.queue.append((key, task, future))
 
     def _process(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -159,30 +162,32 @@ class _Worker(Generic[Key, Task, Result]):
         """For the task at work; infinite where it may take any time."""
         return max(0.0, self._deadline - time.monotonic()) if self.queue else math.inf
 
-    def finished(self, failed: Callable[[str], Result]) -> Iterator[tuple[Key, Result]]:
-        """Tasks that are done with, one way or another."""
-        while self.queue and self.queue[0][2].done():
-            key, _, future = self.queue.popleft()
-            self._start_clock()
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                result = failed(CRASHED)
+    def finished(self, failed: Callable[[str], Result]) -> tuple[Key, Result] | None:
+        """A task that is done with, one way or another; None when there is none yet."""
+        with hold_interrupts():
+            if self.queue and self.queue[0][2].done():
+                key, _, future = self.queue.popleft()
+                self._start_clock()
+                try:
+                    return key, future.result()
+                except BrokenProcessPool:
+                    self._begin_anew()
+                    return key, failed(CRASHED)
+                except MemoryError:
+                    return key, failed(NO_MEMORY)
+            if self.seconds_left == 0.0:
+                key, _, _ = self.queue.popleft()
                 self._begin_anew()
-            except MemoryError:
-                result = failed(NO_MEMORY)
-            yield key, result
-        if self.seconds_left == 0.0:
-            key, _, _ = self.queue.popleft()
-            self._begin_anew()
-            yield key, failed(HUNG)
+                return key, failed(HUNG)
+            return None
 
     def end(self) -> None:
         """End the process, whatever it is doing, and forget its tasks."""
         self.queue.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, kill_workers=True)
-            self._pool = None
+        with hold_interrupts():
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, kill_workers=True)
+                self._pool = None
 
     def _start_clock(self, extra: float = 0.0) -> None:
         self._deadline = time.monotonic() + self._timeout + extra if self._timeout else math.inf
@@ -208,9 +213,11 @@ def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Ta
 
 def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
     """Until a task is finished or has taken too long."""
-    left = min(worker.seconds_left for worker in pool)
     futures = [worker.queue[0][2] for worker in pool if worker.queue]
-    wait(futures, timeout=None if left == math.inf else left, return_when=FIRST_COMPLETED)
+    done: set[Future[Any]] = set()
+    while not done and (left := min(worker.seconds_left for worker in pool)):
+        with hold_interrupts():
+            done, _ = wait(futures, timeout=min(left, WAIT_SECONDS), return_when=FIRST_COMPLETED)
 
 
 def _start_worker(parent: int, memory_bytes: int) -> None:

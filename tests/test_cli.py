@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["alphafuse", *(str(argument) for argument in arguments)])
-        before = signal.getsignal(signal.SIGTERM)
+        before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
         try:
             main()
             code = 0
@@ -43,6 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             code = int(end.code or 0)
         finally:
             signal.signal(signal.SIGTERM, before)
+            sys.unraisablehook = hook
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -416,6 +416,33 @@ def test_ctrl_c_during_any_import_ends_in_one_line(module: str, tmp_path: Path) 
     assert result.stderr.strip().startswith("alphafuse: interrupted")
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("where", ["callback", "finaliser"])
+def test_an_interrupt_in_a_callback_of_the_interpreters_own_is_not_lost(
+    number: int, code: int, word: str, where: str
+) -> None:
+    """Python can't pass an exception on from there: it would print it and go on."""
+    script = "from alphafuse.cli import cli, main\nimport signal, sys, time, weakref\n"
+    script += f"def interrupt(*_): signal.raise_signal({int(number)})\n"
+    script += "class Thing: pass\n"
+    script += "@cli.command('work')\ndef work() -> None:\n    thing = Thing()\n"
+    if where == "callback":
+        script += "    kept = weakref.ref(thing, interrupt)\n"
+    else:
+        script += "    Thing.__del__ = interrupt\n"
+    script += "    del thing\n    print('lost for now', flush=True)\n    time.sleep(60)\n"
+    script += "sys.argv = ['alphafuse', 'work']\nmain()\n"
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd="/", capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (result.returncode, result.stdout) == (code, "lost for now\n"), result.stderr
+    assert result.stderr == f"\nalphafuse: {word}\n"
+    assert time.monotonic() - began < 30, "what the main thread waited for was cut short"
+
+
 def test_the_module_runs_as_the_command_does() -> None:
     result = command("--version")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{__version__}\n", "")
