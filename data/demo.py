@@ -29,6 +29,7 @@ from alphafuse.errors import DatasetError
 
 from .dataset import require_own_root
 from .files import write_csv
+from .interrupts import map_in
 from .sources import ImportReport
 from .synthesis import SoundEvent, VisualEvent, draw_look, draw_voice, render_frames, render_sound
 from .vggsound import import_vggsound
@@ -128,7 +129,7 @@ def write_demo_clips(
             write_clip(path, clip)
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for _ in pool.map(draw, clips):  # map re-raises the first failure here
+        for _ in map_in(pool, draw, clips):  # which raises the first failure here
             if progress is not None:
                 progress()
     rows = [(clip.youtube_id, clip.start_seconds, DEMO_CLASSES[clip.label], clip.official_split) for clip in clips]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import _thread
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WAIT_SECONDS = 0.2  # for a task, until an interrupt that was held back meanwhile is raised
 AGAIN_SECONDS = 0.05  # until an interrupt that was lost is sent again: the callback that lost it is over by then
 
 
@@ -60,6 +66,38 @@ def hold_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
     if held:
         before[held[0]](held[0], None)
+
+
+def submit(pool: Executor, function: Callable[..., Result], *arguments: object) -> Future[Result]:
+    """`pool.submit`, in which an interrupt does no harm."""
+    with hold_interrupts():
+        return pool.submit(function, *arguments)
+
+
+def wait_for_any(futures: Collection[Future[Result]], seconds: float = math.inf) -> set[Future[Result]]:
+    """Those that are done, as soon as one is; none of them after so many seconds. An interrupt does no harm in it."""
+    end = time.monotonic() + seconds
+    while True:
+        with hold_interrupts():
+            done, _ = wait(futures, min(WAIT_SECONDS, max(0.0, end - time.monotonic())), FIRST_COMPLETED)
+        if done or time.monotonic() >= end or not futures:
+            return done
+
+
+def map_in(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`pool.map`, in which an interrupt does no harm: all items are begun at once, the results come in their order.
+
+    The first failure is raised, and what is not begun then is left undone.
+    """
+    futures = [submit(pool, function, item) for item in items]
+    try:
+        for future in futures:
+            wait_for_any([future])
+            yield future.result()
+    finally:
+        with hold_interrupts():
+            for future in futures:
+                future.cancel()
 
 
 class _Hook:

@@ -8,14 +8,14 @@ alone, to the bit, whatever was embedded beside it; on CUDA clips go in batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loky import cpu_count
 
-from alphafuse.data.interrupts import hold_interrupts
+from alphafuse.data.interrupts import submit, wait_for_any
 
 from .decode import Decoded
 from .embedding import embed_batch
@@ -24,7 +24,7 @@ from .jobs import Batch, Job
 from .memory import MemoryPlan, plan_memory
 from .settings import BATCH_ON_CUDA, ExtractSettings
 from .tensors import can_resize
-from .workers import TASKS_PER_WORKER, WAIT_SECONDS, map_tasks
+from .workers import TASKS_PER_WORKER, map_tasks
 
 if TYPE_CHECKING:
     from .backbones import Backbone
@@ -165,14 +165,12 @@ def _submit(
     """Hand a batch to the model threads, once no more than `at_most` are under way; the batches that then are."""
     while len(flying) >= at_most:
         flying = _wait_for_any(flying)
-    with hold_interrupts():
-        return flying | {pool.submit(use, batch)}
+    return flying | {submit(pool, use, batch)}
 
 
 def _wait_for_any(flying: set[Future[None]]) -> set[Future[None]]:
-    """Batches that are still under way after a while, or once one is done; raises what one raised."""
-    with hold_interrupts():
-        done, flying = wait(flying, timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-    return flying
+    """The batches that are under way still once one is done; raises what one raised."""
+    done = wait_for_any(flying)
+    for future in done:
+        future.result()
+    return flying - done

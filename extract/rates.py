@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from loky import cpu_count
 
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
+from alphafuse.data.interrupts import map_in
 
 from .jobs import Job
 from .pipeline import Extractor
@@ -126,8 +127,8 @@ def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
     size = extractor.batch_size
     batches = [decoded_jobs[start : start + size] for start in range(0, len(decoded_jobs), size)]
     with extractor.model_threads() as pool:
-        list(pool.map(extractor.embed, [batches[0]] * extractor.threads))
-        embedded = list(pool.map(extractor.embed, batches))
+        list(map_in(pool, extractor.embed, [batches[0]] * extractor.threads))
+        embedded = list(map_in(pool, extractor.embed, batches))
     return Rates(
         clips=len(jobs),
         decode_seconds=sum(decoded.cpu_seconds for _, decoded in decoded_jobs) / len(jobs),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.interrupts import map_in
 from alphafuse.errors import DatasetError
 
 from .jobs import Job
@@ -110,7 +111,7 @@ def resample(
     with extractor.model_threads() as pool:
         decoded_jobs = ([decoded_job] for decoded_job in extractor.decode(chosen))
         position = {job.clip.clip_id: i for i, job in enumerate(chosen)}
-        for batch in pool.map(extractor.embed, decoded_jobs):
+        for batch in map_in(pool, extractor.embed, decoded_jobs):
             reasons = {failure.modality: failure.reason for failure in batch.failures}
             (job,) = batch.jobs
             for modality, made in batch.rows.items():

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import psutil
 from loky import ProcessPoolExecutor, cpu_count
 
-from alphafuse.data.interrupts import hold_interrupts
+from alphafuse.data.interrupts import hold_interrupts, wait_for_any
 from alphafuse.data.processes import start_worker
 from alphafuse.errors import DatasetError
 
@@ -32,7 +32,6 @@ Result = TypeVar("Result")
 
 TASKS_PER_WORKER = 2  # one at work and one waiting, so that no worker waits for this process
 START_SECONDS = 10.0  # that a new process may take beyond its first task's time
-WAIT_SECONDS = 0.2  # for a task, until an interrupt is looked for: it is held back meanwhile
 CRASHED = "the decoder crashed"
 HUNG = "the decoder took too long"
 
@@ -213,11 +212,7 @@ def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Ta
 
 def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
     """Until a task is finished or has taken too long."""
-    futures = [worker.queue[0][2] for worker in pool if worker.queue]
-    done: set[Future[Any]] = set()
-    while not done and (left := min(worker.seconds_left for worker in pool)):
-        with hold_interrupts():
-            done, _ = wait(futures, timeout=min(left, WAIT_SECONDS), return_when=FIRST_COMPLETED)
+    wait_for_any([worker.queue[0][2] for worker in pool if worker.queue], min(worker.seconds_left for worker in pool))
 
 
 def _start_worker(parent: int, memory_bytes: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.interrupts import submit, wait_for_any
 from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
 
 # 98 KB at 1536 numbers. In a store sorted by class (1,000,000 clips, 309 classes, windows of 2%, 2 epochs) validation
@@ -99,11 +100,12 @@ class Streamed:
         window_of = np.random.default_rng(epoch).permuted(runs, axis=1).ravel()[: len(starts)]
         parts = [part for part in (starts[window_of == window] for window in range(count)) if len(part)]
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._read, order, parts[0])
+            coming = submit(reader, self._read, order, parts[0])
             for i in range(len(parts)):
+                wait_for_any([coming])
                 window = coming.result()
                 if i + 1 < len(parts):
-                    coming = reader.submit(self._read, order, parts[i + 1])
+                    coming = submit(reader, self._read, order, parts[i + 1])
                 yield window
 
     def _read(self, order: np.ndarray, starts: np.ndarray) -> Window:

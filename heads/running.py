@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from alphafuse.data.interrupts import map_in
 from alphafuse.errors import ExperimentError
 
 from .batches import InMemory, Source, Streamed, Window
@@ -151,7 +152,7 @@ def train_stacks(
     pool: ThreadPoolExecutor | None = None,
 ) -> list[Result]:
     """Train stacks through the same windows; in the pool's threads, if given, each window with all stacks at once."""
-    each = pool.map if pool else map
+    each = partial(map_in, pool) if pool else map
     steps = settings.total_epochs * split.train.steps(settings.batch_size)
     keep = isinstance(split.train, InMemory)  # the window comes again in every epoch
     running = [Running(stack, settings, steps, device, split.class_weights, keep=keep) for stack in stacks]

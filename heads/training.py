@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from alphafuse.data.cluster import connected, require_engine
 from alphafuse.data.columns import Texts
 from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.interrupts import submit, wait_for_any
 from alphafuse.data.processes import end_with_parent, free_memory_bytes
 from alphafuse.data.stored import EmbeddingSource
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
@@ -329,10 +330,12 @@ def _train_on_split(
         yield from _train_in_processes(stacks, split, settings, report, side_by_side)
         return
     with _threads(side_by_side, step, cores, report) as pool:
-        for task in as_completed(
-            [pool.submit(train_stacks, [stack], split, settings, device, report) for stack in stacks]
-        ):
-            yield from task.result()
+        tasks = {submit(pool, train_stacks, [stack], split, settings, device, report) for stack in stacks}
+        while tasks:
+            done = wait_for_any(tasks)
+            tasks -= done
+            for task in done:
+                yield from task.result()
 
 
 def _stacks(members: Sequence[Member], device: torch.device) -> list[list[Member]]:

@@ -10,13 +10,14 @@ import pytest
 
 from alphafuse.data.interrupts import hold_interrupts
 
-# An interrupt at every line, call and return of the libraries that take locks, one per run of a pool; the main thread
-# must get each, and no thread may wait for ever.
+# An interrupt wherever Python looks for one in the libraries that take locks (when a function begins, when one of C's
+# returns), one per run of a pool; the main thread must get each, and no thread may wait for ever.
 EVERYWHERE = """
-import concurrent.futures, faulthandler, itertools, signal, sys, threading, time
+import concurrent.futures, faulthandler, signal, sys, threading, time
 import loky.process_executor
 import torch
 from concurrent.futures import ThreadPoolExecutor
+from alphafuse.data.interrupts import map_in
 from alphafuse.extract.embedder import Embedder
 from alphafuse.extract.workers import TaskPool
 
@@ -24,20 +25,19 @@ CODE = (concurrent.futures.__path__[0], threading.__file__, loky.__path__[0])
 
 def interrupted(run, at):
     left = at
-    def trace(frame, event, argument):
+    def look(frame, event, argument):
         nonlocal left
-        if frame.f_code.co_filename.startswith(CODE):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(CODE):
             left -= 1
             if left == 0:
                 signal.raise_signal(signal.SIGINT)
-        return trace
     try:
-        sys.settrace(trace)
+        sys.setprofile(look)
         run()
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(None)
+        sys.setprofile(None)
     assert left > 0, f"the interrupt at step {at} was lost"
     return False
 
@@ -49,6 +49,10 @@ class Pool(Embedder):
 
 def threads():
     Pool().run(range(4), lambda batch: time.sleep(0.001))
+
+def mapped():
+    with ThreadPoolExecutor(2) as pool:
+        assert list(map_in(pool, lambda item: time.sleep(0.001 * (item % 2)) or item, range(4))) == [0, 1, 2, 3]
 
 def processes():
     with TaskPool(abs, failed=str, workers=1) as pool:
@@ -68,7 +72,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("pool", "first", "step", "end", "least"), [("threads", 1, 1, 2000, 200)])
+@pytest.mark.parametrize(
+    ("pool", "first", "step", "end", "least"),
+    [("threads", 1, 1, 2000, 200), ("mapped", 1, 1, 2000, 150), ("processes", 1, 23, 2000, 15)],
+)
 def test_an_interrupt_anywhere_in_a_pool_ends_it(pool: str, first: int, step: int, end: int, least: int) -> None:
     result = subprocess.run(
         [sys.executable, "-P", "-c", EVERYWHERE, pool, str(first), str(step), str(end)],

@@ -472,22 +472,24 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     wait_for(lambda: not any(map(processes, ("ray::Map", "ray::commit_blocks"))))
     before = len(store.done())
     assert 0 < before < 2000
-    # the next driver is interrupted: it flushes, says how to go on, and prints nothing else
-    driver = subprocess.Popen(
-        command(dataset.root, names, *on_ray, "--json"),
-        cwd=dataset.root,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    shards = len(store.shards())
-    wait_for(lambda: len(store.shards()) > shards or driver.poll() is not None)
-    driver.send_signal(signal.SIGINT)
-    output, errors = driver.communicate(timeout=120)
-    assert (driver.returncode, output) == (130, ""), errors
-    assert errors == "\nalphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
-    between = len(store.done())
-    assert before < between < 2000
+    # the next drivers are interrupted: they flush, say how to go on, and print nothing else
+    for number, code, word in ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")):
+        driver = subprocess.Popen(
+            command(dataset.root, names, *on_ray, "--json"),
+            cwd=dataset.root,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        shards = len(store.shards())
+        wait_for(lambda shards=shards, driver=driver: len(store.shards()) > shards or driver.poll() is not None)
+        driver.send_signal(number)
+        output, errors = driver.communicate(timeout=120)
+        assert (driver.returncode, output) == (code, ""), errors
+        assert errors == f"\nalphafuse: {word}; what was finished is kept, the same command goes on from there\n"
+        between = len(store.done())
+        assert before < between < 2000
+        before = between
     local = subprocess.run(command(dataset.root, names, "--json"), stdout=subprocess.PIPE, text=True, check=True)
     (report,) = json.loads(local.stdout)
     assert report["already"] == between
