@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from alphafuse.data.claims import Claims
 from alphafuse.data.cluster import alive_nodes, last_line, own_error
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.interrupts import hold_interrupts
 from alphafuse.data.remote import is_remote
 from alphafuse.data.store import EmbeddingStore
 from alphafuse.errors import ClusterError, StoreError
@@ -120,9 +121,13 @@ class RayExtractor(Extractor):
         asked = None
         try:
             with _own_errors():
-                while (bundle := stream.next(POLL_SECONDS)) is not stream.END:
-                    if bundle is not None:
-                        committer.add(bundle)
+                is_over = False
+                while not is_over:
+                    with hold_interrupts():  # what is taken from the one gets to the other
+                        bundle = stream.next(POLL_SECONDS)
+                        is_over = bundle is stream.END
+                        if bundle is not None and not is_over:
+                            committer.add(bundle)
                     committer.look()
                     asked = self._show(tally, counts, asked)
         finally:
@@ -333,8 +338,9 @@ class _Committer:
             self._collect(wait=True)
 
     def _flush(self) -> None:
-        self._flying.append(self._commit(self._held))
-        self._held, self._held_bytes = [], 0
+        with hold_interrupts():  # once: another attempt would be another shard
+            self._flying.append(self._commit(self._held))
+            self._held, self._held_bytes = [], 0
 
     def _collect(self, *, wait: bool) -> None:
         if not self._flying:

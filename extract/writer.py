@@ -10,6 +10,7 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import Any
 
+from alphafuse.data.interrupts import hold_interrupts
 from alphafuse.data.store import EmbeddingStore
 
 from .jobs import Batch, join_batches
@@ -76,8 +77,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._queue.put(_Word.END)
-        self._thread.join()
+        with hold_interrupts():  # the first one at least: what was taken is written
+            self._queue.put(_Word.END)
+            self._thread.join()
         if self._error is not None and self._error is not error:
             raise self._error
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from conftest import THOROUGH, write_clip
 from alphafuse.data.claims import Claims
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.store import EmbeddingStore
+from alphafuse.extract.jobs import Batch, Job
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.writer import ShardWriter
 
 Names = dict[str, Path]
 LOOKS = 6  # different files; more clips than that share them
@@ -186,6 +190,26 @@ def test_what_is_embedded_when_an_interrupt_comes_is_written(
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
     assert len(dataset.store("train").shards()) == 1 and len(dataset.store("train").done()) > 10
+
+
+def test_an_interrupt_while_the_last_shard_is_written_lets_it_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = EmbeddingStore(tmp_path / "store"), EmbeddingStore.write
+
+    def write_slowly(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(EmbeddingStore, "write", write_slowly)
+    job = Job(Clip("clip_000000", "a.mp4", "dog", "train", "clip"), tmp_path / "a.mp4", ("ast",))
+    batch = Batch((job,), {"ast": np.ones((1, 4), np.float32)}, (), 0.0, 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        with ShardWriter(store, {"ast": {}}, provenance=dict, flush_seconds=3600) as writer:
+            writer.put(batch)
+        pytest.fail("the interrupt was lost")
+    assert len(store.shards()) == 1 and store.finished()["ast"] == {"clip_000000"}
 
 
 def test_two_extractions_at_once_share_the_work_and_no_row_is_double(

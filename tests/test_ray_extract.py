@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ from alphafuse.data.cluster import connected, import_ray
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.errors import ClusterError, DatasetError, SettingsMismatchError, StoreError
-from alphafuse.extract import stages
+from alphafuse.extract import ray_engine, stages
 from alphafuse.extract.backbones import load_backbones
 from alphafuse.extract.decode import Decoded
 from alphafuse.extract.inputs import decode_inputs
 from alphafuse.extract.jobs import Done, Job
-from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
+from alphafuse.extract.pipeline import ExtractReport, Tally, extract_embeddings
 from alphafuse.extract.pools import BLOCK_CLIPS, Node, plan_pools
 from alphafuse.extract.settings import ExtractSettings
 
@@ -449,6 +450,31 @@ def test_workers_that_are_killed_cost_nothing_in_the_end(
     assert len(set(killed)) == 2, f"over before the test could do anything: {killed}"
     running.result()
     assert_same_stores(dataset, expected)
+
+
+def test_an_interrupt_while_a_commit_is_asked_for_does_not_ask_for_it_twice() -> None:
+    asked: list[list[str]] = []
+
+    def commit(references: list[str]) -> str:
+        asked.append(references)
+        signal.raise_signal(signal.SIGINT)
+        return "reference"
+
+    class Nobody:
+        """Of Ray what a committer calls: all is done at once."""
+
+        def wait(self, references: list[str], **how: Any) -> tuple[list[str], list[str]]:
+            return references, []
+
+        def get(self, reference: str) -> stages.Committed:
+            return stages.Committed((7,), Done.of([]))
+
+    committer = ray_engine._Committer(Nobody(), commit, 0.0, Tally(None, ()))
+    committer.add(SimpleNamespace(block_refs=["block"], size_bytes=lambda: 1))
+    with pytest.raises(KeyboardInterrupt):
+        committer.look()
+    committer.finish()
+    assert asked == [["block"]] and committer.done == {7}
 
 
 def command(root: Path, names: dict[str, str], *options: str) -> list[str]:
