@@ -42,6 +42,9 @@ FUSED = "fused"  # in `HeadConfig.auxiliary`: the loss of the head itself
 ABSENT = ("drop", "zeros")
 NORMALIZATIONS = ("none", "zscore", "l2")
 PREDICT_ROWS = 4096  # rows per step of prediction: bounds memory, changes no number
+# and at least so many, filled up with zeros: MKL takes a row alone, or a few (on an AMD EPYC up to two, with two threads
+# up to five), through kernels that round otherwise, and a clip's answer would depend on the clips that come with it
+PREDICT_ROWS_LEAST = 32
 
 
 @dataclass(frozen=True)
@@ -317,9 +320,12 @@ class AlphaFusion(nn.Module):
         logits = np.full((len(embeddings), len(self.config.classes)), np.nan, np.float32)
         for start in range(0, len(order), PREDICT_ROWS):
             rows = order[start : start + PREDICT_ROWS]
-            features = embeddings.read_rows(rows)
-            chunk = {name: torch.from_numpy(features[name]).to(device) for name in self.config.modalities}
-            logits[rows] = self(chunk, alphas).cpu().numpy()
+            features, chunk = embeddings.read_rows(rows), {}
+            for name in self.config.modalities:
+                filled = torch.zeros(max(len(rows), PREDICT_ROWS_LEAST), features[name].shape[1])
+                filled[: len(rows)] = torch.from_numpy(features[name])
+                chunk[name] = filled.to(device)
+            logits[rows] = self(chunk, alphas)[: len(rows)].cpu().numpy()
         self.train(was_training)
         return logits
 

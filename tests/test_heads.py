@@ -13,6 +13,7 @@ from torch import nn
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import ExperimentError
+from alphafuse.heads.fusion import FUSIONS
 from alphafuse.heads.head import AlphaFusion, HeadConfig
 
 DIMS = {"timesformer": 6, "ast": 4}
@@ -239,3 +240,17 @@ def test_an_alpha_that_fits_no_modality_is_refused(alphas: dict[str, float], mes
     head = AlphaFusion(HeadConfig(dims={"ast": 6}, classes=("a", "b")))
     with pytest.raises(ExperimentError, match=message):
         head({"ast": torch.zeros(1, 6)}, alphas)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_answer_to_a_clip_does_not_depend_on_the_clips_that_come_with_it(fusion: str) -> None:
+    rng = np.random.default_rng(0)
+    dims = {"timesformer": 96, "ast": 96}
+    head = AlphaFusion(config(dims=dims, fusion=fusion, hidden=(64, 40)))
+    ids = tuple(f"clip{i}_000000" for i in range(70))
+    arrays = {name: rng.normal(size=(70, dim)).astype(np.float32) for name, dim in dims.items()}
+    every = Embeddings(ids, tuple(CLASSES[i % 3] for i in range(70)), ids, arrays)
+    together = head.predict_proba(every)
+    for count in (1, 2, 3, 5, 8, 31, 33):
+        some = np.arange(70 - count, 70)
+        np.testing.assert_array_equal(head.predict_proba(every.take(some)), together[some], err_msg=str(count))
