@@ -42,8 +42,8 @@ FUSED = "fused"  # in `HeadConfig.auxiliary`: the loss of the head itself
 ABSENT = ("drop", "zeros")
 NORMALIZATIONS = ("none", "zscore", "l2")
 PREDICT_ROWS = 4096  # rows per step of prediction: bounds memory, changes no number
-# and at least so many, filled up with zeros: MKL takes a row alone, or a few (on an AMD EPYC up to two, with two threads
-# up to five), through kernels that round otherwise, and a clip's answer would depend on the clips that come with it
+# and at least so many, filled up with zeros: MKL takes a row alone, or a few (on an AMD EPYC up to two, with two
+# threads up to five), through kernels that round otherwise, and a clip's answer would depend on those beside it
 PREDICT_ROWS_LEAST = 32
 
 
