@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose time to a second thread
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's background, as what is started here would be
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THOROUGH = os.environ.get("ALPHAFUSE_TEST_THOROUGH") == "1"  # as CI tests: minutes more
 REAL_CLIPS = Path(os.environ.get("ALPHAFUSE_TEST_CLIPS", Path(__file__).parents[2] / "shared" / "vggsound-sample"))
