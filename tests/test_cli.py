@@ -121,6 +121,16 @@ def test_help_answers_without_loading_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd="/", check=False).returncode == 0
 
 
+def test_commands_that_only_look_into_stores_import_no_torch(extracted: Path) -> None:
+    script = (
+        "import sys\nfrom alphafuse.cli import main\nmain()\nsys.exit(bool({'torch', 'sklearn'} & sys.modules.keys()))"
+    )
+    for command in ("info", "verify"):
+        words = [sys.executable, "-P", "-c", script, "store", command, str(extracted / "stores" / "train")]
+        run = subprocess.run(words, cwd="/", capture_output=True, text=True, check=False)
+        assert run.returncode == 0 and run.stdout, run.stderr
+
+
 def test_vggsound_to_store_in_two_commands(run: Run, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
     for name in ("aaaaaaaaaaa_000030", "aaaaaaaaaaa_000040", "bbbbbbbbbbb_000000", "ccccccccccc_000001"):
         write_clip(tmp_path / "clips" / f"{name}.mp4")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
-from alphafuse.extract.pipeline import ExtractReport
-from alphafuse.extract.rates import ExtractPlan, Rates
-from alphafuse.extract.resample import Resampling
 
 from .text import aligned
+
+if TYPE_CHECKING:  # commands that only look into stores need no torch
+    from alphafuse.extract.pipeline import ExtractReport
+    from alphafuse.extract.rates import ExtractPlan, Rates
+    from alphafuse.extract.resample import Resampling
 
 LISTED_PROBLEMS = 10
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from alphafuse.heads.experiments import SplitResult
-from alphafuse.heads.statistics import Estimate, Interval
+if TYPE_CHECKING:  # commands that only look into stores need no torch
+    from alphafuse.heads.experiments import SplitResult
+    from alphafuse.heads.statistics import Estimate, Interval
 
 TEXT_COLUMNS = 118
 SENSES = {"timesformer": "sight", "ast": "sound"}
