@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 
 import pytest
+from conftest import THOROUGH
 
 from alphafuse.data.interrupts import hold_interrupts
 
@@ -74,7 +75,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("pool", "first", "step", "end", "least"),
-    [("threads", 1, 1, 2000, 200), ("mapped", 1, 1, 2000, 150), ("processes", 1, 23, 2000, 15)],
+    [("threads", 1, 1, 2000, 200), ("mapped", 1, 1, 2000, 150), ("processes", 1, 23 if THOROUGH else 71, 2000, 5)],
 )
 def test_an_interrupt_anywhere_in_a_pool_ends_it(pool: str, first: int, step: int, end: int, least: int) -> None:
     result = subprocess.run(
