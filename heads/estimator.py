@@ -201,17 +201,16 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
-    @torch.no_grad()
     def _logits(self, X: Any) -> np.ndarray:
         """(clips, C) float32."""
         check_is_fitted(self)
         config = self.head_.config
         X = validate_data(self, X, dtype=np.float32, ensure_all_finite=_finite(config.absent), reset=False)
         parts = [
-            self.head_({name: torch.from_numpy(x) for name, x in _features(part, config.dims).items()})
+            self.head_.logits_of(_features(part, config.dims))
             for part in np.split(X, range(PREDICT_ROWS, len(X), PREDICT_ROWS))
         ]
-        return torch.cat(parts).numpy()
+        return np.concatenate(parts)
 
 
 def _finite(absent: str) -> bool | str:

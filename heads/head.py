@@ -314,20 +314,29 @@ class AlphaFusion(nn.Module):
         """
         order = embeddings.storage_order()
         order = order[usable_clips(embeddings, self.config)[order]]
-        device = self.linears[0].weight.device
         was_training = self.training
         self.eval()
         logits = np.full((len(embeddings), len(self.config.classes)), np.nan, np.float32)
         for start in range(0, len(order), PREDICT_ROWS):
             rows = order[start : start + PREDICT_ROWS]
-            features, chunk = embeddings.read_rows(rows), {}
-            for name in self.config.modalities:
-                filled = torch.zeros(max(len(rows), PREDICT_ROWS_LEAST), features[name].shape[1])
-                filled[: len(rows)] = torch.from_numpy(features[name])
-                chunk[name] = filled.to(device)
-            logits[rows] = self(chunk, alphas)[: len(rows)].cpu().numpy()
+            logits[rows] = self.logits_of(embeddings.read_rows(rows), alphas)
         self.train(was_training)
         return logits
+
+    @torch.no_grad()
+    def logits_of(self, features: Mapping[str, np.ndarray], alphas: Mapping[str, float] | None = None) -> np.ndarray:
+        """A step of prediction: `forward` of rows in memory, (clips, dim) float32 each -> logits (clips, C) float32.
+
+        On the CPU what a row gives doesn't depend on the rows beside it.
+        """
+        device = self.linears[0].weight.device
+        filled = {}
+        for name in self.config.modalities:
+            clips, dim = features[name].shape
+            rows = torch.zeros(max(clips, PREDICT_ROWS_LEAST), dim)
+            rows[:clips] = torch.from_numpy(features[name])
+            filled[name] = rows.to(device)
+        return self(filled, alphas)[:clips].cpu().numpy()
 
     def predict_proba(self, embeddings: EmbeddingSource, alphas: Mapping[str, float] | None = None) -> np.ndarray:
         """Class probabilities (clips, C) float32 in [0, 1], rows summing to 1; NaN rows as in `predict_logits`."""

@@ -292,6 +292,13 @@ def test_more_rows_than_fit_into_one_step_are_predicted_in_order(monkeypatch: py
     np.testing.assert_allclose(fitted.predict_proba(X), whole, rtol=1e-5)
 
 
+def test_the_answer_to_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    fitted = estimator().fit(X, Y)
+    whole = fitted.predict_proba(X)
+    for count in (1, 2, 3, 5):
+        np.testing.assert_array_equal(fitted.predict_proba(X[-count:]), whole[-count:])
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -90,7 +90,7 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-KILLS = 30 if THOROUGH else 4  # three seconds each
+KILLS = 30 if THOROUGH else 6  # three seconds each
 LIVES = """
 import os, sys
 from alphafuse.data.claims import Claims
