@@ -16,45 +16,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alphafuse.bundle import export_run, push_bundle
+    from alphafuse.cli.doctor import Examination, examine
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
-    from alphafuse.data.demo import make_demo
     from alphafuse.data.embeddings import Embeddings, Failure
-    from alphafuse.data.folder import import_folder
-    from alphafuse.data.kinetics import import_kinetics
     from alphafuse.data.manifest import Clip, Manifest
-    from alphafuse.data.resplit import fold_datasets, resplit_dataset
-    from alphafuse.data.store import EmbeddingStore
-    from alphafuse.data.stored import EmbeddingSource, StoredEmbeddings
-    from alphafuse.data.ucf101 import import_ucf101
-    from alphafuse.data.vggsound import import_vggsound
-    from alphafuse.doctor import Examination, examine
+    from alphafuse.data.sources.demo import make_demo
+    from alphafuse.data.sources.folder import import_folder
+    from alphafuse.data.sources.kinetics import import_kinetics
+    from alphafuse.data.sources.resplit import fold_datasets, resplit_dataset
+    from alphafuse.data.sources.ucf101 import import_ucf101
+    from alphafuse.data.sources.vggsound import import_vggsound
+    from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
+    from alphafuse.data.store.store import EmbeddingStore
     from alphafuse.errors import AlphafuseError
-    from alphafuse.extract.bench import bench_extract
-    from alphafuse.extract.checkpoints import convert_ast, convert_timesformer
     from alphafuse.extract.cost import RunPlan, RunSettings, plan_run
-    from alphafuse.extract.decode import decode_clip
+    from alphafuse.extract.decoding.decode import decode_clip
+    from alphafuse.extract.decoding.probe import files_without_audio
+    from alphafuse.extract.decoding.signatures import sign_clips
+    from alphafuse.extract.encoders.checkpoints import convert_ast, convert_timesformer
     from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
-    from alphafuse.extract.probe import files_without_audio
-    from alphafuse.extract.rates import ExtractPlan, Rates, plan_extraction
+    from alphafuse.extract.planning import ExtractPlan, Rates, plan_extraction
     from alphafuse.extract.resample import Resampling, resample
     from alphafuse.extract.settings import ExtractSettings
-    from alphafuse.extract.signatures import sign_clips
-    from alphafuse.extract.simulate import Simulation, SimulationSettings, simulate
-    from alphafuse.heads.bench import bench_heads
-    from alphafuse.heads.compare import CompareTable, compare
     from alphafuse.heads.estimator import AlphaFusionClassifier
-    from alphafuse.heads.evaluation import RunEvaluation, evaluate
-    from alphafuse.heads.experiments import Experiment, RunResult, fit
-    from alphafuse.heads.head import AlphaFusion, HeadConfig
-    from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
-    from alphafuse.heads.runs import TrainedRun, best_run, read_run
-    from alphafuse.heads.settings import TrainSettings
-    from alphafuse.heads.sweep import Sweep, parse_alphas, sweep
-    from alphafuse.heads.table1 import Table1, table1
-    from alphafuse.heads.training import train_heads
-    from alphafuse.predict import AlphaFuse, Explanation, Prediction, find_clips
+    from alphafuse.heads.model.head import AlphaFusion, HeadConfig
+    from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
+    from alphafuse.heads.studies.compare import CompareTable, compare
+    from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
+    from alphafuse.heads.studies.experiments import Experiment, RunResult, fit
+    from alphafuse.heads.studies.runs import TrainedRun, best_run, read_run
+    from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
+    from alphafuse.heads.studies.table1 import Table1, table1
+    from alphafuse.heads.training.settings import TrainSettings
+    from alphafuse.heads.training.train import train_heads
+    from alphafuse.predict.bundle import export_run, push_bundle
+    from alphafuse.predict.model import AlphaFuse, Explanation, Prediction, find_clips
     from alphafuse.report.compare import write_compare
     from alphafuse.report.evaluation import write_evaluation
     from alphafuse.report.page import write_report
@@ -64,45 +61,42 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "alphafuse.bundle": ("export_run", "push_bundle"),
+    "alphafuse.predict.bundle": ("export_run", "push_bundle"),
     "alphafuse.data.audit": ("AuditReport", "audit"),
     "alphafuse.data.dataset": ("Dataset",),
-    "alphafuse.data.demo": ("make_demo",),
-    "alphafuse.data.folder": ("import_folder",),
-    "alphafuse.data.kinetics": ("import_kinetics",),
+    "alphafuse.data.sources.demo": ("make_demo",),
+    "alphafuse.data.sources.folder": ("import_folder",),
+    "alphafuse.data.sources.kinetics": ("import_kinetics",),
     "alphafuse.data.manifest": ("Clip", "Manifest"),
-    "alphafuse.data.resplit": ("fold_datasets", "resplit_dataset"),
+    "alphafuse.data.sources.resplit": ("fold_datasets", "resplit_dataset"),
     "alphafuse.data.embeddings": ("Embeddings", "Failure"),
-    "alphafuse.data.store": ("EmbeddingStore",),
-    "alphafuse.data.stored": ("EmbeddingSource", "StoredEmbeddings"),
-    "alphafuse.data.ucf101": ("import_ucf101",),
-    "alphafuse.data.vggsound": ("import_vggsound",),
-    "alphafuse.doctor": ("Examination", "examine"),
+    "alphafuse.data.store.store": ("EmbeddingStore",),
+    "alphafuse.data.store.lazy": ("EmbeddingSource", "StoredEmbeddings"),
+    "alphafuse.data.sources.ucf101": ("import_ucf101",),
+    "alphafuse.data.sources.vggsound": ("import_vggsound",),
+    "alphafuse.cli.doctor": ("Examination", "examine"),
     "alphafuse.errors": ("AlphafuseError",),
-    "alphafuse.extract.bench": ("bench_extract",),
-    "alphafuse.extract.checkpoints": ("convert_ast", "convert_timesformer"),
+    "alphafuse.extract.encoders.checkpoints": ("convert_ast", "convert_timesformer"),
     "alphafuse.extract.cost": ("RunPlan", "RunSettings", "plan_run"),
-    "alphafuse.extract.decode": ("decode_clip",),
+    "alphafuse.extract.decoding.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
-    "alphafuse.extract.probe": ("files_without_audio",),
-    "alphafuse.extract.rates": ("ExtractPlan", "Rates", "plan_extraction"),
+    "alphafuse.extract.decoding.probe": ("files_without_audio",),
+    "alphafuse.extract.planning": ("ExtractPlan", "Rates", "plan_extraction"),
     "alphafuse.extract.resample": ("Resampling", "resample"),
     "alphafuse.extract.settings": ("ExtractSettings",),
-    "alphafuse.extract.signatures": ("sign_clips",),
-    "alphafuse.extract.simulate": ("Simulation", "SimulationSettings", "simulate"),
-    "alphafuse.heads.bench": ("bench_heads",),
-    "alphafuse.heads.compare": ("CompareTable", "compare"),
+    "alphafuse.extract.decoding.signatures": ("sign_clips",),
+    "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
-    "alphafuse.heads.evaluation": ("RunEvaluation", "evaluate"),
-    "alphafuse.heads.experiments": ("Experiment", "RunResult", "fit"),
-    "alphafuse.heads.head": ("AlphaFusion", "HeadConfig"),
-    "alphafuse.heads.metrics": ("Evaluation", "evaluate_probabilities"),
-    "alphafuse.heads.runs": ("TrainedRun", "best_run", "read_run"),
-    "alphafuse.heads.settings": ("TrainSettings",),
-    "alphafuse.heads.sweep": ("Sweep", "parse_alphas", "sweep"),
-    "alphafuse.heads.table1": ("Table1", "table1"),
-    "alphafuse.heads.training": ("train_heads",),
-    "alphafuse.predict": ("AlphaFuse", "Explanation", "Prediction", "find_clips"),
+    "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
+    "alphafuse.heads.studies.experiments": ("Experiment", "RunResult", "fit"),
+    "alphafuse.heads.model.head": ("AlphaFusion", "HeadConfig"),
+    "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
+    "alphafuse.heads.studies.runs": ("TrainedRun", "best_run", "read_run"),
+    "alphafuse.heads.training.settings": ("TrainSettings",),
+    "alphafuse.heads.studies.sweep": ("Sweep", "parse_alphas", "sweep"),
+    "alphafuse.heads.studies.table1": ("Table1", "table1"),
+    "alphafuse.heads.training.train": ("train_heads",),
+    "alphafuse.predict.model": ("AlphaFuse", "Explanation", "Prediction", "find_clips"),
     "alphafuse.report.compare": ("write_compare",),
     "alphafuse.report.evaluation": ("write_evaluation",),
     "alphafuse.report.page": ("write_report",),
@@ -140,16 +134,12 @@ __all__ = [
     "RunPlan",
     "RunResult",
     "RunSettings",
-    "Simulation",
-    "SimulationSettings",
     "StoredEmbeddings",
     "Sweep",
     "Table1",
     "TrainSettings",
     "TrainedRun",
     "audit",
-    "bench_extract",
-    "bench_heads",
     "best_run",
     "compare",
     "convert_ast",
@@ -177,7 +167,6 @@ __all__ = [
     "resample",
     "resplit_dataset",
     "sign_clips",
-    "simulate",
     "sweep",
     "table1",
     "train_heads",

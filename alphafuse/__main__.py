@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from alphafuse.cli import main as run
+        from alphafuse.cli.main import main as run
 
         run()
     except KeyboardInterrupt:

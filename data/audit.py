@@ -2,7 +2,7 @@
 
 `audit` reads the manifest and compares files byte by byte. What needs decoding (copies that were encoded again, clips
 without sound or picture, silent, frozen or short ones) it takes from signatures, which
-`alphafuse.extract.signatures.sign_clips` makes.
+`alphafuse.extract.decoding.signatures.sign_clips` makes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from alphafuse.errors import AlphafuseError
+from alphafuse.system.remote import local_copy
 
 from .dataset import Dataset
+from .duplicates import SILENT_PEAK_DBFS, Signature, near_identical_pairs
 from .manifest import SPLITS, Clip
 from .power import POWER, smallest_resolvable_gap
-from .remote import local_copy
-from .signatures import SILENT_PEAK_DBFS, Signature, near_identical_pairs
 from .splits import Ceiling, reachable_ceiling
 
 SHORT_SHARE = 0.5  # of the median duration
@@ -210,7 +210,7 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
 
     Args:
         dataset: any root; clips whose files are missing are counted as such.
-        signatures: clip_id -> signature, from `alphafuse.extract.signatures.sign_clips`; None leaves out all that
+        signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all that
             needs decoding. Clips without one (their files are missing) are left out of the content findings.
 
     >>> from alphafuse import Dataset, audit

@@ -17,9 +17,9 @@ from typing import overload
 import numpy as np
 
 from alphafuse.errors import DatasetError, EmptySplitError, unknown
+from alphafuse.system.files import MAX_TEXT, is_clean, iterate_csv, one_line, write_csv
 
 from .columns import AT_ONCE, Places, Texts, TextsBuilder, in_parts
-from .files import MAX_TEXT, is_clean, iterate_csv, one_line, write_csv
 
 SPLITS = ("train", "val", "test")
 ROWS_AT_ONCE = 16_384  # of a csv: about 20 MB

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from alphafuse.data.sources.importing import VAL_FRACTION
 from alphafuse.errors import DatasetError
 
 from .manifest import Clip
-from .sources import VAL_FRACTION
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.errors import ClusterError, DatasetError, unknown
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
+from alphafuse.extract.engines.embedder import decoded_bytes
+from alphafuse.extract.engines.ray_pools import bytes_of_block, clips_of_block
+from alphafuse.extract.engines.writer import SHARD_BYTES
 
-from .embedder import decoded_bytes
-from .inputs import AudioSpec, FrameSpec
-from .pools import bytes_of_block, clips_of_block
-from .rates import OVERLAP, SAMPLE_CLIPS, Rates, clip_bytes
+from .planning import OVERLAP, SAMPLE_CLIPS, Rates, clip_bytes
 from .settings import BATCH_ON_CUDA, ExtractSettings
-from .writer import SHARD_BYTES
 
 if TYPE_CHECKING:
     from .pipeline import Extractor
@@ -261,10 +261,11 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
     """
     from transformers import AutoConfig
 
+    from alphafuse.extract.encoders.locate import locate
+
     from .jobs import Job
-    from .locate import locate
     from .pipeline import Extractor
-    from .rates import measure_rates
+    from .planning import measure_rates
 
     looked_at = _some(dataset.manifest, SAMPLED_FILES)
     files = dataset.file_sizes(looked_at)
@@ -300,7 +301,7 @@ def _some(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def _work(configs: Mapping[str, Any], whose: str) -> Work:
-    from .forward import model_flops
+    from alphafuse.extract.encoders.forward import model_flops
 
     specs: dict[str, FrameSpec | AudioSpec] = {"timesformer": FrameSpec(), "ast": AudioSpec()}
     where = "51 clips of VGGSound, one core of an Intel Xeon with AVX-512"

@@ -11,9 +11,9 @@ import numpy as np
 
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
+from alphafuse.extract.decoding.decode import Decoded
+from alphafuse.extract.engines.embedder import Embedder
 
-from .decode import Decoded
-from .embedder import Embedder
 from .jobs import Job
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from alphafuse.data.processes import free_memory_bytes
 from alphafuse.errors import BackboneError
+from alphafuse.system.processes import free_memory_bytes
 
 SHARE_OF_FREE = 0.8  # without a limit by the user
 WORKER_BYTES = 150 * 2**20  # a decode worker at its start: Python, NumPy, FFmpeg's libraries

@@ -4,7 +4,7 @@
 
 `embedder` decodes and embeds, and a thread of its own appends a shard every `flush_seconds`. What the store has already
 is left alone, so a second call does only what is missing; several calls at once, in any processes, share the work
-(`alphafuse.data.claims`). What goes wrong with a clip is recorded with its reason, and the run goes on.
+(`alphafuse.data.store.claims`). What goes wrong with a clip is recorded with its reason, and the run goes on.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from alphafuse.data.claims import Claims
-from alphafuse.data.cluster import connected
 from alphafuse.data.columns import AT_ONCE
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
-from alphafuse.data.store import EmbeddingStore
+from alphafuse.data.store.claims import Claims
+from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.extract.decoding.decode import Decoded
+from alphafuse.extract.engines.embedder import Embedder
+from alphafuse.extract.engines.ray_stages import library_versions
+from alphafuse.extract.engines.writer import ShardWriter
+from alphafuse.system.cluster import connected
 
-from .decode import Decoded
-from .embedder import Embedder
 from .jobs import Done, Job, Jobs
 from .settings import ExtractSettings, list_devices
-from .stages import library_versions
-from .writer import ShardWriter
 
 if TYPE_CHECKING:
-    from .backbones import Backbone, Placement
+    from alphafuse.extract.encoders.encoder import Backbone, Placement
 
 CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
 POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
@@ -118,7 +118,7 @@ class Extractor(Embedder):
         does its own part.
         """
         if backbones is None:
-            from .backbones import load_backbones
+            from alphafuse.extract.encoders.encoder import load_backbones
 
             names = {"timesformer": settings.timesformer or dataset.timesformer, "ast": settings.ast or dataset.ast}
             placement = self._placement(settings, settings.protocol or dataset.protocol)
@@ -178,7 +178,7 @@ class Extractor(Embedder):
     @staticmethod
     def _placement(settings: ExtractSettings, protocol: str) -> Placement:
         """Where and how this process runs the backbones."""
-        from .backbones import Placement, choose_device
+        from alphafuse.extract.encoders.encoder import Placement, choose_device
 
         return Placement(choose_device(settings.device), settings.precision, protocol, compile=settings.compile)
 
@@ -299,7 +299,7 @@ def extract_embeddings(
     settings = settings or ExtractSettings()
     devices = list_devices(settings.device)
     if settings.engine == "local" and len(devices) > 1:
-        from .devices import extract_on_devices
+        from alphafuse.extract.engines.devices import extract_on_devices
 
         return extract_on_devices(dataset, splits, replace(settings, device=",".join(devices)), progress=progress)
     settings = replace(settings, device=devices[0])
@@ -315,7 +315,7 @@ def _extractor(dataset: Dataset, settings: ExtractSettings) -> Iterator[Extracto
     if settings.engine == "local":
         yield Extractor(dataset, settings)
         return
-    from .ray_engine import RayExtractor
+    from alphafuse.extract.engines.ray import RayExtractor
 
     with connected(settings.address, memory_bytes=int(settings.max_memory_gb * 1e9)) as ray:
         yield RayExtractor(dataset, settings, ray=ray)

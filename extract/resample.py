@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.interrupts import map_in
 from alphafuse.errors import DatasetError
+from alphafuse.system.interrupts import map_in
 
 from .jobs import Job
 from .pipeline import Extractor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alphafuse.data.cluster import require_engine
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.errors import BackboneError, unknown
+from alphafuse.system.cluster import require_engine
 
 BATCH_ON_CUDA = 16  # clips; on the CPU clips go through the models one by one, as many at a time as there are cores
 

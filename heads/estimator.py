@@ -28,10 +28,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.errors import AlphafuseError, ExperimentError
-
-from .head import PREDICT_ROWS, HeadConfig, usable_clips
-from .settings import TrainSettings
-from .training import TrainedHead, train_heads
+from alphafuse.heads.model.head import PREDICT_ROWS, HeadConfig, usable_clips
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import TrainedHead, train_heads
 
 
 class EstimatorError(ExperimentError, ValueError):

@@ -6,13 +6,14 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+from support.cli import Run
+from support.clips import write_clip
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose time to a second thread
@@ -20,7 +21,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose time to a sec
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's background, as what is started here would be
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-THOROUGH = os.environ.get("ALPHAFUSE_TEST_THOROUGH") == "1"  # as CI tests: minutes more
 REAL_CLIPS = Path(os.environ.get("ALPHAFUSE_TEST_CLIPS", Path(__file__).parents[2] / "shared" / "vggsound-sample"))
 
 
@@ -36,78 +36,6 @@ def real_clips() -> list[Path]:
 @pytest.fixture(scope="session")
 def real_csv(real_clips: list[Path]) -> Path:
     return real_clips[0].parents[1] / "vggsound.csv"
-
-
-def moving_square(frames: int, height: int, width: int, *, look: int = 0) -> np.ndarray:
-    """(frames, height, width, 3) uint8: every frame differs from every other, and every look from every other."""
-    images = np.zeros((frames, height, width, 3), np.uint8)
-    images[..., 2] = np.linspace(0, 255, width, dtype=np.uint8)
-    for i in range(frames):
-        left = int(i / frames * (width - 8))
-        images[i, 4:12, left : left + 8] = 255
-        images[i, -8:, :, 0] = 255 * i // frames
-    images[:, :, : 1 + look % width, 1] = 200
-    return images
-
-
-def sine(seconds: float, rate: int, channels: int, hertz: float = 440.0) -> np.ndarray:
-    """(channels, samples) float32; the second channel is silent."""
-    wave = np.zeros((channels, round(seconds * rate)), np.float32)
-    wave[0] = 0.5 * np.sin(2 * np.pi * hertz * np.arange(wave.shape[1]) / rate)
-    return wave
-
-
-def write_clip(
-    path: Path,
-    *,
-    frames: int = 24,
-    fps: int = 12,
-    size: tuple[int, int] = (48, 64),
-    rate: int = 44_100,
-    channels: int = 1,
-    seconds: float | None = None,
-    video: bool = True,
-    audio: bool = True,
-    codec: str = "libx264",
-    audio_codec: str = "aac",
-    gop: int = 12,
-    look: int = 0,
-    pixels: str = "yuv420p",
-    options: dict[str, str] | None = None,
-    rotation: int = 0,
-) -> Path:
-    """Encode a small clip: H.264 with B frames and AAC by default; another `look` looks and sounds different.
-
-    `pixels` and `options` are the video encoder's, `rotation` the counterclockwise angle in the file's header.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if codec == "libx264":  # whose macroblock tree depends on what memory held before, by a few pixels now and then
-        options = {"mbtree": "0"} | (options or {})
-    with av.open(str(path), "w") as container:
-        if video:
-            picture = container.add_stream(codec, rate=fps, options=options)
-            picture.height, picture.width, picture.pix_fmt = *size, pixels
-            if rotation:
-                picture.set_display_rotation(rotation)
-            picture.gop_size = gop
-            picture.codec_context.thread_count = 1  # so that the same call gives the same bytes
-        if audio:
-            layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
-            # FFmpeg's own vorbis encoder counts as experimental
-            sound = container.add_stream(audio_codec, rate=rate, layout=layout, options={"strict": "experimental"})
-        if video:
-            for image in moving_square(frames, *size, look=look):
-                container.mux(picture.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(picture.encode())
-        if audio:
-            wave = sine(frames / fps if seconds is None else seconds, rate, channels, hertz=440.0 + 50 * look)
-            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
-            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-            resampler = av.AudioResampler(sound.format, sound.layout, sound.rate, frame_size=sound.frame_size or 0)
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
-                container.mux(sound.encode(part))
-            container.mux(sound.encode())
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -190,3 +118,53 @@ def demo_folder(finished_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(finished_demo, tmp_path / "examples")
     monkeypatch.chdir(tmp_path / "examples")
     return tmp_path / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    from alphafuse.cli.main import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["alphafuse", *(str(argument) for argument in arguments)])
+        before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            sys.unraisablehook = hook
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def extracted(make_root: Callable[..., Path]) -> Path:
+    """A root whose stores hold made-up embeddings: the sight tells "dog", the sound tells "cat"."""
+    from alphafuse.data.dataset import Dataset
+    from alphafuse.data.embeddings import Embeddings
+
+    root = make_root(labels=("dog", "cat", "owl"))
+    dataset = Dataset.open(root)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        clips = dataset.manifest.of_split(split)
+        labels = [clip.label for clip in clips]
+        noise = {modality: rng.normal(0, 0.1, (len(clips), 8)) for modality in ("timesformer", "ast")}
+        noise["timesformer"][:, 0] += [label == "dog" for label in labels]
+        noise["ast"][:, 0] += [label == "cat" for label in labels]
+        dataset.store(split).write(
+            Embeddings(
+                clip_ids=tuple(clip.clip_id for clip in clips),
+                labels=tuple(labels),
+                groups=tuple(clip.group for clip in clips),
+                features=noise,
+                settings={modality: {"dim": 8} for modality in noise},
+            )
+        )
+    return root

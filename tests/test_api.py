@@ -19,11 +19,9 @@ import alphafuse
 
 # public name -> why its example can't run here; the example is there, marked as skipped
 CANNOT_RUN = {
-    "bench_extract": "takes minutes; tests/test_bench_extract.py runs its parts at small sizes",
-    "bench_heads": "takes minutes; tests/test_bench.py runs its parts at small sizes",
-    "push_bundle": "pushes to the hub; tests/test_predict.py pushes to something that stands for it",
-    "convert_ast": "needs an original checkpoint (350 MB); tests/test_checkpoints_ast.py converts one that it makes",
-    "convert_timesformer": "needs an original checkpoint; tests/test_checkpoints_timesformer.py converts one it makes",
+    "push_bundle": "pushes to the hub; tests/predict/test_model.py pushes to something that stands for it",
+    "convert_ast": "needs an original checkpoint (350 MB); the tests of extract/encoders/checkpoints make one",
+    "convert_timesformer": "needs an original checkpoint; the tests of extract/encoders/checkpoints make one",
 }
 
 

@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import alphafuse
-from alphafuse.cli import cli
+from alphafuse.cli.main import cli
 
 CHECKOUT = Path(__file__).parents[1]
 DOCS = CHECKOUT / "docs"

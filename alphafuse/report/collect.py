@@ -15,14 +15,14 @@ import numpy as np
 
 from alphafuse.data.audit import audit
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.demo import DEMO_NAME
-from alphafuse.data.files import iterate_csv, one_line, read_json
 from alphafuse.data.manifest import SPLITS
+from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
-from alphafuse.heads.experiments import BASELINE, Experiment
-from alphafuse.heads.settings import TrainSettings
-from alphafuse.heads.table1 import FIGURE3, paper_results
+from alphafuse.heads.studies.experiments import BASELINE, Experiment
+from alphafuse.heads.studies.table1 import FIGURE3, paper_results
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.system.files import iterate_csv, one_line, read_json
 
 from .contents import (
     Ablation,

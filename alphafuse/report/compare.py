@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import write_atomically, write_csv, write_json
-from alphafuse.heads.compare import RATIOS, CompareRow, CompareTable, Published, published_results
-from alphafuse.heads.experiments import COMPARE_RUN, replaced_run
+from alphafuse.heads.studies.compare import RATIOS, CompareRow, CompareTable, Published, published_results
+from alphafuse.heads.studies.experiments import COMPARE_RUN, replaced_run
+from alphafuse.system.files import write_atomically, write_csv, write_json
 
 from .text import (
     aligned,

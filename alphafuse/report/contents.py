@@ -16,8 +16,8 @@ import numpy as np
 
 from alphafuse.data.audit import AuditReport
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.experiments import Experiment
-from alphafuse.heads.statistics import Estimate, Interval, wilson_interval
+from alphafuse.heads.scoring.statistics import Estimate, Interval, wilson_interval
+from alphafuse.heads.studies.experiments import Experiment
 
 Role = Literal["fused", "timesformer", "ast"]
 ROLES: tuple[Role, ...] = ("fused", "timesformer", "ast")
@@ -155,7 +155,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Table 1: see `alphafuse.heads.table1.Table1`."""
+    """Table 1: see `alphafuse.heads.studies.table1.Table1`."""
 
     run: Run
     rows: tuple[TableRow, ...]
@@ -265,7 +265,7 @@ class ChosenAlpha:
 
 @dataclass(frozen=True)
 class AlphaCurves:
-    """A sweep: see `alphafuse.heads.sweep.Sweep`.
+    """A sweep: see `alphafuse.heads.studies.sweep.Sweep`.
 
     Attributes:
         curves, chosen: "timesformer", "ast" or "both" -> points in order of alpha, and the chosen one.

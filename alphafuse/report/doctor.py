@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 
-from alphafuse.doctor import Examination
+from alphafuse.cli.doctor import Examination
 
 COLUMNS = 118
 NAME_COLUMNS = 18

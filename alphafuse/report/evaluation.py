@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alphafuse.data.files import write_csv, write_json
-from alphafuse.heads.evaluation import RunEvaluation
-from alphafuse.heads.metrics import ClassRow
+from alphafuse.heads.scoring.metrics import ClassRow
+from alphafuse.heads.studies.evaluate import RunEvaluation
+from alphafuse.system.files import write_csv, write_json
 
 from .text import aligned, p_value, percent, percent_range, table_text, wrapped
 

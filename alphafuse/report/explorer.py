@@ -41,12 +41,12 @@ from scipy.special import softmax
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.stored import EmbeddingSource
+from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.experiments import TITLES
-from alphafuse.heads.head import AlphaFusion, usable_clips
-from alphafuse.heads.statistics import wilson_interval
-from alphafuse.heads.transforms import NEG_SCALAR, POS_SCALAR
+from alphafuse.heads.model.head import AlphaFusion, usable_clips
+from alphafuse.heads.model.transforms import NEG_SCALAR, POS_SCALAR
+from alphafuse.heads.scoring.statistics import wilson_interval
+from alphafuse.heads.studies.experiments import TITLES
 
 from .text import SENSES, percent
 

@@ -13,7 +13,7 @@ from .text import aligned
 
 if TYPE_CHECKING:  # commands that only look into stores need no torch
     from alphafuse.extract.pipeline import ExtractReport
-    from alphafuse.extract.rates import ExtractPlan, Rates
+    from alphafuse.extract.planning import ExtractPlan, Rates
     from alphafuse.extract.resample import Resampling
 
 LISTED_PROBLEMS = 10

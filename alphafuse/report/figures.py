@@ -25,9 +25,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from alphafuse.data.files import one_line, write_atomically
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.experiments import TITLES
+from alphafuse.heads.studies.experiments import TITLES
+from alphafuse.system.files import one_line, write_atomically
 
 from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow
 from .text import percent

@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 
 import alphafuse
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import one_line, write_atomically
 from alphafuse.data.power import LEVEL
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
-from alphafuse.heads.evaluation import trained_labels
-from alphafuse.heads.experiments import TITLES, Experiment, load_embeddings_of
-from alphafuse.heads.settings import TrainSettings
+from alphafuse.heads.studies.evaluate import trained_labels
+from alphafuse.heads.studies.experiments import TITLES, Experiment, load_embeddings_of
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.system.files import one_line, write_atomically
 
 from . import figures as draw
 from .collect import collect, find_runs

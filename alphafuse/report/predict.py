@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from alphafuse.data.files import one_line
-from alphafuse.heads.experiments import TITLES
-from alphafuse.heads.runs import TrainedRun
-from alphafuse.predict import Explanation, Instead, Prediction
+from alphafuse.heads.studies.experiments import TITLES
+from alphafuse.heads.studies.runs import TrainedRun
+from alphafuse.predict.model import Explanation, Instead, Prediction
+from alphafuse.system.files import one_line
 
 from .text import aligned
 

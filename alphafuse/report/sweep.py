@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import write_atomically, write_csv, write_json
-from alphafuse.heads.comparison import Trained
-from alphafuse.heads.experiments import TITLES, SplitResult, experiment_history, replaced_run
-from alphafuse.heads.settings import NORMALIZE_NOTES
-from alphafuse.heads.sweep import Chosen, Sweep
+from alphafuse.heads.studies.comparison import Trained
+from alphafuse.heads.studies.experiments import TITLES, SplitResult, experiment_history, replaced_run
+from alphafuse.heads.studies.sweep import Chosen, Sweep
+from alphafuse.heads.training.settings import NORMALIZE_NOTES
+from alphafuse.system.files import write_atomically, write_csv, write_json
 
 from .contents import AlphaCurves
 from .figures import alpha_curves, png

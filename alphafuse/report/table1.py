@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import write_atomically, write_csv, write_json
-from alphafuse.heads.experiments import (
+from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
+from alphafuse.heads.studies.experiments import (
     TABLE1_RUN,
     RunResult,
     SplitResult,
@@ -28,8 +28,8 @@ from alphafuse.heads.experiments import (
     replaced_run,
     save_heads,
 )
-from alphafuse.heads.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
-from alphafuse.heads.transforms import NOTEBOOK_POS_SCALAR
+from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1, Table1Row
+from alphafuse.system.files import write_atomically, write_csv, write_json
 
 from .contents import LossCurves, padded
 from .figures import losses, png

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # commands that only look into stores need no torch
-    from alphafuse.heads.experiments import SplitResult
-    from alphafuse.heads.statistics import Estimate, Interval
+    from alphafuse.heads.scoring.statistics import Estimate, Interval
+    from alphafuse.heads.studies.experiments import SplitResult
 
 TEXT_COLUMNS = 118
 SENSES = {"timesformer": "sight", "ast": "sound"}

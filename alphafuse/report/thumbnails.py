@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alphafuse.data.remote import is_remote
 from alphafuse.errors import DecodeError
-from alphafuse.extract.decode import decode_clip
-from alphafuse.extract.fetch import fetched
-from alphafuse.extract.workers import map_tasks
+from alphafuse.extract.decoding.decode import decode_clip
+from alphafuse.extract.decoding.fetch import fetched
+from alphafuse.extract.decoding.workers import map_tasks
+from alphafuse.system.remote import is_remote
 
 EDGE = 224  # pixels of the longer side, unless asked for otherwise
 QUALITY = 70  # of the JPEG: about 6 kB for a frame of VGGSound

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.files import read_json
 from alphafuse.data.splits import reachable_ceiling
-from alphafuse.data.store import setting_differences
-from alphafuse.data.stored import EmbeddingSource
+from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.store.store import setting_differences
 from alphafuse.errors import AlphafuseError, ExperimentError, SettingsMismatchError
-from alphafuse.heads.evaluation import softmax, trained_labels
-from alphafuse.heads.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
-from alphafuse.heads.head import AlphaFusion
-from alphafuse.heads.metrics import Evaluation, evaluate_probabilities
-from alphafuse.heads.runs import validation_rank
-from alphafuse.heads.statistics import Interval, difference_interval, holm, paired_test
-from alphafuse.heads.training import class_indices
+from alphafuse.heads.model.head import AlphaFusion
+from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
+from alphafuse.heads.scoring.statistics import Interval, difference_interval, holm, paired_test
+from alphafuse.heads.studies.evaluate import softmax, trained_labels
+from alphafuse.heads.studies.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
+from alphafuse.heads.studies.runs import validation_rank
+from alphafuse.heads.training.train import class_indices
+from alphafuse.system.files import read_json
 
 from .contents import (
     ROLES,

@@ -1,0 +1,286 @@
+"""What the commands of all modules share: options, completion, groups, colours, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+from click.shell_completion import CompletionItem
+
+DEFAULT_ROOT = "vggsound"
+EXIT_FOUND = 1  # a check that ran and found something
+
+# Names for completion and help, which answer faster than torch can be imported; what is valid is decided by the modules
+# that these names live in, and tests compare.
+SPLITS = ("train", "val", "test")
+MODALITIES = ("timesformer", "ast")
+PROTOCOLS = ("standard", "notebook")
+ENGINES = ("local", "ray")
+PRECISIONS = ("fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+GPUS = ("H200", "H100", "H100 PCIe", "A100", "L40S", "L4", "A10", "V100", "T4", "RTX 4090", "RTX 3090")  # to plan with
+TRANSFORMS = (
+    *("none", "sqrt", "signed-sqrt", "power", "log1p", "tanh", "l2", "pos-scalar", "neg-scalar"),
+    *("scale", "learned", "learned-dim"),
+)
+ALPHA_TRANSFORMS = ("power", "tanh", "scale", "learned", "learned-dim")  # those that a sweep can take
+FUSIONS = ("concat", "add", "matrix", "gate", "attention")
+SCHEDULES = ("constant", "cosine", "two-phase")
+CLASS_WEIGHTS = ("none", "balanced")
+NORMALIZATIONS = ("none", "zscore", "l2")
+ABSENT = ("drop", "zeros")
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+
+
+# -------------------------------------------------------------------------------------------------------- completion
+
+
+def one_of(*names: str) -> Complete:
+    """Completion of one of these names; what is valid is decided where the value is used."""
+
+    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+        return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+    return complete
+
+
+def some_of(*names: str) -> Complete:
+    """Completion of a list such as `timesformer,ast`: of its last name, with those that are not in it yet."""
+
+    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+        before, comma, last = begun.rpartition(",")
+        there = before.split(",")
+        return [CompletionItem(before + comma + n) for n in names if n.startswith(last) and n not in there]
+
+    return complete
+
+
+def run_folders(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+    """Completion of a run's folder: those below --root, ALPHAFUSE_ROOT, and roots in the current folder."""
+    given = context.params.get("root") or os.environ.get("ALPHAFUSE_ROOT") or DEFAULT_ROOT
+    roots = {Path(given)} | {path.parent for path in Path().glob("*/dataset.json")}
+    # a root that is begun to be typed, wherever it is
+    roots |= {Path(begun[: match.start()]) for match in re.finditer(r"/runs(/|$)", begun)}
+    configs = {config for root in roots for config in root.glob("runs/*/config.json")}
+    runs = sorted(str(config.parent) for config in configs if any(config.parent.glob("head*/")))  # those with heads
+    return [CompletionItem(run) for run in runs if run.startswith(begun)] or [CompletionItem(begun, type="dir")]
+
+
+def roots(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+    """Completion of a dataset root: those in the current folder, else any folder."""
+    found = sorted(str(path.parent) for path in Path().glob("*/dataset.json"))
+    return [CompletionItem(root) for root in found if root.startswith(begun)] or [CompletionItem(begun, type="dir")]
+
+
+def store_folders(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+    """Completion of a store's folder, like `run_folders`."""
+    given = os.environ.get("ALPHAFUSE_ROOT") or DEFAULT_ROOT
+    places = {Path(given)} | {path.parent for path in Path().glob("*/dataset.json")}
+    stores = sorted({str(store) for root in places for store in root.glob("stores/*") if store.is_dir()})
+    return [CompletionItem(store) for store in stores if store.startswith(begun)] or [CompletionItem(begun, type="dir")]
+
+
+# ----------------------------------------------------------------------------------------------------------- options
+
+
+class Place(click.Path):
+    """A path, or a URL (s3://, gs://, hf://, ...), as `alphafuse.system.files.to_path` makes them."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The place that was named; `AlphafuseError` where its file system can't be had."""
+        if isinstance(value, str) and "://" in value:
+            from alphafuse.system.files import to_path
+
+            return to_path(value)
+        return super().convert(value, param, ctx)
+
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_ROOT,
+    envvar="ALPHAFUSE_ROOT",
+    show_default=True,
+    show_envvar=True,
+    shell_complete=roots,
+    help="Dataset root: manifest, embedding stores, runs.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decode processes; 0 = one per processor.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--engine and --address, of commands whose work can be spread over machines."""
+    command = click.option(
+        "--address", help="With --engine ray: of its cluster, such as auto. [default: Ray is started here]"
+    )(command)
+    return click.option(
+        "--engine",
+        default="local",
+        show_default=True,
+        shell_complete=one_of(*ENGINES),
+        help="Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
+    )(command)
+
+
+# ------------------------------------------------------------------------------------------------------------ groups
+
+
+class Context(click.Context):
+    """click's, with headings that stand out on a terminal."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.color = use_colour(sys.stdout)
+
+    def make_formatter(self) -> click.HelpFormatter:
+        """A formatter for this terminal's width."""
+        return _Formatter(width=self.terminal_width, max_width=self.max_content_width)
+
+
+class _Formatter(click.HelpFormatter):
+    def write_heading(self, heading: str) -> None:
+        self.write(f"{'':>{self.current_indent}}{paint(f'{heading}:', 'heading')}\n")
+
+
+class Commands(click.Group):
+    """A group whose help shows whole summaries, in the order of the work, and that knows what was probably meant.
+
+    Attributes:
+        sections: heading -> command -> its summary; commands that are in none follow with their own.
+        broken: why other commands than those that are there couldn't be loaded, "" if they all are.
+    """
+
+    context_class = Context
+
+    def __init__(
+        self, *arguments: Any, sections: Mapping[str, Mapping[str, str]] | None = None, **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.sections = sections or {}
+        self.broken = ""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """As click's; the command gets the summary that its section gives it."""
+        super().add_command(cmd, name)
+        for section in self.sections.values():
+            cmd.short_help = section.get(name or cmd.name or "", cmd.short_help)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the sections, else in the order in which they were added."""
+        ordered = [name for section in self.sections.values() for name in section if name in self.commands]
+        return ordered + [name for name in self.commands if name not in ordered]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with another message for a command that doesn't exist."""
+        name = str(args[0])
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise click.UsageError(self.broken or self._unknown(name), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Commands first: they are what one looks for."""
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Section by section."""
+        names = self.list_commands(ctx)
+        width = max((len(name) for name in names), default=0)
+        sections = {heading: list(section) for heading, section in self.sections.items()} or {"Commands": []}
+        listed = {name for section in sections.values() for name in section}
+        [*sections.values()][-1].extend(name for name in names if name not in listed)
+        for heading, section in sections.items():
+            commands = [(name, self.commands[name]) for name in section if name in self.commands]
+            if commands:
+                with formatter.section(heading):
+                    formatter.write_dl([(name.ljust(width), c.get_short_help_str(limit=200)) for name, c in commands])
+
+    def _unknown(self, name: str) -> str:
+        names = [*self.commands]
+        # commands of groups too: `alphafuse demo` means `alphafuse data demo`
+        nested = {path[-1]: " ".join(path) for path, _ in walk(self) if len(path) > 1}
+        near = get_close_matches(name, names, n=1) or [nested[n] for n in get_close_matches(name, nested, n=1)]
+        if near:
+            return f"unknown command '{name}' (did you mean '{near[0]}'?)"
+        return f"unknown command '{name}': choose from {', '.join(self.list_commands(click.Context(self)))}"
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command and group below a command, with the words that lead there; the command itself first, with ()."""
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from walk(child, (*path, name))
+
+
+# ---------------------------------------------------------------------------------------------------------- printing
+
+STYLES: dict[str, dict[str, Any]] = {
+    "heading": {"bold": True},
+    "error": {"fg": "red", "bold": True},
+    "ok": {"fg": "green"},
+    "note": {"fg": "yellow"},
+    "problem": {"fg": "red", "bold": True},
+    "command": {"fg": "cyan"},
+    "quiet": {"dim": True},
+}
+_NEXT = re.compile(r"^(\s*next: )(.*)$", re.MULTILINE)
+_WRITTEN = re.compile(r"^written: .*$", re.MULTILINE)
+_RULE = re.compile(r"^-{8,}$", re.MULTILINE)
+
+
+def use_colour(stream: TextIO | None) -> bool:
+    """Whether to colour what goes there: a terminal that can, unless NO_COLOR; anything with FORCE_COLOR.
+
+    See no-color.org and force-color.org; CLICOLOR_FORCE counts as well.
+    """
+    if stream is None or os.environ.get("NO_COLOR"):  # None: it was closed before we began
+        return False
+    if any(os.environ.get(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, kind: str, *, stream: TextIO | None = None) -> str:
+    """The text in the colour of a kind of `STYLES`, if the stream (stdout by default) takes colours."""
+    return click.style(text, **STYLES[kind]) if use_colour(stream or sys.stdout) else text
+
+
+def print_text(text: str) -> None:
+    """Print a result for people, which ends with one newline; on a terminal its next command stands out."""
+    text = text.removesuffix("\n")
+    if use_colour(sys.stdout):
+        text = _NEXT.sub(lambda found: found[1] + paint(found[2], "command"), text)
+        for pattern in (_WRITTEN, _RULE):
+            text = pattern.sub(lambda found: paint(found[0], "quiet"), text)
+    click.echo(text, color=use_colour(sys.stdout))
+
+
+def print_json(content: object) -> None:
+    """Print figures for programs."""
+    click.echo(json.dumps(content, indent=2, allow_nan=False), color=False)
+
+
+def print_error(message: str) -> None:
+    """Print one line to stderr."""
+    prefix = paint("alphafuse:", "error", stream=sys.stderr)
+    click.echo(f"{prefix} {' '.join(message.split())}", err=True, color=use_colour(sys.stderr))

@@ -1,0 +1,397 @@
+"""Dataset roots on the command line: made, audited, split. Each command is a thin call of one public function."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
+from alphafuse.data.manifest import SPLITS
+
+from .common import (
+    EXIT_FOUND,
+    PROTOCOLS,
+    Commands,
+    Place,
+    json_option,
+    one_of,
+    print_json,
+    print_text,
+    root_option,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from alphafuse.data.sources.importing import ImportReport, LeaveOut
+    from alphafuse.data.sources.resplit import SplitReport
+
+DEFAULT_DEMO_ROOT = "demo"
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides everything that is drawn by lot."
+)
+
+
+@click.group(
+    cls=Commands,
+    sections={
+        "Commands": {
+            "demo": "Generate the demo: small clips, in VGGSound's own layout.",
+            "vggsound": "From VGGSound's csv and a folder of its clips.",
+            "ucf101": "From UCF-101's official split files and its clips.",
+            "kinetics": "From Kinetics' official csv files and its clips.",
+            "folder": "From your own clips: a folder per class, or a csv.",
+            "audit": "What a root's splits can show, what is wrong with its clips.",
+            "split": "Split a root anew: by source video, balanced over labels.",
+        }
+    },
+)
+def data() -> None:
+    """Make a dataset root: from VGGSound, UCF-101, Kinetics or your own clips, or the demo.
+
+    \b
+    Examples:
+      alphafuse data demo --root demo
+      alphafuse data audit --root demo
+    """
+
+
+_val_fraction_option = click.option(
+    "--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation."
+)
+_stores_option = click.option(
+    "--stores",
+    type=Place(),
+    help="Folder or URL (s3://, gs://, ...) for the embedding stores. [default: ROOT/stores, or as the root has it]",
+)
+_BACKBONE = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
+
+
+def _defaults(command: Callable[..., None]) -> Callable[..., None]:
+    """The backbones and protocol that a root remembers."""
+    options = (
+        click.option("--timesformer", help=f"{_BACKBONE} [default: {DEFAULT_TIMESFORMER}, or as the root has it]"),
+        click.option("--ast", help=f"{_BACKBONE} [default: {DEFAULT_AST}, or as the root has it]"),
+        click.option(
+            "--protocol",
+            shell_complete=one_of(*PROTOCOLS),
+            help=f"standard, or the paper's notebook. [default: {DEFAULT_PROTOCOL}, or as the root has it]",
+        ),
+        _stores_option,
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@data.command("demo")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DEMO_ROOT,
+    envvar="ALPHAFUSE_ROOT",
+    show_default=True,
+    show_envvar=True,
+    help="Folder to make.",
+)
+@seed_option
+@_stores_option
+@json_option
+def data_demo(root: Path, seed: int, stores: Path | None, as_json: bool) -> None:
+    """Generate the demo: small clips with picture and sound, in VGGSound's own layout.
+
+    \b
+    Example:
+      alphafuse data demo --root demo
+    """
+    from alphafuse.data.sources.demo import make_demo
+
+    with tqdm(desc="demo", unit="clip", disable=None) as bar:
+        report = make_demo(root, seed=seed, stores=stores, progress=bar.update)
+    _print_import(report, as_json=as_json)
+
+
+@data.command("vggsound")
+@click.option("--csv", type=click.Path(path_type=Path), help="VGGSound's vggsound.csv; --subset paper does without.")
+@click.option("--clips", type=Place(), required=True, help="Folder or URL with {id}_{start:06d}.mp4 files.")
+@root_option
+@click.option("--subset", help="'paper' (the seed paper's 130 clips), a number of clips, or a fraction.")
+@seed_option
+@_val_fraction_option
+@_defaults
+@json_option
+def data_vggsound(as_json: bool, **arguments: Any) -> None:
+    """Make a root from VGGSound's csv and a folder of its clips (any video suffix, nested folders too).
+
+    \b
+    Examples:
+      alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound
+      alphafuse data vggsound --subset paper --clips /data/vggsound --root paper --protocol notebook
+      alphafuse data vggsound --csv vggsound.csv --clips /data/vggsound --subset 0.1 --root tenth
+    """
+    from alphafuse.data.sources.vggsound import import_vggsound
+
+    _print_import(import_vggsound(**arguments), as_json=as_json)
+
+
+def _audio_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--require-audio and --workers, which become the command's `leave_out`."""
+
+    @click.option("--require-audio", is_flag=True, help="Leave out clips without a sound track (reads their headers).")
+    @workers_option
+    @functools.wraps(command)
+    def with_leave_out(require_audio: bool, workers: int, **arguments: Any) -> None:
+        command(leave_out=_without_audio(workers) if require_audio else None, **arguments)
+
+    return with_leave_out
+
+
+def _without_audio(workers: int) -> LeaveOut:
+    """`files_without_audio` with a progress bar."""
+    from alphafuse.extract.decoding.probe import files_without_audio
+
+    def leave_out(files: Sequence[Path]) -> dict[Path, str]:
+        with tqdm(total=len(files), desc="audio", unit="clip", disable=None) as bar:
+            return files_without_audio(files, workers=workers, progress=bar.update)
+
+    return leave_out
+
+
+_subset_option = click.option("--subset", help="A number of clips, or a fraction. [default: all]")
+
+
+@data.command("ucf101")
+@click.option("--splits", type=click.Path(path_type=Path), required=True, help="The folder ucfTrainTestlist.")
+@click.option("--clips", type=Place(), required=True, help="Folder or URL with v_Class_g01_c01.avi files.")
+@root_option
+@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split.")
+@_audio_options
+@_subset_option
+@seed_option
+@_val_fraction_option
+@_defaults
+@json_option
+def data_ucf101(as_json: bool, **arguments: Any) -> None:
+    """Make a root from UCF-101's official split files and a folder of its clips.
+
+    About half of its classes have no sound: --require-audio leaves such clips out; else they stay, and --absent of fit
+    says what becomes of them.
+
+    \b
+    Examples:
+      alphafuse data ucf101 --splits ucfTrainTestlist --clips UCF-101 --root ucf101
+      alphafuse data ucf101 --splits ucfTrainTestlist --clips UCF-101 --root ucf101-av --require-audio
+      alphafuse data ucf101 --splits ucfTrainTestlist --clips UCF-101 --root ucf101-2 --split 2
+    """
+    from alphafuse.data.sources.ucf101 import import_ucf101
+
+    _print_import(import_ucf101(**arguments), as_json=as_json)
+
+
+@data.command("kinetics")
+@click.option(
+    "--csv",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Official list, such as train.csv; give the option once per file.",
+)
+@click.option("--clips", type=Place(), required=True, help="Folder or URL with {id}_{start:06d}_{end:06d}.mp4 files.")
+@root_option
+@click.option("--name", help="What to call the dataset. [default: kinetics400, 600 or 700, by the listed classes]")
+@_audio_options
+@_subset_option
+@seed_option
+@_val_fraction_option
+@_defaults
+@json_option
+def data_kinetics(as_json: bool, **arguments: Any) -> None:
+    """Make a root from Kinetics' official csv files (400, 600 or 700) and a folder of its clips.
+
+    Most test lists have no labels. Without labelled test clips, test is the official validation list, and val is
+    carved out of train.
+
+    \b
+    Examples:
+      alphafuse data kinetics --csv train.csv --csv validate.csv --clips k600 --root kinetics600
+      alphafuse data kinetics --csv train.csv --csv validate.csv --clips k600 --root k600-tenth --subset 0.1
+      alphafuse data kinetics --csv train.csv --csv validate.csv --clips k600 --root k600-av --require-audio
+    """
+    from alphafuse.data.sources.kinetics import import_kinetics
+
+    _print_import(import_kinetics(**arguments), as_json=as_json)
+
+
+@data.command("folder")
+@click.argument("source", type=Place())
+@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
+@root_option
+@seed_option
+@_val_fraction_option
+@click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips carved out for testing.")
+@_defaults
+@json_option
+def data_folder(as_json: bool, **arguments: Any) -> None:
+    """Make a root from your own clips: one folder per class, or a csv that lists them.
+
+    \b
+    Examples:
+      alphafuse data folder clips/ --root mine              clips/dog/a.mp4, clips/cat/b.mkv, ...
+      alphafuse data folder clips/ --root mine              clips/train/dog/a.mp4, clips/test/dog/b.mp4, ...
+      alphafuse data folder clips/ --csv labels.csv --root mine
+      alphafuse data folder s3://bucket/clips --stores s3://bucket/stores --root mine
+    """
+    from alphafuse.data.sources.folder import import_folder
+
+    _print_import(import_folder(**arguments), as_json=as_json)
+
+
+@data.command("audit")
+@root_option
+@click.option("--strict", is_flag=True, help="Exit code 1 when there is an error or a warning.")
+@click.option(
+    "--no-decode", is_flag=True, help="Leave out what needs decoding: copies encoded again, silent clips, ..."
+)
+@workers_option
+@json_option
+def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json: bool) -> None:
+    """Say what a root's splits can show, and what is wrong with its clips.
+
+    \b
+    Examples:
+      alphafuse data audit --root demo
+      alphafuse data audit --root demo --no-decode --strict
+    """
+    from alphafuse.data.audit import audit
+    from alphafuse.extract.decoding.signatures import sign_clips
+    from alphafuse.report.audit import format_audit
+
+    dataset = Dataset.open(root)
+    signatures = None
+    if not no_decode:
+        with tqdm(total=len(dataset.manifest), desc="audit", unit="clip", disable=None) as bar:
+            signatures = sign_clips(dataset, workers=workers, progress=bar.update)
+    report = audit(dataset, signatures=signatures)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(format_audit(report), nl=False)
+    if strict and not report.is_sound:
+        sys.exit(EXIT_FOUND)
+
+
+@data.command("split")
+@root_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Root to make; with --folds OUT/fold-1, ..."
+)
+@click.option("--val", default="0.1", show_default=True, help="Clips for validation: a number, or a share of all.")
+@click.option("--test", help="Clips for testing: a number, or a share of all. [default: 0.2]")
+@click.option("--folds", type=int, help="Make so many roots instead; each tests another part of the clips.")
+@seed_option
+@json_option
+def data_split(root: Path, out: Path, val: str, test: str | None, folds: int | None, seed: int, as_json: bool) -> None:
+    """Split a root anew into another: by source video, balanced over labels, every label in training.
+
+    Embeddings that are there already carry over. Labels with a single source video are only trained on.
+
+    \b
+    Examples:
+      alphafuse data split --root vggsound --val 0.1 --test 0.2 --out vggsound-split
+      alphafuse data split --root vggsound --folds 5 --out vggsound-folds
+    """
+    from alphafuse.data.sources.resplit import TEST_FRACTION, fold_datasets, resplit_dataset
+    from alphafuse.data.splits import parse_size
+
+    if folds is not None and test is not None:
+        raise click.UsageError("--test and --folds exclude each other: a fold's test clips are 1/FOLDS of all")
+    dataset = Dataset.open(root)
+    val_size = parse_size("--val", val)
+    if folds is not None:
+        reports = fold_datasets(dataset, out, folds, val=val_size, seed=seed)
+    else:
+        test_size = TEST_FRACTION if test is None else parse_size("--test", test)
+        reports = [resplit_dataset(dataset, out, val=val_size, test=test_size, seed=seed)]
+    if as_json:
+        print_json([_split_json(report) for report in reports])
+        return
+    for report in reports:
+        _print_split(report)
+
+
+def _split_json(report: SplitReport) -> dict[str, Any]:
+    dataset = report.dataset
+    return {
+        "root": str(dataset.root),
+        "clips": {split: len(dataset.manifest.of_split(split)) for split in SPLITS},
+        "single_video_labels": list(report.single_video_labels),
+        "carried": dict(report.carried),
+    }
+
+
+def _print_split(report: SplitReport) -> None:
+    root, manifest = report.dataset.root, report.dataset.manifest
+    sizes = ", ".join(f"{split} {len(manifest.of_split(split))}" for split in SPLITS)
+    click.echo(f"{root}: {len(manifest)} clips in {len(manifest.labels)} classes ({sizes})")
+    if report.single_video_labels:
+        labels = report.single_video_labels
+        click.echo(f"  only trained: {len(labels)} labels with a single source video, such as {', '.join(labels[:3])}")
+    carried = sum(report.carried.values())
+    if carried:
+        click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")
+    step = "table1" if carried == len(manifest) else "extract --split all"
+    print_text(f"  next: alphafuse {step} --root {root}")
+
+
+def _print_import(report: ImportReport, *, as_json: bool) -> None:
+    from alphafuse.data.splits import reachable_ceiling
+
+    dataset = report.dataset
+    train_labels = [clip.label for clip in dataset.manifest.of_split("train")]
+    ceilings = {
+        split: reachable_ceiling(train_labels, [clip.label for clip in dataset.manifest.of_split(split)])
+        for split in SPLITS
+    }
+    if as_json:
+        print_json(
+            {
+                "root": str(dataset.root),
+                "name": dataset.name,
+                "classes": len(dataset.classes),
+                "clips": {split: ceiling.clips for split, ceiling in ceilings.items()},
+                "reachable": {split: ceiling.reachable for split, ceiling in ceilings.items()},
+                "listed": report.listed,
+                "missing": list(report.missing),
+                "left_out": dict(report.left_out),
+                "notes": list(report.notes),
+            }
+        )
+        return
+    sizes = ", ".join(f"{split} {ceiling.clips}" for split, ceiling in ceilings.items())
+    click.echo(f"{dataset.name}: {len(dataset.manifest)} clips in {len(dataset.classes)} classes ({sizes})")
+    for split, ceiling in ceilings.items():
+        if not ceiling.clips:
+            click.echo(f"  {split} has no clips: fit and table1 need all three splits")
+        if ceiling.reachable < ceiling.clips:
+            click.echo(
+                f"  {split}: only {ceiling.reachable} of {ceiling.clips} clips have a label that occurs in training: "
+                f"no head can score above {ceiling.accuracy:.1%}"
+            )
+    if report.missing:
+        click.echo(
+            f"  missing: {len(report.missing)} of {report.listed} listed clips have no file, such as "
+            f"{', '.join(report.missing[:3])} (all in {dataset.root / 'missing.csv'})"
+        )
+    if report.left_out:
+        reasons = Counter(report.left_out.values()).most_common()
+        listed = "; ".join(f"{reason}: {count}" for reason, count in reasons[:3])
+        more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+        click.echo(f"  left out: {len(report.left_out)} clips ({listed}{more}; all in {dataset.root / 'left_out.csv'})")
+    for note in report.notes:
+        click.echo(f"  {note}")
+    print_text(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")

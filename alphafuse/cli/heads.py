@@ -1,0 +1,431 @@
+"""The commands of stage two: heads on cached embeddings. Each is a thin call of one public function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+from tqdm import tqdm
+
+from alphafuse.data.dataset import Dataset
+
+from .common import (
+    ABSENT,
+    ALPHA_TRANSFORMS,
+    CLASS_WEIGHTS,
+    DEVICES,
+    FUSIONS,
+    MODALITIES,
+    NORMALIZATIONS,
+    SCHEDULES,
+    SPLITS,
+    TRANSFORMS,
+    engine_options,
+    json_option,
+    one_of,
+    print_json,
+    print_text,
+    root_option,
+    roots,
+    run_folders,
+    some_of,
+)
+
+if TYPE_CHECKING:
+    from alphafuse.heads.training.settings import TrainSettings
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that become the command's `settings`, a `TrainSettings`; their defaults are its own (the paper's)."""
+    options = (
+        click.option("--epochs", default=25, show_default=True, help="Passes over the training clips."),
+        click.option("--batch-size", default=8, show_default=True, help="Clips per step."),
+        click.option("--learning-rate", default=1e-4, show_default=True, help="Adam's."),
+        click.option(
+            "--schedule",
+            default="constant",
+            show_default=True,
+            shell_complete=one_of(*SCHEDULES),
+            help="Of the learning rate: constant, cosine, or two-phase (as many epochs again at a tenth).",
+        ),
+        click.option("--weight-decay", default=0.0, show_default=True, help="Adam's L2 term."),
+        click.option("--label-smoothing", default=0.0, show_default=True, help="Share of the target for all classes."),
+        click.option("--mixup", default=0.0, show_default=True, help="Mix embeddings: a of Beta(a, a); 0 = off."),
+        click.option(
+            "--class-weights",
+            default="none",
+            show_default=True,
+            shell_complete=one_of(*CLASS_WEIGHTS),
+            help="none or balanced.",
+        ),
+        click.option(
+            "--patience", type=int, help="Stop early: epochs without a better validation loss. [default: off]"
+        ),
+        click.option("--hidden", default="1024,512", show_default=True, help="Widths of hidden layers; linear = none."),
+        click.option("--dropout", default=0.5, show_default=True, help="After each hidden layer."),
+        click.option("--modality-dropout", default=0.0, show_default=True, help="Share of clips that lose a modality."),
+        click.option(
+            "--normalize",
+            default="none",
+            show_default=True,
+            shell_complete=one_of(*NORMALIZATIONS),
+            help="Each modality after its transform: none, zscore or l2. Scalar alphas change nothing then.",
+        ),
+        click.option(
+            "--absent",
+            default="drop",
+            show_default=True,
+            shell_complete=one_of(*ABSENT),
+            help="Clips that lack a modality: drop or zeros.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            shell_complete=one_of(*DEVICES),
+            help="auto, cpu or cuda.",
+        ),
+        click.option(
+            "--memory-gb", type=float, help="For features; a larger split is streamed. [default: half of free]"
+        ),
+    )
+
+    @functools.wraps(command)
+    def with_settings(**arguments: Any) -> None:
+        from alphafuse.heads.training.settings import TrainSettings
+
+        training = {name: arguments.pop(name) for name in TrainSettings.__dataclass_fields__}
+        training["hidden"] = _widths(training["hidden"])
+        command(settings=TrainSettings(**training), **arguments)
+
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_settings)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """ "1024,512" -> (1024, 512); "linear" -> ()."""
+    if text.strip() in ("linear", ""):
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{text}' are no widths: write 1024,512 or linear", param_hint="--hidden") from None
+
+
+def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--seeds and --first-seed."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        command = click.option(
+            "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them."
+        )(command)
+        return click.option("--seeds", default=default, show_default=True, help="Heads of each kind, one per seed.")(
+            command
+        )
+
+    return add
+
+
+def _bar(title: str, heads: int, settings: TrainSettings) -> tqdm[Any]:
+    return tqdm(total=heads * settings.total_epochs, desc=title, unit="epoch", disable=None)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@click.command()
+@click.option(
+    "--transform",
+    default="none",
+    show_default=True,
+    shell_complete=one_of(*TRANSFORMS),
+    help=f"One of {', '.join(TRANSFORMS)}.",
+)
+@click.option(
+    "--on",
+    shell_complete=one_of(*MODALITIES, "both"),
+    help="timesformer, ast or both: what the transform is applied to.",
+)
+@click.option("--alpha", type=float, help="For scale and power; optional for tanh and learned.")
+@click.option(
+    "--fusion",
+    default="concat",
+    show_default=True,
+    shell_complete=one_of(*FUSIONS),
+    help="concat, add, matrix, gate or attention.",
+)
+@click.option(
+    "--modalities",
+    default="timesformer,ast",
+    show_default=True,
+    shell_complete=some_of(*MODALITIES),
+    help="What the head reads: both, or one.",
+)
+@seeds_options(1)
+@click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
+@training_options
+@engine_options
+@root_option
+@json_option
+def fit(
+    root: Path,
+    transform: str,
+    on: str | None,
+    alpha: float | None,
+    fusion: str,
+    modalities: str,
+    seeds: int,
+    first_seed: int,
+    run: str | None,
+    settings: TrainSettings,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Train one experiment on the cached embeddings; writes ROOT/runs/NAME/.
+
+    \b
+    Examples:
+      alphafuse fit --transform sqrt --on ast
+      alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
+      alphafuse fit --fusion gate --normalize zscore --patience 5
+      alphafuse fit --modalities ast --hidden linear --root demo
+    """
+    from alphafuse.heads.studies.experiments import Experiment, seed_range
+    from alphafuse.heads.studies.experiments import fit as fit_experiment
+    from alphafuse.report.table1 import format_run
+
+    source = click.get_current_context().get_parameter_source("transform")
+    if on and transform == "none" and source == ParameterSource.DEFAULT:
+        raise click.UsageError(f"--on {on} needs a --transform; to read one modality alone: --modalities {on}")
+    experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=_names(modalities))
+    heads = len(seed_range(seeds, first_seed))
+    dataset = Dataset.open(root)
+    replaces = (dataset.root / "runs" / (run or experiment.name)).is_dir()
+    with _bar(experiment.title, heads, settings) as bar:
+        result = fit_experiment(
+            dataset,
+            experiment,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            run=run,
+            progress=bar.update,
+            engine=engine,
+            address=address,
+        )
+    if replaces:
+        click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
+    if as_json:
+        splits = {split: figures.to_json() for split, figures in result.splits.items()}
+        print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
+        return
+    print_text(format_run(result))
+
+
+@click.command()
+@seeds_options(5)
+@training_options
+@engine_options
+@root_option
+@json_option
+def table1(
+    root: Path,
+    seeds: int,
+    first_seed: int,
+    settings: TrainSettings,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Train the paper's six experiments, the untransformed baseline and each modality alone.
+
+    Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
+
+    \b
+    Example:
+      alphafuse table1 --root demo
+    """
+    from alphafuse.heads.studies.experiments import seed_range
+    from alphafuse.heads.studies.table1 import TABLE1
+    from alphafuse.heads.studies.table1 import table1 as train_table1
+    from alphafuse.report.table1 import format_text, to_json, write_table1
+
+    heads = len(TABLE1) * len(seed_range(seeds, first_seed))
+    dataset = Dataset.open(root)
+    with _bar("table 1", heads, settings) as bar:
+        table = train_table1(
+            dataset,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            progress=bar.update,
+            engine=engine,
+            address=address,
+        )
+    folder = write_table1(table, dataset)
+    if as_json:
+        print_json(to_json(table))
+        return
+    print_text(f"{format_text(table)}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+
+
+@click.command()
+@click.option(
+    "--on",
+    default="ast",
+    show_default=True,
+    shell_complete=some_of(*MODALITIES, "both"),
+    help="timesformer, ast, both; several: timesformer,ast.",
+)
+@click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")
+@click.option(
+    "--transform",
+    default="scale",
+    show_default=True,
+    shell_complete=one_of(*ALPHA_TRANSFORMS),
+    help="scale, or another that takes an alpha, such as power.",
+)
+@seeds_options(5)
+@click.option("--run", help="Name of the run. [default: sweep-ON]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="config.json of an earlier sweep: the same again; only --root, --run, --engine and --address still count.",
+)
+@training_options
+@engine_options
+@root_option
+@json_option
+def sweep(
+    root: Path,
+    on: str,
+    alpha: str,
+    transform: str,
+    seeds: int,
+    first_seed: int,
+    run: str | None,
+    config: Path | None,
+    settings: TrainSettings,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Accuracy and loss against alpha, chosen on validation, tested once; writes ROOT/runs/sweep-ON/.
+
+    \b
+    Examples:
+      alphafuse sweep --on ast --alpha 0:2:0.25 --seeds 20
+      alphafuse sweep --on timesformer,ast --root demo
+      alphafuse sweep --config demo/runs/sweep-ast/config.json --root demo --run again
+      alphafuse sweep --on ast --seeds 20 --engine ray --address auto
+    """
+    from alphafuse.heads.studies.sweep import count_sweep_heads, parse_alphas, read_sweep_config
+    from alphafuse.heads.studies.sweep import sweep as run_sweep
+    from alphafuse.report.sweep import format_text, to_json, write_sweep
+
+    arguments: dict[str, Any] = {
+        "on": _names(on),
+        "alphas": parse_alphas(alpha),
+        "transform": transform,
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "settings": settings,
+    }
+    if config:
+        arguments = read_sweep_config(config)
+    heads = count_sweep_heads(arguments["on"], arguments["alphas"], arguments["seeds"])
+    dataset = Dataset.open(root)
+    with _bar("sweep", heads, arguments["settings"]) as bar:
+        found = run_sweep(dataset, **arguments, progress=bar.update, engine=engine, address=address)
+    folder = write_sweep(found, dataset, run=run)
+    if as_json:
+        print_json(to_json(found))
+        return
+    print_text(f"{format_text(found)}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
+
+
+@click.command()
+@seeds_options(5)
+@training_options
+@engine_options
+@root_option
+@json_option
+def compare(
+    root: Path,
+    seeds: int,
+    first_seed: int,
+    settings: TrainSettings,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Each modality alone, late fusion, every fusion, every transform and the controls, in one table.
+
+    Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
+
+    \b
+    Example:
+      alphafuse compare --root demo
+    """
+    from alphafuse.heads.studies.compare import compare as run_compare
+    from alphafuse.heads.studies.compare import count_compare_heads
+    from alphafuse.report.compare import format_text, to_json, write_compare
+
+    dataset = Dataset.open(root)
+    with _bar("compare", count_compare_heads(seeds), settings) as bar:
+        table = run_compare(
+            dataset,
+            seeds=seeds,
+            first_seed=first_seed,
+            settings=settings,
+            progress=bar.update,
+            engine=engine,
+            address=address,
+        )
+    folder = write_compare(table, dataset)
+    if as_json:
+        print_json(to_json(table))
+        return
+    print_text(f"{format_text(table)}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
+@click.option("--split", default="test", show_default=True, shell_complete=one_of(*SPLITS), help="train, val or test.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    shell_complete=run_folders,
+    help="Another run: paired test on the same clips.",
+)
+@click.option("--vggsounder", is_flag=True, help="Also VGGSounder's multi-label scores (needs that package).")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    shell_complete=roots,
+    help="Dataset root. [default: the one the run lies in]",
+)
+@json_option
+def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, as_json: bool) -> None:
+    """Every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
+
+    \b
+    Examples:
+      alphafuse evaluate demo/runs/sqrt-ast --split test
+      alphafuse evaluate demo/runs/sqrt-ast --against demo/runs/untransformed
+    """
+    from alphafuse.heads.studies.evaluate import evaluate as evaluate_run
+    from alphafuse.report.evaluation import format_text, to_json, write_evaluation
+
+    dataset = Dataset.open(root) if root else None
+    found = evaluate_run(run, split=split, dataset=dataset, against=against, vggsounder=vggsounder)
+    folder = write_evaluation(found)
+    if as_json:
+        print_json(to_json(found))
+        return
+    print_text(f"{format_text(found)}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")

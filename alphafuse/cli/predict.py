@@ -1,0 +1,124 @@
+"""Trained runs on the command line: what they say of a clip, and how they travel."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from alphafuse.data.dataset import Dataset
+
+from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders, workers_option
+from .extract import device_option
+
+
+@click.command()
+@click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--run",
+    shell_complete=run_folders,
+    help="Run folder, exported folder or hub id. [default: the root's best run on validation]",
+)
+@root_option
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
+@click.option("--why", is_flag=True, help="Also: without the sound, without the picture, and along alpha.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
+@click.option("--timesformer", help="Where its backbone is now. [default: as the run says]")
+@click.option("--ast", help="Where its backbone is now. [default: as the run says]")
+@device_option
+@workers_option
+@json_option
+def predict(
+    clips: tuple[Path, ...],
+    run: str | None,
+    root: Path,
+    top: int,
+    why: bool,
+    as_csv: bool,
+    timesformer: str | None,
+    ast: str | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Label clips (files, or folders of them) with a trained run.
+
+    Exit code 1 when a clip got no answer; its reason is printed.
+
+    \b
+    Examples:
+      alphafuse predict clip.mp4 --root demo
+      alphafuse predict clip.mp4 --run demo/runs/sqrt-ast --why
+      alphafuse predict clips/ --run exported --top 1 --csv > labels.csv
+    """
+    if as_csv and (why or as_json):
+        raise click.UsageError("--csv goes without --why and --json: use --json for everything")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in extract: before torch is loaded
+    from alphafuse.heads.studies.runs import best_run, read_run
+    from alphafuse.predict.model import AlphaFuse, Explanation, find_clips
+    from alphafuse.report import predict as report
+
+    files = find_clips(clips)
+    if run is None:
+        run = str(best_run(Dataset.open(root)))
+        click.echo(f"run: {run} ({report.format_best(read_run(run))})", err=True)
+    model = AlphaFuse.from_pretrained(run, timesformer=timesformer, ast=ast, device=device, workers=workers)
+    if report.is_guessing(model.run):
+        click.echo("note: on test clips this run can't be told from guessing; don't build on its answers", err=True)
+    answers, rows = 0, []
+    if as_csv:
+        click.echo(report.to_csv([]), nl=False)
+    with tqdm(total=len(files), desc="predict", unit="clip", disable=None if len(files) > 1 else True) as bar:
+        for one in model.stream(files, top=top, why=why, progress=bar.update):
+            prediction = one.prediction if isinstance(one, Explanation) else one
+            answers += bool(prediction.top)
+            with bar.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
+                if as_json:
+                    rows += report.to_json([one])
+                elif as_csv:
+                    click.echo(report.to_csv([prediction], header=False), nl=False)
+                else:
+                    print_text(report.format_prediction(prediction))
+                    if isinstance(one, Explanation):
+                        print_text(report.format_explanation(one) + "\n")
+    if as_json:
+        print_json({"run": run, "classes": len(model.classes), "clips": rows})
+    if answers < len(files):
+        sys.exit(EXIT_FOUND)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--with-backbones", is_flag=True, help="Also copy the backbones' files into the folder.")
+@click.option("--push", metavar="OWNER/NAME", help="Then push it to the hub (needs a token: `hf auth login`).")
+@click.option("--private", is_flag=True, help="With --push: a private repository.")
+@json_option
+def export(run: Path, out: Path, with_backbones: bool, push: str | None, private: bool, as_json: bool) -> None:
+    """Bundle a run into one folder: heads, preprocessing, backbones' ids, metrics, and a model card.
+
+    What it makes is all that `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
+
+    \b
+    Examples:
+      alphafuse export demo/runs/sqrt-ast exported
+      alphafuse export demo/runs/sqrt-ast exported --with-backbones
+      alphafuse export vggsound/runs/sqrt-ast exported --push me/vggsound-sqrt-ast
+    """
+    from alphafuse.predict.bundle import export_run, push_bundle
+
+    folder = export_run(run, out, with_backbones=with_backbones)
+    pushed = push_bundle(folder, push, private=private) if push else None
+    if as_json:
+        print_json({"folder": str(folder), "pushed": pushed, "bytes": _bytes(folder)})
+        return
+    print_text(f"{folder}: {_bytes(folder) / 1e6:.1f} MB (README.md is its card)")
+    if pushed:
+        print_text(f"pushed: {pushed}")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

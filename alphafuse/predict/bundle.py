@@ -1,0 +1,123 @@
+"""A run that travels: its heads, what they expect of embeddings, how they did, and a card that says so.
+
+    out/
+      README.md          model card: data, protocol, metrics with intervals, limits
+      config.json        as in the run: experiment, classes, backbones, every preprocessing number, settings, seeds
+      metrics.json       as in the run
+      head/, heads/      as in the run
+      backbones/<name>/  the backbones' own files, where they were asked for
+
+It is a run folder without training curves and predictions: whatever takes a run takes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from alphafuse.errors import BackboneError, ExperimentError
+from alphafuse.extract.encoders.locate import COMPACT, local_folder
+from alphafuse.heads.studies.runs import TrainedRun, read_run
+
+BACKBONE_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.bin")
+
+
+def export_run(run: str | Path, out: str | Path, *, with_backbones: bool = False) -> Path:
+    """Bundle a run into one folder that can be copied to another machine, or pushed to the hub.
+
+    Args:
+        run: folder of a run with heads.
+        out: folder to make; it appears whole.
+        with_backbones: also copy the backbones' files, so that the folder is all that prediction needs. Without them
+            their hub ids travel, and of a backbone in a local folder its name and the sha256 of its weights.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ExperimentError: no run there, or something at `out` already.
+        BackboneError: a backbone that isn't on this machine.
+
+    >>> from alphafuse import export_run, read_run
+    >>> folder = export_run("demo/runs/sqrt-ast", "bundle")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'config.json', 'head', 'metrics.json']
+    >>> read_run(folder)
+    TrainedRun(AST sqrt, 1 heads, folder='bundle')
+    """
+    trained, out = read_run(run), Path(out)
+    if out.exists():
+        raise ExperimentError(f"{out} exists: name another folder, or remove it first")
+    from .card import model_card
+
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        write_bundle(trained, temporary, with_backbones=with_backbones)
+        (temporary / "README.md").write_text(str(model_card(read_run(temporary))), "utf-8")
+        temporary.rename(out)
+    except OSError as error:
+        raise ExperimentError(f"can't write {out}: {error.strerror or error}: name another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -> str:
+    """Push a run or a bundle to the hub, once it is certain that it loads here; returns the commit's address.
+
+    Raises:
+        ExperimentError: the hub can't be reached, or refuses.
+        BackboneError, SettingsMismatchError: as `AlphaFuse.from_pretrained`.
+
+    >>> from alphafuse import push_bundle
+    >>> push_bundle("demo/runs/sqrt-ast", "me/demo-sqrt-ast", private=True)  # doctest: +SKIP
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from .model import AlphaFuse
+
+    # HTTPError of the client that this huggingface_hub is built on
+    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]
+    model = AlphaFuse.from_pretrained(folder)
+    try:
+        return str(model.push_to_hub(repository, private=private, commit_message="Add an alphafuse run"))
+    except (HFValidationError, transport_error, OSError) as error:
+        raise ExperimentError(
+            f"can't push to '{repository}': {str(error).splitlines()[0]}: log in (`hf auth login`), check the name and "
+            f"the network, then run it again ({folder} is whole)"
+        ) from None
+
+
+def write_bundle(run: TrainedRun, folder: Path, *, with_backbones: bool = False) -> None:
+    """Write all but the card; a run that carries its backbones goes on carrying them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backbones: dict[str, dict[str, Any]] = {}
+    for modality, backbone in run.backbones.items():
+        name = backbone["name"]
+        source = carried_backbone(run.folder, modality)
+        if source is None and with_backbones:
+            source = local_folder(modality, name)
+            if source is None:
+                raise BackboneError(
+                    f"the {modality} '{name}' is not on this machine: predict once with it, or leave the backbones out"
+                )
+        if source is not None:
+            _copy_backbone(source, folder / "backbones" / modality)
+        is_public = name == COMPACT or not Path(name).expanduser().exists()
+        backbones[modality] = {**backbone, "name": name if is_public else Path(name).resolve().name}
+    TrainedRun(run.folder, run.experiment, run.heads, {**run.config, "backbones": backbones}, run.metrics).write(folder)
+
+
+def carried_backbone(folder: Path, modality: str) -> Path | None:
+    """The backbone's folder inside a bundle, where it carries one."""
+    inside = folder / "backbones" / modality
+    return inside if (inside / "config.json").is_file() else None
+
+
+def _copy_backbone(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for pattern in BACKBONE_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)  # of a link in the hub's cache its content

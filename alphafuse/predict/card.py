@@ -1,0 +1,105 @@
+"""The model card of a run that travels: what it is, what it was trained and tested on, and what it can't do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+import alphafuse
+from alphafuse.data.sources.demo import DEMO_NAME
+from alphafuse.extract.decoding.decode import SAMPLE_RATE_HZ
+from alphafuse.extract.decoding.specs import HOP_SAMPLES
+from alphafuse.extract.encoders.locate import COMPACT
+from alphafuse.heads.studies.experiments import TITLES
+from alphafuse.heads.studies.runs import TrainedRun
+
+TEMPLATE = Path(__file__).parent / "card.md.j2"
+SHOWN_CLASSES = 30
+
+
+def model_card(run: TrainedRun) -> ModelCard:
+    """The card, from what the run recorded: nothing in it is measured anew."""
+    config, head = run.config, run.heads[0].config
+    hub_names = [made["name"] for made in run.backbones.values() if "/" in made.get("name", "")]
+    data = ModelCardData(
+        library_name="alphafuse",
+        pipeline_tag="video-classification",
+        tags=["alphafuse", "audio-visual", "timesformer", "audio-spectrogram-transformer"],
+        base_model=hub_names or None,
+    )
+    parameters = sum(parameter.numel() for parameter in run.heads[0].parameters())
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text("utf-8"),
+        title=run.experiment.title,
+        head=head.describe(),
+        layers="-".join(map(str, (run.heads[0].fusion.output_dim, *head.hidden, len(head.classes)))),
+        parameters=f"{parameters:,}",
+        heads=len(run.heads),
+        seeds=", ".join(map(str, config["seeds"])),
+        dataset=config["dataset"]["name"],
+        is_demo=config["dataset"]["name"] == DEMO_NAME,
+        clips=config["clips"],
+        classes=len(head.classes),
+        shown="; ".join(head.classes[:SHOWN_CLASSES]),
+        more=max(0, len(head.classes) - SHOWN_CLASSES),
+        backbones=[_backbone(run, modality) for modality in run.modalities],
+        carries_backbones=(run.folder / "backbones").is_dir(),
+        splits={split: _figures(figures) for split, figures in run.metrics.items()},
+        looked_at=" and ".join(_looked_at(run.embeddings[modality]) for modality in run.modalities),
+        is_compact=any(made.get("name") == COMPACT for made in run.backbones.values()),
+        absent=head.absent,
+        settings={name: value for name, value in config["settings"].items() if value is not None},
+        versions=config["versions"],
+        version=alphafuse.__version__,
+        modalities=" and ".join(TITLES[modality] for modality in run.modalities),
+    )
+
+
+def _backbone(run: TrainedRun, modality: str) -> dict[str, Any]:
+    made = run.embeddings[modality]
+    known = run.backbones.get(modality, {})
+    return {
+        "title": TITLES[modality],
+        "option": modality,
+        "name": known.get("name", "not recorded"),
+        "revision": known.get("revision", ""),
+        "sha256": str(made.get("weights_sha256", ""))[:16],
+        "protocol": made.get("protocol", "?"),
+        "precision": made.get("precision", "?"),
+    }
+
+
+def _looked_at(made: Mapping[str, Any]) -> str:
+    """What of a clip its backbone is fed."""
+    if "frames" in made:
+        return f"{made['frames']} frames, spread over the whole clip,"
+    return (
+        f"the first {made['max_length'] * HOP_SAMPLES / SAMPLE_RATE_HZ:.1f} seconds of sound"
+        if "max_length" in made
+        else "the sound"
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """One split's line: numbers as people read them."""
+    k = next(int(name[3:]) for name in figures if name.startswith("top") and name != "top1")
+    top1, topk, loss = figures["top1"], figures[f"top{k}"], figures["loss"]
+    return {
+        "n": figures["n"],
+        "videos": figures["source_videos"],
+        "top1": _percent(top1),
+        "k": k,
+        "topk": _percent(topk),
+        "loss": f"{loss['mean']:.3f} [{loss['interval']['low']:.3f}, {loss['interval']['high']:.3f}]",
+        "ceiling": f"{100 * figures['reachable_ceiling']['accuracy']:.1f}",
+        "method": top1["interval"]["method"],
+    }
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    interval = estimate["interval"]
+    return f"{100 * estimate['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"

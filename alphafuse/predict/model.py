@@ -1,0 +1,508 @@
+"""Clips in, labels out: a trained run's heads behind the backbones whose embeddings they were trained on.
+
+clip file -> extract's decoders and backbones -> embeddings -> the run's heads -> probabilities, and why
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.sources.importing import find_videos
+from alphafuse.data.store.store import setting_differences
+from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
+from alphafuse.extract.encoders.encoder import Backbone, Placement, choose_device, load_backbones
+from alphafuse.extract.encoders.locate import hub_reachable
+from alphafuse.extract.engines.embedder import Embedder
+from alphafuse.extract.files import EmbeddedFiles, embed_files
+from alphafuse.extract.settings import ExtractSettings
+from alphafuse.heads.model.head import usable_clips
+from alphafuse.heads.studies.runs import TrainedRun, read_run
+
+from .bundle import carried_backbone, write_bundle
+
+TOP = 5
+STREAMED = 64  # clips that go together: their workers start once, and no more than these are lost
+ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, what the heads were trained at
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A label and its probability in [0, 1], the mean over the run's heads."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of a clip.
+
+    Attributes:
+        clip: the file.
+        top: the most probable labels, the most probable first; none where there is no answer.
+        agreeing: how many of the run's heads put the first label first.
+        heads: how many heads there are.
+        missing: modality -> why the clip has no such embedding, of those that the heads read.
+        probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN where there is no answer.
+
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> prediction = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")(find_clips(["demo/clips"])[0])
+    >>> prediction.label == prediction.top[0].label, prediction.heads, prediction.probabilities.shape
+    (True, 1, (16,))
+    """
+
+    clip: Path
+    top: tuple[Ranked, ...]
+    agreeing: int
+    heads: int
+    missing: Mapping[str, str]
+    probabilities: np.ndarray
+
+    def __repr__(self) -> str:
+        says = f"{self.top[0].label!r} {self.top[0].probability:.1%}" if self.top else f"no answer, {self.missing}"
+        return f"Prediction({self.clip.name!r}: {says})"
+
+    @property
+    def label(self) -> str | None:
+        """The most probable label; None where there is no answer."""
+        return self.top[0].label if self.top else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able, without the probabilities of all classes."""
+        return {
+            "clip": str(self.clip),
+            "top": [{"label": ranked.label, "probability": ranked.probability} for ranked in self.top],
+            "heads": self.heads,
+            "agreeing": self.agreeing,
+            "missing": dict(self.missing),
+        }
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What the run says when something of the clip is changed.
+
+    Attributes:
+        top: the most probable label then, and its probability.
+        probability: of the label that the unchanged clip gets.
+    """
+
+    top: Ranked
+    probability: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {"label": self.top.label, "label_probability": self.top.probability, "probability": self.probability}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a prediction depends on what is seen and on what is heard.
+
+    Attributes:
+        prediction: of the clip as it is.
+        blanked: modality -> what is said when that one is blank (a black picture, silence) and the other as it is.
+        blank: what is said when all are blank.
+        shares: modality -> its share of the answer's probability over that of the blank clip: Shapley values of the
+            game whose players are the modalities (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
+            sum to probability - `blank.probability` and may be negative.
+        along: modality -> (alpha, what is said) with alpha on what is fused of it; 1 is the prediction itself.
+
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
+    >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
+    >>> sorted(why.shares), [alpha for alpha, _ in why.along["ast"]]
+    (['ast', 'timesformer'], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
+    """
+
+    prediction: Prediction
+    blanked: Mapping[str, Instead]
+    blank: Instead
+    shares: Mapping[str, float]
+    along: Mapping[str, tuple[tuple[float, Instead], ...]]
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The modalities without which the answer is another, when the other one is as it is."""
+        return tuple(name for name, instead in self.blanked.items() if instead.top.label != self.prediction.label)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {
+            "decided": list(self.decided),
+            "blanked": {modality: instead.to_json() for modality, instead in self.blanked.items()},
+            "blank": self.blank.to_json(),
+            "shares": dict(self.shares),
+            "along": {
+                modality: [{"alpha": alpha, **instead.to_json()} for alpha, instead in points]
+                for modality, points in self.along.items()
+            },
+        }
+
+
+class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "video-classification"]):
+    """A classifier of clips: the backbones, and the heads of a trained run behind them.
+
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> clips = find_clips(["demo/clips"])
+    >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
+    >>> model
+    AlphaFuse(1 heads of 'AST sqrt', 16 classes, timesformer, ast)
+    >>> model(clips[0])
+    Prediction('-QJGJy65ytt_000115.mp4': 'heart beating with engine humming' ...%)
+    >>> model.explain(clips[:1])[0].decided
+    ('timesformer',)
+
+    Where a run has several heads (one per seed), probabilities are their means. The accuracies that a run reports are
+    means over its single heads.
+
+    Attributes:
+        run: the run.
+        embedder: the backbones at work.
+    """
+
+    def __init__(
+        self, run: TrainedRun, models: Mapping[str, Backbone], extract_settings: ExtractSettings | None = None
+    ) -> None:
+        """Put a run and loaded backbones together (argument names must not be those of a run's config.json).
+
+        Raises:
+            SettingsMismatchError: a backbone or its preprocessing is not the one that the run was trained on.
+        """
+        self.run = run
+        for modality in run.modalities:
+            difference = setting_differences(run.embeddings[modality], models[modality].settings())
+            if difference:
+                raise SettingsMismatchError(
+                    f"the run {run.folder} was trained on another {modality} {difference} than {models[modality].name} "
+                    f"gives: name the one that it was trained on (--{modality})"
+                )
+        self.embedder = Embedder({name: models[name] for name in run.modalities}, extract_settings or ExtractSettings())
+
+    def __repr__(self) -> str:
+        heads = f"{len(self.run.heads)} heads of {self.run.experiment.title!r}"
+        return f"AlphaFuse({heads}, {len(self.classes)} classes, {', '.join(self.embedder.backbones)})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels in the order of `Prediction.probabilities`."""
+        return self.run.classes
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # no **model_kwargs: what is misspelt should be an error
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        timesformer: str | None = None,
+        ast: str | None = None,
+        device: str = "auto",
+        workers: int = 0,
+        timeout_seconds: float = ExtractSettings.timeout_seconds,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> AlphaFuse:
+        """Load a run with its backbones: a run folder, a folder that `alphafuse export` wrote, or a hub id of one.
+
+        Args:
+            pretrained_model_name_or_path: the folder or hub id; of a run of `table1` the untransformed heads.
+            timesformer, ast: where the backbones are now, if not where the run says.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            workers, timeout_seconds: of decoding, as in `ExtractSettings`.
+            revision, token, cache_dir, force_download, local_files_only: huggingface_hub's own, for a hub id.
+
+        Raises:
+            ExperimentError: no run there.
+            BackboneError: a backbone that can't be had.
+            SettingsMismatchError: a backbone or its preprocessing is not the one that the run was trained on.
+        """
+        name = str(pretrained_model_name_or_path)
+        how: dict[str, Any] = {"timesformer": timesformer, "ast": ast, "device": device}
+        how |= {"workers": workers, "timeout_seconds": timeout_seconds}
+        if Path(name).exists():
+            return cls._load(Path(name), **how)
+        huggingface_hub.logging.set_verbosity_error()
+        local_files_only = local_files_only or not hub_reachable()  # its client would retry for half a minute
+        try:
+            return super().from_pretrained(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                **how,
+            )
+        except HFValidationError:
+            why = "no such folder"
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+            why = "no such folder, and the hub can't be reached"
+        except OSError as error:  # HfHubHTTPError is one
+            why = f"no such folder, and the hub says: {str(error).splitlines()[0]}"
+        raise ExperimentError(
+            f"no trained run '{name}' ({why}): name a run folder, such as <root>/runs/sqrt-ast"
+        ) from None
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,
+    ) -> AlphaFuse:
+        """Of a hub id; the mixin's `from_pretrained` calls it."""
+        folder = huggingface_hub.snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls._load(Path(folder), **model_kwargs)
+
+    @classmethod
+    def _load(
+        cls,
+        folder: Path,
+        *,
+        timesformer: str | None,
+        ast: str | None,
+        device: str,
+        workers: int,
+        timeout_seconds: float,
+    ) -> AlphaFuse:
+        run = read_run(folder)
+        given = {"timesformer": timesformer, "ast": ast}
+        names = {modality: given[modality] or _backbone_name(run, modality) for modality in run.modalities}
+        made = next(iter(run.embeddings.values()))
+        placement = Placement(choose_device(device), made.get("precision", "fp32"), made.get("protocol", "standard"))
+        settings = ExtractSettings(device=device, workers=workers, timeout_seconds=timeout_seconds)
+        return cls(run, load_backbones(names, placement), settings)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_bundle(self.run, save_directory)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write: data, protocol, metrics with intervals, limits."""
+        from .card import model_card
+
+        return model_card(self.run)
+
+    def __call__(self, clip: str | Path, *, top: int = TOP) -> Prediction:
+        """Label one clip; see `predict`."""
+        return self.predict([clip], top=top)[0]
+
+    def predict(
+        self,
+        clips: Sequence[str | Path],
+        *,
+        top: int = TOP,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Prediction]:
+        """Label clips, in their order.
+
+        A clip that lacks a modality has an answer where the heads were trained with `absent="zeros"`, and none
+        otherwise; `Prediction.missing` says why. Files that can't be read are predictions without an answer.
+
+        Args:
+            clips: files.
+            top: how many labels of each, at least 1; all when there are fewer.
+            progress: called with 1 for each clip that is embedded.
+
+        Raises:
+            DatasetError: no such file.
+        """
+        found = self.stream(clips, top=top, progress=progress)
+        return [one for one in found if isinstance(one, Prediction)]
+
+    def explain(
+        self,
+        clips: Sequence[str | Path],
+        *,
+        top: int = TOP,
+        alphas: Sequence[float] = ALPHAS,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Explanation | Prediction]:
+        """Label clips and say how the answer depends on sight and sound; a clip without an answer stays a `Prediction`.
+
+        What is blank goes through its backbone as a clip with a black picture, or with silence, of the same length. No
+        training clip may have looked like that: read it as "how much the answer leans on this", not as what a head that
+        was trained without the modality would say.
+
+        Args:
+            clips, top, progress: as in `predict`.
+            alphas: factors on what is fused of a modality, after transform and normalisation.
+
+        Raises:
+            DatasetError: no such file.
+        """
+        return list(self.stream(clips, top=top, why=True, alphas=alphas, progress=progress))
+
+    def stream(
+        self,
+        clips: Sequence[str | Path],
+        *,
+        top: int = TOP,
+        why: bool = False,
+        alphas: Sequence[float] = ALPHAS,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Prediction | Explanation]:
+        """Yield what `predict`, or with `why` what `explain`, says of clips, in their order, as soon as it is known.
+
+        For many clips: memory does not grow with their number, and what was yielded is not lost when a later clip, or
+        Ctrl-C, ends it. 64 clips go together.
+        """
+        if top < 1:
+            raise ExperimentError(f"top must be at least 1, not {top}")
+        files = _files(clips)
+        for start in range(0, len(files), STREAMED):
+            some = files[start : start + STREAMED]
+            embedded = embed_files(self.embedder, some, blank=why, progress=progress)
+            predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
+            yield from self._explanations(predictions, embedded, alphas) if why else predictions
+
+    def embed(self, clips: Sequence[str | Path], *, progress: Callable[[int], object] | None = None) -> Embeddings:
+        """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
+        return embed_files(self.embedder, _files(clips), progress=progress).rows
+
+    def _explanations(
+        self, predictions: Sequence[Prediction], embedded: EmbeddedFiles, alphas: Sequence[float]
+    ) -> list[Explanation | Prediction]:
+        assert embedded.blank is not None
+        here, blank = embedded.rows, embedded.blank
+        names = self.run.modalities
+        without = {
+            frozenset(some): self._probabilities(_mixed(here, blank, some)).mean(axis=0)
+            for some in ([(name,) for name in names] + [names])
+        }
+        along = {
+            name: [(alpha, self._probabilities(here, {name: alpha}).mean(axis=0)) for alpha in alphas] for name in names
+        }
+        there = {name: blank.present(name) for name in names}
+        explained: list[Explanation | Prediction] = []
+        for i, prediction in enumerate(predictions):
+            heard = [name for name in names if there[name][i]]
+            if not prediction.top or not heard:
+                explained.append(prediction)
+                continue
+            answer = self.classes.index(prediction.top[0].label)
+            value = {some: float(probabilities[i, answer]) for some, probabilities in without.items()}
+            value[frozenset()] = prediction.top[0].probability
+            explained.append(
+                Explanation(
+                    prediction,
+                    {name: self._instead(without[frozenset((name,))][i], answer) for name in heard},
+                    self._instead(without[frozenset(names)][i], answer),
+                    _shapley(value, names, heard),
+                    {name: tuple((a, self._instead(p[i], answer)) for a, p in along[name]) for name in heard},
+                )
+            )
+        return explained
+
+    def _probabilities(self, embeddings: Embeddings, alphas: Mapping[str, float] | None = None) -> np.ndarray:
+        """(heads, clips, C) float64."""
+        return np.stack([head.predict_proba(embeddings, alphas) for head in self.run.heads]).astype(np.float64)
+
+    def _predictions(
+        self, clips: Sequence[str | Path], embedded: EmbeddedFiles, probabilities: np.ndarray, top: int
+    ) -> list[Prediction]:
+        usable = usable_clips(embedded.rows, self.run.heads[0].config)
+        predictions = []
+        for i, clip in enumerate(clips):
+            mean = probabilities[:, i].mean(axis=0)  # (C,)
+            order = [int(j) for j in np.argsort(-mean, kind="stable")[:top]] if usable[i] else []
+            predictions.append(
+                Prediction(
+                    clip=Path(clip),
+                    top=tuple(Ranked(self.classes[j], float(mean[j])) for j in order),
+                    agreeing=int((probabilities[:, i].argmax(axis=1) == order[0]).sum()) if order else 0,
+                    heads=len(probabilities),
+                    missing=embedded.reasons(i),
+                    probabilities=mean,
+                )
+            )
+        return predictions
+
+    def _instead(self, probabilities: np.ndarray, answer: int) -> Instead:
+        best = int(probabilities.argmax())
+        return Instead(Ranked(self.classes[best], float(probabilities[best])), float(probabilities[answer]))
+
+
+def find_clips(paths: Sequence[str | Path]) -> list[Path]:
+    """Files as they are given, and of folders all video files below them, sorted.
+
+    Raises:
+        DatasetError: nothing there, or a folder without a video file.
+
+    >>> from alphafuse import find_clips
+    >>> clips = find_clips(["demo/clips"])
+    >>> len(clips), clips[0].suffix
+    (448, '.mp4')
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = [path / relative for relative in find_videos(path).values()] if path.is_dir() else [path]
+        if not inside:
+            raise DatasetError(f"no video files in {path}: name a folder of clips, or the clips themselves")
+        found += inside
+    _files(found)
+    return found
+
+
+def _files(clips: Sequence[str | Path]) -> list[Path]:
+    paths = [Path(clip) for clip in clips]
+    for path in paths:
+        if not path.exists():
+            raise DatasetError(f"no such clip: {path}: name files, or folders of them")
+    return paths
+
+
+def _backbone_name(run: TrainedRun, modality: str) -> str:
+    carried = carried_backbone(run.folder, modality)
+    name = run.backbones.get(modality, {}).get("name", "")
+    if carried is None and not name:
+        raise ExperimentError(
+            f"the run {run.folder} doesn't say which {modality} it was trained on: name it (--{modality})"
+        )
+    return str(carried or name)
+
+
+def _mixed(rows: Embeddings, blank: Embeddings, modalities: Sequence[str]) -> Embeddings:
+    """The rows, with those of some modalities blank."""
+    features = {name: blank.features[name] if name in modalities else rows.features[name] for name in rows.features}
+    return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.settings)
+
+
+def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], players: Sequence[str]) -> dict[str, float]:
+    """Shapley values of one or two players.
+
+    Args:
+        blanked: which modalities are blank -> probability of the answer.
+        names: all modalities; one that the clip lacks is the same blank or not.
+        players: the modalities that the clip has.
+    """
+    everything = frozenset(names)
+    shares = {}
+    for name in players:
+        others = everything - {name}
+        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins when the other is there
+        first = blanked[others] - blanked[everything]  # it joins the blank clip
+        shares[name] = (last + first) / 2
+    return shares

@@ -1,0 +1,64 @@
+"""What this machine is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import joblib
+import psutil
+import torch
+
+from .processes import free_memory_bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        cpu: model.
+        cores: that this process may use.
+        memory_gb, free_gb: in 10^9 bytes; free when the benchmark began.
+        threads: PyTorch's own number.
+        load: processes that wanted a core in the minute before, on average; None where the system doesn't say.
+        versions: of what does the work.
+        environment: variables that are set and decide about threads or memory.
+    """
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    free_gb: float
+    threads: int
+    load: float | None
+    versions: Mapping[str, str]
+    environment: Mapping[str, str]
+
+    @classmethod
+    def at_hand(cls) -> Machine:
+        """This one, now."""
+        decisive = ("OMP_", "MKL_", "GOMP_", "MALLOC_", "LD_PRELOAD", "OPENBLAS_", "DNNL_", "ONEDNN_", "LOKY_")
+        return cls(
+            cpu=_cpu_model(),
+            cores=joblib.cpu_count(),
+            memory_gb=psutil.virtual_memory().total / 1e9,
+            free_gb=free_memory_bytes() / 1e9,
+            threads=torch.get_num_threads(),
+            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            versions={"torch": torch.__version__, **{name: version(name) for name in ("numpy", "scikit-learn")}},
+            environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(decisive)},
+        )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

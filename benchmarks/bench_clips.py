@@ -1,0 +1,136 @@
+"""What a clip costs from the manifest to trained heads, in memory and in time: part "clips" of `alphafuse bench heads`.
+
+A root is written whose embeddings are small, so that what is held per clip shows beside them: its store is sorted by
+class, in many shards, which is hardest on streaming. Then heads are trained from it, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+from measuring import Clock, PeakMemory, Turn
+
+from alphafuse.data.columns import Texts, TextsBuilder
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.manifest import Clips, Manifest
+from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.heads.model.head import HeadConfig
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import train_heads
+
+SHARD_ROWS = 10_000  # about what extraction commits at a time
+CENTRE_DISTANCE = 4.0  # between two classes' centres, in standard deviations of a class: not all clips can be told
+DRAWN_CENTRES = 7  # seed
+
+UNITS = {  # of what `train_from_root` measures
+    "reading the manifest": "us per clip",
+    "looking through the stores": "us per clip",
+    "an epoch of all heads": "us per clip",
+    "memory, at most, once the manifest is read": "bytes per clip",
+    "memory, at most, once heads are trained": "bytes per clip",
+    "process with its imports, at most": "MB",
+    "accuracy": "%",
+}
+
+
+class ClipsSize(NamedTuple):
+    """How large the root is, and what is trained on it.
+
+    Attributes:
+        clips, eval_clips: of train, and of val and test each.
+        dim: of each of the two modalities.
+        classes, hidden, heads, epochs, batch_size: what is trained; the first epoch isn't counted.
+        memory_gb: for features while streaming.
+    """
+
+    clips: int = 1_000_000
+    eval_clips: int = 5000
+    dim: int = 16
+    classes: int = 309
+    hidden: tuple[int, ...] = (64,)
+    heads: int = 4
+    epochs: int = 3
+    batch_size: int = 512
+    memory_gb: float = 0.01
+
+
+def write_root(folder: Path, size: ClipsSize) -> Dataset:
+    """A root named "bench" whose stores are filled, sorted by class; of the clips themselves there are none."""
+    classes = tuple(f"class {i}" for i in range(size.classes))
+    columns = [TextsBuilder() for _ in range(4)]
+    for split, count in _counts(size).items():
+        for start in range(0, count, SHARD_ROWS):
+            ids, labels, groups = _names(split, start, min(start + SHARD_ROWS, count), count, classes)
+            for column, texts in zip(columns, (ids, labels, [split] * len(ids), groups), strict=True):
+                column.add(texts)
+    clip_ids, labels_of, splits, groups_of = (column.build() for column in columns)
+    files = Texts(["\0.mp4"]).take(np.zeros(len(clip_ids), np.uint8))
+    manifest = Manifest(Clips.of_columns(clip_ids, files, labels_of, splits, groups_of))
+    dataset = Dataset.create(folder, manifest, name="bench", clip_folder=folder / "clips", classes=classes)
+    width = len(MODALITIES) * size.dim
+    centres = np.random.default_rng(DRAWN_CENTRES).standard_normal((size.classes, width), dtype=np.float32)
+    centres *= CENTRE_DISTANCE / math.sqrt(2 * width)
+    settings: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
+    for number, (split, count) in enumerate(_counts(size).items()):
+        draws, store = np.random.default_rng(number), EmbeddingStore(folder / "stores" / split)
+        for start in range(0, count, SHARD_ROWS):
+            stop = min(start + SHARD_ROWS, count)
+            targets = np.arange(start, stop) * size.classes // count
+            x = centres[targets] + draws.standard_normal((stop - start, width), dtype=np.float32)
+            features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
+            of_shard = [tuple(column) for column in _names(split, start, stop, count, classes)]
+            store.write(Embeddings(of_shard[0], of_shard[1], of_shard[2], features, settings=settings))
+    return dataset
+
+
+def _counts(size: ClipsSize) -> dict[str, int]:
+    return {"train": size.clips, "val": size.eval_clips, "test": size.eval_clips}
+
+
+def _names(split: str, start: int, stop: int, count: int, classes: Sequence[str]) -> tuple[list[str], ...]:
+    """clip_ids, labels and groups of a stretch of a split's clips: names as long as VGGSound's."""
+    rows = range(start, stop)
+    groups = [f"{split[:2]}{i:09d}" for i in rows]
+    ids = [f"{group}_{i % 600:06d}" for group, i in zip(groups, rows, strict=True)]
+    return ids, [classes[i * len(classes) // count] for i in rows], groups
+
+
+def train_from_root(size: ClipsSize, folder: Path, turn: Turn, *, memory_gb: float | None) -> dict[str, float]:
+    """Open the root and train: seconds and bytes of each step, this process's own at most."""
+    way = "in memory" if memory_gb is None else "streamed"
+    settings = TrainSettings(
+        epochs=size.epochs,
+        batch_size=size.batch_size,
+        learning_rate=1e-3,
+        hidden=size.hidden,
+        memory_gb=memory_gb,
+        device="cpu",
+    )
+    imports, clock, clips = psutil.Process().memory_info().rss, Clock(), size.clips + 2 * size.eval_clips
+    with PeakMemory() as peak:
+        start = time.perf_counter()
+        dataset = Dataset.open(folder)
+        opened, manifest_bytes = time.perf_counter() - start, peak.grown_bytes
+        start = time.perf_counter()
+        train, val = (dataset.store(split).open_rows(dataset.manifest.of_split(split)) for split in ("train", "val"))
+        located = time.perf_counter() - start
+        config = HeadConfig(dims=dict(train.dims), classes=dataset.classes, hidden=size.hidden)
+        seeds = range(turn.number * size.heads, (turn.number + 1) * size.heads)
+        trained = train_heads(train, val, [config], list(seeds), settings=settings, progress=clock)
+    per_epoch = clock.seconds_per_epoch(size.heads)
+    return {
+        f"reading the manifest, {way}": 1e6 * opened / clips,
+        f"looking through the stores, {way}": 1e6 * located / (size.clips + size.eval_clips),
+        f"an epoch of all heads, {way}": 1e6 * per_epoch / size.clips,
+        f"memory, at most, once the manifest is read, {way}": manifest_bytes / clips,
+        f"memory, at most, once heads are trained, {way}": peak.grown_bytes / size.clips,
+        f"process with its imports, at most, {way}": (imports + peak.grown_bytes) / 1e6,
+        f"accuracy, {way}": 100 * float(np.mean([one.history.val_accuracy[-1] for one in trained])),
+    }

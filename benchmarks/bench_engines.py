@@ -1,0 +1,80 @@
+"""What Ray costs on one machine: part "engines" of `alphafuse bench extract`.
+
+The same clips, with the compact backbones, through the local engine and through Ray, each in a new process. Rates are
+those of a warm engine: from the moment that a fifth of the clips is in the store until all are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from measuring import Figure, Measure, Part, PeakMemory, Turn, ratios
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.extract.pipeline import Progress, extract_embeddings
+from alphafuse.extract.settings import ExtractSettings
+
+WARM_SHARE = 0.2
+FLUSH_SECONDS = 2.0  # so often that the moment of the first fifth is known well
+
+
+def measure_engines(count: int, split: str, make: Callable[[Path], Dataset], measure: Measure) -> Part:
+    """Compare the engines.
+
+    Args:
+        count: clips.
+        split: that they are in.
+        make: makes a root of them in an empty folder.
+        measure: runs contenders in turns.
+    """
+    engines = ["local", "ray"] if find_spec("ray") else ["local"]
+    found = measure({engine: partial(_extract, engine, split, make) for engine in engines})
+    figures = [Figure(f"{engine} engine, warm", "clips/s", found[f"{engine}_rate"]) for engine in engines]
+    figures += [Figure(f"{engine} engine, most memory of all", "MB", found[f"{engine}_peak"]) for engine in engines]
+    notes = ["memory: of all processes; pages that processes share count once for each"]
+    if len(engines) == 2:
+        cost = ratios(found["local_rate"], found["ray_rate"])
+        figures.append(Figure("time per clip, Ray's by the local engine's", "x", cost, most=1.15))
+    else:
+        notes.append("Ray isn't installed: `pip install 'alphafuse[ray]'`")
+    return Part("engines", f"{count} clips, compact backbones on the CPU", tuple(figures), tuple(notes))
+
+
+class _Times(Progress):
+    """Progress that remembers when clips were done."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def start(self, split: str, *, clips: int, already: int) -> None:
+        self.total = clips
+        self._moments = [(time.monotonic(), 0)]
+
+    def clips(self, *, complete: int, incomplete: int) -> None:
+        self._done += complete + incomplete
+        self._moments.append((time.monotonic(), self._done))
+
+    @property
+    def warm_rate(self) -> float:
+        """Clips per second after the first `WARM_SHARE` of them; of all where they are too few to tell."""
+        began, before = next(moment for moment in self._moments if moment[1] >= WARM_SHARE * self.total)
+        ended, after = self._moments[-1]
+        if after == before:
+            began, before = self._moments[0]
+        return (after - before) / (ended - began)
+
+
+def _extract(engine: str, split: str, make: Callable[[Path], Dataset], turn: Turn) -> dict[str, float]:
+    times = _Times()
+    settings = ExtractSettings(device="cpu", engine=engine, address="local", flush_seconds=FLUSH_SECONDS)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make(Path(folder))
+        with PeakMemory(children=True, every_seconds=0.5, keep=True) as memory:
+            extract_embeddings(dataset, [split], settings, progress=times)
+    peak = max(amount for _, amount in memory.samples)
+    return {f"{engine}_rate": times.warm_rate, f"{engine}_peak": peak / 1e6}

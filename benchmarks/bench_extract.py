@@ -1,0 +1,465 @@
+"""How fast stage one is, measured on the machine at hand and on clips of yours: `alphafuse bench extract`.
+
+    decode      8 frames and the waveform of a clip, against decoding everything and against torchcodec
+    models      both full-size backbones, against HuggingFace's forward passes and the machine's rate of matrix products
+    overlap     extraction as a whole: wall time x cores by the seconds of decoding and models
+    memory      of all processes, over many clips
+    engines     the local engine and Ray on this machine, over many clips
+
+Weights are random: speed does not depend on them. Contenders are measured in turns, each in a new process, and a ratio
+is taken within a turn.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_engines import measure_engines
+from loky import cpu_count
+from measuring import (
+    Bench,
+    Contender,
+    Figure,
+    Measure,
+    Part,
+    PeakMemory,
+    Turn,
+    ratios,
+    run_parts,
+    runs_per_second,
+)
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.sources.importing import find_videos
+from alphafuse.errors import DatasetError
+from alphafuse.extract.decoding.decode import decode_clip, frame_indices
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, decode_inputs
+from alphafuse.extract.encoders.encoder import Placement, random_backbones, random_models
+from alphafuse.extract.encoders.forward import model_flops
+from alphafuse.extract.encoders.locate import COMPACT
+from alphafuse.extract.encoders.tensors import audio_inputs, frame_inputs
+from alphafuse.extract.pipeline import Extractor
+from alphafuse.extract.settings import ExtractSettings
+
+FRAMES = 8
+SPLIT = "test"
+MODALITIES_SHOWN = {"timesformer": "TimeSformer", "ast": "AST"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the measurements are.
+
+    Attributes:
+        decode_clips: decoded by each contender.
+        model_clips: embedded by each contender, per core.
+        matrix, matrix_seconds: width of the square matrices that the machine's rate is measured with, and how long.
+        overlap_clips: extracted per core.
+        memory_clips, engine_clips: extracted with the compact backbones.
+        full_size: whether the models are.
+    """
+
+    decode_clips: int = 60
+    model_clips: int = 3
+    matrix: int = 4096
+    matrix_seconds: float = 2.0
+    overlap_clips: int = 16
+    memory_clips: int = 2000
+    engine_clips: int = 20_000
+    full_size: bool = True
+
+
+FULL = Sizes()
+QUICK = Sizes(  # to see that everything works; its figures say nothing
+    decode_clips=2,
+    model_clips=1,
+    matrix=64,
+    matrix_seconds=0.01,
+    overlap_clips=2,
+    memory_clips=8,
+    engine_clips=60,
+    full_size=False,
+)
+
+
+def bench_extract(
+    clips: str | Path,
+    parts: Sequence[str] = (),
+    *,
+    repeats: int = 3,
+    quick: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Bench:
+    """Measure how fast extraction is here.
+
+    Args:
+        clips: a folder with video files, sub-folders included.
+        parts: entries of `PARTS`; empty for all.
+        repeats: turns, at least 1.
+        quick: small sizes, to see that it works.
+        progress: called with what is about to be measured.
+
+    Raises:
+        DatasetError: no video files in the folder.
+        ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
+
+    >>> from alphafuse import bench_extract
+    >>> bench_extract("demo/clips", ["decode"]).parts[0]  # doctest: +SKIP
+    """
+    folder = Path(clips)
+    files = [folder / path for path in find_videos(folder).values()]
+    if not files:
+        raise DatasetError(f"no video files in {folder}: name a folder with clips (--clips)")
+    sizes = QUICK if quick else FULL
+    chosen = {name: partial(part, sizes, files) for name, part in PARTS.items()}
+    return run_parts("Extraction", chosen, parts, repeats=repeats, quick=quick, progress=progress)
+
+
+# decode
+
+
+def _decode(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
+    chosen = _spread(files, sizes.decode_clips)
+    contenders: dict[str, Contender] = {
+        "alphafuse": partial(_decode_ours, chosen),
+        "everything": partial(_decode_everything, chosen),
+    }
+    notes = ["frames and waveform of each clip on one core, no resizing; CPU seconds"]
+    has_torchcodec = find_spec("torchcodec") is not None
+    if has_torchcodec:
+        contenders["torchcodec"] = partial(_decode_torchcodec, chosen)
+    else:
+        notes.append("torchcodec is not installed here: `pip install torchcodec` beside FFmpeg's libraries to compare")
+    found = measure(contenders)
+    figures = [
+        Figure("alphafuse", "ms/clip", found["alphafuse"]),
+        Figure("as extraction does it (resized, no more sound than is looked at)", "ms/clip", found["worker"]),
+        Figure("clips per second and core", "", tuple(1e3 / value for value in found["worker"])),
+        Figure("decoding everything", "x", ratios(found["everything"], found["alphafuse"])),
+    ]
+    if has_torchcodec:
+        figures.append(Figure("torchcodec", "x", ratios(found["torchcodec"], found["alphafuse"]), least=1.7))
+    same = Figure("clips whose frames are those of decoding everything", "%", found["identical"], least=100.0)
+    return Part("decode", f"{len(chosen)} clips, {FRAMES} frames", (*figures, same), tuple(notes))
+
+
+def _decode_ours(files: Sequence[Path], turn: Turn) -> dict[str, float]:
+    decode_clip(files[0], frames=FRAMES)
+    began = time.process_time()
+    for path in files:
+        decode_clip(path, frames=FRAMES)
+    ours = time.process_time() - began
+    specs = {"timesformer": FrameSpec(), "ast": AudioSpec()}
+    began = time.process_time()
+    for path in files:
+        decode_inputs((path, ("timesformer", "ast")), specs=specs, device_resizes=False)  # type: ignore[arg-type]
+    worker = time.process_time() - began
+    return {"alphafuse": 1e3 * ours / len(files), "worker": 1e3 * worker / len(files)}
+
+
+def _decode_everything(files: Sequence[Path], turn: Turn) -> dict[str, float]:
+    _frames_of_everything(files[0])
+    began = time.process_time()
+    frames = []
+    for path in files:
+        frames.append(_frames_of_everything(path))
+        decode_clip(path, frames=FRAMES, picture=False)
+    seconds = time.process_time() - began
+    identical = 0
+    for path, expected in zip(files, frames, strict=True):
+        ours = decode_clip(path, frames=FRAMES, sound=False).frames
+        identical += (ours is None and expected is None) or (
+            ours is not None and expected is not None and np.array_equal(ours, expected)
+        )
+    return {"everything": 1e3 * seconds / len(files), "identical": 100 * identical / len(files)}
+
+
+def _frames_of_everything(path: Path) -> np.ndarray | None:
+    """The frames, the plain way: decode all of them one after the other, then choose."""
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            return None
+        container.streams.video[0].codec_context.thread_count = 1
+        shown = list(container.decode(video=0))
+    if not shown:
+        return None
+    return np.stack([shown[i].to_ndarray(format="rgb24") for i in frame_indices(len(shown), FRAMES)])
+
+
+def _decode_torchcodec(files: Sequence[Path], turn: Turn) -> dict[str, float]:
+    from torchcodec.decoders import AudioDecoder, VideoDecoder
+
+    torch.set_num_threads(1)
+
+    def decode(path: Path) -> None:
+        video = VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
+        video.get_frames_at(frame_indices(video.metadata.num_frames, FRAMES).tolist())
+        AudioDecoder(str(path), sample_rate=16_000, num_channels=1).get_all_samples()
+
+    usable = [path for path in files if _has_both(path)]  # it has no way to say that a stream is missing but raising
+    decode(usable[0])
+    began = time.process_time()
+    for path in usable:
+        decode(path)
+    return {"torchcodec": 1e3 * (time.process_time() - began) / len(usable)}
+
+
+def _has_both(path: Path) -> bool:
+    decoded = decode_clip(path, frames=1)
+    return decoded.frames is not None and decoded.waveform is not None
+
+
+# models
+
+
+def _models(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
+    cores = cpu_count()
+    found = measure(
+        {
+            "matrix products": partial(_matrix_rate, sizes),
+            "alphafuse": partial(_models_ours, sizes),
+            "HuggingFace": partial(_models_huggingface, sizes),
+        }
+    )
+    configs = {name: model.config for name, model in _huggingface(sizes).items()}
+    figures = [Figure("torch.mm on all cores", "GFLOP/s", found["gflops"])]
+    for modality, shown in MODALITIES_SHOWN.items():
+        flops = model_flops(configs[modality])
+        for who, least in (("alphafuse", 90.0), ("HuggingFace", None)):
+            seconds = found[f"{who} {modality}"]
+            rates = tuple(100 * flops / 1e9 / s / rate for s, rate in zip(seconds, found["gflops"], strict=True))
+            figures.append(Figure(f"{shown}, {who}: of torch.mm's rate", "%", rates, least=least))
+    sums = {
+        who: tuple(sum(pair) for pair in zip(found[f"{who} timesformer"], found[f"{who} ast"], strict=True))
+        for who in ("alphafuse", "HuggingFace")
+    }
+    figures += [
+        Figure("both models, alphafuse", "s/clip", sums["alphafuse"]),
+        Figure("HuggingFace", "x", ratios(sums["HuggingFace"], sums["alphafuse"]), least=1.1),
+        Figure("largest difference of embeddings from HuggingFace's", "1e-6", found["difference"], most=10.0),
+    ]
+    return Part(
+        "models",
+        f"float32, random weights, {cores} cores; alphafuse a clip per core, HuggingFace clip by clip on all cores",
+        tuple(figures),
+        (
+            "rates count the products of HuggingFace's whole forward pass; for the same embedding alphafuse does 11% "
+            "fewer in TimeSformer, 8% in AST",
+        ),
+    )
+
+
+def _matrix_rate(sizes: Sizes, turn: Turn) -> dict[str, float]:
+    a, b = torch.randn(2, sizes.matrix, sizes.matrix)
+    out = torch.empty(sizes.matrix, sizes.matrix)
+    with torch.inference_mode():
+        rate = runs_per_second(lambda: torch.mm(a, b, out=out), sizes.matrix_seconds)
+    return {"gflops": rate * 2 * sizes.matrix**3 / 1e9}
+
+
+def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
+    """Seconds per clip, all cores at work on clips of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        extractor = _extractor(Path(folder), [], sizes)
+        inputs = _random_inputs(sizes)
+        found = {}
+        with extractor.model_threads() as pool:
+            for modality, backbone in extractor.backbones.items():
+                clip = [inputs[modality]]
+                list(pool.map(backbone.embed, [clip] * extractor.threads))
+                began = time.perf_counter()
+                list(pool.map(backbone.embed, [clip] * (sizes.model_clips * extractor.threads)))
+                seconds = time.perf_counter() - began
+                found[f"alphafuse {modality}"] = seconds / (sizes.model_clips * extractor.threads)
+        made = {modality: backbone.embed([inputs[modality]]) for modality, backbone in extractor.backbones.items()}
+    expected = _huggingface_embeddings(_huggingface(sizes), inputs, sizes)
+    largest = max(float(np.abs(made[modality] - expected[modality]).max()) for modality in made)
+    return {**found, "difference": 1e6 * largest}
+
+
+def _models_huggingface(sizes: Sizes, turn: Turn) -> dict[str, float]:
+    """Seconds per clip of HuggingFace's forward passes as they come, with PyTorch's own number of threads."""
+    models, inputs = _huggingface(sizes), _random_inputs(sizes)
+    found = {}
+    for modality in models:
+        one = {modality: models[modality]}
+        _huggingface_embeddings(one, inputs, sizes)
+        began = time.perf_counter()
+        for _ in range(2 * sizes.model_clips):
+            _huggingface_embeddings(one, inputs, sizes)
+        found[f"HuggingFace {modality}"] = (time.perf_counter() - began) / (2 * sizes.model_clips)
+    return found
+
+
+def _huggingface(sizes: Sizes) -> dict[str, torch.nn.Module]:
+    if sizes.full_size:
+        return random_models()
+    from transformers import ASTModel, TimesformerModel
+
+    from alphafuse.extract.encoders.locate import COMPACT_FOLDER
+
+    return {
+        "timesformer": TimesformerModel.from_pretrained(COMPACT_FOLDER / "timesformer").eval(),
+        "ast": ASTModel.from_pretrained(COMPACT_FOLDER / "ast").eval(),
+    }
+
+
+@torch.inference_mode()
+def _huggingface_embeddings(
+    models: Mapping[str, torch.nn.Module], inputs: Mapping[str, np.ndarray], sizes: Sizes
+) -> dict[str, np.ndarray]:
+    specs = _specs(sizes)
+    device = torch.device("cpu")
+    made = {}
+    for modality, model in models.items():
+        if modality == "timesformer":
+            pixel_values = frame_inputs([inputs[modality]], specs[0], device=device)
+            made[modality] = model(pixel_values=pixel_values).last_hidden_state[:, 0].numpy()
+        else:
+            input_values = audio_inputs([inputs[modality]], specs[1], device=device)
+            made[modality] = model(input_values=input_values).pooler_output.numpy()
+    return made
+
+
+def _specs(sizes: Sizes) -> tuple[FrameSpec, AudioSpec]:
+    if sizes.full_size:
+        return FrameSpec(), AudioSpec()
+    from alphafuse.extract.encoders.encoder import load_ast, load_timesformer
+
+    frame_spec, audio_spec = load_timesformer(COMPACT).spec, load_ast(COMPACT).spec
+    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
+    return frame_spec, audio_spec
+
+
+def _random_inputs(sizes: Sizes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    frame_spec, _ = _specs(sizes)
+    frames = rng.integers(0, 256, (frame_spec.frames, *frame_spec.crop, 3), dtype=np.uint8)
+    return {"timesformer": frames, "ast": rng.normal(0, 0.1, 160_000).astype(np.float32)}
+
+
+# overlap
+
+
+def _overlap(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
+    cores = cpu_count()
+    count = sizes.overlap_clips * cores
+    found = measure({"extraction": partial(_extract_all, sizes, files, count)})
+    figures = (
+        Figure("wall time x cores by seconds of decoding and models", "", found["overlap"], most=1.15),
+        Figure("extraction", "clips/s", found["clips_per_second"]),
+        Figure("decoding, per core", "clips/s", found["decode_rate"]),
+        Figure("both models, per core", "clips/s", found["embed_rate"]),
+        Figure("cores that decode what one core embeds", "", found["cores_per_device"]),
+    )
+    return Part(
+        "overlap",
+        f"{count} clips, {'full-size' if sizes.full_size else 'compact'} backbones on the CPU, {cores} cores, from the "
+        "first clip's decoding to the last shard",
+        figures,
+        ("seconds of decoding and models are CPU seconds of the same run",),
+    )
+
+
+def _extract_all(sizes: Sizes, files: Sequence[Path], count: int, turn: Turn) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        report = _extractor(Path(folder), list(islice(cycle(files), count)), sizes).extract(SPLIT)
+    busy = report.decode_seconds + report.embed_seconds
+    return {
+        "overlap": report.seconds * cpu_count() / busy,
+        "clips_per_second": count / report.seconds,
+        "decode_rate": count / report.decode_seconds,
+        "embed_rate": count / report.embed_seconds,
+        "cores_per_device": report.decode_seconds / report.embed_seconds,
+    }
+
+
+# memory
+
+
+def _memory(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
+    found = measure({"extraction": partial(_watch_memory, sizes, files)})
+    figures = (
+        Figure("most memory, all processes", "MB", found["peak"]),
+        Figure("most in the last quarter by most in the second", "x", found["growth"], most=1.05),
+        Figure("extraction", "clips/s", found["clips_per_second"]),
+    )
+    return Part("memory", f"{sizes.memory_clips} clips, compact backbones", figures)
+
+
+def _watch_memory(sizes: Sizes, files: Sequence[Path], turn: Turn) -> dict[str, float]:
+    chosen = list(islice(cycle(files), sizes.memory_clips))
+    with tempfile.TemporaryDirectory() as folder:
+        extractor = _extractor(Path(folder), chosen, replace(sizes, full_size=False))
+        with PeakMemory(children=True, every_seconds=0.2, keep=True) as memory:
+            report = extractor.extract(SPLIT)
+    samples = np.array([amount for _, amount in memory.samples], float)
+    quarters = np.array_split(samples, 4) if len(samples) >= 4 else [samples] * 4
+    return {
+        "peak": samples.max() / 1e6,
+        "growth": quarters[3].max() / quarters[1].max(),
+        "clips_per_second": len(chosen) / report.seconds,
+    }
+
+
+# engines
+
+
+def _engines(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
+    chosen = list(islice(cycle(files), sizes.engine_clips))
+    return measure_engines(sizes.engine_clips, SPLIT, partial(_root, files=chosen), measure)
+
+
+# what is extracted
+
+
+def _extractor(root: Path, files: Sequence[Path], sizes: Sizes) -> Extractor:
+    """An extractor with random full-size backbones, or the compact ones, for a new root of these files."""
+    backbones = random_backbones(Placement()) if sizes.full_size else None
+    return Extractor(_root(root / "root", files), ExtractSettings(device="cpu"), backbones=backbones)
+
+
+def _root(root: Path, files: Sequence[Path]) -> Dataset:
+    """A new root of these files, whose default backbones are the compact ones."""
+    clip_folder = Path(files[0].anchor) if files else root
+    clips = [
+        Clip(f"clip_{i:06d}", path.resolve().relative_to(clip_folder).as_posix(), "any", SPLIT, f"clip{i}")
+        for i, path in enumerate(files)
+    ]
+    return Dataset.create(
+        root,
+        Manifest(clips),
+        name="bench",
+        clip_folder=clip_folder,
+        classes=("any",),
+        timesformer=COMPACT,
+        ast=COMPACT,
+    )
+
+
+def _spread(files: Sequence[Path], count: int) -> list[Path]:
+    """So many of the files, evenly from the first to the last, repeated where there are fewer."""
+    if len(files) >= count:
+        return [files[i] for i in np.linspace(0, len(files) - 1, count).astype(int)]
+    return list(islice(cycle(files), count))
+
+
+PARTS: dict[str, Callable[[Sizes, Sequence[Path], Measure], Part]] = {
+    "decode": _decode,
+    "models": _models,
+    "overlap": _overlap,
+    "memory": _memory,
+    "engines": _engines,
+}

@@ -1,0 +1,222 @@
+"""What all sources of clips share: finding video files, leaving some out, making the root, checking fractions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeAlias
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.errors import AlphafuseError, DatasetError
+from alphafuse.system.files import write_csv
+from alphafuse.system.remote import is_remote, list_objects
+
+VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
+# fmt: off
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+    ".wmv",
+))
+# fmt: on
+
+
+# files -> {file: why it is left out}; `alphafuse.files_without_audio` is one
+LeaveOut: TypeAlias = Callable[[Sequence[Path]], Mapping[Path, str]]
+
+
+class ListedClip(Protocol):
+    """What a source's list says about a clip; its file is found by `clip_id`."""
+
+    @property
+    def clip_id(self) -> str:
+        """Its file's name without suffix."""
+
+    @property
+    def label(self) -> str:
+        """The class."""
+
+    @property
+    def split(self) -> str:
+        """Where it belongs: train, val or test."""
+
+    @property
+    def group(self) -> str:
+        """The source video."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What `import_vggsound`, `import_ucf101`, `import_kinetics` and `import_folder` make.
+
+    Attributes:
+        dataset: the root, opened.
+        listed: clips that the source lists (after `subset="paper"`, before any other subset).
+        missing: clip_ids that are listed and have no file; also in the root's missing.csv.
+        left_out: clip_id -> why it was left out though it has a file; also in the root's left_out.csv.
+        notes: what else there is to know about this import, each one sentence.
+    """
+
+    dataset: Dataset
+    listed: int
+    missing: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def find_videos(folder: Path) -> dict[str, Path]:
+    """Video files below `folder` (links followed): path relative to it without suffix -> relative path, sorted.
+
+    Of two files that differ only in their suffix the alphabetically first counts. A folder behind a URL is listed once.
+
+    Raises:
+        DatasetError: no such folder.
+    """
+    found: dict[str, Path] = {}
+    if is_remote(folder):
+        for key in sorted(list_files(folder)):
+            path = PurePosixPath(key)
+            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."):
+                found.setdefault(path.with_suffix("").as_posix(), Path(key))
+        return dict(sorted(found.items()))
+    if not folder.is_dir():
+        raise DatasetError(f"no such clip folder: {folder}")
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above would never end
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        inside = Path(parent).relative_to(folder)
+        prefix = "" if inside == Path() else f"{inside.as_posix()}/"
+        for name in sorted(names):
+            stem, _, suffix = name.rpartition(".")
+            if stem and f".{suffix.lower()}" in VIDEO_SUFFIXES and not name.startswith("."):
+                found.setdefault(prefix + stem, inside / name)
+    return dict(sorted(found.items()))
+
+
+def list_files(folder: Path) -> set[str]:
+    """All objects below a URL, relative to it.
+
+    Raises:
+        DatasetError: nothing is there, or it can't be reached.
+    """
+    try:
+        listed = set(list_objects(folder, recursive=True))
+    except AlphafuseError as error:
+        raise DatasetError(str(error)) from None
+    if not listed:
+        raise DatasetError(f"no such clip folder: {folder}")
+    return listed
+
+
+def match_files(listed: Sequence[ListedClip], folder: Path) -> tuple[list[Clip], tuple[str, ...]]:
+    """Find the files of listed clips anywhere below a folder.
+
+    Returns:
+        The clips that have a file, named by their clip_id, in the order of the list; the clip_ids of the others. Of
+        several files with the same name, the alphabetically first counts.
+
+    Raises:
+        DatasetError: no such folder, or none of the clips has a file.
+    """
+    by_name = {stem.rpartition("/")[2]: path for stem, path in reversed(find_videos(folder).items())}
+    found = [
+        Clip(row.clip_id, by_name[row.clip_id].as_posix(), row.label, row.split, row.group)
+        for row in listed
+        if row.clip_id in by_name
+    ]
+    if not found:
+        raise DatasetError(
+            f"none of the {len(listed)} listed clips is in {folder}: files must be named like {listed[0].clip_id}.mp4"
+        )
+    return found, tuple(row.clip_id for row in listed if row.clip_id not in by_name)
+
+
+def leave_out_files(
+    clips: Sequence[Clip], folder: Path, leave_out: LeaveOut | None
+) -> tuple[list[Clip], dict[str, str]]:
+    """The clips whose files may stay; clip_id -> reason of the others.
+
+    Raises:
+        DatasetError: none may stay.
+    """
+    if leave_out is None:
+        return list(clips), {}
+    files = {clip.clip_id: folder / clip.path for clip in clips}
+    reasons = leave_out(list(files.values()))
+    left_out = {clip_id: reasons[file] for clip_id, file in files.items() if file in reasons}
+    kept = [clip for clip in clips if clip.clip_id not in left_out]
+    if not kept:
+        first, reason = next(iter(left_out.items()))
+        raise DatasetError(
+            f"all {len(clips)} clips are left out, the first, {first}, because: {reason}; run without --require-audio "
+            "to keep them"
+        )
+    return kept, left_out
+
+
+def create_root(
+    root: Path,
+    clips: Sequence[Clip],
+    *,
+    clip_folder: Path,
+    name: str,
+    classes: Iterable[str],
+    source: Mapping[str, Any],
+    listed: int,
+    missing: tuple[str, ...],
+    left_out: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
+    timesformer: str | None,
+    ast: str | None,
+    protocol: str | None,
+    stores: str | Path | None = None,
+) -> ImportReport:
+    """Write a root with its missing.csv and left_out.csv; of `classes`, those that occur, in their order.
+
+    Raises:
+        DatasetError: as `Dataset.create` does.
+    """
+    occurring = {clip.label for clip in clips}
+    left_out = dict(left_out or {})
+    dataset = Dataset.create(
+        root,
+        Manifest(clips),
+        name=name,
+        clip_folder=clip_folder,
+        classes=tuple(label for label in classes if label in occurring),
+        timesformer=timesformer,
+        ast=ast,
+        protocol=protocol,
+        stores=stores,
+        source={**source, "listed": listed, "missing": len(missing), "left_out": len(left_out)},
+    )
+    write_missing(root, missing)
+    _write_list(root / "left_out.csv", ("clip_id", "reason"), left_out.items())
+    return ImportReport(dataset, listed, missing, left_out, notes)
+
+
+def write_missing(root: Path, missing: Iterable[str]) -> None:
+    """Write the root's missing.csv, or remove it when nothing is missing."""
+    _write_list(root / "missing.csv", ("clip_id",), ((clip_id,) for clip_id in missing))
+
+
+def _write_list(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a csv, or remove it when there are no rows."""
+    listed = list(rows)
+    if listed:
+        write_csv(path, [header, *listed])
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise `DatasetError` unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise DatasetError(f"{name} must be at least 0 and below 1, not {value}")

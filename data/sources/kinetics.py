@@ -1,0 +1,255 @@
+"""Kinetics-400, -600 and -700: their official csv files and a folder of their clips -> a dataset root.
+
+Format of the csv files: a header, then one clip a line; only test lists may lack the first column.
+
+    label,youtube_id,time_start,time_end,split[,is_cc]
+    testifying,---QUuC4vJs,84,94,validate
+
+Where it was read: the line above, with split train, validate or test, in DeepMind's releases
+(quoted in github.com/cvdfoundation/kinetics-dataset issues 12 and 31), the same with `is_cc` and split val in CVDF's
+Kinetics-400, `youtube_id,time_start,time_end,split` without labels in Kinetics-600's test list
+(github.com/activitynet/ActivityNet, Crawler/Kinetics/data/kinetics-600_test.csv). CVDF's own train.csv and val.csv of
+Kinetics-600 are incomplete, as its readme says; its complete lists are .txt files, which are not read here.
+
+A clip's file is `{youtube_id}_{time_start:06d}_{time_end:06d}` with any video suffix
+(1val3qlpldk_000026_000036.mp4 in CVDF's archives, kinetics-dataset issue 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from alphafuse.data.manifest import Clip
+from alphafuse.data.splits import carve_split, take_share
+from alphafuse.errors import DatasetError, unknown
+from alphafuse.system.files import iterate_csv, one_line, to_path
+
+from .importing import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
+
+COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+OFFICIAL_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+OFFICIAL_SIZES = (400, 600, 700)  # classes
+_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SECONDS = re.compile(r"(\d{1,6})(?:\.0*)?", re.ASCII)
+
+
+class Row(NamedTuple):
+    """One labelled line of a csv."""
+
+    clip_id: str  # {youtube_id}_{time_start:06d}_{time_end:06d}, the stem of the clip's file
+    label: str
+    split: str
+    group: str  # the source video: youtube_id
+
+
+@dataclass(frozen=True)
+class KineticsList:
+    """What csv files list.
+
+    Attributes:
+        rows: labelled clips, each once, in the order of the files.
+        unlabelled: lines without a label, which nothing can be trained or tested on.
+        repeated: lines that say again what an earlier one says.
+    """
+
+    rows: list[Row]
+    unlabelled: int
+    repeated: int
+
+
+def read_kinetics_csv(paths: Iterable[Path]) -> KineticsList:
+    """Read csv files of any Kinetics, one line at a time.
+
+    Raises:
+        DatasetError: no such file, or an empty one; another header; a line with another number of columns, an id that
+            YouTube can't have given, a time that is no whole number of seconds, or an unknown split; a clip that two
+            lines put into different classes or splits; no labelled line in any of the files.
+    """
+    rows: dict[str, Row] = {}
+    held: dict[str, str] = {}  # labels repeat: each is held once
+    unlabelled = repeated = 0
+    for path in paths:
+        lines = iterate_csv(path)
+        names = next(lines, (0, []))[1]
+        header = [name.strip().lower() for name in names]
+        if not set(COLUMNS[1:]) <= set(header) or len(set(header)) < len(header):
+            raise DatasetError(
+                f"{one_line(path, 1000)}: the first line must name the columns {','.join(COLUMNS)} (a test list may "
+                f"lack label), not '{one_line(','.join(names), 80)}': take the csv files of the official release"
+            )
+        id_at, start_at, end_at, split_at = (header.index(column) for column in COLUMNS[1:])
+        label_at = header.index("label") if "label" in header else None
+        before = len(rows) + unlabelled + repeated
+        for line, columns in lines:
+            where = f"{one_line(path, 1000)} line {line}"
+            if len(columns) != len(header):
+                raise DatasetError(f"{where} has {len(columns)} columns instead of {len(header)}")
+            label = "" if label_at is None else columns[label_at].strip()
+            if not label:
+                unlabelled += 1
+                continue
+            youtube_id = columns[id_at].strip()
+            if not _YOUTUBE_ID.fullmatch(youtube_id):
+                raise DatasetError(
+                    f"{where}: '{one_line(youtube_id, 80)}' is no YouTube id (spreadsheets spoil those that begin with "
+                    "- or =): take the file as it was published"
+                )
+            start, end = (_SECONDS.fullmatch(columns[at].strip()) for at in (start_at, end_at))
+            if start is None or end is None:
+                times = one_line(f"{columns[start_at]},{columns[end_at]}", 80)
+                raise DatasetError(f"{where}: times '{times}' are not whole numbers of seconds")
+            split = OFFICIAL_SPLITS.get(columns[split_at].strip().lower())
+            if split is None:
+                raise DatasetError(f"{where}: {unknown('split', one_line(columns[split_at], 40), OFFICIAL_SPLITS)}")
+            clip_id = f"{youtube_id}_{int(start[1]):06d}_{int(end[1]):06d}"
+            row = Row(clip_id, held.setdefault(label, label), split, youtube_id)
+            there = rows.setdefault(clip_id, row)
+            if there is not row:
+                if there != row:
+                    raise DatasetError(
+                        f"{where}: clip {clip_id} is '{one_line(label, 80)}' in {split}, but an earlier line says "
+                        f"'{one_line(there.label, 80)}' in {there.split}: remove one of the two"
+                    )
+                repeated += 1
+        if len(rows) + unlabelled + repeated == before:
+            raise DatasetError(f"{one_line(path, 1000)} lists no clips")
+    if not rows:
+        raise DatasetError(
+            f"none of the {unlabelled} listed clips has a label: give the train and validation lists too "
+            "(--csv train.csv --csv validate.csv)"
+        )
+    return KineticsList(list(rows.values()), unlabelled, repeated)
+
+
+def import_kinetics(
+    clips: str | Path,
+    root: str | Path,
+    *,
+    csv: str | Path | Sequence[str | Path],
+    leave_out: LeaveOut | None = None,
+    subset: str | int | float | None = None,
+    seed: int = 0,
+    val_fraction: float = VAL_FRACTION,
+    name: str | None = None,
+    timesformer: str | None = None,
+    ast: str | None = None,
+    protocol: str | None = None,
+    stores: str | Path | None = None,
+) -> ImportReport:
+    """Make a dataset root from the official csv files of any Kinetics and a folder of its clips.
+
+    Listed clips without a file are left out and written to the root's missing.csv. The classes are those that occur,
+    sorted. Where labelled test clips are there, the official splits are kept. Else, for most test lists come without
+    labels, test is the official validation list, as results on Kinetics are usually reported, and val is carved out
+    of train by source video.
+
+    Args:
+        clips: folder with the files, nested or not, with any video suffix; or its URL (s3://, gs://, hf://, ...).
+        root: folder to make.
+        csv: one or more lists, for instance train.csv and validate.csv.
+        leave_out: which files to leave out, and why: files -> {file: reason}, for instance
+            `alphafuse.files_without_audio`. They are written to the root's left_out.csv. None = all stay.
+        subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.
+        seed: decides the subset and the validation split.
+        val_fraction: share of the training clips for validation, in [0, 1), where val is carved.
+        name: the dataset's name; by default kinetics400, kinetics600 or kinetics700 by the number of listed classes,
+            "kinetics" for any other number.
+        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+            are None stay as a root that is there has them.
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+
+    Raises:
+        DatasetError: the csv files or the folder can't be used (see `read_kinetics_csv`), no listed clip has a file,
+            or all are left out.
+
+    >>> from pathlib import Path
+    >>> from alphafuse import import_kinetics
+    >>> Path("k600").mkdir()  # the clips; here two, and lists of one line each
+    >>> for split, name in {"train": "---QUuC4vJs", "validate": "U8IITDKEfTg"}.items():
+    ...     lines = f"label,youtube_id,time_start,time_end,split\\ntestifying,{name},84,94,{split}\\n"
+    ...     _ = Path(f"{split}.csv").write_text(lines)
+    ...     Path("k600", f"{name}_000084_000094.mp4").touch()
+    >>> report = import_kinetics("k600", "kinetics", csv=["train.csv", "validate.csv"])
+    >>> report.dataset  # kinetics600 when the lists have 600 classes
+    Dataset('kinetics', 1 classes, Manifest(2 clips: train=1, val=0, test=1), root='kinetics')
+    >>> report.notes[0][:56]
+    'test is the official validation list, for no labelled te'
+    """
+    check_fraction("val_fraction", val_fraction)
+    clips, root = to_path(clips), Path(root)
+    paths = [Path(path) for path in ([csv] if isinstance(csv, str | Path) else csv)]
+    if not paths:
+        raise DatasetError("Kinetics' csv files are needed: pass --csv train.csv --csv validate.csv")
+    listed = read_kinetics_csv(paths)
+    classes = sorted({row.label for row in listed.rows})
+    found, missing = match_files(listed.rows, clips)
+    found, left_out = leave_out_files(found, clips, leave_out)
+    found, notes = _assign_splits(found)
+    if subset is not None:
+        found = take_share(found, subset, seed=seed)
+    if not any(clip.split == "val" for clip in found):
+        found = carve_split(found, val_fraction, into="val", seed=seed)
+    notes += _count_oddities(listed, found)
+    number = len(classes)
+    return create_root(
+        root,
+        found,
+        clip_folder=clips,
+        name=name or (f"kinetics{number}" if number in OFFICIAL_SIZES else "kinetics"),
+        classes=classes,
+        source={
+            "csv_sha256": {path.name: _sha256(path) for path in paths},
+            "subset": subset,
+            "seed": seed,
+            "val_fraction": val_fraction,
+            "unlabelled": listed.unlabelled,
+        },
+        listed=len(listed.rows),
+        missing=missing,
+        left_out=left_out,
+        notes=notes,
+        timesformer=timesformer,
+        ast=ast,
+        protocol=protocol,
+        stores=stores,
+    )
+
+
+def _assign_splits(clips: list[Clip]) -> tuple[list[Clip], tuple[str, ...]]:
+    """The clips with the splits that they have here, and a sentence that says so."""
+    splits = {clip.split for clip in clips}
+    if "test" in splits:
+        carved = "" if "val" in splits else "; val is carved out of train by source video"
+        return clips, (f"test is the official test list, with labels{carved}",)
+    if "val" not in splits:
+        return clips, ()
+    tested = [replace(clip, split="test") if clip.split == "val" else clip for clip in clips]
+    return tested, (
+        "test is the official validation list, for no labelled test clip is here; val is carved out of train by source "
+        "video",
+    )
+
+
+def _count_oddities(listed: KineticsList, clips: list[Clip]) -> tuple[str, ...]:
+    """Sentences about lines that were not used and source videos that straddle splits."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        splits[clip.group].add(clip.split)
+    straddling = Counter(len(names) > 1 for names in splits.values())[True]
+    sentences = (
+        (listed.unlabelled, "listed clips have no label and are not used"),
+        (listed.repeated, "lines repeat an earlier one and are not used"),
+        (straddling, "source videos have clips in several splits: `alphafuse data audit` names them"),
+    )
+    return tuple(f"{count} {what}" for count, what in sentences if count)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

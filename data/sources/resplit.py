@@ -1,0 +1,172 @@
+"""A dataset root split anew: another root with the same clips, in which nothing has to be extracted again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.manifest import SPLITS, Clip, Manifest
+from alphafuse.data.splits import k_folds, resplit, single_video_labels
+from alphafuse.data.store.store import EmbeddingStore, setting_differences
+from alphafuse.errors import DatasetError, SettingsMismatchError
+
+from .importing import VAL_FRACTION
+
+TEST_FRACTION = 0.2
+ROWS_PER_SHARD = 20_000  # 123 MB of two 768-d modalities
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What `resplit_dataset` makes.
+
+    Attributes:
+        dataset: the new root, opened.
+        single_video_labels: labels that stay in training because they have one source video.
+        carried: split -> clips whose embeddings or failures were taken over from the old root's stores.
+    """
+
+    dataset: Dataset
+    single_video_labels: tuple[str, ...]
+    carried: Mapping[str, int]
+
+
+def resplit_dataset(
+    dataset: Dataset,
+    root: str | Path,
+    *,
+    val: int | float = VAL_FRACTION,
+    test: int | float = TEST_FRACTION,
+    seed: int = 0,
+) -> SplitReport:
+    """Write a new root with the clips of another one, split anew (see `splits.resplit`).
+
+    The clip folder is shared, the manifest is new. Embeddings carry over: stores are per split and keyed by clip_id,
+    so each clip's rows and failures are read from the old root's stores and written, with the settings that made them,
+    into the store of its new split. What the old root hasn't extracted, `alphafuse extract` adds in the new one.
+
+    Args:
+        dataset: the root to take clips and embeddings from; it stays as it is.
+        root: folder to make.
+        val, test: how many clips: an int is a number, a float below 1 a share of all clips.
+        seed: decides which source videos are taken.
+
+    Raises:
+        DatasetError: `root` is a dataset root already, or the sizes don't fit (see `splits.resplit`).
+        SettingsMismatchError: the old root's stores were made under different settings.
+
+    >>> from alphafuse import Dataset, resplit_dataset
+    >>> report = resplit_dataset(Dataset.open("demo"), "demo-split", val=0.1, test=0.2)
+    >>> report.dataset.manifest
+    Manifest(448 clips: train=313, val=45, test=90)
+    >>> report.carried
+    {'train': 313, 'val': 45, 'test': 90}
+    """
+    _require_new(Path(root))
+    clips = resplit(dataset.manifest, val=val, test=test, seed=seed)
+    return _write_root(dataset, Path(root), clips, {"val": val, "test": test, "seed": seed})
+
+
+def fold_datasets(
+    dataset: Dataset, folder: str | Path, k: int, *, val: int | float = VAL_FRACTION, seed: int = 0
+) -> list[SplitReport]:
+    """Write k roots `folder/fold-1` ... `folder/fold-k`, one for each way of `splits.k_folds`.
+
+    Everything else is as in `resplit_dataset`.
+
+    >>> from alphafuse import Dataset, fold_datasets
+    >>> for report in fold_datasets(Dataset.open("demo"), "demo-folds", 2, val=0.1):
+    ...     print(report.dataset.manifest)
+    Manifest(448 clips: train=179, val=45, test=224)
+    Manifest(448 clips: train=179, val=45, test=224)
+    """
+    roots = [Path(folder) / f"fold-{number}" for number in range(1, k + 1)]
+    for root in roots:
+        _require_new(root)
+    ways = k_folds(dataset.manifest, k, seed, val=val)
+    return [
+        _write_root(dataset, root, clips, {"val": val, "fold": number, "folds": k, "seed": seed})
+        for number, (root, clips) in enumerate(zip(roots, ways, strict=True), start=1)
+    ]
+
+
+def carry_embeddings(dataset: Dataset, root: Path, clips: Sequence[Clip]) -> dict[str, int]:
+    """Copy rows and failures of all of the dataset's stores into the stores below `root` that these clips belong into.
+
+    Clips that a store below `root` has already are left alone, so that an interrupted call can be repeated.
+
+    Args:
+        dataset: the root whose stores are read.
+        root: the root whose stores are written.
+        clips: with the splits that they have there.
+
+    Returns:
+        split -> clips carried over now.
+
+    Raises:
+        SettingsMismatchError: stores were made under different settings; nothing is written.
+    """
+    sources = [store for split in SPLITS if (store := dataset.store(split)).shards()]
+    _require_one_setting(sources)
+    carried = dict.fromkeys(SPLITS, 0)
+    targets = {split: EmbeddingStore(root / "stores" / split) for split in SPLITS}
+    there = {clip_id for store in targets.values() if store.shards() for clip_id in store.read().clip_ids}
+    for source in sources:
+        stored = set(source.read().clip_ids) - there
+        for split, target in targets.items():
+            chosen = [clip for clip in clips if clip.split == split and clip.clip_id in stored]
+            carried[split] += _copy_rows(source, target, chosen)
+        there |= stored
+    return carried
+
+
+def _copy_rows(source: EmbeddingStore, target: EmbeddingStore, clips: Sequence[Clip]) -> int:
+    """Copy these clips' rows and failures, in shards of bounded size; how many clips."""
+    if not clips:
+        return 0
+    provenance = source.info().provenance
+    rows = source.read(clips)
+    for start in range(0, len(rows), ROWS_PER_SHARD):
+        part = rows.take(np.arange(start, min(start + ROWS_PER_SHARD, len(rows))))
+        target.write(part, provenance=provenance)
+    return len(rows)
+
+
+def _write_root(dataset: Dataset, root: Path, clips: list[Clip], how: dict[str, Any]) -> SplitReport:
+    carried = carry_embeddings(dataset, root, clips)  # first: a root is there once it is whole
+    made = Dataset.create(
+        root,
+        Manifest(clips),
+        name=dataset.name,
+        clip_folder=dataset.clip_folder,
+        classes=dataset.classes,
+        timesformer=dataset.timesformer,
+        ast=dataset.ast,
+        protocol=dataset.protocol,
+        source={"split": how, "from": dataset.source},
+    )
+    return SplitReport(made, single_video_labels(clips), carried)
+
+
+def _require_new(root: Path) -> None:
+    if (root / "dataset.json").exists():
+        raise DatasetError(f"'{root}' is a dataset root already: remove it or choose another folder with --out")
+
+
+def _require_one_setting(stores: Sequence[EmbeddingStore]) -> None:
+    """Raise `SettingsMismatchError` unless all stores were made under the same settings."""
+    for modality in MODALITIES:
+        made = [(store, settings[modality]) for store in stores if modality in (settings := store.settings())]
+        for store, settings in made[1:]:
+            difference = setting_differences(made[0][1], settings)
+            if difference:
+                raise SettingsMismatchError(
+                    f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: splits "
+                    "can't be mixed; remove one of them and extract again"
+                )

@@ -1,0 +1,178 @@
+"""VGGSound: its csv and a folder of its clips -> a dataset root.
+
+Format of the csv (https://www.robots.ox.ac.uk/~vgg/data/vggsound/): no header, four columns
+`youtube_id, start_seconds, label, train|test`; labels with commas are quoted. A clip's file is named
+`{youtube_id}_{start_seconds:06d}` with any video suffix and lasts 10 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alphafuse.data.dataset import root_defaults
+from alphafuse.data.manifest import Clip
+from alphafuse.data.splits import carve_split, take_share
+from alphafuse.errors import DatasetError, unknown
+from alphafuse.system.files import read_csv, to_path
+
+from .importing import VAL_FRACTION, ImportReport, check_fraction, create_root, match_files
+
+SHIPPED = Path(__file__).parent / "vggsound"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of VGGSound's csv."""
+
+    youtube_id: str
+    start_seconds: int
+    label: str
+    split: str
+
+    @property
+    def clip_id(self) -> str:
+        """`{youtube_id}_{start_seconds:06d}`, the stem of the clip's file."""
+        return f"{self.youtube_id}_{self.start_seconds:06d}"
+
+    @property
+    def group(self) -> str:
+        """The source video."""
+        return self.youtube_id
+
+
+def official_classes() -> tuple[str, ...]:
+    """VGGSound's 309 labels in the order of its class list."""
+    return tuple(row[0] for _, row in read_csv(SHIPPED / "classes.csv"))
+
+
+def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> list[Row]:
+    """Read VGGSound's csv.
+
+    Args:
+        path: the csv, headerless.
+        classes: labels to accept; by default the 309 official ones.
+
+    Raises:
+        DatasetError: no such file; a line without exactly four columns, with a start that is no whole number of
+            seconds, an unknown label or a split other than train and test; a clip listed twice; an empty file.
+    """
+    known = dict.fromkeys(official_classes() if classes is None else classes)
+    rows: dict[str, Row] = {}
+    for line, columns in read_csv(path):
+        if len(columns) != 4:
+            raise DatasetError(
+                f"{path} line {line} has {len(columns)} columns instead of 4 (youtube_id, start_seconds, label, "
+                f"train|test; a label with commas needs quotes): {','.join(columns)[:80]}"
+            )
+        youtube_id, start, label, split = (column.strip() for column in columns)
+        if not (start.isascii() and start.isdigit()):
+            raise DatasetError(f"{path} line {line}: start '{start}' is not a whole number of seconds")
+        if label not in known:
+            raise DatasetError(f"{path} line {line}: {unknown('label', label, known)}")
+        if split not in ("train", "test"):
+            raise DatasetError(f"{path} line {line}: {unknown('split', split, ('train', 'test'))}")
+        row = Row(youtube_id, int(start), label, split)
+        if row.clip_id in rows:
+            raise DatasetError(f"{path} line {line}: clip {row.clip_id} is listed twice")
+        rows[row.clip_id] = row
+    if not rows:
+        raise DatasetError(f"{path} lists no clips")
+    return list(rows.values())
+
+
+def paper_rows() -> list[Row]:
+    """The seed paper's 130 clips with its split (100 train, 10 val, 20 test), as its authors' files list them."""
+    return [Row(row[0], int(row[1]), row[2], row[3]) for _, row in read_csv(SHIPPED / "paper_split.csv")[1:]]
+
+
+def import_vggsound(
+    csv: str | Path | None,
+    clips: str | Path,
+    root: str | Path,
+    *,
+    subset: str | int | float | None = None,
+    seed: int = 0,
+    val_fraction: float = VAL_FRACTION,
+    name: str = "vggsound",
+    classes: Iterable[str] | None = None,
+    timesformer: str | None = None,
+    ast: str | None = None,
+    protocol: str | None = None,
+    stores: str | Path | None = None,
+) -> ImportReport:
+    """Make a dataset root from VGGSound's csv and a folder of clips.
+
+    Listed clips without a file are left out and written to the root's missing.csv. The classes are those that occur,
+    in official order. A validation split is carved out of the official train clips by source video.
+
+    Args:
+        csv: VGGSound's csv; may be None with `subset="paper"`, whose split is shipped.
+        clips: folder with the files, nested or not, or its URL (s3://, gs://, hf://, ...).
+        root: folder to make.
+        subset: None for all clips; "paper" for the seed paper's 130 clips in its own train/val/test split; a number of
+            clips ("500") or a fraction ("0.1") of those found, drawn by source video, in proportion to labels.
+        seed: decides the subset and the validation split.
+        val_fraction: share of the training clips for validation, in [0, 1).
+        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+            are None stay as a root that is there has them. With protocol "notebook" only
+            the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
+        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+        classes: labels to accept; by default the 309 official ones.
+
+    Raises:
+        DatasetError: the csv or folder can't be used (see `read_vggsound_csv`), or no listed clip has a file.
+
+    >>> from alphafuse import Dataset, import_vggsound
+    >>> names = Dataset.open("demo").classes  # of the real VGGSound, leave `classes` out
+    >>> report = import_vggsound("demo/vggsound.csv", "demo/clips", "tenth", subset=0.1, classes=names)
+    >>> report.dataset
+    Dataset('vggsound', 16 classes, Manifest(45 clips: train=23, val=3, test=19), root='tenth')
+    >>> report.listed, len(report.missing)
+    (448, 0)
+    """
+    check_fraction("val_fraction", val_fraction)
+    csv, clips, root = Path(csv) if csv else None, to_path(clips), Path(root)
+    known = tuple(official_classes() if classes is None else classes)
+    if subset == "paper":
+        rows = paper_rows()
+    elif csv is None:
+        raise DatasetError("VGGSound's csv is needed: pass --csv vggsound.csv (only --subset paper does without)")
+    else:
+        rows = read_vggsound_csv(csv, classes=known)
+    found, missing = match_files(rows, clips)
+    if subset != "paper":
+        if subset is not None:
+            found = take_share(found, subset, seed=seed, others="'paper' nor ")
+        found = carve_split(found, val_fraction, into="val", seed=seed)
+    if (protocol or root_defaults(root)["protocol"]) == "notebook":
+        found = last_of_each_video(found)
+    return create_root(
+        root,
+        found,
+        clip_folder=clips,
+        name=name,
+        classes=known,
+        source={
+            "csv": csv.name if csv else "paper_split.csv",
+            "csv_sha256": hashlib.sha256(csv.read_bytes()).hexdigest() if csv else None,
+            "subset": subset,
+            "seed": seed,
+            "val_fraction": val_fraction,
+        },
+        listed=len(rows),
+        missing=missing,
+        timesformer=timesformer,
+        ast=ast,
+        protocol=protocol,
+        stores=stores,
+    )
+
+
+def last_of_each_video(clips: Sequence[Clip]) -> list[Clip]:
+    """The last clip of each source video within each split: the paper's authors stored clips under their video's id."""
+    last = {(clip.split, clip.group): clip.clip_id for clip in clips}
+    kept = set(last.values())
+    return [clip for clip in clips if clip.clip_id in kept]

@@ -1,0 +1,1 @@
+"""What is cached: embeddings in HDF5 shards."""

@@ -1,0 +1,628 @@
+"""The embedding store: stage one writes it, stage two reads it, and nothing else passes between them.
+
+A store is a folder of HDF5 shards, append-only, on a disk or behind a URL. A shard appears whole (written, fsynced and
+renamed, or sent to the object store in one request) and is never modified again. So a kill costs at most what was not
+yet flushed, resuming is asking which clip_ids are there, writers work side by side, and readers are never blocked.
+`shard.py` says what is in one.
+
+Rows are keyed by clip_id: modalities are joined by id, never by position. When two writers stored the same clip, the
+older shard's row counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import h5py
+import numpy as np
+
+from alphafuse.data.columns import Places, Texts, TextsBuilder, in_parts, row_int
+from alphafuse.data.embeddings import MODALITIES, Embeddings, Failure, finite_rows
+from alphafuse.data.manifest import SPLITS, Clip, Clips, as_clips
+from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError, unknown
+from alphafuse.system.files import one_line, open_atomically, to_path, write_atomically
+from alphafuse.system.remote import (
+    BLOCK_BYTES,
+    HEADS_AT_ONCE,
+    heads,
+    is_remote,
+    list_objects,
+    remove,
+    upload,
+    write_object,
+)
+from alphafuse.system.scratch import scratch_folder
+
+from .export import write_npz, write_parquet
+from .lazy import READ_TRIES, RowIndex, StoredEmbeddings, keeps_changing
+from .shard import Shard, ShardGoneError, open_shard, read_slices
+from .shard_writer import features_bytes, shard_bytes, write_shard
+
+PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
+KEPT_HEADS = 256  # first blocks of objects, 64 KiB each
+Result = TypeVar("Result")
+_SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
+_EMBEDDED = {modality: 1 << i for i, modality in enumerate(MODALITIES)}
+_FAILED = {modality: bit << len(MODALITIES) for modality, bit in _EMBEDDED.items()}
+
+
+def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
+    """For methods that read shards: start over when a listed one has been packed away."""
+
+    @functools.wraps(method)
+    def wrapped(self: EmbeddingStore, *arguments: Any, **keywords: Any) -> Result:
+        for _ in range(READ_TRIES):
+            try:
+                return method(self, *arguments, **keywords)
+            except ShardGoneError:
+                continue
+        raise keeps_changing(self.folder)
+
+    return wrapped
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What `EmbeddingStore.info` counts: shards, clips, rows stored twice, bytes, rows and dims per modality."""
+
+    folder: Path
+    shards: int
+    clips: int
+    duplicates: int
+    bytes: int
+    rows: Mapping[str, int]
+    dims: Mapping[str, int]
+    failures: tuple[Failure, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+
+class EmbeddingStore:
+    """A folder of shards, local or a URL's (s3://, gs://, hf://, ...). Creating the object reads and writes nothing.
+
+    >>> import numpy as np
+    >>> from alphafuse import Embeddings, EmbeddingStore
+    >>> store = EmbeddingStore("demo/stores/test")
+    >>> store.dims()
+    {'timesformer': 96, 'ast': 96}
+    >>> store.verify()
+    []
+
+    Embeddings of your own models, written in two parts and read as one:
+
+    >>> own = EmbeddingStore("own/stores/train")
+    >>> for name in ("a", "b"):
+    ...     features = {"ast": np.zeros((1, 4), np.float32)}
+    ...     rows = Embeddings((name,), ("dog",), (name,), features, settings={"ast": {"model": "mine"}})
+    ...     path = own.write(rows)
+    >>> own.read()
+    Embeddings(2 clips, ast=(2, 4), 0 failures)
+    >>> own.export("own.npz").name
+    'own.npz'
+    """
+
+    def __init__(self, folder: str | Path, *, root: Path | None = None) -> None:
+        """`root`: the dataset root whose split is stored here, for messages; not needed for ROOT/stores/SPLIT."""
+        self.folder = to_path(folder)
+        self.root = root
+        if root is None and self.folder.parent.name == "stores" and not is_remote(self.folder):
+            self.root = self.folder.parent.parent
+        self._sizes: dict[str, int] = {}  # of objects, as they were listed
+        self._heads: OrderedDict[str, bytes] = OrderedDict()  # their first blocks, of some
+        self._agreed: dict[str, dict[str, Any]] = {}  # settings of the shards looked at; shards never change
+        self._looked_at: set[str] = set()
+        self._states: dict[str, int] = {}  # clip_id -> bits of _EMBEDDED and _FAILED: 120 MB for a million clips
+        self._states_of: set[str] = set()  # the shards that these are of
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "root": self.root}  # another process looks for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStore({str(self.folder)!r})"
+
+    # writing
+
+    def write(self, rows: Embeddings, *, provenance: Mapping[str, Any] | None = None, name: str | None = None) -> Path:
+        """Append one shard, atomically, and return its path.
+
+        Args:
+            rows: what to store; `rows.settings` must name the settings of each modality in `rows.features`.
+            provenance: json-able facts that don't decide the numbers (library versions, device, backbone names).
+            name: the shard's, from `shard_name`, so that the same commit can be tried any number of times: when a shard
+                of that name is there, nothing is written. Of attempts at the same moment one shard stays. Settings are
+                not compared then: whoever has many commits made calls `require_settings` once. None = a new name.
+
+        Raises:
+            SettingsMismatchError: the store holds shards made under other settings.
+            StoreError: an id, label or group that can't be stored, settings that are missing, or a name that no shard
+                can have.
+            AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
+        """
+        if name is not None:
+            if not _SHARD_NAME.fullmatch(name):
+                raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
+            if self._has(name):
+                return self.folder / name
+        else:
+            self.require_settings(rows.settings)
+        path = self._new_shard(name)
+        content = shard_bytes(rows, dict(provenance or {}))
+        if is_remote(path):
+            write_object(path, content, replace=name is None)
+            if name is None:
+                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the settings would fetch
+        else:
+            write_atomically(path, content, replace=name is None)
+        return path
+
+    def _has(self, name: str) -> bool:
+        """Whether a shard of this name is there now."""
+        path = self.folder / name
+        return path in self.shards() if is_remote(path) else os.path.lexists(path)
+
+    def require_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `SettingsMismatchError`, naming the difference, unless these settings fit what is stored."""
+        stored = self.settings()
+        for modality, asked in settings.items():
+            if modality in stored:
+                difference = setting_differences(stored[modality], asked)
+                if difference:
+                    raise SettingsMismatchError(
+                        f"the store {self.folder} was made with another {modality} {difference}: extract into another "
+                        "root, or remove this store to make it anew"
+                    )
+
+    def _new_shard(self, name: str | None = None) -> Path:
+        """The path for a name, or one that no other writer, on whatever machine, has; what killed ones left goes."""
+        self._remove_leftovers()
+        return self.folder / (name or f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5")
+
+    def _remove_leftovers(self) -> None:
+        if is_remote(self.folder):
+            return  # an object is there when all of it is
+        for partial in self.folder.glob(".shard-*.partial"):
+            try:
+                if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
+                    partial.unlink()
+            except FileNotFoundError:
+                pass  # another writer was faster
+
+    # reading
+
+    def shards(self) -> list[Path]:
+        """Shard files, oldest first; empty when the store does not exist. Behind a URL this is one listing.
+
+        Raises:
+            StoreError: the URL's bucket doesn't exist, or can't be reached.
+        """
+        if not is_remote(self.folder):
+            return sorted(self.folder.glob("shard-*.h5"))
+        try:
+            listed = list_objects(self.folder)
+        except AlphafuseError as error:
+            raise StoreError(str(error)) from None
+        self._sizes = {name: size for name, size in listed.items() if fnmatchcase(name, "shard-*.h5")}
+        return [self.folder / name for name in sorted(self._sizes)]
+
+    def size_bytes(self) -> int:
+        """What all shards take; 0 when the store does not exist."""
+        shards = self.shards()
+        return sum(self._sizes[path.name] if is_remote(path) else path.stat().st_size for path in shards)
+
+    def _open(self, path: Path, *, whole: bool = False) -> Shard:
+        """Open a listed shard; `whole` as in `open_shard`."""
+        if not is_remote(path):
+            return open_shard(path)
+        head = self._heads.get(path.name, b"")
+        return open_shard(path, size=self._sizes.get(path.name), head=head, whole=whole)
+
+    def _looking(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
+        for some in in_parts(paths, HEADS_AT_ONCE):
+            wanted = {
+                path: self._sizes[path.name]
+                for path in some
+                if path.name not in self._heads and path.name in self._sizes
+            }
+            if is_remote(self.folder):
+                self._heads |= {path.name: head for path, head in heads(wanted).items()}
+            yield from some
+            while len(self._heads) > KEPT_HEADS:
+                self._heads.popitem(last=False)
+
+    @_reading
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """modality -> the settings that all shards share; empty for an empty store.
+
+        Raises:
+            SettingsMismatchError: two shards disagree (a shard was copied in from another store).
+        """
+        shards = self.shards()
+        if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
+            self._agreed, self._looked_at = {}, set()
+        for path in self._looking(path for path in shards if path.name not in self._looked_at):
+            with self._open(path) as shard:
+                for modality, settings in shard.settings.items():
+                    difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
+                    if difference:
+                        raise SettingsMismatchError(
+                            f"shard {one_line(path, 1000)} was made with another {modality} {difference} than the "
+                            "shards before it: move it out of the store"
+                        )
+            self._looked_at.add(path.name)
+        return dict(self._agreed)
+
+    @_reading
+    def dims(self) -> dict[str, int]:
+        """Modality -> dimension of its embeddings, for the modalities stored; no features are read."""
+        settings, dims = self.settings(), dict[str, int]()
+        for path in self.shards():
+            if len(dims) == len(settings):
+                break
+            with self._open(path) as shard:
+                for modality in shard.dims:
+                    shard.features(modality, dims)
+        return {modality: dims[modality] for modality in MODALITIES if modality in dims}
+
+    @_reading
+    def read(self, clips: Sequence[Clip] | None = None) -> Embeddings:
+        """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
+
+        Clips that the store lacks get rows of NaN. Features are float32, (clips, dim).
+
+        Raises:
+            StoreError: the store is empty, a shard is damaged, or a clip is asked for twice.
+            SettingsMismatchError: shards made under different settings.
+        """
+        clips = self._stored_clips() if clips is None else clips
+        features: dict[str, np.ndarray] = {}
+
+        def keep(modality: str, positions: np.ndarray, values: np.ndarray) -> None:
+            if modality not in features:
+                features[modality] = np.full((len(clips), values.shape[1]), np.nan, np.float32)
+            features[modality][positions] = values
+
+        columns = as_clips(clips)
+        index, failures = self._scan(columns.clip_ids, keep)
+        for modality, dim in index.dims.items():
+            if modality not in features:
+                features[modality] = np.full((len(clips), dim), np.nan, np.float32)
+        return Embeddings(
+            clip_ids=tuple(columns.clip_ids),
+            labels=tuple(columns.clip_labels),
+            groups=tuple(columns.clip_groups),
+            features={modality: features[modality] for modality in index.dims},
+            failures=failures,
+            settings=self.settings(),
+        )
+
+    @_reading
+    def open_rows(self, clips: Sequence[Clip] | None = None) -> StoredEmbeddings:
+        """Like `read`, but features stay on disk, to be read in parts: for stores larger than memory.
+
+        No features are read, except of shards of earlier versions: shards say which rows are embeddings.
+        """
+        clips = self._stored_clips() if clips is None else clips
+        columns = as_clips(clips)
+        index, failures = self._scan(columns.clip_ids)
+        return StoredEmbeddings(
+            clip_ids=columns.clip_ids,
+            labels=columns.clip_labels,
+            groups=columns.clip_groups,
+            failures=failures,
+            settings=self.settings(),
+            store=self,
+            index=index,
+        )
+
+    @_reading
+    def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
+        """Where these clips' rows lie, and why some have none; errors as in `read`."""
+        return self._scan(Texts(clip_ids))
+
+    def _scan(
+        self, clip_ids: Texts, keep: Callable[[str, np.ndarray, np.ndarray], None] | None = None
+    ) -> tuple[RowIndex, tuple[Failure, ...]]:
+        """Go through all shards for the first embedding of each clip and modality, oldest shard first.
+
+        `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
+        """
+        if not self.settings():
+            if self.folder.name in SPLITS and self.root is not None:
+                mend = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
+            else:
+                mend = "name a store, such as ROOT/stores/train"
+            raise StoreError(f"no embeddings in {self.folder}: {mend}")
+        places = Places(clip_ids)
+        if repeated := places.repeated():
+            raise StoreError(f"clip_id '{repeated[0]}' is asked for twice: ask for each clip once")
+        shards, starts, dims = self.shards(), [0], dict[str, int]()
+        rows: dict[str, np.ndarray] = {}
+        failures: dict[tuple[str, int], Failure] = {}
+        for path in self._looking(shards) if keep is None else shards:
+            with self._open(path, whole=keep is not None) as shard:
+                targets = _positions(shard, places)
+                kind = row_int(starts[-1] + len(targets))
+                rows = {modality: found.astype(kind, copy=False) for modality, found in rows.items()}
+                for modality in shard.dims:
+                    dataset = shard.features(modality, dims)
+                    if modality not in rows:
+                        rows[modality] = np.full(len(clip_ids), -1, kind)
+                    if keep is None:
+                        here = np.flatnonzero((targets >= 0) & shard.embedded(modality))
+                        here = here[rows[modality][targets[here]] < 0][::-1]  # of a clip twice the older row, put last
+                        rows[modality][targets[here]] = starts[-1] + here
+                        continue
+                    for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
+                        keep(modality, positions, values)
+                failed = shard.failures()
+                for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
+                    if place >= 0:
+                        failures.setdefault((failure.modality, place), failure)
+                starts.append(starts[-1] + len(targets))
+        index = RowIndex(
+            shards=tuple(shards),
+            starts=np.array(starts),
+            dims={modality: dims[modality] for modality in MODALITIES if modality in dims},
+            rows={modality: rows[modality] for modality in MODALITIES if modality in rows},
+        )
+        absent = (
+            failure for (modality, row), failure in failures.items() if modality not in rows or rows[modality][row] < 0
+        )
+        return index, tuple(absent)
+
+    @_reading
+    def finished(
+        self,
+        *,
+        modalities: Iterable[str] = MODALITIES,
+        retry_failed: bool = False,
+        among: Iterable[str] | None = None,
+        look: bool = True,
+    ) -> dict[str, set[str]]:
+        """Modality -> clip_ids that need no more work in it: an embedding, or (unless `retry_failed`) a failure.
+
+        Shards never change, so each is read once: a repeated call lists the folder and reads what is new. No features
+        are read, except of shards of earlier versions.
+
+        Args:
+            modalities: the ones asked for.
+            retry_failed: clips whose failure is recorded need work.
+            among: only these clips; so a call takes as long as they do, not as long as the store.
+            look: list the folder; without, the answer is that of the last look.
+        """
+        shards = self.shards() if look else []
+        if look and not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
+            self._states, self._states_of = {}, set()
+        for path in self._looking(path for path in shards if path.name not in self._states_of):
+            with self._open(path) as shard:
+                found = _states(shard)
+            for clip_id, bits in found.items():
+                self._states[clip_id] = self._states.get(clip_id, 0) | bits
+            self._states_of.add(path.name)
+        states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
+        ends = {modality: _EMBEDDED[modality] | (0 if retry_failed else _FAILED[modality]) for modality in modalities}
+        return {modality: {i for i, state in states.items() if state & end} for modality, end in ends.items()}
+
+    def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
+        """clip_ids that need no more work in any of these modalities: what all of `finished` have in common."""
+        finished = self.finished(modalities=modalities, retry_failed=retry_failed).values()
+        return set.intersection(*finished) if finished else set()
+
+    @_reading
+    def info(self) -> StoreInfo:
+        """Counts of what is stored, its settings and failures."""
+        embeddings = self.open_rows()
+        shards = embeddings.index.shards
+        places = Places(embeddings.clip_ids)
+        stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
+        for path in self._looking(shards):
+            with self._open(path) as shard:
+                targets = _positions(shard, places)
+                for modality in shard.dims:
+                    stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
+        return StoreInfo(
+            folder=self.folder,
+            shards=len(shards),
+            clips=len(embeddings),
+            duplicates=int(np.maximum(np.max([*stored.values()], axis=0) - 1, 0).sum()) if stored else 0,
+            bytes=self.size_bytes(),
+            rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
+            dims=embeddings.dims,
+            failures=embeddings.failures,
+            settings=embeddings.settings,
+            provenance=self.provenance(),
+        )
+
+    def verify(self) -> list[str]:
+        """Re-read every shard against its checksum and the settings of the others; the problems found, a line each."""
+        problems = []
+        for path in self.shards():
+            try:
+                with self._open(path) as shard:
+                    found = shard.problems()
+                problems += [f"{one_line(path, 1000)}: {problem}: remove it and extract again" for problem in found]
+            except ShardGoneError:
+                continue  # packed meanwhile: its rows are in another shard
+            except StoreError as error:
+                problems.append(str(error))
+        try:
+            self.settings()
+        except StoreError as error:
+            problems.append(str(error))
+        return list(dict.fromkeys(problems))
+
+    def pack(self) -> Path:
+        """Merge all shards into one (duplicates dropped, rows in float32) and remove the old ones.
+
+        A kill in between leaves the new shard and some old ones: the same rows, read once. Writers may go on
+        meanwhile: only shards that were merged are removed. Features go through memory a few MB at a time; the disk
+        must have room for them twice (of a store behind a URL, the local one for all of them).
+
+        Raises:
+            StoreError: the store is empty or damaged.
+            AlphafuseError: the disk is full or the folder can't be written; the store stays as it was.
+        """
+        old = self.shards()  # before anything is read: what comes later is not removed
+        rows, provenance = self.open_rows(), self.provenance()
+        path = self._new_shard()
+        local = scratch_folder() / path.name if is_remote(path) else path
+        try:
+            with open_atomically(local) as file:
+                write_shard(file, rows, provenance, room=features_bytes(rows))
+            if local is not path:
+                upload(path, local)
+        finally:
+            if local is not path:
+                local.unlink(missing_ok=True)
+        for shard in old:
+            if is_remote(shard):
+                remove(shard)
+            else:
+                shard.unlink(missing_ok=True)
+        return path
+
+    def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
+        """Write all embeddings as .npz (arrays clip_id, label, group, timesformer, ast) or parquet (same columns).
+
+        The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`. Features
+        go through memory a few MB at a time.
+
+        Raises:
+            StoreError: an unknown format, or a store that is empty or damaged.
+            AlphafuseError: the file can't be written; nothing is left behind.
+        """
+        if is_remote(to_path(path)):
+            raise StoreError(f"{one_line(path, 1000)} is a URL: export to a local file, and copy it there")
+        path = to_path(path)
+        chosen = format or path.suffix.lstrip(".")
+        if chosen not in ("npz", "parquet"):
+            raise StoreError(unknown("export format", chosen, ("npz", "parquet")))
+        rows = self.open_rows()
+        if chosen == "npz":
+            with open_atomically(path) as file:
+                write_npz(file, rows)
+        else:
+            try:
+                import pyarrow.parquet  # noqa: F401
+            except ImportError:
+                raise StoreError(
+                    "parquet needs pyarrow: run `pip install 'alphafuse[parquet]'` or export .npz"
+                ) from None
+            with open_atomically(path) as file:
+                write_parquet(file, rows)
+        return path
+
+    @_reading
+    def provenance(self) -> dict[str, Any]:
+        """How the newest shard was made, with each modality's backbone from the newest that has it; {} without shards.
+
+        `backbones` is modality -> {"name", "revision"}, where extraction wrote the store.
+        """
+        newest: dict[str, Any] = {}
+        backbones: dict[str, Any] = {}
+        wanted = set(self.settings())
+        for path in reversed(self.shards()):
+            with self._open(path) as shard:
+                provenance = shard.provenance()
+            newest = newest or provenance
+            backbones = {**provenance.get("backbones", {}), **backbones}
+            if wanted <= set(backbones):
+                break
+        return {**newest, "backbones": backbones} if backbones else newest
+
+    def _stored_clips(self) -> Clips:
+        """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
+        columns = [TextsBuilder() for _ in range(3)]
+        for path in self._looking(self.shards()):
+            with self._open(path) as shard:
+                for part in shard.columns():
+                    for column, texts in zip(columns, part, strict=True):
+                        column.add(texts)
+        clip_ids, labels, groups = (column.build() for column in columns)
+        same = np.zeros(len(clip_ids), np.uint8)  # the store knows no path and no split
+        clips = Clips.of_columns(clip_ids, Texts(("-",)).take(same), labels, Texts(("train",)).take(same), groups)
+        firsts = Places(clip_ids).firsts()
+        return clips if len(firsts) == len(clips) else clips.take(firsts)
+
+
+def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
+    """The name of a shard that all attempts at one commit agree on.
+
+    Args:
+        stamp_ns: when the commit was decided, in nanoseconds since 1970; of two shards the one with the smaller counts.
+        clip_ids: the clips that it stores, rows and failures, in any order.
+
+    >>> shard_name(1_700_000_000_000_000_000, ["b", "a"])
+    'shard-01700000000000000000-59b271ae1bbcb1d3.h5'
+    """
+    digest = hashlib.sha256("\0".join(sorted(set(clip_ids))).encode("utf-8", "surrogatepass"))
+    return f"shard-{stamp_ns:020d}-{digest.hexdigest()[:16]}.h5"
+
+
+def _states(shard: Shard) -> dict[str, int]:
+    """What a shard says about its clips: clip_id -> bits."""
+    bits = np.zeros(shard.rows, np.int64)
+    for modality in shard.dims:
+        bits[shard.embedded(modality)] |= _EMBEDDED[modality]
+    states: dict[str, int] = {}
+    for clip_id, bit in zip(chain.from_iterable(shard.clip_ids()), bits.tolist(), strict=True):
+        if bit:
+            states[clip_id] = states.get(clip_id, 0) | bit
+    for failure in shard.failures():
+        states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED[failure.modality]
+    return states
+
+
+def _positions(shard: Shard, places: Places) -> np.ndarray:
+    """(rows,) int64: where each row's clip stands in `places`, -1 where it doesn't."""
+    chunks = [places.find(clip_ids) for clip_ids in shard.clip_ids()]
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+def _first_embeddings(
+    dataset: h5py.Dataset, targets: np.ndarray, first_row: int, found: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Embeddings in a shard of clips that have none yet: (positions of clips (n,), (n, dim)), a slice at a time.
+
+    Their row numbers, which begin at `first_row`, are put into `found` (clips,).
+    """
+    wanted = np.flatnonzero(targets >= 0)
+    wanted = wanted[found[targets[wanted]] < 0]
+    for part, values in read_slices(dataset, wanted):
+        rows = wanted[part]
+        useful = finite_rows(values) & (found[targets[rows]] < 0)
+        if not useful.all():
+            rows, values = rows[useful], values[useful]
+        rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
+        found[targets[rows]] = first_row + rows
+        yield targets[rows], values
+
+
+def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first three settings that differ, as "name (there: a, here: b)"; empty when none does."""
+    names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
+    return ", ".join(
+        f"{one_line(name, 40)} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})"
+        for name in names[:3]
+    )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return one_line(text if len(text) <= 24 else text[:12] + "...")

@@ -1,0 +1,168 @@
+"""A clip's file -> its signature: a few small frames and the loudness of a few bands, for the audit of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from PIL import Image
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.duplicates import FRAMES, Signature
+from alphafuse.data.manifest import Clip
+from alphafuse.errors import DecodeError
+
+from .decode import SAMPLE_RATE_HZ, decode_clip
+from .fetch import fetched
+from .workers import map_tasks
+
+CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
+DETAIL = 2  # frames are kept DETAIL times finer, for small movements
+GREY_MARGIN = 3.0  # grey levels that neighbouring cells must differ by to count as different
+TIMEOUT_SECONDS = 120.0  # that a file may take
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601's luma
+
+BAND_EDGES_HZ = np.geomspace(100, 4000, 10)  # low bit rates cut off what is above
+STEPS = 33
+WINDOW_SAMPLES, HOP_SAMPLES = 1024, 512  # 64 ms and 32 ms at 16 kHz
+LEVEL_MARGIN_DB = 2.0  # that neighbouring cells must differ by to count as different
+RANGE_DB, FLOOR_DBFS = 40.0, -80.0  # what is that far below the loudest cell, or below the floor, is as good as silent
+
+
+def sign_clips(
+    dataset: Dataset,
+    clips: Sequence[Clip] | None = None,
+    *,
+    workers: int = 0,
+    progress: Callable[[], object] | None = None,
+) -> dict[str, Signature]:
+    """clip_id -> signature of each clip (by default all of the root) that has a file, in their order.
+
+    A file that can't be read gets a signature that says so; none stops the others.
+
+    Args:
+        dataset: the root.
+        clips: which clips.
+        workers: decode processes; 0 = one per processor.
+        progress: called after each clip.
+
+    >>> from alphafuse import Dataset, sign_clips
+    >>> dataset = Dataset.open("demo")
+    >>> signatures = sign_clips(dataset, dataset.manifest.of_split("val"))
+    >>> first = next(iter(signatures.values()))
+    >>> len(signatures), first.is_silent, first.is_frozen
+    (26, False, False)
+    """
+    asked = dataset.manifest if clips is None else clips
+    there = dataset.file_sizes(asked)
+    chosen = [clip for clip in asked if clip.clip_id in there]
+    signed: dict[str, Signature] = {}
+    files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
+    for clip_id, signature in map_tasks(
+        sign_file, files, failed=_failed, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+    ):
+        signed[clip_id] = signature
+        if progress is not None:
+            progress()
+    return {clip.clip_id: signed[clip.clip_id] for clip in chosen}
+
+
+def _failed(reason: str) -> Signature:
+    return Signature(0.0, reason, reason)
+
+
+def sign_file(path: Path) -> Signature:
+    """The signature of one file; what is wrong with its picture or its sound is recorded in it."""
+    try:
+        with fetched(path) as file:
+            return _sign(file)
+    except DecodeError as error:
+        return _failed(str(error))
+
+
+def _sign(path: Path) -> Signature:
+    decoded = decode_clip(path, frames=FRAMES, prepare=_shrink)
+    signature = Signature(_covered_seconds(path), decoded.no_frames, decoded.no_waveform)
+    if decoded.frames is not None:
+        picture, colours, movement = _describe_frames(decoded.frames)
+        signature = replace(signature, picture=picture, colours=colours, movement=movement)
+    if decoded.waveform is not None:
+        sound, levels, peak = _describe_waveform(decoded.waveform)
+        signature = replace(signature, sound=sound, levels=levels, peak=peak)
+    return signature
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """(height, width, 3) uint8 -> (16, 18, 3) uint8: means of what each cell covers."""
+    size = (DETAIL * CELLS_WIDTH, DETAIL * CELLS_HEIGHT)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _describe_frames(frames: np.ndarray) -> tuple[bytes, tuple[float, ...], float]:
+    """Hash, mean colours and largest movement of shrunk frames (frames, 16, 18, 3) uint8."""
+    grey = frames.astype(np.float32) @ GREY  # (frames, 16, 18)
+    cells = grey.reshape(len(grey), CELLS_HEIGHT, DETAIL, CELLS_WIDTH, DETAIL).mean(axis=(2, 4))  # (frames, 8, 9)
+    colours = frames.mean(axis=(1, 2)).ravel()
+    return _pack(_steps(cells, -1, GREY_MARGIN)), tuple(colours.tolist()), float(np.ptp(grey, axis=0).max())
+
+
+def _describe_waveform(waveform: np.ndarray) -> tuple[bytes, tuple[float, ...], float]:
+    """Hash, mean band levels (dBFS) and peak of a waveform (samples,) at 16 kHz."""
+    power = _band_power(waveform)  # (bands, steps)
+    level = 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DBFS / 10)))
+    audible = np.maximum(level, level.max() - RANGE_DB)
+    bits = np.concatenate([_steps(audible, 1, LEVEL_MARGIN_DB).ravel(), _steps(audible, 0, LEVEL_MARGIN_DB).ravel()])
+    levels = 10 * np.log10(np.maximum(power.mean(axis=1), 10 ** (FLOOR_DBFS / 10)))
+    return _pack(bits), tuple(levels.tolist()), float(np.abs(waveform).max())
+
+
+def _band_power(waveform: np.ndarray) -> np.ndarray:
+    """(bands, steps) mean power; a full-scale sine has 1 in its band."""
+    padded = np.pad(waveform, (0, max(0, WINDOW_SAMPLES - len(waveform))))
+    window = np.hanning(WINDOW_SAMPLES).astype(np.float32)
+    frequencies = np.fft.rfftfreq(WINDOW_SAMPLES, 1 / SAMPLE_RATE_HZ)
+    first_bins = np.searchsorted(frequencies, BAND_EDGES_HZ)
+    last_start = len(padded) - WINDOW_SAMPLES
+    power = np.empty((len(BAND_EDGES_HZ) - 1, STEPS))
+    for step in range(STEPS):  # step by step, so that an hour's spectrogram is never held whole
+        begin, end = (last_start * edge // STEPS for edge in (step, step + 1))
+        windows = np.lib.stride_tricks.sliding_window_view(padded[begin : end + WINDOW_SAMPLES], WINDOW_SAMPLES)
+        spectrum = np.abs(np.fft.rfft(windows[::HOP_SAMPLES] * window)) ** 2  # (windows, bins)
+        bands = np.add.reduceat(spectrum, first_bins, axis=1)[:, :-1]  # the last one holds what is above the bands
+        power[:, step] = bands.mean(axis=0)
+    # Parseval: the bins of a sine of amplitude 1 add up to samples * sum(window^2) / 2, half of it in these frequencies
+    return power / (WINDOW_SAMPLES * float((window**2).sum()) / 4)
+
+
+def _steps(cells: np.ndarray, axis: int, margin: float) -> np.ndarray:
+    """Two bits for each pair of neighbours along an axis: clearly rising, clearly falling."""
+    change = np.diff(cells, axis=axis)
+    return np.stack([change > margin, change < -margin])
+
+
+def _pack(bits: np.ndarray) -> bytes:
+    return np.packbits(bits.ravel()).tobytes()
+
+
+def _covered_seconds(path: Path) -> float:
+    """What the shown packets of picture and sound cover, the longer of both; headers are not believed.
+
+    0 for a file that can't be opened.
+    """
+    spans: dict[int, tuple[float, float]] = {}
+    try:
+        with av.open(str(path)) as container:
+            for packet in container.demux([*container.streams.video, *container.streams.audio]):
+                if packet.pts is None or packet.is_discard or packet.time_base is None:
+                    continue
+                begin = float(packet.pts * packet.time_base)
+                end = begin + float((packet.duration or 0) * packet.time_base)
+                first, last = spans.get(packet.stream.index, (begin, end))
+                spans[packet.stream.index] = (min(first, begin), max(last, end))
+    except (FFmpegError, OSError, ValueError):
+        pass  # what could be read counts; decoding says what is wrong
+    return max((last - first for first, last in spans.values()), default=0.0)

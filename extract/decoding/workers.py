@@ -1,0 +1,226 @@
+"""Work in processes of their own, which may crash, hang or eat memory without harming more than the task at hand."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import psutil
+from loky import ProcessPoolExecutor, cpu_count
+
+from alphafuse.errors import DatasetError
+from alphafuse.system.interrupts import hold_interrupts, wait_for_any
+from alphafuse.system.processes import start_worker
+
+from .decode import NO_MEMORY
+
+try:
+    import resource
+except ImportError:  # Windows: no limits there
+    resource = None  # type: ignore[assignment]
+
+Key = TypeVar("Key")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+TASKS_PER_WORKER = 2  # one at work and one waiting, so that no worker waits for this process
+START_SECONDS = 10.0  # that a new process may take beyond its first task's time
+CRASHED = "the decoder crashed"
+HUNG = "the decoder took too long"
+
+
+def map_tasks(
+    function: Callable[[Task], Result],
+    tasks: Iterable[tuple[Key, Task]],
+    *,
+    failed: Callable[[str], Result],
+    workers: int = 0,
+    timeout_seconds: float = 0.0,
+    memory_bytes: int = 0,
+) -> Generator[tuple[Key, Result], None, None]:
+    """Apply `function` to tasks in worker processes and yield (key, result) as they are finished.
+
+    `TaskPool` in one call, which says what the arguments mean; its processes end with the iteration.
+    """
+    with TaskPool(
+        function, failed=failed, workers=workers, timeout_seconds=timeout_seconds, memory_bytes=memory_bytes
+    ) as pool:
+        yield from pool.map(tasks)
+
+
+class TaskPool(Generic[Task, Result]):
+    """Worker processes that apply a function to tasks, one iteration after another; a context manager.
+
+    No more than two tasks per worker are under way or finished and not yet taken. A task that ends its process, or
+    takes too long, costs itself and the time of starting another process.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        *,
+        failed: Callable[[str], Result],
+        workers: int = 0,
+        timeout_seconds: float = 0.0,
+        memory_bytes: int = 0,
+    ) -> None:
+        """Start nothing yet: processes begin with their first tasks.
+
+        Args:
+            function: what to do, for instance with a file; it must be picklable, and its exceptions end the iteration.
+            failed: reason -> the result of a task that crashed its process, took too long or wanted too much memory.
+            workers: processes; 0 = one per processor.
+            timeout_seconds: wall time that a task may take; 0 = any.
+            memory_bytes: memory that a worker may take for a task, beyond what it has at its start; 0 = any. Beyond
+                that, allocations fail (on Linux; elsewhere as far as the system follows RLIMIT_AS).
+        """
+        if workers < 0:
+            raise DatasetError(f"workers must be at least 0, not {workers}")
+        self._failed = failed
+        self._workers: list[_Worker[Any, Task, Result]] = [
+            _Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())
+        ]
+
+    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Generator[tuple[Key, Result], None, None]:
+        """Yield (key, result) as tasks are finished; one iteration at a time.
+
+        An iteration that is left early ends the processes.
+
+        Args:
+            tasks: (what names the task to the caller, the argument); taken one by one, as workers become free.
+        """
+        waiting = iter(tasks)
+        try:
+            _fill(self._workers, waiting)
+            while any(worker.queue for worker in self._workers):
+                _wait_for_any(self._workers)
+                for worker in self._workers:
+                    while (entry := worker.finished(self._failed)) is not None:
+                        _fill([worker], waiting)  # before the result is dealt with: the worker goes on meanwhile
+                        yield entry
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        for worker in self._workers:
+            worker.end()
+
+    def __enter__(self) -> TaskPool[Task, Result]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Worker(Generic[Key, Task, Result]):
+    """One process, and the tasks that it was given, the one at work first."""
+
+    def __init__(self, function: Callable[[Task], Result], timeout_seconds: float, memory_bytes: int) -> None:
+        self._function, self._timeout, self._memory = function, timeout_seconds, memory_bytes
+        self._pool: ProcessPoolExecutor | None = None
+        self.queue: deque[tuple[Key, Task, Future[Result]]] = deque()
+        self._deadline = math.inf  # of the task at work
+
+    def give(self, key: Key, task: Task) -> None:
+        """Let the process do another task, after those it has."""
+        with hold_interrupts():
+            is_new = self._pool is None
+            try:
+                future = self._process().submit(self._function, task)
+            except BrokenProcessPool:
+                if self.queue:  # the task at work ended the process: `finished` finds that and gives this one again
+                    future = Future()
+                else:  # it was killed from outside while it had nothing to do
+                    self.end()
+                    is_new, future = True, self._process().submit(self._function, task)
+            if not self.queue:
+                self._start_clock(START_SECONDS if is_new else 0.0)
+            self.queue.append((key, task, future))
+
+    def _process(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
+            self._pool = ProcessPoolExecutor(
+                max_workers=1, initializer=_start_worker, initargs=(os.getpid(), self._memory)
+            )
+        return self._pool
+
+    @property
+    def seconds_left(self) -> float:
+        """For the task at work; infinite where it may take any time."""
+        return max(0.0, self._deadline - time.monotonic()) if self.queue else math.inf
+
+    def finished(self, failed: Callable[[str], Result]) -> tuple[Key, Result] | None:
+        """A task that is done with, one way or another; None when there is none yet."""
+        with hold_interrupts():
+            if self.queue and self.queue[0][2].done():
+                key, _, future = self.queue.popleft()
+                self._start_clock()
+                try:
+                    return key, future.result()
+                except BrokenProcessPool:
+                    self._begin_anew()
+                    return key, failed(CRASHED)
+                except MemoryError:
+                    return key, failed(NO_MEMORY)
+            if self.seconds_left == 0.0:
+                key, _, _ = self.queue.popleft()
+                self._begin_anew()
+                return key, failed(HUNG)
+            return None
+
+    def end(self) -> None:
+        """End the process, whatever it is doing, and forget its tasks."""
+        self.queue.clear()
+        with hold_interrupts():
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, kill_workers=True)
+                self._pool = None
+
+    def _start_clock(self, extra: float = 0.0) -> None:
+        self._deadline = time.monotonic() + self._timeout + extra if self._timeout else math.inf
+
+    def _begin_anew(self) -> None:
+        """Another process for the tasks that were waiting behind the one that ended this one."""
+        rest = [(key, task) for key, task, _ in self.queue]
+        self.end()
+        for key, task in rest:
+            self.give(key, task)
+
+
+def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Task]]) -> None:
+    """Give each worker as many tasks as it may have, as long as there are any."""
+    for _ in range(TASKS_PER_WORKER):
+        for worker in pool:
+            if len(worker.queue) < TASKS_PER_WORKER:
+                entry = next(tasks, None)
+                if entry is None:
+                    return
+                worker.give(*entry)
+
+
+def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
+    """Until a task is finished or has taken too long."""
+    wait_for_any([worker.queue[0][2] for worker in pool if worker.queue], min(worker.seconds_left for worker in pool))
+
+
+def _start_worker(parent: int, memory_bytes: int) -> None:
+    start_worker(parent)
+    if memory_bytes and resource is not None:
+        from . import specs as inputs  # noqa: F401  # what every worker loads is not the task's
+
+        limit = psutil.Process().memory_info().vms + memory_bytes
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))  # `fetch` lifts it for its libraries

@@ -1,0 +1,1 @@
+"""Frames or a waveform -> an embedding."""

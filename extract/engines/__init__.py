@@ -1,0 +1,1 @@
+"""Who does the work: this process, several devices, a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Experiments, comparisons, sweeps, the paper's table, and their run folders."""

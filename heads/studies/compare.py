@@ -1,0 +1,293 @@
+"""Everything side by side: each modality alone, late fusion, every fusion, every transform, and the controls.
+
+The controls are what a fair study of alpha needs. Scaling one modality's features before a trainable layer changes
+nothing that the head can express; under Adam it acts as that modality's learning rate and initial scale. So beside the
+transforms stand heads on standardised embeddings (where scalar alphas vanish) and heads with a learning rate per
+modality instead of an alpha, tuned on the same grid. What is tuned is chosen on validation clips; only the choice is
+scored on test clips.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.sources.demo import DEMO_NAME
+from alphafuse.data.splits import Ceiling
+from alphafuse.heads.model.fusion import FUSIONS
+from alphafuse.heads.model.head import FUSED
+from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import Progress, class_indices
+from alphafuse.system.cluster import connected, require_engine
+
+from .comparison import CommonClips, Comparison, Trained, compare_with, resolvable_gap, train_experiments
+from .experiments import (
+    BASELINE,
+    EVALUATED,
+    Experiment,
+    SplitResult,
+    evaluate_logits,
+    provenance,
+    seed_range,
+)
+from .sweep import best_on_validation
+
+COMPARE_SEEDS = 5
+ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
+RATIOS = (0.25, 0.5, 2.0, 4.0)  # of AST to TimeSformer, as alpha and as learning rate
+SINGLE = tuple(Experiment(modalities=(modality,)) for modality in MODALITIES)
+OTHER_FUSIONS = tuple(Experiment(fusion=fusion) for fusion in FUSIONS if fusion != "concat")
+TRANSFORMED = tuple(
+    Experiment(name, on=modality)
+    for modality in MODALITIES
+    for name, transform in TRANSFORMS.items()
+    if name != "none" and transform.alpha != "required"
+)
+STANDARDISED = (Experiment(normalize="zscore"), Experiment(normalize="l2"))
+ALPHAS = tuple(Experiment("scale", on="ast", alpha=ratio) for ratio in RATIOS)
+RATES = tuple(Experiment(rates=(("ast", ratio),)) for ratio in RATIOS)
+GRID = (BASELINE, *SINGLE, *OTHER_FUSIONS, *TRANSFORMED, *STANDARDISED, *ALPHAS, *RATES)
+LATE_TITLE = "late: mean probability"
+
+
+@dataclass(frozen=True)
+class CompareRow:
+    """One row.
+
+    Attributes:
+        group: "baseline", "alone", "fusion", "transform" or "control".
+        title: for people.
+        experiment: None for late fusion, which has no head of its own.
+        comparison: with the untransformed concat; None for that row itself.
+    """
+
+    group: str
+    title: str
+    experiment: Experiment | None
+    val: SplitResult
+    test: SplitResult
+    comparison: Comparison | None
+
+    def __repr__(self) -> str:
+        return f"CompareRow({self.title}: test top1={self.test.top1!r})"
+
+
+@dataclass(frozen=True)
+class CompareTable:
+    """The whole comparison.
+
+    Attributes:
+        dataset_name, is_demo: of the root.
+        classes: number of classes.
+        clips, dropped: split -> clips used by every row, and left out because they lack a modality.
+        ceiling: of the test split.
+        seeds, settings: of every row.
+        rows: the untransformed concat first.
+        gain: of the untransformed concat over the better single modality (by validation), on test clips.
+        better_single: that modality's row.
+        blend: weights of gradient blending, found on validation.
+        resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
+            Holm's correction for the table's comparisons.
+        provenance: for config.json.
+
+    >>> from alphafuse import Dataset, TrainSettings, compare
+    >>> table = compare(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
+    >>> sorted({row.group for row in table.rows})
+    ['alone', 'baseline', 'control', 'fusion', 'transform']
+    >>> table.gain.test.p_value > 0, table.better_single.group
+    (True, 'alone')
+    """
+
+    dataset_name: str
+    is_demo: bool
+    classes: int
+    clips: Mapping[str, int]
+    dropped: Mapping[str, int]
+    ceiling: Ceiling
+    seeds: tuple[int, ...]
+    settings: TrainSettings
+    rows: tuple[CompareRow, ...]
+    gain: Comparison
+    better_single: CompareRow
+    blend: Mapping[str, float]
+    resolvable_gap: float
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published result on VGGSound's 309 classes and full test split, read in a public file; top-1 in [0, 1]."""
+
+    system: str
+    audio: float | None
+    visual: float | None
+    both: float | None
+    note: str
+    repository: str
+    file: str
+
+
+@cache
+def published_results() -> tuple[Published, ...]:
+    """What others report, for orientation (from published_results.json)."""
+    text = resources.files(__package__).joinpath("published_results.json").read_text(encoding="utf-8")
+    return tuple(Published(**row) for row in json.loads(text))
+
+
+def count_compare_heads(seeds: int) -> int:
+    """Heads that `compare` trains."""
+    return (len(GRID) + 1) * seeds
+
+
+def compare(
+    dataset: Dataset,
+    *,
+    seeds: int = COMPARE_SEEDS,
+    first_seed: int = 0,
+    settings: TrainSettings | None = None,
+    progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> CompareTable:
+    """Train everything on the same clips and compare each with the untransformed concat.
+
+    Writes nothing: `alphafuse.report.compare.write_compare` does.
+
+    Args:
+        dataset: whose three splits are extracted.
+        seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
+        settings: training settings; the paper's by default. Rows that normalise or fuse otherwise say so.
+        progress: called with the number of newly finished epochs, `count_compare_heads(seeds) * settings.total_epochs`
+            in all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: settings that don't fit, or a loss that stops being finite.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
+
+    >>> from alphafuse import Dataset, TrainSettings, compare
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
+    >>> table = compare(Dataset.open("demo"), seeds=1, settings=quick)
+    >>> len(table.rows), table.rows[0].title
+    (31, 'concat, untransformed')
+    """
+    require_engine(engine)
+    settings = settings or TrainSettings()
+    chosen = seed_range(seeds, first_seed)
+    clips = CommonClips.load(dataset, settings)
+    train = partial(
+        train_experiments, clips, seeds=chosen, settings=settings, progress=progress, engine=engine, address=address
+    )
+    with connected(address) if engine == "ray" else nullcontext():  # once for both
+        found = dict(zip(GRID, train(GRID), strict=True))
+        blend = blending_weights(clips, [found[single] for single in SINGLE], found[Experiment(fusion="gate")])
+        blended = Experiment(fusion="gate", auxiliary=tuple(blend.items()))
+        found[blended] = train([blended])[0]
+    best_alpha = best_on_validation([found[experiment] for experiment in (BASELINE, *ALPHAS)])
+    best_rate = best_on_validation([found[experiment] for experiment in (BASELINE, *RATES)])
+
+    rows = [_row("baseline", "concat, untransformed", found[BASELINE])]
+    rows += [_row("alone", single.title, found[single]) for single in SINGLE]
+    late_val, late_test = (late_fusion(clips, [found[single] for single in SINGLE], split) for split in EVALUATED)
+    rows.append(CompareRow("fusion", LATE_TITLE, None, late_val, late_test, None))
+    rows += [_row("fusion", experiment.title, found[experiment]) for experiment in OTHER_FUSIONS]
+    rows.append(_row("fusion", "gate, gradient blending", found[blended]))
+    rows += [_row("transform", experiment.title, found[experiment]) for experiment in TRANSFORMED]
+    ratio = 1.0 if best_alpha.experiment.alpha is None else best_alpha.experiment.alpha
+    rows.append(_row("transform", f"AST scale {ratio:g} (chosen)", best_alpha))
+    rows += [_row("control", f"concat, {experiment.normalize}", found[experiment]) for experiment in STANDARDISED]
+    ratio = dict(best_rate.experiment.rates).get("ast", 1.0)
+    rows.append(_row("control", f"AST rate x {ratio:g} (chosen)", best_rate))
+
+    baseline, others = rows[0], rows[1:]
+    comparisons = compare_with(baseline.test, [row.test for row in others])
+    others = [replace(row, comparison=comparison) for row, comparison in zip(others, comparisons, strict=True)]
+    better = max((row for row in others if row.group == "alone"), key=lambda row: row.val.top1.mean)
+    return CompareTable(
+        dataset_name=dataset.name,
+        is_demo=dataset.name == DEMO_NAME,
+        classes=len(dataset.classes),
+        clips=clips.counts,
+        dropped=clips.dropped,
+        ceiling=baseline.test.ceiling,
+        seeds=chosen,
+        settings=settings,
+        rows=(baseline, *others),
+        gain=compare_with(better.test, [baseline.test])[0],
+        better_single=better,
+        blend=blend,
+        resolvable_gap=resolvable_gap(
+            baseline.test, [row.test for row in others if row.group != "alone"], comparisons=len(others)
+        ),
+        provenance=provenance(dataset, clips.embeddings, settings, chosen),
+    )
+
+
+def _row(group: str, title: str, trained: Trained) -> CompareRow:
+    assert trained.test is not None
+    return CompareRow(group, title, trained.experiment, trained.val, trained.test, None)
+
+
+def late_fusion(clips: CommonClips, singles: Sequence[Trained], split: str) -> SplitResult:
+    """Mean of the modalities' probabilities, seed by seed; where a clip lacks one, the other's alone."""
+    embeddings = clips.embeddings[split]
+    probabilities = np.stack(
+        [[trained.head.predict_proba(embeddings) for trained in single.heads] for single in singles]
+    )  # (modalities, seeds, clips, C)
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.nanmean(probabilities, axis=0, dtype=np.float64))
+    logits = np.maximum(logits, np.log(np.finfo(np.float32).tiny))  # a probability that float32 rounds to 0
+    return evaluate_logits(logits, embeddings, clips.classes, split=split, train_labels=clips.trained_labels)
+
+
+def blending_weights(clips: CommonClips, singles: Sequence[Trained], fused: Trained) -> dict[str, float]:
+    """Weights of gradient blending, proportional to G / O^2 and summing to 1 (Wang et al. 2020, equation 5, offline).
+
+    G is how far the validation loss fell, O how much further the training loss did, from the initial heads (loss ln C
+    on both splits) to the trained ones without dropout; means over seeds.
+
+    Args:
+        clips: what they were trained and validated on.
+        singles: heads of each modality alone.
+        fused: heads that are to get auxiliary losses, trained without them.
+    """
+    start = math.log(len(clips.classes))
+    raw = {}
+    names = (*(single.experiment.modalities[0] for single in singles), FUSED)
+    for name, trained in zip(names, (*singles, fused), strict=True):
+        train, val = (_mean_loss(clips, trained, split) for split in ("train", "val"))
+        generalisation, overfitting = start - val, val - train
+        raw[name] = max(generalisation, 0.0) / max(overfitting, 0.01) ** 2  # below 0.01 nats O is noise
+    total = sum(raw.values())
+    return {name: weight / total if total else 1 / len(raw) for name, weight in raw.items()}
+
+
+def _mean_loss(clips: CommonClips, trained: Trained, split: str) -> float:
+    if split == "val":
+        return trained.val.loss.mean
+    embeddings = clips.embeddings["train"]
+    order = embeddings.storage_order()
+    losses: list[list[np.ndarray]] = [[] for _ in trained.heads]
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        part = embeddings if len(order) <= ROWS_AT_ONCE else embeddings.take(order[start : start + ROWS_AT_ONCE])
+        targets = class_indices(part.labels, clips.classes)
+        for own, of_seed in zip(losses, trained.heads, strict=True):
+            probabilities = of_seed.head.predict_proba(part)[np.arange(len(targets)), targets]
+            own.append(-np.log(np.maximum(probabilities[~np.isnan(probabilities)], np.finfo(np.float32).tiny)))
+    return float(np.mean([np.concatenate(own).mean() for own in losses]))

@@ -1,0 +1,218 @@
+"""Accuracy and loss against alpha: the curve on validation clips, the best alpha once on test clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.errors import DatasetError, ExperimentError
+from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import Progress
+from alphafuse.system.cluster import require_engine
+from alphafuse.system.files import read_json
+
+from .comparison import CommonClips, Comparison, Trained, compare_with, evaluate_on, resolvable_gap, train_experiments
+from .experiments import BASELINE, Experiment, SplitResult, provenance, seed_range
+
+SWEEP_SEEDS = 5
+SWEEP_ALPHAS = "0:2:0.25"
+MOST_ALPHAS = 1000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The alpha of one curve that validation chose, and what test clips say of it.
+
+    Attributes:
+        point: the experiment with that alpha.
+        test: its result on the test split, scored once.
+        comparison: with the untransformed baseline, Holm-corrected over the curves.
+    """
+
+    point: Trained
+    test: SplitResult
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A transform's alphas on one or more targets.
+
+    Attributes:
+        dataset_name: of the root.
+        transform, on, alphas, seeds, settings: what was asked for.
+        clips, dropped: split -> clips used, and left out because they lack a modality.
+        baseline: untransformed heads; its test result is what the chosen ones are compared with.
+        curves: "timesformer", "ast" or "both" -> points in the order of `alphas`, with validation results.
+        chosen: the same keys -> the alpha of highest mean validation top-1 (of equals the one of least loss).
+        resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases.
+        provenance: for config.json.
+
+    >>> from alphafuse import Dataset, TrainSettings, parse_alphas, sweep
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))
+    >>> found = sweep(Dataset.open("demo"), on=["both"], alphas=parse_alphas("0.5:1.5:0.5"), seeds=1, settings=quick)
+    >>> found.name, found.alphas, len(found.curves["both"])
+    ('sweep-both', (0.5, 1.0, 1.5), 3)
+    """
+
+    dataset_name: str
+    transform: str
+    on: tuple[str, ...]
+    alphas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    settings: TrainSettings
+    clips: Mapping[str, int]
+    dropped: Mapping[str, int]
+    baseline: Trained
+    curves: Mapping[str, tuple[Trained, ...]]
+    chosen: Mapping[str, Chosen]
+    resolvable_gap: float
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{on}: {found.point.experiment.alpha:g}" for on, found in self.chosen.items())
+        return f"Sweep({self.dataset_name!r}, {self.transform}, {len(self.alphas)} alphas, chosen {best})"
+
+    @property
+    def name(self) -> str:
+        """Of its run folder."""
+        return "-".join(["sweep", *([] if self.transform == "scale" else [self.transform]), *self.on])
+
+
+def parse_alphas(text: str) -> tuple[float, ...]:
+    """Alphas written as "start:stop:step" (stop included) or "a,b,c".
+
+    >>> parse_alphas("0:1:0.25")
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+
+    Raises:
+        ExperimentError: not of that form, more than 1000, or none.
+    """
+    try:
+        if ":" in text:
+            start, stop, step = (Decimal(part) for part in text.split(":"))
+            count = int((stop - start) / step) + 1 if step else 0
+            if not 1 <= count <= MOST_ALPHAS:
+                raise ExperimentError(f"'{text}' means {max(count, 0)} alphas: give 1 to {MOST_ALPHAS}")
+            return tuple(float(start + i * step) for i in range(count))
+        return tuple(float(Decimal(part)) for part in text.split(","))
+    except (ValueError, InvalidOperation, OverflowError):
+        raise ExperimentError(f"'{text}' are no alphas: write start:stop:step (0:2:0.25) or a list (0.5,1,2)") from None
+
+
+def read_sweep_config(path: Path) -> dict[str, Any]:
+    """The keywords of `sweep` that a sweep's config.json records; `ExperimentError` if it isn't one."""
+    try:
+        arguments = dict(read_json(path)["sweep"])
+        return {**arguments, "settings": TrainSettings.from_json(arguments["settings"])}
+    except (DatasetError, KeyError, TypeError, ValueError) as error:
+        raise ExperimentError(f"{path} is not the config.json of a sweep ({error}): name one under runs/") from None
+
+
+def count_sweep_heads(on: Sequence[str], alphas: Sequence[float], seeds: int) -> int:
+    """Heads that a sweep trains, the untransformed ones included."""
+    return (len(on) * len(alphas) + 1) * seeds
+
+
+def sweep(
+    dataset: Dataset,
+    *,
+    on: Sequence[str],
+    alphas: Sequence[float],
+    transform: str = "scale",
+    seeds: int = SWEEP_SEEDS,
+    first_seed: int = 0,
+    settings: TrainSettings | None = None,
+    progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> Sweep:
+    """Train heads along alpha, choose on validation, score the choice on test once.
+
+    Writes nothing: `alphafuse.report.sweep.write_sweep` does.
+
+    Args:
+        dataset: whose three splits are extracted.
+        on: "timesformer", "ast", "both" (the same alpha on both), or several of them: a curve each.
+        alphas: values of the transform's alpha, all different.
+        transform: one that takes an alpha.
+        seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each point.
+        settings: training settings; the paper's by default. Under `normalize`, scalar alphas vanish.
+        progress: called with the number of newly finished epochs, `count_sweep_heads(...) * settings.total_epochs` in
+            all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: a transform without alpha, an alpha twice, settings that don't fit.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
+
+    >>> from alphafuse import Dataset, TrainSettings, sweep
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
+    >>> found = sweep(Dataset.open("demo"), on=["ast"], alphas=[0, 0.5, 1], seeds=2, settings=quick)
+    >>> [point.experiment.title for point in found.curves["ast"]]
+    ['AST scale 0', 'AST scale 0.5', 'AST scale 1']
+    >>> found.chosen["ast"].test
+    SplitResult(test: n=192, top1=0... [0..., 0...], loss=2... [2..., 2...])
+    """
+    require_engine(engine)
+    settings = settings or TrainSettings()
+    chosen_seeds = seed_range(seeds, first_seed)
+    on, alphas = tuple(dict.fromkeys(on)), tuple(float(alpha) for alpha in alphas)
+    _check(transform, on, alphas)
+    grid = [Experiment(transform, on=target, alpha=alpha) for target in on for alpha in alphas]
+    clips = CommonClips.load(dataset, settings)
+    baseline, *points = train_experiments(
+        clips,
+        [BASELINE, *grid],
+        chosen_seeds,
+        settings=settings,
+        progress=progress,
+        splits=("val",),
+        engine=engine,
+        address=address,
+    )
+    curves = {target: tuple(points[i * len(alphas) : (i + 1) * len(alphas)]) for i, target in enumerate(on)}
+    best = {target: best_on_validation(curve) for target, curve in curves.items()}
+    test = {target: evaluate_on(clips, point.heads, "test") for target, point in best.items()}
+    of_baseline = evaluate_on(clips, baseline.heads, "test")
+    comparisons = compare_with(of_baseline, list(test.values()))
+    return Sweep(
+        dataset_name=dataset.name,
+        transform=transform,
+        on=on,
+        alphas=alphas,
+        seeds=chosen_seeds,
+        settings=settings,
+        clips=clips.counts,
+        dropped=clips.dropped,
+        baseline=Trained(BASELINE, baseline.heads, baseline.val, of_baseline),
+        curves=curves,
+        chosen={
+            target: Chosen(best[target], test[target], comparison)
+            for target, comparison in zip(on, comparisons, strict=True)
+        },
+        resolvable_gap=resolvable_gap(of_baseline, list(test.values()), comparisons=len(on)),
+        provenance=provenance(dataset, clips.embeddings, settings, chosen_seeds),
+    )
+
+
+def best_on_validation(points: Sequence[Trained]) -> Trained:
+    """The point of highest mean validation top-1; of equals, the one of least validation loss."""
+    return min(points, key=lambda point: (-point.val.top1.mean, point.val.loss.mean))
+
+
+def _check(transform: str, on: tuple[str, ...], alphas: tuple[float, ...]) -> None:
+    if not on or not alphas:
+        raise ExperimentError("a sweep needs something to transform and alphas: --on ast --alpha 0:2:0.25")
+    if len(set(alphas)) < len(alphas):
+        raise ExperimentError("an alpha occurs twice in the sweep: give each once")
+    takes_alpha = [name for name, entry in TRANSFORMS.items() if entry.alpha not in ("none", "fixed")]
+    if transform in TRANSFORMS and transform not in takes_alpha:
+        raise ExperimentError(f"transform '{transform}' takes no alpha to sweep: choose from {', '.join(takes_alpha)}")

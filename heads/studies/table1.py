@@ -1,0 +1,234 @@
+"""The paper's table 1 on any dataset: its six experiments, the untransformed baseline and each modality alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.power import LEVEL
+from alphafuse.data.sources.demo import DEMO_NAME
+from alphafuse.data.splits import Ceiling
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import Progress, TrainedHead
+from alphafuse.system.cluster import require_engine
+
+from .comparison import CommonClips, Comparison, compare_with, resolvable_gap, train_experiments
+from .experiments import BASELINE, Experiment, SplitResult, provenance, seed_range
+
+TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
+PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20
+
+PAPER_SIX = tuple(
+    Experiment(transform, on=modality)
+    for modality in ("timesformer", "ast")
+    for transform in ("sqrt", "pos-scalar", "neg-scalar")
+)
+TABLE1: tuple[Experiment, ...] = (
+    BASELINE,
+    *PAPER_SIX,  # the paper's table 1, in its order
+    Experiment(modalities=("timesformer",)),
+    Experiment(modalities=("ast",)),
+)
+FIGURE3 = PAPER_SIX[1]  # the paper's figure 3 shows the losses of experiment 2
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper and its authors' notebook report of one of the six experiments.
+
+    Attributes:
+        experiment: its number in table 1, from 1.
+        accuracy, loss: table 1, rounded there.
+        correct: test clips that the notebook got right, of `PAPER_TEST_CLIPS`.
+        notebook_loss: unrounded.
+        train_loss, val_loss: (25,) per epoch.
+    """
+
+    experiment: int
+    accuracy: float
+    loss: float
+    correct: int
+    notebook_loss: float
+    train_loss: tuple[float, ...]
+    val_loss: tuple[float, ...]
+
+
+@cache
+def paper_results() -> Mapping[Experiment, Paper]:
+    """The six experiments with the paper's figures, in the paper's order (from paper_results.json)."""
+    rows = json.loads(resources.files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
+    return {
+        Experiment(row["transform"].replace("_", "-"), on=row["on"].lower()): Paper(
+            experiment=row["experiment"],
+            accuracy=row["paper_table1_accuracy"],
+            loss=row["paper_table1_loss"],
+            correct=round(row["test_accuracy"] * PAPER_TEST_CLIPS),
+            notebook_loss=row["test_loss"],
+            train_loss=tuple(row["train_loss"]),
+            val_loss=tuple(row["val_loss"]),
+        )
+        for row in rows
+    }
+
+
+@dataclass(frozen=True)
+class Table1Row:
+    """One row; `comparison` is None for the baseline itself, `paper` for the rows that the paper lacks."""
+
+    experiment: Experiment
+    val: SplitResult
+    test: SplitResult
+    comparison: Comparison | None
+    paper: Paper | None
+    heads: tuple[TrainedHead, ...]
+
+    def __repr__(self) -> str:
+        return f"Table1Row({self.experiment.title}: test top1={self.test.top1!r})"
+
+
+@dataclass(frozen=True)
+class Table1:
+    """The paper's table 1 on a dataset.
+
+    Attributes:
+        dataset_name: of the root.
+        is_demo: whether it is the generated demo.
+        is_paper_split: whether it is the paper's own split of VGGSound, whole and as the notebook used it.
+        classes: number of classes.
+        clips: split -> clips used by every row; dropped: split -> clips that lack a modality.
+        ceiling: of the test split.
+        seeds, settings: of every row.
+        rows: in the order of `TABLE1`.
+        resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
+            Holm's correction for the table's comparisons.
+        provenance: for config.json.
+
+    >>> from alphafuse import Dataset, TrainSettings, table1
+    >>> table = table1(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
+    >>> table.clips, table.ceiling.accuracy
+    ({'train': 230, 'val': 26, 'test': 192}, 1.0)
+    >>> table.verdict
+    "192 test clips can't settle differences of this size: ..."
+    """
+
+    dataset_name: str
+    is_demo: bool
+    is_paper_split: bool
+    classes: int
+    clips: Mapping[str, int]
+    dropped: Mapping[str, int]
+    ceiling: Ceiling
+    seeds: tuple[int, ...]
+    settings: TrainSettings
+    rows: tuple[Table1Row, ...]
+    resolvable_gap: float
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Table1({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+
+    @property
+    def largest_gap(self) -> float:
+        """Largest difference in test top-1 between the baseline and one of the six transformed experiments."""
+        return max(abs(row.comparison.test.difference) for row in self.rows if row.paper and row.comparison)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether a split of this size can tell the six experiments from the baseline."""
+        n, gap, largest = self.clips["test"], 100 * self.resolvable_gap, 100 * self.largest_gap
+        found = [row for row in self.rows if row.paper and row.comparison and row.comparison.is_found]
+        if found:
+            return (
+                f"{len(found)} of the six differ from the untransformed head (Holm-corrected p < {1 - LEVEL:.2f}), the "
+                f"most by {max(abs(100 * row.comparison.test.difference) for row in found if row.comparison):.1f} "
+                f"points; {n} test clips resolve differences from about {gap:.1f} points on (80% power)."
+            )
+        if self.largest_gap < self.resolvable_gap:
+            return (
+                f"{n} test clips can't settle differences of this size: the largest among the six is {largest:.1f} "
+                f"points, and a paired test among {len(self.rows) - 1} needs about {gap:.1f} points to find one in 4 "
+                "of 5 repetitions."
+            )
+        return (
+            f"None of the six can be told from the untransformed head: the largest difference is {largest:.1f} points, "
+            f"and {n} test clips resolve differences from about {gap:.1f} points on (paired test, 80% power)."
+        )
+
+
+def table1(
+    dataset: Dataset,
+    *,
+    seeds: int = TABLE1_SEEDS,
+    first_seed: int = 0,
+    settings: TrainSettings | None = None,
+    progress: Progress | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> Table1:
+    """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
+
+    Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes nothing:
+    `alphafuse.report.table1.write_table1` does.
+
+    Args:
+        dataset: whose three splits are extracted.
+        seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
+        settings: training settings; the paper's by default.
+        progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in all.
+        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
+        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: settings that don't fit, or a loss that stops being finite.
+        ClusterError: an unknown engine, or a Ray cluster that can't be used.
+
+    >>> from alphafuse import Dataset, TrainSettings, table1
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
+    >>> table = table1(Dataset.open("demo"), seeds=1, settings=quick)
+    >>> for row in table.rows:
+    ...     print(row.experiment.title, row.paper and row.paper.accuracy)
+    untransformed None
+    TimeSformer sqrt 0.11
+    TimeSformer pos-scalar 0.22
+    TimeSformer neg-scalar 0.11
+    AST sqrt 0.16
+    AST pos-scalar 0.11
+    AST neg-scalar 0.22
+    TimeSformer only None
+    AST only None
+    """
+    require_engine(engine)
+    settings = settings or TrainSettings()
+    chosen = seed_range(seeds, first_seed)
+    clips = CommonClips.load(dataset, settings)
+    trained = train_experiments(
+        clips, TABLE1, chosen, settings=settings, progress=progress, engine=engine, address=address
+    )
+    test = [row.test for row in trained if row.test]
+    comparisons = [None, *compare_with(test[0], test[1:])]
+    rows = tuple(
+        Table1Row(row.experiment, row.val, of_test, comparison, paper_results().get(row.experiment), row.heads)
+        for row, of_test, comparison in zip(trained, test, comparisons, strict=True)
+    )
+    return Table1(
+        dataset_name=dataset.name,
+        is_demo=dataset.name == DEMO_NAME,
+        is_paper_split=dataset.source.get("subset") == "paper"
+        and dataset.protocol == "notebook"
+        and not dataset.source.get("missing"),
+        classes=len(dataset.classes),
+        clips=clips.counts,
+        dropped=clips.dropped,
+        ceiling=test[0].ceiling,
+        seeds=chosen,
+        settings=settings,
+        rows=rows,
+        resolvable_gap=resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)], comparisons=len(TABLE1) - 1),
+        provenance=provenance(dataset, clips.embeddings, settings, chosen),
+    )

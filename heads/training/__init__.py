@@ -1,0 +1,1 @@
+"""Training many heads at once."""

@@ -1,0 +1,264 @@
+"""Heads in training: stacks of them go through the same windows of clips, epoch by epoch.
+
+Who trains which stack, in threads, in processes or on a Ray cluster, is decided in `training`: nothing here knows.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from alphafuse.errors import ExperimentError
+from alphafuse.heads.model.head import HeadConfig
+from alphafuse.system.interrupts import map_in
+
+from .batches import InMemory, Source, Streamed, Window
+from .settings import TrainSettings
+from .stack import Stack
+
+Progress = Callable[[int], None]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class History:
+    """What was measured after each epoch that was trained, each (epochs,) float64.
+
+    Attributes:
+        train_loss: mean over the epoch's clips of the loss before their step, with dropout and what else regularises.
+        val_loss: mean cross entropy of the validation clips, without dropout.
+        val_accuracy: share of validation clips whose highest logit is right, in [0, 1].
+    """
+
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    val_accuracy: np.ndarray
+
+
+class Member(NamedTuple):
+    """One head to train; `moments` as `Stack` takes them."""
+
+    position: int
+    config: HeadConfig
+    seed: int
+    moments: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+class Result(NamedTuple):
+    """What became of a member: its weights as `AlphaFusion.load_state_dict` takes them, and the epoch they are of."""
+
+    position: int
+    weights: dict[str, np.ndarray]
+    history: History
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What heads of the same classes and usable clips are trained and validated on.
+
+    Attributes:
+        train, val: with all modalities that any of these heads reads; a stack takes its own from a window.
+        dropped: "train" and "val" -> clips left out because they lack a modality.
+        class_weights: (C,) float32, or None where all clips count alike.
+    """
+
+    train: Source
+    val: Source
+    dropped: dict[str, int]
+    class_weights: torch.Tensor | None
+
+
+class Shipped(NamedTuple):
+    """Splits as arrays, which travel to other processes through shared memory or files; a streamed split stays a name.
+
+    Attributes:
+        sources: train and val, each as (features, targets), or as the `Streamed` that it is.
+        dropped, class_weights: as in `Splits`.
+    """
+
+    sources: tuple[Any, Any]
+    dropped: dict[str, int]
+    class_weights: torch.Tensor | None
+
+    @classmethod
+    def of(cls, split: Splits) -> Shipped:
+        """What another process needs of a split."""
+        return cls((_packed(split.train), _packed(split.val)), split.dropped, split.class_weights)
+
+    def unpacked(self, device: torch.device = CPU) -> Splits:
+        """The split again, on a device."""
+        train, val = (_unpacked(source, device) for source in self.sources)
+        return Splits(train, val, self.dropped, self.class_weights)
+
+
+def _packed(source: Source) -> Any:
+    if isinstance(source, Streamed):
+        return source.anywhere()
+    window = source.window.to(CPU)
+    return {name: x.numpy() for name, x in window.features.items()}, window.targets.numpy()
+
+
+def _unpacked(packed: Any, device: torch.device) -> Source:
+    if isinstance(packed, Streamed):
+        return packed
+    with warnings.catch_warnings():  # shared memory is read-only, and so is what training does with it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        features = {name: torch.from_numpy(x) for name, x in packed[0].items()}
+        return InMemory(Window(features, torch.from_numpy(packed[1])).to(device))
+
+
+class Stopped(Exception):
+    """Training elsewhere failed, or was interrupted: this one ends too."""
+
+
+class Reporter:
+    """What training threads share: the progress function, called one at a time, and the word to stop."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._lock, self._stop = progress, threading.Lock(), threading.Event()
+
+    def __call__(self, epochs: int) -> None:
+        """So many epochs are done now."""
+        if self._progress and epochs:
+            with self._lock:
+                self._progress(epochs)
+
+    def stop(self) -> None:
+        """End all training that goes on."""
+        self._stop.set()
+
+    def go_on(self) -> None:
+        """Raise `Stopped` after `stop`."""
+        if self._stop.is_set():
+            raise Stopped
+
+
+def train_stacks(
+    stacks: Sequence[Sequence[Member]],
+    split: Splits,
+    settings: TrainSettings,
+    device: torch.device,
+    report: Reporter,
+    pool: ThreadPoolExecutor | None = None,
+) -> list[Result]:
+    """Train stacks through the same windows; in the pool's threads, if given, each window with all stacks at once."""
+    each = partial(map_in, pool) if pool else map
+    steps = settings.total_epochs * split.train.steps(settings.batch_size)
+    keep = isinstance(split.train, InMemory)  # the window comes again in every epoch
+    running = [Running(stack, settings, steps, device, split.class_weights, keep=keep) for stack in stacks]
+    for epoch in range(settings.total_epochs):
+        active = [stack for stack in running if not stack.finished]
+        if not active:
+            break
+        for window in split.train.windows(epoch):
+            list(each(partial(Running.train, window=window, report=report), active))
+        for window in split.val.windows(0):
+            list(each(partial(Running.validate, window=window), active))
+        for stack in active:
+            report(stack.end_epoch(len(split.train), len(split.val)))
+    return [result for stack in running for result in stack.results()]
+
+
+@dataclass
+class Record:
+    """What is known of one head so far."""
+
+    rows: list[tuple[float, float, float]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    best_weights: dict[str, np.ndarray] | None = None
+    stopped: bool = False
+
+
+class Running:
+    """A stack in training, with what was measured of each of its heads."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: TrainSettings,
+        steps: int,
+        device: torch.device,
+        class_weights: torch.Tensor | None,
+        *,
+        keep: bool,
+    ) -> None:
+        self.members, self.settings, self.keep = members, settings, keep
+        self.stack = Stack(
+            [(member.config, member.seed) for member in members],
+            settings,
+            steps=steps,
+            device=device,
+            moments=[member.moments for member in members],
+            class_weights=class_weights,
+        )
+        self.records = [Record() for _ in members]
+        self._clear()
+
+    def _clear(self) -> None:
+        self.train_loss, self.val_loss, self.right = (np.zeros(len(self.members)) for _ in range(3))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every head has stopped early."""
+        return all(record.stopped for record in self.records)
+
+    def train(self, window: Window, report: Reporter) -> None:
+        """Train on a window."""
+        self.train_loss += self.stack.train_window(window, report.go_on, keep=self.keep)
+
+    def validate(self, window: Window) -> None:
+        """Validate on a window."""
+        loss, right = self.stack.validate(window)
+        self.val_loss += loss
+        self.right += right
+
+    def end_epoch(self, train_clips: int, val_clips: int) -> int:
+        """Take down the epoch; returns how many epochs that finishes, those that early stopping saves included."""
+        finished = 0
+        for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
+            if record.stopped:
+                continue
+            train_loss, val_loss = self.train_loss[position] / train_clips, self.val_loss[position] / val_clips
+            if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+                raise ExperimentError(
+                    f"the loss stopped being finite in epoch {len(record.rows) + 1} of the head "
+                    f"{member.config.describe()}, seed {member.seed}: lower the learning rate "
+                    f"({self.settings.learning_rate:g}) or look at the embeddings"
+                )
+            record.rows.append((train_loss, val_loss, self.right[position] / val_clips))
+            finished += 1 + self._stop_early(position, record, val_loss)
+        self._clear()
+        return finished
+
+    def _stop_early(self, position: int, record: Record, val_loss: float) -> int:
+        """With patience, keep the best weights and stop when it has run out; returns the epochs saved."""
+        if self.settings.patience is None:
+            return 0
+        epoch = len(record.rows)
+        if val_loss < record.best_loss:
+            record.best_loss, record.best_epoch = val_loss, epoch
+            record.best_weights = self.stack.state(position)
+        elif epoch - record.best_epoch >= self.settings.patience:
+            record.stopped = True
+            return self.settings.total_epochs - epoch
+        return 0
+
+    def results(self) -> list[Result]:
+        """One for each head."""
+        results = []
+        for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
+            weights = record.best_weights or self.stack.state(position)
+            history = History(*np.array(record.rows, dtype=np.float64).T)
+            results.append(Result(member.position, weights, history, record.best_epoch or len(record.rows)))
+        return results

@@ -1,0 +1,481 @@
+"""A stack of heads in training: one step of all of them, written out.
+
+Why the step is written out: at the paper's size (86 clips, 1536-1024-512-91, batch 8) a step is some forty operations
+of some 50 microseconds, so what surrounds them decides. Gradients of the fully connected layers are computed by hand, a
+piece of `PIECE_BYTES` at a time, and go into Adam's fused update while they are still in the cache. On one core of an
+AMD EPYC, seconds per head of 25 epochs, alone / two threads side by side:
+
+    autograd, torch.optim.Adam as it comes (two threads of its own)                            2.1
+    written out, whole gradients, MKL                                                          0.79 / 1.0
+    pieces                                                                                     0.66 / 0.76
+    pieces, oneDNN (`linear`)                                                                  0.57 / 0.66
+
+Each head draws from generators that its own seed decides: neighbours in the stack don't change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from alphafuse.heads.model.fusion import Gate
+from alphafuse.heads.model.head import FUSED, AlphaFusion, HeadConfig, Normalization
+
+from . import linear
+from .batches import Window
+from .settings import TrainSettings
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults, as in the authors' notebook
+STREAMS = {"init": 0, "order": 1, "dropout": 2, "mixup": 3, "modality dropout": 4, "auxiliary": 5}
+PIECE_BYTES = 1_572_864  # of a weight matrix; with gradient and moments 6 MB, a part of a level 3 cache
+LARGE_BATCH = 64  # from here on the products take so long that what Adam moves hardly counts: no pieces
+PREPARED_BYTES = 268_435_456  # a split of up to this size is transformed and normalised once, not batch by batch
+VALIDATION_ROWS = 4096  # rows per step of validation: bounds memory
+
+
+def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator that a head's seed decides for one of its uses of chance."""
+    return torch.Generator(device).manual_seed(int(_state(seed, stream) >> 1))
+
+
+def _state(seed: int, stream: str) -> np.uint64:
+    return cast(np.uint64, np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)[0])
+
+
+class _Slot(NamedTuple):
+    """Parameters that Adam updates in one call, and its state for them."""
+
+    parameters: list[torch.Tensor]
+    means: list[torch.Tensor]
+    squares: list[torch.Tensor]
+    steps: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, parameters: Sequence[torch.Tensor]) -> _Slot:
+        return cls(
+            list(parameters),
+            [torch.zeros_like(parameter) for parameter in parameters],
+            [torch.zeros_like(parameter) for parameter in parameters],
+            [torch.zeros((), device=parameter.device) for parameter in parameters],
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A fully connected layer of all heads: weight (heads, outputs, inputs), bias (heads, outputs).
+
+    `pieces` are rows of the weight with Adam's state for them; the first one's slot also holds the bias.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    pieces: tuple[tuple[slice, _Slot], ...]
+
+
+class Stack:
+    """Heads with layers of the same widths, trained together on the same clips.
+
+    Args:
+        members: configuration and seed of each head. Heads whose transform or fusion has parameters of its own come
+            alone.
+        settings: how they are trained.
+        steps: of the whole training, for the learning rate's schedule.
+        device: where they are trained.
+        moments: modality -> mean and standard deviation (dim,) of each head's transformed training embeddings, for
+            zscore; empty for other heads.
+        class_weights: (C,) float32, or None where all clips count alike.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[HeadConfig, int]],
+        settings: TrainSettings,
+        *,
+        steps: int,
+        device: torch.device,
+        moments: Sequence[Mapping[str, tuple[torch.Tensor, torch.Tensor]]],
+        class_weights: torch.Tensor | None,
+    ) -> None:
+        self.settings = settings
+        self.device = device
+        self.configs = [config for config, _ in members]
+        self.seeds = [seed for _, seed in members]
+        self.config = self.configs[0]
+        self.heads = [AlphaFusion(config, generator=generator(seed, "init")).to(device) for config, seed in members]
+        for head, of_modality in zip(self.heads, moments, strict=True):
+            for modality, (mean, std) in of_modality.items():
+                normalization = cast(Normalization, head.normalizations[modality])
+                normalization.mean.copy_(mean)
+                normalization.std.copy_(std)
+        self.order = [generator(seed, "order") for seed in self.seeds]
+        self.masks = [generator(seed, "dropout", device) for seed in self.seeds]
+        self.lots = [generator(seed, "modality dropout", device) for seed in self.seeds]
+        self.mixing = [np.random.default_rng(_state(seed, "mixup")) for seed in self.seeds]
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+        self.keeps = 1 - self.config.dropout
+        self.steps, self.done = steps, 0
+        self._window: torch.Tensor | None = None  # targets of the window that `_prepared` is of
+        self._prepared: torch.Tensor | None = None
+        self._first_of = self._first_with_same_preparation()
+        self._columns = self._columns_of_modalities()
+        self._learn_transform = any(p.requires_grad for p in self.heads[0].transforms.parameters())
+        self._front = [p for part in (self.heads[0].transforms, self.heads[0].fusion) for p in part.parameters()]
+        self._auxiliary = self._auxiliary_classifiers()
+        self._front += self._auxiliary.parameters()
+        if self._front and len(self.heads) > 1:
+            raise ValueError("heads whose transform or fusion learns are trained alone")
+        self._front_slot = _Slot.of([parameter.detach() for parameter in self._front])
+        self.rates = self._rates()
+        self.layers = [self._stacked_layer(index) for index in range(len(self.heads[0].linears))]
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    # building
+
+    def _first_with_same_preparation(self) -> list[int]:
+        """For each head the first one in the stack whose embeddings are transformed and normalised as its own."""
+        kinds = [(config.transform, config.alpha, config.on, config.normalize) for config in self.configs]
+        return [kinds.index(kind) for kind in kinds]
+
+    def _columns_of_modalities(self) -> dict[str, slice]:
+        columns, start = {}, 0
+        for modality in self.config.modalities:
+            columns[modality] = slice(start, start + self.config.dims[modality])
+            start += self.config.dims[modality]
+        return columns
+
+    def _auxiliary_classifiers(self) -> nn.ModuleDict:
+        """A linear classifier of each modality's expert, for gradient blending."""
+        classifiers = nn.ModuleDict()
+        draws = generator(self.seeds[0], "auxiliary")
+        for modality in self.config.auxiliary or {}:
+            if modality != FUSED:
+                width, classes = self.heads[0].fusion.output_dim, len(self.config.classes)
+                layer = nn.utils.skip_init(nn.Linear, width, classes)
+                for parameter in layer.parameters():
+                    nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=draws)
+                classifiers[modality] = layer
+        return classifiers.to(self.device)
+
+    def _rates(self) -> torch.Tensor | None:
+        """(heads, 1, inputs): the modalities' relative learning rates, or None where all are 1.
+
+        A layer on r x whose weights start divided by r is the same function of x, and one step of Adam, which ignores
+        the gradient's scale, moves it r times as far: so r is a learning rate, exactly but for Adam's epsilon.
+        """
+        if not any(config.rates for config in self.configs):
+            return None
+        rates = torch.ones(len(self.heads), 1, sum(self.config.dims.values()))
+        for position, config in enumerate(self.configs):
+            for modality, rate in (config.rates or {}).items():
+                rates[position, 0, self._columns[modality]] = rate
+        return rates.to(self.device)
+
+    def _stacked_layer(self, index: int) -> _Layer:
+        linears = [head.linears[index] for head in self.heads]
+        if len(linears) == 1:  # the head's own memory
+            weight, bias = linears[0].weight.detach()[None], linears[0].bias.detach()[None]
+        else:
+            weight = torch.stack([layer.weight.detach() for layer in linears])
+            bias = torch.stack([layer.bias.detach() for layer in linears])
+        if index == 0 and self.rates is not None:
+            weight.div_(self.rates)
+        rows = weight.shape[1]
+        if len(linears) == 1 and self.device.type == "cpu" and self.settings.batch_size < LARGE_BATCH:
+            rows = max(1, PIECE_BYTES // (4 * weight.shape[2]))
+        pieces = []
+        for start in range(0, weight.shape[1], rows):
+            part = slice(start, min(start + rows, weight.shape[1]))
+            pieces.append((part, _Slot.of([weight[:, part], *([] if start else [bias])])))
+        return _Layer(weight, bias, tuple(pieces))
+
+    # training
+
+    def train_window(self, window: Window, go_on: Callable[[], None], *, keep: bool = True) -> np.ndarray:
+        """One pass over a window's shuffled clips; (heads,) float64 summed losses of its clips before their steps.
+
+        Args:
+            window: with the modalities that the heads read; others don't matter.
+            go_on: called before every step; it may raise.
+            keep: the window will come again, so what was made of it is kept.
+        """
+        window = self._own(window)
+        clips = len(window.targets)
+        order = torch.stack([torch.randperm(clips, generator=draws) for draws in self.order]).to(self.device)
+        total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
+        for rows in order.split(self.settings.batch_size, dim=1):  # (heads, batch)
+            go_on()
+            total += self._step(window, rows) * rows.shape[1]
+        if not keep:
+            self._window = self._prepared = None
+        return total.cpu().numpy()
+
+    def _own(self, window: Window) -> Window:
+        """The window with the heads' modalities alone."""
+        if len(window.features) == len(self.config.modalities):
+            return window
+        return Window({name: window.features[name] for name in self.config.modalities}, window.targets)
+
+    def _step(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
+        """One step of Adam on these clips; (heads,) mean losses before it."""
+        with torch.set_grad_enabled(bool(self._front)):
+            x, targets, mixed = self._inputs(window, rows), window.targets[rows], None
+            if self.settings.mixup:
+                mixed = self._mixing(rows.shape)
+                x = mixed.of(x)
+            fused = self._fuse(x)
+        with torch.no_grad():
+            inputs, logits = self._forward(fused.detach())
+            soft = None if self._hard_targets else self._soft_targets(targets, mixed)
+            losses, gradient = _loss(logits, targets, soft)
+            rate = self.settings.learning_rate_at(self.done / self.steps)
+            if self._auxiliary:
+                gradient.mul_((self.config.auxiliary or {}).get(FUSED, 1.0))
+            gradient = self._backward(inputs, gradient, rate)
+        if self._front:
+            self._update_front(x, fused, gradient, targets, soft, rate)
+        self.done += 1
+        return losses
+
+    def _inputs(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
+        """(heads, batch, sum of dims): transformed, normalised and, by lot, without a modality."""
+        prepared = self._prepared_window(window)
+        if prepared is not None:
+            x = prepared[0][rows] if len(prepared) == 1 else prepared[self._kind_of_head[:, None], rows]
+        else:
+            x = self._prepare({name: matrix[rows] for name, matrix in window.features.items()})
+        if self.config.modality_dropout and len(self.config.modalities) > 1:
+            x = x * self._modality_mask(window, rows)
+        return x
+
+    def _prepare(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """{modality: (heads, batch, dim)} -> (heads, batch, sum of dims); heads that prepare alike do it together."""
+        x = torch.empty(0)
+        for first in sorted(set(self._first_of)):
+            same = [position for position, other in enumerate(self._first_of) if other == first]
+            part = self._cat(first, {name: matrix[same] for name, matrix in features.items()})
+            if len(same) == len(self.heads):
+                return part
+            if not len(x):
+                x = part.new_empty(len(self.heads), *part.shape[1:])
+            x[same] = part
+        return x
+
+    def _cat(self, position: int, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        prepared = self.heads[position].prepare(features)
+        return torch.cat([prepared[modality] for modality in self.config.modalities], dim=-1)
+
+    def _prepared_window(self, window: Window) -> torch.Tensor | None:
+        """(kinds of preparation, clips, sum of dims) of a whole window, kept while it is in use; None if it is large.
+
+        Sets `_kind_of_head`: for each head its position in it.
+        """
+        kinds = sorted(set(self._first_of))
+        size = 4 * len(kinds) * len(window.targets) * sum(self.config.dims.values())
+        if self._learn_transform or size > PREPARED_BYTES:
+            return None
+        if self._window is not window.targets:
+            with torch.no_grad():
+                self._prepared = torch.stack([self._cat(first, window.features) for first in kinds])
+            self._window = window.targets
+            self._kind_of_head = torch.tensor([kinds.index(first) for first in self._first_of], device=self.device)
+        return self._prepared
+
+    def _modality_mask(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
+        """(heads, batch, sum of dims) of 0 and 1: of complete clips, one modality is left out by lot."""
+        share = self.config.modality_dropout / 2
+        lots = torch.stack([torch.rand(rows.shape[1], generator=draws, device=self.device) for draws in self.lots])
+        present = [~torch.isnan(x[rows]).any(dim=-1) for x in window.features.values()]  # (heads, batch) each
+        complete = torch.stack(present).all(dim=0)
+        mask = torch.ones(*rows.shape, sum(self.config.dims.values()), device=self.device)
+        for modality, gone in zip(self.config.modalities, (lots < share, lots >= 1 - share), strict=True):
+            mask[..., self._columns[modality]] = (~(gone & complete)).float()[..., None]
+        return mask
+
+    def _mixing(self, shape: torch.Size) -> _Mixing:
+        heads, batch = shape
+        shares = [rng.beta(self.settings.mixup, self.settings.mixup) for rng in self.mixing]
+        partners = np.stack([rng.permutation(batch) for rng in self.mixing])
+        return _Mixing(
+            torch.tensor(shares, dtype=torch.float32, device=self.device)[:, None, None],
+            torch.from_numpy(partners).to(self.device),
+            torch.arange(heads, device=self.device)[:, None],
+        )
+
+    def _fuse(self, x: torch.Tensor) -> torch.Tensor:
+        """(heads, batch, sum of dims) -> (heads, batch, fused dim)."""
+        if self.config.fusion == "concat":
+            return x if self.rates is None else x * self.rates
+        return self.heads[0].fusion(self._split(x[0]))[None]
+
+    def _split(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {modality: x[..., columns] for modality, columns in self._columns.items()}
+
+    @property
+    def _hard_targets(self) -> bool:
+        return not (self.settings.mixup or self.settings.label_smoothing or self.class_weights is not None)
+
+    def _soft_targets(self, targets: torch.Tensor, mixed: _Mixing | None) -> torch.Tensor:
+        """(heads, batch, C): what each clip's probabilities are held against; a row sums to the clip's weight."""
+        classes = len(self.config.classes)
+        weights = torch.ones(targets.shape, device=self.device)
+        if self.class_weights is not None:
+            weights = self.class_weights[targets]
+        soft = torch.zeros(*targets.shape, classes, device=self.device).scatter_(
+            2, targets[..., None], weights[..., None]
+        )
+        if mixed is not None:
+            soft = mixed.of(soft)
+        smoothing = self.settings.label_smoothing
+        return soft.mul(1 - smoothing).add_(soft.sum(dim=2, keepdim=True), alpha=smoothing / classes)
+
+    def _forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Inputs of each layer, after ReLU and dropout, and the logits (heads, batch, C)."""
+        *hidden, last = self.layers
+        inputs = [x]
+        for layer in hidden:
+            x = linear.forward(x, layer.weight, layer.bias).relu_()  # (heads, batch, 1024), (heads, batch, 512)
+            if self.config.dropout:
+                x.mul_(self._dropout_mask(x))
+            inputs.append(x)
+        return inputs, linear.forward(x, last.weight, last.bias)
+
+    def _dropout_mask(self, x: torch.Tensor) -> torch.Tensor:
+        """0 or 1 / (1 - p); `rand >= p` takes a third of the time of `bernoulli_`."""
+        mask = torch.empty_like(x)
+        for part, draws in zip(mask, self.masks, strict=True):
+            part.uniform_(generator=draws)
+        return mask.ge_(self.config.dropout).mul_(1 / self.keeps)
+
+    def _backward(self, inputs: list[torch.Tensor], gradient: torch.Tensor, rate: float) -> torch.Tensor:
+        """Update all layers, from the last to the first; returns the gradient of the fused vectors if they learn.
+
+        An input is positive where ReLU let it pass and dropout kept it: there, and only there, gradients pass too.
+        """
+        for index in reversed(range(len(inputs))):
+            layer, x = self.layers[index], inputs[index]
+            of_outputs = gradient
+            if index:
+                gradient = torch.ops.aten.threshold_backward(linear.input_gradient(gradient, layer.weight), x, 0)
+                gradient.mul_(1 / self.keeps)
+            elif self._front:
+                gradient = linear.input_gradient(gradient, layer.weight)
+            for rows, slot in layer.pieces:
+                gradients = [linear.weight_gradient(of_outputs[..., rows], x)]
+                if len(slot.parameters) > 1:
+                    gradients.append(of_outputs.sum(dim=1))
+                self._adam(slot, gradients, rate)
+        return gradient
+
+    def _update_front(
+        self,
+        x: torch.Tensor,
+        fused: torch.Tensor,
+        gradient: torch.Tensor,
+        targets: torch.Tensor,
+        soft: torch.Tensor | None,
+        rate: float,
+    ) -> None:
+        """Update the parameters of transform, fusion and auxiliary classifiers; autograd knows them."""
+        for parameter in self._front:
+            parameter.grad = None
+        roots, gradients = [fused], [gradient]
+        if self._auxiliary:
+            experts = cast(Gate, self.heads[0].fusion).experts(self._split(x[0]))
+            for modality, classifier in self._auxiliary.items():
+                logits = classifier(experts[modality])[None]  # (1, batch, C)
+                _, of_logits = _loss(logits.detach(), targets, soft)
+                roots.append(logits)
+                gradients.append(of_logits * (self.config.auxiliary or {})[modality])
+        torch.autograd.backward(roots, gradients)
+        with torch.no_grad():
+            found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._front]
+            self._adam(self._front_slot, found, rate)
+
+    def _adam(self, slot: _Slot, gradients: list[torch.Tensor], rate: float) -> None:
+        """The operator behind torch.optim.Adam(fused=True); its Python class takes a tenth of a small step."""
+        torch._foreach_add_(slot.steps, 1)
+        torch._fused_adam_(
+            slot.parameters,
+            gradients,
+            slot.means,
+            slot.squares,
+            [],
+            slot.steps,
+            lr=rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=self.settings.weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    # results
+
+    @torch.no_grad()
+    def validate(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Summed cross entropy (heads,) float64 and right answers (heads,) of a window's clips, without dropout."""
+        window = self._own(window)
+        heads, clips = len(self.heads), len(window.targets)
+        loss, right = np.zeros(heads), np.zeros(heads)
+        for start in range(0, clips, VALIDATION_ROWS):
+            rows = slice(start, start + VALIDATION_ROWS)
+            features = {name: x[rows].expand(heads, *x[rows].shape) for name, x in window.features.items()}
+            x, targets = self._fuse(self._prepare(features)), window.targets[rows].expand(heads, -1)
+            for index, layer in enumerate(self.layers):
+                x = linear.forward(x.contiguous(), layer.weight, layer.bias)
+                if index + 1 < len(self.layers):
+                    x.relu_()
+            losses = functional.cross_entropy(x.double().transpose(1, 2), targets, reduction="none")
+            loss += losses.sum(dim=1).cpu().numpy()
+            right += (x.argmax(dim=2) == targets).sum(dim=1).cpu().numpy()
+        return loss, right
+
+    def state(self, position: int) -> dict[str, np.ndarray]:
+        """A copy of one head's parameters and buffers, as `AlphaFusion.load_state_dict` takes them."""
+        whole = self.heads[position].state_dict()
+        state = {name: value.clone() for name, value in whole.items() if not name.startswith("layers.")}
+        for index, layer in enumerate(self.layers):
+            state[f"layers.{index}.weight"] = layer.weight[position].clone()
+            state[f"layers.{index}.bias"] = layer.bias[position].clone()
+        if self.rates is not None:
+            state["layers.0.weight"] *= self.rates[position]
+        return {name: value.cpu().numpy() for name, value in state.items()}
+
+
+class _Mixing(NamedTuple):
+    """How mixup combines a batch with itself in another order."""
+
+    shares: torch.Tensor  # (heads, 1, 1) in [0, 1]
+    partners: torch.Tensor  # (heads, batch)
+    heads: torch.Tensor  # (heads, 1)
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """(heads, batch, anything) mixed."""
+        return self.shares * x + (1 - self.shares) * x[self.heads, self.partners]
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, soft: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross entropy (heads,) of logits (heads, batch, C), and its gradient, of their shape.
+
+    With soft targets T: -sum(T log p) / sum(T), whose gradient is (p sum_C(T) - T) / sum(T).
+    """
+    log_probabilities = functional.log_softmax(logits, dim=2)
+    if soft is None:
+        places = targets[..., None]  # (heads, batch, 1)
+        losses = -log_probabilities.gather(2, places).mean(dim=(1, 2))
+        gradient = log_probabilities.exp_()
+        gradient.scatter_add_(2, places, torch.full_like(places, -1.0, dtype=gradient.dtype))
+        return losses, gradient.div_(targets.shape[1])
+    total = soft.sum(dim=(1, 2))
+    losses = -(soft * log_probabilities).sum(dim=(1, 2)) / total
+    gradient = log_probabilities.exp_().mul_(soft.sum(dim=2, keepdim=True)).sub_(soft)
+    return losses, gradient.div_(total[:, None, None])

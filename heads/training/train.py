@@ -1,0 +1,437 @@
+"""Training heads: many at once, each a function of its seed alone.
+
+    configurations x seeds -> stacks of heads -> here, in threads or in processes -> trained heads
+
+A head's initial weights, the order of its clips and its dropout are drawn from generators that its seed alone decides,
+so that it comes out the same alone, in any company, in this process or in another one (to rounding where a stack or
+several threads share its sums), and experiments of one seed share order and dropout: paired comparisons gain.
+
+How they are spread (`alphafuse bench heads` shows why):
+
+- on the CPU, heads as large as the paper's are trained one by one, each on one thread, side by side: their steps are
+  bound by memory, and stacking them only takes more of it at a time. Small ones (a linear probe) are stacked, because
+  there the operations' overhead decides.
+- threads start at once and share the embeddings; small steps on more than `THREADS_AT_MOST` cores wait for Python's
+  lock, so long work of that kind goes to processes.
+- on CUDA, all heads of a shape are one stack, whose products are batched.
+- on a Ray cluster (`cluster`), stacks go to its nodes. They are the same stacks, on as many threads each.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby, pairwise, product
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+
+from alphafuse.data.columns import Texts
+from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.errors import EmptySplitError, ExperimentError, unknown
+from alphafuse.heads.model.head import AlphaFusion, HeadConfig, usable_clips
+from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.system.cluster import connected, require_engine
+from alphafuse.system.interrupts import submit, wait_for_any
+from alphafuse.system.processes import end_with_parent, free_memory_bytes
+
+from .batches import Source, Streamed, make_source
+from .epochs import History, Member, Progress, Reporter, Result, Shipped, Splits, train_stacks
+from .ray import train_on_ray
+from .settings import TrainSettings
+
+THREADS_AT_MOST = 4  # small steps: a third of one is Python's, which one thread at a time can run
+SMALL_STEP_SECONDS = 0.01
+PROCESS_START_SECONDS = 5.0  # measured: a new process that imports torch, two at a time on 2 cores
+SMALL_HEAD = 400_000  # weights; up to there a step's overhead outweighs its arithmetic, and heads are stacked
+STACK_CPU, STACK_CUDA = 4, 64
+MOMENT_ROWS = 65_536  # rows whose moments are summed at a time: bounds memory
+RESERVED = 4  # a head in training takes its weights four times: weights, two moments, and a result or gradient
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """One trained head.
+
+    Attributes:
+        head: in eval mode, on the CPU.
+        seed: what it is a function of.
+        history: per epoch.
+        epoch: the epoch whose weights it has, from 1: the last, or with `patience` the one of least validation loss.
+        dropped: "train" and "val" -> clips left out because they lack a modality that the head reads.
+    """
+
+    head: AlphaFusion
+    seed: int
+    history: History
+    epoch: int
+    dropped: Mapping[str, int]
+
+    def __repr__(self) -> str:
+        last = self.history.val_loss[self.epoch - 1], self.history.val_accuracy[self.epoch - 1]
+        return (
+            f"TrainedHead({self.head.config.describe()}, seed={self.seed}, epoch {self.epoch} of "
+            f"{len(self.history.train_loss)}, val_loss={last[0]:.4f}, val_accuracy={last[1]:.4f})"
+        )
+
+
+def train_heads(
+    train: EmbeddingSource,
+    val: EmbeddingSource,
+    heads: Sequence[HeadConfig],
+    seeds: Sequence[int],
+    *,
+    settings: TrainSettings | None = None,
+    class_weights: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> list[TrainedHead]:
+    """Train every head with every seed.
+
+    Args:
+        train, val: embeddings in memory or on disk; labels must occur in the heads' classes (val labels that training
+            lacks are fine). A train split on disk whose features exceed `settings.memory_gb` is streamed, see
+            `heads.batches`: one pass over the store per epoch for all heads together, as long as they fit into half of
+            the free memory.
+        heads: what to train; what they say of hidden layers, dropout, normalisation and absent clips counts, not what
+            `settings` says.
+        seeds: whole numbers of at least 0.
+        settings: epochs, batch size, Adam's settings, regularisation, device.
+        class_weights: label -> how much its clips count, above 0, in place of `settings.class_weights`; 1 for others.
+        progress: called with the number of newly finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in
+            all; from another thread, but never twice at a time.
+        workers: threads or processes; 1 trains one stack after the other; None takes all cores. Local engine only.
+        engine: who spreads the heads: "local" (this machine's cores), or "ray" (the nodes of a Ray cluster). The heads
+            are the same to the digit, on nodes with the same kind of processor and the same versions.
+        address: of Ray's cluster, as `alphafuse.system.cluster.connected` takes it.
+
+    Returns:
+        Heads in the order heads[0] with each seed, heads[1] with each seed, ...
+
+    Raises:
+        EmptySplitError: a split has no clip that a head could use.
+        ExperimentError: a label outside of a head's classes, a bad seed, settings that don't go together, or a loss
+            that stops being finite.
+        ClusterError: an unknown engine, no Ray, no such cluster, or nodes that can't do it.
+
+    >>> from alphafuse import Dataset, HeadConfig, TrainSettings, train_heads
+    >>> dataset = Dataset.open("demo")
+    >>> train, val = dataset.embeddings("train"), dataset.embeddings("val")
+    >>> heads = [HeadConfig(train.dims, dataset.classes, "scale", "ast", alpha) for alpha in (0.5, 1.0)]
+    >>> trained = train_heads(train, val, heads, seeds=[0, 1], settings=TrainSettings(epochs=2))
+    >>> [(one.head.config.alpha, one.seed) for one in trained]
+    [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
+    >>> trained[0].head.predict_proba(val).shape
+    (26, 16)
+    """
+    settings = settings or TrainSettings()
+    _check(heads, seeds, settings, workers)
+    require_engine(engine)
+    for label, weight in (class_weights or {}).items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise ExperimentError(f"the weight of class {label} must be above 0, not {weight}")
+    device = settings.torch_device()
+    memory = memory_bytes(settings, device)
+    usable = {}  # what a head reads -> the clips that it can use
+    kinds: dict[tuple[Any, ...], list[HeadConfig]] = {}
+    of_config = []
+    for config in heads:
+        reads = (config.modalities, config.absent)
+        if reads not in usable:
+            usable[reads] = tuple(np.packbits(usable_clips(source, config)).tobytes() for source in (train, val))
+        kind = (config.classes, usable[reads])
+        kinds.setdefault(kind, []).append(config)
+        of_config.append(kind)
+    splits = {
+        kind: _load(train, val, configs, settings, class_weights, device, memory) for kind, configs in kinds.items()
+    }
+    members = [Member(i, config, seed) for i, (config, seed) in enumerate(product(heads, seeds))]
+    of_member = [splits[kind] for kind in of_config for _ in seeds]
+    results: dict[int, Result] = {}
+    report = Reporter(progress)
+    with ExitStack() as stack:
+        ray = stack.enter_context(connected(address)) if engine == "ray" else None
+        for split in splits.values():
+            own = [member for member in members if of_member[member.position] is split]
+            for result in _train_on_split(own, split, settings, device, report, workers, memory, ray):
+                results[result.position] = result
+    trained = []
+    for member, split in zip(members, of_member, strict=True):
+        result = results.pop(member.position)  # so that many heads' weights are held only once
+        head = AlphaFusion(member.config)
+        head.load_state_dict({name: torch.tensor(value) for name, value in result.weights.items()})
+        trained.append(TrainedHead(head.eval(), member.seed, result.history, result.epoch, split.dropped))
+    return trained
+
+
+def _check(heads: Sequence[HeadConfig], seeds: Sequence[int], settings: TrainSettings, workers: int | None) -> None:
+    if not heads or not seeds:
+        raise ExperimentError("nothing to train: give at least one head and one seed")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ExperimentError(f"a seed must be a whole number of at least 0, not {seed!r}")
+    if workers is not None and workers < 1:
+        raise ExperimentError(f"workers must be at least 1, not {workers}")
+    if settings.weight_decay and any(config.rates for config in heads):
+        raise ExperimentError("learning rates per modality don't go with weight_decay: leave one of them out")
+
+
+def memory_bytes(settings: TrainSettings, device: torch.device) -> int:
+    """What training features may take: the settings' word, or half of what is free on the device."""
+    if settings.memory_gb is not None:
+        return int(settings.memory_gb * 1e9)
+    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()) // 2
+
+
+def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """(clips,) int64 positions of labels in classes; `ExperimentError` for a label that isn't there."""
+    position = {label: index for index, label in enumerate(classes)}
+    try:
+        if isinstance(labels, Texts):
+            return labels.indices_in(classes)
+        return np.fromiter((position[label] for label in labels), np.int64, len(labels))
+    except KeyError as error:
+        raise ExperimentError(unknown("label", error.args[0], classes)) from None
+
+
+# what is trained on
+
+
+def _load(
+    train: EmbeddingSource,
+    val: EmbeddingSource,
+    configs: Sequence[HeadConfig],
+    settings: TrainSettings,
+    class_weights: Mapping[str, float] | None,
+    device: torch.device,
+    memory: int,
+) -> Splits:
+    """The clips that these heads can use, which are the same for all; a quarter of the memory is for validation."""
+    config = configs[0]
+    modalities = tuple(name for name in MODALITIES if any(name in one.modalities for one in configs))
+    sources, dropped = {}, {}
+    weights = None
+    for name, embeddings, share in (("train", train, memory * 3 // 4), ("val", val, memory // 4)):
+        usable = usable_clips(embeddings, config)
+        if not usable.any():
+            raise EmptySplitError(
+                f"none of the {len(embeddings)} {name} clips has the embeddings that a head of "
+                f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
+            )
+        kept = embeddings if usable.all() else embeddings.take(usable)
+        targets = class_indices(kept.labels, config.classes)
+        if name == "train" and class_weights is not None:
+            weights = torch.tensor([float(class_weights.get(label, 1)) for label in config.classes])
+        elif name == "train" and settings.class_weights == "balanced":
+            present = np.unique(targets)
+            weights = torch.ones(len(config.classes))
+            weights[present] = torch.from_numpy(compute_class_weight("balanced", classes=present, y=targets)).float()
+        sources[name] = make_source(kept, modalities, targets, device=device, memory_bytes=share)
+        dropped[name] = int((~usable).sum())
+    return Splits(sources["train"], sources["val"], dropped, weights)
+
+
+def _with_moments(members: Sequence[Member], source: Source, device: torch.device) -> list[Member]:
+    """The members, those with zscore knowing the moments of their transformed training embeddings; one pass for all."""
+    kinds: dict[tuple[object, ...], tuple[AlphaFusion, dict[str, _Moments]]] = {}
+    for config in (member.config for member in members if member.config.normalize == "zscore"):
+        kind = _preparation(config)
+        if kind not in kinds:
+            kinds[kind] = AlphaFusion(config).to(device), {name: _Moments(dim) for name, dim in config.dims.items()}
+    if not kinds:
+        return list(members)
+    for window in source.windows(0):
+        for head, moments in kinds.values():
+            for name, of_modality in moments.items():
+                of_modality.add(head.transforms[name], window.features[name])
+    found = {
+        kind: {name: of_modality.mean_and_std() for name, of_modality in moments.items()}
+        for kind, (_, moments) in kinds.items()
+    }
+    return [member._replace(moments=found.get(_preparation(member.config), {})) for member in members]
+
+
+def _preparation(config: HeadConfig) -> tuple[object, ...]:
+    """What decides a head's moments, if it has any."""
+    return config.modalities, config.transform, config.alpha, config.on, config.normalize
+
+
+class _Moments:
+    """Mean and standard deviation per dimension, summed up in float64 over windows."""
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.sums = torch.zeros(2, dim, dtype=torch.float64)  # of x and of x^2
+
+    @torch.no_grad()
+    def add(self, transform: torch.nn.Module, x: torch.Tensor) -> None:
+        """Add the transformed embeddings (rows, dim); rows of NaN are absent."""
+        for part in x.split(MOMENT_ROWS):
+            y = transform(part[~torch.isnan(part).any(dim=1)]).double()
+            self.count += len(y)
+            self.sums += torch.stack([y.sum(dim=0), y.square().sum(dim=0)]).cpu()
+
+    def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(dim,) float32 each; a deviation that is nothing but rounding counts as 1."""
+        mean, square = self.sums / max(self.count, 1)
+        variance = (square - mean * mean).clamp_min(0)
+        std = torch.where(variance > 1e-12 * square.clamp_min(1e-30), variance.sqrt(), torch.ones_like(variance))
+        return mean.float(), std.float()
+
+
+# how it is spread
+
+
+def _train_on_split(
+    members: Sequence[Member],
+    split: Splits,
+    settings: TrainSettings,
+    device: torch.device,
+    report: Reporter,
+    workers: int | None,
+    memory: int,
+    ray: Any,
+) -> Iterator[Result]:
+    members = _with_moments(members, split.train, device)
+    stacks = _stacks(members, device)
+    cores = workers or joblib.cpu_count()
+    step = max(_step_seconds(member.config, settings) for member in members)
+    if ray is not None:
+        threads = _threads_each(min(cores, len(stacks)), step, cores)
+        yield from train_on_ray(ray, stacks, split, settings, device, report, threads=threads)
+        return
+    if isinstance(split.train, Streamed):  # all heads of a group go through the store together
+        weights = max(_weights(member.config) for member in members)
+        room = max(memory, free_memory_bytes() // 2) if device.type == "cpu" else memory
+        size = max(cores, room // (4 * RESERVED * weights * max(map(len, stacks))))
+        for start in range(0, len(stacks), size):
+            group = stacks[start : start + size]
+            with _threads(min(cores, len(group)), step, cores, report) as pool:
+                yield from train_stacks(group, split, settings, device, report, pool)
+        return
+    side_by_side = min(cores, len(stacks)) if device.type == "cpu" else 1
+    seconds = step * settings.total_epochs * split.train.steps(settings.batch_size) * len(stacks)
+    if (
+        side_by_side > THREADS_AT_MOST
+        and step < SMALL_STEP_SECONDS
+        and seconds * (1 / THREADS_AT_MOST - 1 / side_by_side) > PROCESS_START_SECONDS
+    ):
+        yield from _train_in_processes(stacks, split, settings, report, side_by_side)
+        return
+    with _threads(side_by_side, step, cores, report) as pool:
+        tasks = {submit(pool, train_stacks, [stack], split, settings, device, report) for stack in stacks}
+        while tasks:
+            done = wait_for_any(tasks)
+            tasks -= done
+            for task in done:
+                yield from task.result()
+
+
+def _stacks(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
+    """Members that are trained as one: of the same shape, as many as pay on the device; learned fronts come alone."""
+
+    def shape(member: Member) -> str:
+        config = member.config
+        return repr(
+            (
+                config.modalities,
+                _widths(config),
+                config.dropout,
+                config.modality_dropout,
+                config.fusion,
+                _is_learned(config),
+            )
+        )
+
+    stacks = []
+    for _, group in groupby(sorted(members, key=shape), key=shape):
+        same = list(group)
+        size = STACK_CUDA if device.type == "cuda" else STACK_CPU if _weights(same[0].config) <= SMALL_HEAD else 1
+        size = 1 if _is_learned(same[0].config) else size
+        stacks += [same[start : start + size] for start in range(0, len(same), size)]
+    return stacks
+
+
+def _is_learned(config: HeadConfig) -> bool:
+    """Whether transform or fusion have parameters."""
+    return config.fusion != "concat" or TRANSFORMS[config.transform].learns
+
+
+def _widths(config: HeadConfig) -> tuple[int, ...]:
+    return (sum(config.dims.values()), *config.hidden, len(config.classes))
+
+
+def _weights(config: HeadConfig) -> int:
+    """Weights of the fully connected layers after concat; other fusions have as many in order of magnitude."""
+    return sum(a * b for a, b in pairwise(_widths(config)))
+
+
+def _step_seconds(config: HeadConfig, settings: TrainSettings) -> float:
+    """Rough time of one head's step on one core: 0.3 ms, 0.4 ns per weight for Adam, and products at 100 GFLOP/s."""
+    return 3e-4 + _weights(config) * (4e-10 + 6e-11 * settings.batch_size)
+
+
+def _threads_each(count: int, step_seconds: float, cores: int) -> int:
+    """Cores that each of so many threads computes on."""
+    return max(1, cores // count) if step_seconds > SMALL_STEP_SECONDS else 1
+
+
+@contextmanager
+def _threads(count: int, step_seconds: float, cores: int, report: Reporter) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads compute on one core each, or share all cores when there are fewer of them and work is large.
+
+    What ends the block early (an error in one thread, Ctrl-C) stops the others. PyTorch's own number of threads is as
+    before afterwards.
+    """
+    before = torch.get_num_threads()
+    each = _threads_each(count, step_seconds, cores)
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
+    try:
+        torch.set_num_threads(each)  # for what the pool's threads start from
+        yield pool
+    except BaseException:
+        report.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _train_in_processes(
+    stacks: Sequence[Sequence[Member]], split: Splits, settings: TrainSettings, report: Reporter, workers: int
+) -> Iterator[Result]:
+    """Train in worker processes, which are stopped when anything (Ctrl-C too) ends this early."""
+    shipped = Shipped.of(split)
+    # mmap_mode "c": large arrays are shared through files, and torch gets an array that it may call writable
+    with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
+        parallel = joblib.Parallel(
+            return_as="generator_unordered", mmap_mode="c", batch_size=1, pre_dispatch="2*n_jobs"
+        )
+        done = parallel(joblib.delayed(_train_in_worker)(stack, shipped, settings, os.getpid()) for stack in stacks)
+        try:
+            for results in done:
+                report(settings.total_epochs * len(results))
+                yield from results
+        except BrokenProcessPool:
+            raise ExperimentError(
+                "a training process was killed from outside, probably for lack of memory: train fewer heads at a time"
+            ) from None
+        finally:
+            done.close()
+
+
+def _train_in_worker(stack: Sequence[Member], shipped: Shipped, settings: TrainSettings, parent: int) -> list[Result]:
+    end_with_parent(parent)
+    torch.set_num_threads(1)
+    return train_stacks([stack], shipped.unpacked(), settings, torch.device("cpu"), Reporter(None))

@@ -1,0 +1,613 @@
+"""The command line's manners: completion, variables, colours, what goes to stdout, interruptions, doctor."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from support.cli import Run, assert_one_line_error
+
+from alphafuse import __version__
+from alphafuse.cli import common as cli_common
+from alphafuse.cli import doctor, probes
+from alphafuse.cli.common import Commands, print_text, use_colour, walk
+from alphafuse.cli.doctor import examine
+from alphafuse.cli.main import SECTIONS, cli
+from alphafuse.report.doctor import format_examination
+
+MakeRoot = Callable[..., Path]
+ALPHAFUSE = [sys.executable, "-P", "-m", "alphafuse"]
+
+
+def command(*arguments: object, cwd: Path | str = "/", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a shell starts it."""
+    words = [*ALPHAFUSE, *(str(argument) for argument in arguments)]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ALPHAFUSE_")}
+    return subprocess.run(
+        words, cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+
+
+def test_every_command_has_its_place_in_the_help_and_no_summary_is_cut_off(run: Run) -> None:
+    listed = [name for section in SECTIONS.values() for name in section]
+    assert sorted(listed) == sorted(cli.commands)
+    for path, group in walk(cli):
+        if isinstance(group, Commands):
+            _, out, _ = run(*path, "--help")
+            for name in group.commands:
+                (line,) = re.findall(rf"^  {name} +(\S.*)$", out, re.MULTILINE)
+                assert line[-1] in ".," and "..." not in line and len(line) <= 66, "one line of an 80-column terminal"
+    _, out, _ = run("--help")
+    assert out.index("extract ") < out.index("fit ") < out.index("predict ") < out.index("doctor ")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert "ALPHAFUSE_ROOT" in out and "NO_COLOR" in out and "HF_HUB_OFFLINE" in out
+
+
+def test_help_and_completion_answer_fast_enough_for_a_keystroke(tmp_path: Path) -> None:
+    def seconds(**environment: str) -> float:
+        began = time.monotonic()
+        assert command("--help", cwd=tmp_path, **environment).returncode == 0
+        return time.monotonic() - began
+
+    completing = {"_ALPHAFUSE_COMPLETE": "bash_complete", "COMP_WORDS": "alphafuse fit --tr", "COMP_CWORD": "2"}
+    # about 0.2 s on an idle machine; the best of some, and a wide margin, for one that is not
+    assert min(seconds() for _ in range(3)) < 2 and min(seconds(**completing) for _ in range(3)) < 2
+
+
+# ------------------------------------------------------------------------------------------------------- completion
+
+
+def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **environment: str) -> list[str]:
+    """What a shell is offered for the last of these words."""
+    told = {
+        "_ALPHAFUSE_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    result = command(cwd=cwd, **told, **environment)
+    assert result.returncode == 0 and not result.stderr
+    return [line.partition(",")[2] for line in result.stdout.splitlines()]
+
+
+def test_names_for_completion_are_those_that_the_modules_know() -> None:
+    from alphafuse.data import dataset, manifest
+    from alphafuse.data.store import store
+    from alphafuse.extract.encoders import encoder as backbones
+    from alphafuse.heads.model import fusion, head, transforms
+    from alphafuse.heads.training import settings
+
+    assert manifest.SPLITS == cli_common.SPLITS
+    assert store.MODALITIES == cli_common.MODALITIES
+    assert dataset.PROTOCOLS == cli_common.PROTOCOLS
+    assert backbones.PRECISIONS == cli_common.PRECISIONS
+    assert tuple(transforms.TRANSFORMS) == cli_common.TRANSFORMS
+    takes_alpha = {name for name, entry in transforms.TRANSFORMS.items() if entry.alpha not in ("none", "fixed")}
+    assert takes_alpha == set(cli_common.ALPHA_TRANSFORMS)
+    assert tuple(fusion.FUSIONS) == cli_common.FUSIONS
+    assert settings.DEVICES == cli_common.DEVICES
+    assert settings.SCHEDULES == cli_common.SCHEDULES
+    assert settings.CLASS_WEIGHTS == cli_common.CLASS_WEIGHTS
+    assert tuple(head.NORMALIZATIONS) == cli_common.NORMALIZATIONS
+    assert tuple(head.ABSENT) == cli_common.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("alphafuse fi", ["fit"]),
+        ("alphafuse data au", ["audit"]),
+        ("alphafuse fit --trans", ["--transform"]),
+        ("alphafuse fit --transform s", ["sqrt", "signed-sqrt", "scale"]),
+        ("alphafuse fit --fusion a", ["add", "attention"]),
+        ("alphafuse fit --normalize ", ["none", "zscore", "l2"]),
+        ("alphafuse fit --schedule c", ["constant", "cosine"]),
+        ("alphafuse fit --absent ", ["drop", "zeros"]),
+        ("alphafuse fit --device c", ["cpu", "cuda"]),
+        ("alphafuse fit --modalities timesformer,", ["timesformer,ast"]),
+        ("alphafuse sweep --on timesformer,", ["timesformer,ast", "timesformer,both"]),
+        ("alphafuse extract --split t", ["train", "test"]),
+        ("alphafuse extract --modality a", ["ast"]),
+        ("alphafuse extract --protocol n", ["notebook"]),
+        ("alphafuse extract --precision ", ["fp32", "bf16"]),
+        ("alphafuse bench heads --part s", ["start", "stacks", "scaling", "stream"]),
+        ("alphafuse completion z", ["zsh"]),
+        ("alphafuse nons", []),
+    ],
+)
+def test_completion_offers_names(words: str, offered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.shell_completion import BashComplete
+
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    shell = BashComplete(cli, {}, "alphafuse", "_ALPHAFUSE_COMPLETE")
+    assert [item.value for item in shell.get_completions(*shell.get_completion_args())] == offered
+
+
+def test_the_installed_command_completes_runs_stores_and_roots(tmp_path: Path) -> None:
+    for run_name in ("sqrt-ast", "untransformed"):
+        folder = tmp_path / "demo" / "runs" / run_name
+        (folder / "head").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "demo" / "stores" / "train").mkdir(parents=True)
+    (tmp_path / "demo" / "dataset.json").write_text("{}")
+    assert complete("alphafuse evaluate ", cwd=tmp_path) == ["demo/runs/sqrt-ast", "demo/runs/untransformed"]
+    assert complete("alphafuse evaluate demo/runs/s", cwd=tmp_path) == ["demo/runs/sqrt-ast"]
+    there = str(tmp_path / "demo" / "runs")
+    assert complete(f"alphafuse evaluate {there}/s") == [f"{there}/sqrt-ast"]
+    assert complete("alphafuse evaluate ", ALPHAFUSE_ROOT=str(tmp_path / "demo"))[0] == f"{there}/sqrt-ast"
+    assert complete("alphafuse store info ", cwd=tmp_path) == ["demo/stores/train"]
+    assert complete("alphafuse fit --root ", cwd=tmp_path) == ["demo"]
+    assert complete("alphafuse fit --root ", cwd="/", ALPHAFUSE_FIT_SEEDS="nonsense") == [""]  # any folder
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_the_command(run: Run, shell: str) -> None:
+    code, out, err = run("completion", shell)
+    assert code == 0 and "_ALPHAFUSE_COMPLETE" in out and f"{shell}_complete" in out and not err
+    assert_one_line_error(run("completion", f"{shell}x"), f"did you mean '{shell}'?", "bash, zsh, fish")
+
+
+def test_bash_completes_a_line_with_the_script(tmp_path: Path) -> None:
+    function = command("completion", "bash").stdout
+    (tmp_path / "bin").mkdir()
+    launcher = tmp_path / "bin" / "alphafuse"
+    launcher.write_text(f'#!/bin/sh\nexec {" ".join(ALPHAFUSE)} "$@"\n')
+    launcher.chmod(0o755)
+    asked = "COMP_WORDS=(alphafuse fit --transform s); COMP_CWORD=3; _alphafuse_completion alphafuse"
+    out = subprocess.run(
+        ["bash", "--norc", "-c", f'{function}\n{asked}\necho "${{COMPREPLY[@]}}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{launcher.parent}:{os.environ['PATH']}"},
+    ).stdout
+    assert out == "sqrt signed-sqrt scale\n"
+
+
+# --------------------------------------------------------------------------------------------------------- variables
+
+
+def test_every_option_has_a_variable_of_its_own_name_and_the_command_line_goes_first(
+    run: Run, extracted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = [
+        parameter.envvar
+        for path, found in walk(cli)
+        for parameter in found.params
+        if path and isinstance(parameter, click.Option)
+    ]
+    assert all(isinstance(name, str) and re.fullmatch(r"ALPHAFUSE_[A-Z0-9_]+", name) for name in variables)
+    own = [name for name in variables if name != "ALPHAFUSE_ROOT"]
+    assert len(own) == len(set(own)) > 100
+    monkeypatch.setenv("ALPHAFUSE_ROOT", str(extracted))
+    monkeypatch.setenv("ALPHAFUSE_FIT_SEEDS", "2")
+    monkeypatch.setenv("ALPHAFUSE_FIT_EPOCHS", "1")
+    monkeypatch.setenv("ALPHAFUSE_FIT_JSON", "1")
+    assert json.loads(run("fit")[1])["seeds"] == [0, 1]
+    assert json.loads(run("fit", "--seeds", "1")[1])["seeds"] == [0]
+    monkeypatch.setenv("ALPHAFUSE_FIT_SEEDS", "many")
+    assert_one_line_error(run("fit"), "'--seeds'", "'many' is not a valid integer", "from ALPHAFUSE_FIT_SEEDS")
+
+
+def test_a_variable_for_the_root_does_not_say_where_another_runs_dataset_is() -> None:
+    def variable(*path: str) -> object:
+        found: click.Command = cli
+        for name in path:
+            found = found.commands[name]  # type: ignore[attr-defined]
+        return next(option.envvar for option in found.params if option.name == "root")
+
+    for path in (("extract",), ("fit",), ("data", "demo"), ("data", "vggsound"), ("data", "audit"), ("doctor",)):
+        assert variable(*path) == "ALPHAFUSE_ROOT"
+    assert variable("evaluate") == "ALPHAFUSE_EVALUATE_ROOT"
+
+
+# ----------------------------------------------------------------------------------------------------------- colours
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_terminal", "elsewhere"),
+    [
+        ({}, True, False),
+        ({"NO_COLOR": "1"}, False, False),
+        ({"NO_COLOR": "0"}, False, False),  # any value that is not empty
+        ({"NO_COLOR": ""}, True, False),
+        ({"TERM": "dumb"}, False, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"CLICOLOR_FORCE": "1"}, True, True),
+        ({"FORCE_COLOR": "0"}, True, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(
+    environment: dict[str, str], on_terminal: bool, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    main_end, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream, Path(os.devnull).open("w") as file:
+        assert use_colour(stream) is on_terminal and use_colour(file) is elsewhere
+    os.close(main_end)
+    assert use_colour(None) is False
+
+
+def test_the_next_command_stands_out_where_colours_are_wanted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "demo: 3 clips\n  next: alphafuse fit --root demo\n----------\nwritten: demo/runs/x\n"
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    print_text(text)
+    assert capsys.readouterr().out == text
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_text(text)
+    out = capsys.readouterr().out
+    assert "  next: \x1b[36malphafuse fit --root demo\x1b[0m\n" in out and click.unstyle(out) == text
+
+
+def on_terminal(*arguments: str, **environment: str) -> str:
+    """What a command writes to a terminal of 80 columns, stdout and stderr."""
+    main_end, terminal = pty.openpty()
+    base = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen(
+        [*ALPHAFUSE, *arguments],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd="/",
+        env={**base, "TERM": "xterm", **environment},
+    ) as process:
+        os.close(terminal)
+        written = b""
+        while True:
+            try:
+                part = os.read(main_end, 65536)
+            except OSError:  # Linux' end of a terminal
+                break
+            if not part:
+                break
+            written += part
+        process.wait(60)
+    os.close(main_end)
+    return written.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_headings_and_errors_in_colour_unless_it_declines() -> None:
+    assert "\x1b[31m\x1b[1malphafuse:\x1b[0m unknown command 'fti' (did you mean 'fit'?)" in on_terminal("fti")
+    assert on_terminal("fti", NO_COLOR="1").startswith("alphafuse: unknown command 'fti'")
+    assert "\x1b[1mOptions:\x1b[0m" in on_terminal("store", "--help")
+    assert "\x1b" not in on_terminal("store", "--help", TERM="dumb")
+
+
+# ------------------------------------------------------------------------------------------------ stdout and stderr
+
+JSON_KEYS = {  # what programs rely on: change it deliberately, and say so in the changelog
+    "data folder": "classes clips left_out listed missing name notes reachable root",
+    "data split": "carried clips root single_video_labels",
+    "data audit": ("balance byte_identical content is_sound missing name problems resolution root splits straddling"),
+    "extract": "already clips decode_seconds embed_seconds embedded failures seconds split store",
+    "extract --dry-run": "rates splits",
+    "store info": "bytes clips dims duplicates failures folder provenance rows settings shards",
+    "store verify": "folder problems shards",
+    "fit": "experiment run seeds test val",
+    "table1": (
+        "classes clips dataset dropped is_demo is_paper_split largest_gap reachable_ceiling rows seeds "
+        "smallest_resolvable_gap verdict"
+    ),
+    "sweep": "baseline chosen clips curves dataset seeds smallest_resolvable_gap transform",
+    "evaluate": (
+        "absent_classes against auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "
+        "reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
+    ),
+}
+
+
+def test_json_is_one_document_with_the_keys_that_programs_rely_on(
+    extracted: Path, tiny_backbones: dict[str, Path], make_root: MakeRoot, tmp_path: Path, run: Run
+) -> None:
+    fresh = make_root("fresh")
+    quick = ("--epochs", 1, "--root", extracted)
+    calls: dict[str, tuple[object, ...]] = {
+        "data folder": (extracted / "clips", "--csv", tmp_path / "list.csv", "--root", tmp_path / "mine"),
+        "data split": ("--root", extracted, "--out", tmp_path / "new", "--val", 3, "--test", 3),
+        "data audit": ("--root", extracted, "--no-decode"),
+        "extract": (
+            *("--split", "val", "--root", fresh, "--workers", 1),
+            *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+        ),
+        "extract --dry-run": (
+            *("--split", "test", "--root", fresh, "--workers", 1),
+            *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+        ),
+        "store info": (extracted / "stores" / "train",),
+        "store verify": (extracted / "stores" / "train",),
+        "fit": quick,
+        "table1": ("--seeds", 1, *quick),
+        "sweep": ("--alpha", "1,2", "--seeds", 1, *quick),
+        "evaluate": (extracted / "runs" / "untransformed",),
+    }
+    rows = [
+        f"{path.name},{path.stem[-1]},{path.stem.rstrip('0123456789_')}" for path in (extracted / "clips").iterdir()
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    found = {}
+    for name, arguments in calls.items():
+        code, out, _ = run(*name.split(), *arguments, "--json")
+        assert code == 0, name
+        content = json.loads(out)  # one document and nothing else
+        found[name] = " ".join(sorted(content[0] if isinstance(content, list) else content))
+    assert found == JSON_KEYS
+
+
+def test_warnings_and_progress_never_reach_stdout(extracted: Path) -> None:
+    noisy = "import warnings, runpy, sys, logging; warnings.simplefilter('always'); warnings.warn('hear me');"
+    noisy += "logging.basicConfig(level='DEBUG'); sys.argv = ['alphafuse', *sys.argv[1:]];"
+    noisy += "runpy.run_module('alphafuse', run_name='__main__')"
+    words = [sys.executable, "-P", "-c", noisy, "fit", "--root", str(extracted), "--epochs", "1", "--json"]
+    result = subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=100, check=True)
+    assert json.loads(result.stdout)["experiment"] == "untransformed" and "hear me" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("data", "audit", "--no-decode", "--json")], ids=" ".join)
+def test_a_reader_that_goes_away_ends_the_command_quietly(extracted: Path, arguments: tuple[str, ...]) -> None:
+    with subprocess.Popen(
+        [*ALPHAFUSE, *arguments],
+        cwd="/",
+        env={**os.environ, "ALPHAFUSE_ROOT": str(extracted)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141 and process.stderr.read() == b""
+
+
+def test_a_closed_stdout_is_no_error(extracted: Path) -> None:
+    words = " ".join([*ALPHAFUSE, "store", "info", str(extracted / "stores" / "train")])
+    result = subprocess.run(f"{words} >&-", shell=True, cwd="/", capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and not result.stderr
+
+
+@pytest.mark.parametrize("module", ["alphafuse.cli.main", "numpy", "torch", "transformers"])
+def test_ctrl_c_during_any_import_ends_in_one_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    process = [*ALPHAFUSE, "convert", "ast", str(tmp_path / "missing.pth"), str(tmp_path / "out")]
+    if module == "transformers":  # which turns what interrupts its loading into errors of its own
+        script = "from alphafuse.cli.main import cli, main\nimport sys\n"
+        script += "@cli.command('load')\ndef load() -> None:\n    import transformers\n    transformers.ASTModel\n"
+        script += "sys.argv = ['alphafuse', 'load']\nmain()\n"
+        process = [sys.executable, "-P", "-c", script]
+    result = subprocess.run(
+        process,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode in (130, -signal.SIGINT)  # Python ends by the signal itself where exec was interrupted
+    assert result.stdout == "" and result.stderr.strip().count("\n") == 0
+    assert result.stderr.strip().startswith("alphafuse: interrupted")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("where", ["callback", "finaliser"])
+def test_an_interrupt_in_a_callback_of_the_interpreters_own_is_not_lost(
+    number: int, code: int, word: str, where: str
+) -> None:
+    """Python can't pass an exception on from there: it would print it and go on."""
+    script = "from alphafuse.cli.main import cli, main\nimport signal, sys, time, weakref\n"
+    script += f"def interrupt(*_): signal.raise_signal({int(number)})\n"
+    script += "class Thing: pass\n"
+    script += "@cli.command('work')\ndef work() -> None:\n    thing = Thing()\n"
+    if where == "callback":
+        script += "    kept = weakref.ref(thing, interrupt)\n"
+    else:
+        script += "    Thing.__del__ = interrupt\n"
+    script += "    del thing\n    print('lost for now', flush=True)\n    time.sleep(60)\n"
+    script += "sys.argv = ['alphafuse', 'work']\nmain()\n"
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd="/", capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (result.returncode, result.stdout) == (code, "lost for now\n"), result.stderr
+    assert result.stderr == f"\nalphafuse: {word}\n"
+    assert time.monotonic() - began < 30, "what the main thread waited for was cut short"
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    result = command("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{__version__}\n", "")
+
+
+# ----------------------------------------------------------------------------------------------------------- doctor
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Let a library do something else when it is imported in a process of its own."""
+
+    def break_library(name: str, code: str) -> None:
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / f"{name}.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+
+    return break_library
+
+
+def test_a_healthy_installation_has_no_problem_and_embeds_a_clip(extracted: Path) -> None:
+    parts: list[None] = []
+    found = examine(extracted, progress=lambda: parts.append(None))
+    assert not found.problems, format_examination(found)
+    assert len(parts) == doctor.PARTS
+    assert found["torch"].status == "ok" and "fit together" in found["torch"].line
+    assert found["cpu"].facts["cores"] >= 1 and found["cpu"].facts["threads"] >= 1
+    assert set(found["decoders"].facts["decoders"]) == set(probes.CODECS)
+    assert found["decoders"].facts["decoders"]["h264"] and found["decoders"].facts["decoders"]["aac"]
+    assert found["stage one"].facts["dims"] == {"timesformer": 96, "ast": 96}
+    assert set(found["stage one"].facts["seconds"]) == set(probes.STEPS)
+    assert found["dataset"].facts["clips"] == {"train": 6, "val": 6, "test": 6}
+    assert [found[f"store {split}"].status for split in ("train", "val", "test")] == ["ok"] * 3
+    assert found["writing"].facts["locks"] and found["hub"].line == "not asked (HF_HUB_OFFLINE)"
+    assert not [path for path in extracted.iterdir() if "doctor" in path.name], "nothing is left behind"
+
+
+def test_doctor_says_in_json_what_it_says_in_text(run: Run, extracted: Path) -> None:
+    code, out, _ = run("doctor", "--root", extracted, "--quick", "--json")
+    content = json.loads(out)
+    assert code == 0 and content["problems"] == 0 and content["version"] == __version__
+    assert set(content) == {"version", "problems", "findings", "seconds"}
+    assert {tuple(finding) for finding in content["findings"]} == {
+        ("section", "name", "status", "line", "mend", "facts")
+    }
+    assert {finding["section"] for finding in content["findings"]} == {
+        *("installation", "machine", "codecs", "disk", "weights", "root")
+    }
+
+
+def test_a_torchaudio_that_does_not_fit_is_named_with_what_mends_it(
+    broken: Callable[[str, str], None], run: Run, tmp_path: Path
+) -> None:
+    broken("torchaudio", "raise OSError('libtorchaudio.so: undefined symbol: _ZN3c10')")
+    code, out, _ = run("doctor", "--root", tmp_path)
+    text = " ".join(out.split())
+    assert code == 1 and "don't fit together: OSError: libtorchaudio.so: undefined symbol" in text
+    assert 'pip install --force-reinstall "torch' in text and '"torchaudio' in text
+    assert "clip -> embeddings failed while loading" in text and "2 problems" in text
+
+
+def test_a_library_that_crashes_stops_neither_doctor_nor_the_look_at_the_others(
+    broken: Callable[[str, str], None],
+) -> None:
+    broken("torch", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    found = examine(self_test=False)
+    assert [finding.name for finding in found.problems] == ["torch"]
+    assert found["torch"].line.endswith("can't be imported: import crashed (SIGSEGV)")
+    assert found["decoders"].status == "ok" and "h5py" in found["libraries"].facts["versions"]
+    assert found["cpu"].status == "note"
+
+
+def test_a_library_that_hangs_is_given_up(broken: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken("h5py", "import time\ntime.sleep(600)")
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 4.0)
+    monkeypatch.setattr(doctor, "_requirements", lambda: {"click": ">=8.1", "h5py": ">=3.10", "numpy": ">=1.26"})
+    monkeypatch.setattr(doctor, "LOOKS", {})
+    found = examine(self_test=False)
+    assert found["h5py"].line.endswith("can't be imported: import did not end within 4 s")
+    assert set(found["libraries"].facts["versions"]) == {"click", "numpy"}
+
+
+def test_a_command_that_cannot_be_loaded_points_to_doctor_which_works(
+    broken: Callable[[str, str], None], run: Run
+) -> None:
+    broken("h5py", "raise ImportError('libhdf5.so.310: cannot open shared object file')")
+    path = os.environ["PYTHONPATH"]
+    result = command("fit", PYTHONPATH=path)
+    assert_one_line_error((result.returncode, result.stdout, result.stderr), "libhdf5.so.310", "`alphafuse doctor`")
+    result = command("doctor", "--quick", "--json", PYTHONPATH=path)
+    found = {finding["name"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert result.returncode == 1 and found["h5py"]["status"] == "problem"
+    assert found["h5py"]["mend"].startswith('pip install --force-reinstall "h5py')
+
+
+def test_versions_are_held_against_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"torch": "<2.0", "torchaudio": "", "numpy": ">=99", "nonsense": ">=1"}
+    monkeypatch.setattr(doctor, "_requirements", lambda: asked)
+    monkeypatch.setattr(doctor, "LOOKS", {})
+    found = examine(self_test=False)
+    assert "needed is torch<2.0" in found["torch"].line
+    assert re.fullmatch(r"numpy \S+ is installed, needed is numpy>=99", found["numpy"].line)
+    assert found["nonsense"].line == "nonsense is not installed"
+    assert found["nonsense"].mend == 'pip install --upgrade "nonsense>=1"'
+
+
+def test_a_root_says_what_is_still_to_be_done(
+    make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_requirements", dict)  # the libraries are other tests'
+    monkeypatch.setattr(doctor, "LOOKS", {})
+    root = make_root()
+    for clip in (root / "clips").glob("train0*"):
+        clip.unlink()
+    dataset = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(dataset | {"ast": str(tmp_path / "nowhere")}))
+    found = examine(root, self_test=False)
+    assert found["store val"].line == "0 of 4 clips embedded"
+    assert found["store val"].mend == f"alphafuse extract --split val --root {root}"
+    assert found["files"].line.startswith("10 of 12 clip files looked at")
+    assert found["root's ast"].status == "problem" and "no such folder for --ast" in found["root's ast"].line
+    (root / "dataset.json").write_text("{")
+    assert examine(root, self_test=False)["dataset"].status == "problem"
+    nothing = examine(tmp_path / "new" / "root", self_test=False)
+    assert nothing["dataset"].status == "note" and not [one for one in nothing.problems if one.section == "root"]
+
+
+def test_a_damaged_store_is_a_problem_with_the_command_that_looks_into_it(extracted: Path) -> None:
+    shard = next((extracted / "stores" / "val").glob("*.h5"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    found = examine(extracted, self_test=False)
+    assert [finding.name for finding in found.problems] == ["store val"]
+    assert found["store val"].mend == f"alphafuse store verify {extracted / 'stores' / 'val'}"
+
+
+def test_a_variable_with_a_slip_of_the_pen_is_pointed_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALPHAFUSE_FIT_SEDS", "3")
+    monkeypatch.setenv("https_proxy", "http://me:secret@localhost:1")
+    monkeypatch.setattr(doctor, "_requirements", dict)
+    monkeypatch.setattr(doctor, "LOOKS", {})
+    _, out, _ = run("doctor", "--quick", "--offline")
+    text = " ".join(out.split())
+    assert "ALPHAFUSE_FIT_SEDS is no option's variable (did you mean ALPHAFUSE_FIT_SEEDS?)" in text
+    assert "https_proxy=set" in text and "secret" not in text
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    (found,) = doctor._hub(offline=False)
+    assert found.status == "note" and found.line.startswith("http://127.0.0.1:9 can't be reached")
+    (found,) = doctor._hub(offline=True)
+    assert found.line == "not asked (--offline)"
+
+
+def test_a_look_that_hangs_or_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(doctor, "_requirements", dict)
+    monkeypatch.setattr(doctor, "LOOKS", {})
+
+    def fail(root: Path | None) -> list[doctor.Finding]:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(doctor, "_disk", fail)
+    monkeypatch.setattr(doctor, "_hub", lambda *, offline: time.sleep(30))
+    found = examine(self_test=False)
+    assert found["disk"].line == "could not be examined: OSError: stale file handle"
+    assert found["weights"].line == "could not be examined: no answer within 0 s"

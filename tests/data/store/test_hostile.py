@@ -1,0 +1,627 @@
+"""Shards, manifests and json that somebody made to harm: each ends in one line, in bounded time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.old_shards import as_before
+
+from alphafuse.data.dataset import Dataset, require_own_root
+from alphafuse.data.embeddings import Embeddings, Failure
+from alphafuse.data.manifest import COLUMNS, Clip, Manifest
+from alphafuse.data.store.shard import open_shard
+from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.errors import AlphafuseError, DatasetError, SettingsMismatchError, StoreError
+from alphafuse.system.files import is_clean, one_line, read_csv, read_json
+
+quick = settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+VARIABLE = h5py.string_dtype()
+
+
+def make(folder: Path) -> Path:
+    """A good shard of three clips."""
+    ids = ("a", "b", "c")
+    features = {"timesformer": np.ones((3, 4), np.float32), "ast": np.full((3, 2), 2, np.float32)}
+    features["ast"][1] = np.nan
+    made = {"timesformer": {"protocol": "standard", "dim": 4}, "ast": {"protocol": "standard", "dim": 2}}
+    rows = Embeddings(ids, ids, ids, features, (Failure("b", "ast", "no audio stream"),), made)
+    return EmbeddingStore(folder).write(rows, provenance={"device": "cpu"})
+
+
+def assert_one_line(message: str) -> None:
+    hidden = [c for c in message if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202e\u2066\ufeff"]
+    assert not hidden and 0 < len(message) < 1500
+
+
+def look(store: EmbeddingStore) -> set[str]:
+    """Read a store in every way: what the messages say; anything but a StoreError passes through."""
+    messages = set()
+    started = time.monotonic()
+    for name in ("finished", "read", "open_rows", "info", "pack"):
+        try:
+            getattr(EmbeddingStore(store.folder), name)()
+        except StoreError as error:
+            messages.add(str(error))
+    try:
+        store.export(store.folder.parent / "all.npz")
+    except StoreError as error:
+        messages.add(str(error))
+    messages.update(store.verify())
+    for message in messages:
+        assert_one_line(message)
+    assert time.monotonic() - started < 5
+    return messages
+
+
+def replaced(name: str, **keywords: object) -> Callable[[h5py.File], None]:
+    """Put another dataset in a dataset's place."""
+
+    def change(shard: h5py.File) -> None:
+        del shard[name]
+        shard.create_dataset(name, **keywords)
+
+    return change
+
+
+def attribute(name: str, value: object) -> Callable[[h5py.File], None]:
+    """Give an attribute another value."""
+
+    def change(shard: h5py.File) -> None:
+        shard.attrs[name] = value
+
+    return change
+
+
+def settings_of(content: object) -> Callable[[h5py.File], None]:
+    return attribute("settings", content if isinstance(content, str) else json.dumps(content))
+
+
+def external_link(shard: h5py.File) -> None:
+    victim = Path(shard.filename).with_name("victim.hdf5")
+    with h5py.File(victim, "w") as other:
+        other["ast"] = np.full((3, 2), 7, np.float32)
+    del shard["ast"]
+    shard["ast"] = h5py.ExternalLink(victim, "/ast")
+
+
+def external_storage(shard: h5py.File) -> None:
+    victim = Path(shard.filename).with_name("victim.txt")
+    victim.write_bytes(b"precious" * 3)
+    del shard["ast"]
+    shard.create_dataset("ast", (3, 2), np.float32, external=[(str(victim), 0, 24)])
+
+
+def external_storage_of_text(shard: h5py.File) -> None:
+    victim = Path(shard.filename).with_name("victim.txt")
+    victim.write_bytes(b"precious" * 3)
+    del shard["label"]
+    shard.create_dataset("label", (3,), h5py.string_dtype("utf-8", 8), external=[(str(victim), 0, 24)])
+
+
+def virtual(shard: h5py.File) -> None:
+    layout = h5py.VirtualLayout((3, 2), np.float32)
+    layout[:] = h5py.VirtualSource(str(Path(shard.filename).with_name("victim.hdf5")), "ast", (3, 2))
+    del shard["ast"]
+    shard.create_virtual_dataset("ast", layout)
+
+
+def soft_link(shard: h5py.File) -> None:
+    shard.move("ast", "elsewhere")
+    shard["ast"] = h5py.SoftLink("/elsewhere")
+
+
+def soft_cycle(shard: h5py.File) -> None:
+    del shard["ast"]
+    shard["ast"] = h5py.SoftLink("/ast")
+
+
+def hard_cycle(shard: h5py.File) -> None:
+    del shard["failures"]
+    shard["failures"] = shard["/"]
+
+
+def cycle_beside(shard: h5py.File) -> None:
+    shard["loop"] = shard["/"]
+
+
+def committed_type(shard: h5py.File) -> None:
+    del shard["ast"]
+    shard["ast"] = np.dtype(np.float32)
+
+
+def compact(shard: h5py.File) -> None:
+    del shard["ast"]
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    space = h5py.h5s.create_simple((3, 2))
+    h5py.h5d.create(shard.id, b"ast", h5py.h5t.IEEE_F32LE, space, plist)
+
+
+def no_space(shard: h5py.File) -> None:
+    del shard["ast"]
+    shard.create_dataset("ast", data=h5py.Empty(np.float32))
+
+
+def same_text_often(shard: h5py.File) -> None:
+    """Strings of variable length that all name one long text: 16 bytes each claim a megabyte."""
+    for name in ("clip_id", "label", "group", "timesformer", "ast", "present"):
+        del shard[name]
+    count = 5000
+    for name in ("clip_id", "group"):
+        shard.create_dataset(name, data=[f"{i}" for i in range(count)], dtype=VARIABLE)
+    labels = shard.create_dataset("label", data=["x" * 2**20] + [""] * (count - 1), dtype=VARIABLE)
+    shard.flush()
+    path, offset = Path(shard.filename), labels.id.get_offset()
+    shard.close()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        reference = file.read(16)
+        file.seek(offset)
+        file.write(reference * count)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
+    "soft link": (soft_link, "/ast is a link elsewhere"),
+    "soft link to itself": (soft_cycle, "/ast is a link elsewhere"),
+    "external link": (external_link, "/ast is a link elsewhere"),
+    "external storage": (external_storage, "elsewhere: shards are contiguous"),
+    "text in another file": (external_storage_of_text, "elsewhere: shards are contiguous"),
+    "virtual dataset": (virtual, "virtual or elsewhere: shards are contiguous"),
+    "a group inside itself": (hard_cycle, "it has no /failures/modality"),
+    "a cycle beside": (cycle_beside, "/ holds something else than"),
+    "a type": (committed_type, "/ast is no dataset"),
+    "a group for features": (lambda s: (s.pop("ast"), s.create_group("ast")), "/ast is no dataset"),
+    "compact": (compact, "shards are contiguous"),
+    "no space": (no_space, "/ast has 0 dimensions instead of 2"),
+    "chunked": (replaced("ast", shape=(3, 2), dtype="f4", chunks=(1, 2)), "shards are contiguous"),
+    "compressed": (replaced("ast", data=np.ones((3, 2), "f4"), compression="gzip"), "shards are contiguous"),
+    "chunks that claim 10^12 rows": (replaced("ast", shape=(10**12, 2), dtype="f4", chunks=(1, 2)), "contiguous"),
+    "10^12 rows": (replaced("ast", shape=(10**12, 2), dtype="f4"), "which the file doesn't hold"),
+    "10^12 clips": (replaced("clip_id", shape=(10**12,), dtype="S20"), "which the file doesn't hold"),
+    "10^12 clips of variable length": (replaced("clip_id", shape=(10**12,), dtype=VARIABLE), "doesn't hold"),
+    "rows of 10^12": (replaced("ast", shape=(0, 10**12), dtype="f4"), r"shape \(0, 1000000000000\) for 3 clips"),
+    "one dimension": (replaced("ast", data=np.ones(3, "f4")), "/ast has 1 dimensions instead of 2"),
+    "three dimensions": (replaced("ast", data=np.ones((3, 2, 1), "f4")), "/ast has 3 dimensions instead of 2"),
+    "no dimension": (replaced("clip_id", data=np.bytes_(b"a")), "/clip_id has 0 dimensions instead of 1"),
+    "fewer rows": (replaced("ast", data=np.ones((2, 2), "f4")), r"/ast has shape \(2, 2\) for 3 clips"),
+    "empty rows": (replaced("ast", data=np.ones((3, 0), "f4")), r"/ast has shape \(3, 0\) for 3 clips"),
+    "another dimension": (replaced("present/ast", data=np.ones(2, "u1")), "/present/ast is no uint8 per clip"),
+    "doubles": (replaced("ast", data=np.ones((3, 2))), "/ast is neither float32 nor float16"),
+    "integers": (replaced("ast", data=np.ones((3, 2), "i4")), "/ast is neither float32 nor float16"),
+    "a compound": (replaced("ast", data=np.zeros((3, 2), "f4,f4")), "/ast is neither float32 nor float16"),
+    "numbers for ids": (replaced("clip_id", data=np.arange(3)), "clip_id is no text"),
+    "lists for ids": (replaced("clip_id", shape=(3,), dtype=h5py.vlen_dtype(np.int8)), "clip_id"),
+    "more labels": (replaced("label", data=["x"] * 4, dtype=VARIABLE), "different lengths"),
+    "fewer reasons": (replaced("failures/reason", data=["x"] * 2, dtype=VARIABLE), "different lengths"),
+    "no label": (lambda s: s.pop("label"), "it has no /label"),
+    "no failures": (lambda s: s.pop("failures"), "it has no /failures"),
+    "line break in an id": (replaced("clip_id", data=["a\nb", "b", "c"], dtype=VARIABLE), r"has 'a\\nb'"),
+    "colours in a label": (replaced("label", data=["\x1b[31m", "b", "c"], dtype=VARIABLE), r"has '\\x1b\[31m'"),
+    "turned text": (replaced("label", data=["\u202egpj.exe", "b", "c"], dtype=VARIABLE), r"has '\\u202egpj.exe'"),
+    "NUL in an id": (replaced("clip_id", data=np.array([b"a\0b", b"b", b"c"]), dtype="S3"), r"has 'a\\x00b'"),
+    "an empty id": (replaced("clip_id", data=["", "b", "c"], dtype=VARIABLE), "has '': empty"),
+    "a long id": (replaced("clip_id", data=["x" * 5000, "b", "c"], dtype=VARIABLE), "too long"),
+    "bytes": (replaced("clip_id", data=np.array([b"\xff", b"b", b"c"]), dtype="S1"), "utf-8"),
+    "one text often": (same_text_often, "bytes of text, which the file doesn't hold"),
+    "failures of nothing": (replaced("failures/modality", data=["video"], dtype=VARIABLE), "unknown modality 'video'"),
+    "no version": (lambda s: s.attrs.pop("format_version"), "it has no format_version"),
+    "version in words": (attribute("format_version", "one"), "format_version is no integer"),
+    "versions": (attribute("format_version", [1, 1]), "format_version is no single value"),
+    "half a version": (attribute("format_version", 1.5), "format_version is no integer"),
+    "no settings": (lambda s: s.attrs.pop("settings"), "it has no settings"),
+    "settings in numbers": (attribute("settings", 3), "settings is no text"),
+    "settings of an array": (attribute("settings", ["{}", "{}"]), "settings is no single value"),
+    "no json": (settings_of("{"), "line 1 column 2"),
+    "a list": (settings_of([1]), "settings is no json object"),
+    "settings of others": (settings_of({"\nx": {}}), r"settings of unknown modality '\\nx'"),
+    "settings that are text": (settings_of({"ast": "x"}), "settings of ast are no json object"),
+    "settings of one": (settings_of({"ast": {}}), "timesformer has no settings"),
+    "not a number": (settings_of('{"ast": {"x": NaN}, "timesformer": {}}'), "NaN is not json"),
+    "deep json": (settings_of({"ast": {"x": json.loads("[" * 30 + "]" * 30)}, "timesformer": {}}), "nested deeper"),
+    "absurdly deep json": (settings_of('{"ast": ' + "[" * 25_000), "recursion|Recursion"),
+    "huge settings": (settings_of({"ast": {"x": "y" * 10**7}, "timesformer": {}}), "longer than 60000 bytes"),
+    "a number without end": (settings_of('{"ast": {"x": ' + "9" * 9999 + '}, "timesformer": {}}'), "digits"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_shard_made_to_harm_is_one_line(tmp_path: Path, name: str) -> None:
+    store = EmbeddingStore(tmp_path / "store")
+    path = make(store.folder)
+    change, message = HOSTILE[name]
+    with h5py.File(path, "r+") as shard:
+        change(shard)
+    found = look(store)
+    assert found and all("precious" not in text for text in found)
+    assert path.exists() and len(store.shards()) == 1  # nothing was packed
+    with pytest.raises(StoreError, match=rf"shard .*{path.name} is damaged \(.*({message})") as caught:
+        store.read()
+    assert store.verify() == [str(caught.value)]
+
+
+def test_settings_that_differ_are_quoted_as_one_line(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "store") for _ in range(2)]
+    hostile = {"\x1b[31m" * 500: "\r\n", "protocol": "\u202e", "dim": 4, "deep": [[["\n"]]]}
+    with h5py.File(paths[1], "r+") as shard:
+        shard.attrs["settings"] = json.dumps({"timesformer": hostile, "ast": {}})
+    paths[1].rename(tmp_path / "store" / "shard-9\r.h5")
+    with pytest.raises(SettingsMismatchError, match="was made with another timesformer protocol") as caught:
+        EmbeddingStore(tmp_path / "store").read()
+    assert_one_line(str(caught.value))
+    assert len(look(EmbeddingStore(tmp_path / "store"))) == 2  # the checksum, too, differs
+
+
+def test_what_a_shard_said_before_it_was_found_damaged_is_forgotten(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with h5py.File(path, "r+") as shard:
+        shard["failures/modality"][0] = b"x"
+    store = EmbeddingStore(tmp_path)
+    with pytest.raises(StoreError, match="unknown modality 'x'"):
+        store.finished()
+    path.unlink()
+    assert store.finished() == {"timesformer": set(), "ast": set()}
+
+
+def test_a_mask_that_lies_about_the_rows_is_found_by_verify(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with h5py.File(path, "r+") as shard:
+        shard["present/ast"][1] = 1
+    problems = EmbeddingStore(tmp_path).verify()
+    assert len(problems) == 2 and "checksum" in problems[0] and "/present/ast differs" in problems[1]
+
+
+def test_provenance_that_is_no_json_is_one_line(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with h5py.File(path, "r+") as shard:
+        shard.attrs["provenance"] = DEEP[:50_000]
+    with pytest.raises(StoreError, match="is damaged"):
+        EmbeddingStore(tmp_path).info()
+    assert len(EmbeddingStore(tmp_path).verify()) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "named pipe", "socket", "link to nothing", "link to itself", "/dev/zero"])
+def test_what_is_no_file_is_one_line_and_never_waited_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EmbeddingStore(tmp_path / "store")
+    make(store.folder)
+    path = store.folder / "shard-1\n.h5"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "named pipe":
+            os.mkfifo(path)
+        case "socket":
+            monkeypatch.chdir(store.folder)  # a socket's path may not be long
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(path.name)
+        case "link to nothing":
+            path.symlink_to(tmp_path / "nothing")
+        case "link to itself":
+            path.symlink_to(path)
+        case _:
+            path.symlink_to(kind)
+    messages = look(store)
+    assert len(messages) == 1 and r"shard-1\n.h5 " in messages.pop()
+
+
+def test_a_store_and_a_shard_may_be_links_to_a_folder_and_a_file(tmp_path: Path) -> None:
+    path = make(tmp_path / "store")
+    path.rename(tmp_path / "elsewhere.h5")
+    path.symlink_to(tmp_path / "elsewhere.h5")
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    store = EmbeddingStore(tmp_path / "link")
+    assert store.verify() == [] and store.read().clip_ids == ("a", "b", "c")
+    store.pack()
+    assert (tmp_path / "elsewhere.h5").exists() and not path.is_symlink() and len(store.shards()) == 1
+
+
+def damage(content: bytes, seed: int) -> bytes:
+    """Flip, overwrite, insert, remove, copy or cut off bytes at random."""
+    dice, changed = random.Random(seed), bytearray(content)
+    for _ in range(dice.choice((1, 1, 1, 2, 4, 16, 64))):
+        place, count, other = dice.randrange(len(changed)), dice.choice((1, 2, 4, 8)), dice.randrange(len(changed))
+        match dice.randrange(8):
+            case 0 | 1:
+                changed[place] ^= 1 << dice.randrange(8)
+            case 2 | 3:
+                number = dice.choice((0, 1, 127, 255, 2 ** (8 * count) - 1, other, len(changed)))
+                changed[place : place + count] = (number % 2 ** (8 * count)).to_bytes(count, "little")
+            case 4:
+                changed[place:place] = dice.randbytes(count)
+            case 5:
+                del changed[place : place + count]
+            case 6:
+                changed[place : place + 64] = changed[other : other + 64]
+            case _:
+                if dice.random() < 0.2:
+                    del changed[max(place, 1) :]
+    return bytes(changed)
+
+
+def damage_often(folder: Path, shard: Path, count: int) -> None:
+    """Run in a process of its own, with little memory and time, for it is libhdf5 that reads the damaged shards."""
+    import resource
+    import signal
+
+    store, content = EmbeddingStore(folder), shard.read_bytes()
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))
+    outcomes = {"refused": 0, "read": 0}
+    for seed in range(count):
+        shard.write_bytes(damage(content, seed))
+        print(seed, flush=True)  # the last one is the culprit
+        signal.alarm(5)
+        store.verify()
+        for name in ("finished", "read"):
+            try:
+                getattr(EmbeddingStore(folder), name)()
+                outcomes["read"] += 1
+            except StoreError as error:
+                assert_one_line(str(error))
+                outcomes["refused"] += 1
+        signal.alarm(0)
+    assert outcomes["refused"] > count / 2 and outcomes["read"] > count / 10, outcomes
+
+
+@pytest.mark.parametrize("version", ["of this version", "of an earlier version"])
+def test_random_damage_neither_crashes_nor_hangs_nor_fills_the_memory(tmp_path: Path, version: str) -> None:
+    path = make(tmp_path / "store")
+    if version == "of an earlier version":
+        as_before(path)
+    code = "import sys, test_hostile as t; from pathlib import Path; t.damage_often(*map(Path, sys.argv[1:]), 500)"
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code, path.parent, path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, f"damage number {run.stdout.split()[-1:]}: {run.stderr[-2000:]}"
+
+
+NAMES = ["clip_id", "label", "group", "timesformer", "ast", "failures", "present", "reason", "modality", "x"]
+ATTRIBUTES = ["format_version", "settings", "provenance", "sha256"]
+values = st.one_of(
+    st.sampled_from([1, 2, 1.5, "{}", '{"ast": {}}', '{"ast": {}, "timesformer": {}}', "[]", "", b"\xff", "\n"]),
+    st.lists(st.integers(0, 3), max_size=3),
+)
+datasets = st.tuples(
+    st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    st.sampled_from(["f4", "f2", ">f4", "f8", "i4", "u1", "S3", "f4,i4", "U", "empty", "lists"]),
+    st.booleans(),
+)
+trees = st.recursive(
+    datasets, lambda inside: st.dictionaries(st.sampled_from(NAMES), inside, max_size=6), max_leaves=12
+)
+
+
+def plant(group: h5py.Group, name: str, tree: object) -> None:
+    """Put a random tree of groups and datasets under a name."""
+    if name in group:
+        del group[name]
+    if isinstance(tree, dict):
+        made = group.create_group(name)
+        for inner, branch in tree.items():
+            plant(made, inner, branch)
+        return
+    shape, kind, chunked = tree  # type: ignore[misc]
+    if kind == "empty":
+        group.create_dataset(name, data=h5py.Empty("f4"))
+        return
+    dtype = {"U": VARIABLE, "lists": h5py.vlen_dtype(np.int32)}.get(kind) or np.dtype(kind)
+    chunks = True if chunked and shape and all(shape) else None
+    group.create_dataset(name, shape, dtype, chunks=chunks)
+
+
+@quick
+@given(st.dictionaries(st.sampled_from(NAMES), trees, max_size=4), st.dictionaries(st.sampled_from(ATTRIBUTES), values))
+def test_a_shard_with_any_tree_in_it_is_read_or_refused(tree: dict, attributes: dict) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = make(Path(folder) / "store")
+        with h5py.File(path, "r+") as shard:
+            for name, branch in tree.items():
+                plant(shard, name, branch)
+            for name, value in attributes.items():
+                shard.attrs[name] = value
+        look(EmbeddingStore(path.parent))
+
+
+@quick
+@given(st.dictionaries(st.sampled_from(NAMES), st.dictionaries(st.sampled_from(NAMES), datasets), max_size=9))
+def test_any_hdf5_file_is_read_or_refused(tree: dict) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store" / "shard-1.h5"
+        path.parent.mkdir()
+        with h5py.File(path, "w") as shard:
+            for name, branch in tree.items():
+                plant(shard, name, branch)
+            shard.attrs["format_version"] = 1
+            shard.attrs["settings"] = '{"ast": {}, "timesformer": {}}'
+        assert look(EmbeddingStore(path.parent))
+
+
+# manifests, csv, json
+
+fields = st.one_of(
+    st.text(max_size=12),
+    st.text("./\\~ab:\0\n\r\"',;\u202e\ufeff\x1b é", max_size=12),
+    st.sampled_from(["train", "test", "..", "C:\\x", "~root", "-rf", "x" * 300, "é" * 5000, "\ud800"]),
+)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return path
+
+
+@quick
+@given(st.lists(st.lists(fields, min_size=4, max_size=6), max_size=4), st.sampled_from([",", '","', "\t", ",,"]))
+def test_any_csv_is_a_manifest_or_one_line(rows: list[list[str]], comma: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [",".join(COLUMNS), *(comma.join(row) for row in rows)]
+        path = written(Path(folder) / "manifest.csv", "\n".join(lines))
+        for read in (Manifest.read, read_csv):
+            try:
+                found = read(path)
+            except AlphafuseError as error:
+                assert_one_line(str(error))
+                continue
+            if isinstance(found, Manifest):
+                for clip in found:
+                    assert_stays_inside(clip.path)
+                    assert is_clean(clip.clip_id) and is_clean(clip.label) and is_clean(clip.group)
+
+
+def assert_stays_inside(path: str) -> None:
+    inside = os.path.normpath(os.path.join("/clips", path))  # noqa: PTH118  # what the kernel would do with it
+    assert inside.startswith("/clips"), path
+    assert not Path(path).is_absolute() and "\0" not in path
+
+
+@quick
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_are_a_csv_and_a_json_object_or_one_line(content: bytes, header: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes((",".join(COLUMNS) + "\n").encode() * header + content)
+        for read in (Manifest.read, read_csv, read_json):
+            try:
+                read(path)
+            except AlphafuseError as error:
+                assert_one_line(str(error))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,a.mp4,dog,train,a," + "," * 5_000_000, "a row is longer than 262144 characters"),
+        ('"' + "x" * 10_000_000 + '"', "a row is longer than"),
+        ('"' + "\n" * 10_000_000 + '"', "field larger than field limit"),
+        ('"' + "x" * 200_000 + '"', "field larger than field limit"),
+        ("a,a.mp4,dog,train,a" + "," * 200_000, "200005 columns instead of 5: "),
+        ("a,a.mp4,dog\0,train,a", r"label 'dog\\x00' is with a control character"),
+        (f"a,a.mp4,{'dog' * 9999},train,a", "is longer than 4096 characters"),
+        (f"a,a.mp4,dog,{'train' * 500},a", "unknown split 'traintrain"),
+        (f"a,{'x' * 252}.mp4,dog,train,a", "a name longer than 255 bytes, which no file can have"),
+        (f"a,dir/{'é' * 128}/a.mp4,dog,train,a", "a name longer than 255 bytes"),
+        ('"a\nb",a.mp4,dog,train,a', r"clip_id 'a\\nb'"),
+        ("a,a.mp4,\u202egod,train,a", r"label '\\u202egod'"),
+        ("a,a.mp4,dog,train,a\n" * 2, "clip_id 'a' occurs 2 times"),
+    ],
+)
+def test_a_manifest_made_to_harm_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    path = written(tmp_path / "manifest.csv", ",".join(COLUMNS) + "\n" + content)
+    started = time.monotonic()
+    with pytest.raises(DatasetError, match=message) as caught:
+        Manifest.read(path)
+    assert_one_line(str(caught.value))
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(DEEP, "recursion"), ("9" * 9999, "digits"), ("\ud800", "utf-8"), ("[1]", "object, not list"), ("\0", "json")],
+)
+def test_json_made_to_harm_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_json(written(tmp_path / "dataset.json", content))
+    assert_one_line(str(caught.value))
+
+
+def test_json_that_begins_with_a_byte_order_mark_is_json(tmp_path: Path) -> None:
+    assert read_json(written(tmp_path / "dataset.json", '\ufeff{"a": 1}')) == {"a": 1}
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), fields)
+anything = st.recursive(scalars, lambda inside: st.lists(inside) | st.dictionaries(fields, inside), max_leaves=8)
+GOOD = {
+    "format_version": 1,
+    "name": "d",
+    "clips": "clips",
+    "classes": ["dog"],
+    "timesformer": "compact",
+    "ast": "compact",
+    "protocol": "standard",
+    "source": {},
+}
+
+
+def dataset_of(root: Path, content: dict) -> Dataset:
+    Manifest([Clip("a", "a.mp4", "dog", "train", "a")]).write(root / "manifest.csv")
+    written(root / "dataset.json", json.dumps(content))
+    return Dataset.open(root)
+
+
+@quick
+@given(
+    st.dictionaries(st.sampled_from(list(GOOD)), anything, max_size=2), st.sets(st.sampled_from(list(GOOD)), max_size=1)
+)
+def test_any_dataset_json_is_a_root_or_one_line(changed: dict, absent: set) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        content = {name: value for name, value in {**GOOD, **changed}.items() if name not in absent}
+        try:
+            dataset = dataset_of(Path(folder), content)
+        except AlphafuseError as error:
+            assert_one_line(str(error))
+        else:
+            names = (dataset.name, str(dataset.clip_folder), dataset.timesformer, dataset.ast, *dataset.classes)
+            assert all(map(is_clean, names)) and dataset.protocol == "standard" and isinstance(dataset.source, dict)
+        with contextlib.suppress(DatasetError):
+            require_own_root(Path(folder), "d")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": [["dog"]]}, r"has '\['dog'\]', which is no text"),
+        ({"classes": ["dog", "d\nog"]}, r"has 'd\\nog', which is no text, empty, longer"),
+        ({"classes": ["dog", "dog"]}, "lists a class twice"),
+        ({"classes": ["x" * 4000 + str(i) for i in range(20)]}, "unknown label 'dog'"),
+        ({"clips": "a\0b"}, r"has 'a\\x00b'"),
+        ({"protocol": "studio"}, "unknown protocol 'studio': choose from standard, notebook"),
+        ({"source": [1]}, "'source' must be a dict"),
+        ({"format_version": True}, "'format_version' must be a int"),
+        ({"format_version": 2}, "has format version 2, this alphafuse reads 1"),
+    ],
+)
+def test_a_dataset_json_made_to_harm_is_one_line(tmp_path: Path, changed: dict, message: str) -> None:
+    assert len(dataset_of(tmp_path, GOOD).classes) == 1
+    with pytest.raises(DatasetError, match=message) as caught:
+        dataset_of(tmp_path, {**GOOD, **changed})
+    assert_one_line(str(caught.value))
+
+
+@given(st.text(), st.integers(5, 50))
+@quick
+def test_one_line_is_one_clean_line_of_bounded_length(text: str, most: int) -> None:
+    shown = one_line(text, most)
+    assert shown == "" or (is_clean(shown) and len(shown) <= 10 * most)
+    if is_clean(text) and len(text) <= most:
+        assert shown == text
+
+
+def test_a_good_shard_is_read_by_all_that_the_others_are_refused_by(tmp_path: Path) -> None:
+    path = make(tmp_path / "store")
+    assert look(EmbeddingStore(path.parent)) == set()
+    with open_shard(EmbeddingStore(path.parent).shards()[0]) as shard:
+        assert shard.dims == {"timesformer": 4, "ast": 2} and shard.embedded("ast").tolist() == [True, False, True]

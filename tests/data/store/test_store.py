@@ -1,0 +1,621 @@
+import errno
+import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.old_shards import SETTINGS, as_before, checksum
+
+from alphafuse.data.embeddings import Embeddings, Failure
+from alphafuse.data.manifest import Clip
+from alphafuse.data.store import store as store_module
+from alphafuse.data.store.claims import Claims
+from alphafuse.data.store.shard import Shard
+from alphafuse.data.store.store import EmbeddingStore, shard_name
+from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
+from alphafuse.system.files import write_atomically
+
+
+def rows(*clip_ids: str, offset: float = 0.0, settings: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
+    """Embeddings whose numbers follow from the clip_id; the clips in `absent` have no audio."""
+    ast = np.array([[len(c), offset] for c in clip_ids], np.float32).reshape(-1, 2)
+    ast[[c in absent for c in clip_ids]] = np.nan
+    return Embeddings(
+        clip_ids=clip_ids,
+        labels=tuple(f"label of {c}" for c in clip_ids),
+        groups=clip_ids,
+        features={
+            "timesformer": np.array([[ord(c[0]), offset, 1.5] for c in clip_ids], np.float32).reshape(-1, 3),
+            "ast": ast,
+        },
+        failures=tuple(Failure(c, "ast", "no audio stream") for c in absent),
+        settings=settings,
+    )
+
+
+def clips(*clip_ids: str) -> list[Clip]:
+    return [Clip(c, f"{c}.mp4", f"label of {c}", "train", c) for c in clip_ids]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "stores" / "train")
+
+
+def test_embedding_follows_clip_id_when_manifest_is_shuffled(store: EmbeddingStore) -> None:
+    store.write(rows("ab", "c"))
+    store.write(rows("d", "ef"))
+    read = store.read(clips("ef", "c", "ab", "d"))
+    assert read.clip_ids == ("ef", "c", "ab", "d") and read.labels[0] == "label of ef"
+    assert read.features["timesformer"][:, 0].tolist() == [ord(c) for c in "ecad"]
+    assert read.features["ast"][:, 0].tolist() == [2, 1, 2, 1]
+    assert read.features["ast"].dtype == np.float32
+
+
+def test_clip_that_was_never_extracted_reads_as_nan_and_is_not_done(store: EmbeddingStore) -> None:
+    store.write(rows("a"))
+    read = store.read(clips("b", "a"))
+    assert read.present("timesformer").tolist() == [False, True] and np.isnan(read.features["ast"][0]).all()
+    assert store.done() == {"a"}
+
+
+def test_a_failed_modality_is_absent_with_its_reason_and_the_other_is_kept(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b", absent=("b",)))
+    read = store.read()
+    assert read.present("timesformer").tolist() == [True, True]
+    assert read.present("ast").tolist() == [True, False]
+    assert read.failures == (Failure("b", "ast", "no audio stream"),)
+    assert store.done() == {"a", "b"} and store.done(retry_failed=True) == {"a"}
+
+
+def test_a_later_success_ends_a_failure(store: EmbeddingStore) -> None:
+    store.write(rows("b", absent=("b",)))
+    store.write(rows("b", offset=7))
+    read = store.read()
+    assert read.failures == () and read.features["ast"][0].tolist() == [1, 7]
+    assert read.features["timesformer"][0, 1] == 0  # the older shard's row counts
+    assert store.done(retry_failed=True) == {"b"}
+
+
+def test_rows_stored_twice_are_read_once_and_pack_drops_them(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b"))
+    store.write(rows("b", "c", offset=9))
+    before = store.read()
+    assert before.clip_ids == ("a", "b", "c") and before.features["timesformer"][:, 1].tolist() == [0, 0, 9]
+    assert store.info().duplicates == 1
+    store.pack()
+    after = store.read()
+    assert len(store.shards()) == 1 and store.info().duplicates == 0
+    assert after.clip_ids == before.clip_ids and after.labels == before.labels
+    np.testing.assert_array_equal(after.features["ast"], before.features["ast"])
+
+
+def test_a_reader_beside_a_packer_starts_over_and_loses_nothing(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        store.write(rows(name))
+    listed, shards = EmbeddingStore.shards, []
+
+    def pack_after_listing(self: EmbeddingStore) -> list[Path]:
+        shards.append(listed(self))
+        if len(shards) == 2:  # the reader has its list: now the shards on it go
+            monkeypatch.setattr(EmbeddingStore, "shards", listed)
+            EmbeddingStore(self.folder).pack()
+        return shards[-1]
+
+    monkeypatch.setattr(EmbeddingStore, "shards", pack_after_listing)
+    assert store.read().clip_ids == ("a", "b", "c") and len(shards) == 2
+
+
+def test_writing_looks_at_each_shard_once(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = h5py.File
+
+    def counting(name: object, *arguments: object, **keywords: object) -> object:
+        if isinstance(name, Path):
+            opened.append(name.name)
+        return original(name, *arguments, **keywords)
+
+    monkeypatch.setattr(h5py, "File", counting)
+    for i in range(12):
+        store.write(rows(f"clip{i}"))
+    assert len(opened) == len(set(opened)) == 11
+
+
+def test_a_commit_that_is_tried_again_writes_nothing(store: EmbeddingStore) -> None:
+    name = shard_name(1_700_000_000_000_000_000, ["a", "b"])
+    assert name == shard_name(1_700_000_000_000_000_000, ["b", "a"]) != shard_name(1_700_000_000_000_000_000, ["a"])
+    path = store.write(rows("a", "b"), name=name)
+    content = path.read_bytes()
+    assert store.write(rows("b", "a", offset=9), name=name) == path == store.folder / name
+    assert path.read_bytes() == content and store.info().duplicates == 0 and store.verify() == []
+    assert [p.name for p in store.folder.iterdir()] == [name]
+
+
+def test_named_shards_sort_among_the_others_by_time(store: EmbeddingStore) -> None:
+    late = store.write(rows("a", offset=1))
+    early = store.write(rows("a"), name=shard_name(1, ["a"]))
+    assert store.shards() == [early, late] and store.read().features["ast"][0, 0] == rows("a").features["ast"][0, 0]
+
+
+def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_shard(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [shard_name(stamp, ["a", "b"]) for stamp in range(20)]
+    monkeypatch.setattr(store_module.os.path, "lexists", lambda path: False)  # all find nothing there
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: store.write(rows("a", "b", offset=i % 4), name=names[i // 4]), range(80)))
+    assert [path.name for path in store.shards()] == names and store.verify() == []
+    assert len(list(store.folder.iterdir())) == 20
+
+
+def test_the_first_attempt_counts_where_files_can_have_one_name_only(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as on FAT
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = store.write(rows("a"), name=shard_name(1, ["a"]))
+    content = path.read_bytes()
+    monkeypatch.setattr(store_module.os.path, "lexists", lambda path: False)
+    store.write(rows("a", offset=1), name=path.name)
+    assert path.read_bytes() == content and list(store.folder.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["shard-1-abc.h5", "../shard-00000000000000000001-0123456789abcdef.h5", ""])
+def test_a_name_that_no_shard_can_have_is_refused(store: EmbeddingStore, name: str) -> None:
+    with pytest.raises(StoreError, match=r"no shard can be named .*: let shard_name make its name"):
+        store.write(rows("a"), name=name)
+    assert not store.folder.exists()
+
+
+def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b", absent=("b",)))
+    store.pack()
+    assert store.read().failures == (Failure("b", "ast", "no audio stream"),)
+    assert store.verify() == []
+
+
+def test_store_refuses_rows_made_under_other_settings_naming_the_difference(store: EmbeddingStore) -> None:
+    store.write(rows("a"))
+    other = {**SETTINGS, "ast": {"protocol": "notebook", "dim": 2}}
+    with pytest.raises(SettingsMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
+        store.write(rows("b", settings=other))
+    assert len(store.shards()) == 1
+
+
+def test_a_shard_copied_in_from_another_store_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
+    store.write(rows("a"))
+    other = EmbeddingStore(tmp_path / "other")
+    stranger = other.write(rows("b", settings={**SETTINGS, "ast": {"protocol": "standard", "dim": 3}}))
+    stranger.rename(store.folder / stranger.name)
+    with pytest.raises(SettingsMismatchError, match=r"another ast dim \(there: 2, here: 3\).*move it out"):
+        store.read()
+
+
+def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
+    both = rows("a", "bb")
+    for modality, order in (("timesformer", [0, 1]), ("ast", [1, 0])):
+        store.write(
+            Embeddings(
+                clip_ids=tuple(both.clip_ids[i] for i in order),
+                labels=tuple(both.labels[i] for i in order),
+                groups=tuple(both.groups[i] for i in order),
+                features={modality: both.features[modality][order]},
+                settings={modality: SETTINGS[modality]},
+            )
+        )
+    read = store.read()
+    np.testing.assert_array_equal(read.features["timesformer"], both.features["timesformer"])
+    np.testing.assert_array_equal(read.features["ast"], both.features["ast"])
+    assert store.done() == {"a", "bb"}
+
+
+def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
+    """One modality's embeddings of these clips, in this order."""
+    chosen = embeddings.take(np.array([embeddings.clip_ids.index(c) for c in clip_ids], int))
+    return replace(
+        chosen,
+        features={modality: chosen.features[modality]},
+        failures=tuple(f for f in chosen.failures if f.modality == modality),
+        settings={modality: SETTINGS[modality]},
+    )
+
+
+def test_a_backbone_is_added_beside_the_other_without_touching_its_shards(store: EmbeddingStore) -> None:
+    """Each clip's timesformer row lies in another shard than its ast row; everything reads them as one."""
+    both = rows("a", "bb", "c", "d", absent=("c",))
+    first = store.write(only(both, "ast", "c", "a", "bb"))
+    before = first.read_bytes()
+    assert store.finished() == {"timesformer": set(), "ast": {"a", "bb", "c"}} and store.done() == set()
+    assert store.read(clips("a")).dims == {"ast": 2} and store.dims() == {"ast": 2}
+    store.write(only(both, "timesformer", "bb", "d"))
+    store.write(only(both, "timesformer", "a"))
+    assert store.finished() == {"timesformer": {"a", "bb", "d"}, "ast": {"a", "bb", "c"}}
+    assert store.finished(retry_failed=True, modalities=["ast"]) == {"ast": {"a", "bb"}}
+    assert store.finished(among=["d", "never"]) == {"timesformer": {"d"}, "ast": set()}
+    assert store.done() == {"a", "bb"} and first.read_bytes() == before
+    for _ in ("in four shards", "packed"):
+        info = store.info()
+        assert info.clips == 4 and info.duplicates == 0 and info.rows == {"timesformer": 3, "ast": 2}
+        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.settings == SETTINGS
+        read = store.read(clips("a", "bb", "c", "d"))
+        assert read.present("timesformer").tolist() == [True, True, False, True]
+        assert read.present("ast").tolist() == [True, True, False, False]
+        np.testing.assert_array_equal(read.features["timesformer"][[0, 1, 3]], both.features["timesformer"][[0, 1, 3]])
+        assert store.verify() == []
+        with np.load(store.export(store.folder / "all.npz")) as exported:
+            assert sorted(exported["clip_id"]) == ["a", "bb", "c", "d"] and np.isnan(exported["ast"]).sum() == 4
+        assert store.finished() == {"timesformer": {"a", "bb", "d"}, "ast": {"a", "bb", "c"}}
+        store.pack()
+    store.write(only(both, "ast", "d"))
+    assert store.done() == {"a", "bb", "d"}
+    other = replace(only(both, "ast", "a"), settings={"ast": {"protocol": "notebook", "dim": 2}})
+    with pytest.raises(SettingsMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
+        store.write(other)
+
+
+def test_a_retried_success_is_no_duplicate(store: EmbeddingStore) -> None:
+    store.write(only(rows("a", absent=("a",)), "ast", "a"))
+    store.write(only(rows("a"), "ast", "a"))
+    assert store.info().duplicates == 0 and store.info().rows == {"ast": 1}
+    store.write(only(rows("a"), "ast", "a"))
+    assert store.info().duplicates == 1
+
+
+def test_asking_again_what_is_finished_opens_new_shards_only_and_reads_no_features(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = store_module.open_shard
+
+    def counting(path: Path) -> Shard:
+        opened.append(path)
+        shard = original(path)
+        monkeypatch.setattr(shard, "_finite", lambda modality: pytest.fail("features are read"))
+        return shard
+
+    monkeypatch.setattr(store_module, "open_shard", counting)
+    writer = EmbeddingStore(store.folder)
+    expected: set[str] = set()
+    for name in ("a", "b", "c"):
+        path = writer.write(rows(name, f"{name}{name}", absent=(name,)))
+        expected |= {name, f"{name}{name}"}
+        opened.clear()
+        for _ in range(3):
+            assert store.finished() == {"timesformer": expected, "ast": expected}
+        assert opened == [path]
+    path = writer.pack()
+    opened.clear()
+    assert store.finished(retry_failed=True)["ast"] == {"aa", "bb", "cc"} and opened == [path]
+    assert store.finished()["ast"] == expected and opened == [path]
+
+
+def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
+    half = rows("a")
+    store.write(
+        Embeddings(
+            half.clip_ids,
+            half.labels,
+            half.groups,
+            {name: matrix.astype(np.float16) for name, matrix in half.features.items()},
+            settings=SETTINGS,
+        )
+    )
+    with h5py.File(store.shards()[0]) as shard:
+        assert shard["ast"].dtype == np.float16
+    assert store.read().features["ast"].dtype == np.float32
+
+
+def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
+    with pytest.raises(
+        StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train --root .*` first"
+    ):
+        store.read()
+    with pytest.raises(StoreError, match=r"no embeddings in .*: name a store, such as ROOT/stores/train"):
+        EmbeddingStore(store.folder.parent).read()
+    assert store.done() == set() and store.settings() == {}
+
+
+def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: EmbeddingStore) -> None:
+    good, changed, truncated = (store.write(rows(name)) for name in "abc")
+    with h5py.File(changed, "r+") as shard:
+        shard["ast"][0, 0] = 99
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    (store.folder / "shard-x.h5").write_text("not HDF5")
+    problems = store.verify()
+    assert len(problems) == 3
+    assert not any(str(good) in problem for problem in problems)
+    assert any(str(changed) in problem and "checksum" in problem for problem in problems)
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read()
+
+
+def test_damage_beyond_the_header_is_a_store_error_that_says_how_to_find_it(store: EmbeddingStore) -> None:
+    path = store.write(rows("a", "b"))
+    content = bytearray(path.read_bytes())
+    for i in range(800, 2200):
+        content[i] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged"):
+        store.read()
+    assert len(store.verify()) >= 1
+
+
+def test_a_shard_of_another_format_version_is_refused(store: EmbeddingStore) -> None:
+    path = store.write(rows("a"))
+    with h5py.File(path, "r+") as shard:
+        shard.attrs["format_version"] = 99
+    with pytest.raises(StoreError, match="has format version 99, this alphafuse reads 1"):
+        store.read()
+
+
+def test_temporary_files_of_a_killed_writer_are_ignored(store: EmbeddingStore) -> None:
+    store.write(rows("a"))
+    (store.folder / ".shard-1.h5.123.partial").write_bytes(b"half a shard")
+    assert store.read().clip_ids == ("a",) and store.verify() == []
+
+
+def many(prefix: str, count: int = 200) -> Embeddings:
+    """Rows that take some 100 kB."""
+    ids = tuple(f"{prefix}{i}" for i in range(count))
+    features = {"ast": np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)}
+    return Embeddings(ids, ids, ids, features, settings={"ast": {}})
+
+
+def assert_refused(store: EmbeddingStore, write: Callable[[], object], message: str) -> None:
+    """Writing ends in this line, and leaves the store as it was."""
+    there = sorted(store.folder.glob("*")) if store.folder.is_dir() else []
+    with pytest.raises(AlphafuseError, match=message) as caught:
+        write()
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("then run the same command again")
+    if store.folder.is_dir():
+        assert sorted(store.folder.glob("*")) == there and not list(store.folder.glob(".*"))
+        assert EmbeddingStore(store.folder).verify() == []
+
+
+def test_a_file_in_the_folders_place_is_one_line(store: EmbeddingStore) -> None:
+    store.folder.parent.mkdir(parents=True)
+    store.folder.write_text("a file where the store should be")
+    refused = r"can't write .*: something else has that name: move it away or choose another folder"
+    assert_refused(store, lambda: store.write(rows("a")), refused)
+    assert store.folder.read_text() == "a file where the store should be"
+    store.folder.unlink()
+    store.write(rows("a"))
+    assert store.read().clip_ids == ("a",)
+
+
+def test_a_folder_that_vanishes_while_it_is_written_to_is_one_line(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(rows("a"))
+    original = os.fsync
+
+    def vanish(number: int) -> None:
+        shutil.rmtree(store.folder)
+        original(number)
+
+    monkeypatch.setattr(os, "fsync", vanish)
+    assert_refused(store, lambda: store.write(rows("b")), "No such file or directory: the folder was removed meanwhile")
+    monkeypatch.undo()
+    store.write(rows("b"))
+    assert store.read().clip_ids == ("b",)
+
+
+def limited(folder: Path, path: Path) -> None:
+    """Run in a process of its own: no file may grow beyond a limit, wherever in writing that strikes."""
+    import resource
+
+    store = EmbeddingStore(folder)
+    first = store.shards()[0]
+    too_large = r"File too large: raise the limit on file sizes"
+    for limit in (0, 1, 50, 700, 2_000, 5_000, 50_000, 2 * 200 * 128 * 4 + 100, 2 * 200 * 128 * 4 + 9_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        if limit < first.stat().st_size:
+            assert_refused(store, lambda: store.write(many("c")), too_large)
+        assert_refused(store, store.pack, too_large)
+        assert_refused(store, lambda: store.export(path), too_large)
+        assert not path.exists()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    store.write(many("c"))
+    store.pack()
+    assert len(store.read()) == 600 and store.verify() == [] and len(store.shards()) == 1
+
+
+def test_a_limit_on_file_sizes_leaves_the_store_as_it_was(store: EmbeddingStore, tmp_path: Path) -> None:
+    for prefix in "ab":
+        store.write(many(prefix))
+    run(limited, store.folder, tmp_path / "all.npz")
+
+
+def run(function: Callable[..., None], *arguments: object) -> None:
+    """Run in a spawned process."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a file system on a folder; skips where that is not permitted."""
+    points = []
+
+    def mount(*options: str) -> Path:
+        point = tmp_path / "mounted"
+        point.mkdir(exist_ok=True)
+        source = [point] if "--bind" in options else ["none"]
+        done = subprocess.run(["mount", *options, *source, point], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no mounting here: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    if shutil.which("mount") is None:
+        pytest.skip("no mount here")
+    yield mount
+    for point in reversed(points):
+        subprocess.run(["umount", point], check=True)
+
+
+def test_a_full_disk_is_one_line_and_writing_goes_on_once_there_is_room(mounted: Callable[..., Path]) -> None:
+    store = EmbeddingStore(mounted("-t", "tmpfs", "-o", "size=400k") / "store")
+    store.write(many("a"))
+    store.write(many("b", 100))
+    filler = store.folder.parent / "filler"
+    filler.write_bytes(bytes(150_000))
+    full = "can't write .*: No space left on device: free some space or choose another folder"
+    assert_refused(store, lambda: store.write(many("c")), full)
+    assert_refused(store, store.pack, full)
+    assert_refused(store, lambda: store.export(store.folder.parent / "all.npz"), full)
+    filler.unlink()
+    store.write(many("c", 50))
+    assert len(store.read()) == 350
+
+
+def test_a_read_only_store_is_read_and_one_line_when_written_to(mounted: Callable[..., Path]) -> None:
+    store = EmbeddingStore(mounted("--bind") / "store")
+    store.write(rows("a"))
+    subprocess.run(["mount", "-o", "remount,ro,bind", store.folder.parent], check=True)
+    assert_refused(store, lambda: store.write(rows("b")), "Read-only file system: make the folder writable or choose")
+    assert_refused(store, store.pack, "Read-only file system")
+    assert store.read().clip_ids == ("a",) and store.done() == {"a"}
+    with Claims(store.folder) as claims:
+        assert not claims.is_shared and claims.claim(["b"]) == ["b"]
+
+
+def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: EmbeddingStore) -> None:
+    store.folder.mkdir(parents=True)
+    fresh, old = (store.folder / f".shard-{i}.h5.0123.partial" for i in range(2))
+    for partial in (fresh, old):
+        partial.write_bytes(b"half a shard")
+    os.utime(old, (0, 0))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: EmbeddingStore(store.folder).write(rows(f"clip{i}")), range(40)))
+        list(pool.map(lambda i: write_atomically(store.folder / "same", bytes(1000)), range(40)))
+    assert len(store.read()) == 40 and store.verify() == []
+    assert list(store.folder.glob(".*")) == [fresh]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"clip_ids": ("a\nb",)}, r"clip_id 'a\\nb' is empty, longer than 4096 characters or has control characters"),
+        ({"labels": ("",)}, "label '' is empty"),
+        ({"groups": ("x" * 5000,)}, "group 'xxx"),
+        ({"settings": {"ast": {}}}, "timesformer embeddings without settings can't be stored"),
+        ({"settings": {**SETTINGS, "ast": {"x": np.float32(1)}}}, "settings can't be stored as json"),
+        ({"settings": {**SETTINGS, "ast": {"x": float("nan")}}}, "settings can't be stored as json"),
+        ({"settings": {**SETTINGS, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
+        ({"failures": (Failure("a", "video", "x"),)}, "unknown modality 'video'"),
+        ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
+    ],
+)
+def test_what_no_reader_would_accept_is_not_written(store: EmbeddingStore, wrong: dict, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        store.write(replace(rows("a"), **wrong))
+    assert not store.folder.exists()
+
+
+def test_a_reason_is_stored_as_one_line_of_bounded_length(store: EmbeddingStore) -> None:
+    store.write(replace(rows("a"), failures=(Failure("a", "ast", "no\naudio\x1b[0m" + "!" * 9999),)))
+    with h5py.File(store.shards()[0]) as shard:
+        (reason,) = shard["failures/reason"].asstr()[()]
+    assert reason.startswith(r"no\naudio\x1b[0m!!!") and len(reason) < 4200
+
+
+def test_npz_and_parquet_exports_hold_every_row(store: EmbeddingStore, tmp_path: Path) -> None:
+    store.write(rows("a", "b", absent=("b",)))
+    with np.load(store.export(tmp_path / "out.npz")) as exported:
+        assert exported["clip_id"].tolist() == ["a", "b"] and exported["label"][1] == "label of b"
+        np.testing.assert_array_equal(exported["ast"], store.read().features["ast"])
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(store.export(tmp_path / "out.parquet")).to_pydict()
+    assert table["ast"] == [[1.0, 0.0], None] and table["group"] == ["a", "b"]
+    assert table["timesformer"][1] == [98, 0, 1.5] and table["clip_id"] == ["a", "b"]
+    with pytest.raises(StoreError, match="unknown export format 'csv'"):
+        store.export(tmp_path / "out.csv")
+
+
+def _write_many(folder: Path, first: int) -> None:
+    store = EmbeddingStore(folder)
+    for i in range(first, first + 10):
+        store.write(rows(f"clip{i}"))
+
+
+def test_several_processes_append_at_once_and_nothing_is_lost(store: EmbeddingStore) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(store.folder, first)) for first in (0, 5)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert sorted(store.read().clip_ids) == sorted(f"clip{i}" for i in range(15))
+    assert store.verify() == [] and not list(store.folder.glob(".*"))
+
+
+def test_a_row_that_is_not_finite_throughout_is_neither_read_nor_done(store: EmbeddingStore) -> None:
+    half = rows("a", "b")
+    half.features["ast"][1, 1] = np.inf
+    store.write(half)
+    assert store.read().present("ast").tolist() == [True, False] and store.done() == {"a"}
+
+
+def test_of_a_clip_that_a_shard_holds_twice_the_first_row_counts(store: EmbeddingStore) -> None:
+    twice = rows("a", "b", "a")
+    twice.features["ast"][:, 1] = [1, 2, 3]
+    store.write(twice)
+    assert store.read().features["ast"][:, 1].tolist() == [1, 2]
+    assert store.info().duplicates == 1 and store.info().rows == {"timesformer": 2, "ast": 2}
+
+
+def test_the_checksum_is_that_of_the_whole_content(store: EmbeddingStore) -> None:
+    many = tuple(f"clip{i}" for i in range(5000))
+    with h5py.File(store.write(rows(*many))) as shard:
+        assert checksum(shard) == shard.attrs["sha256"].decode()
+
+
+def test_shards_of_earlier_versions_are_read_beside_new_ones(store: EmbeddingStore) -> None:
+    as_before(store.write(rows("a", "b", absent=("b",))))
+    store.write(rows("b", "cä"))
+    read = store.read()
+    assert read.clip_ids == ("a", "b", "cä") and read.labels[2] == "label of cä" and read.failures == ()
+    assert read.features["ast"].tolist() == [[1, 0], [1, 0], [2, 0]]
+    assert store.verify() == [] and store.info().duplicates == 1 and store.done() == {"a", "b", "cä"}
+    assert EmbeddingStore(store.folder).finished(retry_failed=True)["ast"] == {"a", "b", "cä"}
+    store.pack()
+    assert store.read().features["ast"].tolist() == read.features["ast"].tolist()
+
+
+def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> None:
+    store.write(rows("a", "bb", "c", absent=("c",)))
+    taken = store.read().take(np.array([2, 1]))
+    assert taken.clip_ids == ("c", "bb") and taken.labels == ("label of c", "label of bb")
+    assert taken.present("ast").tolist() == [False, True] and [f.clip_id for f in taken.failures] == ["c"]
+    assert store.read().take(np.array([True, False, False])).failures == ()
+
+
+def test_provenance_names_each_modality_s_backbone_wherever_it_was_written(store: EmbeddingStore) -> None:
+    assert store.provenance() == {}
+    both = rows("a", "b")
+    for modality in ("timesformer", "ast"):
+        alone = replace(
+            both, features={modality: both.features[modality]}, settings={modality: SETTINGS[modality]}, failures=()
+        )
+        store.write(alone, provenance={"device": modality, "backbones": {modality: {"name": f"my {modality}"}}})
+    assert store.provenance() == store.info().provenance
+    assert store.provenance()["device"] == "ast"
+    assert {m: made["name"] for m, made in store.provenance()["backbones"].items()} == {
+        "timesformer": "my timesformer",
+        "ast": "my ast",
+    }

@@ -1,0 +1,114 @@
+"""Several devices of one machine: a process for each, over disjoint clips."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from support.extraction import Names, assert_same_stores, command, make, settings, wait_for
+
+from alphafuse.data.store.claims import Claims
+from alphafuse.errors import BackboneError, SettingsMismatchError
+from alphafuse.extract.engines.devices import extract_on_devices
+from alphafuse.extract.pipeline import Extractor, extract_embeddings
+from alphafuse.extract.settings import list_devices
+
+
+class Watch:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+        self.done = 0
+
+    def start(self, split: str, *, clips: int, already: int) -> None:
+        self.calls.append((split, clips, already))
+
+    def clips(self, *, complete: int, incomplete: int) -> None:
+        self.done += complete + incomplete
+
+    def elsewhere(self, clips: int) -> None:
+        raise AssertionError("each process tells what it did itself")
+
+    def stages(self, **counts: int) -> None:
+        raise AssertionError("there are no stages here")
+
+    def stop(self) -> None:
+        self.calls.append(("stop", 0, 0))
+
+
+def test_devices_are_named_with_commas() -> None:
+    assert list_devices("auto") == ("auto",)
+    assert list_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
+    with pytest.raises(BackboneError, match="device 'cuda:0,' has an empty name"):
+        list_devices("cuda:0,")
+    with pytest.raises(BackboneError, match="no usable CUDA device"):
+        list_devices("all")
+
+
+@pytest.mark.slow
+def test_two_devices_do_each_clip_once_and_tell_it_once(files: Path, tmp_path: Path, tiny_backbones: Names) -> None:
+    calm, shared = (make(tmp_path / name, files, 200) for name in ("calm", "shared"))
+    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    how, watch = replace(settings(tiny_backbones), device="cpu,cpu", workers=2), Watch()
+    (report,) = extract_embeddings(shared, ["train"], how, progress=watch)
+    assert_same_stores(shared, calm)
+    assert (report.clips, report.already, report.embedded) == (200, 0, {"timesformer": 200, "ast": 200})
+    assert report.decode_seconds > 0 < report.embed_seconds and report.is_shared
+    assert watch.calls == [("train", 200, 0), ("stop", 0, 0)] and watch.done == 200
+    assert len(shared.store("train").shards()) >= 2, "each process wrote its own"
+    other = replace(how, ast="compact")
+    with pytest.raises(SettingsMismatchError, match="was made with another ast"):
+        extract_on_devices(shared, ["train"], other)
+
+
+def test_without_locks_each_process_does_its_own_part(
+    files: Path, tmp_path: Path, tiny_backbones: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Claims, "is_shared", property(lambda claims: False))
+    dataset = make(tmp_path / "root", files, 40)
+    done = 0
+    for number in range(3):
+        extractor = Extractor(dataset, settings(tiny_backbones), part=(number, 3))
+        report = extractor.extract("train")
+        assert 5 < len(dataset.store("train").done()) - done < 25
+        done = len(dataset.store("train").done())
+        assert (report.clips, report.is_shared) == (40, False)
+    assert done == 40
+    assert dataset.store("train").info().duplicates == 0
+
+
+@pytest.mark.cluster
+def test_a_killed_process_leaves_its_clips_to_the_other_and_an_interrupt_flushes(
+    files: Path, tmp_path: Path, tiny_backbones: Names
+) -> None:
+    calm, shared = (make(tmp_path / name, files, 1500) for name in ("calm", "shared"))
+    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    store = shared.store("train")
+
+    def start() -> subprocess.Popen[str]:
+        many = command(shared.root, tiny_backbones, "--device", "cpu,cpu", "--flush-seconds", "0.2")
+        return subprocess.Popen(many, cwd=shared.root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    run = start()
+    wait_for(lambda: len(store.shards()) >= 3)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert errors == "\nalphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
+    done, shards = len(store.done()), len(store.shards())
+    assert 0 < done < 1500
+    run = start()
+    wait_for(lambda: len(store.shards()) > shards)
+    # those that serve a device have decode workers of their own
+    serving = [child for child in psutil.Process(run.pid).children() if child.children()]
+    assert len(serving) == 2
+    serving[0].kill()
+    output, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert output.startswith("train: ")
+    assert_same_stores(shared, calm)

@@ -1,0 +1,386 @@
+"""Extraction end to end: against a plain loop, resumed, killed, with clips that fail."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.clips import write_clip
+from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
+from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Failure
+from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.sources.vggsound import import_vggsound
+from alphafuse.data.store import claims
+from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
+from alphafuse.extract.decoding.decode import decode_clip, frame_indices
+from alphafuse.extract.decoding.specs import AudioSpec
+from alphafuse.extract.encoders.encoder import Backbone
+from alphafuse.extract.encoders.tensors import decibel_spectrogram
+from alphafuse.extract.engines.embedder import Embedder
+from alphafuse.extract.jobs import Job
+from alphafuse.extract.pipeline import Extractor, extract_embeddings
+from alphafuse.extract.planning import TEXT_BYTES, plan_extraction
+from alphafuse.extract.resample import resample
+from alphafuse.extract.settings import ExtractSettings
+from alphafuse.report.extract import format_report
+
+MakeRoot = Callable[..., Path]
+
+
+def tiny(backbones: dict[str, Path], **settings: object) -> ExtractSettings:
+    names = {modality: str(folder) for modality, folder in backbones.items()}
+    return ExtractSettings(**{"batch_size": 4, "workers": 2, **names, **settings})  # type: ignore[arg-type]
+
+
+def plain_loop(path: Path, backbones: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+    """One clip the straightforward way: decode everything, HuggingFace's processors, HuggingFace's models."""
+    import av
+
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames = [shown[i] for i in frame_indices(len(shown), 4)]
+    processor = VideoMAEImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.45] * 3, image_std=[0.225] * 3
+    )
+    pixel_values = torch.from_numpy(np.stack(processor(frames, return_tensors="np")["pixel_values"][0]))[None].float()
+    waveform = decode_clip(path, frames=1).waveform
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    input_values = extractor(waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
+    with torch.no_grad():
+        cls = TimesformerModel.from_pretrained(backbones["timesformer"]).eval()(pixel_values).last_hidden_state[0, 0]
+        pooled = ASTModel.from_pretrained(backbones["ast"]).eval()(input_values).pooler_output[0]
+    return cls.numpy(), pooled.numpy()
+
+
+def test_stored_embeddings_equal_a_plain_huggingface_loop(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    reports = extract_embeddings(dataset, ["train", "test"], tiny(tiny_backbones))
+    assert [(r.clips, r.already, r.embedded) for r in reports] == [(4, 0, {"timesformer": 4, "ast": 4})] * 2
+    for split in ("train", "test"):
+        stored = dataset.embeddings(split)
+        for i, clip in enumerate(dataset.manifest.of_split(split)):
+            cls, pooled = plain_loop(dataset.path_of(clip), tiny_backbones)
+            np.testing.assert_allclose(stored.features["timesformer"][i], cls, atol=1e-5)
+            np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
+
+
+def test_protocol_notebook_feeds_what_the_authors_code_fed(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root(frames=30))
+    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, protocol="notebook"))
+    stored = dataset.embeddings("test")
+    assert stored.settings["ast"]["protocol"] == "notebook"
+    timesformer = TimesformerModel.from_pretrained(tiny_backbones["timesformer"]).eval()
+    ast = ASTModel.from_pretrained(tiny_backbones["ast"]).eval()
+    for i, clip in enumerate(dataset.manifest.of_split("test")):
+        decoded = decode_clip(dataset.path_of(clip), frames=30)
+        assert decoded.frames is not None and decoded.waveform is not None
+        squashed = [
+            np.asarray(Image.fromarray(decoded.frames[j]).resize((32, 32), Image.Resampling.BILINEAR))
+            for j in (0, 7, 15, 22)  # int(30 / 4 * i)
+        ]
+        pixel_values = torch.from_numpy(np.stack(squashed)).permute(0, 3, 1, 2)[None].float() / 255
+        decibels = decibel_spectrogram(torch.from_numpy(decoded.waveform), 64)[:, :128]  # 2.5 s: over 128 frames
+        input_values = ((decibels + 4.26) / (4.57 * 2))[None]  # (1, 64, 128): transposed
+        with torch.no_grad():
+            cls = timesformer(pixel_values).last_hidden_state[0, 0].numpy()
+            pooled = ast(input_values).pooler_output[0].numpy()
+        np.testing.assert_allclose(stored.features["timesformer"][i], cls, atol=1e-5)
+        np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
+
+
+def test_a_second_extract_does_nothing_and_a_new_clip_only_itself(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    shards = dataset.store("val").shards()
+    (again,) = extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    assert again.already == 4 and again.embedded == {"timesformer": 0, "ast": 0}
+    assert dataset.store("val").shards() == shards
+    for shard in shards:
+        shard.unlink()
+    settings = tiny(tiny_backbones, batch_size=1, flush_seconds=0)
+    extract_embeddings(dataset, ["val"], settings)
+    dataset.store("val").shards()[2].unlink()
+    (repaired,) = extract_embeddings(dataset, ["val"], settings)
+    assert repaired.already == 3 and repaired.embedded["ast"] == 1
+
+
+def test_a_failing_modality_is_recorded_and_the_other_is_stored(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    root = make_root()
+    dataset = Dataset.open(root)
+    silent, blind, broken, gone = (clip.clip_id for clip in dataset.manifest.of_split("train"))
+    clips = root / "clips"
+    write_clip(clips / f"{silent}.mp4", audio=False)
+    write_clip(clips / f"{blind}.mp4", video=False)
+    (clips / f"{broken}.mp4").write_bytes(b"not a clip")
+    (clips / f"{gone}.mp4").unlink()
+    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    assert report.embedded == {"timesformer": 1, "ast": 1} and len(report.failures) == 6
+    stored = dataset.embeddings("train")
+    assert stored.present("timesformer").tolist() == [True, False, False, False]
+    assert stored.present("ast").tolist() == [False, True, False, False]
+    assert Failure(silent, "ast", "no audio stream") in stored.failures
+    assert Failure(blind, "timesformer", "no video stream") in stored.failures
+    assert Failure(gone, "ast", "can't be opened: No such file or directory") in stored.failures
+
+    (again,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    assert again.already == 4  # recorded failures are not tried again ...
+    write_clip(clips / f"{gone}.mp4")
+    (retried,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, retry_failed=True))
+    assert retried.already == 0 and retried.embedded == {"timesformer": 1, "ast": 1}  # ... unless asked for
+    assert dataset.embeddings("train").present("ast").tolist() == [False, True, False, True]
+
+
+def test_a_root_made_with_other_backbones_is_refused_before_any_work(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    dataset = Dataset.open(make_root())
+    extract_embeddings(dataset, ["test"], tiny(tiny_backbones))
+    model = ASTModel.from_pretrained(tiny_backbones["ast"])
+    model.layernorm.bias.data += 1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(SettingsMismatchError, match=r"another ast weights_sha256"):
+        extract_embeddings(dataset, ["train", "test"], tiny({**tiny_backbones, "ast": tmp_path / "other"}))
+    with pytest.raises(SettingsMismatchError, match=r"another timesformer precision \(there: fp32, here: bf16\)"):
+        extract_embeddings(dataset, ["test"], tiny(tiny_backbones, precision="bf16"))
+    assert not dataset.store("train").shards()
+
+
+def test_splits_extracted_with_different_backbones_are_not_mixed(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    extract_embeddings(dataset, ["train", "val"], tiny(tiny_backbones))
+    with pytest.raises(Exception, match=r"no embeddings in .*test"):
+        dataset.all_embeddings()
+    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, precision="bf16"))
+    with pytest.raises(
+        SettingsMismatchError, match=r"train and test were extracted with another timesformer precision"
+    ):
+        dataset.all_embeddings()
+
+
+def test_stage_two_is_told_which_clips_are_not_extracted_yet(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    extract_embeddings(dataset, ["val"], tiny(tiny_backbones, batch_size=1, flush_seconds=0))
+    dataset.store("val").shards()[0].unlink()
+    with pytest.raises(
+        DatasetError, match=r"1 of 4 val clips are not extracted yet: run `alphafuse extract --split val"
+    ):
+        dataset.embeddings("val")
+
+
+def test_what_interrupts_a_forward_pass_costs_only_that_batch(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.open(make_root(labels=("dog", "cat", "owl")))
+    extractor = Extractor(dataset, tiny(tiny_backbones, batch_size=2))
+    extractor.threads = 1
+    embed, calls = Backbone.embed, []
+
+    def interrupted(self: Backbone, clips: list[np.ndarray]) -> np.ndarray:
+        if isinstance(self.spec, AudioSpec):
+            calls.append(len(clips))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        return embed(self, clips)
+
+    monkeypatch.setattr(Backbone, "embed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extractor.extract("train")
+    assert calls == [2, 2, 2] and len(dataset.store("train").read().present("ast")) == 4
+    assert dataset.store("train").verify() == []
+
+
+def test_where_the_file_system_has_no_locks_the_report_says_so(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.open(make_root())
+    monkeypatch.setattr(claims, "fcntl", None)
+    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    assert not report.is_shared and "no file locks in" in format_report(report)
+    monkeypatch.undo()
+    (report,) = extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    assert report.is_shared and "no file locks" not in format_report(report)
+
+
+def test_a_clip_folder_that_is_gone_stops_the_run_instead_of_failing_every_clip(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    root = make_root()
+    (root / "clips").rename(root / "elsewhere")
+    with pytest.raises(DatasetError, match=r"the clip folder .* is gone"):
+        extract_embeddings(Dataset.open(root), ["train"], tiny(tiny_backbones))
+
+
+def test_empty_and_unknown_splits_are_refused(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root(labels=("dog",)))
+    with pytest.raises(DatasetError, match="unknown split 'tests'"):
+        extract_embeddings(dataset, ["tests"], tiny(tiny_backbones))
+    only_train = [clip for clip in dataset.manifest if clip.split == "train"]
+    Manifest(only_train).write(dataset.root / "manifest.csv")
+    with pytest.raises(EmptySplitError, match="split 'val' has no clips"):
+        extract_embeddings(Dataset.open(dataset.root), ["val"], tiny(tiny_backbones))
+
+
+def test_one_backbone_alone_leaves_the_others_embeddings_as_they_are(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    shutil.copytree(dataset.root, dataset.root.with_name("both"))
+    both = Dataset.open(dataset.root.with_name("both"))
+    extract_embeddings(both, ["train"], tiny(tiny_backbones))
+    (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, modalities=("ast",)))
+    assert first.embedded == {"ast": 4} and dataset.store("train").info().rows == {"ast": 4}
+    shards = {path: path.read_bytes() for path in dataset.store("train").shards()}
+    (second,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    assert second.embedded == {"timesformer": 4, "ast": 0}, "what is there is not made again"
+    assert all(path.read_bytes() == content for path, content in shards.items())
+    assert dataset.store("train").info().duplicates == 0
+    for modality in ("timesformer", "ast"):
+        ours, together = (root.embeddings("train").features[modality] for root in (dataset, both))
+        np.testing.assert_allclose(ours, together, atol=1e-5)
+
+
+def test_only_what_a_backbone_looks_at_is_decoded(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    extractor = Extractor(dataset, tiny(tiny_backbones))
+    jobs = [Job(clip, dataset.path_of(clip), ("ast",)) for clip in dataset.manifest.of_split("val")]
+    for _, decoded in extractor.decode(jobs):
+        assert decoded.frames is None and decoded.waveform is not None
+        assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms look at"
+    for _, decoded in extractor.decode([replace(job, modalities=("timesformer",)) for job in jobs]):
+        assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
+
+
+def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of CUDA devices (resized there, in batches), on the CPU."""
+    dataset = Dataset.open(make_root(size=(120, 90)))
+    extractor = Extractor(dataset, tiny(tiny_backbones))
+    jobs = extractor.pending("train")
+    beside = extractor.embed(list(extractor.decode(jobs)))
+    monkeypatch.setattr(Embedder, "_device_resizes", True)
+    travelled = list(extractor.decode(jobs))
+    for _, decoded in travelled:
+        assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_prepared
+    on_device = extractor.embed(travelled)
+    order = {job: i for i, job in enumerate(beside.jobs)}
+    for modality in ("timesformer", "ast"):
+        for job, row in zip(on_device.jobs, on_device.rows[modality], strict=True):
+            np.testing.assert_allclose(row, beside.rows[modality][order[job]], atol=1e-6)
+
+
+def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, modalities=("timesformer",)))
+    gone = dataset.manifest.of_split("train")[0]
+    dataset.path_of(gone).unlink()
+    before = sorted(dataset.root.rglob("*"))
+    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_backbones))
+    assert sorted(dataset.root.rglob("*")) == before
+    train, val, test = plans
+    assert (train.clips, train.pending, train.missing_files) == (4, 4, 1)
+    assert (val.pending, val.finished, val.seconds, val.new_bytes) == (0, {"timesformer": 4, "ast": 4}, 0.0, 0)
+    assert test.pending == 4 and test.finished == {"timesformer": 4, "ast": 0}
+    assert train.new_bytes == 4 * (4 * (64 + 32) + TEXT_BYTES) and test.new_bytes == 4 * (4 * 32 + TEXT_BYTES)
+    assert rates is not None and rates.clips == 7 and rates.decode_seconds > 0 and rates.embed_seconds > 0
+    assert train.seconds == pytest.approx(4 / rates.clips_per_second)
+    extract_embeddings(dataset, ["train", "test"], tiny(tiny_backbones))
+    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_backbones))
+    assert rates is None and [plan.pending for plan in plans] == [0, 0, 0]
+
+
+def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+    dataset = Dataset.open(make_root())
+    clips = [
+        Clip(f"clip{i:05d}_000000", clip.path, clip.label, "train", f"clip{i:05d}")
+        for i, clip in enumerate([*dataset.manifest.of_split("train")] * 50)
+    ]
+    Manifest(clips).write(dataset.root / "manifest.csv")
+    dataset = Dataset.open(dataset.root)
+    ((plan,), _) = plan_extraction(dataset, ["train"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    made = sum(path.stat().st_size for path in dataset.store("train").shards())
+    assert made == pytest.approx(plan.new_bytes, rel=0.3)
+
+
+def test_resampling_finds_the_store_as_it_was_made_and_tells_when_it_is_not(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    silent, *_ = dataset.manifest.of_split("train")
+    write_clip(dataset.path_of(silent), audio=False)
+    extract_embeddings(dataset, ["train"], tiny(tiny_backbones, batch_size=1))
+    found = resample(dataset, "train", 10)
+    assert found.clips == 4 and len(found.differences) == 7 and found.largest == 0.0 and found.problems == ()
+    assert len(resample(dataset, "train", 2, seed=1).differences) <= 4
+    write_clip(dataset.path_of(dataset.manifest.of_split("train")[1]), look=9)  # another film under its name
+    dataset.path_of(dataset.manifest.of_split("train")[2]).unlink()
+    problems = {(problem.clip_id, problem.modality): problem for problem in resample(dataset, "train", 10).problems}
+    changed, gone = (clip.clip_id for clip in dataset.manifest.of_split("train")[1:3])
+    assert set(problems) == {(clip_id, modality) for clip_id in (changed, gone) for modality in ("timesformer", "ast")}
+    assert "No such file" in problems[gone, "ast"].reason and problems[changed, "ast"].reason == ""
+    assert np.isinf(problems[gone, "ast"].relative) and problems[changed, "ast"].relative > 0.01
+
+
+def test_resampling_refuses_other_weights_than_the_stores(
+    make_root: MakeRoot, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    dataset = Dataset.open(make_root())
+    with pytest.raises(DatasetError, match=r"no embeddings in .*train"):
+        resample(dataset, "train", 1)
+    extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    model = ASTModel.from_pretrained(tiny_backbones["ast"])
+    model.layernorm.bias.data += 1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(SettingsMismatchError, match="another ast weights_sha256"):
+        resample(dataset, "train", 1, ExtractSettings(ast=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("batch_size", -1),
+        ("workers", -1),
+        ("flush_seconds", -1.0),
+        ("max_memory_gb", float("nan")),
+        ("timeout_seconds", -1),
+    ],
+)
+def test_impossible_settings_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(BackboneError, match=setting):
+        ExtractSettings(**{setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_all_real_clips_embed_with_the_shipped_backbones(
+    real_csv: Path, real_clips: list[Path], tmp_path: Path
+) -> None:
+    few = tmp_path / "clips"
+    few.mkdir()
+    for path in real_clips[::4]:
+        (few / path.name).symlink_to(path)
+    dataset = import_vggsound(real_csv, few, tmp_path / "root", val_fraction=0).dataset
+    settings = ExtractSettings(timesformer="compact", ast="compact")
+    reports = extract_embeddings(dataset, ["train", "test"], settings)
+    assert sum(report.embedded["timesformer"] for report in reports) == len(real_clips[::4])
+    assert sum(report.embedded["ast"] for report in reports) == len(real_clips[::4])
+    assert not any(report.failures for report in reports)
+    assert all(report.already == report.clips for report in extract_embeddings(dataset, ["train", "test"], settings))

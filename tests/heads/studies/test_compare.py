@@ -1,0 +1,125 @@
+"""The comparison of everything, on data where only both modalities together tell the class."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from support.toy import SETTINGS, assert_no_nan, make_dataset
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES
+from alphafuse.heads.model.fusion import FUSIONS
+from alphafuse.heads.model.head import AlphaFusion
+from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.studies.compare import GRID, CompareTable, compare, count_compare_heads, published_results
+from alphafuse.heads.studies.experiments import Experiment, fit
+from alphafuse.report.compare import format_markdown, format_text, to_json, write_compare
+
+EPOCHS: list[int] = []
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def table(dataset: Dataset) -> CompareTable:
+    return compare(dataset, seeds=2, settings=SETTINGS, progress=EPOCHS.append)
+
+
+def test_every_fusion_every_transform_and_the_controls_have_a_row(table: CompareTable) -> None:
+    experiments = [row.experiment for row in table.rows if row.experiment]
+    assert {e.fusion for e in experiments} == set(FUSIONS)
+    for modality in MODALITIES:
+        assert Experiment(modalities=(modality,)) in experiments
+        transforms = {e.transform for e in experiments if e.on == modality}
+        assert transforms >= {name for name, t in TRANSFORMS.items() if t.alpha != "required"} - {"none"}
+    assert {e.normalize for e in experiments} >= {"zscore", "l2"}
+    assert any(e.auxiliary for e in experiments)
+    groups = [row.group for row in table.rows]
+    assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
+    assert sum(EPOCHS) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
+
+
+def test_concat_is_above_both_modalities_and_the_gap_outside_of_the_interval(table: CompareTable) -> None:
+    concat, *others = table.rows
+    alone = [row for row in others if row.group == "alone"]
+    assert concat.test.top1.mean > max(row.test.top1.mean for row in alone) + 0.2
+    assert table.gain.interval.low > 0 and table.gain.test.p_value < 0.05
+    assert table.better_single in alone
+    assert all(row.comparison and row.comparison.interval.high < 0 for row in alone)
+
+
+def test_late_fusion_is_the_mean_of_the_modalities_probabilities(dataset: Dataset, table: CompareTable) -> None:
+    late = next(row for row in table.rows if row.experiment is None)
+    test = dataset.embeddings("test")
+    for position, seed in enumerate(table.seeds):
+        heads = [
+            fit(dataset, Experiment(modalities=(m,)), first_seed=seed, settings=SETTINGS, run="single").heads[0].head
+            for m in MODALITIES
+        ]
+        mean = np.mean([head.predict_proba(test) for head in heads], axis=0)
+        targets = [dataset.classes.index(label) for label in test.labels]
+        losses = -np.log(mean[np.arange(len(test)), targets])
+        np.testing.assert_allclose(late.test.scores.loss[position], losses, rtol=1e-3)
+        np.testing.assert_array_equal(late.test.scores.predicted[position], mean.argmax(axis=1))
+
+
+def test_what_is_tuned_was_chosen_on_validation(table: CompareTable) -> None:
+    chosen = [row for row in table.rows if "(chosen)" in row.title]
+    assert [row.group for row in chosen] == ["transform", "control"]
+    baseline = table.rows[0]
+    assert all(row.val.top1.mean >= baseline.val.top1.mean for row in chosen)
+
+
+def test_blending_weights_sum_to_one(table: CompareTable) -> None:
+    assert set(table.blend) == {*MODALITIES, "fused"}
+    assert math.isclose(sum(table.blend.values()), 1) and min(table.blend.values()) >= 0
+
+
+def test_p_values_are_corrected_for_all_rows(table: CompareTable) -> None:
+    comparisons = [row.comparison for row in table.rows[1:]]
+    assert all(comparisons)
+    smallest = min(c.test.p_value for c in comparisons if c)
+    assert min(c.p_holm for c in comparisons if c) == pytest.approx(min(1.0, smallest * len(comparisons)))
+
+
+def test_the_comparison_prints_in_120_columns_with_its_caveats(table: CompareTable) -> None:
+    text = format_text(table)
+    assert max(len(line) for line in text.splitlines()) <= 120
+    for words in ("Fusing gains +", "n = 45 test clips", "Holm-corrected", "Ceiling: 100.0%", "test was scored once"):
+        assert words in text
+    assert "UAVM" in text and "65.9" in text
+    lines = format_markdown(table).splitlines()  # two tables, each with a header and a rule
+    assert sum(line.startswith("|") for line in lines) == 2 + len(table.rows) + 2 + len(published_results())
+
+
+def test_the_comparisons_folder_holds_csv_json_and_markdown(dataset: Dataset, table: CompareTable) -> None:
+    folder = write_compare(table, dataset)
+    content = json.loads((folder / "compare.json").read_text())
+    assert_no_nan(content)
+    assert content == json.loads(json.dumps(to_json(table)))
+    with (folder / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["test_top1"]) for row in rows] == [row.test.top1.mean for row in table.rows]
+    assert json.loads((folder / "config.json").read_text())["kind"] == "compare"
+
+
+def test_published_results_name_where_they_were_read() -> None:
+    rows = published_results()
+    assert len(rows) >= 5 and all(row.repository and row.file for row in rows)
+    shares = [share for row in rows for share in (row.audio, row.visual, row.both) if share is not None]
+    assert all(0.2 < share < 0.8 for share in shares)
+
+
+def test_clips_without_audio_are_left_out_of_every_row(tmp_path_factory: pytest.TempPathFactory) -> None:
+    silent = make_dataset(tmp_path_factory.mktemp("silent"), silent_test_clips=3)
+    run = fit(silent, Experiment(fusion="gate"), settings=SETTINGS)
+    assert run.splits["test"].dropped == 3
+    head = AlphaFusion.from_pretrained(run.folder)
+    assert np.isnan(head.predict_proba(silent.embeddings("test"))).any(axis=1).sum() == 3

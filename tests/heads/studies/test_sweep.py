@@ -1,0 +1,154 @@
+"""Sweeps along alpha: chosen on validation, tested once, made again from their config.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.toy import SETTINGS, assert_no_nan, make_dataset
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.errors import ClusterError, ExperimentError
+from alphafuse.heads.studies.compare import compare
+from alphafuse.heads.studies.comparison import Trained
+from alphafuse.heads.studies.experiments import BASELINE, Experiment, fit
+from alphafuse.heads.studies.sweep import Sweep, best_on_validation, parse_alphas, read_sweep_config, sweep
+from alphafuse.heads.studies.table1 import table1
+from alphafuse.report.sweep import format_text, to_json, write_sweep
+
+ALPHAS = (0.0, 0.5, 1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def found(dataset: Dataset) -> Sweep:
+    return sweep(dataset, on=("timesformer", "ast"), alphas=ALPHAS, seeds=2, settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "alphas"),
+    [
+        ("0:2:0.25", (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2)),
+        ("0:1:0.3", (0, 0.3, 0.6, 0.9)),
+        ("0.1:0.3:0.1", (0.1, 0.2, 0.3)),
+        ("2:1:-0.5", (2, 1.5, 1)),
+        ("0.5, 1,4", (0.5, 1, 4)),
+    ],
+)
+def test_alphas_are_decimal_and_include_the_end(text: str, alphas: tuple[float, ...]) -> None:
+    assert parse_alphas(text) == alphas
+
+
+@pytest.mark.parametrize("text", ["", "a:b:c", "0:1", "0:1:0", "1:0:0.1", "0:1:1e-9", "0:inf:1"])
+def test_alphas_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ExperimentError, match=r"are no alphas|means \d+ alphas"):
+        parse_alphas(text)
+
+
+def test_alpha_zero_is_the_other_modality_alone_and_alpha_one_the_baseline(found: Sweep) -> None:
+    for curve in found.curves.values():
+        assert [point.experiment.alpha for point in curve] == list(ALPHAS)
+        assert curve[0].val.top1.mean < 0.6 < curve[2].val.top1.mean
+        np.testing.assert_allclose(curve[2].val.scores.loss, found.baseline.val.scores.loss, rtol=1e-4)
+
+
+def test_only_the_chosen_alpha_is_tested_and_validation_chose_it(found: Sweep) -> None:
+    for on, curve in found.curves.items():
+        assert all(point.test is None for point in curve)
+        best = max(point.val.top1.mean for point in curve)
+        chosen = found.chosen[on]
+        assert chosen.point in curve and chosen.point.val.top1.mean == best
+        ties = [point for point in curve if point.val.top1.mean == best]
+        assert chosen.point.val.loss.mean == min(point.val.loss.mean for point in ties)
+        assert chosen.test.split == "test" and chosen.test.n == found.clips["test"]
+        assert chosen.comparison.interval.low <= chosen.comparison.test.difference <= chosen.comparison.interval.high
+
+
+def test_a_chosen_alpha_is_the_same_experiment_that_fit_trains(dataset: Dataset, found: Sweep) -> None:
+    chosen = found.chosen["ast"]
+    alone = fit(dataset, chosen.point.experiment, seeds=2, settings=SETTINGS, run="alone")
+    np.testing.assert_allclose(alone.splits["test"].scores.loss, chosen.test.scores.loss, rtol=1e-4)
+
+
+def test_a_sweep_comes_out_the_same_to_the_digit_from_its_config(dataset: Dataset, found: Sweep) -> None:
+    folder = write_sweep(found, dataset)
+    again = sweep(dataset, **read_sweep_config(folder / "config.json"))
+    assert json.dumps(to_json(again)) == json.dumps(to_json(found))
+    other = write_sweep(again, dataset, run="again")
+    for name in ("config.json", "sweep.json", "sweep.csv", "history.csv"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_sweeps_folder_holds_csv_json_and_plot(dataset: Dataset, found: Sweep) -> None:
+    folder = write_sweep(found, dataset)
+    assert folder == dataset.root / "runs" / "sweep-timesformer-ast"
+    content = json.loads((folder / "sweep.json").read_text())
+    assert_no_nan(content)
+    with (folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1 + 2 * len(ALPHAS)
+    chosen = [row for row in rows if row["chosen"] == "1"]
+    assert [(row["on"], float(row["alpha"])) for row in chosen] == [
+        (on, content["chosen"][on]["alpha"]) for on in ("timesformer", "ast")
+    ]
+    assert [bool(row["test_top1"]) for row in rows] == [row["on"] == "" or row["chosen"] == "1" for row in rows]
+    assert float(chosen[1]["test_top1"]) == content["chosen"]["ast"]["test"]["top1"]["mean"]
+    assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_sweep_prints_in_120_columns_with_its_caveats(found: Sweep) -> None:
+    text = format_text(found)
+    assert max(len(line) for line in text.splitlines()) <= 120
+    assert text.count("<- chosen") == 2
+    for words in ("scored once", "Ceiling: val 100.0%, test 100.0%", "n = 27 val and 45 test clips", "Holm-corrected"):
+        assert words in text
+    assert "change nothing" in format_text(replace(found, settings=replace(SETTINGS, normalize="zscore")))
+
+
+def test_of_equal_accuracies_the_least_loss_is_chosen(found: Sweep) -> None:
+    def point(top1: float, loss: float) -> Trained:
+        val = found.baseline.val
+        return replace(
+            found.baseline, val=replace(val, top1=replace(val.top1, mean=top1), loss=replace(val.loss, mean=loss))
+        )
+
+    points = [point(0.5, 0.1), point(0.75, 0.9), point(0.75, 0.8), point(0.75, 0.85)]
+    assert best_on_validation(points) is points[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"on": (), "alphas": (1.0,)}, "needs something to transform"),
+        ({"on": ("ast",), "alphas": (1.0, 1.0)}, "occurs twice"),
+        ({"on": ("ast",), "alphas": (1.0,), "transform": "sqrt"}, r"'sqrt' takes no alpha to sweep: choose from power"),
+        ({"on": ("sound",), "alphas": (1.0,)}, "unknown modality 'sound'"),
+        ({"on": ("ast",), "alphas": (1.0,), "transform": "sqr"}, "unknown transform 'sqr'"),
+    ],
+)
+def test_bad_sweeps_are_named(dataset: Dataset, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        sweep(dataset, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_config_that_is_no_sweeps_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    run = fit(dataset, Experiment(), settings=replace(SETTINGS, epochs=1))
+    with pytest.raises(ExperimentError, match=r"is not the config.json of a sweep"):
+        read_sweep_config(run.folder / "config.json")
+
+
+@pytest.mark.parametrize("train", [sweep, fit, table1, compare])
+def test_an_unknown_engine_is_named_before_anything_is_read(train: Callable[..., object]) -> None:
+    more: dict[str, object] = {"on": ["ast"], "alphas": [1]} if train is sweep else {}
+    arguments = [None, BASELINE] if train is fit else [None]
+    with pytest.raises(ClusterError, match=r"unknown engine 'rya' .did you mean 'ray'"):
+        train(*arguments, engine="rya", **more)

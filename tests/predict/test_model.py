@@ -1,0 +1,463 @@
+"""Clips in, labels out: predictions, explanations, and runs that travel."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from support.clips import write_clip
+
+from alphafuse.cli.main import main
+from alphafuse.data.dataset import Dataset
+from alphafuse.errors import BackboneError, DatasetError, ExperimentError, SettingsMismatchError
+from alphafuse.extract.encoders.encoder import Backbone
+from alphafuse.extract.pipeline import extract_embeddings
+from alphafuse.extract.settings import ExtractSettings
+from alphafuse.heads.studies.experiments import Experiment, fit
+from alphafuse.heads.studies.runs import best_run, read_run
+from alphafuse.heads.studies.table1 import table1
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.predict.bundle import carried_backbone, export_run, push_bundle
+from alphafuse.predict.model import ALPHAS, AlphaFuse, Explanation, Prediction, find_clips
+from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
+from alphafuse.report.table1 import write_table1
+from alphafuse.system.files import read_json, write_json
+
+SETTINGS = TrainSettings(epochs=6, hidden=(16, 8), learning_rate=3e-3, memory_gb=1.0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: dict[str, Path]) -> Dataset:
+    """Three classes of small clips, extracted with the tiny backbones, and runs trained on them."""
+    from alphafuse.data.manifest import Clip, Manifest
+
+    folder = tmp_path_factory.mktemp("predict") / "root"
+    clips = []
+    for i, split in enumerate(("train", "train", "val", "test")):
+        for j, label in enumerate(("dog", "cat, meowing", "owl")):
+            clip_id = f"{split}{i}{j}_{0:06d}"
+            write_clip(folder / "clips" / f"{clip_id}.mp4", look=7 * j + i)
+            clips.append(Clip(clip_id, f"{clip_id}.mp4", label, split, f"{split}{i}{j}"))
+    dataset = Dataset.create(
+        folder,
+        Manifest(clips),
+        name="toy",
+        clip_folder=folder / "clips",
+        classes=("dog", "cat, meowing", "owl"),
+        timesformer=str(tiny_backbones["timesformer"]),
+        ast=str(tiny_backbones["ast"]),
+    )
+    extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(workers=1))
+    fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=SETTINGS)
+    fit(dataset, Experiment(modalities=("ast",)), settings=SETTINGS)
+    zeros = replace(SETTINGS, absent="zeros")
+    fit(dataset, Experiment(), settings=zeros, run="zeros")
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def model(root: Dataset) -> AlphaFuse:
+    return AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", device="cpu", workers=1)
+
+
+def test_a_clip_of_the_store_gets_the_answer_that_its_stored_embeddings_get(root: Dataset, model: AlphaFuse) -> None:
+    clips = root.manifest.of_split("test")
+    stored = root.embeddings("test")
+    embedded = model.embed([root.path_of(clip) for clip in clips])
+    for modality in ("timesformer", "ast"):
+        np.testing.assert_array_equal(embedded.features[modality], stored.features[modality])
+    found = model.predict([root.path_of(clip) for clip in clips])
+    heads = read_run(root.root / "runs" / "sqrt-ast").heads
+    expected = np.mean([head.predict_proba(stored).astype(np.float64) for head in heads], axis=0)
+    np.testing.assert_array_equal(np.stack([prediction.probabilities for prediction in found]), expected)
+
+
+def test_labels_come_with_the_most_probable_first_and_no_more_than_there_are(root: Dataset, model: AlphaFuse) -> None:
+    (clip,) = find_clips([root.clip_folder / "test30_000000.mp4"])
+    prediction = model(clip)
+    assert [ranked.probability for ranked in prediction.top] == sorted(prediction.probabilities, reverse=True)
+    assert prediction.label == model.classes[prediction.probabilities.argmax()]
+    assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-6)
+    assert {ranked.label for ranked in prediction.top} == set(root.classes) and prediction.heads == 2
+    assert len(model(clip, top=1).top) == 1
+    assert repr(prediction).startswith("Prediction('test30_000000.mp4': ")
+    with pytest.raises(ExperimentError, match="top must be at least 1, not 0"):
+        model(clip, top=0)
+
+
+def test_answers_keep_the_order_in_which_clips_were_given(root: Dataset, model: AlphaFuse) -> None:
+    paths = [root.path_of(clip) for clip in root.manifest]
+    forwards, backwards = model.predict(paths), model.predict(paths[::-1])
+    for one, other in zip(forwards, backwards[::-1], strict=True):
+        assert one.clip == other.clip
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+def test_what_is_known_is_yielded_before_later_clips_are_looked_at(
+    root: Dataset, model: AlphaFuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [root.path_of(clip) for clip in root.manifest][:5]
+    together = model.predict(paths)
+    monkeypatch.setattr("alphafuse.predict.model.STREAMED", 2)
+    done: list[int] = []
+    stream = model.stream(paths, progress=done.append)
+    first = next(stream)
+    assert isinstance(first, Prediction) and len(done) == 2
+    for one, other in zip([first, *stream], together, strict=True):
+        assert isinstance(one, Prediction) and one.clip == other.clip
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    assert len(done) == 5
+
+
+def test_heads_that_need_both_say_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
+    silent = write_clip(tmp_path / "silent.mp4", audio=False)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    of_silent, of_broken = model.predict([silent, broken])
+    assert of_silent.label is None and of_silent.top == () and of_silent.missing == {"ast": "no audio stream"}
+    assert np.isnan(of_silent.probabilities).all()
+    assert set(of_broken.missing) == {"timesformer", "ast"}
+    mend = "(heads of `alphafuse fit --absent zeros` answer from the other)"
+    assert format_prediction(of_silent).endswith(f"silent.mp4\n  no answer: no sound: no audio stream {mend}\n")
+    assert format_prediction(of_broken).count("can't be opened") == 1
+    assert isinstance(model.explain([silent])[0], Prediction)
+
+
+def test_heads_trained_with_zeros_answer_from_the_modality_that_is_there(root: Dataset, tmp_path: Path) -> None:
+    model = AlphaFuse.from_pretrained(root.root / "runs" / "zeros", workers=1)
+    silent = write_clip(tmp_path / "silent.mp4", audio=False)
+    (explained,) = model.explain([silent])
+    assert isinstance(explained, Explanation)
+    assert explained.prediction.label in root.classes and explained.prediction.missing == {"ast": "no audio stream"}
+    assert set(explained.shares) == {"timesformer"}
+    assert verdict(explained) == "only the picture was looked at."
+    assert explained.shares["timesformer"] == pytest.approx(
+        explained.prediction.top[0].probability - explained.blank.probability
+    )
+
+
+def test_a_head_of_one_modality_needs_only_its_backbone(root: Dataset, tmp_path: Path) -> None:
+    model = AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", timesformer=str(tmp_path / "gone"), workers=1)
+    assert set(model.embedder.backbones) == {"ast"}
+    blind = write_clip(tmp_path / "blind.m4a", video=False)
+    assert model(blind).label in root.classes and model(blind).missing == {}
+
+
+def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_what_the_clip_adds(
+    root: Dataset, model: AlphaFuse
+) -> None:
+    clip = root.path_of(root.manifest.of_split("test")[0])
+    (explained,) = model.explain([clip])
+    assert isinstance(explained, Explanation)
+    probability = explained.prediction.top[0].probability
+    assert sum(explained.shares.values()) == pytest.approx(probability - explained.blank.probability)
+    # by the formula, with the values of all four coalitions
+    v = {(): explained.blank.probability, ("timesformer", "ast"): probability}
+    v[("timesformer",)] = explained.blanked["ast"].probability
+    v[("ast",)] = explained.blanked["timesformer"].probability
+    expected = (v[("timesformer", "ast")] - v[("ast",)] + v[("timesformer",)] - v[()]) / 2
+    assert explained.shares["timesformer"] == pytest.approx(expected)
+    for modality in ("timesformer", "ast"):
+        points = dict(explained.along[modality])
+        assert tuple(points) == ALPHAS
+        assert points[1.0].probability == pytest.approx(probability)
+        assert points[1.0].top.label == explained.prediction.label
+
+
+def test_a_muted_clip_is_a_clip_with_a_silent_track(root: Dataset, model: AlphaFuse, tmp_path: Path) -> None:
+    import av
+
+    clip = root.path_of(root.manifest.of_split("test")[0])
+    muted = tmp_path / "muted.mkv"
+    with av.open(str(clip)) as source, av.open(str(muted), "w") as target:
+        picture, sound = source.streams.video[0], source.streams.audio[0]
+        copied = target.add_stream_from_template(picture)
+        silent = target.add_stream("pcm_s16le", rate=sound.rate, layout="mono")
+        samples = 0
+        for packet in source.demux(picture, sound):
+            if packet.dts is None:
+                continue
+            if packet.stream is picture:
+                packet.stream = copied
+                target.mux(packet)
+            else:
+                samples += sum(frame.samples for frame in packet.decode())
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, samples), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = sound.rate, 0
+        target.mux([*silent.encode(frame), *silent.encode()])
+    (explained,) = model.explain([clip])
+    (prediction,) = model.predict([muted])
+    assert isinstance(explained, Explanation)
+    answer = model.classes.index(str(explained.prediction.label))
+    assert prediction.probabilities[answer] == pytest.approx(explained.blanked["ast"].probability, abs=1e-4)
+
+
+def test_an_explanation_reads_as_text_and_json(root: Dataset, model: AlphaFuse) -> None:
+    (explained,) = model.explain([root.path_of(root.manifest.of_split("test")[0])])
+    assert isinstance(explained, Explanation)
+    text = format_explanation(explained)
+    assert "sound muted" in text and "picture black" in text and "AST x alpha" in text and verdict(explained) in text
+    (row,) = to_json([explained])
+    json.dumps(row, allow_nan=False)
+    assert row["why"]["shares"] == dict(explained.shares) and len(row["why"]["along"]["ast"]) == len(ALPHAS)
+
+
+def test_csv_has_a_line_per_rank_and_one_for_a_clip_without_an_answer(model: AlphaFuse, tmp_path: Path) -> None:
+    clip, silent = write_clip(tmp_path / "a, b.mp4"), write_clip(tmp_path / "silent.mp4", audio=False)
+    rows = list(csv.DictReader(io.StringIO(to_csv(model.predict([clip, silent], top=2)))))
+    assert [row["rank"] for row in rows] == ["1", "2", ""]
+    assert rows[0]["clip"] == str(clip) and float(rows[0]["probability"]) >= float(rows[1]["probability"])
+    assert rows[2]["label"] == "" and rows[2]["missing"] == "ast: no audio stream"
+
+
+def test_folders_are_searched_for_clips_and_what_is_not_there_is_named(root: Dataset, tmp_path: Path) -> None:
+    assert len(find_clips([root.clip_folder])) == len(root.manifest)
+    with pytest.raises(DatasetError, match="no video files in"):
+        find_clips([tmp_path])
+    with pytest.raises(DatasetError, match=r"no such clip: .*nothing.mp4"):
+        find_clips([tmp_path / "nothing.mp4"])
+
+
+def test_another_backbone_than_the_run_s_is_refused(
+    root: Dataset, tmp_path: Path, tiny_backbones: dict[str, Path]
+) -> None:
+    other = tmp_path / "ast"
+    shutil.copytree(tiny_backbones["ast"], other)
+    write_json(other / "preprocessor_config.json", {"mean": -1.0})
+    with pytest.raises(SettingsMismatchError, match=r"trained on another ast mean .*\(--ast\)"):
+        AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", ast=str(other))
+
+
+def test_runs_without_heads_and_what_is_no_run_are_named(root: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"no trained run in .*config.json.*alphafuse fit"):
+        AlphaFuse.from_pretrained(tmp_path)
+    write_json(tmp_path / "config.json", {"kind": "sweep"})
+    with pytest.raises(ExperimentError, match="is a sweep, which keeps no heads"):
+        read_run(tmp_path)
+    write_json(tmp_path / "config.json", {"kind": "fit"})
+    with pytest.raises(ExperimentError, match="can't be read"):
+        read_run(tmp_path)
+    for name in ("nothing/there", "a/b/c", "./nothing"):
+        with pytest.raises(ExperimentError, match=f"no trained run '{name}'"):
+            AlphaFuse.from_pretrained(name)
+
+
+def test_the_best_run_is_that_of_validation(root: Dataset, tmp_path: Path) -> None:
+    dataset = Dataset.open(shutil.copytree(root.root, tmp_path / "root"))
+    figures = {}
+    for run in ("sqrt-ast", "ast-only", "zeros"):
+        path = dataset.root / "runs" / run / "metrics.json"
+        metrics = read_json(path)
+        metrics["val"]["top1"]["mean"], metrics["val"]["loss"]["mean"] = 0.5, 1.0
+        metrics["test"]["top1"]["mean"] = 1.0 if run == "sqrt-ast" else 0.0
+        figures[run] = (path, metrics)
+    figures["zeros"][1]["val"]["loss"]["mean"] = 0.9
+    for path, metrics in figures.values():
+        write_json(path, metrics)
+    assert best_run(dataset).name == "zeros"
+    shutil.rmtree(dataset.root / "runs")
+    with pytest.raises(ExperimentError, match=r"no trained run in .*runs: train one with"):
+        best_run(dataset)
+
+
+def test_table_1_s_untransformed_heads_are_a_run_too(root: Dataset, tmp_path: Path) -> None:
+    dataset = Dataset.open(shutil.copytree(root.root, tmp_path / "root"))
+    table = table1(dataset, seeds=2, settings=replace(SETTINGS, epochs=2))
+    run = read_run(write_table1(table, dataset))
+    assert run.experiment.name == "untransformed" and len(run.heads) == 2
+    assert run.metrics["test"]["n"] == 3 and run.backbones["ast"]["name"] == dataset.ast
+    for folder in ("sqrt-ast", "ast-only", "zeros"):
+        path = dataset.root / "runs" / folder / "metrics.json"
+        metrics = read_json(path)
+        metrics["val"]["top1"]["mean"] = -1.0
+        write_json(path, metrics)
+    assert best_run(dataset) == dataset.root / "runs" / "table1", "it competes with the runs of fit"
+
+
+# bundles
+
+
+def test_an_exported_run_predicts_the_same_on_a_machine_that_has_nothing_else(
+    root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_backbones: dict[str, Path]
+) -> None:
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_backbones=True)
+    moved = shutil.move(out, tmp_path / "moved")
+    assert str(tiny_backbones["ast"].parent) not in (Path(moved) / "config.json").read_text(), "no path of this machine"
+    clip = root.path_of(root.manifest.of_split("test")[0])
+    np.testing.assert_array_equal(AlphaFuse.from_pretrained(moved)(clip).probabilities, model(clip).probabilities)
+    assert carried_backbone(Path(moved), "ast") is not None
+
+
+def test_without_backbones_a_bundle_names_them_and_takes_them_from_elsewhere(
+    root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_backbones: dict[str, Path]
+) -> None:
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle")
+    assert not (out / "backbones").exists() and read_run(out).backbones["ast"]["name"] == "ast"
+    with pytest.raises(BackboneError, match="no such folder for --timesformer: 'timesformer'"):
+        AlphaFuse.from_pretrained(out)
+    found = AlphaFuse.from_pretrained(out, **{name: str(path) for name, path in tiny_backbones.items()})
+    clip = root.path_of(root.manifest.of_split("test")[0])
+    np.testing.assert_array_equal(found(clip).probabilities, model(clip).probabilities)
+
+
+def test_a_bundle_that_is_there_is_not_overwritten(root: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ExperimentError, match="mine exists: name another folder"):
+        export_run(root.root / "runs" / "sqrt-ast", tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_model_card_states_data_protocol_metrics_with_intervals_and_limits(root: Dataset, tmp_path: Path) -> None:
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "alphafuse" and card.data.pipeline_tag == "video-classification"
+    test = read_json(out / "metrics.json")["test"]
+    low, high = (100 * test["top1"]["interval"][end] for end in ("low", "high"))
+    assert f"| test | 3 | 3 | {100 * test['top1']['mean']:.1f} [{low:.1f}, {high:.1f}] |" in card.text
+    for words in ("sqrt on ast", "protocol standard", "cat, meowing", "## Limits", "gets no answer", "seeds 0, 1"):
+        assert words in card.text, words
+    assert "{{" not in card.text and "  \n" not in card.text
+
+
+def test_push_to_hub_and_back_is_a_round_trip(
+    root: Dataset, model: AlphaFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here: huggingface_hub's own mixin does all but the transfer."""
+    hub = tmp_path / "hub"
+
+    def create_repo(self: HfApi, repo_id: str, **given: object) -> Any:
+        assert given["private"] is True
+        return type("Url", (), {"repo_id": repo_id})()
+
+    def upload_folder(self: HfApi, *, repo_id: str, folder_path: Path, **given: object) -> str:
+        shutil.copytree(folder_path, hub / repo_id)
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(repo_id: str, **given: object) -> str:
+        return str(hub / repo_id)
+
+    def hf_hub_download(repo_id: str, filename: str, **given: object) -> str:
+        return str(hub / repo_id / filename)
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", hf_hub_download)
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_backbones=True)
+    assert push_bundle(out, "me/toy", private=True) == "https://hub/me/toy"
+    assert (hub / "me" / "toy" / "README.md").read_text() == (out / "README.md").read_text()
+    back = AlphaFuse.from_pretrained("me/toy")
+    clip = root.path_of(root.manifest.of_split("test")[0])
+    np.testing.assert_array_equal(back(clip).probabilities, model(clip).probabilities)
+
+
+def test_a_push_that_fails_is_one_line(root: Dataset, tmp_path: Path, tiny_backbones: dict[str, Path]) -> None:
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_backbones=True)
+    with pytest.raises(ExperimentError, match=r"can't push to 'me/toy': .*hf auth login"):
+        push_bundle(out, "me/toy")
+
+
+# the command line
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["alphafuse", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_the_command_takes_the_best_run_and_prints_labels(
+    root: Dataset, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    clip = root.clip_folder / "test30_000000.mp4"
+    code, out, err = run("predict", clip, "--root", root.root, "--top", 2, "--workers", 1)
+    assert code == 0 and out.splitlines()[0] == str(clip) and len(out.splitlines()) == 3
+    val = read_run(best_run(root)).metrics["val"]["top1"]["mean"]
+    assert err.startswith(f"run: {best_run(root)} (the root's best on validation: {100 * val:.1f}% of 3 clips)\n")
+    assert "this run can't be told from guessing" in err  # on 3 test clips nothing can
+
+
+def test_json_is_one_document_and_clips_without_an_answer_exit_with_1(
+    root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "clips" / "a.mp4")
+    write_clip(tmp_path / "clips" / "b.mp4", audio=False)
+    code, out, _ = run(
+        *("predict", tmp_path / "clips", "--run", root.root / "runs" / "sqrt-ast", "--why", "--json", "--workers", 1)
+    )
+    content = json.loads(out)
+    assert code == 1 and set(content) == {"run", "classes", "clips"}
+    assert [set(clip) for clip in content["clips"]] == [
+        {"clip", "top", "heads", "agreeing", "missing", "why"},
+        {"clip", "top", "heads", "agreeing", "missing"},
+    ]
+
+
+def test_mistakes_are_one_line(root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for arguments, message in (
+        (("predict", tmp_path / "no.mp4", "--root", root.root), "no such clip"),
+        (("predict", root.clip_folder, "--run", tmp_path), "no trained run in"),
+        (("predict", root.clip_folder, "--csv", "--json"), "--csv goes without"),
+        (("export", tmp_path, tmp_path / "out"), "no trained run in"),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1, err
+
+
+def test_export_says_what_it_made(root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, _ = run("export", root.root / "runs" / "sqrt-ast", tmp_path / "out", "--json")
+    assert code == 0 and set(json.loads(out)) == {"folder", "pushed", "bytes"}
+    assert read_run(tmp_path / "out").heads[0].config.transform == "sqrt"
+
+
+def test_what_half_of_the_heads_deny_is_no_clear_answer(root: Dataset, model: AlphaFuse) -> None:
+    (explained,) = model.explain([root.path_of(root.manifest.of_split("test")[0])])
+    assert isinstance(explained, Explanation)
+    torn = replace(explained, prediction=replace(explained.prediction, agreeing=1))
+    assert verdict(torn) == "no clear answer: 1 of 2 heads put it first; what follows is weak."
+
+
+def test_a_file_that_looks_like_an_option_is_explained(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "-odd.mp4")
+    code, _, err = run("predict", "-odd.mp4")
+    assert code == 2 and "'-odd.mp4' looks like an option: write ./-odd.mp4" in err
+
+
+def test_a_black_picture_is_embedded_once_whatever_the_clips_sound_lasts(
+    model: AlphaFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [write_clip(tmp_path / f"{i}.mp4", seconds=0.5 + 0.1 * i) for i in range(6)]
+    calls: list[str] = []
+    embed = Backbone.embed
+
+    def counted(backbone: Backbone, batch: Any) -> np.ndarray:
+        calls.append(backbone.modality)
+        return embed(backbone, batch)
+
+    monkeypatch.setattr(Backbone, "embed", counted)
+    assert all(isinstance(one, Explanation) for one in model.explain(clips))
+    assert (
+        len(clips) < calls.count("timesformer") <= len(clips) + model.embedder.threads
+    )  # threads may begin it together
+    assert calls.count("ast") == 2 * len(clips)
