@@ -113,7 +113,7 @@ def bench_extract(
         DatasetError: no video files in the folder.
         ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
 
-    >>> from alphafuse import bench_extract
+    >>> from bench_extract import bench_extract
     >>> bench_extract("demo/clips", ["decode"]).parts[0]  # doctest: +SKIP
     """
     folder = Path(clips)

@@ -178,7 +178,7 @@ def bench_heads(
     Raises:
         ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
 
-    >>> from alphafuse import bench_heads
+    >>> from bench_heads import bench_heads
     >>> bench_heads(["table1"]).parts[0]  # doctest: +SKIP
     """
     sizes = QUICK if quick else FULL

@@ -70,7 +70,7 @@ class SimulationSettings:
     Raises:
         ClusterError: a number that makes no sense.
 
-    >>> from alphafuse import SimulationSettings
+    >>> from simulate import SimulationSettings
     >>> SimulationSettings(clips=10**8).step_clips  # a block on each core of a node
     256
     """
@@ -195,7 +195,7 @@ class Simulation:
         blocks_per_second, driver_busy: of a driver, on average.
         decode_busy, models_busy: shares of the time that cores and devices were at work.
 
-    >>> from alphafuse import SimulationSettings, simulate
+    >>> from simulate import SimulationSettings, simulate
     >>> small = SimulationSettings(clips=50_000, nodes=10, roots=1)
     >>> found = simulate(small.without_failures())  # as when nothing goes wrong
     >>> found.lost_clips, found.seconds == found.ideal_seconds, found.median_clips > 10_000
@@ -242,7 +242,7 @@ def simulate(settings: SimulationSettings | None = None) -> Simulation:
     Raises:
         ClusterError: simpy isn't installed.
 
-    >>> from alphafuse import SimulationSettings, simulate
+    >>> from simulate import SimulationSettings, simulate
     >>> found = simulate(SimulationSettings(clips=100_000, nodes=10, roots=1, node_hours=0.05))
     >>> found.promises_held, found.rows_doubled, found.lost_clips > 0
     (True, 0, True)

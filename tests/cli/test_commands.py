@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.clips import write_clip
 from support.cli import Run, assert_one_line_error
+from support.clips import write_clip
 from support.toy import make_dataset
 
 from alphafuse import __version__

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.processes import SPAWN, spawned
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store import claims as claims_module
@@ -20,7 +20,6 @@ from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.store import EmbeddingStore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is shared there")
-spawn = multiprocessing.get_context("spawn")
 IDS = [f"clip{i}" for i in range(60)]
 
 
@@ -48,7 +47,7 @@ def extract(folder: Path, seed: int, start: float) -> None:
 
 def test_processes_that_share_a_store_embed_each_clip_exactly_once(tmp_path: Path) -> None:
     folder = tmp_path / "stores" / "train"
-    workers = [spawn.Process(target=extract, args=(folder, seed, time.time() + 3)) for seed in range(4)]
+    workers = [spawned(extract, folder, seed, time.time() + 3) for seed in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -69,8 +68,8 @@ def hold(folder: Path, clip_ids: list[str], pipe: Connection) -> None:
 
 def holder(folder: Path, clip_ids: list[str]) -> tuple[BaseProcess, Connection, list[str]]:
     """A process that holds claims until it is told otherwise, and what it got."""
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=hold, args=(folder, clip_ids, there))
+    here, there = SPAWN.Pipe()
+    process = spawned(hold, folder, clip_ids, there)
     process.start()
     return process, here, here.recv()
 
@@ -151,7 +150,7 @@ def come_and_go(folder: Path, seconds: float, log: Path) -> None:
 
 
 def test_no_clip_has_two_owners_while_the_file_comes_and_goes(tmp_path: Path) -> None:
-    workers = [spawn.Process(target=come_and_go, args=(tmp_path, 2, tmp_path / f"log{i}")) for i in range(3)]
+    workers = [spawned(come_and_go, tmp_path, 2, tmp_path / f"log{i}") for i in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

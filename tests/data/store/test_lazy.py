@@ -233,7 +233,7 @@ BOUNDED = """
 import resource, sys
 import numpy as np
 from alphafuse.data.manifest import Clip
-from alphafuse.data.store import EmbeddingStore
+from alphafuse.data.store.store import EmbeddingStore
 
 folder, count, allowed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 clips = [Clip(f"clip{i}", "x.mp4", "label", "train", "group") for i in np.random.default_rng(0).permutation(count)]

@@ -1,5 +1,4 @@
 import errno
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from support.old_shards import SETTINGS, as_before, checksum
+from support.processes import spawned
 
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
@@ -439,7 +439,7 @@ def test_a_limit_on_file_sizes_leaves_the_store_as_it_was(store: EmbeddingStore,
 
 def run(function: Callable[..., None], *arguments: object) -> None:
     """Run in a spawned process."""
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process = spawned(function, *arguments)
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -553,8 +553,7 @@ def _write_many(folder: Path, first: int) -> None:
 
 
 def test_several_processes_append_at_once_and_nothing_is_lost(store: EmbeddingStore) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(store.folder, first)) for first in (0, 5)]
+    writers = [spawned(_write_many, store.folder, first) for first in (0, 5)]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -218,10 +218,10 @@ def test_what_was_made_of_a_window_is_not_kept_for_every_head(store: EmbeddingSt
 MEMORY_TEST = """
 import resource, sys
 import numpy as np, torch
-from alphafuse.data.store import EmbeddingStore
+from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.heads.model.head import HeadConfig
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.heads.training import train_heads
+from alphafuse.heads.training.train import train_heads
 
 train, val = (EmbeddingStore(folder).open_rows() for folder in sys.argv[1:3])
 config = HeadConfig(dims=dict(train.dims), classes=("a", "b"), hidden=(8,))
