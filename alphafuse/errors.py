@@ -4,10 +4,10 @@
     ├── DatasetError        a csv, a folder of clips or a root that can't be used
     │   └── EmptySplitError a split without a clip (or without a usable embedding)
     ├── DecodeError         one clip's file can't be turned into frames or a waveform
-    ├── BackboneError       a TimeSformer or AST that can't be loaded, or isn't one
+    ├── EncoderError       a TimeSformer or AST that can't be loaded, or isn't one
     │   └── CheckpointError an original .pyth/.pth file that can't be converted
     ├── StoreError          an embedding store that can't be read or written
-    │   └── SettingsMismatchError  shards made under other settings than asked for
+    │   └── RecipeMismatchError  shards made under other settings than asked for
     ├── ClusterError        Ray that isn't there, or a cluster that can't do what is asked
     └── ExperimentError     a transform, fusion, run or setting that doesn't exist or doesn't fit
         └── EstimatorError  the same in `heads.estimator`, where it is a ValueError too, as scikit-learn asks
@@ -45,11 +45,11 @@ class DecodeError(AlphafuseError):
     """One clip's file can't be turned into frames or a waveform; its message is the recorded reason."""
 
 
-class BackboneError(AlphafuseError):
+class EncoderError(AlphafuseError):
     """A TimeSformer or AST that can't be loaded, or that isn't one."""
 
 
-class CheckpointError(BackboneError):
+class CheckpointError(EncoderError):
     """An original .pyth/.pth checkpoint that can't be converted."""
 
 
@@ -57,7 +57,7 @@ class StoreError(AlphafuseError):
     """An embedding store that can't be read or written."""
 
 
-class SettingsMismatchError(StoreError):
+class RecipeMismatchError(StoreError):
     """Shards made under other settings than the ones asked for."""
 
 

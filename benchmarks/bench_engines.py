@@ -1,6 +1,6 @@
 """What Ray costs on one machine: part "engines" of `alphafuse bench extract`.
 
-The same clips, with the compact backbones, through the local engine and through Ray, each in a new process. Rates are
+The same clips, with the compact encoders, through the local engine and through Ray, each in a new process. Rates are
 those of a warm engine: from the moment that a fifth of the clips is in the store until all are.
 """
 
@@ -42,7 +42,7 @@ def measure_engines(count: int, split: str, make: Callable[[Path], Dataset], mea
         figures.append(Figure("time per clip, Ray's by the local engine's", "x", cost, most=1.15))
     else:
         notes.append("Ray isn't installed: `pip install 'alphafuse[ray]'`")
-    return Part("engines", f"{count} clips, compact backbones on the CPU", tuple(figures), tuple(notes))
+    return Part("engines", f"{count} clips, compact encoders on the CPU", tuple(figures), tuple(notes))
 
 
 class _Times(Progress):

@@ -1,7 +1,7 @@
 """How fast stage one is, measured on the machine at hand and on clips of yours: `alphafuse bench extract`.
 
     decode      8 frames and the waveform of a clip, against decoding everything and against torchcodec
-    models      both full-size backbones, against HuggingFace's forward passes and the machine's rate of matrix products
+    models      both full-size encoders, against HuggingFace's forward passes and the machine's rate of matrix products
     overlap     extraction as a whole: wall time x cores by the seconds of decoding and models
     memory      of all processes, over many clips
     engines     the local engine and Ray on this machine, over many clips
@@ -44,7 +44,7 @@ from alphafuse.data.sources.importing import find_videos
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.decode import decode_clip, frame_indices
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, decode_inputs
-from alphafuse.extract.encoders.encoder import Placement, random_backbones, random_models
+from alphafuse.extract.encoders.encoder import Placement, random_encoders, random_models
 from alphafuse.extract.encoders.forward import model_flops
 from alphafuse.extract.encoders.locate import COMPACT
 from alphafuse.extract.encoders.tensors import audio_inputs, frame_inputs
@@ -65,7 +65,7 @@ class Sizes:
         model_clips: embedded by each contender, per core.
         matrix, matrix_seconds: width of the square matrices that the machine's rate is measured with, and how long.
         overlap_clips: extracted per core.
-        memory_clips, engine_clips: extracted with the compact backbones.
+        memory_clips, engine_clips: extracted with the compact encoders.
         full_size: whether the models are.
     """
 
@@ -276,14 +276,14 @@ def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
         inputs = _random_inputs(sizes)
         found = {}
         with extractor.model_threads() as pool:
-            for modality, backbone in extractor.backbones.items():
+            for modality, encoder in extractor.encoders.items():
                 clip = [inputs[modality]]
-                list(pool.map(backbone.embed, [clip] * extractor.threads))
+                list(pool.map(encoder.embed, [clip] * extractor.threads))
                 began = time.perf_counter()
-                list(pool.map(backbone.embed, [clip] * (sizes.model_clips * extractor.threads)))
+                list(pool.map(encoder.embed, [clip] * (sizes.model_clips * extractor.threads)))
                 seconds = time.perf_counter() - began
                 found[f"alphafuse {modality}"] = seconds / (sizes.model_clips * extractor.threads)
-        made = {modality: backbone.embed([inputs[modality]]) for modality, backbone in extractor.backbones.items()}
+        made = {modality: encoder.embed([inputs[modality]]) for modality, encoder in extractor.encoders.items()}
     expected = _huggingface_embeddings(_huggingface(sizes), inputs, sizes)
     largest = max(float(np.abs(made[modality] - expected[modality]).max()) for modality in made)
     return {**found, "difference": 1e6 * largest}
@@ -366,7 +366,7 @@ def _overlap(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     )
     return Part(
         "overlap",
-        f"{count} clips, {'full-size' if sizes.full_size else 'compact'} backbones on the CPU, {cores} cores, from the "
+        f"{count} clips, {'full-size' if sizes.full_size else 'compact'} encoders on the CPU, {cores} cores, from the "
         "first clip's decoding to the last shard",
         figures,
         ("seconds of decoding and models are CPU seconds of the same run",),
@@ -396,7 +396,7 @@ def _memory(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
         Figure("most in the last quarter by most in the second", "x", found["growth"], most=1.05),
         Figure("extraction", "clips/s", found["clips_per_second"]),
     )
-    return Part("memory", f"{sizes.memory_clips} clips, compact backbones", figures)
+    return Part("memory", f"{sizes.memory_clips} clips, compact encoders", figures)
 
 
 def _watch_memory(sizes: Sizes, files: Sequence[Path], turn: Turn) -> dict[str, float]:
@@ -426,13 +426,13 @@ def _engines(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
 
 
 def _extractor(root: Path, files: Sequence[Path], sizes: Sizes) -> Extractor:
-    """An extractor with random full-size backbones, or the compact ones, for a new root of these files."""
-    backbones = random_backbones(Placement()) if sizes.full_size else None
-    return Extractor(_root(root / "root", files), ExtractSettings(device="cpu"), backbones=backbones)
+    """An extractor with random full-size encoders, or the compact ones, for a new root of these files."""
+    encoders = random_encoders(Placement()) if sizes.full_size else None
+    return Extractor(_root(root / "root", files), ExtractSettings(device="cpu"), encoders=encoders)
 
 
 def _root(root: Path, files: Sequence[Path]) -> Dataset:
-    """A new root of these files, whose default backbones are the compact ones."""
+    """A new root of these files, whose default encoders are the compact ones."""
     clip_folder = Path(files[0].anchor) if files else root
     clips = [
         Clip(f"clip_{i:06d}", path.resolve().relative_to(clip_folder).as_posix(), "any", SPLIT, f"clip{i}")

@@ -16,7 +16,7 @@ the sums depend on the processor and on the library versions.
 
 Both learn to name the factors of synthetic events drawn by `data.sources.synthesis`: the shape and the motion of
 what is seen, the timbre, the rhythm and the pitch contour of what is heard. Every combination that occurs in the demo
-is left out of the training: the demo's events are new to the backbones, though their ingredients are not. The
+is left out of the training: the demo's events are new to the encoders, though their ingredients are not. The
 classifiers on top are thrown away; what is kept is the transformer whose CLS embedding (TimeSformer) or pooled
 embedding (AST) the demo extracts.
 """
@@ -276,7 +276,7 @@ def ast_embedding(model: PreTrainedModel, mel: Tensor) -> tuple[Tensor, Tensor]:
     return pooled, pooled[:, None][:, :0]
 
 
-def train_backbone(
+def train_encoder(
     model: PreTrainedModel,
     embed: Callable[[PreTrainedModel, Tensor], tuple[Tensor, Tensor]],
     prepare: Callable[[Tensor, bool], Tensor],
@@ -377,7 +377,7 @@ def measure(
     return [float((head(features).argmax(1) == clips.factors[:, i]).float().mean()) for i, head in enumerate(heads)]
 
 
-def save_backbone(model: PreTrainedModel, preprocessor: dict[str, Any], folder: Path) -> None:
+def save_encoder(model: PreTrainedModel, preprocessor: dict[str, Any], folder: Path) -> None:
     """Write config.json, model.safetensors (float32) and preprocessor_config.json, HuggingFace's layout."""
     model.eval().float().save_pretrained(folder)
     text = json.dumps(preprocessor, indent=2) + "\n"
@@ -389,7 +389,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the compact TimeSformer and AST.")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets timesformer/ and ast/")
     parser.add_argument("--only", choices=["timesformer", "ast"], help="train this one alone")
-    parser.add_argument("--clips", type=int, default=5_000, help="clips drawn for each backbone")
+    parser.add_argument("--clips", type=int, default=5_000, help="clips drawn for each encoder")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 (the weights stay float32)")
@@ -414,7 +414,7 @@ def main() -> None:
             scatter_positions(model)
         held_out = draw_examples(draw, held_out_seeds)
         print(f"{name}: drew {options.clips} clips in {time.monotonic() - begun:.0f} s", flush=True)
-        train_backbone(
+        train_encoder(
             model,
             timesformer_embedding if sees else ast_embedding,
             prepare_frames if sees else prepare_spectrograms,
@@ -423,7 +423,7 @@ def main() -> None:
             epochs=options.epochs,
             bfloat16=options.bfloat16,
         )
-        save_backbone(model, TIMESFORMER_PREPROCESSOR if sees else AST_PREPROCESSOR, options.out / name)
+        save_encoder(model, TIMESFORMER_PREPROCESSOR if sees else AST_PREPROCESSOR, options.out / name)
         print(f"{name}: {time.monotonic() - begun:.0f} s in all", flush=True)
 
 

@@ -1,7 +1,7 @@
 """A dataset root: the folder that holds a manifest, the embedding stores and the runs.
 
 root/
-  dataset.json          name, clip folder, classes in order, default backbones and protocol, where it came from
+  dataset.json          name, clip folder, classes in order, default encoders and protocol, where it came from
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file and were left out all the same, and why (only when there are any)
@@ -21,8 +21,8 @@ from typing import Any, overload
 import numpy as np
 
 from alphafuse.data.store.lazy import StoredEmbeddings
-from alphafuse.data.store.store import EmbeddingStore, setting_differences
-from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, SettingsMismatchError, unknown
+from alphafuse.data.store.store import EmbeddingStore, recipe_differences
+from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, RecipeMismatchError, unknown
 from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, to_path, write_json
 from alphafuse.system.remote import folder_exists, is_remote, list_objects, object_size
 
@@ -58,7 +58,7 @@ class Dataset:
         name: what people call the dataset ("vggsound", "demo", a folder's name).
         clip_folder: where `Clip.path` starts: a folder, or a URL's `upath.UPath`.
         classes: labels in the order of the heads' outputs.
-        timesformer, ast: default backbones, each a hub id, a folder or "compact".
+        timesformer, ast: default encoders, each a hub id, a folder or "compact".
         protocol: default preprocessing protocol.
         source: how the root was made (csv, subset, seed, ...), for provenance.
         manifest: the clips.
@@ -106,8 +106,8 @@ class Dataset:
         A root that is there already is written anew only under its own name, and not when `data split` made it or its
         manifest was edited since: `DatasetError`.
 
-        Backbones, protocol and stores that are None stay as the root remembers them; a new root gets the published
-        backbones, protocol `standard` and stores of its own.
+        Encoders, protocol and stores that are None stay as the root remembers them; a new root gets the published
+        encoders, protocol `standard` and stores of its own.
 
         The clip folder and the stores are recorded relative to the root when they lie inside (so that the root can be
         moved), else absolutely, or as the URL that they are.
@@ -268,21 +268,21 @@ class Dataset:
     def all_embeddings(
         self, *, max_bytes: int | None = None
     ) -> dict[str, Embeddings] | dict[str, Embeddings | StoredEmbeddings]:
-        """split -> embeddings of train, val and test, made under the same settings.
+        """split -> embeddings of train, val and test, made under the same recipes.
 
         Args:
             max_bytes: for each split, as in `embeddings`.
 
         Raises:
-            SettingsMismatchError: two splits were extracted with different backbones, protocols or precisions.
+            RecipeMismatchError: two splits were extracted with different encoders, protocols or precisions.
         """
         loaded = {split: self.embeddings(split, max_bytes=max_bytes) for split in SPLITS}
         for split in SPLITS[1:]:
             for modality in MODALITIES:
-                ours, theirs = (loaded[name].settings.get(modality, {}) for name in ("train", split))
-                difference = setting_differences(ours, theirs)
+                ours, theirs = (loaded[name].recipes.get(modality, {}) for name in ("train", split))
+                difference = recipe_differences(ours, theirs)
                 if difference:
-                    raise SettingsMismatchError(
+                    raise RecipeMismatchError(
                         f"train and {split} were extracted with another {modality} {difference}: remove "
                         f"{self.store(split).folder} or {self.store('train').folder} and extract again"
                     )
@@ -348,7 +348,7 @@ def _file_size(path: Path) -> int | None:
 
 
 def root_defaults(root: Path) -> dict[str, str]:
-    """The timesformer, ast and protocol that a root remembers; where there is none, the published backbones."""
+    """The timesformer, ast and protocol that a root remembers; where there is none, the published encoders."""
     usual = {"timesformer": DEFAULT_TIMESFORMER, "ast": DEFAULT_AST, "protocol": DEFAULT_PROTOCOL}
     there = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
     return {name: there[name] if isinstance(there.get(name), str) else value for name, value in usual.items()}

@@ -36,7 +36,7 @@ class Embeddings:
         clip_ids, labels, groups: (clips,) each.
         features: modality -> (clips, dim) float32; a row of NaN where the clip has no embedding.
         failures: why rows are absent; a clip that is absent without a failure has not been extracted yet.
-        settings: modality -> what decided its numbers.
+        recipes: modality -> what decided its numbers.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, Failure
@@ -46,7 +46,7 @@ class Embeddings:
     ...     groups=("a", "b"),
     ...     features={"ast": np.array([[0.5, 1.0, 2.0], [np.nan] * 3], np.float32)},
     ...     failures=(Failure("b", "ast", "no audio stream"),),
-    ...     settings={"ast": {"protocol": "mine"}},
+    ...     recipes={"ast": {"protocol": "mine"}},
     ... )
     >>> rows
     Embeddings(2 clips, ast=(2, 3), 1 failures)
@@ -61,7 +61,7 @@ class Embeddings:
     groups: tuple[str, ...]
     features: Mapping[str, np.ndarray]
     failures: tuple[Failure, ...] = ()
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for modality, matrix in self.features.items():
@@ -104,7 +104,7 @@ class Embeddings:
             groups=tuple(self.groups[i] for i in positions),
             features={name: matrix[positions] for name, matrix in self.features.items()},
             failures=failures_of(self.failures, clip_ids),
-            settings=self.settings,
+            recipes=self.recipes,
         )
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -245,19 +245,19 @@ def gpu_name(given: str) -> str:
 
 
 def published_work(modalities: Sequence[str] = MODALITIES) -> Work:
-    """What a clip of VGGSound asks of the published backbones, as it was measured on 51 of them."""
+    """What a clip of VGGSound asks of the published encoders, as it was measured on 51 of them."""
     from transformers import ASTConfig, TimesformerConfig
 
     configs = {"timesformer": TimesformerConfig(), "ast": ASTConfig()}  # their defaults are the published models
-    return _work({name: configs[name] for name in modalities}, "the published backbones")
+    return _work({name: configs[name] for name in modalities}, "the published encoders")
 
 
 def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
-    """What the clips of a root ask of its backbones, measured here on a few of them; nothing is written.
+    """What the clips of a root ask of its encoders, measured here on a few of them; nothing is written.
 
     Raises:
         DatasetError: no clip's file is there.
-        BackboneError: a backbone can't be had.
+        EncoderError: an encoder can't be had.
     """
     from transformers import AutoConfig
 
@@ -279,9 +279,9 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
     rates = measure_rates(extractor, jobs)
     where = f"{len(jobs)} clips of {dataset.name}, here"
     configs = {
-        name: AutoConfig.from_pretrained(locate(name, backbone.name)) for name, backbone in extractor.backbones.items()
+        name: AutoConfig.from_pretrained(locate(name, encoder.name)) for name, encoder in extractor.encoders.items()
     }
-    work = _work(configs, "the root's backbones")
+    work = _work(configs, "the root's encoders")
     models = Known("both models", rates.embed_seconds, "s/clip", "measured", where)
     on_cpu = rates.device == "cpu"
     bytes_ = sum(files.values()) / len(files)
@@ -290,8 +290,8 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
         cpu_models=Known(models.name, models.value, "core s/clip", "measured", where) if on_cpu else work.cpu_models,
         flops=work.flops,
         file=Known("a clip's file", bytes_ / 1e6, "MB", "measured", f"mean of {len(there)} files of {dataset.name}"),
-        dims={name: backbone.dim for name, backbone in extractor.backbones.items()},
-        decoded_bytes=_decoded_bytes([backbone.spec for backbone in extractor.backbones.values()]),
+        dims={name: encoder.dim for name, encoder in extractor.encoders.items()},
+        decoded_bytes=_decoded_bytes([encoder.spec for encoder in extractor.encoders.values()]),
         device_models=None if on_cpu else Known(f"models on {rates.device}", models.value, "s/clip", "measured", where),
     )
 

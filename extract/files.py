@@ -45,14 +45,14 @@ def embed_files(
     """Embed files as stage one embeds clips: the embeddings are the same, on the CPU to the bit.
 
     Args:
-        embedder: the backbones.
+        embedder: the encoders.
         files: of clips; what can't be read becomes a failure with its reason.
         blank: also embed a black picture and silence of each clip's own length, to ask what a modality contributed.
         progress: called with 1 for each file that is done.
     """
-    modalities = tuple(embedder.backbones)
+    modalities = tuple(embedder.encoders)
     rows, blanks = (
-        {name: np.full((len(files), b.dim), np.nan, np.float32) for name, b in embedder.backbones.items()}
+        {name: np.full((len(files), b.dim), np.nan, np.float32) for name, b in embedder.encoders.items()}
         for _ in range(2)
     )
     failures: list[Failure] = []
@@ -89,7 +89,7 @@ def embed_files(
         groups=ids,
         features=rows,
         failures=tuple(sorted(failures, key=lambda failure: (int(failure.clip_id), failure.modality))),
-        settings=embedder.store_settings,
+        recipes=embedder.recipes,
     )
     return EmbeddedFiles(embeddings, replace(embeddings, features=blanks, failures=()) if blank else None)
 

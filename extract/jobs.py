@@ -135,20 +135,20 @@ class Done:
         )
 
 
-def join_batches(batches: Sequence[Batch], settings: Mapping[str, Mapping[str, Any]]) -> Embeddings:
+def join_batches(batches: Sequence[Batch], recipes: Mapping[str, Mapping[str, Any]]) -> Embeddings:
     """Batches -> what a shard is made of.
 
     Args:
         batches: at least one.
-        settings: modality -> what decides its numbers.
+        recipes: modality -> what decides its numbers.
     """
     jobs = [job for batch in batches for job in batch.jobs]
-    modalities = [name for name in settings if any(name in job.modalities for job in jobs)]
+    modalities = [name for name in recipes if any(name in job.modalities for job in jobs)]
     return Embeddings(
         clip_ids=tuple(job.clip.clip_id for job in jobs),
         labels=tuple(job.clip.label for job in jobs),
         groups=tuple(job.clip.group for job in jobs),
         features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in modalities},
         failures=tuple(failure for batch in batches for failure in batch.failures),
-        settings={name: settings[name] for name in modalities},
+        recipes={name: recipes[name] for name in modalities},
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from alphafuse.errors import BackboneError
+from alphafuse.errors import EncoderError
 from alphafuse.system.processes import free_memory_bytes
 
 SHARE_OF_FREE = 0.8  # without a limit by the user
@@ -50,7 +50,7 @@ def plan_memory(
         per_worker_clips: decoded clips that wait per worker.
 
     Raises:
-        BackboneError: the limit is too small; the message says what is needed.
+        EncoderError: the limit is too small; the message says what is needed.
     """
     base = psutil.Process().memory_info().rss
     limit = int(max_memory_gb * 1e9) if max_memory_gb else base + int(SHARE_OF_FREE * free_memory_bytes())
@@ -61,8 +61,8 @@ def plan_memory(
     fitting = min(workers, left // (fixed + least))
     if fitting < 1:
         needed = (limit - left + fixed + least) / 1e9
-        raise BackboneError(
+        raise EncoderError(
             f"{limit / 1e9:.1f} GB of memory are too little for one decode worker beside the models: allow at least "
-            f"{needed:.1f} GB (--max-memory), lower --batch-size, or use smaller backbones"
+            f"{needed:.1f} GB (--max-memory), lower --batch-size, or use smaller encoders"
         )
     return MemoryPlan(limit, fitting, min(most, left // fitting - fixed))

@@ -1,4 +1,4 @@
-"""Stage one: the clips of a split -> decode workers -> both backbones -> shards of the embedding store.
+"""Stage one: the clips of a split -> decode workers -> both encoders -> shards of the embedding store.
 
     jobs (claimed) -> decode processes -> batches -> model threads -> writer thread -> shards
 
@@ -37,7 +37,7 @@ from .jobs import Done, Job, Jobs
 from .settings import ExtractSettings, list_devices
 
 if TYPE_CHECKING:
-    from alphafuse.extract.encoders.encoder import Backbone, Placement
+    from alphafuse.extract.encoders.encoder import Encoder, Placement
 
 CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
 POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
@@ -109,29 +109,29 @@ class Extractor(Embedder):
         dataset: Dataset,
         settings: ExtractSettings,
         *,
-        backbones: Mapping[str, Backbone] | None = None,
+        encoders: Mapping[str, Encoder] | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        """Load the backbones, unless they are given; `BackboneError` when one can't be had.
+        """Load the encoders, unless they are given; `EncoderError` when one can't be had.
 
         `part` is this one's number among so many extractors at once: where locks can't say who does which clip, each
         does its own part.
         """
-        if backbones is None:
-            from alphafuse.extract.encoders.encoder import load_backbones
+        if encoders is None:
+            from alphafuse.extract.encoders.encoder import load_encoders
 
             names = {"timesformer": settings.timesformer or dataset.timesformer, "ast": settings.ast or dataset.ast}
             placement = self._placement(settings, settings.protocol or dataset.protocol)
-            backbones = load_backbones({name: names[name] for name in settings.modalities}, placement)
-        super().__init__({name: backbones[name] for name in settings.modalities}, settings)
+            encoders = load_encoders({name: names[name] for name in settings.modalities}, placement)
+        super().__init__({name: encoders[name] for name in settings.modalities}, settings)
         self.dataset = dataset
         self._part = part
         self._stores: dict[str, EmbeddingStore] = {}
 
     def pending(self, split: str) -> Jobs:
-        """What the split's store lacks; `SettingsMismatchError` when it was made under other settings."""
+        """What the split's store lacks; `RecipeMismatchError` when it was made under other settings."""
         store, clips = self._store(split), self.dataset.manifest.require_split(split)
-        store.require_settings(self.store_settings)
+        store.require_recipes(self.recipes)
         everything = {modality: np.ones(len(clips), bool) for modality in self._modalities}
         return self._missing(store, Jobs(clips, self.dataset.path_of, everything))
 
@@ -144,7 +144,7 @@ class Extractor(Embedder):
 
         Raises:
             DatasetError: the clip folder is gone.
-            SettingsMismatchError: the store was made under other settings.
+            RecipeMismatchError: the store was made under other settings.
             StoreError, AlphafuseError: the store can't be written.
 
         Also when it is interrupted, what was embedded until then is in the store.
@@ -177,7 +177,7 @@ class Extractor(Embedder):
 
     @staticmethod
     def _placement(settings: ExtractSettings, protocol: str) -> Placement:
-        """Where and how this process runs the backbones."""
+        """Where and how this process runs the encoders."""
         from alphafuse.extract.encoders.encoder import Placement, choose_device
 
         return Placement(choose_device(settings.device), settings.precision, protocol, compile=settings.compile)
@@ -256,7 +256,7 @@ class Extractor(Embedder):
     def _writer(self, store: EmbeddingStore, claims: Claims) -> ShardWriter:
         return ShardWriter(
             EmbeddingStore(store.folder),
-            self.store_settings,
+            self.recipes,
             provenance=self._provenance,
             flush_seconds=self.settings.flush_seconds,
             written=claims.release,
@@ -271,9 +271,9 @@ class Extractor(Embedder):
         return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": self._device_name,
-            "backbones": {
-                modality: {"name": backbone.name, "revision": backbone.revision}
-                for modality, backbone in self.backbones.items()
+            "encoders": {
+                modality: {"name": encoder.name, "revision": encoder.revision}
+                for modality, encoder in self.encoders.items()
             },
             "libraries": library_versions(),
         }

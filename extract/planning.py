@@ -104,7 +104,7 @@ def plan_extraction(
     """What `extract_embeddings` would do, and the rate measured on a few of the clips; nothing is written.
 
     Raises:
-        SettingsMismatchError, BackboneError, DatasetError: what extracting would raise.
+        RecipeMismatchError, EncoderError, DatasetError: what extracting would raise.
 
     >>> from alphafuse import Dataset, plan_extraction
     >>> plans, rates = plan_extraction(Dataset.open("demo"), ["test"])
@@ -149,8 +149,8 @@ def _plan(
 ) -> ExtractPlan:
     dataset = extractor.dataset
     clips = dataset.manifest.require_split(split)
-    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.backbones}
-    dims = {modality: backbone.dim for modality, backbone in extractor.backbones.items()}
+    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.encoders}
+    dims = {modality: encoder.dim for modality, encoder in extractor.encoders.items()}
     return ExtractPlan(
         split=split,
         clips=len(clips),

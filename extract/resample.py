@@ -70,18 +70,18 @@ class Resampling:
 def resample(
     dataset: Dataset, split: str, clips: int, settings: ExtractSettings | None = None, *, seed: int = 0
 ) -> Resampling:
-    """Extract a random sample of a store's clips again, with the backbones that made it, and compare.
+    """Extract a random sample of a store's clips again, with the encoders that made it, and compare.
 
     Args:
         dataset: the root.
         split: which of its stores.
         clips: how many of the clips that have an embedding; all when there are fewer.
-        settings: how; backbones, protocol and precision that it leaves open are the store's own.
+        settings: how; encoders, protocol and precision that it leaves open are the store's own.
         seed: decides the sample.
 
     Raises:
         DatasetError: the store is empty.
-        SettingsMismatchError, BackboneError: the backbones at hand are not those that made it.
+        RecipeMismatchError, EncoderError: the encoders at hand are not those that made it.
 
     >>> from alphafuse import Dataset, resample
     >>> again = resample(Dataset.open("demo"), "val", 2)
@@ -92,19 +92,19 @@ def resample(
     info = store.info() if store.shards() else None
     if info is None or not info.rows:
         raise DatasetError(f"no embeddings in {store.folder}: run `alphafuse extract --split {split}` first")
-    backbones = info.provenance.get("backbones", {})
-    stored = next(iter(info.settings.values()))
+    encoders = info.provenance.get("encoders", {})
+    stored = next(iter(info.recipes.values()))
     settings = settings or ExtractSettings()
     settings = replace(
         settings,
-        modalities=tuple(info.settings),
-        timesformer=settings.timesformer or backbones.get("timesformer", {}).get("name"),
-        ast=settings.ast or backbones.get("ast", {}).get("name"),
+        modalities=tuple(info.recipes),
+        timesformer=settings.timesformer or encoders.get("timesformer", {}).get("name"),
+        ast=settings.ast or encoders.get("ast", {}).get("name"),
         protocol=settings.protocol or stored.get("protocol"),
         precision=stored.get("precision", settings.precision),
     )
     extractor = Extractor(dataset, settings)
-    store.require_settings(extractor.store_settings)
+    store.require_recipes(extractor.recipes)
     chosen = _choose(dataset, split, clips, seed)
     rows = store.read([job.clip for job in chosen])
     differences = []

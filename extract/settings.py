@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from alphafuse.data.embeddings import MODALITIES
-from alphafuse.errors import BackboneError, unknown
+from alphafuse.errors import EncoderError, unknown
 from alphafuse.system.cluster import require_engine
 
 BATCH_ON_CUDA = 16  # clips; on the CPU clips go through the models one by one, as many at a time as there are cores
@@ -18,7 +18,7 @@ class ExtractSettings:
 
     Attributes:
         timesformer, ast: hub id, folder or "compact"; None = the root's default.
-        modalities: which backbones to run; what the store has of others stays.
+        modalities: which encoders to run; what the store has of others stays.
         protocol: preprocessing; None = the root's default.
         device: "auto", "cpu", "cuda" or "cuda:N"; several with commas, or "all" CUDA devices: a process for each.
         precision: "fp32" or "bf16".
@@ -60,16 +60,16 @@ class ExtractSettings:
         require_engine(self.engine)
         for name in ("batch_size", "workers", "models"):
             if getattr(self, name) < 0:
-                raise BackboneError(f"{name} must be at least 0, not {getattr(self, name)}")
+                raise EncoderError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("max_memory_gb", "timeout_seconds", "flush_seconds"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
-                raise BackboneError(f"{name} must be 0 or more, not {value}")
+                raise EncoderError(f"{name} must be 0 or more, not {value}")
         for modality in self.modalities:
             if modality not in MODALITIES:
-                raise BackboneError(unknown("modality", modality, MODALITIES))
+                raise EncoderError(unknown("modality", modality, MODALITIES))
         if not self.modalities:
-            raise BackboneError(f"at least one modality is needed: {', '.join(MODALITIES)}")
+            raise EncoderError(f"at least one modality is needed: {', '.join(MODALITIES)}")
         object.__setattr__(self, "modalities", tuple(m for m in MODALITIES if m in self.modalities))
 
 
@@ -77,16 +77,16 @@ def list_devices(device: str) -> tuple[str, ...]:
     """A setting's devices: "cuda:0,cuda:1" names two, "all" is every CUDA device of this machine, others are one.
 
     Raises:
-        BackboneError: "all" where there is no CUDA device, or an empty name.
+        EncoderError: "all" where there is no CUDA device, or an empty name.
     """
     if device != "all":
         names = tuple(name.strip() for name in device.split(","))
         if not all(names):
-            raise BackboneError(f"device '{device}' has an empty name: write it like cuda:0,cuda:1")
+            raise EncoderError(f"device '{device}' has an empty name: write it like cuda:0,cuda:1")
         return names
     import torch
 
     found = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
     if not found:
-        raise BackboneError("this machine has no usable CUDA device: use --device cpu (or auto)")
+        raise EncoderError("this machine has no usable CUDA device: use --device cpu (or auto)")
     return found

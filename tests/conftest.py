@@ -1,4 +1,4 @@
-"""Clips, backbones and roots that the tests share; made here, but for the real clips, used when they are there."""
+"""Clips, encoders and roots that the tests share; made here, but for the real clips, used when they are there."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def real_csv(real_clips: list[Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random TimeSformer (4 frames of 32x32, 64-d) and AST (128 frames, 64 mel bands, 32-d) in HuggingFace folders."""
     import torch
     from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
 
-    folder = tmp_path_factory.mktemp("backbones")
+    folder = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
     small = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "initializer_range": 0.3}
     timesformer = TimesformerConfig(hidden_size=64, image_size=32, patch_size=8, num_frames=4, **small)
@@ -164,7 +164,7 @@ def extracted(make_root: Callable[..., Path]) -> Path:
                 labels=tuple(labels),
                 groups=tuple(clip.group for clip in clips),
                 features=noise,
-                settings={modality: {"dim": 8} for modality in noise},
+                recipes={modality: {"dim": 8} for modality in noise},
             )
         )
     return root

@@ -114,13 +114,13 @@ def test_every_public_name_has_an_example_that_runs(name: str) -> None:
 @pytest.mark.slow
 def test_nothing_in_the_api_prints(
     make_root: Callable[..., Path],
-    tiny_backbones: dict[str, Path],
+    tiny_encoders: dict[str, Path],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     from alphafuse import Dataset, Experiment, ExtractSettings, TrainSettings
 
-    settings = ExtractSettings(**{modality: str(path) for modality, path in tiny_backbones.items()})
+    settings = ExtractSettings(**{modality: str(path) for modality, path in tiny_encoders.items()})
     quick = TrainSettings(epochs=2, hidden=(8,))
     made = Dataset.open(make_root())
     capfd.readouterr()  # what making clips with FFmpeg said
@@ -132,7 +132,7 @@ def test_nothing_in_the_api_prints(
     alphafuse.audit(made, signatures=alphafuse.sign_clips(made))
     run = alphafuse.fit(made, Experiment("sqrt", on="ast"), settings=quick).folder
     alphafuse.write_evaluation(alphafuse.evaluate(run))
-    model = alphafuse.AlphaFuse.from_pretrained(alphafuse.export_run(run, tmp_path / "bundle", with_backbones=True))
+    model = alphafuse.AlphaFuse.from_pretrained(alphafuse.export_run(run, tmp_path / "bundle", with_encoders=True))
     model.explain(alphafuse.find_clips([made.clip_folder])[:1])
     alphafuse.AlphaFusion.from_pretrained(run).predict_proba(made.embeddings("test"))
     alphafuse.write_table1(alphafuse.table1(made, seeds=1, settings=quick), made)

@@ -291,7 +291,7 @@ def test_the_format_page_names_every_file_field_and_column_that_there_is(demo_fo
     with h5py.File(next(root.glob("stores/test/shard-*.h5"))) as shard:
         shard.visititems(lambda name, item: there.add(f"/{name}") if isinstance(item, h5py.Dataset) else None)
         there |= set(shard.attrs)
-        for made in json.loads(shard.attrs["settings"]).values():
+        for made in json.loads(shard.attrs["recipes"]).values():
             there |= set(made)
         there |= set(json.loads(shard.attrs["provenance"]))
 

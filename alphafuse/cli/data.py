@@ -71,14 +71,14 @@ _stores_option = click.option(
     type=Place(),
     help="Folder or URL (s3://, gs://, ...) for the embedding stores. [default: ROOT/stores, or as the root has it]",
 )
-_BACKBONE = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
+_ENCODER = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
 
 
 def _defaults(command: Callable[..., None]) -> Callable[..., None]:
-    """The backbones and protocol that a root remembers."""
+    """The encoders and protocol that a root remembers."""
     options = (
-        click.option("--timesformer", help=f"{_BACKBONE} [default: {DEFAULT_TIMESFORMER}, or as the root has it]"),
-        click.option("--ast", help=f"{_BACKBONE} [default: {DEFAULT_AST}, or as the root has it]"),
+        click.option("--timesformer", help=f"{_ENCODER} [default: {DEFAULT_TIMESFORMER}, or as the root has it]"),
+        click.option("--ast", help=f"{_ENCODER} [default: {DEFAULT_AST}, or as the root has it]"),
         click.option(
             "--protocol",
             shell_complete=one_of(*PROTOCOLS),

@@ -34,7 +34,7 @@ from .probes import CODECS, LOOKS, Answer, ask
 PROBE_SECONDS = 120.0  # loading the models took 23 s on two cores that ten processes wanted
 LOOK_SECONDS = 20.0  # at a disk, or the network
 NEEDED_CODECS = ("h264", "aac")  # VGGSound's and Kinetics' clips
-LITTLE_DISK_BYTES = 2 * 10**9  # both backbones have 207 million weights, 0.8 GB; the embeddings of VGGSound take 1.2 GB
+LITTLE_DISK_BYTES = 2 * 10**9  # both encoders have 207 million weights, 0.8 GB; the embeddings of VGGSound take 1.2 GB
 LITTLE_MEMORY_BYTES = 2 * 10**9
 EXTRAS = {
     "pyarrow": ("parquet", "`alphafuse store export FILE.parquet`"),
@@ -120,7 +120,7 @@ def examine(
     importing torch twice.
 
     Args:
-        root: a dataset root; its disk, file locks, clips, stores, backbones and runs are looked at too.
+        root: a dataset root; its disk, file locks, clips, stores, encoders and runs are looked at too.
         offline: leave the hub alone, as with HF_HUB_OFFLINE=1.
         self_test: take a generated clip through stage one.
         variables: every environment variable that alphafuse's options are read from; others that begin with
@@ -383,7 +383,7 @@ def _machine(answer: Answer) -> list[Finding]:
     if "free_gb" in machine:
         free, total, load = machine["free_gb"], machine["memory_gb"], machine["load"]
         little = free * 1e9 < LITTLE_MEMORY_BYTES
-        line = f"{free:.1f} of {total:.1f} GB free" + (": little for the full-size backbones" if little else "")
+        line = f"{free:.1f} of {total:.1f} GB free" + (": little for the full-size encoders" if little else "")
         found.append(_finding("machine", "memory", "note" if little else "ok", line, free_gb=free, total_gb=total))
         if load is not None and load > cores:
             line = (
@@ -547,28 +547,28 @@ def _weights(libraries: Answer, in_root: Answer | None, *, reachable: bool) -> l
         found = [_finding("weights", COMPACT, "ok", f"TimeSformer and AST for the demo, shipped ({size:.1f} MB)")]
     defaults = libraries["defaults"] or {}
     for modality, name in defaults.items():
-        found.append(_backbone(modality, modality, name, reachable=reachable, needed=False))
+        found.append(_encoder(modality, modality, name, reachable=reachable, needed=False))
     dataset = in_root["dataset"] if in_root else None
     if in_root and dataset:
         stores = in_root["stores"]
         needed = not stores or any(store["done"] < store["clips"] for store in stores.values())
-        for modality, name in dataset["backbones"].items():
+        for modality, name in dataset["encoders"].items():
             if name not in (COMPACT, defaults.get(modality)):
-                found.append(_backbone(f"root's {modality}", modality, name, reachable=reachable, needed=needed))
+                found.append(_encoder(f"root's {modality}", modality, name, reachable=reachable, needed=needed))
     return found
 
 
-def _backbone(title: str, modality: str, name: str, *, reachable: bool, needed: bool) -> Finding:
-    """Whether a backbone can be had; `needed` when a root has clips that are yet to be embedded with it."""
-    from alphafuse.errors import BackboneError
+def _encoder(title: str, modality: str, name: str, *, reachable: bool, needed: bool) -> Finding:
+    """Whether an encoder can be had; `needed` when a root has clips that are yet to be embedded with it."""
+    from alphafuse.errors import EncoderError
     from alphafuse.extract.encoders.locate import cached_weights, locate, weights_in
 
     lacking: Status = "problem" if needed else "note"
     mend = f"alphafuse convert {modality} FILE OUT"
-    facts: dict[str, Any] = {"modality": modality, "backbone": name, "file": ""}
+    facts: dict[str, Any] = {"modality": modality, "encoder": name, "file": ""}
     try:
         source = locate(modality, name)
-    except BackboneError as error:
+    except EncoderError as error:
         return _finding("weights", title, lacking, str(error), mend=mend, **facts)
     is_folder = Path(source).is_dir()
     file = weights_in(Path(source)) if is_folder else cached_weights(source)
@@ -642,7 +642,7 @@ def _self_test(answer: Answer, before: Iterable[Finding]) -> list[Finding]:
         mend = cause.mend if cause else REINSTALL
         return [_finding("self test", "stage one", "problem", line, mend=mend, step=step)]
     work = sum(value for step, value in seconds.items() if step != "loading")
-    line = f"clip -> embeddings -> store in {work:.2f} s; the compact backbones loaded in {seconds['loading']:.1f} s"
+    line = f"clip -> embeddings -> store in {work:.2f} s; the compact encoders loaded in {seconds['loading']:.1f} s"
     return [_finding("self test", "stage one", "ok", line, seconds=seconds, dims=answer["dims"])]
 
 

@@ -79,7 +79,7 @@ class _ExtractBar:
     default=MODALITIES,
     show_default=True,
     shell_complete=one_of(*MODALITIES),
-    help="Run only this backbone; the store keeps what it has of the other.",
+    help="Run only this encoder; the store keeps what it has of the other.",
 )
 @click.option(
     "--protocol", shell_complete=one_of(*PROTOCOLS), help="Preprocessing: standard or notebook. [default: the root's]"
@@ -142,7 +142,7 @@ class _ExtractBar:
 def extract(
     context: click.Context, split: str | None, root: Path, dry_run: bool, as_json: bool, **arguments: Any
 ) -> None:
-    """Run the frozen backbones over a split's clips, once; resumes by itself.
+    """Run the frozen encoders over a split's clips, once; resumes by itself.
 
     \b
     Examples:
@@ -300,9 +300,9 @@ def store_info(folder: Path, as_json: bool) -> None:
         return
     click.echo(f"{info.folder}: {info.clips} clips in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
     for modality, rows in info.rows.items():
-        backbone = info.provenance.get("backbones", {}).get(modality, {}).get("name", "?")
-        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.settings[modality].items())
-        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {one_line(str(backbone))}\n    {settings}")
+        encoder = info.provenance.get("encoders", {}).get(modality, {}).get("name", "?")
+        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.recipes[modality].items())
+        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {one_line(str(encoder))}\n    {settings}")
     if info.duplicates:
         click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
     click.echo(format_failures(info.failures), nl=False)
@@ -329,8 +329,8 @@ def _brief(value: object) -> str:
     shell_complete=roots,
     help="With --resample: the root that the store belongs to. [default: ROOT of ROOT/stores/SPLIT]",
 )
-@click.option("--timesformer", help="Where its backbone is now. [default: as the store was made]")
-@click.option("--ast", help="Where its backbone is now. [default: as the store was made]")
+@click.option("--timesformer", help="Where its encoder is now. [default: as the store was made]")
+@click.option("--ast", help="Where its encoder is now. [default: as the store was made]")
 @device_option
 @json_option
 def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_json: bool, **arguments: Any) -> None:

@@ -26,8 +26,8 @@ from .extract import device_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
 @click.option("--why", is_flag=True, help="Also: without the sound, without the picture, and along alpha.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
-@click.option("--timesformer", help="Where its backbone is now. [default: as the run says]")
-@click.option("--ast", help="Where its backbone is now. [default: as the run says]")
+@click.option("--timesformer", help="Where its encoder is now. [default: as the run says]")
+@click.option("--ast", help="Where its encoder is now. [default: as the run says]")
 @device_option
 @workers_option
 @json_option
@@ -93,24 +93,24 @@ def predict(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--with-backbones", is_flag=True, help="Also copy the backbones' files into the folder.")
+@click.option("--with-encoders", is_flag=True, help="Also copy the encoders' files into the folder.")
 @click.option("--push", metavar="OWNER/NAME", help="Then push it to the hub (needs a token: `hf auth login`).")
 @click.option("--private", is_flag=True, help="With --push: a private repository.")
 @json_option
-def export(run: Path, out: Path, with_backbones: bool, push: str | None, private: bool, as_json: bool) -> None:
-    """Bundle a run into one folder: heads, preprocessing, backbones' ids, metrics, and a model card.
+def export(run: Path, out: Path, with_encoders: bool, push: str | None, private: bool, as_json: bool) -> None:
+    """Bundle a run into one folder: heads, preprocessing, encoders' ids, metrics, and a model card.
 
     What it makes is all that `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
 
     \b
     Examples:
       alphafuse export demo/runs/sqrt-ast exported
-      alphafuse export demo/runs/sqrt-ast exported --with-backbones
+      alphafuse export demo/runs/sqrt-ast exported --with-encoders
       alphafuse export vggsound/runs/sqrt-ast exported --push me/vggsound-sqrt-ast
     """
     from alphafuse.predict.bundle import export_run, push_bundle
 
-    folder = export_run(run, out, with_backbones=with_backbones)
+    folder = export_run(run, out, with_encoders=with_encoders)
     pushed = push_bundle(folder, push, private=private) if push else None
     if as_json:
         print_json({"folder": str(folder), "pushed": pushed, "bytes": _bytes(folder)})

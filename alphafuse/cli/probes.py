@@ -211,7 +211,7 @@ LOOKS: dict[str, Callable[[], Any]] = {
 
 
 def self_test(say: Say) -> None:
-    """Encode half a second of picture and sound, and take it through stage one with the compact backbones.
+    """Encode half a second of picture and sound, and take it through stage one with the compact encoders.
 
     Says {"step": name} before each step, at last the seconds that each took.
     """
@@ -230,7 +230,7 @@ def _loading(folder: Path, state: dict[str, Any]) -> None:
     from alphafuse.extract.encoders.encoder import load_ast, load_timesformer
     from alphafuse.extract.encoders.locate import COMPACT
 
-    state["backbones"] = {"timesformer": load_timesformer(COMPACT), "ast": load_ast(COMPACT)}
+    state["encoders"] = {"timesformer": load_timesformer(COMPACT), "ast": load_ast(COMPACT)}
 
 
 def _encoding(folder: Path, state: dict[str, Any]) -> None:
@@ -252,7 +252,7 @@ def _decoding(folder: Path, state: dict[str, Any]) -> None:
     from alphafuse.extract.decoding.decode import decode_clip
     from alphafuse.extract.decoding.specs import prepare_frame
 
-    spec = state["backbones"]["timesformer"].spec
+    spec = state["encoders"]["timesformer"].spec
     decoded = decode_clip(folder / "clip.mp4", frames=spec.frames, prepare=partial(prepare_frame, spec=spec))
     if decoded.frames is None or decoded.waveform is None:
         raise DecodeError(decoded.no_frames or decoded.no_waveform)
@@ -262,13 +262,13 @@ def _decoding(folder: Path, state: dict[str, Any]) -> None:
 def _embedding(folder: Path, state: dict[str, Any]) -> None:
     import numpy as np
 
-    from alphafuse.errors import BackboneError
+    from alphafuse.errors import EncoderError
 
-    backbones, inputs = state["backbones"], state["inputs"]
-    state["embeddings"] = {name: backbone.embed([inputs[name]]) for name, backbone in backbones.items()}
+    encoders, inputs = state["encoders"], state["inputs"]
+    state["embeddings"] = {name: encoder.embed([inputs[name]]) for name, encoder in encoders.items()}
     for name, rows in state["embeddings"].items():
         if not np.isfinite(rows).all():
-            raise BackboneError(f"the {name} embedding is not finite")
+            raise EncoderError(f"the {name} embedding is not finite")
 
 
 def _storing(folder: Path, state: dict[str, Any]) -> None:
@@ -281,7 +281,7 @@ def _storing(folder: Path, state: dict[str, Any]) -> None:
     store = EmbeddingStore(folder / "store")
     features = state["embeddings"]
     settings = {name: {"dim": int(rows.shape[1])} for name, rows in features.items()}
-    store.write(Embeddings(("clip",), ("label",), ("group",), features, settings=settings))
+    store.write(Embeddings(("clip",), ("label",), ("group",), features, recipes=settings))
     read = EmbeddingStore(folder / "store").read().features
     if not all(np.array_equal(read[name], features[name]) for name in features):
         raise StoreError("what was read from the store is not what was written")
@@ -314,7 +314,7 @@ def root(say: Say, folder: str) -> None:
             "name": dataset.name,
             "classes": len(dataset.classes),
             "clips": {split: len(dataset.manifest.of_split(split)) for split in SPLITS},
-            "backbones": {"timesformer": dataset.timesformer, "ast": dataset.ast},
+            "encoders": {"timesformer": dataset.timesformer, "ast": dataset.ast},
             "protocol": dataset.protocol,
         }
     )

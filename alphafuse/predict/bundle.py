@@ -2,10 +2,10 @@
 
     out/
       README.md          model card: data, protocol, metrics with intervals, limits
-      config.json        as in the run: experiment, classes, backbones, every preprocessing number, settings, seeds
+      config.json        as in the run: experiment, classes, encoders, every preprocessing number, settings, seeds
       metrics.json       as in the run
       head/, heads/      as in the run
-      backbones/<name>/  the backbones' own files, where they were asked for
+      encoders/<name>/  the encoders' own files, where they were asked for
 
 It is a run folder without training curves and predictions: whatever takes a run takes it.
 """
@@ -17,28 +17,28 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from alphafuse.errors import BackboneError, ExperimentError
+from alphafuse.errors import EncoderError, ExperimentError
 from alphafuse.extract.encoders.locate import COMPACT, local_folder
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 
-BACKBONE_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.bin")
+ENCODER_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
-def export_run(run: str | Path, out: str | Path, *, with_backbones: bool = False) -> Path:
+def export_run(run: str | Path, out: str | Path, *, with_encoders: bool = False) -> Path:
     """Bundle a run into one folder that can be copied to another machine, or pushed to the hub.
 
     Args:
         run: folder of a run with heads.
         out: folder to make; it appears whole.
-        with_backbones: also copy the backbones' files, so that the folder is all that prediction needs. Without them
-            their hub ids travel, and of a backbone in a local folder its name and the sha256 of its weights.
+        with_encoders: also copy the encoders' files, so that the folder is all that prediction needs. Without them
+            their hub ids travel, and of an encoder in a local folder its name and the sha256 of its weights.
 
     Returns:
         `out`.
 
     Raises:
         ExperimentError: no run there, or something at `out` already.
-        BackboneError: a backbone that isn't on this machine.
+        EncoderError: an encoder that isn't on this machine.
 
     >>> from alphafuse import export_run, read_run
     >>> folder = export_run("demo/runs/sqrt-ast", "bundle")
@@ -54,7 +54,7 @@ def export_run(run: str | Path, out: str | Path, *, with_backbones: bool = False
 
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        write_bundle(trained, temporary, with_backbones=with_backbones)
+        write_bundle(trained, temporary, with_encoders=with_encoders)
         (temporary / "README.md").write_text(str(model_card(read_run(temporary))), "utf-8")
         temporary.rename(out)
     except OSError as error:
@@ -69,7 +69,7 @@ def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -
 
     Raises:
         ExperimentError: the hub can't be reached, or refuses.
-        BackboneError, SettingsMismatchError: as `AlphaFuse.from_pretrained`.
+        EncoderError, RecipeMismatchError: as `AlphaFuse.from_pretrained`.
 
     >>> from alphafuse import push_bundle
     >>> push_bundle("demo/runs/sqrt-ast", "me/demo-sqrt-ast", private=True)  # doctest: +SKIP
@@ -90,34 +90,34 @@ def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -
         ) from None
 
 
-def write_bundle(run: TrainedRun, folder: Path, *, with_backbones: bool = False) -> None:
-    """Write all but the card; a run that carries its backbones goes on carrying them."""
+def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) -> None:
+    """Write all but the card; a run that carries its encoders goes on carrying them."""
     folder.mkdir(parents=True, exist_ok=True)
-    backbones: dict[str, dict[str, Any]] = {}
-    for modality, backbone in run.backbones.items():
-        name = backbone["name"]
-        source = carried_backbone(run.folder, modality)
-        if source is None and with_backbones:
+    encoders: dict[str, dict[str, Any]] = {}
+    for modality, encoder in run.encoders.items():
+        name = encoder["name"]
+        source = carried_encoder(run.folder, modality)
+        if source is None and with_encoders:
             source = local_folder(modality, name)
             if source is None:
-                raise BackboneError(
-                    f"the {modality} '{name}' is not on this machine: predict once with it, or leave the backbones out"
+                raise EncoderError(
+                    f"the {modality} '{name}' is not on this machine: predict once with it, or leave the encoders out"
                 )
         if source is not None:
-            _copy_backbone(source, folder / "backbones" / modality)
+            _copy_encoder(source, folder / "encoders" / modality)
         is_public = name == COMPACT or not Path(name).expanduser().exists()
-        backbones[modality] = {**backbone, "name": name if is_public else Path(name).resolve().name}
-    TrainedRun(run.folder, run.experiment, run.heads, {**run.config, "backbones": backbones}, run.metrics).write(folder)
+        encoders[modality] = {**encoder, "name": name if is_public else Path(name).resolve().name}
+    TrainedRun(run.folder, run.experiment, run.heads, {**run.config, "encoders": encoders}, run.metrics).write(folder)
 
 
-def carried_backbone(folder: Path, modality: str) -> Path | None:
-    """The backbone's folder inside a bundle, where it carries one."""
-    inside = folder / "backbones" / modality
+def carried_encoder(folder: Path, modality: str) -> Path | None:
+    """The encoder's folder inside a bundle, where it carries one."""
+    inside = folder / "encoders" / modality
     return inside if (inside / "config.json").is_file() else None
 
 
-def _copy_backbone(source: Path, target: Path) -> None:
+def _copy_encoder(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
-    for pattern in BACKBONE_FILES:
+    for pattern in ENCODER_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, target / file.name)  # of a link in the hub's cache its content

@@ -23,7 +23,7 @@ SHOWN_CLASSES = 30
 def model_card(run: TrainedRun) -> ModelCard:
     """The card, from what the run recorded: nothing in it is measured anew."""
     config, head = run.config, run.heads[0].config
-    hub_names = [made["name"] for made in run.backbones.values() if "/" in made.get("name", "")]
+    hub_names = [made["name"] for made in run.encoders.values() if "/" in made.get("name", "")]
     data = ModelCardData(
         library_name="alphafuse",
         pipeline_tag="video-classification",
@@ -46,11 +46,11 @@ def model_card(run: TrainedRun) -> ModelCard:
         classes=len(head.classes),
         shown="; ".join(head.classes[:SHOWN_CLASSES]),
         more=max(0, len(head.classes) - SHOWN_CLASSES),
-        backbones=[_backbone(run, modality) for modality in run.modalities],
-        carries_backbones=(run.folder / "backbones").is_dir(),
+        encoders=[_encoder(run, modality) for modality in run.modalities],
+        carries_encoders=(run.folder / "encoders").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
         looked_at=" and ".join(_looked_at(run.embeddings[modality]) for modality in run.modalities),
-        is_compact=any(made.get("name") == COMPACT for made in run.backbones.values()),
+        is_compact=any(made.get("name") == COMPACT for made in run.encoders.values()),
         absent=head.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
@@ -59,9 +59,9 @@ def model_card(run: TrainedRun) -> ModelCard:
     )
 
 
-def _backbone(run: TrainedRun, modality: str) -> dict[str, Any]:
+def _encoder(run: TrainedRun, modality: str) -> dict[str, Any]:
     made = run.embeddings[modality]
-    known = run.backbones.get(modality, {})
+    known = run.encoders.get(modality, {})
     return {
         "title": TITLES[modality],
         "option": modality,
@@ -74,7 +74,7 @@ def _backbone(run: TrainedRun, modality: str) -> dict[str, Any]:
 
 
 def _looked_at(made: Mapping[str, Any]) -> str:
-    """What of a clip its backbone is fed."""
+    """What of a clip its encoder is fed."""
     if "frames" in made:
         return f"{made['frames']} frames, spread over the whole clip,"
     return (

@@ -1,6 +1,6 @@
-"""Clips in, labels out: a trained run's heads behind the backbones whose embeddings they were trained on.
+"""Clips in, labels out: a trained run's heads behind the encoders whose embeddings they were trained on.
 
-clip file -> extract's decoders and backbones -> embeddings -> the run's heads -> probabilities, and why
+clip file -> extract's decoders and encoders -> embeddings -> the run's heads -> probabilities, and why
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
-from alphafuse.data.store.store import setting_differences
-from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
-from alphafuse.extract.encoders.encoder import Backbone, Placement, choose_device, load_backbones
+from alphafuse.data.store.store import recipe_differences
+from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
+from alphafuse.extract.encoders.encoder import Encoder, Placement, choose_device, load_encoders
 from alphafuse.extract.encoders.locate import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
@@ -27,7 +27,7 @@ from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.head import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 
-from .bundle import carried_backbone, write_bundle
+from .bundle import carried_encoder, write_bundle
 
 TOP = 5
 STREAMED = 64  # clips that go together: their workers start once, and no more than these are lost
@@ -150,7 +150,7 @@ class Explanation:
 
 
 class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "video-classification"]):
-    """A classifier of clips: the backbones, and the heads of a trained run behind them.
+    """A classifier of clips: the encoders, and the heads of a trained run behind them.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> clips = find_clips(["demo/clips"])
@@ -167,22 +167,22 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     Attributes:
         run: the run.
-        embedder: the backbones at work.
+        embedder: the encoders at work.
     """
 
     def __init__(
-        self, run: TrainedRun, models: Mapping[str, Backbone], extract_settings: ExtractSettings | None = None
+        self, run: TrainedRun, models: Mapping[str, Encoder], extract_settings: ExtractSettings | None = None
     ) -> None:
-        """Put a run and loaded backbones together (argument names must not be those of a run's config.json).
+        """Put a run and loaded encoders together (argument names must not be those of a run's config.json).
 
         Raises:
-            SettingsMismatchError: a backbone or its preprocessing is not the one that the run was trained on.
+            RecipeMismatchError: an encoder or its preprocessing is not the one that the run was trained on.
         """
         self.run = run
         for modality in run.modalities:
-            difference = setting_differences(run.embeddings[modality], models[modality].settings())
+            difference = recipe_differences(run.embeddings[modality], models[modality].recipe())
             if difference:
-                raise SettingsMismatchError(
+                raise RecipeMismatchError(
                     f"the run {run.folder} was trained on another {modality} {difference} than {models[modality].name} "
                     f"gives: name the one that it was trained on (--{modality})"
                 )
@@ -190,7 +190,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def __repr__(self) -> str:
         heads = f"{len(self.run.heads)} heads of {self.run.experiment.title!r}"
-        return f"AlphaFuse({heads}, {len(self.classes)} classes, {', '.join(self.embedder.backbones)})"
+        return f"AlphaFuse({heads}, {len(self.classes)} classes, {', '.join(self.embedder.encoders)})"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -213,19 +213,19 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> AlphaFuse:
-        """Load a run with its backbones: a run folder, a folder that `alphafuse export` wrote, or a hub id of one.
+        """Load a run with its encoders: a run folder, a folder that `alphafuse export` wrote, or a hub id of one.
 
         Args:
             pretrained_model_name_or_path: the folder or hub id; of a run of `table1` the untransformed heads.
-            timesformer, ast: where the backbones are now, if not where the run says.
+            timesformer, ast: where the encoders are now, if not where the run says.
             device: "auto", "cpu", "cuda" or "cuda:N".
             workers, timeout_seconds: of decoding, as in `ExtractSettings`.
             revision, token, cache_dir, force_download, local_files_only: huggingface_hub's own, for a hub id.
 
         Raises:
             ExperimentError: no run there.
-            BackboneError: a backbone that can't be had.
-            SettingsMismatchError: a backbone or its preprocessing is not the one that the run was trained on.
+            EncoderError: an encoder that can't be had.
+            RecipeMismatchError: an encoder or its preprocessing is not the one that the run was trained on.
         """
         name = str(pretrained_model_name_or_path)
         how: dict[str, Any] = {"timesformer": timesformer, "ast": ast, "device": device}
@@ -290,11 +290,11 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     ) -> AlphaFuse:
         run = read_run(folder)
         given = {"timesformer": timesformer, "ast": ast}
-        names = {modality: given[modality] or _backbone_name(run, modality) for modality in run.modalities}
+        names = {modality: given[modality] or _encoder_name(run, modality) for modality in run.modalities}
         made = next(iter(run.embeddings.values()))
         placement = Placement(choose_device(device), made.get("precision", "fp32"), made.get("protocol", "standard"))
         settings = ExtractSettings(device=device, workers=workers, timeout_seconds=timeout_seconds)
-        return cls(run, load_backbones(names, placement), settings)
+        return cls(run, load_encoders(names, placement), settings)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_bundle(self.run, save_directory)
@@ -342,7 +342,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     ) -> list[Explanation | Prediction]:
         """Label clips and say how the answer depends on sight and sound; a clip without an answer stays a `Prediction`.
 
-        What is blank goes through its backbone as a clip with a black picture, or with silence, of the same length. No
+        What is blank goes through its encoder as a clip with a black picture, or with silence, of the same length. No
         training clip may have looked like that: read it as "how much the answer leans on this", not as what a head that
         was trained without the modality would say.
 
@@ -474,9 +474,9 @@ def _files(clips: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _backbone_name(run: TrainedRun, modality: str) -> str:
-    carried = carried_backbone(run.folder, modality)
-    name = run.backbones.get(modality, {}).get("name", "")
+def _encoder_name(run: TrainedRun, modality: str) -> str:
+    carried = carried_encoder(run.folder, modality)
+    name = run.encoders.get(modality, {}).get("name", "")
     if carried is None and not name:
         raise ExperimentError(
             f"the run {run.folder} doesn't say which {modality} it was trained on: name it (--{modality})"
@@ -487,7 +487,7 @@ def _backbone_name(run: TrainedRun, modality: str) -> str:
 def _mixed(rows: Embeddings, blank: Embeddings, modalities: Sequence[str]) -> Embeddings:
     """The rows, with those of some modalities blank."""
     features = {name: blank.features[name] if name in modalities else rows.features[name] for name in rows.features}
-    return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.settings)
+    return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
 
 
 def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], players: Sequence[str]) -> dict[str, float]:

@@ -306,7 +306,7 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
     for split in SPLITS:
         store = dataset.store(split)
         try:
-            made, settings = store.provenance(), store.settings()
+            made, settings = store.provenance(), store.recipes()
         except (AlphafuseError, OSError) as error:
             facts.append((f"{split} embeddings", one_line(error)))
             continue
@@ -319,14 +319,14 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
 
 def _embedding_facts(made: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     facts = [("protocol", ", ".join(sorted({str(one.get("protocol", "unknown")) for one in settings.values()})))]
-    backbones = made.get("backbones", {})
+    encoders = made.get("encoders", {})
     for modality, one in settings.items():
-        backbone = backbones.get(modality, {})
-        parts = [str(backbone.get("name") or "backbone not recorded")]
-        parts += [f"revision {backbone['revision']}"] if backbone.get("revision") else []
+        encoder = encoders.get(modality, {})
+        parts = [str(encoder.get("name") or "encoder not recorded")]
+        parts += [f"revision {encoder['revision']}"] if encoder.get("revision") else []
         parts += [f"{key.replace('_', ' ')} {one_line(value, 80)}" for key, value in one.items() if key != "protocol"]
         facts.append((modality, ", ".join(parts)))
-    rest = {name: value for name, value in made.items() if name != "backbones"}
+    rest = {name: value for name, value in made.items() if name != "encoders"}
     return facts + [(f"extracted with: {name.replace('_', ' ')}", _flat(value)) for name, value in rest.items()]
 
 

@@ -489,7 +489,7 @@ class Report:
         name: of the dataset; is_demo: whether it is the generated demo.
         classes: how many.
         clips: split -> how many are listed.
-        facts: (what, value) about embeddings: backbones, protocol, versions, the csv that the root was made of.
+        facts: (what, value) about embeddings: encoders, protocol, versions, the csv that the root was made of.
         extract_command: what makes the embeddings again.
         audit: of the splits, without decoding.
         runs: all that were read.

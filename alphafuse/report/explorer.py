@@ -268,7 +268,7 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
         if embeddings.dims.get(modality, dim) != dim:
             raise ExperimentError(
                 f"the head was made for {dim}-d {modality} embeddings, not {embeddings.dims[modality]}-d ones: extract "
-                "with the backbone it was trained on"
+                "with the encoder it was trained on"
             )
     rows = np.flatnonzero(usable_clips(embeddings, config))
     if not len(rows):

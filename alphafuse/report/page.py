@@ -463,9 +463,9 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("left out", f"{dropped} (they lack a modality)"))
     facts.append(("settings", "; ".join(filter(None, [", ".join(changed), f"the paper's: {', '.join(same)}"]))))
     for modality, made in config["embeddings"].items():
-        backbone = config.get("backbones", {}).get(modality, {})
-        parts = [str(backbone.get("name") or "backbone not recorded")]
-        parts += [f"revision {backbone['revision']}"] if backbone.get("revision") else []
+        encoder = config.get("encoders", {}).get(modality, {})
+        parts = [str(encoder.get("name") or "encoder not recorded")]
+        parts += [f"revision {encoder['revision']}"] if encoder.get("revision") else []
         parts += [f"protocol {made.get('protocol', 'unknown')}"]
         parts += [f"weights sha256 {made['weights_sha256']}"] if made.get("weights_sha256") else []
         facts.append((TITLES.get(modality, modality), ", ".join(parts)))

@@ -14,8 +14,8 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.store.store import setting_differences
-from alphafuse.errors import AlphafuseError, ExperimentError, SettingsMismatchError
+from alphafuse.data.store.store import recipe_differences
+from alphafuse.errors import AlphafuseError, ExperimentError, RecipeMismatchError
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, difference_interval, holm, paired_test
@@ -118,7 +118,7 @@ def ask_heads(
 
     Raises:
         ExperimentError: labels that heads don't know, or no clip that all can use.
-        SettingsMismatchError: the test embeddings were made otherwise than a run's own.
+        RecipeMismatchError: the test embeddings were made otherwise than a run's own.
         DatasetError, StoreError: the test split isn't extracted.
     """
     embeddings = load_embeddings_of(dataset, "test")
@@ -163,9 +163,9 @@ def ask_heads(
 def _require_same_settings(side: Side, embeddings: EmbeddingSource) -> None:
     for modality in side.heads[0].config.modalities:
         made = side.run.config["embeddings"].get(modality, {})
-        difference = setting_differences(made, embeddings.settings.get(modality, {}))
+        difference = recipe_differences(made, embeddings.recipes.get(modality, {}))
         if difference:
-            raise SettingsMismatchError(
+            raise RecipeMismatchError(
                 f"the run {side.run.folder} was trained on another {modality} {difference} than the test clips here: "
                 f"make it again: {side.run.command}"
             )

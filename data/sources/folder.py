@@ -50,7 +50,7 @@ def import_folder(
         seed: decides what is carved.
         name: the dataset's name; by default the folder's.
         stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
-        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
             are None stay as a root that is there has them.
 
     Raises:

@@ -160,7 +160,7 @@ def import_kinetics(
         val_fraction: share of the training clips for validation, in [0, 1), where val is carved.
         name: the dataset's name; by default kinetics400, kinetics600 or kinetics700 by the number of listed classes,
             "kinetics" for any other number.
-        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
             are None stay as a root that is there has them.
         stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
 

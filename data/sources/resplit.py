@@ -13,8 +13,8 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
 from alphafuse.data.splits import k_folds, resplit, single_video_labels
-from alphafuse.data.store.store import EmbeddingStore, setting_differences
-from alphafuse.errors import DatasetError, SettingsMismatchError
+from alphafuse.data.store.store import EmbeddingStore, recipe_differences
+from alphafuse.errors import DatasetError, RecipeMismatchError
 
 from .importing import VAL_FRACTION
 
@@ -48,7 +48,7 @@ def resplit_dataset(
     """Write a new root with the clips of another one, split anew (see `splits.resplit`).
 
     The clip folder is shared, the manifest is new. Embeddings carry over: stores are per split and keyed by clip_id,
-    so each clip's rows and failures are read from the old root's stores and written, with the settings that made them,
+    so each clip's rows and failures are read from the old root's stores and written, with the recipes that made them,
     into the store of its new split. What the old root hasn't extracted, `alphafuse extract` adds in the new one.
 
     Args:
@@ -59,7 +59,7 @@ def resplit_dataset(
 
     Raises:
         DatasetError: `root` is a dataset root already, or the sizes don't fit (see `splits.resplit`).
-        SettingsMismatchError: the old root's stores were made under different settings.
+        RecipeMismatchError: the old root's stores were made under different recipes.
 
     >>> from alphafuse import Dataset, resplit_dataset
     >>> report = resplit_dataset(Dataset.open("demo"), "demo-split", val=0.1, test=0.2)
@@ -110,7 +110,7 @@ def carry_embeddings(dataset: Dataset, root: Path, clips: Sequence[Clip]) -> dic
         split -> clips carried over now.
 
     Raises:
-        SettingsMismatchError: stores were made under different settings; nothing is written.
+        RecipeMismatchError: stores were made under different recipes; nothing is written.
     """
     sources = [store for split in SPLITS if (store := dataset.store(split)).shards()]
     _require_one_setting(sources)
@@ -160,13 +160,13 @@ def _require_new(root: Path) -> None:
 
 
 def _require_one_setting(stores: Sequence[EmbeddingStore]) -> None:
-    """Raise `SettingsMismatchError` unless all stores were made under the same settings."""
+    """Raise `RecipeMismatchError` unless all stores were made under the same recipes."""
     for modality in MODALITIES:
-        made = [(store, settings[modality]) for store in stores if modality in (settings := store.settings())]
-        for store, settings in made[1:]:
-            difference = setting_differences(made[0][1], settings)
+        made = [(store, recipes[modality]) for store in stores if modality in (recipes := store.recipes())]
+        for store, recipes in made[1:]:
+            difference = recipe_differences(made[0][1], recipes)
             if difference:
-                raise SettingsMismatchError(
+                raise RecipeMismatchError(
                     f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: splits "
                     "can't be mixed; remove one of them and extract again"
                 )

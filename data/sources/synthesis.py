@@ -1,4 +1,4 @@
-"""Small synthetic events, seen and heard: what the demo dataset and the compact backbones' training are made of.
+"""Small synthetic events, seen and heard: what the demo dataset and the compact encoders' training are made of.
 
 A *visual event* is a shape that moves in one way (a disc that bounces). A *sound event* is a timbre played in one
 rhythm along one pitch contour (a bell, struck now and then, at a steady pitch). Everything else about a clip is

@@ -128,7 +128,7 @@ def import_ucf101(
         subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
-        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
             are None stay as a root that is there has them.
         stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
 

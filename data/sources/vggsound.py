@@ -116,7 +116,7 @@ def import_vggsound(
             clips ("500") or a fraction ("0.1") of those found, drawn by source video, in proportion to labels.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
-        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; backbones and protocol that
+        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
             are None stay as a root that is there has them. With protocol "notebook" only
             the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
         stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.

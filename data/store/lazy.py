@@ -54,7 +54,7 @@ class EmbeddingSource(Protocol):
         """(clips,): source videos."""
 
     @property
-    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
         """Modality -> what decided its numbers."""
 
     @property
@@ -113,7 +113,7 @@ class StoredEmbeddings:
     Attributes:
         clip_ids, labels, groups: (clips,) each.
         failures: why rows are absent; a clip that is absent without a failure had not been extracted.
-        settings: modality -> what decided its numbers.
+        recipes: modality -> what decided its numbers.
         store: where the rows are.
         index: where in it.
 
@@ -130,7 +130,7 @@ class StoredEmbeddings:
     labels: Texts
     groups: Texts
     failures: tuple[Failure, ...]
-    settings: Mapping[str, Mapping[str, Any]]
+    recipes: Mapping[str, Mapping[str, Any]]
     store: EmbeddingStore
     index: RowIndex
     _order: np.ndarray | None = field(default=None, init=False)
@@ -164,7 +164,7 @@ class StoredEmbeddings:
             labels=self.labels.take(positions),
             groups=self.groups.take(positions),
             failures=failures_of(self.failures, clip_ids),
-            settings=self.settings,
+            recipes=self.recipes,
             store=self.store,
             index=self.index.take(positions),
         )
@@ -223,14 +223,14 @@ class StoredEmbeddings:
         """Find the rows in the shards of now; those that were absent stay so."""
         distinct = self.clip_ids.take(Places(self.clip_ids).firsts())
         found, _ = self.store.locate(distinct)
-        settings = self.store.settings()
+        recipes = self.store.recipes()
         places = Places(distinct)
         chunks = range(0, len(self), AT_ONCE)
         here = found.take(np.concatenate([places.find(self.clip_ids.strings(i, i + AT_ONCE)) for i in chunks]))
         rows = {}
         for modality, before in self.index.rows.items():
             now = here.rows.get(modality)
-            same = here.dims.get(modality) == self.dims[modality] and settings.get(modality) == self.settings[modality]
+            same = here.dims.get(modality) == self.dims[modality] and recipes.get(modality) == self.recipes[modality]
             if now is None or not same or (now[before >= 0] < 0).any():
                 raise StoreError(
                     f"{self.store.folder} has lost {modality} embeddings since it was opened: run the same command "

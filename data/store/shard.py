@@ -4,8 +4,8 @@
     /timesformer, /ast            (clips, dim) float32 or float16; a row of NaN = this clip has no such embedding
     /present/timesformer, ast     (clips,) uint8: 1 where the row is an embedding, so that resuming reads no features
     /failures/clip_id, modality, reason   (failures,) UTF-8 strings: why a clip has none
-    attributes: format_version, settings (json: per modality, everything that decides the numbers),
-                provenance (json: backbone names, library versions, device, time), sha256 (of the datasets)
+    attributes: format_version, recipes (json: per modality, everything that decides the numbers),
+                provenance (json: encoder names, library versions, device, time), sha256 (of the datasets)
 
 All of it is contiguous and uncompressed, so what a shard claims to hold must lie in its file: `open_shard` checks that
 before anything is read, and refuses links, filters, virtual and external storage, and whatever else is no part of it.
@@ -139,7 +139,7 @@ class Shard:
         status: its own when it was opened; of an object only the size.
         rows: clips.
         dims: modality -> dimension, for the modalities that it holds.
-        settings: modality -> what decided its numbers; also of modalities that it has no embeddings of.
+        recipes: modality -> what decided its numbers; also of modalities that it has no embeddings of.
     """
 
     def __init__(self, path: Path, file: h5py.File, status: os.stat_result, source: Any = None) -> None:
@@ -164,7 +164,7 @@ class Shard:
             lengths = {name: len(dataset) for name, dataset in columns.items()}
             if len(set(lengths.values())) > 1:
                 raise ValueError(f"its columns have different lengths: {lengths}")
-        self.settings = self._read_settings()
+        self.recipes = self._read_recipes()
 
     def __enter__(self) -> Shard:
         return self
@@ -228,7 +228,7 @@ class Shard:
             pass
         self.failures()
         self.provenance()
-        if content_sha256(self._read_attribute("settings"), datasets) != self._read_attribute("sha256"):
+        if content_sha256(self._read_attribute("recipes"), datasets) != self._read_attribute("sha256"):
             found.append("content differs from its checksum")
         for modality, mask in self._masks.items():
             if not np.array_equal(mask[()] != 0, self._finite(modality)):
@@ -349,17 +349,17 @@ class Shard:
         _require_shallow(content, name)
         return content
 
-    def _read_settings(self) -> dict[str, dict[str, Any]]:
-        settings = self._read_json("settings")
-        for modality, values in settings.items():
+    def _read_recipes(self) -> dict[str, dict[str, Any]]:
+        recipes = self._read_json("recipes")
+        for modality, values in recipes.items():
             if modality not in MODALITIES:
-                raise ValueError(f"settings of {unknown('modality', one_line(modality, 40), MODALITIES)}")
+                raise ValueError(f"recipes of {unknown('modality', one_line(modality, 40), MODALITIES)}")
             if not isinstance(values, dict):
-                raise ValueError(f"settings of {modality} are no json object")
+                raise ValueError(f"recipes of {modality} are no json object")
         for modality in self.dims:
-            if modality not in settings:
-                raise ValueError(f"{modality} has no settings")
-        return settings
+            if modality not in recipes:
+                raise ValueError(f"{modality} has no recipes")
+        return recipes
 
     def _read_text(self, dataset: h5py.Dataset, *, clean: bool = True) -> Iterator[list[str]]:
         """Strings in order, `ID_ROWS` at a time; `clean` ones are not empty and have no control characters."""
@@ -503,9 +503,9 @@ def _version(status: os.stat_result) -> _Version:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def content_sha256(settings: str, datasets: Mapping[str, h5py.Dataset]) -> str:
-    """Checksum of settings and datasets: name, dtype, shape and values of each, in name order."""
-    digest = hashlib.sha256(settings.encode())
+def content_sha256(recipes: str, datasets: Mapping[str, h5py.Dataset]) -> str:
+    """Checksum of recipes and datasets: name, dtype, shape and values of each, in name order."""
+    digest = hashlib.sha256(recipes.encode())
     for name, dataset in sorted(datasets.items()):
         text = h5py.check_string_dtype(dataset.dtype) is not None
         digest.update(f"{name} {'text' if text else dataset.dtype} {dataset.shape} ".encode())

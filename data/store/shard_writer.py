@@ -50,12 +50,12 @@ def write_shard(
         room: bytes to reserve on the disk before anything is written.
 
     Raises:
-        StoreError: an id, label or group that no reader would accept, or settings that aren't there or aren't json.
+        StoreError: an id, label or group that no reader would accept, or recipes that aren't there or aren't json.
         OSError: the file can't be written.
     """
     columns = {"clip_id": rows.clip_ids, "label": rows.labels, "group": rows.groups}
     _require_storable(rows, columns)
-    settings = _json({name: dict(value) for name, value in rows.settings.items()}, "settings")
+    recipes = _json({name: dict(value) for name, value in rows.recipes.items()}, "recipes")
     made = _json(provenance, "provenance")
     shard = h5py.File(file, "w", libver="earliest")
     try:
@@ -66,11 +66,11 @@ def write_shard(
             values = [one_line(getattr(failure, column), MAX_TEXT) for failure in rows.failures]
             datasets[f"failures/{column}"] = _write_text(shard, f"failures/{column}", values)
         shard.attrs["format_version"] = FORMAT_VERSION
-        for name, text in (("settings", settings), ("provenance", made), ("sha256", "-" * 64)):
+        for name, text in (("recipes", recipes), ("provenance", made), ("sha256", "-" * 64)):
             kind = h5py.string_dtype("utf-8", len(text.encode()))
             shard.attrs.create(name, np.array(text.encode(), kind), dtype=kind)
         datasets |= _write_features(shard, rows, half)  # last: what is looked at over a network lies side by side
-        shard.attrs.modify("sha256", np.array(content_sha256(settings, datasets).encode(), kind))
+        shard.attrs.modify("sha256", np.array(content_sha256(recipes, datasets).encode(), kind))
     except BaseException:
         with contextlib.suppress(*READ_ERRORS):  # libhdf5 can't close a file that it can't write
             shard.close()
@@ -109,8 +109,8 @@ def _require_storable(rows: Embeddings | StoredEmbeddings, columns: Mapping[str,
         if failure.modality not in MODALITIES:
             raise StoreError(unknown("modality", failure.modality, MODALITIES))
     for modality in rows.dims:
-        if modality not in rows.settings:
-            raise StoreError(f"{modality} embeddings without settings can't be stored: say what made them")
+        if modality not in rows.recipes:
+            raise StoreError(f"{modality} embeddings without recipes can't be stored: say what made them")
 
 
 def _write_features(

@@ -31,7 +31,7 @@ import numpy as np
 from alphafuse.data.columns import Places, Texts, TextsBuilder, in_parts, row_int
 from alphafuse.data.embeddings import MODALITIES, Embeddings, Failure, finite_rows
 from alphafuse.data.manifest import SPLITS, Clip, Clips, as_clips
-from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError, unknown
+from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError, unknown
 from alphafuse.system.files import one_line, open_atomically, to_path, write_atomically
 from alphafuse.system.remote import (
     BLOCK_BYTES,
@@ -85,7 +85,7 @@ class StoreInfo:
     rows: Mapping[str, int]
     dims: Mapping[str, int]
     failures: tuple[Failure, ...]
-    settings: Mapping[str, Mapping[str, Any]]
+    recipes: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, Any]
 
 
@@ -105,7 +105,7 @@ class EmbeddingStore:
     >>> own = EmbeddingStore("own/stores/train")
     >>> for name in ("a", "b"):
     ...     features = {"ast": np.zeros((1, 4), np.float32)}
-    ...     rows = Embeddings((name,), ("dog",), (name,), features, settings={"ast": {"model": "mine"}})
+    ...     rows = Embeddings((name,), ("dog",), (name,), features, recipes={"ast": {"model": "mine"}})
     ...     path = own.write(rows)
     >>> own.read()
     Embeddings(2 clips, ast=(2, 4), 0 failures)
@@ -121,7 +121,7 @@ class EmbeddingStore:
             self.root = self.folder.parent.parent
         self._sizes: dict[str, int] = {}  # of objects, as they were listed
         self._heads: OrderedDict[str, bytes] = OrderedDict()  # their first blocks, of some
-        self._agreed: dict[str, dict[str, Any]] = {}  # settings of the shards looked at; shards never change
+        self._agreed: dict[str, dict[str, Any]] = {}  # recipes of the shards looked at; shards never change
         self._looked_at: set[str] = set()
         self._states: dict[str, int] = {}  # clip_id -> bits of _EMBEDDED and _FAILED: 120 MB for a million clips
         self._states_of: set[str] = set()  # the shards that these are of
@@ -141,15 +141,15 @@ class EmbeddingStore:
         """Append one shard, atomically, and return its path.
 
         Args:
-            rows: what to store; `rows.settings` must name the settings of each modality in `rows.features`.
-            provenance: json-able facts that don't decide the numbers (library versions, device, backbone names).
+            rows: what to store; `rows.recipes` must name the recipes of each modality in `rows.features`.
+            provenance: json-able facts that don't decide the numbers (library versions, device, encoder names).
             name: the shard's, from `shard_name`, so that the same commit can be tried any number of times: when a shard
                 of that name is there, nothing is written. Of attempts at the same moment one shard stays. Settings are
-                not compared then: whoever has many commits made calls `require_settings` once. None = a new name.
+                not compared then: whoever has many commits made calls `require_recipes` once. None = a new name.
 
         Raises:
-            SettingsMismatchError: the store holds shards made under other settings.
-            StoreError: an id, label or group that can't be stored, settings that are missing, or a name that no shard
+            RecipeMismatchError: the store holds shards made under other recipes.
+            StoreError: an id, label or group that can't be stored, recipes that are missing, or a name that no shard
                 can have.
             AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
         """
@@ -159,13 +159,13 @@ class EmbeddingStore:
             if self._has(name):
                 return self.folder / name
         else:
-            self.require_settings(rows.settings)
+            self.require_recipes(rows.recipes)
         path = self._new_shard(name)
         content = shard_bytes(rows, dict(provenance or {}))
         if is_remote(path):
             write_object(path, content, replace=name is None)
             if name is None:
-                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the settings would fetch
+                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the recipes would fetch
         else:
             write_atomically(path, content, replace=name is None)
         return path
@@ -175,14 +175,14 @@ class EmbeddingStore:
         path = self.folder / name
         return path in self.shards() if is_remote(path) else os.path.lexists(path)
 
-    def require_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise `SettingsMismatchError`, naming the difference, unless these settings fit what is stored."""
-        stored = self.settings()
-        for modality, asked in settings.items():
+    def require_recipes(self, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `RecipeMismatchError`, naming the difference, unless these recipes fit what is stored."""
+        stored = self.recipes()
+        for modality, asked in recipes.items():
             if modality in stored:
-                difference = setting_differences(stored[modality], asked)
+                difference = recipe_differences(stored[modality], asked)
                 if difference:
-                    raise SettingsMismatchError(
+                    raise RecipeMismatchError(
                         f"the store {self.folder} was made with another {modality} {difference}: extract into another "
                         "root, or remove this store to make it anew"
                     )
@@ -246,21 +246,21 @@ class EmbeddingStore:
                 self._heads.popitem(last=False)
 
     @_reading
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """modality -> the settings that all shards share; empty for an empty store.
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """modality -> the recipes that all shards share; empty for an empty store.
 
         Raises:
-            SettingsMismatchError: two shards disagree (a shard was copied in from another store).
+            RecipeMismatchError: two shards disagree (a shard was copied in from another store).
         """
         shards = self.shards()
         if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
             self._agreed, self._looked_at = {}, set()
         for path in self._looking(path for path in shards if path.name not in self._looked_at):
             with self._open(path) as shard:
-                for modality, settings in shard.settings.items():
-                    difference = setting_differences(self._agreed.setdefault(modality, settings), settings)
+                for modality, recipe in shard.recipes.items():
+                    difference = recipe_differences(self._agreed.setdefault(modality, recipe), recipe)
                     if difference:
-                        raise SettingsMismatchError(
+                        raise RecipeMismatchError(
                             f"shard {one_line(path, 1000)} was made with another {modality} {difference} than the "
                             "shards before it: move it out of the store"
                         )
@@ -270,9 +270,9 @@ class EmbeddingStore:
     @_reading
     def dims(self) -> dict[str, int]:
         """Modality -> dimension of its embeddings, for the modalities stored; no features are read."""
-        settings, dims = self.settings(), dict[str, int]()
+        recipes, dims = self.recipes(), dict[str, int]()
         for path in self.shards():
-            if len(dims) == len(settings):
+            if len(dims) == len(recipes):
                 break
             with self._open(path) as shard:
                 for modality in shard.dims:
@@ -287,7 +287,7 @@ class EmbeddingStore:
 
         Raises:
             StoreError: the store is empty, a shard is damaged, or a clip is asked for twice.
-            SettingsMismatchError: shards made under different settings.
+            RecipeMismatchError: shards made under different recipes.
         """
         clips = self._stored_clips() if clips is None else clips
         features: dict[str, np.ndarray] = {}
@@ -308,7 +308,7 @@ class EmbeddingStore:
             groups=tuple(columns.clip_groups),
             features={modality: features[modality] for modality in index.dims},
             failures=failures,
-            settings=self.settings(),
+            recipes=self.recipes(),
         )
 
     @_reading
@@ -325,7 +325,7 @@ class EmbeddingStore:
             labels=columns.clip_labels,
             groups=columns.clip_groups,
             failures=failures,
-            settings=self.settings(),
+            recipes=self.recipes(),
             store=self,
             index=index,
         )
@@ -342,7 +342,7 @@ class EmbeddingStore:
 
         `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
         """
-        if not self.settings():
+        if not self.recipes():
             if self.folder.name in SPLITS and self.root is not None:
                 mend = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
             else:
@@ -426,7 +426,7 @@ class EmbeddingStore:
 
     @_reading
     def info(self) -> StoreInfo:
-        """Counts of what is stored, its settings and failures."""
+        """Counts of what is stored, its recipes and failures."""
         embeddings = self.open_rows()
         shards = embeddings.index.shards
         places = Places(embeddings.clip_ids)
@@ -445,12 +445,12 @@ class EmbeddingStore:
             rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
             dims=embeddings.dims,
             failures=embeddings.failures,
-            settings=embeddings.settings,
+            recipes=embeddings.recipes,
             provenance=self.provenance(),
         )
 
     def verify(self) -> list[str]:
-        """Re-read every shard against its checksum and the settings of the others; the problems found, a line each."""
+        """Re-read every shard against its checksum and the recipes of the others; the problems found, a line each."""
         problems = []
         for path in self.shards():
             try:
@@ -462,7 +462,7 @@ class EmbeddingStore:
             except StoreError as error:
                 problems.append(str(error))
         try:
-            self.settings()
+            self.recipes()
         except StoreError as error:
             problems.append(str(error))
         return list(dict.fromkeys(problems))
@@ -530,21 +530,21 @@ class EmbeddingStore:
 
     @_reading
     def provenance(self) -> dict[str, Any]:
-        """How the newest shard was made, with each modality's backbone from the newest that has it; {} without shards.
+        """How the newest shard was made, with each modality's encoder from the newest that has it; {} without shards.
 
-        `backbones` is modality -> {"name", "revision"}, where extraction wrote the store.
+        `encoders` is modality -> {"name", "revision"}, where extraction wrote the store.
         """
         newest: dict[str, Any] = {}
-        backbones: dict[str, Any] = {}
-        wanted = set(self.settings())
+        encoders: dict[str, Any] = {}
+        wanted = set(self.recipes())
         for path in reversed(self.shards()):
             with self._open(path) as shard:
                 provenance = shard.provenance()
             newest = newest or provenance
-            backbones = {**provenance.get("backbones", {}), **backbones}
-            if wanted <= set(backbones):
+            encoders = {**provenance.get("encoders", {}), **encoders}
+            if wanted <= set(encoders):
                 break
-        return {**newest, "backbones": backbones} if backbones else newest
+        return {**newest, "encoders": encoders} if encoders else newest
 
     def _stored_clips(self) -> Clips:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
@@ -614,8 +614,8 @@ def _first_embeddings(
         yield targets[rows], values
 
 
-def setting_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The first three settings that differ, as "name (there: a, here: b)"; empty when none does."""
+def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first three recipes that differ, as "name (there: a, here: b)"; empty when none does."""
     names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     return ", ".join(
         f"{one_line(name, 40)} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})"

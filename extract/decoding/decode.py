@@ -49,7 +49,7 @@ class Decoded:
         frames: (frames, height, width, 3) uint8 RGB, or None.
         waveform: (samples,) float32 at 16 kHz, nominally in [-1, 1], or None.
         no_frames, no_waveform: why the frames or the waveform are None, else "".
-        is_prepared: whether `prepare` made of the frames what a backbone is fed; False = still to be resized.
+        is_prepared: whether `prepare` made of the frames what an encoder is fed; False = still to be resized.
         cpu_seconds: that decoding took, where it was measured.
     """
 

@@ -1,6 +1,6 @@
 """What TimeSformer and AST are fed, by protocol, as far as it is decided and done beside the decoder.
 
-Protocol `standard` is each backbone's own published preprocessing, read from its `preprocessor_config.json`; where a
+Protocol `standard` is each encoder's own published preprocessing, read from its `preprocessor_config.json`; where a
 folder has none, the values that its authors published. Protocol `notebook` is what the seed paper's authors fed, quirks
 included (see docs/paper.md). Frames and waveforms travel as they are decoded, in 8 bits and in samples, or resized and
 cropped (`prepare_frame`); `tensors` makes models' inputs of them on the model's device. No torch here: decode workers
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from alphafuse.data.dataset import PROTOCOLS
-from alphafuse.errors import BackboneError, DecodeError, unknown
+from alphafuse.errors import DecodeError, EncoderError, unknown
 
 from .decode import SAMPLE_RATE_HZ, Decoded, decode_clip
 from .fetch import fetched
@@ -76,7 +76,7 @@ class FrameSpec:
         """Read HuggingFace's image processor settings; absent ones take the published values for `image_size`.
 
         Raises:
-            BackboneError: settings that this module doesn't implement; they are named.
+            EncoderError: settings that this module doesn't implement; they are named.
         """
         size = config.get("size", {"shortest_edge": image_size})
         size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
@@ -90,12 +90,12 @@ class FrameSpec:
             {"height", "width"},
             set(),
         ):
-            raise BackboneError(
+            raise EncoderError(
                 f"preprocessor_config.json has size {size} and crop_size {crop}: only shortest_edge or height and "
                 "width are implemented"
             )
         if not crop and set(size) != {"height", "width"}:
-            raise BackboneError(
+            raise EncoderError(
                 "preprocessor_config.json leaves frames as large as they come: it needs a crop_size, or a size of "
                 "height and width"
             )
@@ -150,16 +150,16 @@ class AudioSpec:
         """Read HuggingFace's AST feature extractor settings; absent ones take the published values.
 
         Raises:
-            BackboneError: another sample rate than 16 kHz, or a size that the model doesn't take.
+            EncoderError: another sample rate than 16 kHz, or a size that the model doesn't take.
         """
         rate = config.get("sampling_rate", SAMPLE_RATE_HZ)
         if rate != SAMPLE_RATE_HZ:
-            raise BackboneError(
+            raise EncoderError(
                 f"preprocessor_config.json wants audio at {rate} Hz: only {SAMPLE_RATE_HZ} is implemented"
             )
         given = (config.get("num_mel_bins", mel_bins), config.get("max_length", max_length))
         if given != (mel_bins, max_length):
-            raise BackboneError(
+            raise EncoderError(
                 f"preprocessor_config.json makes {given[0]} mel bins x {given[1]} frames, config.json takes "
                 f"{mel_bins} x {max_length}: make them agree"
             )
@@ -173,9 +173,9 @@ class AudioSpec:
 
 
 def check_protocol(protocol: str) -> None:
-    """Raise `BackboneError` for a name that is no protocol."""
+    """Raise `EncoderError` for a name that is no protocol."""
     if protocol not in PROTOCOLS:
-        raise BackboneError(unknown("protocol", protocol, PROTOCOLS))
+        raise EncoderError(unknown("protocol", protocol, PROTOCOLS))
 
 
 def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
@@ -231,7 +231,7 @@ def check_waveform(waveform: np.ndarray) -> None:
 def decode_inputs(
     task: tuple[Path, tuple[str, ...]], *, specs: dict[str, FrameSpec | AudioSpec], device_resizes: bool
 ) -> Decoded:
-    """A clip's file -> the frames and the waveform that the backbones are fed; runs in a worker.
+    """A clip's file -> the frames and the waveform that the encoders are fed; runs in a worker.
 
     Args:
         task: the file or its URL, and the modalities that are asked for.

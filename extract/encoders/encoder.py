@@ -1,6 +1,6 @@
-"""The frozen backbones: HuggingFace's TimeSformer and AST without their classifiers.
+"""The frozen encoders: HuggingFace's TimeSformer and AST without their classifiers.
 
-A backbone is named by a hub id, by a folder in HuggingFace's layout, or "compact" for the small one that is shipped.
+An encoder is named by a hub id, by a folder in HuggingFace's layout, or "compact" for the small one that is shipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from alphafuse.errors import BackboneError, unknown
+from alphafuse.errors import EncoderError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, check_protocol
 from alphafuse.system.files import read_json
 
@@ -28,7 +28,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a backbone runs.
+    """Where and how an encoder runs.
 
     Attributes:
         device: as `choose_device` gives it.
@@ -44,12 +44,12 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise BackboneError(unknown("precision", self.precision, PRECISIONS))
+            raise EncoderError(unknown("precision", self.precision, PRECISIONS))
         check_protocol(self.protocol)
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Encoder:
     """A frozen model with its preprocessing.
 
     Attributes:
@@ -75,9 +75,9 @@ class Backbone:
     placement: Placement
 
     def __repr__(self) -> str:
-        return f"Backbone({self.modality}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
+        return f"Encoder({self.modality}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
 
-    def settings(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """Everything that decides this modality's numbers, json-able; compared by the store."""
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
         return {
@@ -99,7 +99,7 @@ class Backbone:
             (clips, dim) float32.
 
         Raises:
-            BackboneError: the device ran out of memory.
+            EncoderError: the device ran out of memory.
         """
         device = self.placement.device
         try:
@@ -110,16 +110,16 @@ class Backbone:
                     inputs = audio_inputs(clips, self.spec, device=device)
                 embeddings: np.ndarray = self.model(inputs).float().cpu().numpy()
         except torch.OutOfMemoryError:
-            raise BackboneError(f"{device} ran out of memory: lower --batch-size") from None
+            raise EncoderError(f"{device} ran out of memory: lower --batch-size") from None
         return embeddings
 
 
-def place(backbone: Backbone, device: str, *, compile: bool = False) -> Backbone:
-    """A backbone that is on the CPU, on another device, and compiled there if that is wanted."""
-    placement = replace(backbone.placement, device=torch.device(device), compile=compile)
-    model = backbone.model if placement.device.type == "cpu" else backbone.model.to(placement.device)
+def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
+    """An encoder that is on the CPU, on another device, and compiled there if that is wanted."""
+    placement = replace(encoder.placement, device=torch.device(device), compile=compile)
+    model = encoder.model if placement.device.type == "cpu" else encoder.model.to(placement.device)
     compiled: Any = torch.compile(model) if compile else model  # callable as a module
-    return replace(backbone, model=compiled, placement=placement)
+    return replace(encoder, model=compiled, placement=placement)
 
 
 def choose_device(device: str) -> torch.device:
@@ -129,24 +129,24 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise BackboneError(f"unknown device '{device}': choose from auto, cpu, cuda") from None
+        raise EncoderError(f"unknown device '{device}': choose from auto, cpu, cuda") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise BackboneError("this machine has no usable CUDA device: use --device cpu (or auto)")
+        raise EncoderError("this machine has no usable CUDA device: use --device cpu (or auto)")
     return chosen
 
 
-def load_timesformer(name: str, placement: Placement | None = None) -> Backbone:
+def load_timesformer(name: str, placement: Placement | None = None) -> Encoder:
     """Load a TimeSformer: hub id, folder or "compact"; it is fed as many frames as its config says.
 
     Raises:
-        BackboneError: not to be had, not a TimeSformer, weights missing, or settings that aren't implemented.
+        EncoderError: not to be had, not a TimeSformer, weights missing, or settings that aren't implemented.
     """
     from transformers import TimesformerModel
 
     source = locate("timesformer", name)
     model, config, preprocessor = _load(TimesformerModel, source, name)
     if config.attention_type == "space_only":
-        raise BackboneError(
+        raise EncoderError(
             f"{name} has space_only attention, whose average over frames HuggingFace leaves out: use a model with "
             "divided_space_time or joint_space_time attention"
         )
@@ -157,11 +157,11 @@ def load_timesformer(name: str, placement: Placement | None = None) -> Backbone:
     return _freeze("timesformer", name, model, spec, placement)
 
 
-def load_ast(name: str, placement: Placement | None = None) -> Backbone:
+def load_ast(name: str, placement: Placement | None = None) -> Encoder:
     """Load an AST: hub id, folder or "compact"; any input length and strides.
 
     Raises:
-        BackboneError: not to be had, not an AST, weights missing, or settings that aren't implemented.
+        EncoderError: not to be had, not an AST, weights missing, or settings that aren't implemented.
     """
     from transformers import ASTModel
 
@@ -174,13 +174,13 @@ def load_ast(name: str, placement: Placement | None = None) -> Backbone:
     return _freeze("ast", name, model, spec, placement)
 
 
-def load_backbones(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Backbone]:
-    """modality -> backbone, for modality -> hub id, folder or "compact"; `BackboneError` when one can't be had."""
+def load_encoders(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Encoder]:
+    """modality -> encoder, for modality -> hub id, folder or "compact"; `EncoderError` when one can't be had."""
     loaders = {"timesformer": load_timesformer, "ast": load_ast}
     return {modality: loaders[modality](name, placement) for modality, name in names.items()}
 
 
-def random_backbones(placement: Placement | None = None) -> dict[str, Backbone]:
+def random_encoders(placement: Placement | None = None) -> dict[str, Encoder]:
     """Both full-size models with random weights, to measure speed where the trained ones aren't at hand."""
     placement = placement or Placement()
     models = random_models()
@@ -201,14 +201,14 @@ def random_models() -> dict[str, nn.Module]:
         return {"timesformer": TimesformerModel(TimesformerConfig()).eval(), "ast": ASTModel(ASTConfig()).eval()}
 
 
-def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioSpec, placement: Placement) -> Backbone:
+def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioSpec, placement: Placement) -> Encoder:
     config: Any = model.config
     weights_sha256 = _weights_sha256(model)
     model.eval().requires_grad_(False)
     fast = pooled(model).eval().requires_grad_(False)
     if placement.precision == "bf16":
         store_products_in(fast, torch.bfloat16)
-    frozen = Backbone(
+    frozen = Encoder(
         modality=modality,
         name=name,
         revision=getattr(config, "_commit_hash", None) or "",
@@ -247,13 +247,13 @@ def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str,
         )
     except (OSError, ValueError) as error:
         if is_folder:
-            raise BackboneError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
-        raise BackboneError(_not_to_be_had(modality, name, offline=offline)) from None
+            raise EncoderError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
+        raise EncoderError(_not_to_be_had(modality, name, offline=offline)) from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
-        raise BackboneError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
+        raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
     if report["missing_keys"]:  # HuggingFace would fill them with random numbers
         missing = sorted(report["missing_keys"])
-        raise BackboneError(
+        raise EncoderError(
             f"{name} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
     return model, model.config, _preprocessor_config(source, offline=offline)

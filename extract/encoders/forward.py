@@ -1,4 +1,4 @@
-"""The backbones' forward passes, written for what extraction needs: only the rows that the embedding reads.
+"""The encoders' forward passes, written for what extraction needs: only the rows that the embedding reads.
 
 Both start from HuggingFace's own embeddings module and weights, and give what HuggingFace's models give, to rounding
 (the tests ask for 1e-5). What differs, every step exact in real numbers:

@@ -1,4 +1,4 @@
-"""Where a backbone's files are: a folder, the one that is shipped, the hub's cache, or the hub. No torch here."""
+"""Where an encoder's files are: a folder, the one that is shipped, the hub's cache, or the hub. No torch here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from alphafuse.errors import AlphafuseError, BackboneError
+from alphafuse.errors import AlphafuseError, EncoderError
 from alphafuse.system.files import read_json
 
 COMPACT = "compact"
@@ -22,29 +22,29 @@ def locate(modality: str, name: str) -> str:
     """Folder or hub id behind a name; a folder is checked for what it should hold.
 
     Raises:
-        BackboneError: no such folder, or one that holds something else.
+        EncoderError: no such folder, or one that holds something else.
     """
     folder = COMPACT_FOLDER / modality if name == COMPACT else Path(name).expanduser()
     if not folder.is_dir():
         looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
         if looks_like_folder:
-            raise BackboneError(
+            raise EncoderError(
                 f"no such folder for --{modality}: '{name}': name a HuggingFace folder ({LAYOUT}), a hub id like "
                 f"owner/name, or '{COMPACT}'"
             )
         return name
     config = folder / "config.json"
     if not config.is_file():
-        raise BackboneError(
+        raise EncoderError(
             f"{folder} is no HuggingFace folder (no config.json): an original checkpoint becomes one with "
             f"`alphafuse convert {modality} FILE OUT`"
         )
     try:
         model_type = read_json(config).get("model_type")
     except AlphafuseError as error:
-        raise BackboneError(str(error)) from None
+        raise EncoderError(str(error)) from None
     if model_type != _MODEL_TYPES[modality]:
-        raise BackboneError(
+        raise EncoderError(
             f"{folder} holds a '{model_type}', not the '{_MODEL_TYPES[modality]}' that --{modality} needs"
         )
     return str(folder)
@@ -82,10 +82,10 @@ def hub_reachable() -> bool:
 
 
 def local_folder(modality: str, name: str) -> Path | None:
-    """Where a backbone's files are on this machine: its folder, the shipped one, the hub's cache; None = not here.
+    """Where an encoder's files are on this machine: its folder, the shipped one, the hub's cache; None = not here.
 
     Raises:
-        BackboneError: no such folder, or one that holds something else.
+        EncoderError: no such folder, or one that holds something else.
     """
     source = locate(modality, name)
     if Path(source).is_dir():

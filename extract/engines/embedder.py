@@ -1,4 +1,4 @@
-"""The backbones at work: clip files -> decode workers -> model threads -> embeddings, wherever these go then.
+"""The encoders at work: clip files -> decode workers -> model threads -> embeddings, wherever these go then.
 
 Nobody waits for another more than he must: workers decode two clips ahead each, and the models take whatever is
 decoded. On the CPU each core runs the models on a clip of its own, so that an embedding is a function of its clip
@@ -26,43 +26,43 @@ from alphafuse.extract.settings import BATCH_ON_CUDA, ExtractSettings
 from alphafuse.system.interrupts import submit, wait_for_any
 
 if TYPE_CHECKING:
-    from alphafuse.extract.encoders.encoder import Backbone
+    from alphafuse.extract.encoders.encoder import Encoder
 
 THREADS_ON_CUDA = 2  # one prepares inputs while the other's batch is on the device
 
 
 class Embedder:
-    """Backbones on their device, and how clips get to them.
+    """Encoders on their device, and how clips get to them.
 
     Attributes:
-        backbones: modality -> backbone.
-        settings: how; of its backbones, protocol and precision only what `backbones` already are matters.
+        encoders: modality -> encoder.
+        settings: how; of its encoders, protocol and precision only what `encoders` already are matters.
         device: where the models run.
         threads: that run them at once.
         batch_size: clips per forward pass.
         memory: what decode workers may take.
     """
 
-    def __init__(self, backbones: Mapping[str, Backbone], settings: ExtractSettings) -> None:
-        self.backbones = dict(backbones)
+    def __init__(self, encoders: Mapping[str, Encoder], settings: ExtractSettings) -> None:
+        self.encoders = dict(encoders)
         self.settings = settings
-        self.device = next(iter(self.backbones.values())).placement.device
+        self.device = next(iter(self.encoders.values())).placement.device
         on_cpu = self.device.type == "cpu"
         self.threads = (settings.models or cpu_count()) if on_cpu else THREADS_ON_CUDA
         self.batch_size = settings.batch_size or (1 if on_cpu else BATCH_ON_CUDA)
         self.memory = self._plan_memory()
 
     @property
-    def store_settings(self) -> dict[str, dict[str, Any]]:
+    def recipes(self) -> dict[str, dict[str, Any]]:
         """modality -> everything that decides its numbers."""
-        return {modality: backbone.settings() for modality, backbone in self.backbones.items()}
+        return {modality: encoder.recipe() for modality, encoder in self.encoders.items()}
 
     def decode(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Decoded], None, None]:
         """Decode clips in worker processes and yield them as they are finished, never many more than are being used.
 
         A clip whose decoder crashes, hangs or wants too much memory is yielded with that as its reason.
         """
-        specs = {modality: backbone.spec for modality, backbone in self.backbones.items()}
+        specs = {modality: encoder.spec for modality, encoder in self.encoders.items()}
         decode = partial(decode_inputs, specs=specs, device_resizes=self._device_resizes)
         return map_tasks(
             decode,
@@ -74,8 +74,8 @@ class Embedder:
         )
 
     def embed(self, decoded_jobs: Sequence[tuple[Job, Decoded]]) -> Batch:
-        """Run the backbones over a batch."""
-        return embed_batch(self.backbones, decoded_jobs)
+        """Run the encoders over a batch."""
+        return embed_batch(self.encoders, decoded_jobs)
 
     def run(self, jobs: Iterable[Job], use: Callable[[Sequence[tuple[Job, Decoded]]], None]) -> None:
         """Decode clips and hand them to `use` in batches, in the model threads, as fast as the slower of both.
@@ -123,18 +123,18 @@ class Embedder:
     def decoded_bytes(self) -> int:
         """Of a decoded clip, at most."""
         return sum(
-            decoded_bytes(backbone.spec, device_resizes=self._device_resizes) for backbone in self.backbones.values()
+            decoded_bytes(encoder.spec, device_resizes=self._device_resizes) for encoder in self.encoders.values()
         )
 
     @property
     def _device_resizes(self) -> bool:
         """On the CPU, PIL beside the decoder is five times as fast as `resize_frames`."""
-        specs = [backbone.spec for backbone in self.backbones.values()]
+        specs = [encoder.spec for encoder in self.encoders.values()]
         return self.device.type != "cpu" and all(can_resize(spec) for spec in specs if isinstance(spec, FrameSpec))
 
     def _plan_memory(self) -> MemoryPlan:
         in_flight = self.threads + 1
-        per_clip = max(backbone.forward_bytes for backbone in self.backbones.values())
+        per_clip = max(encoder.forward_bytes for encoder in self.encoders.values())
         return plan_memory(
             self.settings.max_memory_gb,
             workers=self.settings.workers or cpu_count(),

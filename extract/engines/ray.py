@@ -43,12 +43,12 @@ from .ray_stages import (
     commit_blocks,
     library_versions,
     pack_block,
-    ship_backbones,
+    ship_encoders,
 )
 from .writer import SHARD_BYTES
 
 if TYPE_CHECKING:
-    from alphafuse.extract.encoders.encoder import Backbone, Placement
+    from alphafuse.extract.encoders.encoder import Encoder, Placement
 
 POLL_SECONDS = 0.5  # between two looks at what is finished
 JOIN_SECONDS = 5.0  # that an interrupt waits for Ray Data
@@ -65,24 +65,24 @@ class RayExtractor(Extractor):
         settings: ExtractSettings,
         *,
         ray: Any,
-        backbones: Mapping[str, Backbone] | None = None,
+        encoders: Mapping[str, Encoder] | None = None,
     ) -> None:
-        """Load the backbones on this machine's CPU, unless they are given there; nodes get them from here.
+        """Load the encoders on this machine's CPU, unless they are given there; nodes get them from here.
 
         Args:
             dataset: a root; its clips and stores must be seen by all nodes.
             settings: as ever; `device` is "auto", "cpu" or "cuda".
             ray: the module, connected (`alphafuse.system.cluster.connected`).
-            backbones: modality -> backbone on the CPU.
+            encoders: modality -> encoder on the CPU.
 
         Raises:
-            BackboneError: a backbone can't be had.
+            EncoderError: an encoder can't be had.
             ClusterError: the cluster can't do it.
         """
         self._ray = ray
-        super().__init__(_absolute(dataset), settings, backbones=backbones)
+        super().__init__(_absolute(dataset), settings, encoders=encoders)
         self.batch_size = self.pools.batch_size
-        self._weights = ray.put(ship_backbones(self.backbones))
+        self._weights = ray.put(ship_encoders(self.encoders))
 
     def _fill(self, jobs: Jobs, store: EmbeddingStore, tally: Tally) -> bool:
         with Claims(store.folder) as claims:
@@ -153,7 +153,7 @@ class RayExtractor(Extractor):
         clip_folder = self.dataset.clip_folder
         decoding = Decoding(
             libraries=library_versions(),
-            specs={modality: backbone.spec for modality, backbone in self.backbones.items()},
+            specs={modality: encoder.spec for modality, encoder in self.encoders.items()},
             timeout_seconds=self.settings.timeout_seconds,
             clip_bytes=pools.clip_bytes,
             clip_folder=None if is_remote(clip_folder) else clip_folder,
@@ -195,7 +195,7 @@ class RayExtractor(Extractor):
 
     def _commit(self, store: EmbeddingStore, run: str | None, references: Sequence[Any]) -> Any:
         """Have embedded blocks written as one shard; a reference to what came of it."""
-        commit = Commit(store.folder, run, time.time_ns(), self.store_settings, self._provenance())
+        commit = Commit(store.folder, run, time.time_ns(), self.recipes, self._provenance())
         task = self._ray.remote(num_cpus=0, max_retries=-1, scheduling_strategy="SPREAD")(commit_blocks)
         return task.remote(commit, *references)
 
@@ -233,7 +233,7 @@ class RayExtractor(Extractor):
             ],
             self.settings,
             decoded_bytes=self.decoded_bytes,
-            forward_bytes=max(backbone.forward_bytes for backbone in self.backbones.values()),
+            forward_bytes=max(encoder.forward_bytes for encoder in self.encoders.values()),
         )
 
     def _plan_memory(self) -> MemoryPlan:

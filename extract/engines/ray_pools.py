@@ -131,7 +131,7 @@ def _clip_bytes(
     if max(node.memory_bytes for node in nodes) < needed:
         raise ClusterError(
             f"no machine of the Ray cluster has the {needed / 1e9:.1f} GB for a decoder and a model worker: start "
-            "nodes with more memory (`ray start --memory`), allow more (--max-memory), or use smaller backbones"
+            "nodes with more memory (`ray start --memory`), allow more (--max-memory), or use smaller encoders"
         )
     left = (
         (node.memory_bytes / node.cpus - models_per_cpu * model_bytes) / decoders_per_cpu - decoder_bytes

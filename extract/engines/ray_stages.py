@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from alphafuse.extract.encoders.encoder import Backbone
+    from alphafuse.extract.encoders.encoder import Encoder
 
 LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 Row = dict[str, Any]  # of a Ray Dataset: {"number": of the block, "content": pickled}
@@ -122,13 +122,13 @@ def _undecoded(reason: str) -> Decoded:
 
 
 class EmbedBlock:
-    """The backbones in an actor, on one core or one device."""
+    """The encoders in an actor, on one core or one device."""
 
     def __init__(self, shipped: Sequence[Any], *, device: str, compile: bool, batch_size: int, counts: Any) -> None:
-        """Take the backbones out of Ray's object store.
+        """Take the encoders out of Ray's object store.
 
         Args:
-            shipped: one reference to what `ship_backbones` made; in a list, so that it arrives as a reference.
+            shipped: one reference to what `ship_encoders` made; in a list, so that it arrives as a reference.
             device: "cpu", or "cuda" for the device that Ray gave to this actor.
             compile: see `Placement`.
             batch_size: clips per forward pass.
@@ -142,8 +142,8 @@ class EmbedBlock:
         self._shipped = ray.get(shipped[0])  # held: the weights lie in it
         if device == "cpu":
             torch.set_num_threads(1)
-        backbones = unship_backbones(self._shipped)
-        self._backbones = {name: place(backbone, device, compile=compile) for name, backbone in backbones.items()}
+        encoders = unship_encoders(self._shipped)
+        self._encoders = {name: place(encoder, device, compile=compile) for name, encoder in encoders.items()}
         self._batch_size, self._counts = batch_size, counts
 
     def __call__(self, row: Row) -> Row:
@@ -153,13 +153,13 @@ class EmbedBlock:
         decoded_jobs = _content(row)
         starts = range(0, len(decoded_jobs), self._batch_size)
         parts = (decoded_jobs[start : start + self._batch_size] for start in starts)
-        batches = [embed_batch(self._backbones, part) for part in parts]
+        batches = [embed_batch(self._encoders, part) for part in parts]
         _count(self._counts, embedded=len(decoded_jobs))
         return pack_block(row["number"], batches)
 
 
-def ship_backbones(backbones: Mapping[str, Backbone]) -> tuple[bytes, list[np.ndarray]]:
-    """Backbones on the CPU, ready for Ray's object store: the weights apart, as arrays.
+def ship_encoders(encoders: Mapping[str, Encoder]) -> tuple[bytes, list[np.ndarray]]:
+    """Encoders on the CPU, ready for Ray's object store: the weights apart, as arrays.
 
     All actors of a machine share one copy of them, in the store's memory, and no machine needs the weights' files.
     """
@@ -167,15 +167,15 @@ def ship_backbones(backbones: Mapping[str, Backbone]) -> tuple[bytes, list[np.nd
 
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _WeightsApart(stream, protocol=5, buffer_callback=buffers.append).dump(dict(backbones))
+    _WeightsApart(stream, protocol=5, buffer_callback=buffers.append).dump(dict(encoders))
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
-def unship_backbones(shipped: tuple[bytes, list[np.ndarray]]) -> dict[str, Backbone]:
-    """The backbones again, with weights where they lie: to be read only."""
+def unship_encoders(shipped: tuple[bytes, list[np.ndarray]]) -> dict[str, Encoder]:
+    """The encoders again, with weights where they lie: to be read only."""
     pickled, arrays = shipped
-    backbones: dict[str, Backbone] = pickle.loads(pickled, buffers=arrays)
-    return backbones
+    encoders: dict[str, Encoder] = pickle.loads(pickled, buffers=arrays)
+    return encoders
 
 
 class _WeightsApart(pickle.Pickler):
@@ -209,14 +209,14 @@ class Commit:
         folder: of the store.
         run: that has claimed the store (`Claims.claim_all`); None where there are no locks.
         stamp_ns: the shard's place among the others.
-        settings: modality -> what decides its numbers.
+        recipes: modality -> what decides its numbers.
         provenance: what the shard records of its making.
     """
 
     folder: Path
     run: str | None
     stamp_ns: int
-    settings: Mapping[str, Mapping[str, Any]]
+    recipes: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, Any]
 
 
@@ -237,7 +237,7 @@ def commit_blocks(commit: Commit, *tables: Any) -> Committed:
     """
     rows = [row for table in tables for row in table.to_pylist()]
     batches: list[Batch] = [batch for row in rows for batch in _content(row)]
-    embeddings = join_batches(batches, commit.settings)
+    embeddings = join_batches(batches, commit.recipes)
     name = shard_name(commit.stamp_ns, embeddings.clip_ids)
     with nullcontext() if commit.run is None else committing(commit.folder, commit.run):
         EmbeddingStore(commit.folder).write(embeddings, provenance=commit.provenance, name=name)

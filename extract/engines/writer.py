@@ -34,7 +34,7 @@ class ShardWriter:
     def __init__(
         self,
         store: EmbeddingStore,
-        settings: Mapping[str, Mapping[str, Any]],
+        recipes: Mapping[str, Mapping[str, Any]],
         *,
         provenance: Callable[[], dict[str, Any]],
         flush_seconds: float,
@@ -44,12 +44,12 @@ class ShardWriter:
 
         Args:
             store: where to.
-            settings: modality -> what decides its numbers.
+            recipes: modality -> what decides its numbers.
             provenance: makes what a shard records of its making.
             flush_seconds: no batch waits longer than this for its shard.
             written: told, in the thread, the clip_ids of each shard once it is there.
         """
-        self._store, self._settings, self._provenance = store, settings, provenance
+        self._store, self._recipes, self._provenance = store, recipes, provenance
         self._flush_seconds, self._written = flush_seconds, written
         self._queue: queue.SimpleQueue[Batch | _Word] = queue.SimpleQueue()
         self._error: BaseException | None = None
@@ -110,6 +110,6 @@ class ShardWriter:
             return None
 
     def _write(self, batches: Sequence[Batch]) -> None:
-        rows = join_batches(batches, self._settings)
+        rows = join_batches(batches, self._recipes)
         self._store.write(rows, provenance=self._provenance())
         self._written(rows.clip_ids)

@@ -3,7 +3,7 @@
     {modality: (batch, dim)} -> transform -> normalisation -> fusion
         -> FC 1024 -> ReLU -> dropout -> FC 512 -> ReLU -> dropout -> FC C
 
-With two 768-d backbones and 91 classes that is 1536-1024-512-91 with 2,145,371 parameters (paper section 3; the widths
+With two 768-d encoders and 91 classes that is 1536-1024-512-91 with 2,145,371 parameters (paper section 3; the widths
 and the dropout are the authors' notebook's; neither normalises).
 
 Normalisation comes after the transform: a transform that only scales (pos-scalar, neg-scalar, scale) vanishes under it.
@@ -302,7 +302,7 @@ class AlphaFusion(nn.Module):
             if features[modality].shape[-1] != dim:
                 raise ExperimentError(
                     f"this head was made for {dim}-d {modality} embeddings, not {features[modality].shape[-1]}-d ones: "
-                    "extract with the backbone it was trained on"
+                    "extract with the encoder it was trained on"
                 )
         return self.classify(self.fuse(features, alphas))
 

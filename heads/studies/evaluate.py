@@ -13,8 +13,8 @@ import torch
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.store.store import setting_differences
-from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
+from alphafuse.data.store.store import recipe_differences
+from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
 from alphafuse.heads.model.head import AlphaFusion, HeadConfig, usable_clips
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, PairedTest, difference_interval, paired_test
@@ -100,7 +100,7 @@ def evaluate(
 
     Raises:
         ExperimentError: no heads there, labels that they don't know, or no clip that they can use.
-        SettingsMismatchError: the embeddings were made by other backbones or another protocol than the run's.
+        RecipeMismatchError: the embeddings were made by other encoders or another protocol than the run's.
         DatasetError, StoreError: no such split, or it isn't extracted.
 
     >>> from alphafuse import evaluate
@@ -173,11 +173,11 @@ def dataset_of(run: Path) -> Dataset:
 def load_run(run: Path, dataset: Dataset, split: str) -> list[AlphaFusion]:
     """A run's heads, once it is certain that the split's embeddings were made as the run's own were."""
     trained = read_run(run)
-    stored = dataset.store(split).settings()
+    stored = dataset.store(split).recipes()
     for modality in trained.modalities:
-        difference = setting_differences(trained.embeddings[modality], stored.get(modality, {}))
+        difference = recipe_differences(trained.embeddings[modality], stored.get(modality, {}))
         if difference and stored:
-            raise SettingsMismatchError(
+            raise RecipeMismatchError(
                 f"the run {run} was trained on another {modality} {difference} than the {split} clips of {dataset.root}"
             )
     return list(trained.heads)

@@ -159,7 +159,7 @@ class Experiment:
                     "modality alone"
                 )
         transform, alpha = self.transform, self.alpha
-        if transform == "pos-scalar" and is_notebook(train.settings):
+        if transform == "pos-scalar" and is_notebook(train.recipes):
             transform, alpha = "scale", NOTEBOOK_POS_SCALAR
         return HeadConfig(
             dims={modality: train.dims[modality] for modality in self.modalities},
@@ -178,9 +178,9 @@ class Experiment:
         )
 
 
-def is_notebook(settings: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether embeddings were made by protocol `notebook`, from their store's settings."""
-    return any(made.get("protocol") == "notebook" for made in settings.values())
+def is_notebook(recipes: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether embeddings were made by protocol `notebook`, from their store's recipes."""
+    return any(made.get("protocol") == "notebook" for made in recipes.values())
 
 
 BASELINE = Experiment()
@@ -460,8 +460,8 @@ def provenance(
     return {
         "dataset": {"name": dataset.name, "source": dataset.source},
         "classes": list(dataset.classes),
-        "embeddings": {modality: dict(made) for modality, made in embeddings["train"].settings.items()},
-        "backbones": dataset.store("train").provenance().get("backbones", {}),
+        "embeddings": {modality: dict(made) for modality, made in embeddings["train"].recipes.items()},
+        "encoders": dataset.store("train").provenance().get("encoders", {}),
         "settings": settings.to_json(),
         "seeds": list(seeds),
         "versions": {

@@ -62,9 +62,9 @@ class TrainedRun:
         return self.config["embeddings"]
 
     @property
-    def backbones(self) -> Mapping[str, Mapping[str, str]]:
-        """modality -> {"name", "revision"} of the backbone that made them; empty where the store didn't say."""
-        return self.config.get("backbones", {})
+    def encoders(self) -> Mapping[str, Mapping[str, str]]:
+        """modality -> {"name", "revision"} of the encoder that made them; empty where the store didn't say."""
+        return self.config.get("encoders", {})
 
     def write(self, folder: str | Path) -> None:
         """Write the run to another folder, so that `read_run` finds it there: config.json last."""
@@ -84,7 +84,7 @@ def read_run(folder: Path | str) -> TrainedRun:
     >>> run = read_run("demo/runs/sqrt-ast")
     >>> run
     TrainedRun(AST sqrt, 1 heads, folder='demo/runs/sqrt-ast')
-    >>> run.metrics["test"]["n"], run.backbones["ast"]["name"]
+    >>> run.metrics["test"]["n"], run.encoders["ast"]["name"]
     (192, 'compact')
     """
     folder = Path(folder)

@@ -74,7 +74,7 @@ def test_commands_that_only_look_into_stores_import_no_torch(extracted: Path) ->
         assert run.returncode == 0 and run.stdout, run.stderr
 
 
-def test_vggsound_to_store_in_two_commands(run: Run, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+def test_vggsound_to_store_in_two_commands(run: Run, tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("aaaaaaaaaaa_000030", "aaaaaaaaaaa_000040", "bbbbbbbbbbb_000000", "ccccccccccc_000001"):
         write_clip(tmp_path / "clips" / f"{name}.mp4")
     (tmp_path / "vggsound.csv").write_text(
@@ -85,13 +85,13 @@ def test_vggsound_to_store_in_two_commands(run: Run, tiny_backbones: dict[str, P
     root = tmp_path / "root"
     code, out, _ = run(
         *("data", "vggsound", "--csv", tmp_path / "vggsound.csv", "--clips", tmp_path / "clips", "--root", root),
-        *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+        *("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"]),
     )
     assert code == 0
     assert "vggsound: 4 clips in 2 classes (train 2, val 1, test 1)" in out
     assert "test: only 0 of 1 clips have a label that occurs in training: no head can score above 0.0%" in out
     assert "missing: 1 of 5 listed clips have no file, such as ddddddddddd_000001" in out
-    code, out, _ = run("extract", "--split", "all", "--root", root)  # the root remembers the backbones
+    code, out, _ = run("extract", "--split", "all", "--root", root)  # the root remembers the encoders
     assert code == 0 and "train: 2 clips embedded (timesformer 2, ast 2)" in out
     code, out, _ = run("extract", "--split", "all", "--root", root)
     assert code == 0 and out.count("there already, nothing to do") == 3
@@ -99,13 +99,13 @@ def test_vggsound_to_store_in_two_commands(run: Run, tiny_backbones: dict[str, P
     assert code == 0 and json.loads(out)[0]["already"] == 1
 
 
-def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     root = make_root()
     for clip in sorted((root / "clips").glob("train0*")):
         write_clip(clip, audio=False)
     code, out, _ = run(
         *("extract", "--split", "train", "--root", root, "--workers", 1),
-        *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+        *("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"]),
     )
     assert code == 0 and "4 clips embedded (timesformer 4, ast 2)" in out
     header, row = (line.split(maxsplit=2) for line in out.splitlines()[1:])
@@ -184,7 +184,7 @@ def test_store_commands_look_check_merge_and_export(run: Run, extracted: Path, t
 
 
 def test_mistakes_get_one_clear_line_and_exit_code_2(
-    run: Run, extracted: Path, tmp_path: Path, tiny_backbones: dict[str, Path]
+    run: Run, extracted: Path, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     missing, clips = tmp_path / "missing.csv", extracted / "clips"
     assert_one_line_error(run("data", "vggsound", "--csv", missing, "--clips", clips), "no such csv")
@@ -230,10 +230,10 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
         "alphafuse convert ast",
         "alphafuse data demo",
     )
-    assert_one_line_error(  # the stores of `extracted` were made with other (made-up) backbones
+    assert_one_line_error(  # the stores of `extracted` were made with other (made-up) encoders
         run(
             *("extract", "--split", "train", "--root", extracted),
-            *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+            *("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"]),
         ),
         "was made with another timesformer",
     )

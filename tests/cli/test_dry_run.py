@@ -109,7 +109,7 @@ def test_an_h100_takes_about_150_cores_where_it_reaches_two_thirds_of_its_peak()
     assert plan_run(RunSettings(clips=1, gpus=1, cpus=100)).cores_per_gpu == pytest.approx(11.6, abs=0.1)  # fp32
 
 
-def test_the_published_backbones_are_what_is_planned_with() -> None:
+def test_the_published_encoders_are_what_is_planned_with() -> None:
     work = published_work()
     assert work.flops.value == pytest.approx(391.66 + 261.03, abs=0.01)  # GFLOP, counted by PyTorch in test_forward
     assert work.dims == {"timesformer": 768, "ast": 768} and work.decoded_bytes < 2**21
@@ -158,10 +158,10 @@ def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, object], messag
 
 
 def test_a_root_is_measured_and_gives_the_size_that_its_own_dry_run_gives(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
-    names = {name: str(path) for name, path in tiny_backbones.items()}
+    names = {name: str(path) for name, path in tiny_encoders.items()}
     settings = ExtractSettings(**names, device="cpu", workers=1)  # type: ignore[arg-type]
     before = sorted(dataset.root.rglob("*"))
     work = measure_work(dataset, settings)
@@ -215,9 +215,9 @@ def test_the_command_needs_no_root_and_marks_every_figure(
 
 
 def test_the_command_measures_a_root_that_is_named(
-    run: Run, make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    run: Run, make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
-    tiny = ("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"], "--workers", 1)
+    tiny = ("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"], "--workers", 1)
     code, out, _ = run(*ASKED[:4], "--cpus", 4, "--root", make_root(), *tiny)
     assert code == 0 and "8 clips of root, here" in out and "bottleneck: decoding and models" in out
 

@@ -83,14 +83,14 @@ def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **enviro
 def test_names_for_completion_are_those_that_the_modules_know() -> None:
     from alphafuse.data import dataset, manifest
     from alphafuse.data.store import store
-    from alphafuse.extract.encoders import encoder as backbones
+    from alphafuse.extract.encoders import encoder as encoders
     from alphafuse.heads.model import fusion, head, transforms
     from alphafuse.heads.training import settings
 
     assert manifest.SPLITS == cli_common.SPLITS
     assert store.MODALITIES == cli_common.MODALITIES
     assert dataset.PROTOCOLS == cli_common.PROTOCOLS
-    assert backbones.PRECISIONS == cli_common.PRECISIONS
+    assert encoders.PRECISIONS == cli_common.PRECISIONS
     assert tuple(transforms.TRANSFORMS) == cli_common.TRANSFORMS
     takes_alpha = {name for name, entry in transforms.TRANSFORMS.items() if entry.alpha not in ("none", "fixed")}
     assert takes_alpha == set(cli_common.ALPHA_TRANSFORMS)
@@ -316,7 +316,7 @@ JSON_KEYS = {  # what programs rely on: change it deliberately, and say so in th
 
 
 def test_json_is_one_document_with_the_keys_that_programs_rely_on(
-    extracted: Path, tiny_backbones: dict[str, Path], make_root: MakeRoot, tmp_path: Path, run: Run
+    extracted: Path, tiny_encoders: dict[str, Path], make_root: MakeRoot, tmp_path: Path, run: Run
 ) -> None:
     fresh = make_root("fresh")
     quick = ("--epochs", 1, "--root", extracted)
@@ -326,11 +326,11 @@ def test_json_is_one_document_with_the_keys_that_programs_rely_on(
         "data audit": ("--root", extracted, "--no-decode"),
         "extract": (
             *("--split", "val", "--root", fresh, "--workers", 1),
-            *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+            *("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"]),
         ),
         "extract --dry-run": (
             *("--split", "test", "--root", fresh, "--workers", 1),
-            *("--timesformer", tiny_backbones["timesformer"], "--ast", tiny_backbones["ast"]),
+            *("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"]),
         ),
         "store info": (extracted / "stores" / "train",),
         "store verify": (extracted / "stores" / "train",),

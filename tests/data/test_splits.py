@@ -11,7 +11,7 @@ from alphafuse.data.manifest import SPLITS, Clip
 from alphafuse.data.sources.resplit import fold_datasets, resplit_dataset
 from alphafuse.data.sources.vggsound import paper_rows
 from alphafuse.data.splits import k_folds, parse_size, resplit, single_video_labels
-from alphafuse.errors import DatasetError, SettingsMismatchError
+from alphafuse.errors import DatasetError, RecipeMismatchError
 
 SETTINGS = {"timesformer": {"weights": "t"}, "ast": {"weights": "a"}}
 
@@ -173,7 +173,7 @@ def test_embeddings_failures_and_settings_carry_over_to_a_new_root(make_root: Ca
     loaded = new.all_embeddings()
     for split, embeddings in loaded.items():
         assert embeddings.clip_ids == tuple(c.clip_id for c in new.manifest.of_split(split))
-        assert embeddings.settings == SETTINGS
+        assert embeddings.recipes == SETTINGS
         for clip_id, row in zip(embeddings.clip_ids, embeddings.features["timesformer"], strict=True):
             np.testing.assert_array_equal(row, rows[clip_id])
     failures = [failure for embeddings in loaded.values() for failure in embeddings.failures]
@@ -229,6 +229,6 @@ def test_stores_of_different_settings_are_not_mixed(make_root: Callable[..., Pat
         shard.unlink()
     row = Embeddings(("x",), ("dog",), ("x",), {"ast": np.ones((1, 2), np.float32)}, (), {"ast": {"weights": "b"}})
     old.store("val").write(row)
-    with pytest.raises(SettingsMismatchError, match=r"were made with another ast weights \(there: a, here: b\)"):
+    with pytest.raises(RecipeMismatchError, match=r"were made with another ast weights \(there: a, here: b\)"):
         resplit_dataset(old, old.root.parent / "new", val=2, test=4)
     assert not (old.root.parent / "new").exists()

@@ -61,13 +61,13 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
-    files: Path, tmp_path: Path, tiny_backbones: Names
+    files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     clips = 1200
     calm, killed = (make(tmp_path / name, files, clips) for name in ("calm", "killed"))
-    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    extract_embeddings(calm, ["train"], settings(tiny_encoders))
     store, rng, before, early = killed.store("train"), random.Random(0), 0, 0
-    folders = [str(tiny_backbones[modality]) for modality in ("timesformer", "ast")]
+    folders = [str(tiny_encoders[modality]) for modality in ("timesformer", "ast")]
     parent = subprocess.Popen(
         [sys.executable, "-P", "-c", LIVES, str(killed.root), *folders],
         cwd=killed.root,
@@ -95,7 +95,7 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
     parent.wait()
     assert 0 < before < clips and 0 < early < KILLS, "the kills came neither before the first flush nor after the last"
     wait_for(lambda: not processes_in(killed.root), 30)  # workers end with the process that they worked for
-    (last,) = extract_embeddings(killed, ["train"], settings(tiny_backbones))
+    (last,) = extract_embeddings(killed, ["train"], settings(tiny_encoders))
     assert last.already == before
     assert_same_stores(killed, calm)
 
@@ -104,11 +104,11 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_an_interrupt_flushes_says_how_to_go_on_and_exits_with_its_code(
-    files: Path, tmp_path: Path, tiny_backbones: Names, number: int, code: int, word: str
+    files: Path, tmp_path: Path, tiny_encoders: Names, number: int, code: int, word: str
 ) -> None:
     dataset = make(tmp_path / "root", files, 3000)
     run = subprocess.Popen(
-        command(dataset.root, tiny_backbones, "--flush-seconds", "0.2"),
+        command(dataset.root, tiny_encoders, "--flush-seconds", "0.2"),
         cwd=dataset.root,
         stderr=subprocess.PIPE,
         text=True,
@@ -125,13 +125,11 @@ def test_an_interrupt_flushes_says_how_to_go_on_and_exits_with_its_code(
     assert all(path.name.startswith("shard-") for path in store.folder.iterdir()), "nothing but shards is left behind"
 
 
-def test_what_is_embedded_when_an_interrupt_comes_is_written(
-    files: Path, tmp_path: Path, tiny_backbones: Names
-) -> None:
+def test_what_is_embedded_when_an_interrupt_comes_is_written(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     """With a flush interval that never comes, whatever is in the store was flushed by the interrupt."""
     dataset = make(tmp_path / "root", files, 3000)
     run = subprocess.Popen(
-        command(dataset.root, tiny_backbones, "--flush-seconds", "3600"), cwd=dataset.root, stderr=subprocess.PIPE
+        command(dataset.root, tiny_encoders, "--flush-seconds", "3600"), cwd=dataset.root, stderr=subprocess.PIPE
     )
     wait_for(lambda: (dataset.store("train").folder / ".claims").exists())
     time.sleep(4)
@@ -162,13 +160,13 @@ def test_an_interrupt_while_the_last_shard_is_written_lets_it_be_written(
 
 
 def test_two_extractions_at_once_share_the_work_and_no_row_is_double(
-    files: Path, tmp_path: Path, tiny_backbones: Names
+    files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, shared = (make(tmp_path / name, files, 300) for name in ("calm", "shared"))
-    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    extract_embeddings(calm, ["train"], settings(tiny_encoders))
     runs = [
         subprocess.Popen(
-            command(shared.root, tiny_backbones, "--flush-seconds", "0.2", "--json"), stdout=subprocess.PIPE, text=True
+            command(shared.root, tiny_encoders, "--flush-seconds", "0.2", "--json"), stdout=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
@@ -183,12 +181,12 @@ def test_two_extractions_at_once_share_the_work_and_no_row_is_double(
 
 
 def test_when_one_of_two_is_killed_the_other_does_its_clips_too(
-    files: Path, tmp_path: Path, tiny_backbones: Names
+    files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, shared = (make(tmp_path / name, files, 300) for name in ("calm", "shared"))
-    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    extract_embeddings(calm, ["train"], settings(tiny_encoders))
     runs = [
-        subprocess.Popen(command(shared.root, tiny_backbones, "--flush-seconds", seconds), cwd=shared.root)
+        subprocess.Popen(command(shared.root, tiny_encoders, "--flush-seconds", seconds), cwd=shared.root)
         for seconds in ("3600", "0.2")
     ]
     wait_for(lambda: len(shared.store("train").shards()) >= 3)
@@ -203,13 +201,13 @@ def limited(size: int) -> Callable[[], None]:
 
 
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_corrupted(
-    files: Path, tmp_path: Path, tiny_backbones: Names
+    files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, full = (make(tmp_path / name, files, 120) for name in ("calm", "full"))
-    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    extract_embeddings(calm, ["train"], settings(tiny_encoders))
     # the first shards are small enough, a shard of all the rest is not
     ended = subprocess.run(
-        command(full.root, tiny_backbones, "--flush-seconds", "3600"),
+        command(full.root, tiny_encoders, "--flush-seconds", "3600"),
         preexec_fn=limited(20_000),
         capture_output=True,
         text=True,
@@ -220,11 +218,11 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_corrupted(
     assert "can't write" in lines[0] and "File too large: raise the limit" in lines[0]
     assert list(full.store("train").folder.glob(".shard-*")) == [], "no half shard is left"
     assert full.store("train").verify() == []
-    extract_embeddings(full, ["train"], settings(tiny_backbones))
+    extract_embeddings(full, ["train"], settings(tiny_encoders))
     assert_same_stores(full, calm)
 
 
-def test_a_small_real_file_system_that_fills_up(files: Path, tmp_path: Path, tiny_backbones: Names) -> None:
+def test_a_small_real_file_system_that_fills_up(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     mount = tmp_path / "disk"
     mount.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(mount)], capture_output=True)
@@ -233,28 +231,28 @@ def test_a_small_real_file_system_that_fills_up(files: Path, tmp_path: Path, tin
     try:
         dataset = make(mount / "root", files, 200)
         ended = subprocess.run(
-            command(dataset.root, tiny_backbones, "--flush-seconds", "0.3"), capture_output=True, text=True, timeout=120
+            command(dataset.root, tiny_encoders, "--flush-seconds", "0.3"), capture_output=True, text=True, timeout=120
         )
         assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1, ended.stderr
         assert "No space left on device: free some space" in ended.stderr
         done = len(dataset.store("train").done())
         assert dataset.store("train").verify() == [] and 0 < done < 200
         subprocess.run(["mount", "-o", "remount,size=4m", str(mount)], check=True)
-        (report,) = extract_embeddings(dataset, ["train"], settings(tiny_backbones))
+        (report,) = extract_embeddings(dataset, ["train"], settings(tiny_encoders))
         assert report.already == done and len(dataset.store("train").done()) == 200
     finally:
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_store_that_can_not_be_a_folder_is_one_line(files: Path, tmp_path: Path, tiny_backbones: Names) -> None:
+def test_a_store_that_can_not_be_a_folder_is_one_line(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     dataset = make(tmp_path / "root", files, 3)
     (dataset.root / "stores").write_text("in the way")
-    ended = subprocess.run(command(dataset.root, tiny_backbones), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command(dataset.root, tiny_encoders), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert ended.stderr.count("\n") == 1 and "stores" in ended.stderr
 
 
-def test_memory_stays_within_what_was_allowed(files: Path, tmp_path: Path, tiny_backbones: Names) -> None:
+def test_memory_stays_within_what_was_allowed(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     """Clips of very different sizes; memory of all processes is looked at from outside, often."""
     import psutil
 
@@ -266,7 +264,7 @@ def test_memory_stays_within_what_was_allowed(files: Path, tmp_path: Path, tiny_
     dataset = make(tmp_path / "root", large, 48)
     limit = 2.0
     run = subprocess.Popen(
-        command(dataset.root, tiny_backbones, "--max-memory", str(limit), "--json"), stdout=subprocess.PIPE
+        command(dataset.root, tiny_encoders, "--max-memory", str(limit), "--json"), stdout=subprocess.PIPE
     )
     most, process = 0, psutil.Process(run.pid)
     while run.poll() is None:
@@ -283,17 +281,17 @@ def test_memory_stays_within_what_was_allowed(files: Path, tmp_path: Path, tiny_
     assert 0 < most / 1e9 < limit
 
 
-def test_too_little_memory_is_said_before_anything_is_done(files: Path, tmp_path: Path, tiny_backbones: Names) -> None:
+def test_too_little_memory_is_said_before_anything_is_done(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     dataset = make(tmp_path / "root", files, 3)
     ended = subprocess.run(
-        command(dataset.root, tiny_backbones, "--max-memory", "0.1"), capture_output=True, text=True, timeout=120
+        command(dataset.root, tiny_encoders, "--max-memory", "0.1"), capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 2 and re.search(r"allow at least \d\.\d GB \(--max-memory\)", ended.stderr)
     assert not dataset.store("train").folder.exists()
 
 
 def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
-    files: Path, tmp_path: Path, tiny_backbones: Names, monkeypatch: pytest.MonkeyPatch
+    files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faults are put into the decode workers themselves: by a file's name these really crash, hang or eat."""
     from alphafuse.extract.decoding import specs as inputs
@@ -321,7 +319,7 @@ def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
         return decode(task, **given)  # type: ignore[arg-type]
 
     monkeypatch.setattr("alphafuse.extract.engines.embedder.decode_inputs", faulty)
-    (report,) = extract_embeddings(dataset, ["train"], settings(tiny_backbones, timeout_seconds=3.0))
+    (report,) = extract_embeddings(dataset, ["train"], settings(tiny_encoders, timeout_seconds=3.0))
     assert report.embedded == {"timesformer": 1, "ast": 1}
     reasons = {failure.clip_id.split("_")[0]: failure.reason for failure in report.failures}
     assert reasons == {
@@ -333,8 +331,8 @@ def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
     }
     assert all(reasons[name].startswith("can't be opened: ") for name in ("empty", "text"))
     monkeypatch.undo()
-    (again,) = extract_embeddings(dataset, ["train"], settings(tiny_backbones))
+    (again,) = extract_embeddings(dataset, ["train"], settings(tiny_encoders))
     assert again.already == 6, "a recorded failure is not tried again by itself"
-    (retried,) = extract_embeddings(dataset, ["train"], settings(tiny_backbones, retry_failed=True))
+    (retried,) = extract_embeddings(dataset, ["train"], settings(tiny_encoders, retry_failed=True))
     assert retried.already == 1 and retried.embedded == {"timesformer": 3, "ast": 3}
     assert len(retried.failures) == 4 and dataset.store("train").info().rows == {"timesformer": 4, "ast": 4}

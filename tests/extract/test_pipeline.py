@@ -18,10 +18,10 @@ from alphafuse.data.embeddings import Failure
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.vggsound import import_vggsound
 from alphafuse.data.store import claims
-from alphafuse.errors import BackboneError, DatasetError, EmptySplitError, SettingsMismatchError
+from alphafuse.errors import DatasetError, EmptySplitError, EncoderError, RecipeMismatchError
 from alphafuse.extract.decoding.decode import decode_clip, frame_indices
 from alphafuse.extract.decoding.specs import AudioSpec
-from alphafuse.extract.encoders.encoder import Backbone
+from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.encoders.tensors import decibel_spectrogram
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.jobs import Job
@@ -34,12 +34,12 @@ from alphafuse.report.extract import format_report
 MakeRoot = Callable[..., Path]
 
 
-def tiny(backbones: dict[str, Path], **settings: object) -> ExtractSettings:
-    names = {modality: str(folder) for modality, folder in backbones.items()}
+def tiny(encoders: dict[str, Path], **settings: object) -> ExtractSettings:
+    names = {modality: str(folder) for modality, folder in encoders.items()}
     return ExtractSettings(**{"batch_size": 4, "workers": 2, **names, **settings})  # type: ignore[arg-type]
 
 
-def plain_loop(path: Path, backbones: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+def plain_loop(path: Path, encoders: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
     """One clip the straightforward way: decode everything, HuggingFace's processors, HuggingFace's models."""
     import av
 
@@ -54,32 +54,30 @@ def plain_loop(path: Path, backbones: dict[str, Path]) -> tuple[np.ndarray, np.n
     extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
     input_values = extractor(waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
     with torch.no_grad():
-        cls = TimesformerModel.from_pretrained(backbones["timesformer"]).eval()(pixel_values).last_hidden_state[0, 0]
-        pooled = ASTModel.from_pretrained(backbones["ast"]).eval()(input_values).pooler_output[0]
+        cls = TimesformerModel.from_pretrained(encoders["timesformer"]).eval()(pixel_values).last_hidden_state[0, 0]
+        pooled = ASTModel.from_pretrained(encoders["ast"]).eval()(input_values).pooler_output[0]
     return cls.numpy(), pooled.numpy()
 
 
-def test_stored_embeddings_equal_a_plain_huggingface_loop(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+def test_stored_embeddings_equal_a_plain_huggingface_loop(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
-    reports = extract_embeddings(dataset, ["train", "test"], tiny(tiny_backbones))
+    reports = extract_embeddings(dataset, ["train", "test"], tiny(tiny_encoders))
     assert [(r.clips, r.already, r.embedded) for r in reports] == [(4, 0, {"timesformer": 4, "ast": 4})] * 2
     for split in ("train", "test"):
         stored = dataset.embeddings(split)
         for i, clip in enumerate(dataset.manifest.of_split(split)):
-            cls, pooled = plain_loop(dataset.path_of(clip), tiny_backbones)
+            cls, pooled = plain_loop(dataset.path_of(clip), tiny_encoders)
             np.testing.assert_allclose(stored.features["timesformer"][i], cls, atol=1e-5)
             np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
 
 
-def test_protocol_notebook_feeds_what_the_authors_code_fed(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
-) -> None:
+def test_protocol_notebook_feeds_what_the_authors_code_fed(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root(frames=30))
-    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, protocol="notebook"))
+    extract_embeddings(dataset, ["test"], tiny(tiny_encoders, protocol="notebook"))
     stored = dataset.embeddings("test")
-    assert stored.settings["ast"]["protocol"] == "notebook"
-    timesformer = TimesformerModel.from_pretrained(tiny_backbones["timesformer"]).eval()
-    ast = ASTModel.from_pretrained(tiny_backbones["ast"]).eval()
+    assert stored.recipes["ast"]["protocol"] == "notebook"
+    timesformer = TimesformerModel.from_pretrained(tiny_encoders["timesformer"]).eval()
+    ast = ASTModel.from_pretrained(tiny_encoders["ast"]).eval()
     for i, clip in enumerate(dataset.manifest.of_split("test")):
         decoded = decode_clip(dataset.path_of(clip), frames=30)
         assert decoded.frames is not None and decoded.waveform is not None
@@ -98,17 +96,17 @@ def test_protocol_notebook_feeds_what_the_authors_code_fed(
 
 
 def test_a_second_extract_does_nothing_and_a_new_clip_only_itself(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
-    extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
     shards = dataset.store("val").shards()
-    (again,) = extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    (again,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
     assert again.already == 4 and again.embedded == {"timesformer": 0, "ast": 0}
     assert dataset.store("val").shards() == shards
     for shard in shards:
         shard.unlink()
-    settings = tiny(tiny_backbones, batch_size=1, flush_seconds=0)
+    settings = tiny(tiny_encoders, batch_size=1, flush_seconds=0)
     extract_embeddings(dataset, ["val"], settings)
     dataset.store("val").shards()[2].unlink()
     (repaired,) = extract_embeddings(dataset, ["val"], settings)
@@ -116,7 +114,7 @@ def test_a_second_extract_does_nothing_and_a_new_clip_only_itself(
 
 
 def test_a_failing_modality_is_recorded_and_the_other_is_stored(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     root = make_root()
     dataset = Dataset.open(root)
@@ -126,7 +124,7 @@ def test_a_failing_modality_is_recorded_and_the_other_is_stored(
     write_clip(clips / f"{blind}.mp4", video=False)
     (clips / f"{broken}.mp4").write_bytes(b"not a clip")
     (clips / f"{gone}.mp4").unlink()
-    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
     assert report.embedded == {"timesformer": 1, "ast": 1} and len(report.failures) == 6
     stored = dataset.embeddings("train")
     assert stored.present("timesformer").tolist() == [True, False, False, False]
@@ -135,48 +133,46 @@ def test_a_failing_modality_is_recorded_and_the_other_is_stored(
     assert Failure(blind, "timesformer", "no video stream") in stored.failures
     assert Failure(gone, "ast", "can't be opened: No such file or directory") in stored.failures
 
-    (again,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    (again,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
     assert again.already == 4  # recorded failures are not tried again ...
     write_clip(clips / f"{gone}.mp4")
-    (retried,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, retry_failed=True))
+    (retried,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders, retry_failed=True))
     assert retried.already == 0 and retried.embedded == {"timesformer": 1, "ast": 1}  # ... unless asked for
     assert dataset.embeddings("train").present("ast").tolist() == [False, True, False, True]
 
 
-def test_a_root_made_with_other_backbones_is_refused_before_any_work(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path], tmp_path: Path
+def test_a_root_made_with_other_encoders_is_refused_before_any_work(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path], tmp_path: Path
 ) -> None:
     dataset = Dataset.open(make_root())
-    extract_embeddings(dataset, ["test"], tiny(tiny_backbones))
-    model = ASTModel.from_pretrained(tiny_backbones["ast"])
+    extract_embeddings(dataset, ["test"], tiny(tiny_encoders))
+    model = ASTModel.from_pretrained(tiny_encoders["ast"])
     model.layernorm.bias.data += 1
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(SettingsMismatchError, match=r"another ast weights_sha256"):
-        extract_embeddings(dataset, ["train", "test"], tiny({**tiny_backbones, "ast": tmp_path / "other"}))
-    with pytest.raises(SettingsMismatchError, match=r"another timesformer precision \(there: fp32, here: bf16\)"):
-        extract_embeddings(dataset, ["test"], tiny(tiny_backbones, precision="bf16"))
+    with pytest.raises(RecipeMismatchError, match=r"another ast weights_sha256"):
+        extract_embeddings(dataset, ["train", "test"], tiny({**tiny_encoders, "ast": tmp_path / "other"}))
+    with pytest.raises(RecipeMismatchError, match=r"another timesformer precision \(there: fp32, here: bf16\)"):
+        extract_embeddings(dataset, ["test"], tiny(tiny_encoders, precision="bf16"))
     assert not dataset.store("train").shards()
 
 
-def test_splits_extracted_with_different_backbones_are_not_mixed(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+def test_splits_extracted_with_different_encoders_are_not_mixed(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
-    extract_embeddings(dataset, ["train", "val"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["train", "val"], tiny(tiny_encoders))
     with pytest.raises(Exception, match=r"no embeddings in .*test"):
         dataset.all_embeddings()
-    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, precision="bf16"))
-    with pytest.raises(
-        SettingsMismatchError, match=r"train and test were extracted with another timesformer precision"
-    ):
+    extract_embeddings(dataset, ["test"], tiny(tiny_encoders, precision="bf16"))
+    with pytest.raises(RecipeMismatchError, match=r"train and test were extracted with another timesformer precision"):
         dataset.all_embeddings()
 
 
 def test_stage_two_is_told_which_clips_are_not_extracted_yet(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
-    extract_embeddings(dataset, ["val"], tiny(tiny_backbones, batch_size=1, flush_seconds=0))
+    extract_embeddings(dataset, ["val"], tiny(tiny_encoders, batch_size=1, flush_seconds=0))
     dataset.store("val").shards()[0].unlink()
     with pytest.raises(
         DatasetError, match=r"1 of 4 val clips are not extracted yet: run `alphafuse extract --split val"
@@ -185,21 +181,21 @@ def test_stage_two_is_told_which_clips_are_not_extracted_yet(
 
 
 def test_what_interrupts_a_forward_pass_costs_only_that_batch(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset.open(make_root(labels=("dog", "cat", "owl")))
-    extractor = Extractor(dataset, tiny(tiny_backbones, batch_size=2))
+    extractor = Extractor(dataset, tiny(tiny_encoders, batch_size=2))
     extractor.threads = 1
-    embed, calls = Backbone.embed, []
+    embed, calls = Encoder.embed, []
 
-    def interrupted(self: Backbone, clips: list[np.ndarray]) -> np.ndarray:
+    def interrupted(self: Encoder, clips: list[np.ndarray]) -> np.ndarray:
         if isinstance(self.spec, AudioSpec):
             calls.append(len(clips))
             if len(calls) == 3:
                 raise KeyboardInterrupt
         return embed(self, clips)
 
-    monkeypatch.setattr(Backbone, "embed", interrupted)
+    monkeypatch.setattr(Encoder, "embed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extractor.extract("train")
     assert calls == [2, 2, 2] and len(dataset.store("train").read().present("ast")) == 4
@@ -207,47 +203,47 @@ def test_what_interrupts_a_forward_pass_costs_only_that_batch(
 
 
 def test_where_the_file_system_has_no_locks_the_report_says_so(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset.open(make_root())
     monkeypatch.setattr(claims, "fcntl", None)
-    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
     assert not report.is_shared and "no file locks in" in format_report(report)
     monkeypatch.undo()
-    (report,) = extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
+    (report,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
     assert report.is_shared and "no file locks" not in format_report(report)
 
 
 def test_a_clip_folder_that_is_gone_stops_the_run_instead_of_failing_every_clip(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     root = make_root()
     (root / "clips").rename(root / "elsewhere")
     with pytest.raises(DatasetError, match=r"the clip folder .* is gone"):
-        extract_embeddings(Dataset.open(root), ["train"], tiny(tiny_backbones))
+        extract_embeddings(Dataset.open(root), ["train"], tiny(tiny_encoders))
 
 
-def test_empty_and_unknown_splits_are_refused(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+def test_empty_and_unknown_splits_are_refused(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root(labels=("dog",)))
     with pytest.raises(DatasetError, match="unknown split 'tests'"):
-        extract_embeddings(dataset, ["tests"], tiny(tiny_backbones))
+        extract_embeddings(dataset, ["tests"], tiny(tiny_encoders))
     only_train = [clip for clip in dataset.manifest if clip.split == "train"]
     Manifest(only_train).write(dataset.root / "manifest.csv")
     with pytest.raises(EmptySplitError, match="split 'val' has no clips"):
-        extract_embeddings(Dataset.open(dataset.root), ["val"], tiny(tiny_backbones))
+        extract_embeddings(Dataset.open(dataset.root), ["val"], tiny(tiny_encoders))
 
 
-def test_one_backbone_alone_leaves_the_others_embeddings_as_they_are(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+def test_one_encoder_alone_leaves_the_others_embeddings_as_they_are(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
     shutil.copytree(dataset.root, dataset.root.with_name("both"))
     both = Dataset.open(dataset.root.with_name("both"))
-    extract_embeddings(both, ["train"], tiny(tiny_backbones))
-    (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones, modalities=("ast",)))
+    extract_embeddings(both, ["train"], tiny(tiny_encoders))
+    (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders, modalities=("ast",)))
     assert first.embedded == {"ast": 4} and dataset.store("train").info().rows == {"ast": 4}
     shards = {path: path.read_bytes() for path in dataset.store("train").shards()}
-    (second,) = extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    (second,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
     assert second.embedded == {"timesformer": 4, "ast": 0}, "what is there is not made again"
     assert all(path.read_bytes() == content for path, content in shards.items())
     assert dataset.store("train").info().duplicates == 0
@@ -256,9 +252,9 @@ def test_one_backbone_alone_leaves_the_others_embeddings_as_they_are(
         np.testing.assert_allclose(ours, together, atol=1e-5)
 
 
-def test_only_what_a_backbone_looks_at_is_decoded(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+def test_only_what_a_encoder_looks_at_is_decoded(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
-    extractor = Extractor(dataset, tiny(tiny_backbones))
+    extractor = Extractor(dataset, tiny(tiny_encoders))
     jobs = [Job(clip, dataset.path_of(clip), ("ast",)) for clip in dataset.manifest.of_split("val")]
     for _, decoded in extractor.decode(jobs):
         assert decoded.frames is None and decoded.waveform is not None
@@ -268,11 +264,11 @@ def test_only_what_a_backbone_looks_at_is_decoded(make_root: MakeRoot, tiny_back
 
 
 def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path of CUDA devices (resized there, in batches), on the CPU."""
     dataset = Dataset.open(make_root(size=(120, 90)))
-    extractor = Extractor(dataset, tiny(tiny_backbones))
+    extractor = Extractor(dataset, tiny(tiny_encoders))
     jobs = extractor.pending("train")
     beside = extractor.embed(list(extractor.decode(jobs)))
     monkeypatch.setattr(Embedder, "_device_resizes", True)
@@ -286,14 +282,14 @@ def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
             np.testing.assert_allclose(row, beside.rows[modality][order[job]], atol=1e-6)
 
 
-def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
-    extract_embeddings(dataset, ["val"], tiny(tiny_backbones))
-    extract_embeddings(dataset, ["test"], tiny(tiny_backbones, modalities=("timesformer",)))
+    extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
+    extract_embeddings(dataset, ["test"], tiny(tiny_encoders, modalities=("timesformer",)))
     gone = dataset.manifest.of_split("train")[0]
     dataset.path_of(gone).unlink()
     before = sorted(dataset.root.rglob("*"))
-    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_backbones))
+    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_encoders))
     assert sorted(dataset.root.rglob("*")) == before
     train, val, test = plans
     assert (train.clips, train.pending, train.missing_files) == (4, 4, 1)
@@ -302,12 +298,12 @@ def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_
     assert train.new_bytes == 4 * (4 * (64 + 32) + TEXT_BYTES) and test.new_bytes == 4 * (4 * 32 + TEXT_BYTES)
     assert rates is not None and rates.clips == 7 and rates.decode_seconds > 0 and rates.embed_seconds > 0
     assert train.seconds == pytest.approx(4 / rates.clips_per_second)
-    extract_embeddings(dataset, ["train", "test"], tiny(tiny_backbones))
-    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_backbones))
+    extract_embeddings(dataset, ["train", "test"], tiny(tiny_encoders))
+    plans, rates = plan_extraction(dataset, ["train", "val", "test"], tiny(tiny_encoders))
     assert rates is None and [plan.pending for plan in plans] == [0, 0, 0]
 
 
-def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_backbones: dict[str, Path]) -> None:
+def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
     clips = [
         Clip(f"clip{i:05d}_000000", clip.path, clip.label, "train", f"clip{i:05d}")
@@ -315,19 +311,19 @@ def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_back
     ]
     Manifest(clips).write(dataset.root / "manifest.csv")
     dataset = Dataset.open(dataset.root)
-    ((plan,), _) = plan_extraction(dataset, ["train"], tiny(tiny_backbones))
-    extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
+    ((plan,), _) = plan_extraction(dataset, ["train"], tiny(tiny_encoders))
+    extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
     made = sum(path.stat().st_size for path in dataset.store("train").shards())
     assert made == pytest.approx(plan.new_bytes, rel=0.3)
 
 
 def test_resampling_finds_the_store_as_it_was_made_and_tells_when_it_is_not(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path]
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
     silent, *_ = dataset.manifest.of_split("train")
     write_clip(dataset.path_of(silent), audio=False)
-    extract_embeddings(dataset, ["train"], tiny(tiny_backbones, batch_size=1))
+    extract_embeddings(dataset, ["train"], tiny(tiny_encoders, batch_size=1))
     found = resample(dataset, "train", 10)
     assert found.clips == 4 and len(found.differences) == 7 and found.largest == 0.0 and found.problems == ()
     assert len(resample(dataset, "train", 2, seed=1).differences) <= 4
@@ -341,16 +337,16 @@ def test_resampling_finds_the_store_as_it_was_made_and_tells_when_it_is_not(
 
 
 def test_resampling_refuses_other_weights_than_the_stores(
-    make_root: MakeRoot, tiny_backbones: dict[str, Path], tmp_path: Path
+    make_root: MakeRoot, tiny_encoders: dict[str, Path], tmp_path: Path
 ) -> None:
     dataset = Dataset.open(make_root())
     with pytest.raises(DatasetError, match=r"no embeddings in .*train"):
         resample(dataset, "train", 1)
-    extract_embeddings(dataset, ["train"], tiny(tiny_backbones))
-    model = ASTModel.from_pretrained(tiny_backbones["ast"])
+    extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
+    model = ASTModel.from_pretrained(tiny_encoders["ast"])
     model.layernorm.bias.data += 1
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(SettingsMismatchError, match="another ast weights_sha256"):
+    with pytest.raises(RecipeMismatchError, match="another ast weights_sha256"):
         resample(dataset, "train", 1, ExtractSettings(ast=str(tmp_path / "other")))
 
 
@@ -365,14 +361,12 @@ def test_resampling_refuses_other_weights_than_the_stores(
     ],
 )
 def test_impossible_settings_are_refused(setting: str, value: float) -> None:
-    with pytest.raises(BackboneError, match=setting):
+    with pytest.raises(EncoderError, match=setting):
         ExtractSettings(**{setting: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_all_real_clips_embed_with_the_shipped_backbones(
-    real_csv: Path, real_clips: list[Path], tmp_path: Path
-) -> None:
+def test_all_real_clips_embed_with_the_shipped_encoders(real_csv: Path, real_clips: list[Path], tmp_path: Path) -> None:
     few = tmp_path / "clips"
     few.mkdir()
     for path in real_clips[::4]:

@@ -18,15 +18,15 @@ from support.clips import write_clip
 
 from alphafuse.cli.main import main
 from alphafuse.data.dataset import Dataset
-from alphafuse.errors import BackboneError, DatasetError, ExperimentError, SettingsMismatchError
-from alphafuse.extract.encoders.encoder import Backbone
+from alphafuse.errors import DatasetError, EncoderError, ExperimentError, RecipeMismatchError
+from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.studies.experiments import Experiment, fit
 from alphafuse.heads.studies.runs import best_run, read_run
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.predict.bundle import carried_backbone, export_run, push_bundle
+from alphafuse.predict.bundle import carried_encoder, export_run, push_bundle
 from alphafuse.predict.model import ALPHAS, AlphaFuse, Explanation, Prediction, find_clips
 from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
 from alphafuse.report.table1 import write_table1
@@ -36,8 +36,8 @@ SETTINGS = TrainSettings(epochs=6, hidden=(16, 8), learning_rate=3e-3, memory_gb
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: dict[str, Path]) -> Dataset:
-    """Three classes of small clips, extracted with the tiny backbones, and runs trained on them."""
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_encoders: dict[str, Path]) -> Dataset:
+    """Three classes of small clips, extracted with the tiny encoders, and runs trained on them."""
     from alphafuse.data.manifest import Clip, Manifest
 
     folder = tmp_path_factory.mktemp("predict") / "root"
@@ -53,8 +53,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: dict[str, Pat
         name="toy",
         clip_folder=folder / "clips",
         classes=("dog", "cat, meowing", "owl"),
-        timesformer=str(tiny_backbones["timesformer"]),
-        ast=str(tiny_backbones["ast"]),
+        timesformer=str(tiny_encoders["timesformer"]),
+        ast=str(tiny_encoders["ast"]),
     )
     extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(workers=1))
     fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=SETTINGS)
@@ -145,9 +145,9 @@ def test_heads_trained_with_zeros_answer_from_the_modality_that_is_there(root: D
     )
 
 
-def test_a_head_of_one_modality_needs_only_its_backbone(root: Dataset, tmp_path: Path) -> None:
+def test_a_head_of_one_modality_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
     model = AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", timesformer=str(tmp_path / "gone"), workers=1)
-    assert set(model.embedder.backbones) == {"ast"}
+    assert set(model.embedder.encoders) == {"ast"}
     blind = write_clip(tmp_path / "blind.m4a", video=False)
     assert model(blind).label in root.classes and model(blind).missing == {}
 
@@ -227,13 +227,13 @@ def test_folders_are_searched_for_clips_and_what_is_not_there_is_named(root: Dat
         find_clips([tmp_path / "nothing.mp4"])
 
 
-def test_another_backbone_than_the_run_s_is_refused(
-    root: Dataset, tmp_path: Path, tiny_backbones: dict[str, Path]
+def test_another_encoder_than_the_run_s_is_refused(
+    root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     other = tmp_path / "ast"
-    shutil.copytree(tiny_backbones["ast"], other)
+    shutil.copytree(tiny_encoders["ast"], other)
     write_json(other / "preprocessor_config.json", {"mean": -1.0})
-    with pytest.raises(SettingsMismatchError, match=r"trained on another ast mean .*\(--ast\)"):
+    with pytest.raises(RecipeMismatchError, match=r"trained on another ast mean .*\(--ast\)"):
         AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", ast=str(other))
 
 
@@ -274,7 +274,7 @@ def test_table_1_s_untransformed_heads_are_a_run_too(root: Dataset, tmp_path: Pa
     table = table1(dataset, seeds=2, settings=replace(SETTINGS, epochs=2))
     run = read_run(write_table1(table, dataset))
     assert run.experiment.name == "untransformed" and len(run.heads) == 2
-    assert run.metrics["test"]["n"] == 3 and run.backbones["ast"]["name"] == dataset.ast
+    assert run.metrics["test"]["n"] == 3 and run.encoders["ast"]["name"] == dataset.ast
     for folder in ("sqrt-ast", "ast-only", "zeros"):
         path = dataset.root / "runs" / folder / "metrics.json"
         metrics = read_json(path)
@@ -287,24 +287,24 @@ def test_table_1_s_untransformed_heads_are_a_run_too(root: Dataset, tmp_path: Pa
 
 
 def test_an_exported_run_predicts_the_same_on_a_machine_that_has_nothing_else(
-    root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_backbones: dict[str, Path]
+    root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
-    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_backbones=True)
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_encoders=True)
     moved = shutil.move(out, tmp_path / "moved")
-    assert str(tiny_backbones["ast"].parent) not in (Path(moved) / "config.json").read_text(), "no path of this machine"
+    assert str(tiny_encoders["ast"].parent) not in (Path(moved) / "config.json").read_text(), "no path of this machine"
     clip = root.path_of(root.manifest.of_split("test")[0])
     np.testing.assert_array_equal(AlphaFuse.from_pretrained(moved)(clip).probabilities, model(clip).probabilities)
-    assert carried_backbone(Path(moved), "ast") is not None
+    assert carried_encoder(Path(moved), "ast") is not None
 
 
-def test_without_backbones_a_bundle_names_them_and_takes_them_from_elsewhere(
-    root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_backbones: dict[str, Path]
+def test_without_encoders_a_bundle_names_them_and_takes_them_from_elsewhere(
+    root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle")
-    assert not (out / "backbones").exists() and read_run(out).backbones["ast"]["name"] == "ast"
-    with pytest.raises(BackboneError, match="no such folder for --timesformer: 'timesformer'"):
+    assert not (out / "encoders").exists() and read_run(out).encoders["ast"]["name"] == "ast"
+    with pytest.raises(EncoderError, match="no such folder for --timesformer: 'timesformer'"):
         AlphaFuse.from_pretrained(out)
-    found = AlphaFuse.from_pretrained(out, **{name: str(path) for name, path in tiny_backbones.items()})
+    found = AlphaFuse.from_pretrained(out, **{name: str(path) for name, path in tiny_encoders.items()})
     clip = root.path_of(root.manifest.of_split("test")[0])
     np.testing.assert_array_equal(found(clip).probabilities, model(clip).probabilities)
 
@@ -352,7 +352,7 @@ def test_push_to_hub_and_back_is_a_round_trip(
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", hf_hub_download)
-    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_backbones=True)
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_encoders=True)
     assert push_bundle(out, "me/toy", private=True) == "https://hub/me/toy"
     assert (hub / "me" / "toy" / "README.md").read_text() == (out / "README.md").read_text()
     back = AlphaFuse.from_pretrained("me/toy")
@@ -360,8 +360,8 @@ def test_push_to_hub_and_back_is_a_round_trip(
     np.testing.assert_array_equal(back(clip).probabilities, model(clip).probabilities)
 
 
-def test_a_push_that_fails_is_one_line(root: Dataset, tmp_path: Path, tiny_backbones: dict[str, Path]) -> None:
-    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_backbones=True)
+def test_a_push_that_fails_is_one_line(root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:
+    out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_encoders=True)
     with pytest.raises(ExperimentError, match=r"can't push to 'me/toy': .*hf auth login"):
         push_bundle(out, "me/toy")
 
@@ -449,13 +449,13 @@ def test_a_black_picture_is_embedded_once_whatever_the_clips_sound_lasts(
 ) -> None:
     clips = [write_clip(tmp_path / f"{i}.mp4", seconds=0.5 + 0.1 * i) for i in range(6)]
     calls: list[str] = []
-    embed = Backbone.embed
+    embed = Encoder.embed
 
-    def counted(backbone: Backbone, batch: Any) -> np.ndarray:
-        calls.append(backbone.modality)
-        return embed(backbone, batch)
+    def counted(encoder: Encoder, batch: Any) -> np.ndarray:
+        calls.append(encoder.modality)
+        return embed(encoder, batch)
 
-    monkeypatch.setattr(Backbone, "embed", counted)
+    monkeypatch.setattr(Encoder, "embed", counted)
     assert all(isinstance(one, Explanation) for one in model.explain(clips))
     assert (
         len(clips) < calls.count("timesformer") <= len(clips) + model.embedder.threads

@@ -24,15 +24,15 @@ def make(root: Path, files: Path, clips: int) -> Dataset:
     return Dataset.create(root, Manifest(listed), name="faults", clip_folder=files, classes=("dog",))
 
 
-def command(root: Path, backbones: Names, *options: str) -> list[str]:
-    names = [part for modality in backbones for part in (f"--{modality}", str(backbones[modality]))]
+def command(root: Path, encoders: Names, *options: str) -> list[str]:
+    names = [part for modality in encoders for part in (f"--{modality}", str(encoders[modality]))]
     program = "from alphafuse.cli.main import main; main()"
     fixed = ("extract", "--split", "train", "--root", str(root), "--device", "cpu", "--workers", "1")
     return [sys.executable, "-P", "-c", program, *fixed, *names, *options]
 
 
-def settings(backbones: Names, **changes: object) -> ExtractSettings:
-    names = {modality: str(folder) for modality, folder in backbones.items()}
+def settings(encoders: Names, **changes: object) -> ExtractSettings:
+    names = {modality: str(folder) for modality, folder in encoders.items()}
     return ExtractSettings(device="cpu", workers=1, **names, **changes)  # type: ignore[arg-type]
 
 

@@ -13,8 +13,8 @@ def checksum(shard: h5py.File) -> str:
     """Computed on all at once, as earlier versions did."""
     names: list[str] = []
     shard.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    settings = shard.attrs["settings"]
-    digest = hashlib.sha256(settings if isinstance(settings, bytes) else settings.encode())
+    recipes = shard.attrs["recipes"]
+    digest = hashlib.sha256(recipes if isinstance(recipes, bytes) else recipes.encode())
     for name in sorted(names):
         values = shard[name][()]
         text = values.dtype.kind in "OS"
@@ -31,7 +31,7 @@ def as_before(path: Path) -> Path:
         for modality in SETTINGS:
             old.create_dataset(modality, data=new[modality][()])
         old.attrs["format_version"] = 1
-        for name in ("settings", "provenance"):
+        for name in ("recipes", "provenance"):
             old.attrs[name] = new.attrs[name].decode()
         old.attrs["sha256"] = checksum(old)
     return path.with_suffix(".old").rename(path)

@@ -57,7 +57,7 @@ def make_dataset(
                 groups=tuple(clip.group for clip, _ in chosen),
                 features=arrays,
                 failures=tuple(Failure(chosen[i][0].clip_id, "ast", "no audio stream") for i in silent),
-                settings={"timesformer": {"protocol": "standard"}, "ast": {"protocol": "standard"}},
+                recipes={"timesformer": {"protocol": "standard"}, "ast": {"protocol": "standard"}},
             )
         )
     return dataset

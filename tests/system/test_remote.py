@@ -139,11 +139,11 @@ def test_keys_that_no_path_can_name_are_not_listed(memory: str) -> None:
 
 def test_every_verb_of_a_store_gives_behind_a_url_what_it_gives_on_a_disk(memory: str, tmp_path: Path) -> None:
     there, here = EmbeddingStore(f"{memory}/train"), EmbeddingStore(tmp_path / "train")
-    assert there.shards() == [] and there.settings() == {} and there.done() == set() and there.size_bytes() == 0
+    assert there.shards() == [] and there.recipes() == {} and there.done() == set() and there.size_bytes() == 0
     for store in (there, here):
-        store.write(rows(), provenance={"backbones": {"ast": {"name": "compact"}}})
+        store.write(rows(), provenance={"encoders": {"ast": {"name": "compact"}}})
         store.write(rows(30, first=20))
-    assert there.settings() == here.settings() and there.dims() == here.dims() == {"timesformer": 768, "ast": 768}
+    assert there.recipes() == here.recipes() and there.dims() == here.dims() == {"timesformer": 768, "ast": 768}
     assert there.finished() == here.finished() and there.provenance() == here.provenance()
     infos = [vars(store.info()) | {"folder": None} for store in (there, here)]
     assert infos[0] == infos[1] and infos[0]["duplicates"] == 20
@@ -167,7 +167,7 @@ def test_resuming_reads_one_block_of_each_shard_once_and_lists_once_a_look(
     size = EmbeddingStore(memory).size_bytes()
     store = EmbeddingStore(memory)
     requests.clear()
-    assert len(store.settings()) == 2 and len(store.finished()["ast"]) == 3000
+    assert len(store.recipes()) == 2 and len(store.finished()["ast"]) == 3000
     blocks = [count for kind, count in requests if kind == "cat_file"]
     assert blocks == [remote_module.BLOCK_BYTES] * 5 and sum(blocks) < 0.02 * size
     assert [kind for kind, _ in requests].count("ls") == 2 and "info" not in [kind for kind, _ in requests]
@@ -176,7 +176,7 @@ def test_resuming_reads_one_block_of_each_shard_once_and_lists_once_a_look(
     assert [kind for kind, _ in requests] == ["ls"]
     store.write(rows(600, first=9000))
     requests.clear()
-    store.write(rows(600, first=8000))  # looks at the settings of what it wrote itself
+    store.write(rows(600, first=8000))  # looks at the recipes of what it wrote itself
     assert [kind for kind, _ in requests] == ["ls"]
 
 
@@ -258,7 +258,7 @@ def test_a_shard_that_vanishes_or_a_store_that_breaks_off_is_no_damage(
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", breaks_off)
     with pytest.raises(StoreError, match=r"can't read memory://.*: Connection reset by peer: see the address"):
-        EmbeddingStore(memory).settings()
+        EmbeddingStore(memory).recipes()
     (problem,) = set(EmbeddingStore(memory).verify())
     assert "Connection reset by peer" in problem and "damaged" not in problem
 
@@ -532,19 +532,19 @@ def make_pair(files: Path, tmp_path: Path, url: str, copies: int = 1) -> tuple[D
 
 @pytest.mark.cluster
 def test_extraction_from_and_into_a_bucket_equals_the_local_one_to_the_bit(
-    server: str, files: Path, tmp_path: Path, tiny_backbones: Names
+    server: str, files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     there, here = make_pair(files, tmp_path, "s3://bucket/whole", copies=4)
     splits = ["train", "val", "test"]
-    reports = extract_embeddings(there, splits, settings(tiny_backbones))
-    extract_embeddings(here, splits, settings(tiny_backbones))
+    reports = extract_embeddings(there, splits, settings(tiny_encoders))
+    extract_embeddings(here, splits, settings(tiny_encoders))
     assert not any(report.is_shared for report in reports)
     for split in splits:
         assert_same_stores(there, here, split)
         assert there.store(split).verify() == []
-    again = extract_embeddings(there, splits, settings(tiny_backbones))
+    again = extract_embeddings(there, splits, settings(tiny_encoders))
     assert all(report.already == report.clips for report in again)
-    assert resample(there, "train", 2, settings(tiny_backbones)).largest == 0.0
+    assert resample(there, "train", 2, settings(tiny_encoders)).largest == 0.0
     store = there.store("train").folder
     verified = alphafuse("store", "verify", store, "--resample", 2, "--root", there.root, "--device", "cpu")
     assert verified.returncode == 0 and "0 problems" in verified.stdout, verified.stderr
@@ -564,10 +564,10 @@ def test_extraction_from_and_into_a_bucket_equals_the_local_one_to_the_bit(
 
 @pytest.mark.cluster
 def test_a_killed_extraction_into_a_bucket_is_resumed_and_loses_nothing_that_was_flushed(
-    server: str, files: Path, tmp_path: Path, tiny_backbones: Names
+    server: str, files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     there, here = make_pair(files, tmp_path, "s3://bucket/killed", copies=25)
-    names = [f"--{modality}={tiny_backbones[modality]}" for modality in BOTH]
+    names = [f"--{modality}={tiny_encoders[modality]}" for modality in BOTH]
     command = [sys.executable, "-P", "-m", "alphafuse", "extract", "--split", "train", "--root", str(there.root)]
     for goal in (2, 4):
         run = subprocess.Popen(
@@ -584,9 +584,9 @@ def test_a_killed_extraction_into_a_bucket_is_resumed_and_loses_nothing_that_was
         run.wait()
     before = there.store("train").done()
     assert 0 < len(before) < len(there.manifest.of_split("train")), "killed neither before the first flush nor after"
-    (report,) = extract_embeddings(there, ["train"], settings(tiny_backbones, flush_seconds=0.2))
+    (report,) = extract_embeddings(there, ["train"], settings(tiny_encoders, flush_seconds=0.2))
     assert report.already == len(before)
-    extract_embeddings(here, ["train"], settings(tiny_backbones))
+    extract_embeddings(here, ["train"], settings(tiny_encoders))
     assert_same_stores(there, here, "train")
     info = there.store("train").info()
     assert info.duplicates == 0 and there.store("train").verify() == []
@@ -594,7 +594,7 @@ def test_a_killed_extraction_into_a_bucket_is_resumed_and_loses_nothing_that_was
 
 @pytest.mark.cluster
 def test_two_extractions_at_once_begin_at_different_clips_and_leave_a_store_that_is_right(
-    server: str, files: Path, tmp_path: Path, tiny_backbones: Names, monkeypatch: pytest.MonkeyPatch
+    server: str, files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, here = make_pair(files, tmp_path, "s3://bucket/two", copies=20)
     clips = len(there.manifest.of_split("train"))
@@ -606,12 +606,12 @@ def test_two_extractions_at_once_begin_at_different_clips_and_leave_a_store_that
             return next(starts)
 
     monkeypatch.setattr(pipeline_module.np.random, "default_rng", Lot)
-    one_each = settings(tiny_backbones, flush_seconds=0.2, workers=1, models=1)
+    one_each = settings(tiny_encoders, flush_seconds=0.2, workers=1, models=1)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(extract_embeddings, there, ["train"], one_each) for _ in range(2)]
         reports = [run.result()[0] for run in runs]
     monkeypatch.undo()
-    extract_embeddings(here, ["train"], settings(tiny_backbones))
+    extract_embeddings(here, ["train"], settings(tiny_encoders))
     assert_same_stores(there, here, "train")
     assert there.store("train").verify() == []
     made = sum(report.embedded["timesformer"] for report in reports)

@@ -1,4 +1,4 @@
-"""The embedded demo: what `write_demo_clips` promises, and that the shipped backbones never saw the demo's events."""
+"""The embedded demo: what `write_demo_clips` promises, and that the shipped encoders never saw the demo's events."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_every_timbre_rhythm_and_contour_sounds_within_full_scale(timbre: str) -
         assert np.abs(wave).max() == pytest.approx(voice.loudness, rel=1e-3)
 
 
-def test_compact_backbones_were_trained_on_none_of_the_demo_events() -> None:
+def test_compact_encoders_were_trained_on_none_of_the_demo_events() -> None:
     seen = {(event.shape, event.motion) for event in training_visual_events()}
     heard = {(event.timbre, event.rhythm, event.contour) for event in training_sound_events()}
     assert len(seen) == len(SHAPES) * len(MOTIONS) - 8

@@ -269,7 +269,7 @@ def test_real_sample_is_found_whole(real_csv: Path, real_clips: list[Path], tmp_
     shutil.rmtree(nested)
 
 
-def test_importing_again_keeps_the_backbones_that_the_root_remembers(tmp_path: Path) -> None:
+def test_importing_again_keeps_the_encoders_that_the_root_remembers(tmp_path: Path) -> None:
     for label in ("dog", "cat"):
         for number in range(6):
             path = tmp_path / "clips" / label / f"{label}{number}.mp4"

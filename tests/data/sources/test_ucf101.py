@@ -270,7 +270,7 @@ def test_data_ucf101_errors_are_one_line(run: Run, lists: Path, clips: Path, tmp
 
 
 def test_clips_without_sound_are_recorded_by_extraction_and_dropped_or_fed_zeros_by_training(
-    lists: Path, sounding: Path, tmp_path: Path, tiny_backbones: dict[str, Path]
+    lists: Path, sounding: Path, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     from alphafuse.extract.pipeline import extract_embeddings
     from alphafuse.extract.settings import ExtractSettings
@@ -278,8 +278,8 @@ def test_clips_without_sound_are_recorded_by_extraction_and_dropped_or_fed_zeros
     from alphafuse.heads.training.settings import TrainSettings
 
     dataset = import_ucf101(sounding, tmp_path / "root", splits=lists, val_fraction=0.2).dataset
-    backbones = {name: str(folder) for name, folder in tiny_backbones.items()}
-    extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(**backbones, workers=1))
+    encoders = {name: str(folder) for name, folder in tiny_encoders.items()}
+    extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(**encoders, workers=1))
     failures = {(f.clip_id, f.modality, f.reason) for f in dataset.embeddings("test").failures}
     assert ("v_YoYo_g07_c04", "ast", "no audio stream") in failures
     dropped = fit(dataset, Experiment("none"), settings=TrainSettings(absent="drop", epochs=1), run="drop")

@@ -25,7 +25,7 @@ IDS = [f"clip{i}" for i in range(60)]
 
 def embed(clip_ids: list[str]) -> Embeddings:
     names = tuple(clip_ids)
-    return Embeddings(names, names, names, {"ast": np.ones((len(names), 2), np.float32)}, settings={"ast": {}})
+    return Embeddings(names, names, names, {"ast": np.ones((len(names), 2), np.float32)}, recipes={"ast": {}})
 
 
 def extract(folder: Path, seed: int, start: float) -> None:

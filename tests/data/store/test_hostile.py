@@ -27,7 +27,7 @@ from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import COLUMNS, Clip, Manifest
 from alphafuse.data.store.shard import open_shard
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.errors import AlphafuseError, DatasetError, SettingsMismatchError, StoreError
+from alphafuse.errors import AlphafuseError, DatasetError, RecipeMismatchError, StoreError
 from alphafuse.system.files import is_clean, one_line, read_csv, read_json
 
 quick = settings(
@@ -90,8 +90,8 @@ def attribute(name: str, value: object) -> Callable[[h5py.File], None]:
     return change
 
 
-def settings_of(content: object) -> Callable[[h5py.File], None]:
-    return attribute("settings", content if isinstance(content, str) else json.dumps(content))
+def recipes_of(content: object) -> Callable[[h5py.File], None]:
+    return attribute("recipes", content if isinstance(content, str) else json.dumps(content))
 
 
 def external_link(shard: h5py.File) -> None:
@@ -227,19 +227,19 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "version in words": (attribute("format_version", "one"), "format_version is no integer"),
     "versions": (attribute("format_version", [1, 1]), "format_version is no single value"),
     "half a version": (attribute("format_version", 1.5), "format_version is no integer"),
-    "no settings": (lambda s: s.attrs.pop("settings"), "it has no settings"),
-    "settings in numbers": (attribute("settings", 3), "settings is no text"),
-    "settings of an array": (attribute("settings", ["{}", "{}"]), "settings is no single value"),
-    "no json": (settings_of("{"), "line 1 column 2"),
-    "a list": (settings_of([1]), "settings is no json object"),
-    "settings of others": (settings_of({"\nx": {}}), r"settings of unknown modality '\\nx'"),
-    "settings that are text": (settings_of({"ast": "x"}), "settings of ast are no json object"),
-    "settings of one": (settings_of({"ast": {}}), "timesformer has no settings"),
-    "not a number": (settings_of('{"ast": {"x": NaN}, "timesformer": {}}'), "NaN is not json"),
-    "deep json": (settings_of({"ast": {"x": json.loads("[" * 30 + "]" * 30)}, "timesformer": {}}), "nested deeper"),
-    "absurdly deep json": (settings_of('{"ast": ' + "[" * 25_000), "recursion|Recursion"),
-    "huge settings": (settings_of({"ast": {"x": "y" * 10**7}, "timesformer": {}}), "longer than 60000 bytes"),
-    "a number without end": (settings_of('{"ast": {"x": ' + "9" * 9999 + '}, "timesformer": {}}'), "digits"),
+    "no recipes": (lambda s: s.attrs.pop("recipes"), "it has no recipes"),
+    "recipes in numbers": (attribute("recipes", 3), "recipes is no text"),
+    "recipes of an array": (attribute("recipes", ["{}", "{}"]), "recipes is no single value"),
+    "no json": (recipes_of("{"), "line 1 column 2"),
+    "a list": (recipes_of([1]), "recipes is no json object"),
+    "recipes of others": (recipes_of({"\nx": {}}), r"recipes of unknown modality '\\nx'"),
+    "recipes that are text": (recipes_of({"ast": "x"}), "recipes of ast are no json object"),
+    "recipes of one": (recipes_of({"ast": {}}), "timesformer has no recipes"),
+    "not a number": (recipes_of('{"ast": {"x": NaN}, "timesformer": {}}'), "NaN is not json"),
+    "deep json": (recipes_of({"ast": {"x": json.loads("[" * 30 + "]" * 30)}, "timesformer": {}}), "nested deeper"),
+    "absurdly deep json": (recipes_of('{"ast": ' + "[" * 25_000), "recursion|Recursion"),
+    "huge recipes": (recipes_of({"ast": {"x": "y" * 10**7}, "timesformer": {}}), "longer than 60000 bytes"),
+    "a number without end": (recipes_of('{"ast": {"x": ' + "9" * 9999 + '}, "timesformer": {}}'), "digits"),
 }
 
 
@@ -262,9 +262,9 @@ def test_settings_that_differ_are_quoted_as_one_line(tmp_path: Path) -> None:
     paths = [make(tmp_path / "store") for _ in range(2)]
     hostile = {"\x1b[31m" * 500: "\r\n", "protocol": "\u202e", "dim": 4, "deep": [[["\n"]]]}
     with h5py.File(paths[1], "r+") as shard:
-        shard.attrs["settings"] = json.dumps({"timesformer": hostile, "ast": {}})
+        shard.attrs["recipes"] = json.dumps({"timesformer": hostile, "ast": {}})
     paths[1].rename(tmp_path / "store" / "shard-9\r.h5")
-    with pytest.raises(SettingsMismatchError, match="was made with another timesformer protocol") as caught:
+    with pytest.raises(RecipeMismatchError, match="was made with another timesformer protocol") as caught:
         EmbeddingStore(tmp_path / "store").read()
     assert_one_line(str(caught.value))
     assert len(look(EmbeddingStore(tmp_path / "store"))) == 2  # the checksum, too, differs
@@ -400,7 +400,7 @@ def test_random_damage_neither_crashes_nor_hangs_nor_fills_the_memory(tmp_path: 
 
 
 NAMES = ["clip_id", "label", "group", "timesformer", "ast", "failures", "present", "reason", "modality", "x"]
-ATTRIBUTES = ["format_version", "settings", "provenance", "sha256"]
+ATTRIBUTES = ["format_version", "recipes", "provenance", "sha256"]
 values = st.one_of(
     st.sampled_from([1, 2, 1.5, "{}", '{"ast": {}}', '{"ast": {}, "timesformer": {}}', "[]", "", b"\xff", "\n"]),
     st.lists(st.integers(0, 3), max_size=3),
@@ -456,7 +456,7 @@ def test_any_hdf5_file_is_read_or_refused(tree: dict) -> None:
             for name, branch in tree.items():
                 plant(shard, name, branch)
             shard.attrs["format_version"] = 1
-            shard.attrs["settings"] = '{"ast": {}, "timesformer": {}}'
+            shard.attrs["recipes"] = '{"ast": {}, "timesformer": {}}'
         assert look(EmbeddingStore(path.parent))
 
 

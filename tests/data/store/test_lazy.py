@@ -16,7 +16,7 @@ from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store import shard as shard_module
 from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.errors import DatasetError, EmptySplitError, SettingsMismatchError, StoreError
+from alphafuse.errors import DatasetError, EmptySplitError, RecipeMismatchError, StoreError
 
 DIMS = {"timesformer": 5, "ast": 3}
 SETTINGS = {modality: {"protocol": "standard", "dim": dim} for modality, dim in DIMS.items()}
@@ -31,7 +31,7 @@ def write(
     dtype: type = np.float32,
     seed: int = 0,
     failures: bool = True,
-    settings: dict[str, dict[str, object]] = SETTINGS,
+    recipes: dict[str, dict[str, object]] = SETTINGS,
 ) -> None:
     """Append a shard of random rows; `absent` names the clips that lack a modality."""
     generator, absent = np.random.default_rng(seed), absent or {}
@@ -46,7 +46,7 @@ def write(
             groups=tuple(clip_ids),
             features=features,
             failures=tuple(Failure(c, m, "broken") for m, ids in absent.items() for c in ids if failures),
-            settings={modality: settings[modality] for modality in modalities},
+            recipes={modality: recipes[modality] for modality in modalities},
         )
     )
 
@@ -111,7 +111,7 @@ def test_rows_equal_a_row_by_row_join_whatever_the_shards_look_like(
     assert_same(opened.read_rows(np.arange(len(asked))), expected)
     read = store.read(clips(asked))
     assert_same(dict(read.features), expected)
-    assert opened.failures == read.failures and opened.settings == read.settings
+    assert opened.failures == read.failures and opened.recipes == read.recipes
     for modality in MODALITIES:
         np.testing.assert_array_equal(opened.present(modality), np.isfinite(expected[modality]).all(axis=1))
     positions = generator.integers(len(asked), size=80)  # with repetitions
@@ -127,7 +127,7 @@ def test_embeddings_in_memory_and_on_disk_answer_alike(store: EmbeddingStore) ->
     here: EmbeddingSource = store.read(asked)
     there: EmbeddingSource = store.open_rows(asked)
     for source, other in ((here, there), (here.take(np.array([4, 1, 2])), there.take(np.array([4, 1, 2])))):
-        assert len(source) == len(other) and source.settings == other.settings == SETTINGS
+        assert len(source) == len(other) and source.recipes == other.recipes == SETTINGS
         assert source.clip_ids == other.clip_ids and source.labels == other.labels and source.groups == other.groups
         assert source.dims == other.dims == DIMS and list(source.dims) == list(MODALITIES)
         assert sorted(source.storage_order()) == sorted(other.storage_order()) == list(range(len(source)))
@@ -266,7 +266,7 @@ def test_a_store_larger_than_memory_is_opened_and_read_within_a_limit(tmp_path: 
         ids = tuple(f"clip{i}" for i in range(number * per_shard, (number + 1) * per_shard))
         features = {m: generator.random((per_shard, dim), np.float32).astype(np.float16) for m, dim in dims.items()}
         total += sum(matrix.sum(dtype=np.float64) for matrix in features.values())
-        store.write(Embeddings(ids, ids, ids, features, settings={modality: {} for modality in dims}))
+        store.write(Embeddings(ids, ids, ids, features, recipes={modality: {} for modality in dims}))
     count, allowed = shards * per_shard, 32_000_000
     assert 4 * count * sum(dims.values()) > 3 * allowed
     command = [sys.executable, "-c", BOUNDED, str(store.folder), str(count), str(allowed)]
@@ -329,8 +329,8 @@ def test_a_store_made_anew_under_other_settings_is_not_mixed_in(store: Embedding
     write(store, names(4))
     opened = store.open_rows(clips(names(4)))
     store.shards()[0].unlink()
-    notebook = {modality: {**settings, "protocol": "notebook"} for modality, settings in SETTINGS.items()}
-    write(store, names(4), settings=notebook)
+    notebook = {modality: {**recipes, "protocol": "notebook"} for modality, recipes in SETTINGS.items()}
+    write(store, names(4), recipes=notebook)
     with pytest.raises(StoreError, match="has lost timesformer embeddings"):
         opened.read_rows(np.array([0]))
 
@@ -443,9 +443,9 @@ def test_unfinished_and_unusable_splits_are_refused_in_memory_and_on_disk(tmp_pa
 def test_splits_of_different_settings_are_refused_on_disk_too(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     shutil.rmtree(dataset.store("test").folder)
-    notebook = {modality: {**settings, "protocol": "notebook"} for modality, settings in SETTINGS.items()}
-    write(dataset.store("test"), names(4, "test"), settings=notebook)
-    with pytest.raises(SettingsMismatchError, match="train and test were extracted with another timesformer protocol"):
+    notebook = {modality: {**recipes, "protocol": "notebook"} for modality, recipes in SETTINGS.items()}
+    write(dataset.store("test"), names(4, "test"), recipes=notebook)
+    with pytest.raises(RecipeMismatchError, match="train and test were extracted with another timesformer protocol"):
         dataset.all_embeddings(max_bytes=0)
 
 

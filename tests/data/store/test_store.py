@@ -19,11 +19,11 @@ from alphafuse.data.store import store as store_module
 from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.shard import Shard
 from alphafuse.data.store.store import EmbeddingStore, shard_name
-from alphafuse.errors import AlphafuseError, SettingsMismatchError, StoreError
+from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError
 from alphafuse.system.files import write_atomically
 
 
-def rows(*clip_ids: str, offset: float = 0.0, settings: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
+def rows(*clip_ids: str, offset: float = 0.0, recipes: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
     """Embeddings whose numbers follow from the clip_id; the clips in `absent` have no audio."""
     ast = np.array([[len(c), offset] for c in clip_ids], np.float32).reshape(-1, 2)
     ast[[c in absent for c in clip_ids]] = np.nan
@@ -36,7 +36,7 @@ def rows(*clip_ids: str, offset: float = 0.0, settings: dict = SETTINGS, absent:
             "ast": ast,
         },
         failures=tuple(Failure(c, "ast", "no audio stream") for c in absent),
-        settings=settings,
+        recipes=recipes,
     )
 
 
@@ -188,17 +188,17 @@ def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
 def test_store_refuses_rows_made_under_other_settings_naming_the_difference(store: EmbeddingStore) -> None:
     store.write(rows("a"))
     other = {**SETTINGS, "ast": {"protocol": "notebook", "dim": 2}}
-    with pytest.raises(SettingsMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
-        store.write(rows("b", settings=other))
+    with pytest.raises(RecipeMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
+        store.write(rows("b", recipes=other))
     assert len(store.shards()) == 1
 
 
 def test_a_shard_copied_in_from_another_store_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
     store.write(rows("a"))
     other = EmbeddingStore(tmp_path / "other")
-    stranger = other.write(rows("b", settings={**SETTINGS, "ast": {"protocol": "standard", "dim": 3}}))
+    stranger = other.write(rows("b", recipes={**SETTINGS, "ast": {"protocol": "standard", "dim": 3}}))
     stranger.rename(store.folder / stranger.name)
-    with pytest.raises(SettingsMismatchError, match=r"another ast dim \(there: 2, here: 3\).*move it out"):
+    with pytest.raises(RecipeMismatchError, match=r"another ast dim \(there: 2, here: 3\).*move it out"):
         store.read()
 
 
@@ -211,7 +211,7 @@ def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
                 labels=tuple(both.labels[i] for i in order),
                 groups=tuple(both.groups[i] for i in order),
                 features={modality: both.features[modality][order]},
-                settings={modality: SETTINGS[modality]},
+                recipes={modality: SETTINGS[modality]},
             )
         )
     read = store.read()
@@ -227,11 +227,11 @@ def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
         chosen,
         features={modality: chosen.features[modality]},
         failures=tuple(f for f in chosen.failures if f.modality == modality),
-        settings={modality: SETTINGS[modality]},
+        recipes={modality: SETTINGS[modality]},
     )
 
 
-def test_a_backbone_is_added_beside_the_other_without_touching_its_shards(store: EmbeddingStore) -> None:
+def test_a_encoder_is_added_beside_the_other_without_touching_its_shards(store: EmbeddingStore) -> None:
     """Each clip's timesformer row lies in another shard than its ast row; everything reads them as one."""
     both = rows("a", "bb", "c", "d", absent=("c",))
     first = store.write(only(both, "ast", "c", "a", "bb"))
@@ -247,7 +247,7 @@ def test_a_backbone_is_added_beside_the_other_without_touching_its_shards(store:
     for _ in ("in four shards", "packed"):
         info = store.info()
         assert info.clips == 4 and info.duplicates == 0 and info.rows == {"timesformer": 3, "ast": 2}
-        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.settings == SETTINGS
+        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.recipes == SETTINGS
         read = store.read(clips("a", "bb", "c", "d"))
         assert read.present("timesformer").tolist() == [True, True, False, True]
         assert read.present("ast").tolist() == [True, True, False, False]
@@ -259,8 +259,8 @@ def test_a_backbone_is_added_beside_the_other_without_touching_its_shards(store:
         store.pack()
     store.write(only(both, "ast", "d"))
     assert store.done() == {"a", "bb", "d"}
-    other = replace(only(both, "ast", "a"), settings={"ast": {"protocol": "notebook", "dim": 2}})
-    with pytest.raises(SettingsMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
+    other = replace(only(both, "ast", "a"), recipes={"ast": {"protocol": "notebook", "dim": 2}})
+    with pytest.raises(RecipeMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
         store.write(other)
 
 
@@ -308,7 +308,7 @@ def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
             half.labels,
             half.groups,
             {name: matrix.astype(np.float16) for name, matrix in half.features.items()},
-            settings=SETTINGS,
+            recipes=SETTINGS,
         )
     )
     with h5py.File(store.shards()[0]) as shard:
@@ -323,7 +323,7 @@ def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
         store.read()
     with pytest.raises(StoreError, match=r"no embeddings in .*: name a store, such as ROOT/stores/train"):
         EmbeddingStore(store.folder.parent).read()
-    assert store.done() == set() and store.settings() == {}
+    assert store.done() == set() and store.recipes() == {}
 
 
 def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: EmbeddingStore) -> None:
@@ -369,7 +369,7 @@ def many(prefix: str, count: int = 200) -> Embeddings:
     """Rows that take some 100 kB."""
     ids = tuple(f"{prefix}{i}" for i in range(count))
     features = {"ast": np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)}
-    return Embeddings(ids, ids, ids, features, settings={"ast": {}})
+    return Embeddings(ids, ids, ids, features, recipes={"ast": {}})
 
 
 def assert_refused(store: EmbeddingStore, write: Callable[[], object], message: str) -> None:
@@ -512,10 +512,10 @@ def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: Em
         ({"clip_ids": ("a\nb",)}, r"clip_id 'a\\nb' is empty, longer than 4096 characters or has control characters"),
         ({"labels": ("",)}, "label '' is empty"),
         ({"groups": ("x" * 5000,)}, "group 'xxx"),
-        ({"settings": {"ast": {}}}, "timesformer embeddings without settings can't be stored"),
-        ({"settings": {**SETTINGS, "ast": {"x": np.float32(1)}}}, "settings can't be stored as json"),
-        ({"settings": {**SETTINGS, "ast": {"x": float("nan")}}}, "settings can't be stored as json"),
-        ({"settings": {**SETTINGS, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
+        ({"recipes": {"ast": {}}}, "timesformer embeddings without recipes can't be stored"),
+        ({"recipes": {**SETTINGS, "ast": {"x": np.float32(1)}}}, "recipes can't be stored as json"),
+        ({"recipes": {**SETTINGS, "ast": {"x": float("nan")}}}, "recipes can't be stored as json"),
+        ({"recipes": {**SETTINGS, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
         ({"failures": (Failure("a", "video", "x"),)}, "unknown modality 'video'"),
         ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
     ],
@@ -604,17 +604,17 @@ def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> 
     assert store.read().take(np.array([True, False, False])).failures == ()
 
 
-def test_provenance_names_each_modality_s_backbone_wherever_it_was_written(store: EmbeddingStore) -> None:
+def test_provenance_names_each_modality_s_encoder_wherever_it_was_written(store: EmbeddingStore) -> None:
     assert store.provenance() == {}
     both = rows("a", "b")
     for modality in ("timesformer", "ast"):
         alone = replace(
-            both, features={modality: both.features[modality]}, settings={modality: SETTINGS[modality]}, failures=()
+            both, features={modality: both.features[modality]}, recipes={modality: SETTINGS[modality]}, failures=()
         )
-        store.write(alone, provenance={"device": modality, "backbones": {modality: {"name": f"my {modality}"}}})
+        store.write(alone, provenance={"device": modality, "encoders": {modality: {"name": f"my {modality}"}}})
     assert store.provenance() == store.info().provenance
     assert store.provenance()["device"] == "ast"
-    assert {m: made["name"] for m, made in store.provenance()["backbones"].items()} == {
+    assert {m: made["name"] for m, made in store.provenance()["encoders"].items()} == {
         "timesformer": "my timesformer",
         "ast": "my ast",
     }

@@ -10,7 +10,7 @@ from support.clips import sine, write_clip
 from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-from alphafuse.errors import BackboneError, DecodeError
+from alphafuse.errors import DecodeError, EncoderError
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, check_waveform, prepare_frame
 from alphafuse.extract.encoders import tensors
@@ -88,11 +88,11 @@ def test_a_folder_without_processor_settings_gets_the_published_ones() -> None:
 
 
 def test_settings_that_are_not_implemented_are_refused_not_ignored() -> None:
-    with pytest.raises(BackboneError, match="only shortest_edge or height and width are implemented"):
+    with pytest.raises(EncoderError, match="only shortest_edge or height and width are implemented"):
         FrameSpec.from_config({"size": {"longest_edge": 224}}, frames=8, image_size=224)
-    with pytest.raises(BackboneError, match="wants audio at 44100 Hz"):
+    with pytest.raises(EncoderError, match="wants audio at 44100 Hz"):
         AudioSpec.from_config({"sampling_rate": 44_100}, mel_bins=128, max_length=1024)
-    with pytest.raises(BackboneError, match=r"64 mel bins x 1024 frames, config.json takes 128 x 1024"):
+    with pytest.raises(EncoderError, match=r"64 mel bins x 1024 frames, config.json takes 128 x 1024"):
         AudioSpec.from_config({"num_mel_bins": 64}, mel_bins=128, max_length=1024)
     with pytest.raises(DecodeError, match="smaller than the crop"):
         prepare_frame(noise(100, 100, 3), FrameSpec(shortest_edge=0, crop=(224, 224)))
@@ -166,27 +166,27 @@ def test_audio_shorter_than_a_window_is_refused() -> None:
         check_waveform(np.zeros(399, np.float32))
 
 
-def test_embeddings_equal_huggingfaces_models(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+def test_embeddings_equal_huggingfaces_models(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
     clip = decode_clip(write_clip(tmp_path / "clip.mp4"), frames=4)
     assert clip.frames is not None and clip.waveform is not None
-    timesformer, ast = load_timesformer(str(tiny_backbones["timesformer"])), load_ast(str(tiny_backbones["ast"]))
+    timesformer, ast = load_timesformer(str(tiny_encoders["timesformer"])), load_ast(str(tiny_encoders["ast"]))
     config = {**K400, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     pixel_values = torch.from_numpy(huggingface_frames(clip.frames, config))[None].float()
     extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
     input_values = extractor(clip.waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
     with torch.no_grad():
-        model = TimesformerModel.from_pretrained(tiny_backbones["timesformer"]).eval()
+        model = TimesformerModel.from_pretrained(tiny_encoders["timesformer"]).eval()
         cls = model(pixel_values).last_hidden_state[:, 0].numpy()
-        pooled = ASTModel.from_pretrained(tiny_backbones["ast"]).eval()(input_values).pooler_output.numpy()
+        pooled = ASTModel.from_pretrained(tiny_encoders["ast"]).eval()(input_values).pooler_output.numpy()
     prepared = np.stack([prepare_frame(frame, timesformer.spec) for frame in clip.frames])  # type: ignore[arg-type]
     np.testing.assert_allclose(timesformer.embed([prepared]), cls, atol=1e-5)
     np.testing.assert_allclose(ast.embed([clip.waveform]), pooled, atol=1e-5)
     assert timesformer.dim == 64 and ast.dim == 32
 
 
-def test_bf16_stays_close_to_fp32(tiny_backbones: dict[str, Path]) -> None:
+def test_bf16_stays_close_to_fp32(tiny_encoders: dict[str, Path]) -> None:
     frames = noise(2, 4, 32, 32, 3)
-    name = str(tiny_backbones["timesformer"])
+    name = str(tiny_encoders["timesformer"])
     full = load_timesformer(name).embed(list(frames))
     half = load_timesformer(name, Placement(precision="bf16")).embed(list(frames))
     assert half.dtype == np.float32 and not np.array_equal(full, half)
@@ -194,11 +194,11 @@ def test_bf16_stays_close_to_fp32(tiny_backbones: dict[str, Path]) -> None:
     assert (cosine > 0.99).all()
 
 
-def test_weights_checksum_depends_on_the_weights_alone(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
-    name = str(tiny_backbones["ast"])
+def test_weights_checksum_depends_on_the_weights_alone(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
+    name = str(tiny_encoders["ast"])
     original = load_ast(name)
     ASTModel.from_pretrained(name).save_pretrained(tmp_path / "copy")
-    assert load_ast(str(tmp_path / "copy")).settings() == original.settings()
+    assert load_ast(str(tmp_path / "copy")).recipe() == original.recipe()
     changed = ASTModel.from_pretrained(name)
     changed.layernorm.bias.data[0] += 1e-3
     changed.save_pretrained(tmp_path / "changed")
@@ -220,38 +220,38 @@ def test_a_classifier_checkpoint_loads_without_its_head(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.embed([waveform]), body.embed([waveform]))
 
 
-def test_what_is_no_backbone_gets_one_clear_line(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match=r"no such folder for --ast: '/nowhere/ast'"):
+def test_what_is_no_encoder_gets_one_clear_line(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"no such folder for --ast: '/nowhere/ast'"):
         load_ast("/nowhere/ast")
-    with pytest.raises(BackboneError, match=r"no config.json\): .* `alphafuse convert ast FILE OUT`"):
+    with pytest.raises(EncoderError, match=r"no config.json\): .* `alphafuse convert ast FILE OUT`"):
         load_ast(str(tmp_path))
-    with pytest.raises(BackboneError, match=r"holds a 'timesformer', not the 'audio-spectrogram-transformer'"):
-        load_ast(str(tiny_backbones["timesformer"]))
-    with pytest.raises(BackboneError, match=r"unknown precision 'fp8'"):
+    with pytest.raises(EncoderError, match=r"holds a 'timesformer', not the 'audio-spectrogram-transformer'"):
+        load_ast(str(tiny_encoders["timesformer"]))
+    with pytest.raises(EncoderError, match=r"unknown precision 'fp8'"):
         Placement(precision="fp8")
-    with pytest.raises(BackboneError, match=r"unknown protocol 'notebok' \(did you mean 'notebook'\?\)"):
+    with pytest.raises(EncoderError, match=r"unknown protocol 'notebok' \(did you mean 'notebook'\?\)"):
         Placement(protocol="notebok")
 
 
 def test_incomplete_weights_are_refused_not_filled_with_random_numbers(
-    tiny_backbones: dict[str, Path], tmp_path: Path
+    tiny_encoders: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "ast"
-    ASTModel.from_pretrained(tiny_backbones["ast"]).save_pretrained(folder)
+    ASTModel.from_pretrained(tiny_encoders["ast"]).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     del tensors["layernorm.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BackboneError, match=r"lacks 1 weights, such as layernorm.weight"):
+    with pytest.raises(EncoderError, match=r"lacks 1 weights, such as layernorm.weight"):
         load_ast(str(folder))
-    (folder / "model.safetensors").write_bytes((tiny_backbones["ast"] / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(BackboneError, match=r"can't be loaded"):
+    (folder / "model.safetensors").write_bytes((tiny_encoders["ast"] / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(EncoderError, match=r"can't be loaded"):
         load_ast(str(folder))
 
 
 def test_an_unreachable_hub_names_three_ways_out() -> None:
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(EncoderError) as caught:
         load_timesformer("facebook/timesformer-base-finetuned-k400")
     message = str(caught.value)
     for way in ("--timesformer FOLDER", "alphafuse convert timesformer FILE OUT", "alphafuse data demo"):
@@ -302,10 +302,10 @@ def test_notebook_frames_are_squashed_to_a_square_in_zero_to_one() -> None:
     np.testing.assert_allclose(fed, expected.transpose(2, 0, 1), atol=1e-6)
 
 
-def test_protocols_are_told_apart_by_the_store(tiny_backbones: dict[str, Path]) -> None:
+def test_protocols_are_told_apart_by_the_store(tiny_encoders: dict[str, Path]) -> None:
     for load, name in ((load_timesformer, "timesformer"), (load_ast, "ast")):
-        standard = load(str(tiny_backbones[name])).settings()
-        notebook = load(str(tiny_backbones[name]), Placement(protocol="notebook")).settings()
+        standard = load(str(tiny_encoders[name])).recipe()
+        notebook = load(str(tiny_encoders[name]), Placement(protocol="notebook")).recipe()
         assert standard["protocol"] == "standard" and notebook["protocol"] == "notebook"
         assert standard["weights_sha256"] == notebook["weights_sha256"]
 
@@ -317,7 +317,7 @@ def test_notebook_spectrograms_of_real_clips_equal_librosas(real_clips: list[Pat
         np.testing.assert_allclose(decibel_spectrogram(waveform, 128), librosa_decibels(waveform), atol=1e-3)
 
 
-def test_all_of_the_way_to_an_embedding_stays_on_the_device(tiny_backbones: dict[str, Path]) -> None:
+def test_all_of_the_way_to_an_embedding_stays_on_the_device(tiny_encoders: dict[str, Path]) -> None:
     """On PyTorch's meta device, which computes nothing and refuses what mixes devices, as CUDA would."""
     device = torch.device("meta")
     resized = resize_frames(torch.zeros(2, 300, 400, 3, dtype=torch.uint8, device=device), FrameSpec())
@@ -326,8 +326,8 @@ def test_all_of_the_way_to_an_embedding_stays_on_the_device(tiny_backbones: dict
     assert audio_inputs(waveforms, AudioSpec(), device=device).shape == (2, 1024, 128)
     notebook = AudioSpec.notebook(mel_bins=128, max_length=64)
     assert audio_inputs(waveforms, notebook, device=device).shape == (2, 128, 64)
-    timesformer, ast = load_timesformer(str(tiny_backbones["timesformer"])), load_ast(str(tiny_backbones["ast"]))
-    for backbone, inputs in ((timesformer, (2, 4, 3, 32, 32)), (ast, (2, 128, 64))):
+    timesformer, ast = load_timesformer(str(tiny_encoders["timesformer"])), load_ast(str(tiny_encoders["ast"]))
+    for encoder, inputs in ((timesformer, (2, 4, 3, 32, 32)), (ast, (2, 128, 64))):
         with torch.inference_mode():
-            embeddings = backbone.model.to(device)(torch.zeros(inputs, device=device))
-        assert embeddings.shape == (2, backbone.dim) and embeddings.device == device
+            embeddings = encoder.model.to(device)(torch.zeros(inputs, device=device))
+        assert embeddings.shape == (2, encoder.dim) and embeddings.device == device

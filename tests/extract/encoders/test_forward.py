@@ -183,7 +183,7 @@ def test_model_flops_are_those_that_pytorch_counts_in_huggingfaces_pass(model: A
     assert model_flops(model.config) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_shipped_compact_backbones_are_huggingfaces(tmp_path: Path) -> None:
+def test_shipped_compact_encoders_are_huggingfaces(tmp_path: Path) -> None:
     from alphafuse.extract.encoders.locate import COMPACT_FOLDER
 
     for kind, name, inputs in (

@@ -12,7 +12,7 @@ import pytest
 from support.extraction import Names, assert_same_stores, command, make, settings, wait_for
 
 from alphafuse.data.store.claims import Claims
-from alphafuse.errors import BackboneError, SettingsMismatchError
+from alphafuse.errors import EncoderError, RecipeMismatchError
 from alphafuse.extract.engines.devices import extract_on_devices
 from alphafuse.extract.pipeline import Extractor, extract_embeddings
 from alphafuse.extract.settings import list_devices
@@ -44,17 +44,17 @@ class Watch:
 def test_devices_are_named_with_commas() -> None:
     assert list_devices("auto") == ("auto",)
     assert list_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
-    with pytest.raises(BackboneError, match="device 'cuda:0,' has an empty name"):
+    with pytest.raises(EncoderError, match="device 'cuda:0,' has an empty name"):
         list_devices("cuda:0,")
-    with pytest.raises(BackboneError, match="no usable CUDA device"):
+    with pytest.raises(EncoderError, match="no usable CUDA device"):
         list_devices("all")
 
 
 @pytest.mark.slow
-def test_two_devices_do_each_clip_once_and_tell_it_once(files: Path, tmp_path: Path, tiny_backbones: Names) -> None:
+def test_two_devices_do_each_clip_once_and_tell_it_once(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     calm, shared = (make(tmp_path / name, files, 200) for name in ("calm", "shared"))
-    extract_embeddings(calm, ["train"], settings(tiny_backbones))
-    how, watch = replace(settings(tiny_backbones), device="cpu,cpu", workers=2), Watch()
+    extract_embeddings(calm, ["train"], settings(tiny_encoders))
+    how, watch = replace(settings(tiny_encoders), device="cpu,cpu", workers=2), Watch()
     (report,) = extract_embeddings(shared, ["train"], how, progress=watch)
     assert_same_stores(shared, calm)
     assert (report.clips, report.already, report.embedded) == (200, 0, {"timesformer": 200, "ast": 200})
@@ -62,18 +62,18 @@ def test_two_devices_do_each_clip_once_and_tell_it_once(files: Path, tmp_path: P
     assert watch.calls == [("train", 200, 0), ("stop", 0, 0)] and watch.done == 200
     assert len(shared.store("train").shards()) >= 2, "each process wrote its own"
     other = replace(how, ast="compact")
-    with pytest.raises(SettingsMismatchError, match="was made with another ast"):
+    with pytest.raises(RecipeMismatchError, match="was made with another ast"):
         extract_on_devices(shared, ["train"], other)
 
 
 def test_without_locks_each_process_does_its_own_part(
-    files: Path, tmp_path: Path, tiny_backbones: Names, monkeypatch: pytest.MonkeyPatch
+    files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Claims, "is_shared", property(lambda claims: False))
     dataset = make(tmp_path / "root", files, 40)
     done = 0
     for number in range(3):
-        extractor = Extractor(dataset, settings(tiny_backbones), part=(number, 3))
+        extractor = Extractor(dataset, settings(tiny_encoders), part=(number, 3))
         report = extractor.extract("train")
         assert 5 < len(dataset.store("train").done()) - done < 25
         done = len(dataset.store("train").done())
@@ -84,14 +84,14 @@ def test_without_locks_each_process_does_its_own_part(
 
 @pytest.mark.cluster
 def test_a_killed_process_leaves_its_clips_to_the_other_and_an_interrupt_flushes(
-    files: Path, tmp_path: Path, tiny_backbones: Names
+    files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, shared = (make(tmp_path / name, files, 1500) for name in ("calm", "shared"))
-    extract_embeddings(calm, ["train"], settings(tiny_backbones))
+    extract_embeddings(calm, ["train"], settings(tiny_encoders))
     store = shared.store("train")
 
     def start() -> subprocess.Popen[str]:
-        many = command(shared.root, tiny_backbones, "--device", "cpu,cpu", "--flush-seconds", "0.2")
+        many = command(shared.root, tiny_encoders, "--device", "cpu,cpu", "--flush-seconds", "0.2")
         return subprocess.Popen(many, cwd=shared.root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     run = start()

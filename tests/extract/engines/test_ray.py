@@ -24,10 +24,10 @@ from support.clips import write_clip
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store.claims import Claims, committing
-from alphafuse.errors import ClusterError, DatasetError, SettingsMismatchError, StoreError
+from alphafuse.errors import ClusterError, DatasetError, RecipeMismatchError, StoreError
 from alphafuse.extract.decoding.decode import Decoded
 from alphafuse.extract.decoding.specs import decode_inputs
-from alphafuse.extract.encoders.encoder import load_backbones
+from alphafuse.extract.encoders.encoder import load_encoders
 from alphafuse.extract.engines import ray as ray_engine
 from alphafuse.extract.engines import ray_stages as stages
 from alphafuse.extract.engines.ray_pools import BLOCK_CLIPS, Node, plan_pools
@@ -54,8 +54,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def names(tiny_backbones: Names) -> dict[str, str]:
-    return {modality: str(folder) for modality, folder in tiny_backbones.items()}
+def names(tiny_encoders: Names) -> dict[str, str]:
+    return {modality: str(folder) for modality, folder in tiny_encoders.items()}
 
 
 def make(root: Path, files: Path, clips: int) -> Dataset:
@@ -146,25 +146,23 @@ def test_an_unknown_engine_is_refused() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_backbones_that_travelled_embed_to_the_bit_as_before(
-    names: dict[str, str], precision: str, files: Path
-) -> None:
+def test_encoders_that_travelled_embed_to_the_bit_as_before(names: dict[str, str], precision: str, files: Path) -> None:
     from alphafuse.extract.encoders.encoder import Placement
 
-    backbones = load_backbones(names, Placement(precision=precision))
-    pickled, arrays = pickle.loads(pickle.dumps(stages.ship_backbones(backbones)))
+    encoders = load_encoders(names, Placement(precision=precision))
+    pickled, arrays = pickle.loads(pickle.dumps(stages.ship_encoders(encoders)))
     assert sum(map(len, arrays)) > 50 * len(pickled) / 100, "weights travel apart"
     for array in arrays:
         array.setflags(write=False)  # as in Ray's object store
-    travelled = stages.unship_backbones((pickled, arrays))
+    travelled = stages.unship_encoders((pickled, arrays))
     decoded = decode_inputs(
         (files / "0.mp4", ("timesformer", "ast")),
-        specs={modality: backbone.spec for modality, backbone in backbones.items()},
+        specs={modality: encoder.spec for modality, encoder in encoders.items()},
         device_resizes=False,
     )
     for modality, inputs in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
-        assert travelled[modality].settings() == backbones[modality].settings()
-        ours, theirs = (found[modality].embed([inputs]) for found in (travelled, backbones))
+        assert travelled[modality].recipe() == encoders[modality].recipe()
+        ours, theirs = (found[modality].embed([inputs]) for found in (travelled, encoders))
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -178,7 +176,7 @@ class Silent:
 
 
 def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
-    specs = {modality: backbone.spec for modality, backbone in load_backbones(names).items()}
+    specs = {modality: encoder.spec for modality, encoder in load_encoders(names).items()}
     return stages.Decoding(stages.library_versions(), specs, 60.0, 2**29, folder, Silent)
 
 
@@ -223,13 +221,13 @@ def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: P
 
     from alphafuse.extract.encoders.batch import embed_batch
 
-    backbones = load_backbones(names)
+    encoders = load_encoders(names)
     job = Job(Clip("c", "0.mp4", "dog", "train", "g"), files / "0.mp4", ("timesformer", "ast"))
-    specs = {modality: backbone.spec for modality, backbone in backbones.items()}
+    specs = {modality: encoder.spec for modality, encoder in encoders.items()}
     decoded = decode_inputs((job.path, job.modalities), specs=specs, device_resizes=False)
-    batch = embed_batch(backbones, [(job, decoded)])
+    batch = embed_batch(encoders, [(job, decoded)])
     table = pyarrow.Table.from_pylist([stages.pack_block(3, [batch])])
-    settings = {modality: backbone.settings() for modality, backbone in backbones.items()}
+    settings = {modality: encoder.recipe() for modality, encoder in encoders.items()}
     commit = stages.Commit(tmp_path / "store", None, 5, settings, {"attempt": 1})
     first = stages.commit_blocks(commit, table)
     again = stages.commit_blocks(replace(commit, provenance={"attempt": 2}), table)
@@ -416,7 +414,7 @@ def test_several_nodes_make_the_store_that_one_machine_makes(
     (again,) = extract_embeddings(dataset, ["train"], how)
     assert (again.already, again.embedded["ast"]) == (700, 0)
     other = replace(how, ast="compact")
-    with pytest.raises(SettingsMismatchError, match="was made with another ast"):
+    with pytest.raises(RecipeMismatchError, match="was made with another ast"):
         extract_embeddings(dataset, ["train"], other)
 
 

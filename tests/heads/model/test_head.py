@@ -175,7 +175,7 @@ def test_a_missing_damaged_or_misfitting_head_is_one_clear_error(tmp_path: Path)
         AlphaFusion.from_pretrained(tmp_path)
 
 
-def test_embeddings_of_another_backbone_are_refused() -> None:
+def test_embeddings_of_another_encoder_are_refused() -> None:
     head = AlphaFusion(config())
     with pytest.raises(ExperimentError, match="6-d timesformer embeddings, not 5-d ones"):
         head({"timesformer": torch.zeros(1, 5), "ast": torch.zeros(1, 4)})

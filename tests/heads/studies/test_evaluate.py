@@ -14,7 +14,7 @@ from support.toy import CLASSES, SETTINGS, assert_no_nan, make_dataset, silence_
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings, Failure
-from alphafuse.errors import DatasetError, ExperimentError, SettingsMismatchError
+from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
 from alphafuse.heads.studies.evaluate import evaluate
 from alphafuse.heads.studies.experiments import Experiment, RunResult, fit
 from alphafuse.report.evaluation import format_text, to_json, write_evaluation
@@ -102,7 +102,7 @@ def test_an_evaluation_prints_every_metric_in_120_columns(fused: RunResult, sing
     assert to_json(evaluate(fused.folder))["against"] is None
 
 
-def test_embeddings_of_another_backbone_or_protocol_are_refused(tmp_path: Path, fused: RunResult) -> None:
+def test_embeddings_of_another_encoder_or_protocol_are_refused(tmp_path: Path, fused: RunResult) -> None:
     other = make_dataset(tmp_path / "other")
     store = other.store("test")
     kept = store.read()
@@ -110,7 +110,7 @@ def test_embeddings_of_another_backbone_or_protocol_are_refused(tmp_path: Path, 
         shard.unlink()
     settings = {name: {"protocol": "notebook"} for name in kept.features}
     store.write(replace(kept, settings=settings))
-    with pytest.raises(SettingsMismatchError, match=r"protocol \(there: standard, here: notebook\)"):
+    with pytest.raises(RecipeMismatchError, match=r"protocol \(there: standard, here: notebook\)"):
         evaluate(fused.folder, dataset=other)
 
 

@@ -249,8 +249,8 @@ def test_pos_scalar_is_the_papers_factor_or_the_notebooks_by_protocol(dataset: D
     train = dataset.embeddings("train")
     experiment = Experiment("pos-scalar", on="ast")
     paper = experiment.head_config(train, CLASSES, SETTINGS)
-    made = {modality: {**settings, "protocol": "notebook"} for modality, settings in train.settings.items()}
-    notebook = experiment.head_config(replace(train, settings=made), CLASSES, SETTINGS)
+    made = {modality: {**settings, "protocol": "notebook"} for modality, settings in train.recipes.items()}
+    notebook = experiment.head_config(replace(train, recipes=made), CLASSES, SETTINGS)
     ast = {"timesformer": torch.ones(1, 8), "ast": torch.ones(1, 6)}
     assert AlphaFusion(paper).fuse(ast)[0, 8:].tolist() == [1.5] * 6
     assert AlphaFusion(notebook).fuse(ast)[0, 8:].tolist() == [2.0] * 6

@@ -39,7 +39,7 @@ def sorted_clips(count: int, *, seed: int, spread: float = 1.0) -> Embeddings:
     ids = tuple(f"{seed}video{i}_000000" for i in range(count))
     labels = tuple(CLASSES[i] for i in targets)
     return Embeddings(
-        ids, labels, ids, {"timesformer": x[:, :6], "ast": x[:, 6:]}, settings={name: {"made": "here"} for name in BOTH}
+        ids, labels, ids, {"timesformer": x[:, :6], "ast": x[:, 6:]}, recipes={name: {"made": "here"} for name in BOTH}
     )
 
 
@@ -240,7 +240,7 @@ def test_training_on_a_store_larger_than_its_memory_stays_within_it(tmp_path: Pa
     for name, count in (("train", 40_000), ("val", 100)):
         ids = tuple(f"{name}{i}_000000" for i in range(count))
         x = {m: rng.standard_normal((count, 384), dtype=np.float32) for m in BOTH}
-        made = Embeddings(ids, tuple("ab"[i % 2] for i in range(count)), ids, x, settings={m: {} for m in BOTH})
+        made = Embeddings(ids, tuple("ab"[i % 2] for i in range(count)), ids, x, recipes={m: {} for m in BOTH})
         stored(tmp_path / name, made, shards=4 if name == "train" else 1)
     arguments = [sys.executable, "-c", MEMORY_TEST, str(tmp_path / "train"), str(tmp_path / "val")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path)
