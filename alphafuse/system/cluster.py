@@ -1,6 +1,6 @@
-"""Ray, for both stages: joined where a cluster runs, else started on this machine for as long as it is needed.
+"""Sessions of Ray: connect to a cluster, or start Ray on this machine for as long as it is needed.
 
-Ray is an extra (`pip install 'alphafuse[ray]'`) and takes a second to import: nothing here does so before it is used.
+Ray is an extra (`pip install 'alphafuse[ray]'`) and takes a second to import, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from alphafuse.errors import AlphafuseError, ClusterError, unknown
 from .files import one_line
 
 ENGINES = ("local", "ray")
-_TOLD = re.compile(r"^alphafuse\.errors\.(\w+): (.+)$", re.MULTILINE)  # in the text of an actor that couldn't begin
-ANSWER_SECONDS = 10.0  # that a cluster may take to accept a connection
-# Ray reads these when it is imported. It would print what it thinks of lost nodes into our output, json included; its
-# log files have all of it
+_OWN_ERROR = re.compile(r"^alphafuse\.errors\.(\w+): (.+)$", re.MULTILINE)  # within the text of an actor's failed start
+CONNECT_SECONDS = 10.0  # how long a cluster may take to accept a connection
+# Ray reads these when it is imported. Without them it prints messages about lost nodes into the command's output, json
+# included; its log files keep them
 _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data's that outlives a session would begin another
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a late thread of Ray Data starts a new session
 }
 
 
 def require_engine(engine: str) -> None:
-    """Raise `ClusterError` for a name that is no engine."""
+    """Raise `ClusterError` unless `engine` is one of `ENGINES`."""
     if engine not in ENGINES:
         raise ClusterError(unknown("engine", engine, ENGINES))
 
 
 def import_ray() -> Any:
-    """The ray module; `ClusterError` where it isn't installed."""
+    """Return the ray module; raise `ClusterError` if it isn't installed."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -56,12 +56,12 @@ def import_ray() -> Any:
 
 
 def alive_nodes(ray: Any) -> list[dict[str, Any]]:
-    """The cluster's machines as Ray describes them, without those that are lost."""
+    """The live machines of the cluster, as `ray.nodes()` describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def require_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """On a node: raise `ClusterError` unless it has what the driver has; name -> version of each."""
+    """Raise `ClusterError` unless this node's versions (name -> version) equal those of the driver."""
     for name, there in expected.items():
         if found.get(name) != there:
             raise ClusterError(
@@ -71,23 +71,23 @@ def require_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> N
 
 
 def own_error(error: BaseException) -> AlphafuseError | None:
-    """The error of ours that something of Ray's came of, as it was on its node; None when it was another."""
-    # Ray's own, which is of the class of what it wraps as well, has a text of many lines
+    """Return the `AlphafuseError` that caused an error of Ray, as its node raised it; None if there is none."""
+    # Ray's wrapper is an instance of the wrapped class too; its text has many lines
     own = [cause for cause in _causes(error) if isinstance(cause, AlphafuseError)]
     if own:
         return min(own, key=lambda cause: len(str(cause)))
-    told = _TOLD.findall(str(error))
-    found: AlphafuseError | None = getattr(errors, told[-1][0], ClusterError)(told[-1][1]) if told else None
+    named = _OWN_ERROR.findall(str(error))
+    found: AlphafuseError | None = getattr(errors, named[-1][0], ClusterError)(named[-1][1]) if named else None
     return found
 
 
 def last_line(error: BaseException) -> str:
-    """Of what Ray says, the part that names what went wrong."""
+    """The last line of an error's text, where Ray names the cause."""
     return one_line((str(error).strip() or type(error).__name__).splitlines()[-1])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it came of."""
+    """Yield an error and all its causes."""
     waiting, seen = [error], set[int]()
     while waiting:
         found = waiting.pop()
@@ -100,14 +100,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[Any]:
-    """The ray module, connected for as long as the block lasts.
-
-    Where this process is connected already, that connection is used and left open.
+    """Yield the ray module, connected for the time of the block; an existing connection is used and left open.
 
     Args:
-        address: of a cluster: "auto" or "HOST:6379"; None = the one that the variable RAY_ADDRESS
-            names, else Ray is started on this machine and stopped at the end.
-        memory_bytes: that a Ray started here may give to its tasks and objects; 0 = what Ray takes by itself.
+        address: of a cluster, "auto" or "HOST:6379"; None = the variable RAY_ADDRESS; if that is unset, Ray is started
+            on this machine and stopped at the end.
+        memory_bytes: memory for the tasks and objects of a Ray that is started here; 0 = Ray's own default.
 
     Raises:
         ClusterError: Ray isn't installed, can't be started, or there is no cluster at the address.
@@ -117,43 +115,43 @@ def connected(address: str | None = None, *, memory_bytes: int = 0) -> Iterator[
         yield ray
         return
     try:
-        _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
-        with _without_stderr(), _own_sigterm():
+        _require_listener(address or os.environ.get("RAY_ADDRESS", ""))
+        with _without_stderr(), _keep_sigterm_handler():
             ray.init(address=address, job_config=_job_config(), **_start_options(address, memory_bytes))
     except Exception as error:  # Ray's own classes, OSError, RuntimeError, grpc's
         where = f"no Ray cluster at '{address}'" if address else "Ray can't be started here"
-        mend = "start one with `ray start --head`, or leave out --address" if address else "try `ray start --head`"
-        raise ClusterError(f"{where} ({one_line(error)}): {mend}") from None
+        remedy = "start one with `ray start --head`, or leave out --address" if address else "try `ray start --head`"
+        raise ClusterError(f"{where} ({one_line(error)}): {remedy}") from None
     try:
         yield ray
     finally:
-        # references that are collected later would count against objects of the same number in the next session
+        # a reference collected later would count against the object of the same number in the next session
         gc.collect()
         ray.shutdown()
 
 
-def _require_answer(address: str) -> None:
-    """Raise `OSError` where nobody answers at a "HOST:PORT": Ray itself would ask for two minutes."""
+def _require_listener(address: str) -> None:
+    """Raise `OSError` if nothing listens at HOST:PORT: Ray itself would try for two minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """What this process does at a SIGTERM stays as it was: Ray would end it with code 15 and without a word."""
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Restore this process's SIGTERM handler afterwards: Ray's own ends the process with code 15, without a message."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        # other threads may not set it, and Ray didn't either
+        # only the main thread can set handlers, in Ray too
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Ray's C++ writes there while it starts, whatever it is told; what goes wrong is raised."""
+    """Discard stderr: Ray's C++ writes to it while it starts, and no option stops it; failures are raised anyway."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -167,11 +165,11 @@ def _without_stderr() -> Iterator[None]:
 
 
 def _job_config() -> Any:
-    """A job whose workers don't look for modules in this process's working directory, which Ray puts first."""
+    """A job config whose workers don't import from the working directory, which Ray puts first on their path."""
     from ray.job_config import JobConfig
 
     config = JobConfig()
-    config._client_job = True  # in a checkout of alphafuse its folder alphafuse/ would hide the installed package
+    config._client_job = True  # in a checkout, the folder alphafuse/ would hide the installed package
     return config
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing small files so that nothing is ever half there."""
+"""Small files, read with one-line errors and written atomically; paths that may be URLs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, TextIO, cast
 
 from alphafuse.errors import AlphafuseError, DatasetError
 
-MAX_TEXT = 4096  # characters of a name, as long as Linux lets a path be
+MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
-# control characters, and what hides or turns around the text beside it; joiners (U+200C, U+200D) belong to scripts
+# control characters, and characters that hide or reorder text; joiners (U+200C, U+200D) are part of some scripts
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -27,24 +27,24 @@ _HIDDEN = re.compile(
 
 
 def is_clean(text: str) -> bool:
-    """Whether a name is not empty, not absurdly long, and shows what it is: no control or direction characters."""
+    """Whether a name is 1 to `MAX_TEXT` characters long, none of them a control or direction character."""
     return 0 < len(text) <= MAX_TEXT and (text.isprintable() or not _HIDDEN.search(text))
 
 
 def one_line(value: object, most: int = 300) -> str:
-    """A value as text for a message: hidden characters escaped, cut after `most` characters."""
+    """Return a value as text for a message: hidden characters escaped, at most `most` characters."""
     text = str(value)
     text = text if len(text) <= most else text[: most - 3] + "..."
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def to_path(place: str | Path) -> Path:
-    """A place as a path: text with "://" as a `upath.UPath`, which works like a `pathlib.Path`; all else as a `Path`.
+    """Return a `upath.UPath`, which works like a `pathlib.Path`, for a URL (text with "://"); a `Path` for all else.
 
-    A local path, or one that was made here before, stays as it is; so does what a `file://` URL names.
+    Paths are returned unchanged; a `file://` URL becomes the local path that it names.
 
     Raises:
-        AlphafuseError: a package that the URL needs isn't installed, or it names nothing that a file system could have.
+        AlphafuseError: a package that the URL needs isn't installed, or the URL is invalid.
 
     >>> to_path("stores/train").as_posix(), to_path("file:///data/clips").as_posix()
     ('stores/train', '/data/clips')
@@ -63,27 +63,27 @@ def to_path(place: str | Path) -> Path:
         if made.protocol in ("", "file", "local"):
             return Path(made.path)
         made = made.parent / made.name if place.endswith("/") and made.name else made
-        made.fs  # noqa: B018  # its class is loaded now: what is missing is said now
+        made.fs  # noqa: B018  # loads the file system's class: a missing package is reported here
     except ImportError as error:
         raise AlphafuseError(
             f"'{shown}' needs a package that isn't installed ({one_line(error)}): run `pip install "
             "'alphafuse[remote]'`, and install the file system's own, such as s3fs for s3:// or gcsfs for gs://"
         ) from None
     except Exception as error:  # ValueError for an unknown scheme, and whatever a file system's class raises
-        raise AlphafuseError(f"'{shown}' can't be used: {one_line(error)}: see its address") from None
+        raise AlphafuseError(f"'{shown}' can't be used: {one_line(error)}: check the address") from None
     if not made.path.strip("/"):
-        raise AlphafuseError(f"'{shown}' names no bucket or folder: see its address")
+        raise AlphafuseError(f"'{shown}' names no bucket or folder: check the address")
     return cast(Path, made)
 
 
 def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file so that it appears whole or not at all, also when the machine stops.
+    """Write a file that appears whole or not at all, even if the machine stops meanwhile.
 
-    The content goes to a temporary name in the same folder, is fsynced and renamed; the folder is fsynced last.
-    Without `replace`, a file that is there already stays as it is.
+    The content is written under a temporary name in the same folder, fsynced and renamed; the folder is fsynced last.
+    With `replace=False` an existing file stays as it is.
 
     Raises:
-        AlphafuseError: the disk is full, or the folder can't be written; nothing is left behind.
+        AlphafuseError: the disk is full, or the folder can't be written; the temporary file is removed.
     """
     with open_atomically(path, replace=replace) as file:
         file.write(content)
@@ -91,10 +91,10 @@ def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> Non
 
 @contextlib.contextmanager
 def open_atomically(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """Like `write_atomically`, for content that is written piece by piece: it appears when the block ends well.
+    """Like `write_atomically`, for content that is written piece by piece: it appears when the block ends.
 
-    Without `replace`, a file that has the name when the block ends stays as it is, and the new content is dropped.
-    What the block itself raises passes through, `OSError` as an `AlphafuseError`.
+    With `replace=False`, a file that exists when the block ends stays as it is, and the new content is dropped.
+    An exception in the block drops the content and passes through, an `OSError` as an `AlphafuseError`.
     """
     temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.partial")  # unique among hosts and threads
     try:
@@ -108,7 +108,7 @@ def open_atomically(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     except OSError as error:
         raise AlphafuseError(
-            f"can't write {one_line(path, 1000)}: {error.strerror or one_line(error)}: {_way_out(error)}, then run the "
+            f"can't write {one_line(path, 1000)}: {error.strerror or one_line(error)}: {_remedy(error)}, then run the "
             "same command again"
         ) from error
     finally:
@@ -117,7 +117,7 @@ def open_atomically(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 
 
 def _give_name(temporary: Path, path: Path) -> bool:
-    """Give a file a second name unless another file has it; False where a file system has no second names."""
+    """Hard-link a file to `path` unless that exists; False if there are no hard links and `path` is free."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -130,7 +130,7 @@ def _give_name(temporary: Path, path: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last; file systems that can't do that for a folder say so in different ways."""
+    """Flush a folder to disk, so that a rename survives a crash; file systems that can't do it are left alone."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -139,8 +139,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def _way_out(error: OSError) -> str:
-    """What mends it."""
+def _remedy(error: OSError) -> str:
+    """What the user can do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space or choose another folder"
     if error.errno == errno.EFBIG:
@@ -148,23 +148,24 @@ def _way_out(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "make the folder writable or choose another"
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return "something else has that name: move it away or choose another folder"
+        return "a file or folder of that name is in the way: move it or choose another folder"
     if error.errno == errno.ENOENT:
-        return "the folder was removed meanwhile: bring it back or choose another"
-    return "see to the disk or choose another folder"
+        return "the folder was removed meanwhile: restore it or choose another"
+    return "check the disk or choose another folder"
 
 
 def iterate_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Non-blank rows of a UTF-8 csv as (line number, columns), one at a time; `DatasetError` when it can't be read.
+    """Yield the non-blank rows of a UTF-8 csv as (line number, columns); memory is bounded by `MAX_LINE`.
 
-    Memory is bounded by `MAX_LINE`, whatever the file holds.
+    Raises:
+        DatasetError: the file is missing or isn't UTF-8 csv.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = _Lines(file)
             reader = csv.reader(lines, strict=True)
             for row in reader:
-                lines.of_row = 0
+                lines.row_length = 0
                 if row:
                     yield reader.line_num, row
     except FileNotFoundError:
@@ -174,19 +175,19 @@ def iterate_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 class _Lines:
-    """Lines of a file; a row that takes more than `MAX_LINE` characters is a `csv.Error`."""
+    """The lines of a file; raises `csv.Error` for a row of more than `MAX_LINE` characters."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self.of_row = 0  # characters of the row that is being read: a quoted field may hold line breaks
+        self.row_length = 0  # characters of the row being read: a quoted field may hold line breaks
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
         line = self._file.readline(MAX_LINE + 1)
-        self.of_row += len(line)
-        if self.of_row > MAX_LINE:
+        self.row_length += len(line)
+        if self.row_length > MAX_LINE:
             raise csv.Error(f"a row is longer than {MAX_LINE} characters")
         if not line:
             raise StopIteration
@@ -194,27 +195,31 @@ class _Lines:
 
 
 def read_csv(path: Path) -> list[tuple[int, list[str]]]:
-    """All that `iterate_csv` yields."""
+    """Return all rows of `iterate_csv`."""
     return list(iterate_csv(path))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as UTF-8 csv, atomically and one by one: they may be more than memory holds."""
+    """Write rows as UTF-8 csv, atomically and one by one, so that an iterator may yield more than memory holds."""
     with open_atomically(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
-        text.detach()  # flushes, and leaves the file open
+        text.detach()  # flushes without closing the file
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a json file; `DatasetError` when it can't be read or isn't an object."""
+    """Return the object in a json file; raise `DatasetError` if it can't be read or isn't an object."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
             raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
         content = json.loads(text.decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no json, an integer without end
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not json, or an integer of too many digits
         raise DatasetError(f"{one_line(path, 1000)} can't be read as json: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise DatasetError(f"{one_line(path, 1000)} must hold a json object, not {type(content).__name__}")
@@ -222,5 +227,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write json, indented, atomically; NaN is refused, for it is not json."""
+    """Write indented json atomically; raise ValueError for NaN, which json lacks."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

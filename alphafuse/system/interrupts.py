@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: exceptions of the main thread that are never lost, and leave no lock taken."""
+"""Ctrl-C and SIGTERM: neither is ever lost, and neither leaves a lock taken."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-WAIT_SECONDS = 0.2  # for a task, until an interrupt that was held back meanwhile is raised
-AGAIN_SECONDS = 0.05  # until an interrupt that was lost is sent again: the callback that lost it is over by then
+WAIT_SECONDS = 0.2  # how long waiting for a task may delay an interrupt
+RESEND_SECONDS = 0.05  # before a lost interrupt is sent again: the callback that lost it has ended by then
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever deals with a Ctrl-C deals with it in the same way."""
+    """SIGTERM arrived; code that handles Ctrl-C handles it in the same way."""
 
 
 def heed_interrupts() -> None:
-    """Let SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt, and lose neither; call it in the main thread.
+    """Make SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt; lose neither. Call it in the main thread.
 
-    Python raises them wherever the main thread is. Where that is a callback of the interpreter's own, such as a weak
-    reference's or a `__del__`, the exception has nowhere to go: it would be printed, and the program would go on.
-    Such an interrupt is sent again.
+    Python raises both at whatever the main thread is running. If that is a callback of the interpreter, such as a weak
+    reference's callback or a `__del__`, Python prints the exception, drops it, and the program goes on. Such an
+    interrupt is sent again.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    if not isinstance(sys.unraisablehook, _Hook):
-        sys.unraisablehook = _Hook(sys.unraisablehook)
+    if not isinstance(sys.unraisablehook, _ResendDropped):
+        sys.unraisablehook = _ResendDropped(sys.unraisablehook)
 
 
 @contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Let an interrupt wait for the end of the block, which should be over soon; a second one waits no more.
+    """Delay an interrupt until the end of the block, which should be short; a second interrupt is raised at once.
 
-    For calls of `concurrent.futures` in the main thread: these take locks in Python code, and an exception between
-    the taking and the `with` that gives back would leave one taken, for which other threads then wait for ever. In
-    other threads, which no interrupt reaches, the block is like any.
+    Meant for calls of `concurrent.futures` in the main thread. They take locks in Python code; an exception between
+    taking a lock and the `with` that releases it would leave the lock taken, and other threads would wait for ever.
+    Interrupts reach the main thread only: in other threads the block does nothing.
     """
     held: list[int] = []
     before: dict[int, Any] = {}
@@ -57,7 +57,7 @@ def hold_interrupts() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for heeded in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(heeded)
-                if callable(handler):  # else the process ends by the signal, or never minds it
+                if callable(handler):  # otherwise the signal ends the process or is ignored
                     before[heeded] = handler
                     signal.signal(heeded, hold)
         yield
@@ -69,13 +69,13 @@ def hold_interrupts() -> Iterator[None]:
 
 
 def submit(pool: Executor, function: Callable[..., Result], *arguments: object) -> Future[Result]:
-    """`pool.submit`, in which an interrupt does no harm."""
+    """`pool.submit`, safe against interrupts."""
     with hold_interrupts():
         return pool.submit(function, *arguments)
 
 
 def wait_for_any(futures: Collection[Future[Result]], seconds: float = math.inf) -> set[Future[Result]]:
-    """Those that are done, as soon as one is; none of them after so many seconds. An interrupt does no harm in it."""
+    """Wait until a future is done and return all that are done; {} after `seconds`. Safe against interrupts."""
     end = time.monotonic() + seconds
     while True:
         with hold_interrupts():
@@ -85,9 +85,9 @@ def wait_for_any(futures: Collection[Future[Result]], seconds: float = math.inf)
 
 
 def map_in(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`pool.map`, in which an interrupt does no harm: all items are begun at once, the results come in their order.
+    """`pool.map`, safe against interrupts: submit all items at once, yield the results in the order of the items.
 
-    The first failure is raised, and what is not begun then is left undone.
+    The first failure is raised; items that haven't begun by then are cancelled.
     """
     futures = [submit(pool, function, item) for item in items]
     try:
@@ -100,25 +100,27 @@ def map_in(pool: Executor, function: Callable[[Item], Result], items: Iterable[I
                 future.cancel()
 
 
-class _Hook:
-    """What Python calls with an exception that has nowhere to go."""
+class _ResendDropped:
+    """A `sys.unraisablehook` that sends dropped interrupts again and hands all else to the previous hook."""
 
-    def __init__(self, others: Any) -> None:
-        self._others = others
+    def __init__(self, previous: Any) -> None:
+        self._previous = previous
 
     def __call__(self, unraisable: Any, /) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
-            _thread.start_new_thread(_send_again, (number,))  # `threading` takes locks, which the main thread may hold
+            _thread.start_new_thread(
+                _send_again, (number,)
+            )  # `threading` would take locks that the main thread may hold
         else:
-            self._others(unraisable)
+            self._previous(unraisable)
 
 
 def _send_again(number: signal.Signals) -> None:
-    time.sleep(AGAIN_SECONDS)
+    time.sleep(RESEND_SECONDS)
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
-        signal.pthread_kill(main, number)  # wakes the main thread where it waits
+        signal.pthread_kill(main, number)  # wakes the main thread if it waits
     else:
         _thread.interrupt_main(number)
 

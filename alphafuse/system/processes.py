@@ -1,4 +1,4 @@
-"""What both stages ask of the machine: memory that is free, and workers that end with their main process."""
+"""Free memory, and worker processes that end with their main process."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")  # a container's own limits (Linux control groups, version 2)
+_CGROUP = Path("/sys/fs/cgroup")  # limits of this container (Linux control groups, version 2)
 _watched: set[int] = set()
 
 
 def start_worker(parent: int) -> None:
-    """What a worker process does first: leave Ctrl-C to `parent`, its main process, and end soon after it."""
+    """Begin a worker process: ignore Ctrl-C, which the main process `parent` handles, and end soon after `parent`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process soon after `parent`, its main process, is gone: a worker whose main was killed has no use.
+    """End this worker process within about a second after its main process `parent` (a process id) has ended.
 
-    Call it in the worker, as often as you like; `parent` is the `os.getpid()` of the main process.
+    Repeated calls do nothing more.
     """
     if parent not in _watched and parent != os.getpid():
         _watched.add(parent)
@@ -37,7 +37,7 @@ def _watch(parent: int) -> None:
 
 
 def free_memory_bytes() -> int:
-    """Memory that this process could still take: what the machine has left, or what its container may."""
+    """Bytes of memory that this process can still take: the machine's free memory, or less in a container."""
     free = int(psutil.virtual_memory().available)
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()

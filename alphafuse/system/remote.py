@@ -1,8 +1,8 @@
-"""Objects behind URLs (s3://, gs://, hf://, memory://, ...): listed, read in ranges, fetched and written whole.
+"""Object stores (s3://, gs://, hf://, memory://, ...): list objects, read them in ranges, fetch and write them whole.
 
-A path of that kind is a `upath.UPath`, made by `files.to_path`; every other path is a `pathlib.Path`. File systems are
-fsspec's, which retry by themselves and take credentials from where their own tools do. Their errors are of many
-classes; here each becomes an `AlphafuseError` of one line, but for `FileNotFoundError`, which callers deal with.
+The path of an object is a `upath.UPath`, made by `files.to_path`; every other path is a `pathlib.Path`. fsspec's file
+systems do the work; they retry by themselves and find credentials as their own tools do. Their exceptions are of many
+classes; each becomes an `AlphafuseError` of one line, except `FileNotFoundError`, which callers handle.
 """
 
 from __future__ import annotations
@@ -23,53 +23,53 @@ from alphafuse.errors import AlphafuseError
 from .files import one_line
 from .scratch import scratch_folder
 
-BLOCK_BYTES = 64 * 2**10  # of a shard of 600 clips it holds all but the features
+BLOCK_BYTES = 64 * 2**10  # the first block of a shard of 600 clips holds all of it but the features
 KEPT_BLOCKS = 64
-HEADS_AT_ONCE = 32  # requests under way together
-WHOLE_BYTES = 2**30  # an object up to this size is fetched whole where much of it is read
+FIRST_BLOCKS_AT_ONCE = 32  # requests in parallel
+WHOLE_BYTES = 2**30  # largest object that is fetched whole if much of it is read
 _WITH_BUCKETS = ("s3", "s3a", "gs", "gcs")
-CACHE_BYTES = 4 * 2**30  # of fetched objects that are kept, on the disk that TMPDIR names
+CACHE_BYTES = 4 * 2**30  # of fetched objects, kept below TMPDIR
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is a URL's."""
+    """Whether a path is a URL."""
     return not isinstance(path, Path)
 
 
 @contextlib.contextmanager
-def reaching(path: Path, verb: str = "reach", kind: type[AlphafuseError] = AlphafuseError) -> Iterator[None]:
-    """Turn whatever a file system raises into one line; `FileNotFoundError` passes."""
+def one_line_errors(path: Path, verb: str = "reach", kind: type[AlphafuseError] = AlphafuseError) -> Iterator[None]:
+    """Turn exceptions of a file system into `kind`, with one line of text; `FileNotFoundError` passes."""
     try:
         yield
     except (AlphafuseError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # OSError, botocore's, aiohttp's, google's, huggingface_hub's
         raise kind(
-            f"can't {verb} {one_line(path, 1000)}: {said_by(error)}: see the address and your credentials for it, then "
-            "run the same command again"
+            f"can't {verb} {one_line(path, 1000)}: {reason_of(error)}: check the address and your credentials, "
+            "then run the same command again"
         ) from error
 
 
-def said_by(error: BaseException) -> str:
-    """What an exception says, in one line."""
+def reason_of(error: BaseException) -> str:
+    """Return the text of an exception as one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(text).rstrip(". ") or type(error).__name__
 
 
 def _filesystem(path: Path) -> tuple[Any, str]:
-    """The file system of a URL, and the object's name there."""
+    """Return the file system of a URL and the object's name in it."""
     return path.fs, path.path.rstrip("/")  # type: ignore[attr-defined]
 
 
 def list_objects(folder: Path, *, recursive: bool = False) -> dict[str, int]:
-    """name relative to `folder` -> bytes, of the objects in it; {} where there is no such folder.
+    """Map the names of the objects in `folder`, relative to it, to their bytes; {} if there is no such folder.
 
-    One listing (S3: a request per 1000 objects), never from a cache.
+    Lists anew at each call (S3: a request per 1000 objects).
 
     Raises:
         AlphafuseError: the bucket doesn't exist, or can't be reached.
     """
-    with reaching(folder, "list"):
+    with one_line_errors(folder, "list"):
         system, name = _filesystem(folder)
         system.invalidate_cache(name)
         try:
@@ -86,25 +86,25 @@ def list_objects(folder: Path, *, recursive: bool = False) -> dict[str, int]:
 
 
 def _require_bucket(folder: Path) -> None:
-    """Raise `AlphafuseError` where a folder isn't there because its bucket isn't."""
+    """Raise `AlphafuseError` if the bucket of a folder doesn't exist."""
     system, name = _filesystem(folder)
     if folder.protocol in _WITH_BUCKETS:  # type: ignore[attr-defined]
-        with contextlib.suppress(PermissionError):  # to look at the bucket itself
+        with contextlib.suppress(PermissionError):  # listing a folder may be permitted, looking at its bucket not
             bucket = name.partition("/")[0]
             if not system.exists(bucket):
                 raise AlphafuseError(
-                    f"there is no bucket '{bucket}' for {one_line(folder, 1000)}: make it, or see its name"
+                    f"there is no bucket '{bucket}' for {one_line(folder, 1000)}: make it, or check its name"
                 )
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a key is one that a path can name: no empty parts, no `..`."""
+    """Whether an object's name is also a relative path: no empty parts, no `..`."""
     return bool(name) and str(PurePosixPath(name)) == name and ".." not in name.split("/")
 
 
 def object_size(path: Path) -> int | None:
-    """An object's bytes, asked anew; None where there is no such object."""
-    with reaching(path):
+    """Return an object's bytes, asked anew at each call; None if there is no such object."""
+    with one_line_errors(path):
         system, name = _filesystem(path)
         system.invalidate_cache(name.rpartition("/")[0])
         try:
@@ -115,14 +115,14 @@ def object_size(path: Path) -> int | None:
 
 
 def folder_exists(folder: Path) -> bool:
-    """Whether there is such a folder, or an object below such a URL.
+    """Whether a folder exists, or an object below a URL.
 
     Raises:
         AlphafuseError: the bucket doesn't exist, or can't be reached.
     """
     if not is_remote(folder):
         return folder.is_dir()
-    with reaching(folder):
+    with one_line_errors(folder):
         system, name = _filesystem(folder)
         system.invalidate_cache(name)
         if system.isdir(name):
@@ -132,10 +132,10 @@ def folder_exists(folder: Path) -> bool:
 
 
 def write_object(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write an object in one request: it appears whole or not at all.
+    """Write an object in one request, so that it appears whole or not at all.
 
-    Without `replace`, one that is there stays as it is, also when both are written at the same moment, where the
-    file system has conditional requests (S3, Google's, memory); elsewhere the last one counts.
+    With `replace=False` an existing object stays as it is. That holds for two writers at the same moment too if the
+    file system has conditional requests (S3, Google's, memory); elsewhere the last writer wins.
 
     Raises:
         AlphafuseError: it can't be written.
@@ -149,13 +149,13 @@ def write_object(path: Path, content: bytes, *, replace: bool = True) -> None:
             system.pipe_file(name, content, mode="create")
         except FileExistsError:
             return
-        except Exception:  # no conditional requests there, or another attempt is being written
+        except Exception:  # no conditional requests, or another attempt is writing
             if object_size(path) is None:
                 system.pipe_file(name, content)
 
 
 def upload(path: Path, file: Path) -> None:
-    """Write a local file's content as an object, which appears when all of it is there."""
+    """Upload a local file as an object, which appears whole or not at all."""
     with _writing(path):
         system, name = _filesystem(path)
         system.put_file(str(file), name)
@@ -164,17 +164,17 @@ def upload(path: Path, file: Path) -> None:
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
-        with reaching(path, "write"):
+        with one_line_errors(path, "write"):
             yield
     except FileNotFoundError as error:
         raise AlphafuseError(
-            f"can't write {one_line(path, 1000)}: {said_by(error)}: make the bucket, or see its name"
+            f"can't write {one_line(path, 1000)}: {reason_of(error)}: make the bucket, or check its name"
         ) from error
 
 
 def remove(path: Path) -> None:
-    """Remove an object, if it is there."""
-    with reaching(path, "remove"), contextlib.suppress(FileNotFoundError):
+    """Remove an object if it exists."""
+    with one_line_errors(path, "remove"), contextlib.suppress(FileNotFoundError):
         system, name = _filesystem(path)
         system.rm_file(name)
 
@@ -189,14 +189,14 @@ class RangeFile(io.RawIOBase):
 
     Attributes:
         size: bytes.
-        failure: what went wrong with the last request, for h5py hides what a file raises.
+        failure: the exception of the last failed request; h5py hides what a file raises.
     """
 
     def __init__(self, path: Path, *, size: int | None = None, head: bytes = b"") -> None:
-        """`size` and `head`, the first block, where they are known; `FileNotFoundError` where nothing is there."""
+        """Open an object, or raise `FileNotFoundError`; `size` and `head` (its first block) save requests."""
         self.path = path
         self.failure: Exception | None = None
-        with reaching(path, "read"):
+        with one_line_errors(path, "read"):
             self._system, self._name = _filesystem(path)
             self.size: int = self._system.info(self._name)["size"] if size is None else size
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -219,7 +219,7 @@ class RangeFile(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; less only at the end."""
+        """Fill the buffer, or the part of it up to the end of the object; return the bytes read."""
         start, stop = self._place, min(self._place + len(buffer), self.size)
         if stop <= start:
             return 0
@@ -248,19 +248,19 @@ class RangeFile(io.RawIOBase):
         return content[start - first * BLOCK_BYTES : stop - first * BLOCK_BYTES]
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        with reaching(self.path, "read"):
+        with one_line_errors(self.path, "read"):
             content: bytes = self._system.cat_file(self._name, start=start, end=stop)
         if len(content) != stop - start:
             raise ValueError(f"it is shorter than its {self.size} bytes")
         return content
 
 
-def heads(sizes: Mapping[Path, int]) -> dict[Path, bytes]:
-    """The first blocks of objects of these sizes, fetched side by side; those that can't be had are left out."""
+def first_blocks(sizes: Mapping[Path, int]) -> dict[Path, bytes]:
+    """Fetch the first blocks of objects (path -> size) in parallel; objects that can't be read are left out."""
     paths = list(sizes)
     if not paths:
         return {}
-    with reaching(paths[0], "read"):
+    with one_line_errors(paths[0], "read"):
         system, _ = _filesystem(paths[0])
         names = [_filesystem(path)[1] for path in paths]
         ends = [min(BLOCK_BYTES, size) for size in sizes.values()]
@@ -269,36 +269,36 @@ def heads(sizes: Mapping[Path, int]) -> dict[Path, bytes]:
 
 
 class ObjectCache:
-    """Objects that never change, kept as local files of this process: those used last, up to a number of bytes."""
+    """Local copies of objects that never change: the most recently used ones, up to a number of bytes."""
 
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
-        """Fetch nothing yet."""
+        """Start empty; `most_bytes` bounds the copies together."""
         self.most_bytes = most_bytes
         self._files: OrderedDict[tuple[str, int], tuple[Path, int]] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def open(self, path: Path, size: int | None = None) -> BinaryIO | None:
-        """The object as a local file, fetched if need be; None when it is too large, or the disk has no room for it.
+        """Open the local copy of an object, fetched first if needed; None if cache or disk have no room for it.
 
         Raises:
             FileNotFoundError: no such object.
             AlphafuseError: it can't be reached.
         """
         with self._lock:
-            if self._process != os.getpid():  # forked: the files are the parent's
+            if self._process != os.getpid():  # a forked process: the files belong to its parent
                 self._files.clear()
                 self._process = os.getpid()
             system, name = _filesystem(path)
             if size is None:
-                with reaching(path, "read"):
+                with one_line_errors(path, "read"):
                     size = int(system.info(name)["size"])
             if size > min(WHOLE_BYTES, self.most_bytes):
                 return None
             key = (str(path), size)
             if key in self._files:
                 self._files.move_to_end(key)
-                with contextlib.suppress(FileNotFoundError):  # a temporary folder that somebody cleared
+                with contextlib.suppress(FileNotFoundError):  # the temporary folder was cleared
                     return self._files[key][0].open("rb", buffering=0)
             self._drop(self.most_bytes - size)
             local = _fetch_whole(path, suffix=".h5")
@@ -315,13 +315,13 @@ class ObjectCache:
 
 
 def _fetch_whole(path: Path, suffix: str) -> Path | None:
-    """An object as a new local file; None where the disk has no room."""
+    """Fetch an object into a new local file; None if the disk has no room."""
     try:
         local = scratch_folder() / f"{uuid.uuid4().hex}{suffix}"
     except OSError:
         return None
     try:
-        with reaching(path, "read"):
+        with one_line_errors(path, "read"):
             system, name = _filesystem(path)
             try:
                 system.get_file(name, str(local))
@@ -337,13 +337,13 @@ def _fetch_whole(path: Path, suffix: str) -> Path | None:
 
 
 def _is_local(error: OSError, local: Path) -> bool:
-    """Whether writing failed here, not reading there."""
+    """Whether writing the local file failed, rather than reading the object."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) or error.filename == str(local)
 
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A file itself, or a temporary copy of an object, with its suffix, which goes when the block ends.
+    """Yield a local file as it is, or a temporary copy of an object, which is removed when the block ends.
 
     Raises:
         FileNotFoundError: no such object.

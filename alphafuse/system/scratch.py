@@ -1,8 +1,8 @@
-"""A folder of this process for temporary files, such as what is fetched from an object store.
+"""A folder of this process for temporary files, such as objects fetched from an object store.
 
-It goes when the process ends. One that was killed leaves its folder behind, with what it held at that moment; the next
-process of the same user on that machine that needs one removes it. A lock on the folder says whether its process lives,
-also of one in another container.
+The folder is removed when the process ends. A killed process leaves its folder behind; the next process of the same
+user on that machine that makes one removes it. A lock on the folder tells whether its process is alive, also if that
+process runs in another container.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed process leaves stays until the system clears its temporary folder
+except ImportError:  # Windows: a killed process's folder stays until the system clears its temporary files
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "alphafuse-scratch-"
-_own: dict[int, Path] = {}  # process -> its folder: a forked process makes its own
+_folders: dict[int, Path] = {}  # process id -> its folder: a forked process makes a new one
 _lock = threading.Lock()
 
 
 def scratch_folder() -> Path:
-    """This process's folder, below TMPDIR; `OSError` where none can be made."""
+    """This process's folder, below TMPDIR; raise `OSError` if none can be made."""
     with _lock:
-        folder = _own.get(os.getpid())
+        folder = _folders.get(os.getpid())
         if folder is None or not folder.is_dir():
-            folder = _own[os.getpid()] = _make()
+            folder = _folders[os.getpid()] = _make()
         return folder
 
 
 def _make() -> Path:
     _remove_leftovers(Path(tempfile.gettempdir()))
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # only this user may look into it
-        held = _held(folder, wait=True)
-        if held != -1:  # else another process took it for a leftover, between the two lines above
-            atexit.register(_remove_own, os.getpid(), folder)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # readable by this user only
+        lock = _lock_folder(folder, wait=True)
+        if lock != -1:  # otherwise another process removed it as a leftover between the two lines above
+            atexit.register(_remove_at_exit, os.getpid(), folder)
             return folder
 
 
-def _remove_own(process: int, folder: Path) -> None:
-    if os.getpid() == process:  # a forked process has inherited this, and the folder isn't its own
+def _remove_at_exit(process: int, folder: Path) -> None:
+    if os.getpid() == process:  # a forked process inherits the call, but the folder is its parent's
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -54,16 +54,16 @@ def _remove_leftovers(where: Path) -> None:
         with contextlib.suppress(OSError):
             if fcntl is None or folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            held = _held(folder, wait=False)
-            if held >= 0:
+            lock = _lock_folder(folder, wait=False)
+            if lock >= 0:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.close(held)
+                os.close(lock)
 
 
-def _held(folder: Path, *, wait: bool) -> int:
-    """Lock a folder for as long as the number returned stays open; -1 when another has it, or it is gone.
+def _lock_folder(folder: Path, *, wait: bool) -> int:
+    """Lock a folder and return the file descriptor that holds the lock; -1 if another process has it or it is gone.
 
-    -2 where there are no locks: then nobody removes anything.
+    -2 where the system has no locks: then leftovers stay.
     """
     if fcntl is None:
         return -2

@@ -35,8 +35,8 @@ from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError, un
 from alphafuse.system.files import one_line, open_atomically, to_path, write_atomically
 from alphafuse.system.remote import (
     BLOCK_BYTES,
-    HEADS_AT_ONCE,
-    heads,
+    FIRST_BLOCKS_AT_ONCE,
+    first_blocks,
     is_remote,
     list_objects,
     remove,
@@ -233,14 +233,14 @@ class EmbeddingStore:
 
     def _looking(self, paths: Iterable[Path]) -> Iterator[Path]:
         """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
-        for some in in_parts(paths, HEADS_AT_ONCE):
+        for some in in_parts(paths, FIRST_BLOCKS_AT_ONCE):
             wanted = {
                 path: self._sizes[path.name]
                 for path in some
                 if path.name not in self._heads and path.name in self._sizes
             }
             if is_remote(self.folder):
-                self._heads |= {path.name: head for path, head in heads(wanted).items()}
+                self._heads |= {path.name: head for path, head in first_blocks(wanted).items()}
             yield from some
             while len(self._heads) > KEPT_HEADS:
                 self._heads.popitem(last=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from alphafuse.errors import AlphafuseError, DecodeError
-from alphafuse.system.remote import is_remote, local_copy, said_by
+from alphafuse.system.remote import is_remote, local_copy, reason_of
 
 try:
     import resource
@@ -34,7 +34,7 @@ def fetched(path: Path) -> Iterator[Path]:
         except FileNotFoundError:
             raise DecodeError(NO_FILE) from None
         except AlphafuseError as error:
-            raise DecodeError(f"can't be fetched: {said_by(error.__cause__ or error)}") from error
+            raise DecodeError(f"can't be fetched: {reason_of(error.__cause__ or error)}") from error
         yield file
 
 

@@ -257,7 +257,7 @@ def test_a_shard_that_vanishes_or_a_store_that_breaks_off_is_no_damage(
         raise ConnectionResetError(104, "Connection reset by peer")
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", breaks_off)
-    with pytest.raises(StoreError, match=r"can't read memory://.*: Connection reset by peer: see the address"):
+    with pytest.raises(StoreError, match=r"can't read memory://.*: Connection reset by peer: check the address"):
         EmbeddingStore(memory).recipes()
     (problem,) = set(EmbeddingStore(memory).verify())
     assert "Connection reset by peer" in problem and "damaged" not in problem

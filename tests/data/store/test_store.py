@@ -386,7 +386,7 @@ def assert_refused(store: EmbeddingStore, write: Callable[[], object], message: 
 def test_a_file_in_the_folders_place_is_one_line(store: EmbeddingStore) -> None:
     store.folder.parent.mkdir(parents=True)
     store.folder.write_text("a file where the store should be")
-    refused = r"can't write .*: something else has that name: move it away or choose another folder"
+    refused = r"can't write .*: a file or folder of that name is in the way: move it or choose another folder"
     assert_refused(store, lambda: store.write(rows("a")), refused)
     assert store.folder.read_text() == "a file where the store should be"
     store.folder.unlink()
