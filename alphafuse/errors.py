@@ -1,18 +1,19 @@
-"""Every error a user can cause, as one line: what is wrong, why, and the command that mends it.
+"""Every error that a user can cause. Its message is one line: what is wrong, why, and the command that fixes it.
 
     AlphafuseError
-    ├── DatasetError        a csv, a folder of clips or a root that can't be used
-    │   └── EmptySplitError a split without a clip (or without a usable embedding)
-    ├── DecodeError         one clip's file can't be turned into frames or a waveform
-    ├── EncoderError       a TimeSformer or AST that can't be loaded, or isn't one
-    │   └── CheckpointError an original .pyth/.pth file that can't be converted
-    ├── StoreError          an embedding store that can't be read or written
-    │   └── RecipeMismatchError  shards made under other settings than asked for
-    ├── ClusterError        Ray that isn't there, or a cluster that can't do what is asked
-    └── ExperimentError     a transform, fusion, run or setting that doesn't exist or doesn't fit
-        └── EstimatorError  the same in `heads.estimator`, where it is a ValueError too, as scikit-learn asks
+    ├── DatasetError             a csv, a folder of clips or a root can't be used
+    │   └── EmptySplitError      a split has no clip, or no usable embedding
+    ├── DecodeError              a clip's file can't be decoded into frames or a waveform
+    ├── DeviceError              PyTorch doesn't know the device, or this machine doesn't have it
+    ├── EncoderError             a model can't be loaded, or is not a TimeSformer or AST
+    │   └── CheckpointError      an original .pyth/.pth file can't be converted
+    ├── StoreError               an embedding store can't be read or written
+    │   └── RecipeMismatchError  its shards were made with another recipe than the one asked for
+    ├── ClusterError             Ray isn't installed, no cluster answers, or it can't do what is asked
+    └── ExperimentError          a transform, fusion, run or head setting doesn't exist or doesn't fit
+        └── EstimatorError       the same in `heads.estimator`; also a ValueError, as scikit-learn expects
 
-The command line prints the message and exits with code 2; Python callers catch the class.
+The command line prints the message and exits with code 2. In Python, catch the class.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from difflib import get_close_matches
 
 
 class AlphafuseError(Exception):
-    """Base of all errors above; its message is one line for people.
+    """Base class of all errors that a user can cause. The message is one line.
 
     >>> import alphafuse
     >>> try:
@@ -34,43 +35,47 @@ class AlphafuseError(Exception):
 
 
 class DatasetError(AlphafuseError):
-    """A csv, a folder of clips or a dataset root that can't be used."""
+    """A csv, a folder of clips or a dataset root can't be used."""
 
 
 class EmptySplitError(DatasetError):
-    """A split without a clip, or without a usable embedding."""
+    """A split has no clip, or no usable embedding."""
 
 
 class DecodeError(AlphafuseError):
-    """One clip's file can't be turned into frames or a waveform; its message is the recorded reason."""
+    """A clip's file can't be decoded into frames or a waveform. The message is stored as the clip's failure."""
+
+
+class DeviceError(AlphafuseError):
+    """PyTorch doesn't know the device, or this machine doesn't have it."""
 
 
 class EncoderError(AlphafuseError):
-    """A TimeSformer or AST that can't be loaded, or that isn't one."""
+    """A model can't be loaded, or is not a TimeSformer or AST."""
 
 
 class CheckpointError(EncoderError):
-    """An original .pyth/.pth checkpoint that can't be converted."""
+    """An original .pyth/.pth checkpoint can't be converted."""
 
 
 class StoreError(AlphafuseError):
-    """An embedding store that can't be read or written."""
+    """An embedding store can't be read or written."""
 
 
 class RecipeMismatchError(StoreError):
-    """Shards made under other settings than the ones asked for."""
+    """The shards of a store were made with another recipe than the one asked for."""
 
 
 class ClusterError(AlphafuseError):
-    """Ray isn't installed, no cluster answers, or it can't do what is asked of it."""
+    """Ray isn't installed, no cluster answers, or it can't do what is asked."""
 
 
 class ExperimentError(AlphafuseError):
-    """A transform, fusion, run or head setting that doesn't exist or doesn't fit."""
+    """A transform, fusion, run or head setting doesn't exist or doesn't fit."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
-    """Message for a name that isn't in a list: names the value, a near match and all choices.
+    """Return the message for a name that isn't in a list: the name, the closest match and the choices.
 
     >>> unknown("transform", "sqr", ["none", "sqrt"])
     "unknown transform 'sqr' (did you mean 'sqrt'?): choose from none, sqrt"

@@ -1,8 +1,8 @@
-"""A conversion's result: the HuggingFace folder, written whole or not at all, and the report of what was done.
+"""Write a converted model to a HuggingFace folder, completely or not at all, and report what was done.
 
-    checked file -> `Conversion` (its tensors, resized on the way) -> `write_folder` -> `ConversionReport`
+    checked file -> `Conversion` (its tensors, resized if needed) -> `write_folder` -> `ConversionReport`
 
-The folder holds config.json, model.safetensors and preprocessor_config.json, as `from_pretrained` takes them.
+The folder holds config.json, model.safetensors and preprocessor_config.json, which `from_pretrained` reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from .source import Source, Tensors, dtype_name, listed
 
 @dataclass(frozen=True)
 class ResizedTensor:
-    """One embedding whose length changed, under the file's name for it."""
+    """A position or time embedding whose length changed.
+
+    Attributes:
+        name: the tensor's name in the original file.
+        old_shape: its shape in the original file.
+        new_shape: its shape in the folder.
+        how: the interpolation, for people.
+    """
 
     name: str
     old_shape: tuple[int, ...]
@@ -41,20 +48,21 @@ class ResizedTensor:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion found, did and left out; `print(report)` shows it.
+    """What a conversion found, changed and left out. `print(report)` shows it.
 
     Attributes:
         model: `timesformer` or `ast`.
-        source: the original file, and `source_sha256`, its contents.
+        source: the original file.
+        source_sha256: the sha256 of its contents.
         out: the HuggingFace folder.
-        geometry: what the folder's model is built for, as its config.json has it.
-        classes: rows of the original classifier, which the folder keeps.
-        dataset: the published training set with that many classes, None when there is none.
-        used: names of the tensors that are in the folder, in the file's order, without `module.` and `model.`.
+        geometry: the input sizes and layer sizes of the folder's model.
+        classes: number of classes of the original classifier, which the folder keeps.
+        dataset: the published training set with that many classes, or None.
+        used: names of the tensors in the folder, in the file's order, without `module.` and `model.`.
         resized: embeddings whose length changed.
-        unused: names of the tensors that the features don't depend on, and that are not in the folder.
-        beside: what else the file holds beside the weights, not converted: `optimizer_state (346 tensors)`.
-        notes: what was assumed, and what to know before using the folder.
+        unused: names of the tensors that are not in the folder; the features don't depend on them.
+        beside: other entries of the file, which are not converted, such as `optimizer_state (346 tensors)`.
+        notes: assumptions, and what to know before using the folder.
     """
 
     model: Literal["timesformer", "ast"]
@@ -71,7 +79,7 @@ class ConversionReport:
     notes: tuple[str, ...]
 
     def summary(self) -> list[str]:
-        """The report as lines for people."""
+        """Return the report as lines of text."""
         geometry = ", ".join(f"{name} {value}" for name, value in self.geometry.items())
         return [
             f"{self.source} (sha256 {self.source_sha256}) -> {self.out}",
@@ -85,22 +93,23 @@ class ConversionReport:
         ]
 
     def __str__(self) -> str:
-        """The lines of `summary`."""
+        """Return the lines of `summary` as one text."""
         return "\n".join(self.summary())
 
     def to_json(self) -> dict[str, Any]:
-        """The report for `json.dumps`."""
+        """Return the report as a dict for `json.dumps`."""
         return {**asdict(self), "source": str(self.source), "out": str(self.out)}
 
 
 class Conversion:
-    """One checked file on its way to a folder, with an account of what was done to it.
+    """The tensors of a checked file, and a record of what was changed.
 
     Attributes:
         source: the file.
         names: name in the file -> name in the folder.
-        tensors: under the file's names, float32: features are promised in it, and half precision loses nothing.
-        resized, notes: for the report.
+        tensors: tensors by their name in the file, as float32. Half precision converts to it without loss.
+        resized: embeddings whose length changed, for the report.
+        notes: remarks for the report.
     """
 
     def __init__(self, source: Source, names: Mapping[str, str]) -> None:
@@ -112,16 +121,16 @@ class Conversion:
         self.notes = [f"{' and '.join(others)} numbers were written as float32"] if others else []
 
     def replace(self, name: str, new: torch.Tensor, how: str) -> None:
-        """Put a resized tensor in place of the file's."""
+        """Replace a tensor of the file with a resized one."""
         self.resized.append(ResizedTensor(name, tuple(self.tensors[name].shape), tuple(new.shape), how))
         self.tensors[name] = new
 
     def replace_patches(self, name: str, tokens: int, patches: torch.Tensor, how: str) -> None:
-        """Put (1, patches, width) in place of a position embedding's rows, but for the first `tokens`."""
+        """Replace all rows of a position embedding but the first `tokens` with `patches` (1, patches, width)."""
         self.replace(name, torch.cat([self.tensors[name][:, :tokens], patches], dim=1), how)
 
     def renamed(self) -> Tensors:
-        """The tensors under the folder's names."""
+        """Return the tensors by their name in the folder."""
         return {self.names[name]: tensor for name, tensor in self.tensors.items()}
 
     def report(
@@ -133,7 +142,7 @@ class Conversion:
         classes: int,
         dataset: str | None,
     ) -> ConversionReport:
-        """The account, once the folder is written."""
+        """Return the report of this conversion."""
         return ConversionReport(
             model=model,
             source=self.source.path,
@@ -151,7 +160,7 @@ class Conversion:
 
 
 def check_out(out: Path) -> None:
-    """The folder to make doesn't exist, or is empty."""
+    """Raise CheckpointError unless `out` does not exist or is an empty folder."""
     try:
         taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
     except OSError as error:
@@ -169,15 +178,18 @@ def write_folder(
     preprocessor: Mapping[str, Any],
     model: Any,
 ) -> None:
-    """Write the three files beside `out`, load them as a user would, and only then give the folder its name.
+    """Write the three files to a temporary folder, load them as a user would, then rename the folder to `out`.
 
     Args:
-        out: as `check_out` wants it.
-        source: named in the weights' metadata.
-        config: goes to config.json.
-        tensors: go to model.safetensors.
-        preprocessor: goes to preprocessor_config.json.
-        model: the class of transformers that must find all of its tensors in the folder, and no other.
+        out: the folder to make; `check_out` has accepted it.
+        source: the original file, named in the weights' metadata.
+        config: content of config.json.
+        tensors: content of model.safetensors.
+        preprocessor: content of preprocessor_config.json.
+        model: a class of transformers. It must find all of its tensors in the folder, and no others.
+
+    Raises:
+        CheckpointError: the folder can't be written, or transformers doesn't load it completely; `out` is not made.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +199,7 @@ def write_folder(
             folder = Path(temporary) / out.name
             folder.mkdir()
             config.save_pretrained(folder)
-            # Copies: tensors of a file may be views of each other, which safetensors doesn't write.
+            # Copy: tensors of a file may share memory, which safetensors refuses to write.
             save_file(
                 {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
                 folder / "model.safetensors",
@@ -195,7 +207,7 @@ def write_folder(
             )
             text = json.dumps(dict(preprocessor), indent=2) + "\n"
             (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-            # safetensors' files are for the owner alone; config.json is as readable as any new file
+            # safetensors makes files that only the owner can read; config.json has the mode of any new file
             (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
             _check_loads(folder, model, out)
             for file in folder.iterdir():
@@ -210,7 +222,7 @@ def write_folder(
 
 
 def _check_loads(folder: Path, model: Any, out: Path) -> None:
-    """`from_pretrained` finds every tensor and no other; it would fill what lacks with random numbers."""
+    """Raise unless `from_pretrained` finds every tensor and no others: it fills missing ones with random numbers."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
