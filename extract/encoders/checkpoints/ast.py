@@ -1,4 +1,4 @@
-"""Original AST (.pth) -> HuggingFace folder: its names, its input, and how it resizes the position embedding."""
+"""Convert an original AST (.pth) to a HuggingFace folder: names, input, resizing of the position embedding."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from transformers import ASTConfig, ASTForAudioClassification
 from alphafuse.errors import CheckpointError
 
 from .folder import Conversion, ConversionReport, check_out, write_folder
-from .grid import DEFAULT_STRIDE, MEL_BINS, PATCH_SIZE, RECIPES, AstGrid, AstRecipe, infer_ast_grid
+from .grid import DEFAULT_STRIDE, MEL_BINS, PATCH_SIZE, PUBLISHED_INPUTS, AstGrid, AstInput, infer_ast_grid
 from .source import Source, Tensors, check_count, check_names, check_tensors, read_source
 from .vit import LAYER_NORM_EPS, Layout, Sizes
 
 SAMPLE_RATE_HZ = 16_000
-# The AudioSet model that ASTModel(audioset_pretrain=True) starts from.
+# The grid of the AudioSet model that ASTModel(audioset_pretrain=True) starts from.
 AUDIOSET_GRID = AstGrid(DEFAULT_STRIDE, DEFAULT_STRIDE, 1024)  # 12 x 101 patches
 
-LAYOUT = Layout(  # the folder's names are those on the hub; transformers maps them to its own, which change
+LAYOUT = Layout(  # the folder has the names of the hub's models; transformers maps them to its current names
     model="AST",
     prefix="v.",
     tokens=2,
@@ -42,7 +42,7 @@ LAYOUT = Layout(  # the folder's names are those on the hub; transformers maps t
 # Modules of one block, each with a weight and a bias: name in the file -> name in HuggingFace's layer.
 BLOCK = {
     "norm1": "layernorm_before",
-    "attn.qkv": "attention.attention.qkv",  # one in the file, three in the folder: `_split_qkv`
+    "attn.qkv": "attention.attention.qkv",  # one module in the file, three in the folder: `_split_qkv`
     "attn.proj": "attention.output.dense",
     "norm2": "layernorm_after",
     "mlp.fc1": "intermediate.dense",
@@ -60,25 +60,27 @@ def convert_ast(
 ) -> ConversionReport:
     """Convert an original AST file (.pth) to a HuggingFace folder.
 
-    `ASTModel.from_pretrained(out)(input_values).pooler_output` is then the original's mean of CLS and distillation
-    token after the last LayerNorm. Both take (batch, max_length, 128). The position embedding has one row for each
-    patch, frequency by frequency, so its length says how many patches there are, not how they lie: strides and input
-    length are the published ones that give this many, see `infer_ast_grid`.
+    `ASTModel.from_pretrained(out)(input_values).pooler_output` is then equal to the original's mean of CLS and
+    distillation token after the last LayerNorm. Both take (batch, max_length, 128).
+
+    The position embedding has one row for each patch, frequency by frequency. Its length gives the number of patches
+    but not their layout. By default, strides and input length are the published ones that give this number: see
+    `infer_ast_grid`.
 
     Args:
         checkpoint: a state dict, as published (`module.v...`) or without prefix.
-        out: folder to make; it must not exist, or be empty.
+        out: folder to make. It must not exist, or be empty.
         fstride: stride of the patches in mel bins.
         tstride: stride of the patches in frames of 10 ms.
         max_length: input length in frames of 10 ms.
 
-    The three options say what the file is when its shapes don't. The published AudioSet files (strides of 10, 1024
-    frames) leave no doubt; for them `max_length` asks for another input length, to which the position embedding is
-    cut or stretched as the original does with `audioset_pretrain=True`.
+    The three options are needed only if the shapes are ambiguous. The published AudioSet files (strides of 10, 1024
+    frames) are not. For them, another `max_length` cuts or stretches the position embedding to that input length, as
+    the original does with `audioset_pretrain=True`.
 
     Raises:
-        CheckpointError: the file would run code, is damaged or another model, or its geometry can't be told;
-            nothing is written.
+        CheckpointError: the file would run code, is damaged, holds another model, or its geometry is ambiguous.
+            Nothing is written.
 
     >>> from alphafuse import convert_ast
     >>> print(convert_ast("audioset_10_10_0.4593.pth", "ast-audioset"))  # doctest: +SKIP
@@ -86,7 +88,7 @@ def convert_ast(
     checkpoint, out = Path(checkpoint), Path(out)
     check_count("--fstride", fstride)
     check_count("--tstride", tstride)
-    check_count("--max-length", max_length, least=PATCH_SIZE)
+    check_count("--max-length", max_length, minimum=PATCH_SIZE)
     check_out(out)
     source = read_source(checkpoint)
 
@@ -99,11 +101,11 @@ def convert_ast(
         )
         if note:
             conversion.notes.append(note)
-    statistics = RECIPES.get(sizes.classes, RECIPES[527])
-    if sizes.classes not in RECIPES:
+    statistics = PUBLISHED_INPUTS.get(sizes.classes, PUBLISHED_INPUTS[527])
+    if sizes.classes not in PUBLISHED_INPUTS:
         conversion.notes.append(
-            f"no published recipe has {sizes.classes} classes, so preprocessor_config.json has AudioSet's mean and "
-            "std: put in dataset_mean and dataset_std of its training's run.sh"
+            f"no published AST has {sizes.classes} classes, so preprocessor_config.json has AudioSet's mean and std: "
+            "replace them with dataset_mean and dataset_std from the run.sh of the file's training"
         )
 
     write_folder(
@@ -130,12 +132,12 @@ def convert_ast(
             "statistics": statistics.dataset,
         },
         classes=sizes.classes,
-        dataset=statistics.dataset if sizes.classes in RECIPES else None,
+        dataset=statistics.dataset if sizes.classes in PUBLISHED_INPUTS else None,
     )
 
 
 def _checked(source: Source) -> tuple[Conversion, Sizes]:
-    """The model's tensors, once all are there with shapes that agree."""
+    """Check that all tensors are there with consistent shapes, and return them with the model's sizes."""
     names = LAYOUT.names(source, BLOCK)
     check_names(source, LAYOUT.model, names, LAYOUT.blocks)
     sizes = LAYOUT.sizes(source)
@@ -152,29 +154,29 @@ def _checked(source: Source) -> tuple[Conversion, Sizes]:
 def _resize_audioset(
     conversion: Conversion, fstride: int | None, tstride: int | None, max_length: int | None
 ) -> AstGrid:
-    """Cut the position embedding from the middle along time, or stretch it (bilinear), to the length asked for.
+    """Fit the position embedding of the AudioSet file to an input length: cut from the middle, or stretch (bilinear).
 
-    This is what ASTModel(audioset_pretrain=True, input_tdim=max_length) does to the AudioSet file.
+    ASTModel(audioset_pretrain=True, input_tdim=max_length) does the same to it.
     """
     old = AUDIOSET_GRID
     if (fstride or old.fstride, tstride or old.tstride) != (old.fstride, old.tstride):
         raise CheckpointError(
-            f"{conversion.source.path}: its {old.rows * old.columns} patches come of strides of 10, and the original "
-            "fits them to no other: leave --fstride and --tstride out"
+            f"{conversion.source.path}: its {old.rows * old.columns} patches mean strides of 10, and the original "
+            "doesn't resize them to others: leave out --fstride and --tstride"
         )
     new = AstGrid(old.fstride, old.tstride, max_length or old.max_length)
     if new.columns == old.columns:
         return new
     patches = conversion.tensors["v.pos_embed"][:, LAYOUT.tokens :]
-    picture = patches.transpose(1, 2).reshape(1, -1, old.rows, old.columns)  # (1, width, frequency, time)
+    image = patches.transpose(1, 2).reshape(1, -1, old.rows, old.columns)  # (1, width, frequency, time)
     if new.columns < old.columns:
-        picture = picture.narrow(3, old.columns // 2 - new.columns // 2, new.columns)
+        image = image.narrow(3, old.columns // 2 - new.columns // 2, new.columns)
         how = "cut from the middle"
     else:
         size = (old.rows, new.columns)
-        picture = torch.nn.functional.interpolate(picture, size=size, mode="bilinear", align_corners=False)
+        image = torch.nn.functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
         how = "bilinear along time"
-    rows = picture.flatten(2).transpose(1, 2)  # (1, patches, width)
+    rows = image.flatten(2).transpose(1, 2)  # (1, patches, width)
     how += ", as the original does with audioset_pretrain"
     conversion.replace_patches("v.pos_embed", LAYOUT.tokens, rows, how)
     return new
@@ -184,7 +186,7 @@ def _resize_audioset(
 
 
 def _split_qkv(tensors: Tensors) -> Tensors:
-    """Queries, keys and values apart: thirds of the rows of the file's qkv, in this order."""
+    """Split each qkv tensor of the file into query, key and value, which are thirds of its rows in this order."""
     split: Tensors = {}
     for name, tensor in tensors.items():
         if ".qkv." in name:
@@ -205,7 +207,7 @@ def _config(sizes: Sizes, grid: AstGrid) -> ASTConfig:
         num_attention_heads=sizes.heads,
         intermediate_size=sizes.hidden,
         hidden_act="gelu",
-        # One value for the whole model; the original's classifier alone has 1e-5, which features don't see.
+        # One value for the whole model. Only the original's classifier has 1e-5, and features don't depend on it.
         layer_norm_eps=LAYER_NORM_EPS,
         patch_size=PATCH_SIZE,
         qkv_bias=True,
@@ -216,8 +218,8 @@ def _config(sizes: Sizes, grid: AstGrid) -> ASTConfig:
     )
 
 
-def _preprocessor(statistics: AstRecipe, grid: AstGrid) -> dict[str, Any]:
-    """Kaldi's log mel filter bank, padded with zeros before (x - mean) / (2 std)."""
+def _preprocessor(statistics: AstInput, grid: AstGrid) -> dict[str, Any]:
+    """Kaldi's log mel filter bank, padded with zeros, then (x - mean) / (2 std)."""
     return {
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,

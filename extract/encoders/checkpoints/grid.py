@@ -126,7 +126,9 @@ def infer_ast_grid(
         )
     if len(grids) > 1:
         several = listed(grids, 6, " | ")
-        raise CheckpointError(f"{path}: its {patches} patches fit several geometries: give the options of one: {several}")
+        raise CheckpointError(
+            f"{path}: its {patches} patches fit several geometries: give the options of one: {several}"
+        )
     return grids[0], _note_on_other_grids(grids[0], possible)
 
 

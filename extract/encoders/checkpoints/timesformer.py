@@ -1,4 +1,4 @@
-"""Original TimeSformer (.pyth) -> HuggingFace folder: its names, its geometry, and how it resizes embeddings."""
+"""Convert an original TimeSformer (.pyth) to a HuggingFace folder: names, geometry, resizing of embeddings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .vit import LAYER_NORM_EPS, Layout, Sizes
 AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
 ATTENTION_TYPES: tuple[AttentionType, ...] = ("divided_space_time", "joint_space_time", "space_only")
 
-# Class counts of the published files, for the report. HowTo100M's is the one users report (TimeSformer issue 9).
+# Number of classes -> training set, for the report. HowTo100M's number is the one users report (TimeSformer issue 9).
 DATASETS = {400: "Kinetics-400", 600: "Kinetics-600", 174: "Something-Something-V2", 1059: "HowTo100M"}
-MEAN, STD = 0.45, 0.225  # DATA.MEAN and DATA.STD of its defaults.py, each channel alike
+MEAN, STD = 0.45, 0.225  # DATA.MEAN and DATA.STD of its defaults.py, the same for each channel
 SPACE_ONLY_FRAMES = 8  # configs/Kinetics/TimeSformer_spaceOnly_8x32_224.yaml; no tensor depends on it
 SPACE_ONLY_NOTE = (
-    "space_only: HuggingFace lacks the original's mean over frames before the last LayerNorm; the feature is "
+    "space_only: HuggingFace doesn't have the original's mean over frames before the last LayerNorm; the feature is "
     "model.layernorm(hidden_states[-1][:, 0].unflatten(0, (batch, frames)).mean(1))"
 )
 
@@ -44,7 +44,7 @@ LAYOUT = Layout(
         "head.bias": "classifier.bias",
     },
 )
-TIME = {"time_embed": "timesformer.embeddings.time_embeddings"}  # all but space_only
+TIME = {"time_embed": "timesformer.embeddings.time_embeddings"}  # every attention type but space_only
 # Modules of one block, each with a weight and a bias: name in the file -> name in HuggingFace's layer.
 BLOCK = {
     "norm1": "layernorm_before",
@@ -74,27 +74,28 @@ def convert_timesformer(
 ) -> ConversionReport:
     """Convert an original TimeSformer file (.pyth) to a HuggingFace folder.
 
-    `TimesformerModel.from_pretrained(out)(pixel_values).last_hidden_state[:, 0]` is then the original's
-    `forward_features`, in float32 bit for bit. HuggingFace takes (batch, frames, 3, height, width), the original
+    `TimesformerModel.from_pretrained(out)(pixel_values).last_hidden_state[:, 0]` is then equal to the original's
+    `forward_features`, bit for bit in float32. HuggingFace takes (batch, frames, 3, height, width), the original takes
     (batch, 3, frames, height, width).
 
     Args:
-        checkpoint: `{'model_state': ...}` as published and as written by its training, or a plain state dict.
-        out: folder to make; it must not exist, or be empty.
-        image_size: height and width in pixels that the original would be built with (its `img_size`); by default
-            the file's. Another one resizes the position embedding as the original does when it loads the file.
-        frames: number of frames that the original would be built with (its `num_frames`); by default the file's.
-        fed_image_size: height and width of the frames that the model will be fed, when not `image_size`: resizes
-            the position embedding once more, as the original does on every pass.
-        fed_frames: number of frames that the model will be fed, when not `frames`.
-        attention_type: read from the names of the tensors. Only `space_only` must be given, because such a file
-            can't be told from an image transformer's.
+        checkpoint: the original file: `{'model_state': ...}` as published or as its training writes it, or a plain
+            state dict.
+        out: folder to make. It must not exist, or be empty.
+        image_size: height and width in pixels that the original is built with (its `img_size`); by default the
+            file's. Another size resizes the position embedding as the original does when it loads the file.
+        frames: number of frames that the original is built with (its `num_frames`); by default the file's.
+        fed_image_size: height and width in pixels of the frames that the model is fed; by default `image_size`.
+            Another size resizes the position embedding once more, as the original does on every pass.
+        fed_frames: number of frames that the model is fed; by default `frames`.
+        attention_type: by default read from the names of the tensors. Only `space_only` must be given, because such
+            a file looks like an image transformer's.
 
     The paper's authors load a file of 224 pixels into a model built with `image_size=448, frames=64` and feed it
     with `fed_image_size=224, fed_frames=8`.
 
     Raises:
-        CheckpointError: the file would run code, is damaged or another model, or doesn't fit the options; nothing
+        CheckpointError: the file would run code, is damaged, holds another model, or doesn't fit the options. Nothing
             is written.
 
     >>> from alphafuse import convert_timesformer
@@ -141,7 +142,7 @@ def convert_timesformer(
 
 
 def _attention_type(source: Source, given: AttentionType | None) -> AttentionType:
-    """What the tensors say: temporal attention in the blocks, a time embedding alone, or neither."""
+    """Read the attention type from the tensors: temporal attention in blocks, a time embedding alone, or neither."""
     if given is not None and given not in ATTENTION_TYPES:
         raise CheckpointError(unknown("attention type", given, ATTENTION_TYPES))
     found: AttentionType
@@ -154,17 +155,17 @@ def _attention_type(source: Source, given: AttentionType | None) -> AttentionTyp
     elif "pos_embed" in source.tensors and any(name.startswith("blocks.") for name in source.tensors):
         raise CheckpointError(
             f"{source.path} lacks time_embed and temporal attention, so it looks like an image transformer: if it is a "
-            "TimeSformer trained with space_only attention, say so with --attention-type space_only"
+            "TimeSformer trained with space_only attention, give --attention-type space_only"
         )
     else:
-        return "divided_space_time"  # another model: check_names says which
+        return "divided_space_time"  # not a TimeSformer: check_names says what it is
     if given is not None and given != found:
-        raise CheckpointError(f"{source.path} holds {found} attention, not {given}: leave --attention-type out")
+        raise CheckpointError(f"{source.path} holds {found} attention, not {given}: leave out --attention-type")
     return found
 
 
 def _checked(source: Source, attention: AttentionType) -> tuple[Conversion, Sizes]:
-    """The model's tensors, once all are there with shapes that agree."""
+    """Check that all tensors are there with consistent shapes, and return them with the model's sizes."""
     modules = BLOCK | (TEMPORAL if attention == "divided_space_time" else {})
     time = TIME if attention != "space_only" else {}
     names = LAYOUT.names(source, modules) | time
@@ -181,18 +182,19 @@ def _checked(source: Source, attention: AttentionType) -> tuple[Conversion, Size
 def _resize_position(
     conversion: Conversion, patch_size: int, image_size: int | None, fed_image_size: int | None
 ) -> int:
-    """Give the position embedding the rows that the model needs; returns the image size that it is fed.
+    """Resize the position embedding to the rows that the model needs. Return the image size that it is fed.
 
-    Loading (TimeSformer's load_pretrained) resizes the patches' rows as one flat sequence, whatever the picture;
-    a pass (forward_features) resizes them as a square picture. The rows of the paper's detour, 224 -> 448 -> 224,
-    therefore are not the file's: half of the file's positions occur twice, the others not at all.
+    The original resizes in two ways. While loading (load_pretrained), it treats the patches' rows as one flat sequence
+    and ignores the image's shape. On a pass (forward_features), it treats them as a square image. Resizing as the
+    paper does, 224 -> 448 -> 224, therefore doesn't give the file's rows back: half of them occur twice, the others
+    not at all.
     """
     patches = conversion.tensors["pos_embed"].shape[1] - 1
     if image_size is None:
         if math.isqrt(patches) ** 2 != patches:
             raise CheckpointError(
-                f"{conversion.source.path}: pos_embed has {patches} patches, no square: say what to build, such as "
-                "--image-size 224"
+                f"{conversion.source.path}: pos_embed has {patches} patches, which is not a square number: "
+                "give the image size, such as --image-size 224"
             )
         image_size = math.isqrt(patches) * patch_size
     built = _grid(image_size, patch_size, "--image-size")
@@ -210,14 +212,16 @@ def _resize_position(
 
 
 def _grid(image_size: int, patch_size: int, option: str) -> int:
-    """Patches along one side; pixels past the last whole patch are not seen."""
+    """Return the number of patches along one side. Pixels past the last whole patch are not used."""
     if image_size < patch_size:
-        raise CheckpointError(f"{option} {image_size} is less than one patch of {patch_size} pixels: give a larger one")
+        raise CheckpointError(
+            f"{option} {image_size} is less than one patch of {patch_size} pixels: give a larger size"
+        )
     return image_size // patch_size
 
 
 def _resize_time(conversion: Conversion, frames: int | None, fed_frames: int | None) -> int:
-    """Give the time embedding the rows that the model needs; returns the number of frames that it is fed."""
+    """Resize the time embedding to the rows that the model needs. Return the number of frames that it is fed."""
     if "time_embed" not in conversion.tensors:
         return fed_frames or frames or SPACE_ONLY_FRAMES
     for wanted, when in ((frames, "as the original loads it"), (fed_frames, "as the original does when fed")):
@@ -228,15 +232,15 @@ def _resize_time(conversion: Conversion, frames: int | None, fed_frames: int | N
 
 
 def _nearest(embedding: torch.Tensor, length: int) -> torch.Tensor:
-    """(1, rows, width) -> (1, length, width), nearest along the rows."""
+    """Resize (1, rows, width) to (1, length, width), nearest along the rows."""
     return torch.nn.functional.interpolate(embedding.transpose(1, 2), size=length, mode="nearest").transpose(1, 2)
 
 
 def _nearest_square(embedding: torch.Tensor, side: int) -> torch.Tensor:
-    """(1, grid * grid, width) -> (1, side * side, width), nearest along the height and width of the picture."""
+    """Resize (1, grid * grid, width) to (1, side * side, width), nearest along the height and width of the image."""
     grid = math.isqrt(embedding.shape[1])
-    picture = embedding.transpose(1, 2).reshape(1, -1, grid, grid)  # (1, width, grid, grid)
-    return torch.nn.functional.interpolate(picture, size=(side, side), mode="nearest").flatten(2).transpose(1, 2)
+    image = embedding.transpose(1, 2).reshape(1, -1, grid, grid)  # (1, width, grid, grid)
+    return torch.nn.functional.interpolate(image, size=(side, side), mode="nearest").flatten(2).transpose(1, 2)
 
 
 # --------------------------------------------------------------------------------------------- configuration
@@ -263,7 +267,7 @@ def _config(sizes: Sizes, image_size: int, frames: int, attention: AttentionType
 
 
 def _preprocessor(image_size: int) -> dict[str, Any]:
-    """Short side scaled to the image size, centre crop, bilinear: the original's test-time input."""
+    """The original's input at test time: short side scaled to the image size (bilinear), then a centre crop."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,

@@ -1,4 +1,4 @@
-"""What both originals share: they are timm's vision transformer, each with names of its own around the blocks."""
+"""Names and shapes of timm's vision transformer, which both originals are built on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ LAYER_NORM_EPS = 1e-6  # both originals build partial(nn.LayerNorm, eps=1e-6); H
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that all shapes of a model follow from, but for AST's patch size and TimeSformer's frames."""
+    """The numbers that determine all shapes of a model, except AST's patch size and TimeSformer's frames.
+
+    Attributes:
+        depth: number of blocks.
+        width: length of an embedding.
+        heads: number of attention heads.
+        hidden: width of the MLP's hidden layer.
+        channels: channels of the input.
+        patch_size: side of a patch.
+        patches: rows of the position embedding that belong to patches.
+        classes: number of classes of the classifier.
+    """
 
     depth: int
     width: int
@@ -30,15 +41,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where an original keeps the transformer, and where HuggingFace does.
+    """The names of the transformer's tensors in an original file and in a HuggingFace folder.
 
     Attributes:
-        model: its name, for people.
-        prefix: of the transformer's names in the file.
-        tokens: rows of the position embedding before the patches': CLS, and AST's distillation token.
+        model: the model's name in messages.
+        prefix: prefix of the transformer's names in the file.
+        tokens: rows of the position embedding before the patches' rows: CLS, and AST's distillation token.
         classifier: name of the last linear layer in the file.
-        layer: prefix of HuggingFace's blocks.
-        top: name in the file -> name in the folder, outside the blocks.
+        layer: prefix of a block's names in the folder.
+        top: name in the file -> name in the folder, for tensors outside the blocks.
     """
 
     model: str
@@ -50,11 +61,11 @@ class Layout:
 
     @property
     def blocks(self) -> str:
-        """Prefix of the blocks in the file."""
+        """Prefix of a block's names in the file."""
         return f"{self.prefix}blocks"
 
     def depth(self, source: Source) -> int:
-        """Number of blocks, which must be numbered 0, 1, 2, ..."""
+        """Return the number of blocks. Raise CheckpointError if they aren't numbered 0, 1, 2, ..."""
         pattern = re.compile(re.escape(self.blocks) + r"\.(\d{1,4})\.")
         numbers = {int(found[1]) for name in source.tensors if (found := pattern.match(name))}
         missing = sorted(set(range(len(numbers))) - numbers)
@@ -65,28 +76,34 @@ class Layout:
         return len(numbers)
 
     def names(self, source: Source, modules: Mapping[str, str]) -> dict[str, str]:
-        """Name in the file -> name in the folder, for every tensor that the model needs.
+        """Return name in the file -> name in the folder, for every tensor that the model needs.
 
-        `modules` maps the names of one block's modules, each with a weight and a bias.
+        `modules` maps the names of one block's modules in the same way. Each module has a weight and a bias.
         """
         names = dict(self.top)
-        for block in range(max(self.depth(source), 1)):  # a model has a block; asking for it names what lacks
-            for module, ours in modules.items():
+        for block in range(
+            max(self.depth(source), 1)
+        ):  # at least one block, so that `check_names` can name what is missing
+            for module, new_name in modules.items():
                 for part in ("weight", "bias"):
-                    names[f"{self.blocks}.{block}.{module}.{part}"] = f"{self.layer}.{block}.{ours}.{part}"
+                    names[f"{self.blocks}.{block}.{module}.{part}"] = f"{self.layer}.{block}.{new_name}.{part}"
         return names
 
     def sizes(self, source: Source) -> Sizes:
-        """Read from the few tensors that all others must agree with (`check_names` has found them)."""
+        """Read the sizes from a few tensors, which `check_names` has found. `check_tensors` compares all others.
+
+        Raises:
+            CheckpointError: a shape is wrong, or the number of attention heads is unknown.
+        """
         width, channels, patch_size, _ = shape_of(source, f"{self.prefix}patch_embed.proj.weight", 4)
         position = f"{self.prefix}pos_embed"
         patches = shape_of(source, position, 3)[1] - self.tokens
         if patches < 1:
-            raise CheckpointError(f"{source.path}: {position} has no row for a patch: {AS_PUBLISHED}")
+            raise CheckpointError(f"{source.path}: {position} has no rows for patches: {AS_PUBLISHED}")
         if width % HEAD_WIDTH:
             raise CheckpointError(
-                f"{source.path}: its width of {width} is no multiple of {HEAD_WIDTH}, as every published model's is, "
-                "so its number of attention heads is unknown: convert only published architectures"
+                f"{source.path}: its width of {width} is not a multiple of {HEAD_WIDTH}, unlike in every published "
+                "model, so its number of attention heads is unknown: convert only published architectures"
             )
         return Sizes(
             depth=self.depth(source),
@@ -100,7 +117,7 @@ class Layout:
         )
 
     def shapes(self, sizes: Sizes, modules: Iterable[str]) -> dict[str, Shape]:
-        """The shape of each tensor in the file, by name."""
+        """Return the expected shape of each tensor in the file, by name."""
         width, patch_size = sizes.width, sizes.patch_size
         shapes: dict[str, Shape] = {
             f"{self.prefix}patch_embed.proj.weight": (width, sizes.channels, patch_size, patch_size),
@@ -121,7 +138,7 @@ class Layout:
 
 
 def _block_weight(module: str, width: int, hidden: int) -> Shape:
-    """Shape of the weight of one module of a block, temporal or not."""
+    """Return the shape of the weight of one module of a block, temporal or not."""
     kind = module.removeprefix("temporal_")
     if kind in ("norm1", "norm2"):
         return (width,)

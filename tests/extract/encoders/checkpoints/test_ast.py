@@ -1,4 +1,4 @@
-"""Converted AST: its features equal the published formula, and its geometry is inferred right or refused."""
+"""Converted AST: its features equal the published formula. Its geometry is inferred correctly or refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_ast_feature_equals_the_published_formula(tmp_path: Path, grid: AstGrid,
     assert not report.resized
 
 
-def test_ast_takes_the_transposed_input_of_the_notebook(tmp_path: Path) -> None:
+def test_converted_ast_accepts_the_transposed_input_of_the_notebook(tmp_path: Path) -> None:
     tensors = ast_tensors(AstGrid(10, 10, 1024))
     convert_ast(save_ast(tmp_path / "a.pth", tensors), tmp_path / "out")
     mel = torch.randn(128, 1024, generator=torch.Generator().manual_seed(1))
@@ -102,7 +102,7 @@ def test_published_audioset_strides_are_read_from_the_number_of_patches(stride: 
     assert infer_ast_grid(Path("ast.pth"), grid.rows * grid.columns, 527)[0] == grid
 
 
-def test_published_strides_and_lengths_are_told_right_or_refused() -> None:
+def test_published_strides_and_lengths_are_inferred_correctly_or_refused() -> None:
     for length in AST_LENGTHS:
         for fstride in AST_STRIDES:
             for tstride in AST_STRIDES:
@@ -110,7 +110,7 @@ def test_published_strides_and_lengths_are_told_right_or_refused() -> None:
                 try:
                     found, _ = infer_ast_grid(Path("ast.pth"), grid.rows * grid.columns, 1000)
                 except CheckpointError as error:
-                    assert str(grid) in str(error)  # the way out is in the message
+                    assert str(grid) in str(error)  # the message names the right options
                 else:
                     assert found == grid
 
@@ -119,7 +119,7 @@ def test_ambiguous_geometry_names_the_options_that_decide(tmp_path: Path) -> Non
     grid = AstGrid(12, 12, 512)  # 10 x 42 patches, as many as 12 x 35 with strides of 10
     file = save_ast(tmp_path / "a.pth", ast_tensors(grid))
     with pytest.raises(
-        CheckpointError, match=r"say which: .*--fstride 12 --tstride 12 --max-length 512 \| --fstride 10"
+        CheckpointError, match=r"give the options of one: .*--fstride 12 --tstride 12 --max-length 512 \| --fstride 10"
     ):
         convert_ast(file, tmp_path / "out")
     report = convert_ast(file, tmp_path / "out", fstride=12)
@@ -135,7 +135,7 @@ def test_any_strides_and_length_can_be_given(tmp_path: Path) -> None:
     assert_exact(converted_ast_feature(tmp_path / "out", mel), ast_feature(tensors, mel, (15, 13)))
 
 
-def test_strides_alone_settle_the_length() -> None:
+def test_strides_alone_determine_the_length() -> None:
     grid, _ = infer_ast_grid(Path("ast.pth"), 8 * 50, 527, fstride=16, tstride=16)
     assert grid == AstGrid(16, 16, 800)
 
@@ -185,9 +185,11 @@ def test_audioset_file_is_stretched_for_longer_input(tmp_path: Path) -> None:
     torch.testing.assert_close(actual.detach(), expected.flatten(0, 1))
 
 
-def test_audioset_file_has_no_other_strides(tmp_path: Path) -> None:
+def test_other_strides_are_refused_for_the_audioset_file(tmp_path: Path) -> None:
     file = save_ast(tmp_path / "a.pth", ast_tensors(AstGrid(10, 10, 1024)))
-    assert_refused(convert_ast, file, "strides of 10, and the original fits them to no other", fstride=16, tstride=16)
+    assert_refused(
+        convert_ast, file, "mean strides of 10, and the original doesn't resize them to others", fstride=16, tstride=16
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -204,4 +206,4 @@ def test_missing_ast_tensor_is_named(tmp_path: Path, name: str) -> None:
 def test_ast_with_another_patch_size_is_refused(tmp_path: Path) -> None:
     tensors = ast_tensors(AstGrid(16, 16, 128)) | {"v.patch_embed.proj.weight": torch.ones(64, 1, 8, 8)}
     save_ast(tmp_path / "a.pth", tensors)
-    assert_refused(convert_ast, tmp_path / "a.pth", r"has shape \(64, 1, 8, 8\) .* ask for \(64, 1, 16, 16\)")
+    assert_refused(convert_ast, tmp_path / "a.pth", r"has shape \(64, 1, 8, 8\) .* require \(64, 1, 16, 16\)")

@@ -1,4 +1,4 @@
-"""The converted folder and the report: complete, readable, written whole or not at all."""
+"""The converted folder and its report: the folder is complete, readable, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import ASTModel, TimesformerModel
 from alphafuse.extract.encoders.checkpoints import AstGrid, convert_ast, convert_timesformer
 
 
-def test_report_names_every_tensor_and_the_source(tmp_path: Path) -> None:
+def test_report_names_every_tensor_and_the_source_file(tmp_path: Path) -> None:
     tensors = timesformer_tensors(classes=1059) | {"head_aux.weight": torch.ones(2, 2)}
     file = save_timesformer(tmp_path / "TimeSformer.pyth", tensors)
     report = convert_timesformer(file, tmp_path / "out", frames=4)
@@ -46,7 +46,7 @@ def test_half_precision_is_written_as_float32_and_noted(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_folder_holds_what_from_pretrained_needs_and_nothing_else(tmp_path: Path) -> None:
+def test_folder_holds_the_three_files_of_from_pretrained_and_no_others(tmp_path: Path) -> None:
     file = save_timesformer(tmp_path / "m.pyth", timesformer_tensors())
     convert_timesformer(file, tmp_path / "new" / "out")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
@@ -88,18 +88,18 @@ def test_folder_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
         assert file.stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
-def test_existing_output_is_not_touched(tmp_path: Path) -> None:
+def test_existing_output_is_refused_and_not_changed(tmp_path: Path) -> None:
     file = save_timesformer(tmp_path / "m.pyth", timesformer_tensors(depth=1))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert_refused(convert_timesformer, file, "exists already and is not an empty folder")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     (tmp_path / "out" / "notes.txt").unlink()
-    convert_timesformer(file, tmp_path / "out")  # an empty folder is taken
+    convert_timesformer(file, tmp_path / "out")  # an empty folder is accepted
     assert (tmp_path / "out" / "config.json").exists()
 
 
-def test_nothing_is_left_behind_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_remains_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

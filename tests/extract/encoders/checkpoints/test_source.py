@@ -1,4 +1,4 @@
-"""Published files: every layout is read, nothing they hold is run, and bad ones are refused in one line."""
+"""Published files: every layout is read, no code in them is run, and bad files are refused with one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_old_torch_files_are_read(tmp_path: Path) -> None:
     assert convert_ast(tmp_path / "a.pth", tmp_path / "out").geometry["max_length"] == 128
 
 
-def test_training_files_are_read_without_what_lies_beside_the_weights(tmp_path: Path) -> None:
+def test_training_files_are_read_without_their_other_entries(tmp_path: Path) -> None:
     tensors = timesformer_tensors(image_size=32, frames=2, depth=1)
     state = {
         "epoch": np.int64(14),
@@ -61,7 +61,7 @@ def test_training_files_are_read_without_what_lies_beside_the_weights(tmp_path: 
 
 def test_tensors_that_share_memory_are_converted(tmp_path: Path) -> None:
     tensors = timesformer_tensors(image_size=32, frames=2)
-    for part in ("weight", "bias"):  # as initialised by the original: temporal attention starts as the spatial one
+    for part in ("weight", "bias"):  # the original initialises temporal attention with the spatial attention
         tensors[f"blocks.0.temporal_attn.qkv.{part}"] = tensors[f"blocks.0.attn.qkv.{part}"]
     convert_timesformer(save_timesformer(tmp_path / "m.pyth", tensors), tmp_path / "out")
     video = random_video(2, 32)
@@ -122,7 +122,7 @@ def test_whole_pickled_module_is_refused(tmp_path: Path) -> None:
     )
 
 
-# -------------------------------------------------------------------- files that are no checkpoint, or another model's
+# ----------------------------------------------------------- files that are not a checkpoint, or hold another model
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -137,7 +137,7 @@ def test_truncated_file_is_refused_at_every_length(tmp_path: Path, zipped: bool)
         (tmp_path / "m.pyth").write_bytes(content[: max(8, int(len(content) * share))])
         assert_refused(convert_timesformer, tmp_path / "m.pyth", "is cut short or damaged: download it again")
     (tmp_path / "m.pyth").write_bytes(content[:-1])
-    if zipped:  # the old format ends in numbers, and its last byte is the last of them
+    if zipped:  # the old format ends with the tensors' numbers
         assert_refused(convert_timesformer, tmp_path / "m.pyth", "is cut short or damaged")
 
 
@@ -153,7 +153,7 @@ def test_truncated_file_is_refused_at_every_length(tmp_path: Path, zipped: bool)
         (b"PK\x03\x04" + b"\x00" * 50, "damaged"),
     ],
 )
-def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes, match: str) -> None:
+def test_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes, match: str) -> None:
     (tmp_path / "m.pyth").write_bytes(content)
     assert_refused(convert_timesformer, tmp_path / "m.pyth", match)
 
@@ -167,12 +167,12 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ([torch.ones(2)], "holds a list where a checkpoint holds tensors by name"),
-        (torch.ones(2), "holds a Tensor where"),
+        ([torch.ones(2)], "holds a list but a checkpoint holds tensors by name"),
+        (torch.ones(2), "holds a Tensor but"),
         ({}, "holds no tensors"),
         ({"model_state": {}}, "holds no tensors"),
         ({"model_state": {"model.head.weight": "text"}}, "head.weight is a str, not a tensor"),
-        ({"model_state": {"model.head.weight": np.ones(2)}}, "head.weight is a NotRead, not a tensor"),
+        ({"model_state": {"model.head.weight": np.ones(2)}}, "head.weight is a SkippedValue, not a tensor"),
         ({"state": {}, "param_groups": []}, r"state is a dict, not a tensor.*\(it has state, param_groups\)"),
         ({"model_state": {3: torch.ones(2)}}, "entry named 3"),
         ({"head\nweight": torch.ones(2)}, r"entry named 'head\\nweight'"),
@@ -183,7 +183,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
             {"fc.weight": torch.ones(1)},
             "lacks cls_token, pos_embed, .* and .* more, which TimeSformer has; .* another model",
         ),
-        ({"cls_token": torch.zeros(1, 1, 4).to_sparse()}, "no ordinary dense tensor"),
+        ({"cls_token": torch.zeros(1, 1, 4).to_sparse()}, "is not an ordinary dense tensor"),
     ],
 )
 def test_file_without_a_model_is_refused(tmp_path: Path, content: Any, match: str) -> None:

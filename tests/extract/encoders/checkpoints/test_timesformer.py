@@ -1,4 +1,4 @@
-"""Converted TimeSformer: its features equal the published formulas, also when embeddings are resized."""
+"""Converted TimeSformer: its features equal the published formulas, with and without resized embeddings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_joint_attention_is_read_from_the_names(tmp_path: Path) -> None:
     assert_exact(converted_timesformer_feature(tmp_path / "out", video), timesformer_feature(tensors, video))
 
 
-def test_space_only_must_be_said_and_its_note_gives_the_feature(tmp_path: Path) -> None:
+def test_space_only_must_be_given_and_its_note_gives_the_feature(tmp_path: Path) -> None:
     tensors = timesformer_tensors(attention="space_only")
     file = save_timesformer(tmp_path / "m.pyth", tensors)
     with pytest.raises(CheckpointError, match=r"looks like an image transformer.*--attention-type space_only"):
@@ -97,7 +97,7 @@ def test_epsilon_of_timesformers_layer_norms_is_the_published_one(tmp_path: Path
 
 
 def flat_resized(tensors: Tensors, patches: int) -> Tensors:
-    """The position embedding as the original loads it into another size: one flat sequence, nearest."""
+    """Resize the position embedding as the original does while loading: as one flat sequence, nearest."""
     rows = tensors["pos_embed"]
     return tensors | {
         "pos_embed": torch.cat([rows[:, :1], rows[:, 1:][:, nearest_rows(rows.shape[1] - 1, patches)]], dim=1)
@@ -138,16 +138,20 @@ def test_position_embedding_is_loaded_into_another_size_as_a_flat_sequence(tmp_p
     ],
     ids=["resized when fed", "resized beforehand"],
 )
-def test_detour_of_the_paper_equals_a_large_model_fed_the_small_size(tmp_path: Path, options: dict[str, int]) -> None:
+def test_resizing_as_in_the_paper_equals_a_large_model_fed_the_small_size(
+    tmp_path: Path, options: dict[str, int]
+) -> None:
     tensors = timesformer_tensors(image_size=64, frames=64, classes=1059)  # for the paper's 224, built as 448
     convert_timesformer(save_timesformer(tmp_path / "m.pyth", tensors), tmp_path / "out", **options)
     video = random_video(8, 64)
     expected = timesformer_feature(flat_resized(tensors, 64), video)
     assert_exact(converted_timesformer_feature(tmp_path / "out", video), expected)
-    assert (expected - timesformer_feature(tensors, video)).abs().max() > 0.01  # leaving it out would show
+    assert (
+        expected - timesformer_feature(tensors, video)
+    ).abs().max() > 0.01  # without the resizing the features differ
 
 
-def test_detour_of_the_paper_uses_98_of_196_positions_twice(tmp_path: Path) -> None:
+def test_resizing_as_in_the_paper_uses_98_of_196_positions_twice(tmp_path: Path) -> None:
     tensors = timesformer_tensors(image_size=224, frames=64, depth=1)
     file = save_timesformer(tmp_path / "m.pyth", tensors)
     report = convert_timesformer(file, tmp_path / "out", image_size=448, frames=64, fed_image_size=224, fed_frames=8)
@@ -162,7 +166,7 @@ def test_detour_of_the_paper_uses_98_of_196_positions_twice(tmp_path: Path) -> N
     assert preprocessor["crop_size"] == {"height": 224, "width": 224}
 
 
-def test_building_and_feeding_are_resized_one_after_the_other(tmp_path: Path) -> None:
+def test_built_and_fed_sizes_are_applied_one_after_the_other(tmp_path: Path) -> None:
     tensors = timesformer_tensors(frames=9)
     file = save_timesformer(tmp_path / "m.pyth", tensors)
     convert_timesformer(file, tmp_path / "out", frames=4, fed_frames=6)
@@ -204,10 +208,14 @@ def test_unknown_tensor_in_a_block_is_refused_since_features_depend_on_it(tmp_pa
             torch.ones(64, 63),
             r"blocks.1.attn.proj.weight has shape \(64, 63\) .* \(64, 64\)",
         ),
-        ("norm.weight", torch.ones(65), r"norm.weight has shape \(65,\) .* ask for \(64,\)"),
-        ("pos_embed", torch.ones(17, 64), r"pos_embed has shape \(17, 64\) where 3 dimensions"),
-        ("pos_embed", torch.ones(1, 13, 64), "pos_embed has 12 patches, no square: .*--image-size 224"),
-        ("pos_embed", torch.ones(1, 1, 64), "pos_embed has no row for a patch"),
+        ("norm.weight", torch.ones(65), r"norm.weight has shape \(65,\) .* require \(64,\)"),
+        ("pos_embed", torch.ones(17, 64), r"pos_embed has shape \(17, 64\) but needs 3 dimensions"),
+        (
+            "pos_embed",
+            torch.ones(1, 13, 64),
+            "pos_embed has 12 patches, which is not a square number: .*--image-size 224",
+        ),
+        ("pos_embed", torch.ones(1, 1, 64), "pos_embed has no rows for patches"),
         ("head.bias", torch.ones(400, dtype=torch.int64), "head.bias holds int64, not floating-point"),
         ("head.bias", torch.full((400,), torch.nan), "head.bias holds NaN or infinity"),
         ("head.weight", torch.ones(1, 64).expand(400, 64), "fewer numbers in the file"),
@@ -220,21 +228,21 @@ def test_wrong_tensor_is_named(tmp_path: Path, name: str, tensor: torch.Tensor, 
 
 def test_width_that_gives_no_whole_number_of_heads_is_refused(tmp_path: Path) -> None:
     save_timesformer(tmp_path / "m.pyth", timesformer_tensors(width=96))
-    assert_refused(convert_timesformer, tmp_path / "m.pyth", "width of 96 is no multiple of 64")
+    assert_refused(convert_timesformer, tmp_path / "m.pyth", "width of 96 is not a multiple of 64")
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"frames": 0}, "--frames 0 can't be: give a whole number of at least 1"),
-        ({"image_size": 22.4}, "--image-size 22.4 can't be"),
+        ({"frames": 0}, "invalid --frames 0: expected a whole number of at least 1"),
+        ({"image_size": 22.4}, "invalid --image-size 22.4"),
         ({"image_size": 8}, "--image-size 8 is less than one patch of 16 pixels"),
         ({"fed_image_size": 8}, "--fed-image-size 8 is less than one patch"),
-        ({"fed_frames": True}, "--fed-frames True can't be"),
+        ({"fed_frames": True}, "invalid --fed-frames True"),
         ({"attention_type": "divided"}, "unknown attention type 'divided'"),
         ({"attention_type": "joint_space_time"}, "holds divided_space_time attention, not joint_space_time"),
     ],
 )
-def test_option_that_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+def test_invalid_option_is_refused(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     save_timesformer(tmp_path / "m.pyth", timesformer_tensors(depth=1))
     assert_refused(convert_timesformer, tmp_path / "m.pyth", match, **options)
