@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
     from alphafuse.data.store.store import EmbeddingStore
     from alphafuse.errors import AlphafuseError
-    from alphafuse.extract.cost import RunPlan, RunSettings, plan_run
     from alphafuse.extract.decoding.decode import decode_clip
     from alphafuse.extract.decoding.probe import files_without_audio
     from alphafuse.extract.decoding.signatures import sign_clips
@@ -77,7 +76,6 @@ _HOMES = {
     "alphafuse.cli.doctor": ("Examination", "examine"),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.encoders.checkpoints": ("convert_ast", "convert_timesformer"),
-    "alphafuse.extract.cost": ("RunPlan", "RunSettings", "plan_run"),
     "alphafuse.extract.decoding.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
     "alphafuse.extract.decoding.probe": ("files_without_audio",),
@@ -131,9 +129,7 @@ __all__ = [
     "Rates",
     "Resampling",
     "RunEvaluation",
-    "RunPlan",
     "RunResult",
-    "RunSettings",
     "StoredEmbeddings",
     "Sweep",
     "Table1",
@@ -161,7 +157,6 @@ __all__ = [
     "make_demo",
     "parse_alphas",
     "plan_extraction",
-    "plan_run",
     "push_bundle",
     "read_run",
     "resample",
