@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alphafuse.cli.doctor import Examination, examine
+    from alphafuse.cli.doctor import Finding, examine
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.embeddings import Embeddings, Failure
@@ -73,7 +73,7 @@ _HOMES = {
     "alphafuse.data.store.lazy": ("EmbeddingSource", "StoredEmbeddings"),
     "alphafuse.data.sources.ucf101": ("import_ucf101",),
     "alphafuse.data.sources.vggsound": ("import_vggsound",),
-    "alphafuse.cli.doctor": ("Examination", "examine"),
+    "alphafuse.cli.doctor": ("Finding", "examine"),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.encoders.checkpoints": ("convert_ast", "convert_timesformer"),
     "alphafuse.extract.decoding.decode": ("decode_clip",),
@@ -116,13 +116,13 @@ __all__ = [
     "EmbeddingStore",
     "Embeddings",
     "Evaluation",
-    "Examination",
     "Experiment",
     "Explanation",
     "ExtractPlan",
     "ExtractReport",
     "ExtractSettings",
     "Failure",
+    "Finding",
     "HeadConfig",
     "Manifest",
     "Prediction",

@@ -17,11 +17,12 @@ from loky import cpu_count
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
 from alphafuse.errors import ClusterError, DatasetError
 from alphafuse.system.cluster import alive_nodes, connected
+from alphafuse.system.devices import list_devices
 from alphafuse.system.interrupts import map_in
 
 from .jobs import Job
 from .pipeline import Extractor
-from .settings import ExtractSettings, list_devices
+from .settings import ExtractSettings
 
 SAMPLE_CLIPS = 8
 SAMPLED_FILES = 1000  # clips whose files are looked for, until some are found to measure
