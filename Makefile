@@ -12,29 +12,33 @@ VENV ?= .venv
 ROOT ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+EDITABLE = $(if $(wildcard $(VENV)/editable),--config-settings editable_mode=strict --editable)
 SOURCES := setup.cfg pyproject.toml README.md $(shell find alphafuse extract heads data -type f -not -name '*.pyc')
 
 .PHONY: install dev test test-cluster lint bench docs reproduce-table1 clean
 
 install: $(VENV)/installed
 
+# `rm -rf build`: a module that was deleted would live on in there, and so would the links of an editable installation
 $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -rf build  # a module that was deleted would live on in there
-	$(PIP) install .
+	rm -rf build
+	$(PIP) install $(EDITABLE) .
 	touch $@
 
 $(VENV)/installed-dev: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -rf build
-	$(PIP) install '.[dev]'
+	$(PIP) install $(EDITABLE) '.[dev]'
 	touch $(VENV)/installed $@
 
+# strict: a folder of links, one for each file, in which mypy and lint-imports see the package as it is; files that are
+# new are linked by the next `make dev`, `make test` or `make lint`
 dev:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -rf build
-	$(PIP) install --editable '.[dev]' --config-settings editable_mode=strict
-	touch $(VENV)/installed $(VENV)/installed-dev
+	touch $(VENV)/editable
+	rm -f $(VENV)/installed-dev
+	$(MAKE) $(VENV)/installed-dev
 
 # mypy and lint-imports look at the installed package, where the four folders are one
 lint: $(VENV)/installed-dev
@@ -51,7 +55,7 @@ test-cluster: $(VENV)/installed-dev
 	$(BIN)/pytest -m cluster
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -P benchmarks/bench_all.py
+	$(BIN)/python benchmarks/bench_all.py
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python -P -m sphinx --fail-on-warning --keep-going --quiet docs build/docs

@@ -315,8 +315,15 @@ def _self_test(place: str) -> Iterator[Finding]:
         tone = 0.5 * np.sin(np.arange(22_050) * 2 * np.pi * 440 / 44_100).astype(np.float32)
         write_mp4(folder / "clip.mp4", frames, tone[None], sample_rate_hz=44_100, frames_per_second=12)
         manifest = Manifest([Clip("clip", "clip.mp4", "noise", "test", "clip")])
-        named = {"name": "self test", "clip_folder": folder, "classes": ("noise",)}
-        dataset = Dataset.create(folder / "root", manifest, **named, timesformer="compact", ast="compact")
+        dataset = Dataset.create(
+            folder / "root",
+            manifest,
+            name="self test",
+            clip_folder=folder,
+            classes=("noise",),
+            timesformer="compact",
+            ast="compact",
+        )
         (report,) = extract_embeddings(dataset, ["test"], ExtractSettings(device="cpu", workers=1))
         rows = report.store.read().features.values()
         if report.failures or not all(np.isfinite(each).all() for each in rows):
