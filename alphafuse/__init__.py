@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alphafuse.cli.doctor import Examination, examine
+    from alphafuse.cli.doctor import Finding, examine
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.embeddings import Embeddings, Failure
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
     from alphafuse.data.store.store import EmbeddingStore
     from alphafuse.errors import AlphafuseError
-    from alphafuse.extract.cost import RunPlan, RunSettings, plan_run
     from alphafuse.extract.decoding.decode import decode_clip
     from alphafuse.extract.decoding.probe import files_without_audio
     from alphafuse.extract.decoding.signatures import sign_clips
@@ -74,10 +73,9 @@ _HOMES = {
     "alphafuse.data.store.lazy": ("EmbeddingSource", "StoredEmbeddings"),
     "alphafuse.data.sources.ucf101": ("import_ucf101",),
     "alphafuse.data.sources.vggsound": ("import_vggsound",),
-    "alphafuse.cli.doctor": ("Examination", "examine"),
+    "alphafuse.cli.doctor": ("Finding", "examine"),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.encoders.checkpoints": ("convert_ast", "convert_timesformer"),
-    "alphafuse.extract.cost": ("RunPlan", "RunSettings", "plan_run"),
     "alphafuse.extract.decoding.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
     "alphafuse.extract.decoding.probe": ("files_without_audio",),
@@ -118,22 +116,20 @@ __all__ = [
     "EmbeddingStore",
     "Embeddings",
     "Evaluation",
-    "Examination",
     "Experiment",
     "Explanation",
     "ExtractPlan",
     "ExtractReport",
     "ExtractSettings",
     "Failure",
+    "Finding",
     "HeadConfig",
     "Manifest",
     "Prediction",
     "Rates",
     "Resampling",
     "RunEvaluation",
-    "RunPlan",
     "RunResult",
-    "RunSettings",
     "StoredEmbeddings",
     "Sweep",
     "Table1",
@@ -161,7 +157,6 @@ __all__ = [
     "make_demo",
     "parse_alphas",
     "plan_extraction",
-    "plan_run",
     "push_bundle",
     "read_run",
     "resample",

@@ -1,4 +1,4 @@
-"""What a clip costs from the manifest to trained heads, in memory and in time: part "clips" of `alphafuse bench heads`.
+"""What a clip costs from the manifest to trained heads, in memory and in time: part "clips" of bench_heads.py.
 
 A root is written whose embeddings are small, so that what is held per clip shows beside them: its store is sorted by
 class, in many shards, which is hardest on streaming. Then heads are trained from it, in a process of their own.
@@ -77,7 +77,7 @@ def write_root(folder: Path, size: ClipsSize) -> Dataset:
     width = len(MODALITIES) * size.dim
     centres = np.random.default_rng(DRAWN_CENTRES).standard_normal((size.classes, width), dtype=np.float32)
     centres *= CENTRE_DISTANCE / math.sqrt(2 * width)
-    settings: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
+    recipes: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
     for number, (split, count) in enumerate(_counts(size).items()):
         draws, store = np.random.default_rng(number), EmbeddingStore(folder / "stores" / split)
         for start in range(0, count, SHARD_ROWS):
@@ -86,7 +86,7 @@ def write_root(folder: Path, size: ClipsSize) -> Dataset:
             x = centres[targets] + draws.standard_normal((stop - start, width), dtype=np.float32)
             features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
             of_shard = [tuple(column) for column in _names(split, start, stop, count, classes)]
-            store.write(Embeddings(of_shard[0], of_shard[1], of_shard[2], features, settings=settings))
+            store.write(Embeddings(of_shard[0], of_shard[1], of_shard[2], features, recipes=recipes))
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""What Ray costs on one machine: part "engines" of `alphafuse bench extract`.
+"""What Ray costs on one machine: part "engines" of bench_extract.py.
 
 The same clips, with the compact encoders, through the local engine and through Ray, each in a new process. Rates are
 those of a warm engine: from the moment that a fifth of the clips is in the store until all are.

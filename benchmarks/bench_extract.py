@@ -1,4 +1,6 @@
-"""How fast stage one is, measured on the machine at hand and on clips of yours: `alphafuse bench extract`.
+"""How fast stage one is, measured on the machine at hand and on clips of yours.
+
+    python benchmarks/bench_extract.py --clips /data/vggsound --part decode
 
     decode      8 frames and the waveform of a clip, against decoding everything and against torchcodec
     models      both full-size encoders, against HuggingFace's forward passes and the machine's rate of matrix products
@@ -24,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_engines import measure_engines
+from command import parser_of, print_bench
 from loky import cpu_count
 from measuring import (
     Bench,
@@ -463,3 +466,17 @@ PARTS: dict[str, Callable[[Sizes, Sequence[Path], Measure], Part]] = {
     "memory": _memory,
     "engines": _engines,
 }
+
+
+def main() -> None:
+    """The command line."""
+    parser = parser_of(__doc__, PARTS)
+    parser.add_argument("--clips", type=Path, required=True, help="folder with clips of yours")
+    options = parser.parse_args()
+    print_bench(options, partial(bench_extract, options.clips))
+
+
+if __name__ == "__main__":
+    from bench_extract import main as run  # by the name under which worker processes find its functions
+
+    run()

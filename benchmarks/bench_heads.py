@@ -1,4 +1,7 @@
-"""How fast heads train, measured on the machine at hand: `alphafuse bench heads`.
+"""How fast heads train, measured on the machine at hand.
+
+    python benchmarks/bench_heads.py --part table1 --part start
+    python benchmarks/bench_heads.py --part clips --clips 10000000 --repeats 1
 
     table1      the paper's size, against a plain PyTorch loop and scikit-learn
     start       how soon a small job is under way in a new process
@@ -34,6 +37,7 @@ import joblib
 import numpy as np
 import torch
 from bench_clips import UNITS, ClipsSize, train_from_root, write_root
+from command import parser_of, print_bench
 from joblib.externals.loky import get_reusable_executor
 from measuring import (
     Bench,
@@ -625,7 +629,7 @@ def _write_stores(sizes: Sizes, clips: int, folder: Path, turn: Turn) -> dict[st
     spread = CENTRE_DISTANCE / math.sqrt(2 * width)
     centres = spread * draws.standard_normal((sizes.large_classes, width), dtype=np.float32)
     names = class_names(sizes.large_classes)
-    settings: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
+    recipes: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
     for name, count in (("train", clips), ("val", sizes.stream_val_clips)):
         store = EmbeddingStore(folder / name)
         for start in range(0, count, SHARD_ROWS):
@@ -635,7 +639,7 @@ def _write_stores(sizes: Sizes, clips: int, folder: Path, turn: Turn) -> dict[st
             ids = tuple(f"{name}{start + i:07d}_000000" for i in range(rows))
             features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
             labels = tuple(names[i] for i in targets)
-            store.write(Embeddings(ids, labels, ids, features, settings=settings))
+            store.write(Embeddings(ids, labels, ids, features, recipes=recipes))
     return {}
 
 
@@ -710,3 +714,17 @@ PARTS: dict[str, Callable[[Sizes, Measure], Part]] = {
     "stream": _stream,
     "clips": _clips,
 }
+
+
+def main() -> None:
+    """The command line."""
+    parser = parser_of(__doc__, PARTS)
+    parser.add_argument("--clips", type=int, help="of part clips (default: 1000000)")
+    options = parser.parse_args()
+    print_bench(options, partial(bench_heads, clips=options.clips))
+
+
+if __name__ == "__main__":
+    from bench_heads import main as run  # by the name under which worker processes find its functions
+
+    run()

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import psutil
 from loky import ProcessPoolExecutor
+from machine import Machine
 
 from alphafuse.errors import ExperimentError, unknown
-from alphafuse.system.machine import Machine
 from alphafuse.system.processes import start_worker
 
 SAMPLE_SECONDS = 0.01  # between two looks at a process's memory

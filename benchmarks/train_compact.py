@@ -1,17 +1,16 @@
-"""Train the compact TimeSformer and AST that ship in this package.
+"""Train the compact TimeSformer and AST that ship in `extract/encoders/compact`.
 
-    python -P -m benchmarks.train_compact --out DIR --only timesformer --epochs 8 --bfloat16
-    python -P -m benchmarks.train_compact --out DIR --only ast --epochs 7
+    python benchmarks/train_compact.py --out DIR --only timesformer --epochs 8 --bfloat16
+    python benchmarks/train_compact.py --out DIR --only ast --epochs 7
 
-made the weights beside this file (-P: a checkout's own folder alphafuse/ would hide the installed package), on one
-thread of a busy two-core AMD EPYC without a GPU. The AST was trained by an earlier state of this file, with the same
-data, settings and loss but another order of random draws. Accuracy is on 1,000 clips
-of the training's events drawn from other seeds, from clean to noisy (difficulty 0 to 1.1):
+made those weights, on one thread of a busy two-core AMD EPYC without a GPU. The AST was trained by an earlier state of
+this file, with the same data, settings and loss but another order of random draws. Accuracy is on 1,000 clips of the
+training's events drawn from other seeds, from clean to noisy (difficulty 0 to 1.1):
 
     timesformer   528 s   shape 0.81, motion 0.95
     ast           640 s   timbre 0.77, rhythm 0.77, contour 0.73
 
-To ship new weights, copy DIR/timesformer and DIR/ast over the folders here. Expect close figures, not the same bytes:
+To ship new weights, copy DIR/timesformer and DIR/ast over the folders there. Expect close figures, not the same bytes:
 the sums depend on the processor and on the library versions.
 
 Both learn to name the factors of synthetic events drawn by `data.sources.synthesis`: the shape and the motion of

@@ -25,7 +25,6 @@ PROTOCOLS = ("standard", "notebook")
 ENGINES = ("local", "ray")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
-GPUS = ("H200", "H100", "H100 PCIe", "A100", "L40S", "L4", "A10", "V100", "T4", "RTX 4090", "RTX 3090")  # to plan with
 TRANSFORMS = (
     *("none", "sqrt", "signed-sqrt", "power", "log1p", "tanh", "l2", "pos-scalar", "neg-scalar"),
     *("scale", "learned", "learned-dim"),

@@ -148,7 +148,7 @@ def extract(
     Examples:
       alphafuse extract --split train
       alphafuse extract --split all --dry-run
-      alphafuse extract --dry-run --clips 10000000 --gpus 8 --cpus 512
+      alphafuse extract --dry-run --clips 10000000 --cpus 512 --root demo
       alphafuse extract --split all --root demo
       alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
       alphafuse extract --split train --engine ray --address auto
@@ -159,6 +159,7 @@ def extract(
     from alphafuse.extract.planning import plan_extraction
     from alphafuse.extract.settings import ExtractSettings
     from alphafuse.report import extract as report
+    from alphafuse.report.plan import format_plan, plan_json
 
     planned = take_planned(context, arguments, dry_run=dry_run)
     if planned:
@@ -175,9 +176,9 @@ def extract(
     if dry_run:
         plans, rates = plan_extraction(dataset, splits, settings)
         if as_json:
-            print_json(report.plan_json(plans, rates))
+            print_json(plan_json(plans, rates))
         else:
-            click.echo(report.format_plan(plans, rates, dataset), nl=False)
+            click.echo(format_plan(plans, rates, dataset), nl=False)
         return
     reports = extract_embeddings(dataset, splits, settings, progress=_ExtractBar())
     if as_json:

@@ -20,6 +20,7 @@ import alphafuse
 from alphafuse.errors import AlphafuseError
 from alphafuse.system.interrupts import Terminated, heed_interrupts
 
+from . import doctor as cli_doctor
 from . import manners as cli_manners
 from .common import Commands, Context, print_error, walk
 
@@ -209,6 +210,6 @@ if _cannot_load is None:
         cli.add_command(_command)
 else:
     cli.broken = f"this command can't be loaded ({_cannot_load}): `alphafuse doctor` says what is missing or broken"
-for _command in (cli_manners.doctor, cli_manners.completion):
+for _command in (cli_doctor.doctor, cli_manners.completion):
     cli.add_command(_command)
 _name_variables()

@@ -9,32 +9,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from .common import GPUS, one_of, print_json, print_text
+from .common import print_json, print_text
 
 if TYPE_CHECKING:
     from alphafuse.extract.settings import ExtractSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-PLANNING = ("clips", "gpus", "cpus", "gpu", "achieved", "nodes", "node_gbps")
+PLANNING = ("clips", "gpus", "cpus", "decode_seconds", "embed_seconds")
 
 
 def planning_options(command: Command) -> Command:
     """The options of a run to plan; they come to the command as `PLANNING`."""
+    positive = click.FloatRange(min=0, min_open=True)
     options = (
-        click.option("--clips", type=int, help="With --dry-run: plan a run of so many clips; needs no root."),
+        click.option("--clips", type=int, help="With --dry-run: plan a run of so many clips."),
         click.option("--gpus", type=int, default=0, show_default=True, help="Planned: GPUs; 0 = the cores run models."),
-        click.option("--cpus", type=int, help="Planned: cores of all nodes. [default: those of this machine]"),
+        click.option("--cpus", type=int, help="Planned: cores of all machines. [default: those of this one]"),
         click.option(
-            "--gpu",
-            shell_complete=one_of(*GPUS),
-            help=f"Planned: {', '.join(GPUS)}. [default: the root's measured device, else H100]",
+            "--decode-seconds", type=positive, help="Planned: of a core per clip. [default: measured on the root]"
         ),
         click.option(
-            "--achieved", type=float, default=0.0, help="Planned: share of its peak. [default: 0.7, bf16 0.4]"
-        ),
-        click.option("--nodes", type=int, default=0, help="Planned: nodes. [default: 8 GPUs or 64 cores on each]"),
-        click.option(
-            "--node-gbps", type=float, default=10.0, show_default=True, help="Planned: a node's network in Gbit/s."
+            "--embed-seconds", type=positive, help="Planned: of a GPU (or a core) per clip. [default: measured]"
         ),
     )
     for option in reversed(options):
@@ -75,29 +70,37 @@ def print_run_plan(
     root: Path,
     as_json: bool,
     clips: int,
+    gpus: int,
     cpus: int | None,
-    **planned: Any,
+    decode_seconds: float | None,
+    embed_seconds: float | None,
 ) -> None:
-    """Plan the run; by rates measured in the root where one is named, else by those of the documentation."""
+    """Plan the run by the seconds per clip that are given; those that aren't are measured in the root.
+
+    With both given no root is needed, and embeddings count as `DEFAULT_DIM` numbers each unless one is named.
+    """
+    from dataclasses import replace
+
     from loky import cpu_count
 
     from alphafuse.data.dataset import Dataset
-    from alphafuse.extract.cost import RunSettings, measure_work, plan_run, published_work
-    from alphafuse.report.plan import format_run_plan
+    from alphafuse.extract.planning import DEFAULT_DIM, Rates, measure_root, plan_clips
+    from alphafuse.report.plan import clips_plan_json, format_clips_plan
 
-    run = RunSettings(
-        clips=clips,
-        cpus=cpu_count() if cpus is None else cpus,
-        precision=settings.precision,
-        flush_seconds=settings.flush_seconds,
-        **planned,
-    )
-    if context.get_parameter_source("root") is ParameterSource.DEFAULT:
-        work = published_work(settings.modalities)
+    device = "cuda" if gpus else "cpu"
+    is_named = context.get_parameter_source("root") is not ParameterSource.DEFAULT
+    if decode_seconds and embed_seconds and not is_named:
+        rates = Rates(
+            clips=0, decode_seconds=decode_seconds, embed_seconds=embed_seconds, cores=1, workers=1, device=device
+        )
+        dims = dict.fromkeys(settings.modalities, DEFAULT_DIM)
     else:
-        work = measure_work(Dataset.open(root), settings)
-    plan = plan_run(run, work)
+        rates, dims = measure_root(Dataset.open(root), settings)
+        if embed_seconds:
+            rates = replace(rates, embed_seconds=embed_seconds, device=device)
+        rates = replace(rates, decode_seconds=decode_seconds or rates.decode_seconds)
+    plan = plan_clips(clips, rates.on(cpus=cpu_count() if cpus is None else cpus, gpus=gpus), dims)
     if as_json:
-        print_json(plan.to_json())
+        print_json(clips_plan_json(plan))
     else:
-        print_text(format_run_plan(plan))
+        print_text(format_clips_plan(plan))

@@ -1,4 +1,4 @@
-"""What stage one did, would do, and found, for people and for programs."""
+"""What stage one did and found, for people and for programs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 
 from .text import aligned
 
 if TYPE_CHECKING:  # commands that only look into stores need no torch
     from alphafuse.extract.pipeline import ExtractReport
-    from alphafuse.extract.planning import ExtractPlan, Rates
     from alphafuse.extract.resample import Resampling
 
 LISTED_PROBLEMS = 10
@@ -61,38 +59,6 @@ def format_failures(failures: Sequence[Failure]) -> str:
     return "".join(f"  {line}\n" for line in aligned(rows, left=("without", "because", "such as")))
 
 
-def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Dataset) -> str:
-    """What there is to do in each split, at which rate, and what it makes."""
-    rows: list[tuple[str, ...]] = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
-    for plan in plans:
-        there = plan.clips - plan.pending
-        cells = (plan.clips, there, plan.pending, plan.missing_files)
-        sizes = (f"{plan.store_bytes / 1e6:.1f}", f"{plan.new_bytes / 1e6:.1f}")
-        rows.append((plan.split, *(str(cell) for cell in cells), *sizes, duration(plan.seconds or 0.0)))
-    lines = aligned(rows, left=("split",))
-    pending = sum(plan.pending for plan in plans)
-    if rates is None:
-        files = "none of their files is there" if pending else "everything is there already"
-        return "\n".join([*lines, f"nothing to do: {files}"]) + "\n"
-    where = f"{rates.cores} cores" if rates.device == "cpu" else f"{rates.device} and {rates.workers} decode workers"
-    total = sum(plan.seconds or 0.0 for plan in plans)
-    lines += [
-        f"measured on {rates.clips} clips: decoding {rates.decode_seconds:.3f} s of a core per clip, models "
-        f"{rates.embed_seconds:.3f} s of {'a core' if rates.device == 'cpu' else 'the device'}",
-        f"to do: {pending} clips at {rates.clips_per_second:.2f} clips/s on {where}, about {duration(total)}; "
-        f"{sum(plan.new_bytes for plan in plans) / 1e6:.1f} MB more in {dataset.store_folder}",
-    ]
-    if rates.device != "cpu":
-        lines.append(f"this device embeds what {rates.cores_per_device:.1f} cores decode")
-    return "\n".join(lines) + "\n"
-
-
-def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:
-    """The same for programs."""
-    derived = {} if rates is None else {"clips_per_second": rates.clips_per_second}
-    return {"splits": [asdict(plan) for plan in plans], "rates": None if rates is None else asdict(rates) | derived}
-
-
 def format_resampling(found: Resampling) -> str:
     """How far embeddings that were made again lie from the stored ones."""
     lines = [
@@ -118,13 +84,3 @@ def resampling_json(found: Resampling) -> dict[str, Any]:
         "problems": len(found.problems),
         "differences": differences,
     }
-
-
-def duration(seconds: float) -> str:
-    """A time that people can take in: "40 s", "12 min", "5.2 h", "3.1 days"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    for unit, size, most in (("min", 60, 100), ("h", 3600, 72)):
-        if seconds / size < most:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"

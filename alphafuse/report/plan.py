@@ -1,46 +1,76 @@
-"""A large run, planned, for people."""
+"""What extraction would do and take, for people and for programs."""
 
 from __future__ import annotations
 
-from alphafuse.extract.cost import RunPlan
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from .extract import duration
-from .text import aligned, wrapped
+from alphafuse.data.dataset import Dataset
 
-RESULT = "computed"
+from .text import aligned
+
+if TYPE_CHECKING:  # commands that only look into stores need no torch
+    from alphafuse.extract.planning import ClipsPlan, ExtractPlan, Rates
 
 
-def format_run_plan(plan: RunPlan) -> str:
-    """Hours and the bottleneck, the stages, then every figure with how it is known."""
-    run = plan.run
-    device = f"{plan.device} ({run.precision}) and " if plan.device else ""
-    lines = [
-        f"{run.clips:,} clips on {device}{run.cpus} cores: about {duration(plan.seconds)} at "
-        f"{number(plan.clips_per_second)} clips/s; bottleneck: {plan.bottleneck}",
-        "",
+def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Dataset) -> str:
+    """What there is to do in each split, at which rate, and what it makes."""
+    rows: list[tuple[str, ...]] = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
+    for plan in plans:
+        there = plan.clips - plan.pending
+        cells = (plan.clips, there, plan.pending, plan.missing_files)
+        sizes = (f"{plan.store_bytes / 1e6:.1f}", f"{plan.new_bytes / 1e6:.1f}")
+        rows.append((plan.split, *(str(cell) for cell in cells), *sizes, duration(plan.seconds or 0.0)))
+    lines = aligned(rows, left=("split",))
+    pending = sum(plan.pending for plan in plans)
+    if rates is None:
+        files = "none of their files is there" if pending else "everything is there already"
+        return "\n".join([*lines, f"nothing to do: {files}"]) + "\n"
+    total = sum(plan.seconds or 0.0 for plan in plans)
+    lines += [
+        _seconds(rates),
+        f"to do: {pending} clips at {rates.clips_per_second:.2f} clips/s on {_machines(rates)}, about "
+        f"{duration(total)}; {sum(plan.new_bytes for plan in plans) / 1e6:.1f} MB more in {dataset.store_folder}",
+        *_balance(rates),
     ]
-    rows = [("stage", "clips/s alone", "busy")]
-    rows += [(stage.name, number(stage.clips_per_second), f"{100 * stage.busy:.0f}%") for stage in plan.stages]
-    lines += [*aligned(rows, left=("stage",)), ""]
-    lines += wrapped(plan.advice)
-    rows4 = [("figure", "value", "unit", "known", "from")]
-    rows4 += [(known.name, number(known.value), known.unit, known.source, known.note) for known in plan.inputs]
-    results = [
-        ("time", plan.seconds / 3600, "h", "clips / slowest stage"),
-        ("GPUs in all", plan.device_hours, "h", "busy or idle"),
-        ("cores in all", plan.core_hours, "h", "busy or idle"),
-        ("store", plan.store_bytes / 1e9, "GB", "clips x (embeddings in float32 + text)"),
-        ("shards", plan.shards, "", f"{plan.shard_clips:,} clips each: 64 MB, or what {run.flush_seconds:g} s make"),
-        (
-            "seeing what is finished",
-            plan.resume_seconds,
-            "s",
-            "at a new start: list, then the ids of one shard after the other",
-        ),
-    ]
-    rows4 += [(name, number(value), unit, RESULT, note) for name, value, unit, note in results]
-    lines += ["", *aligned(rows4, left=("figure", "unit", "known", "from"))]
     return "\n".join(lines) + "\n"
+
+
+def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:
+    """The same for programs."""
+    return {"splits": [asdict(plan) for plan in plans], "rates": None if rates is None else _rates_json(rates)}
+
+
+def format_clips_plan(plan: ClipsPlan) -> str:
+    """Time, rate, hours of cores and GPUs, store, and what would balance them."""
+    rates = plan.rates
+    hours = [f"{number(plan.core_hours)} core hours"]
+    if plan.gpu_hours:
+        hours.append(f"{number(plan.gpu_hours)} GPU hours")
+    lines = [
+        f"{plan.clips:,} clips on {_machines(rates)}: about {duration(plan.seconds)} at "
+        f"{number(rates.clips_per_second)} clips/s; bottleneck: {rates.bottleneck}",
+        _seconds(rates),
+        f"{' and '.join(hours)}, busy or idle; store: {number(plan.store_bytes / 1e9)} GB",
+        *_balance(rates),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def clips_plan_json(plan: ClipsPlan) -> dict[str, Any]:
+    """The same for programs."""
+    return {**asdict(plan), "rates": _rates_json(plan.rates)}
+
+
+def duration(seconds: float) -> str:
+    """A time that people can take in: "40 s", "12 min", "5.2 h", "3.1 days"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    for unit, size, most in (("min", 60, 100), ("h", 3600, 72)):
+        if seconds / size < most:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 
 def number(value: float) -> str:
@@ -49,3 +79,26 @@ def number(value: float) -> str:
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.{1 if size >= 10 else 2 if size >= 1 else 4}f}"
+
+
+def _rates_json(rates: Rates) -> dict[str, Any]:
+    return asdict(rates) | {"clips_per_second": rates.clips_per_second, "bottleneck": rates.bottleneck}
+
+
+def _machines(rates: Rates) -> str:
+    if rates.device == "cpu":
+        return f"{rates.cores} cores"
+    devices = rates.device if rates.devices == 1 else f"{rates.devices} GPUs"
+    return f"{devices} and {rates.workers} decode workers"
+
+
+def _seconds(rates: Rates) -> str:
+    known = f"measured on {rates.clips} clips" if rates.clips else "given"
+    return (
+        f"{known}: decoding {rates.decode_seconds:.3f} s of a core per clip, models {rates.embed_seconds:.3f} s of "
+        f"{'a core' if rates.device == 'cpu' else 'the device'}"
+    )
+
+
+def _balance(rates: Rates) -> list[str]:
+    return [] if rates.device == "cpu" else [f"one such device embeds what {rates.cores_per_device:.1f} cores decode"]

@@ -6,7 +6,7 @@ A head's initial weights, the order of its clips and its dropout are drawn from 
 so that it comes out the same alone, in any company, in this process or in another one (to rounding where a stack or
 several threads share its sums), and experiments of one seed share order and dropout: paired comparisons gain.
 
-How they are spread (`alphafuse bench heads` shows why):
+How they are spread (`benchmarks/bench_heads.py` shows why):
 
 - on the CPU, heads as large as the paper's are trained one by one, each on one thread, side by side: their steps are
   bound by memory, and stacking them only takes more of it at a time. Small ones (a linear probe) are stacked, because

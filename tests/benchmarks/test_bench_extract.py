@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import bench_extract as bench_extract_module
 import measuring
 import pytest
 from bench_extract import FULL, PARTS, bench_extract
-from click.testing import CliRunner
 from format_bench import format_bench
 from measuring import Bench, Turn
+from support.cli import assert_one_line_error
 from support.clips import write_clip
 
-from alphafuse.cli.main import cli
 from alphafuse.errors import DatasetError, ExperimentError
+
+Script = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +52,22 @@ def test_every_part_measures_what_it_names(quick: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_all_of_it_is_printed_and_json(quick: Bench, clips: Path) -> None:
+def test_all_of_it_is_printed(quick: Bench) -> None:
     text = format_bench(quick)
     assert text.startswith("Extraction: one turn")
     for part in quick.parts:
         assert f"{part.name}: " in text and all(figure.name in text for figure in part.figures)
     assert all(len(line) <= 120 for line in text.splitlines())
-    ran = CliRunner().invoke(
-        cli,
-        ["bench", "extract", "--clips", str(clips), "--part", "decode", "--repeats", "1", "--quick", "--json"],
-    )
-    assert ran.exit_code == 0 and json.loads(ran.output)["parts"][0]["name"] == "decode"
 
 
-def test_what_can_not_be_measured_is_refused(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_script_measures_in_new_processes_and_prints_json(clips: Path) -> None:
+    words = [sys.executable, Path(bench_extract_module.__file__), "--clips", clips, "--part", "decode", "--quick"]
+    ran = subprocess.run([*words, "--repeats", "1", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout)["parts"][0]["name"] == "decode"
+
+
+def test_what_can_not_be_measured_is_refused(clips: Path, tmp_path: Path, script: Script) -> None:
     with pytest.raises(DatasetError, match="no video files in"):
         bench_extract(tmp_path)
     with pytest.raises(DatasetError, match="no such clip folder"):
@@ -69,6 +76,7 @@ def test_what_can_not_be_measured_is_refused(clips: Path, tmp_path: Path) -> Non
         bench_extract(clips, ["decod"])
     with pytest.raises(ExperimentError, match="repeats must be a whole number of at least 1, not 0"):
         bench_extract(clips, repeats=0)
+    assert_one_line_error(script(bench_extract_module.main, "--clips", tmp_path), "no video files in")
     assert FULL.full_size
 
 

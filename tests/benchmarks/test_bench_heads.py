@@ -17,7 +17,8 @@ import pytest
 import torch
 from bench_heads import FULL, PARTS, QUICK, bench_heads
 from format_bench import _number, format_bench
-from measuring import Bench, Figure, Machine, Part, PeakMemory, Turn, in_new_process
+from machine import Machine
+from measuring import Bench, Figure, Part, PeakMemory, Turn, in_new_process
 
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import ExperimentError

@@ -1,4 +1,4 @@
-"""The command line's manners: completion, variables, colours, what goes to stdout, interruptions, doctor."""
+"""The command line's manners: completion, variables, colours, what goes to stdout, interruptions."""
 
 import json
 import os
@@ -17,11 +17,8 @@ from support.cli import Run, assert_one_line_error
 
 from alphafuse import __version__
 from alphafuse.cli import common as cli_common
-from alphafuse.cli import doctor, probes
 from alphafuse.cli.common import Commands, print_text, use_colour, walk
-from alphafuse.cli.doctor import examine
 from alphafuse.cli.main import SECTIONS, cli
-from alphafuse.report.doctor import format_examination
 
 MakeRoot = Callable[..., Path]
 ALPHAFUSE = [sys.executable, "-P", "-m", "alphafuse"]
@@ -120,7 +117,6 @@ def test_names_for_completion_are_those_that_the_modules_know() -> None:
         ("alphafuse extract --modality a", ["ast"]),
         ("alphafuse extract --protocol n", ["notebook"]),
         ("alphafuse extract --precision ", ["fp32", "bf16"]),
-        ("alphafuse bench heads --part s", ["start", "stacks", "scaling", "stream"]),
         ("alphafuse completion z", ["zsh"]),
         ("alphafuse nons", []),
     ],
@@ -444,170 +440,3 @@ def test_an_interrupt_in_a_callback_of_the_interpreters_own_is_not_lost(
 def test_the_module_runs_as_the_command_does() -> None:
     result = command("--version")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{__version__}\n", "")
-
-
-# ----------------------------------------------------------------------------------------------------------- doctor
-
-
-@pytest.fixture
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Let a library do something else when it is imported in a process of its own."""
-
-    def break_library(name: str, code: str) -> None:
-        (tmp_path / "broken").mkdir(exist_ok=True)
-        (tmp_path / "broken" / f"{name}.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
-
-    return break_library
-
-
-def test_a_healthy_installation_has_no_problem_and_embeds_a_clip(extracted: Path) -> None:
-    parts: list[None] = []
-    found = examine(extracted, progress=lambda: parts.append(None))
-    assert not found.problems, format_examination(found)
-    assert len(parts) == doctor.PARTS
-    assert found["torch"].status == "ok" and "fit together" in found["torch"].line
-    assert found["cpu"].facts["cores"] >= 1 and found["cpu"].facts["threads"] >= 1
-    assert set(found["decoders"].facts["decoders"]) == set(probes.CODECS)
-    assert found["decoders"].facts["decoders"]["h264"] and found["decoders"].facts["decoders"]["aac"]
-    assert found["stage one"].facts["dims"] == {"timesformer": 96, "ast": 96}
-    assert set(found["stage one"].facts["seconds"]) == set(probes.STEPS)
-    assert found["dataset"].facts["clips"] == {"train": 6, "val": 6, "test": 6}
-    assert [found[f"store {split}"].status for split in ("train", "val", "test")] == ["ok"] * 3
-    assert found["writing"].facts["locks"] and found["hub"].line == "not asked (HF_HUB_OFFLINE)"
-    assert not [path for path in extracted.iterdir() if "doctor" in path.name], "nothing is left behind"
-
-
-def test_doctor_says_in_json_what_it_says_in_text(run: Run, extracted: Path) -> None:
-    code, out, _ = run("doctor", "--root", extracted, "--quick", "--json")
-    content = json.loads(out)
-    assert code == 0 and content["problems"] == 0 and content["version"] == __version__
-    assert set(content) == {"version", "problems", "findings", "seconds"}
-    assert {tuple(finding) for finding in content["findings"]} == {
-        ("section", "name", "status", "line", "mend", "facts")
-    }
-    assert {finding["section"] for finding in content["findings"]} == {
-        *("installation", "machine", "codecs", "disk", "weights", "root")
-    }
-
-
-def test_a_torchaudio_that_does_not_fit_is_named_with_what_mends_it(
-    broken: Callable[[str, str], None], run: Run, tmp_path: Path
-) -> None:
-    broken("torchaudio", "raise OSError('libtorchaudio.so: undefined symbol: _ZN3c10')")
-    code, out, _ = run("doctor", "--root", tmp_path)
-    text = " ".join(out.split())
-    assert code == 1 and "don't fit together: OSError: libtorchaudio.so: undefined symbol" in text
-    assert 'pip install --force-reinstall "torch' in text and '"torchaudio' in text
-    assert "clip -> embeddings failed while loading" in text and "2 problems" in text
-
-
-def test_a_library_that_crashes_stops_neither_doctor_nor_the_look_at_the_others(
-    broken: Callable[[str, str], None],
-) -> None:
-    broken("torch", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
-    found = examine(self_test=False)
-    assert [finding.name for finding in found.problems] == ["torch"]
-    assert found["torch"].line.endswith("can't be imported: import crashed (SIGSEGV)")
-    assert found["decoders"].status == "ok" and "h5py" in found["libraries"].facts["versions"]
-    assert found["cpu"].status == "note"
-
-
-def test_a_library_that_hangs_is_given_up(broken: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    broken("h5py", "import time\ntime.sleep(600)")
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 4.0)
-    monkeypatch.setattr(doctor, "_requirements", lambda: {"click": ">=8.1", "h5py": ">=3.10", "numpy": ">=1.26"})
-    monkeypatch.setattr(doctor, "LOOKS", {})
-    found = examine(self_test=False)
-    assert found["h5py"].line.endswith("can't be imported: import did not end within 4 s")
-    assert set(found["libraries"].facts["versions"]) == {"click", "numpy"}
-
-
-def test_a_command_that_cannot_be_loaded_points_to_doctor_which_works(
-    broken: Callable[[str, str], None], run: Run
-) -> None:
-    broken("h5py", "raise ImportError('libhdf5.so.310: cannot open shared object file')")
-    path = os.environ["PYTHONPATH"]
-    result = command("fit", PYTHONPATH=path)
-    assert_one_line_error((result.returncode, result.stdout, result.stderr), "libhdf5.so.310", "`alphafuse doctor`")
-    result = command("doctor", "--quick", "--json", PYTHONPATH=path)
-    found = {finding["name"]: finding for finding in json.loads(result.stdout)["findings"]}
-    assert result.returncode == 1 and found["h5py"]["status"] == "problem"
-    assert found["h5py"]["mend"].startswith('pip install --force-reinstall "h5py')
-
-
-def test_versions_are_held_against_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {"torch": "<2.0", "torchaudio": "", "numpy": ">=99", "nonsense": ">=1"}
-    monkeypatch.setattr(doctor, "_requirements", lambda: asked)
-    monkeypatch.setattr(doctor, "LOOKS", {})
-    found = examine(self_test=False)
-    assert "needed is torch<2.0" in found["torch"].line
-    assert re.fullmatch(r"numpy \S+ is installed, needed is numpy>=99", found["numpy"].line)
-    assert found["nonsense"].line == "nonsense is not installed"
-    assert found["nonsense"].mend == 'pip install --upgrade "nonsense>=1"'
-
-
-def test_a_root_says_what_is_still_to_be_done(
-    make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "_requirements", dict)  # the libraries are other tests'
-    monkeypatch.setattr(doctor, "LOOKS", {})
-    root = make_root()
-    for clip in (root / "clips").glob("train0*"):
-        clip.unlink()
-    dataset = json.loads((root / "dataset.json").read_text())
-    (root / "dataset.json").write_text(json.dumps(dataset | {"ast": str(tmp_path / "nowhere")}))
-    found = examine(root, self_test=False)
-    assert found["store val"].line == "0 of 4 clips embedded"
-    assert found["store val"].mend == f"alphafuse extract --split val --root {root}"
-    assert found["files"].line.startswith("10 of 12 clip files looked at")
-    assert found["root's ast"].status == "problem" and "no such folder for --ast" in found["root's ast"].line
-    (root / "dataset.json").write_text("{")
-    assert examine(root, self_test=False)["dataset"].status == "problem"
-    nothing = examine(tmp_path / "new" / "root", self_test=False)
-    assert nothing["dataset"].status == "note" and not [one for one in nothing.problems if one.section == "root"]
-
-
-def test_a_damaged_store_is_a_problem_with_the_command_that_looks_into_it(extracted: Path) -> None:
-    shard = next((extracted / "stores" / "val").glob("*.h5"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    found = examine(extracted, self_test=False)
-    assert [finding.name for finding in found.problems] == ["store val"]
-    assert found["store val"].mend == f"alphafuse store verify {extracted / 'stores' / 'val'}"
-
-
-def test_a_variable_with_a_slip_of_the_pen_is_pointed_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALPHAFUSE_FIT_SEDS", "3")
-    monkeypatch.setenv("https_proxy", "http://me:secret@localhost:1")
-    monkeypatch.setattr(doctor, "_requirements", dict)
-    monkeypatch.setattr(doctor, "LOOKS", {})
-    _, out, _ = run("doctor", "--quick", "--offline")
-    text = " ".join(out.split())
-    assert "ALPHAFUSE_FIT_SEDS is no option's variable (did you mean ALPHAFUSE_FIT_SEEDS?)" in text
-    assert "https_proxy=set" in text and "secret" not in text
-
-
-def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    (found,) = doctor._hub(offline=False)
-    assert found.status == "note" and found.line.startswith("http://127.0.0.1:9 can't be reached")
-    (found,) = doctor._hub(offline=True)
-    assert found.line == "not asked (--offline)"
-
-
-def test_a_look_that_hangs_or_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(doctor, "_requirements", dict)
-    monkeypatch.setattr(doctor, "LOOKS", {})
-
-    def fail(root: Path | None) -> list[doctor.Finding]:
-        raise OSError("stale file handle")
-
-    monkeypatch.setattr(doctor, "_disk", fail)
-    monkeypatch.setattr(doctor, "_hub", lambda *, offline: time.sleep(30))
-    found = examine(self_test=False)
-    assert found["disk"].line == "could not be examined: OSError: stale file handle"
-    assert found["weights"].line == "could not be examined: no answer within 0 s"

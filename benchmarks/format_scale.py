@@ -1,15 +1,14 @@
-"""Large runs, planned and simulated, for people and for programs."""
+"""A simulated run, for people."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from alphafuse.report.extract import duration
-from alphafuse.report.plan import number
+from alphafuse.report.plan import duration, number
 from alphafuse.report.text import aligned
 
 if TYPE_CHECKING:
-    from simulate import Simulation
+    from scenario import Simulation
 
 
 def format_simulation(found: Simulation) -> str:

@@ -1,35 +1,22 @@
-"""A simulation of stage one on a large Ray cluster, with failures: what they cost, and whether the promises hold.
-
-It follows `ray_engine`. Nodes decode and embed blocks of clips and hold what they made; the driver sees references.
-Every `flush_seconds`, or at 64 MB of embeddings, it has a task on some node commit one shard, which is tried again
-until an attempt answers. What is lost with a node is made again; a new driver lists the store and does what is missing.
-
-The promises are looked at, not assumed: the simulated store maps names, made by `shard_name`, to
-clips, so clips that are stored twice or never are seen. `simulated.py` has the machines.
-
-Clips go in steps: a block on each core of a node. Where there would be more than `most_steps`, a step stands for
-several blocks on each core, one after the other; work lost is then counted too high, never too low.
-"""
+"""A run on a large cluster to be simulated, what goes wrong in it, and what the simulation finds: plain values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain, zip_longest
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alphafuse.data.dataset import FLOAT32_BYTES
 from alphafuse.errors import ClusterError
-from alphafuse.extract.cost import BLOCK_SECONDS, DECODE_SECONDS, HEADER_SECONDS, LIST_SECONDS, PAGE_KEYS
 from alphafuse.extract.engines.ray_pools import BLOCKS_HELD
-from alphafuse.system.files import one_line
 
-if TYPE_CHECKING:
-    from simulated import SimulatedRoot
-
-Cost = tuple[int, float, float]  # of one failure: clips, core seconds, device seconds
+DECODE_SECONDS = 0.148  # of a core, 51 clips of VGGSound: docs/extraction.md
+# of the driver's one busy core, that a block takes: decode task, call of an actor, references. docs/scale.md; Ray's
+# own release benchmark many_tasks (10,000 tasks on 2,500 CPUs, release/perf_metrics) gets through 569 tasks a second
+BLOCK_SECONDS = 0.0044
+PAGE_KEYS = 1000  # of a LIST request, at S3's and most others
+# behind an object store: of a page; of the request for a shard's ids, one after the other (heads come side by side)
+LIST_SECONDS, HEADER_SECONDS = 0.1, 0.1
 FAILURES = ("node lost", "preemption", "driver killed", "worker crashed", "clip hung", "answer lost")
 
 
@@ -41,7 +28,7 @@ class SimulationSettings:
         clips, nodes: in all.
         roots: dataset roots that they are divided into, each with a driver of its own.
         cores: of a node, that decode.
-        models_per_second: clips that a node's device embeds (the default: an L4 in bf16 by `cost`).
+        models_per_second: clips that a node's device embeds (the default: an L4 in bf16, computed in docs/scale.md).
         decode_seconds: of a core per clip.
         block_clips: clips that travel together.
         clip_bytes: of a clip's embeddings.
@@ -70,7 +57,7 @@ class SimulationSettings:
     Raises:
         ClusterError: a number that makes no sense.
 
-    >>> from simulate import SimulationSettings
+    >>> from scenario import SimulationSettings
     >>> SimulationSettings(clips=10**8).step_clips  # a block on each core of a node
     256
     """
@@ -195,7 +182,8 @@ class Simulation:
         blocks_per_second, driver_busy: of a driver, on average.
         decode_busy, models_busy: shares of the time that cores and devices were at work.
 
-    >>> from simulate import SimulationSettings, simulate
+    >>> from bench_scale import simulate
+    >>> from scenario import SimulationSettings
     >>> small = SimulationSettings(clips=50_000, nodes=10, roots=1)
     >>> found = simulate(small.without_failures())  # as when nothing goes wrong
     >>> found.lost_clips, found.seconds == found.ideal_seconds, found.median_clips > 10_000
@@ -234,77 +222,6 @@ class Simulation:
         """The fields, json-able, and what follows from them."""
         derived = {"lost_clips": self.lost_clips, "promises_held": self.promises_held}
         return {**asdict(self), **derived}
-
-
-def simulate(settings: SimulationSettings | None = None) -> Simulation:
-    """Run it, and once more without failures; the same settings give the same figures.
-
-    Raises:
-        ClusterError: simpy isn't installed.
-
-    >>> from simulate import SimulationSettings, simulate
-    >>> found = simulate(SimulationSettings(clips=100_000, nodes=10, roots=1, node_hours=0.05))
-    >>> found.promises_held, found.rows_doubled, found.lost_clips > 0
-    (True, 0, True)
-    """
-    settings = settings or SimulationSettings()
-    ideal = settings.without_failures()
-    found = _run(settings)
-    return replace(found, ideal_seconds=found.seconds if settings == ideal else _run(ideal).seconds)
-
-
-def _run(settings: SimulationSettings) -> Simulation:
-    """All roots, which share nothing."""
-    try:
-        from simulated import SimulatedRoot
-    except ImportError as error:
-        raise ClusterError(
-            f"the simulation needs simpy ({one_line(error)}): run `pip install 'alphafuse[ray]'`"
-        ) from None
-    parts = [SimulatedRoot(settings, number) for number in range(settings.roots)]
-    for part in parts:
-        part.run()
-    sizes = sorted(size for part in parts for size in part.shard_sizes())
-    seconds = max(part.seconds for part in parts)
-    return Simulation(
-        settings=settings,
-        seconds=seconds,
-        ideal_seconds=seconds,
-        losses=tuple(_losses(kind, _failures(kind, parts)) for kind in FAILURES),
-        shards=len(sizes),
-        least_clips=sizes[0],
-        median_clips=median(sizes),
-        most_clips=sizes[-1],
-        commits=sum(part.commits for part in parts),
-        rows_doubled=sum(part.rows_doubled() for part in parts),
-        clips_missing=sum(part.clips_missing() for part in parts),
-        redone_though_stored=sum(part.redone_though_stored for part in parts),
-        resumes=tuple(resume for part in parts for resume in part.resumes),
-        blocks_per_second=sum(part.blocks / part.seconds for part in parts) / len(parts),
-        driver_busy=sum(part.blocks * settings.block_seconds / part.seconds for part in parts) / len(parts),
-        decode_busy=sum(part.decode_seconds for part in parts) / seconds / settings.nodes,
-        models_busy=sum(part.model_seconds for part in parts) / seconds / settings.nodes,
-    )
-
-
-def _failures(kind: str, parts: Sequence[SimulatedRoot]) -> list[Cost]:
-    """All of a kind; a preemption takes nodes of all roots at once."""
-    by_root = [part.losses[kind] for part in parts]
-    if kind != "preemption":
-        return list(chain.from_iterable(by_root))
-    waves = zip_longest(*by_root, fillvalue=(0, 0.0, 0.0))
-    return [(sum(c for c, _, _ in wave), sum(s for _, s, _ in wave), sum(d for _, _, d in wave)) for wave in waves]
-
-
-def _losses(kind: str, found: Sequence[Cost]) -> Losses:
-    return Losses(
-        kind=kind,
-        count=len(found),
-        clips=sum(clips for clips, _, _ in found),
-        most_clips=max((clips for clips, _, _ in found), default=0),
-        core_hours=sum(cores for _, cores, _ in found) / 3600,
-        device_hours=sum(devices for _, _, devices in found) / 3600,
-    )
 
 
 def resume_cost(shards: int, settings: SimulationSettings) -> Resume:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-import click
+import bench_scale as module
 import pytest
-import simulate as module
-from format_simulation import format_simulation
+from bench_scale import OPTIONS, simulate
+from format_scale import format_simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate import Losses, Simulation, SimulationSettings, resume_cost, simulate
-from support.cli import Run, assert_one_line_error
+from scenario import Losses, Resume, Simulation, SimulationSettings, resume_cost
+from support.cli import assert_one_line_error
 
-from alphafuse.cli.main import cli
 from alphafuse.errors import ClusterError
+
+Script = Callable[..., tuple[int, str, str]]
 
 # one node of two cores; a step is 10 clips: 5 s to decode, 1 s to embed; a commit takes 2 s; nothing goes wrong
 PLAIN = SimulationSettings(
@@ -103,7 +105,7 @@ def test_what_is_flushed_survives_a_driver_and_the_rest_is_found_by_listing() ->
 def test_listing_takes_a_request_for_every_thousand_shards_and_one_shard_after_the_other() -> None:
     run = replace(PLAIN, list_seconds=0.5, header_seconds=0.01)
     assert resume_cost(0, run).seconds == 0
-    assert resume_cost(1000, run) == module.Resume(1000, 1, 0.5 + 10)
+    assert resume_cost(1000, run) == Resume(1000, 1, 0.5 + 10)
     assert resume_cost(1001, run).pages == 2
 
 
@@ -217,36 +219,33 @@ def test_numbers_that_make_no_sense_are_refused_in_one_line() -> None:
 
 def test_without_simpy_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simpy", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.simulated", raising=False)
-    with pytest.raises(ClusterError, match=r"needs simpy .*pip install 'alphafuse\[ray\]'"):
+    monkeypatch.delitem(sys.modules, "cluster", raising=False)
+    with pytest.raises(ClusterError, match=r"needs simpy .*pip install 'alphafuse\[dev\]'"):
         simulate(PLAIN)
 
 
 # on the command line
 
-SMALL = ("bench", "scale", "--clips", 100_000, "--nodes", 10, "--roots", 2, "--node-hours", 0.1)
+SMALL = ("--clips", 100_000, "--nodes", 10, "--roots", 2, "--node-hours", 0.1)
 
 
-def test_the_command_prints_costs_and_promises(run: Run) -> None:
-    code, out, _ = run(*SMALL)
+def test_the_command_prints_costs_and_promises(script: Script) -> None:
+    code, out, _ = script(module.main, *SMALL)
     assert code == 0 and "simulated: 100,000 clips on 10 nodes, 2 roots" in out
     assert "stored twice: 0 clips, promised: 0: held" in out and "node lost" in out
-    code, out, _ = run(*SMALL, "--json")
+    code, out, _ = script(module.main, *SMALL, "--json")
     content = json.loads(out)
     assert content["promises_held"] is True and content["settings"]["nodes"] == 10
     assert {field.name for field in fields(Simulation)} | {"lost_clips", "promises_held"} == set(content)
-    assert_one_line_error(run("bench", "scale", "--nodes", 0), "nodes must be above 0, not 0")
+    assert_one_line_error(script(module.main, "--nodes", 0), "nodes must be above 0, not 0")
 
 
-def test_a_broken_promise_is_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_promise_is_exit_code_1(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = replace(simulate(PLAIN), rows_doubled=7)
     monkeypatch.setattr(module, "simulate", lambda settings: broken)
-    code, out, _ = run(*SMALL)
+    code, out, _ = script(module.main, *SMALL)
     assert code == 1 and "stored twice: 7 clips, promised: 0: BROKEN" in out
 
 
-def test_the_commands_defaults_are_those_of_the_settings() -> None:
-    command: Any = cli.commands["bench"]
-    given = {o.name: o.default for o in command.commands["scale"].params if isinstance(o, click.Option)}
-    own = {field.name: field.default for field in fields(SimulationSettings)}
-    assert {name: own[name] for name in given if name in own} == {n: v for n, v in given.items() if n != "as_json"}
+def test_every_option_is_a_setting() -> None:
+    assert set(OPTIONS) <= {field.name for field in fields(SimulationSettings)}

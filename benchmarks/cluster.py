@@ -1,4 +1,4 @@
-"""The machines of `simulate`: nodes, a driver, its commits, and a store that knows which clips it holds."""
+"""The simulated cluster: nodes, a driver, its commits, and a store that knows which clips it holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import simpy
-from simulate import FAILURES, Resume, SimulationSettings, resume_cost
+from scenario import FAILURES, Resume, SimulationSettings, resume_cost
 
 from alphafuse.data.store.store import shard_name
 from alphafuse.errors import ClusterError

@@ -13,7 +13,7 @@ import joblib
 import psutil
 import torch
 
-from .processes import free_memory_bytes
+from alphafuse.system.processes import free_memory_bytes
 
 
 @dataclass(frozen=True)

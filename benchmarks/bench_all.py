@@ -1,0 +1,43 @@
+"""Every benchmark in its quick form, one after the other: `make bench`. It shows that they work; figures say nothing.
+
+    python benchmarks/bench_all.py
+
+README.md beside this file says how to run each in earnest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from alphafuse.data.sources.demo import write_demo_clips
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Run them; the exit code is that of the first which fails."""
+    with tempfile.TemporaryDirectory(prefix="alphafuse-bench-") as name:
+        folder = Path(name)
+        write_demo_clips(folder, clips_per_class=1)
+        commands = (
+            ("bench_extract.py", "--clips", folder / "clips", "--quick", "--repeats", 1),
+            ("bench_heads.py", "--quick", "--repeats", 1),
+            ("bench_scale.py", "--clips", 1_000_000, "--nodes", 100, "--roots", 4),
+            ("train_compact.py", "--out", folder / "compact", "--clips", 16, "--epochs", 1),
+        )
+        for script, *options in commands:
+            words = [sys.executable, str(HERE / script), *map(str, options)]
+            print(f"$ python benchmarks/{script} {' '.join(map(str, options))}", flush=True)
+            began = time.monotonic()
+            code = subprocess.run(words, check=False).returncode
+            print(f"  {time.monotonic() - began:.0f} s\n", flush=True)
+            if code:
+                sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
