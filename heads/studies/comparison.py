@@ -12,12 +12,13 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.heads.model.head import usable_clips
+from alphafuse.heads.model.config import BASELINE, usable_clips
 from alphafuse.heads.scoring.statistics import Interval, PairedTest, difference_interval, holm, paired_test
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.heads.training.train import Progress, TrainedHead, train_heads
+from alphafuse.heads.training.train import TrainedHead, train_heads
+from alphafuse.system.progress import Progress
 
-from .experiments import BASELINE, EVALUATED, Experiment, SplitResult, evaluate_heads, load_embeddings
+from .experiments import EVALUATED, Experiment, SplitResult, evaluate_heads, load_embeddings
 
 
 @dataclass(frozen=True)

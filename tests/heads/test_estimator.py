@@ -18,11 +18,13 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, ParameterGrid, cro
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from support.heads import head_config
 
 from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.estimator import AlphaFusionClassifier
-from alphafuse.heads.model.head import AlphaFusion, HeadConfig
+from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 
@@ -51,7 +53,7 @@ def trained_directly(
     x: np.ndarray, y: np.ndarray, *, seed: int = 3, settings: dict[str, object] | None = None, **head: object
 ) -> AlphaFusion:
     """The head that `train_heads` makes of the same clips; validated on other clips, which must change nothing."""
-    config = HeadConfig(**{"dims": DIMS, "classes": CLASSES, "hidden": (16,), **head})  # type: ignore[arg-type]
+    config = head_config(**{"dims": DIMS, "classes": CLASSES, "hidden": (16,), **head})  # type: ignore[arg-type]
     train, val = embeddings(x, y), embeddings(*clips(12, seed=1))
     chosen = TrainSettings(**{"epochs": 4, "learning_rate": 1e-2, **(settings or {})})  # type: ignore[arg-type]
     return train_heads(train, val, [config], [seed], settings=chosen)[0].head
@@ -120,7 +122,7 @@ def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_def
     parameters = AlphaFusionClassifier().get_params()
     # found in X and y; needs a validation split; X is in memory; scikit-learn has another name
     left_out = {"dims", "classes", "patience", "memory_gb", "class_weights"}
-    for settings in (HeadConfig, TrainSettings):
+    for settings in (Experiment, TrainSettings):
         for field in fields(settings):
             if field.name not in left_out:
                 assert parameters.pop(field.name, field.default) == field.default
