@@ -106,7 +106,7 @@ class Experiment:
         if self.normalize is not None:
             check_choice("normalisation", self.normalize, get_args(Normalize))
         for name in ("rates", "auxiliary"):
-            pairs = dict(getattr(self, name))
+            pairs = dict(getattr(self, name) or ())
             object.__setattr__(self, name, tuple(sorted((key, float(value)) for key, value in pairs.items())))
         self._check_rates()
         self._check_auxiliary()

@@ -44,7 +44,7 @@ from alphafuse.system.cluster import require_engine
 from alphafuse.system.devices import choose_device
 from alphafuse.system.files import write_csv, write_json
 from alphafuse.system.processes import free_memory_bytes
-from alphafuse.system.progress import Progress
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
 EVALUATED = ("val", "test")
 TABLE1_RUN, COMPARE_RUN = "table1", "compare"  # what the commands of these names write
@@ -236,16 +236,21 @@ def fit(
         raise ExperimentError(f"the run name '{name}' is that of `alphafuse {name}`: choose another --run")
     embeddings = load_embeddings(dataset, settings)
     config = experiment.head_config(embeddings["train"], dataset.classes, settings)
-    heads = train_heads(
-        embeddings["train"],
-        embeddings["val"],
-        [config],
-        chosen,
-        settings=settings,
-        progress=progress,
-        engine=engine,
-        address=address,
-    )
+    shown = progress or NO_PROGRESS
+    shown.start(experiment.title, total=len(chosen) * settings.total_epochs, unit="epoch")
+    try:
+        heads = train_heads(
+            embeddings["train"],
+            embeddings["val"],
+            [config],
+            chosen,
+            settings=settings,
+            progress=shown,
+            engine=engine,
+            address=address,
+        )
+    finally:
+        shown.stop()
     usable = usable_clips(embeddings["train"], config)
     labels = frozenset(compress(embeddings["train"].labels, usable))
     fusions = [trained.head for trained in heads]

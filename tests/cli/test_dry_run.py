@@ -28,7 +28,7 @@ from alphafuse.extract.cost import (
     published_work,
 )
 from alphafuse.extract.planning import plan_extraction
-from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.settings import PRECISIONS, ExtractSettings
 
 MakeRoot = Callable[..., Path]
 # a clip: 0.1 s of a core to decode, 2 s of a core or 1 TFLOP to embed, 1 MB, two embeddings of 768
@@ -131,7 +131,7 @@ def test_gpus_are_found_in_any_spelling_and_completion_knows_them() -> None:
     assert [gpu_name(given) for given in ("h100", "NVIDIA L4", "GeForce RTX-4090", "H100-SXM")] == [
         *("H100", "L4", "RTX 4090", "H100")
     ]
-    assert set(ACHIEVED) == set(cli_common.PRECISIONS) == set(PEAK_TFLOPS["H100"])
+    assert set(ACHIEVED) == set(PRECISIONS) == set(PEAK_TFLOPS["H100"])
     with pytest.raises(ClusterError, match=r"unknown GPU 'A1000' \(did you mean 'A100'\?\): choose from H200, H100"):
         gpu_name("A1000")
     with pytest.raises(ClusterError, match="T4 has no bf16: plan with --precision fp32"):

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from support.heads import head_config
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.estimator import AlphaFusionClassifier
 from alphafuse.heads.model.config import Experiment
@@ -120,13 +120,15 @@ def test_class_weights_given_one_by_one_do_what_balanced_does() -> None:
 
 def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_default() -> None:
     parameters = AlphaFusionClassifier().get_params()
-    # found in X and y; needs a validation split; X is in memory; scikit-learn has another name
-    left_out = {"dims", "classes", "patience", "memory_gb", "class_weights"}
-    for settings in (Experiment, TrainSettings):
-        for field in fields(settings):
+    # needs a validation split; X is in memory; scikit-learn has another name
+    left_out = {"patience", "memory_gb", "class_weights"}
+    names = {field.name for kind in (TrainSettings, Experiment) for field in fields(kind)} - left_out
+    assert names <= set(parameters)
+    for kind in (TrainSettings, Experiment):  # both have normalize: the settings' is the parameter
+        for field in fields(kind):
             if field.name not in left_out:
                 assert parameters.pop(field.name, field.default) == field.default
-    assert parameters == {"modalities": MODALITIES, "timesformer_dim": None, "random_state": None, "class_weight": None}
+    assert parameters == {"timesformer_dim": None, "random_state": None, "class_weight": None}
 
 
 def test_grid_search_over_transforms_and_alphas_finds_what_a_loop_finds() -> None:
