@@ -39,11 +39,12 @@ if TYPE_CHECKING:
     from alphafuse.extract.resample import Resampling, resample
     from alphafuse.extract.settings import ExtractSettings
     from alphafuse.heads.estimator import AlphaFusionClassifier
-    from alphafuse.heads.model.head import AlphaFusion, HeadConfig
+    from alphafuse.heads.model.config import Experiment, HeadConfig, HeadSettings
+    from alphafuse.heads.model.head import AlphaFusion
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.compare import CompareTable, compare
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
-    from alphafuse.heads.studies.experiments import Experiment, RunResult, fit
+    from alphafuse.heads.studies.experiments import RunResult, fit
     from alphafuse.heads.studies.runs import TrainedRun, best_run, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
@@ -86,8 +87,9 @@ _HOMES = {
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
     "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
-    "alphafuse.heads.studies.experiments": ("Experiment", "RunResult", "fit"),
-    "alphafuse.heads.model.head": ("AlphaFusion", "HeadConfig"),
+    "alphafuse.heads.studies.experiments": ("RunResult", "fit"),
+    "alphafuse.heads.model.config": ("Experiment", "HeadConfig", "HeadSettings"),
+    "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
     "alphafuse.heads.studies.runs": ("TrainedRun", "best_run", "read_run"),
     "alphafuse.heads.training.settings": ("TrainSettings",),
@@ -124,6 +126,7 @@ __all__ = [
     "Failure",
     "Finding",
     "HeadConfig",
+    "HeadSettings",
     "Manifest",
     "Prediction",
     "Rates",

@@ -21,7 +21,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.data.manifest import Clips, Manifest
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.heads.model.head import HeadConfig
+from alphafuse.heads.model.config import HeadConfig
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 
@@ -121,7 +121,7 @@ def train_from_root(size: ClipsSize, folder: Path, turn: Turn, *, memory_gb: flo
         start = time.perf_counter()
         train, val = (dataset.store(split).open_rows(dataset.manifest.of_split(split)) for split in ("train", "val"))
         located = time.perf_counter() - start
-        config = HeadConfig(dims=dict(train.dims), classes=dataset.classes, hidden=size.hidden)
+        config = HeadConfig(train.dims, dataset.classes, settings=settings)
         seeds = range(turn.number * size.heads, (turn.number + 1) * size.heads)
         trained = train_heads(train, val, [config], list(seeds), settings=settings, progress=clock)
     per_epoch = clock.seconds_per_epoch(size.heads)

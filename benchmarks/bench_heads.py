@@ -58,7 +58,7 @@ from torch import nn
 from alphafuse.data.embeddings import MODALITIES, Embeddings
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.head import DROPOUT, HIDDEN, HeadConfig
+from alphafuse.heads.model.config import HeadConfig, HeadSettings
 from alphafuse.heads.training import linear
 from alphafuse.heads.training import train as training
 from alphafuse.heads.training.settings import TrainSettings
@@ -104,7 +104,7 @@ class Sizes:
     """
 
     dim: int = 768
-    hidden: tuple[int, ...] = HIDDEN
+    hidden: tuple[int, ...] = HeadSettings.hidden
     clips: int = 86
     val_clips: int = 9
     classes: int = 91
@@ -114,7 +114,7 @@ class Sizes:
     start_heads: int = 6
     stack_sizes: tuple[int, ...] = (1, 4, 16)
     shapes: tuple[Shape, ...] = (
-        Shape("paper's head", HIDDEN, 8),
+        Shape("paper's head", HeadSettings.hidden, 8),
         Shape("head with 256 hidden units", (256,), 20),
         Shape("linear probe", (), 80),
     )
@@ -219,7 +219,7 @@ def class_names(classes: int) -> tuple[str, ...]:
 
 
 def _head(dim: int, hidden: Sequence[int], classes: int) -> HeadConfig:
-    return HeadConfig(dims=dict.fromkeys(MODALITIES, dim), classes=class_names(classes), hidden=tuple(hidden))
+    return HeadConfig(dict.fromkeys(MODALITIES, dim), class_names(classes), settings=HeadSettings(hidden=tuple(hidden)))
 
 
 def _paper_size(sizes: Sizes, hidden: Sequence[int] | None = None) -> tuple[Embeddings, Embeddings, HeadConfig]:
@@ -312,7 +312,7 @@ def _plain_loop(
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(_widths(sizes, sizes.classes)):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(DROPOUT)]
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(HeadSettings.dropout)]
     model = nn.Sequential(*layers[:-2])
     optimizer = torch.optim.Adam(model.parameters(), lr=TrainSettings.learning_rate, fused=fused or None)
     loss_function = nn.CrossEntropyLoss()

@@ -19,6 +19,7 @@ from machine import Machine
 
 from alphafuse.errors import ExperimentError, unknown
 from alphafuse.system.processes import start_worker
+from alphafuse.system.progress import Progress
 
 SAMPLE_SECONDS = 0.01  # between two looks at a process's memory
 
@@ -204,15 +205,15 @@ def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
             raise
 
 
-class Clock:
-    """Takes down when each head's each epoch was done: `train_heads`'s progress function."""
+class Clock(Progress):
+    """Records when each head's each epoch was finished."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def __call__(self, epochs: int) -> None:
-        """So many epochs are done now."""
-        self.times += [time.perf_counter()] * epochs
+    def advance(self, count: int = 1, **of_which: int) -> None:
+        """`count` more epochs are finished."""
+        self.times += [time.perf_counter()] * count
 
     def seconds_per_epoch(self, heads: int) -> float:
         """Wall time of an epoch of all heads, which train side by side, after the first."""

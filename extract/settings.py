@@ -1,20 +1,22 @@
-"""How to extract: one frozen dataclass, from which the command line reads its defaults."""
+"""How to extract: one frozen dataclass, of whose fields the command line makes its options. Loads no torch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from alphafuse.data.dataset import PROTOCOLS
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.errors import EncoderError, unknown
-from alphafuse.system.cluster import require_engine
+from alphafuse.system.cluster import ENGINES, require_engine
 
+PRECISIONS = ("fp32", "bf16")
 BATCH_ON_CUDA = 16  # clips; on the CPU clips go through the models one by one, as many at a time as there are cores
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How to extract; the command line's defaults are these.
+    """How to extract; the options of `alphafuse extract` are these.
 
     Attributes:
         timesformer, ast: hub id, folder or "compact"; None = the root's default.
@@ -30,31 +32,91 @@ class ExtractSettings:
         max_memory_gb: memory that all of extraction may take, workers included, in 10^9 bytes; 0 = 80% of what is free.
         timeout_seconds: a clip whose decoding takes longer is recorded as failed; 0 = any time.
         flush_seconds: a shard is appended at least this often, so that a kill costs at most this much work.
-        retry_failed: also try clips again whose failure is recorded.
         engine: who spreads the work: "local" (this machine), or "ray" (the machines of a Ray cluster).
         address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+        retry_failed: also try clips again whose failure is recorded.
 
     >>> from alphafuse import ExtractSettings
     >>> ExtractSettings(modalities=("ast",), device="cpu", max_memory_gb=8.0).precision
     'fp32'
     """
 
-    timesformer: str | None = None
-    ast: str | None = None
-    modalities: tuple[str, ...] = MODALITIES
-    protocol: str | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-    compile: bool = False
-    batch_size: int = 0
-    workers: int = 0
-    models: int = 0
-    max_memory_gb: float = 0.0
-    timeout_seconds: float = 120.0
-    flush_seconds: float = 30.0
-    retry_failed: bool = False
-    engine: str = "local"
-    address: str | None = None
+    timesformer: str | None = field(
+        default=None, metadata={"help": "Hub id, HuggingFace folder, or 'compact'. [default: the root's]"}
+    )
+    ast: str | None = field(
+        default=None, metadata={"help": "Hub id, HuggingFace folder, or 'compact'. [default: the root's]"}
+    )
+    modalities: tuple[str, ...] = field(
+        default=MODALITIES,
+        metadata={
+            "help": "Run only this encoder; the store keeps what it has of the other.",
+            "flags": ("--modality",),
+            "multiple": True,
+            "choices": MODALITIES,
+        },
+    )
+    protocol: str | None = field(
+        default=None,
+        metadata={"help": "Preprocessing: standard or notebook. [default: the root's]", "choices": PROTOCOLS},
+    )
+    device: str = field(
+        default="auto",
+        metadata={
+            "help": "auto, cpu, cuda, cuda:N; several as cuda:0,cuda:1, or all: a process for each.",
+            "choices": ("auto", "cpu", "cuda", "all"),
+        },
+    )
+    precision: str = field(default="fp32", metadata={"help": "fp32 or bf16.", "choices": PRECISIONS})
+    compile: bool = field(
+        default=False, metadata={"help": "Have torch.compile write the models' kernels (minutes at the start)."}
+    )
+    batch_size: int = field(
+        default=0,
+        metadata={"help": "Clips per forward pass; 0 = 1 on the CPU (a clip per core), 16 on CUDA.", "least": 0},
+    )
+    workers: int = field(
+        default=0,
+        metadata={
+            "help": "Decode processes, of all machines together; 0 = one per processor.",
+            "flags": ("--workers", "--decoders"),
+            "least": 0,
+        },
+    )
+    models: int = field(
+        default=0,
+        metadata={
+            "help": "Cores (or GPUs) that run the models, of all machines together; 0 = each.",
+            "least": 0,
+        },
+    )
+    max_memory_gb: float = field(
+        default=0.0,
+        metadata={
+            "help": "GB that all of extraction may take, workers included; 0 = 80% of what is free.",
+            "flags": ("--max-memory",),
+        },
+    )
+    timeout_seconds: float = field(
+        default=120.0,
+        metadata={
+            "help": "Seconds that decoding a clip may take before it is recorded as failed; 0 = any.",
+            "flags": ("--timeout",),
+        },
+    )
+    flush_seconds: float = field(default=30.0, metadata={"help": "A kill costs at most this much work."})
+    engine: str = field(
+        default="local",
+        metadata={
+            "help": "Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
+            "choices": ENGINES,
+        },
+    )
+    address: str | None = field(
+        default=None,
+        metadata={"help": "With --engine ray: of its cluster, such as auto. [default: Ray is started here]"},
+    )
+    retry_failed: bool = field(default=False, metadata={"help": "Also try clips again whose failure is recorded."})
 
     def __post_init__(self) -> None:
         require_engine(self.engine)

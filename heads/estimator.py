@@ -15,8 +15,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from inspect import Parameter, Signature
 from numbers import Integral
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -26,11 +27,36 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import AlphafuseError, ExperimentError
-from alphafuse.heads.model.head import PREDICT_ROWS, HeadConfig, usable_clips
+from alphafuse.heads.model.checks import pick
+from alphafuse.heads.model.config import Experiment, HeadConfig, usable_clips
+from alphafuse.heads.model.head import PREDICT_ROWS
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead, train_heads
+
+# a validation split is needed for patience, X is in memory, and scikit-learn says class_weight
+LEFT_OUT = ("patience", "memory_gb", "class_weights")
+OWN: dict[str, Any] = {"timesformer_dim": None, "class_weight": None, "random_state": None}
+
+
+def _signature() -> Signature:
+    """The constructor's: the fields of `Experiment` and of `TrainSettings` with their defaults, then `OWN`."""
+    found: dict[str, Parameter] = {}
+    for kind in (TrainSettings, Experiment):  # of normalize, which both have, the settings' stays
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            if field.name not in (*LEFT_OUT, *found):
+                found[field.name] = Parameter(
+                    field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                )
+    for name, default in OWN.items():
+        found[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+    transform = found.pop("transform").replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
+    return Signature([Parameter("self", Parameter.POSITIONAL_ONLY), transform, *found.values()])
+
+
+SIGNATURE = _signature()
 
 
 class EstimatorError(ExperimentError, ValueError):
@@ -44,13 +70,13 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
     after 950 steps. Steps are what counts: with far fewer clips give more `epochs` or a higher `learning_rate`.
 
     Args:
-        transform, on, alpha, fusion, normalize, hidden, dropout, modality_dropout, rates, auxiliary: as in
-            `HeadConfig`.
+        transform, on, alpha, fusion, rates, auxiliary: as in `Experiment`.
+        hidden, dropout, modality_dropout, normalize: as in `HeadSettings`.
+        epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, device: as in
+            `TrainSettings`.
         modalities: what X's columns hold, in this order: both modalities, or one.
         timesformer_dim: how many of the columns are TimeSformer's. None with two modalities: half of them; of an odd
             number, AST takes the one more, with a warning.
-        epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, device: as in
-            `TrainSettings`.
         class_weight: None (clips count alike), "balanced" (n / (C n_class)), or label -> weight above 0, 1 for others.
         absent: "drop": NaN in X is an error, since every row must be predicted. "zeros": a row with NaN in a modality's
             columns lacks that modality's embedding, and zeros take the place of what it would be fused as. A row that
@@ -78,56 +104,12 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
     (20, 2)
     """
 
-    def __init__(
-        self,
-        transform: str = HeadConfig.transform,
-        *,
-        on: str | None = HeadConfig.on,
-        alpha: float | None = HeadConfig.alpha,
-        fusion: str = HeadConfig.fusion,
-        modalities: Sequence[str] = MODALITIES,
-        timesformer_dim: int | None = None,
-        normalize: str = HeadConfig.normalize,
-        hidden: Sequence[int] = HeadConfig.hidden,
-        dropout: float = HeadConfig.dropout,
-        modality_dropout: float = HeadConfig.modality_dropout,
-        rates: Mapping[str, float] | None = HeadConfig.rates,
-        auxiliary: Mapping[str, float] | None = HeadConfig.auxiliary,
-        epochs: int = TrainSettings.epochs,
-        batch_size: int = TrainSettings.batch_size,
-        learning_rate: float = TrainSettings.learning_rate,
-        schedule: str = TrainSettings.schedule,
-        weight_decay: float = TrainSettings.weight_decay,
-        label_smoothing: float = TrainSettings.label_smoothing,
-        mixup: float = TrainSettings.mixup,
-        class_weight: str | Mapping[Any, float] | None = None,
-        absent: str = HeadConfig.absent,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = TrainSettings.device,
-    ) -> None:
-        self.transform = transform
-        self.on = on
-        self.alpha = alpha
-        self.fusion = fusion
-        self.modalities = modalities
-        self.timesformer_dim = timesformer_dim
-        self.normalize = normalize
-        self.hidden = hidden
-        self.dropout = dropout
-        self.modality_dropout = modality_dropout
-        self.rates = rates
-        self.auxiliary = auxiliary
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.weight_decay = weight_decay
-        self.label_smoothing = label_smoothing
-        self.mixup = mixup
-        self.class_weight = class_weight
-        self.absent = absent
-        self.random_state = random_state
-        self.device = device
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        bound = SIGNATURE.bind(self, *positional, **named)
+        bound.apply_defaults()
+        self.__dict__.update({name: value for name, value in bound.arguments.items() if name != "self"})
+
+    __init__.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
     @property
     def transform(self) -> str:
@@ -147,16 +129,16 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.absent == "zeros"
+        tags.input_tags.allow_nan = vars(self)["absent"] == "zeros"
         return tags
 
     def fit(self, X: Any, y: Any) -> AlphaFusionClassifier:
         """Train a head on clips X (clips, columns) with labels y (clips,)."""
-        X, y = validate_data(self, X, y, dtype=np.float32, ensure_all_finite=_finite(self.absent))
+        X, y = validate_data(self, X, y, dtype=np.float32, ensure_all_finite=_finite(vars(self)["absent"]))
         check_classification_targets(y)
         classes, targets = np.unique(y, return_inverse=True)
         try:
-            weights = compute_class_weight(self.class_weight, classes=classes, y=y)
+            weights = compute_class_weight(vars(self)["class_weight"], classes=classes, y=y)
             trained = self._train(X, tuple(str(label) for label in classes), targets, weights)
         except AlphafuseError as error:
             raise EstimatorError(str(error)) from None
@@ -169,8 +151,9 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
             raise ExperimentError(f"y has only one class, {classes[0]}: a head needs clips of at least two")
         parameters = _plain(self.get_params())
         dims = _dims(X.shape[1], parameters["modalities"], parameters["timesformer_dim"])
-        config = HeadConfig(dims=dims, classes=classes, **_of(HeadConfig, parameters))
-        settings = TrainSettings(**_of(TrainSettings, parameters))
+        experiment = Experiment(**pick(Experiment, parameters) | {"modalities": tuple(dims)})
+        settings = TrainSettings(**pick(TrainSettings, parameters))
+        config = HeadConfig(dims, classes, experiment, settings)
         ids = tuple(str(row) for row in range(len(X)))
         train = Embeddings(ids, tuple(classes[target] for target in targets), ids, _features(X, dims))
         # nothing depends on the validation history here, and one clip is the cheapest
@@ -179,9 +162,9 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
             train,
             val,
             [config],
-            [_seed(self.random_state)],
+            [_seed(vars(self)["random_state"])],
             settings=settings,
-            class_weights=None if self.class_weight is None else dict(zip(classes, weights, strict=True)),
+            class_weights=None if parameters["class_weight"] is None else dict(zip(classes, weights, strict=True)),
             workers=1,
         )
         return trained
@@ -204,7 +187,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         """(clips, C) float32."""
         check_is_fitted(self)
         config = self.head_.config
-        X = validate_data(self, X, dtype=np.float32, ensure_all_finite=_finite(config.absent), reset=False)
+        X = validate_data(self, X, dtype=np.float32, ensure_all_finite=_finite(config.settings.absent), reset=False)
         parts = [
             self.head_.logits_of(_features(part, config.dims))
             for part in np.split(X, range(PREDICT_ROWS, len(X), PREDICT_ROWS))
@@ -224,11 +207,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple, np.ndarray)) else value
-
-
-def _of(settings: type, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that are fields of this dataclass."""
-    return {field.name: parameters[field.name] for field in fields(settings) if field.name in parameters}
 
 
 def _seed(random_state: Any) -> int:

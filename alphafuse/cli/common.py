@@ -17,24 +17,6 @@ from click.shell_completion import CompletionItem
 DEFAULT_ROOT = "vggsound"
 EXIT_FOUND = 1  # a check that ran and found something
 
-# Names for completion and help, which answer faster than torch can be imported; what is valid is decided by the modules
-# that these names live in, and tests compare.
-SPLITS = ("train", "val", "test")
-MODALITIES = ("timesformer", "ast")
-PROTOCOLS = ("standard", "notebook")
-ENGINES = ("local", "ray")
-PRECISIONS = ("fp32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
-TRANSFORMS = (
-    *("none", "sqrt", "signed-sqrt", "power", "log1p", "tanh", "l2", "pos-scalar", "neg-scalar"),
-    *("scale", "learned", "learned-dim"),
-)
-ALPHA_TRANSFORMS = ("power", "tanh", "scale", "learned", "learned-dim")  # those that a sweep can take
-FUSIONS = ("concat", "add", "matrix", "gate", "attention")
-SCHEDULES = ("constant", "cosine", "two-phase")
-CLASS_WEIGHTS = ("none", "balanced")
-NORMALIZATIONS = ("none", "zscore", "l2")
-ABSENT = ("drop", "zeros")
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
@@ -123,20 +105,6 @@ workers_option = click.option(
     help="Decode processes; 0 = one per processor.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
-
-
-def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--engine and --address, of commands whose work can be spread over machines."""
-    command = click.option(
-        "--address", help="With --engine ray: of its cluster, such as auto. [default: Ray is started here]"
-    )(command)
-    return click.option(
-        "--engine",
-        default="local",
-        show_default=True,
-        shell_complete=one_of(*ENGINES),
-        help="Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
-    )(command)
 
 
 # ------------------------------------------------------------------------------------------------------------ groups

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, Dataset
+from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, PROTOCOLS, Dataset
 from alphafuse.data.manifest import SPLITS
 
 from .common import (
     EXIT_FOUND,
-    PROTOCOLS,
     Commands,
     Place,
     json_option,

@@ -13,17 +13,13 @@ from tqdm import tqdm
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import DatasetError, unknown
+from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.files import one_line
 
 from .common import (
-    DEVICES,
     EXIT_FOUND,
-    MODALITIES,
-    PRECISIONS,
-    PROTOCOLS,
     Commands,
     Place,
-    engine_options,
     json_option,
     one_of,
     print_json,
@@ -31,14 +27,18 @@ from .common import (
     roots,
     store_folders,
 )
+from .options import ONE_DEVICE, options_of
 from .plan import planning_options, print_run_plan, require_option, take_planned
 
 if TYPE_CHECKING:
     from alphafuse.extract.encoders.checkpoints import ConversionReport
 
 
-device_option = click.option(
-    "--device", default="auto", show_default=True, shell_complete=one_of(*DEVICES), help="auto, cpu, cuda or cuda:N."
+MOVED = "Where its encoder is now. [default: as the store was made]"
+checking_options = options_of(  # those of commands that embed a few clips again
+    ExtractSettings,
+    *("timesformer", "ast", "device"),
+    change={"timesformer": {"help": MOVED}, "ast": {"help": MOVED}, "device": ONE_DEVICE},
 )
 
 
@@ -70,77 +70,19 @@ class _ExtractBar:
 @click.command()
 @click.option("--split", shell_complete=one_of(*SPLITS, "all"), help="train, val, test or all.")
 @root_option
-@click.option("--timesformer", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
-@click.option("--ast", help="Hub id, HuggingFace folder, or 'compact'. [default: the root's]")
-@click.option(
-    "--modality",
-    "modalities",
-    multiple=True,
-    default=MODALITIES,
-    show_default=True,
-    shell_complete=one_of(*MODALITIES),
-    help="Run only this encoder; the store keeps what it has of the other.",
-)
-@click.option(
-    "--protocol", shell_complete=one_of(*PROTOCOLS), help="Preprocessing: standard or notebook. [default: the root's]"
-)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    shell_complete=one_of(*DEVICES, "all"),
-    help="auto, cpu, cuda, cuda:N; several as cuda:0,cuda:1, or all: a process for each.",
-)
-@click.option(
-    "--precision", default="fp32", show_default=True, shell_complete=one_of(*PRECISIONS), help="fp32 or bf16."
-)
-@click.option("--compile", is_flag=True, help="Have torch.compile write the models' kernels (minutes at the start).")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Clips per forward pass; 0 = 1 on the CPU (a clip per core), 16 on CUDA.",
-)
-@click.option(
-    "--workers",
-    "--decoders",
-    "workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Decode processes, of all machines together; 0 = one per processor.",
-)
-@click.option(
-    "--models",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Cores (or GPUs) that run the models, of all machines together; 0 = each.",
-)
-@click.option(
-    "--max-memory",
-    "max_memory_gb",
-    default=0.0,
-    show_default=True,
-    help="GB that all of extraction may take, workers included; 0 = 80% of what is free.",
-)
-@click.option(
-    "--timeout",
-    "timeout_seconds",
-    default=120.0,
-    show_default=True,
-    help="Seconds that decoding a clip may take before it is recorded as failed; 0 = any.",
-)
-@click.option("--flush-seconds", default=30.0, show_default=True, help="A kill costs at most this much work.")
-@engine_options
-@click.option("--retry-failed", is_flag=True, help="Also try clips again whose failure is recorded.")
+@options_of(ExtractSettings, into="settings")
 @click.option("--dry-run", is_flag=True, help="Only say what there is to do, and how long it takes at a measured rate.")
 @planning_options
 @json_option
 @click.pass_context
 def extract(
-    context: click.Context, split: str | None, root: Path, dry_run: bool, as_json: bool, **arguments: Any
+    context: click.Context,
+    split: str | None,
+    root: Path,
+    settings: ExtractSettings,
+    dry_run: bool,
+    as_json: bool,
+    **arguments: Any,
 ) -> None:
     """Run the frozen encoders over a split's clips, once; resumes by itself.
 
@@ -157,13 +99,12 @@ def extract(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from alphafuse.extract.pipeline import extract_embeddings
     from alphafuse.extract.planning import plan_extraction
-    from alphafuse.extract.settings import ExtractSettings
     from alphafuse.report import extract as report
     from alphafuse.report.plan import format_plan, plan_json
 
     planned = take_planned(context, arguments, dry_run=dry_run)
     if planned:
-        print_run_plan(context, ExtractSettings(**arguments), root=root, as_json=as_json, **planned)
+        print_run_plan(context, settings, root=root, as_json=as_json, **planned)
         return
     split = require_option(context, "split", split)
     dataset = Dataset.open(root)
@@ -172,7 +113,6 @@ def extract(
     splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
     if not splits:
         raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
-    settings = ExtractSettings(**arguments)
     if dry_run:
         plans, rates = plan_extraction(dataset, splits, settings)
         if as_json:
@@ -330,9 +270,7 @@ def _brief(value: object) -> str:
     shell_complete=roots,
     help="With --resample: the root that the store belongs to. [default: ROOT of ROOT/stores/SPLIT]",
 )
-@click.option("--timesformer", help="Where its encoder is now. [default: as the store was made]")
-@click.option("--ast", help="Where its encoder is now. [default: as the store was made]")
-@device_option
+@checking_options
 @json_option
 def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_json: bool, **arguments: Any) -> None:
     """Re-read every shard against its checksum and compare settings; exit code 1 when something is wrong.
@@ -354,7 +292,6 @@ def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_j
     found = None
     if resample and not problems:
         from alphafuse.extract import resample as resampling
-        from alphafuse.extract.settings import ExtractSettings
 
         dataset = _dataset_of(folder, root)
         found = resampling.resample(dataset, folder.name, resample, ExtractSettings(**arguments), seed=seed)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
-from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.manifest import SPLITS
+from alphafuse.extract.settings import ExtractSettings
+from alphafuse.heads.model.config import BOTH, Experiment
+from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
+from alphafuse.heads.training.settings import TrainSettings
 
+from .bar import Bar
 from .common import (
-    ABSENT,
-    ALPHA_TRANSFORMS,
-    CLASS_WEIGHTS,
-    DEVICES,
-    FUSIONS,
-    MODALITIES,
-    NORMALIZATIONS,
-    SCHEDULES,
-    SPLITS,
-    TRANSFORMS,
-    engine_options,
     json_option,
     one_of,
     print_json,
@@ -34,85 +28,10 @@ from .common import (
     run_folders,
     some_of,
 )
+from .options import Names, options_of
 
-if TYPE_CHECKING:
-    from alphafuse.heads.training.settings import TrainSettings
-
-
-def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that become the command's `settings`, a `TrainSettings`; their defaults are its own (the paper's)."""
-    options = (
-        click.option("--epochs", default=25, show_default=True, help="Passes over the training clips."),
-        click.option("--batch-size", default=8, show_default=True, help="Clips per step."),
-        click.option("--learning-rate", default=1e-4, show_default=True, help="Adam's."),
-        click.option(
-            "--schedule",
-            default="constant",
-            show_default=True,
-            shell_complete=one_of(*SCHEDULES),
-            help="Of the learning rate: constant, cosine, or two-phase (as many epochs again at a tenth).",
-        ),
-        click.option("--weight-decay", default=0.0, show_default=True, help="Adam's L2 term."),
-        click.option("--label-smoothing", default=0.0, show_default=True, help="Share of the target for all classes."),
-        click.option("--mixup", default=0.0, show_default=True, help="Mix embeddings: a of Beta(a, a); 0 = off."),
-        click.option(
-            "--class-weights",
-            default="none",
-            show_default=True,
-            shell_complete=one_of(*CLASS_WEIGHTS),
-            help="none or balanced.",
-        ),
-        click.option(
-            "--patience", type=int, help="Stop early: epochs without a better validation loss. [default: off]"
-        ),
-        click.option("--hidden", default="1024,512", show_default=True, help="Widths of hidden layers; linear = none."),
-        click.option("--dropout", default=0.5, show_default=True, help="After each hidden layer."),
-        click.option("--modality-dropout", default=0.0, show_default=True, help="Share of clips that lose a modality."),
-        click.option(
-            "--normalize",
-            default="none",
-            show_default=True,
-            shell_complete=one_of(*NORMALIZATIONS),
-            help="Each modality after its transform: none, zscore or l2. Scalar alphas change nothing then.",
-        ),
-        click.option(
-            "--absent",
-            default="drop",
-            show_default=True,
-            shell_complete=one_of(*ABSENT),
-            help="Clips that lack a modality: drop or zeros.",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            shell_complete=one_of(*DEVICES),
-            help="auto, cpu or cuda.",
-        ),
-        click.option(
-            "--memory-gb", type=float, help="For features; a larger split is streamed. [default: half of free]"
-        ),
-    )
-
-    @functools.wraps(command)
-    def with_settings(**arguments: Any) -> None:
-        from alphafuse.heads.training.settings import TrainSettings
-
-        training = {name: arguments.pop(name) for name in TrainSettings.__dataclass_fields__}
-        training["hidden"] = _widths(training["hidden"])
-        command(settings=TrainSettings(**training), **arguments)
-
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_settings)
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    """ "1024,512" -> (1024, 512); "linear" -> ()."""
-    if text.strip() in ("linear", ""):
-        return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"'{text}' are no widths: write 1024,512 or linear", param_hint="--hidden") from None
+training_options = options_of(TrainSettings, into="settings")
+engine_options = options_of(ExtractSettings, "engine", "address")
 
 
 def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -129,55 +48,19 @@ def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[...,
     return add
 
 
-def _bar(title: str, heads: int, settings: TrainSettings) -> tqdm[Any]:
-    return tqdm(total=heads * settings.total_epochs, desc=title, unit="epoch", disable=None)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 @click.command()
-@click.option(
-    "--transform",
-    default="none",
-    show_default=True,
-    shell_complete=one_of(*TRANSFORMS),
-    help=f"One of {', '.join(TRANSFORMS)}.",
-)
-@click.option(
-    "--on",
-    shell_complete=one_of(*MODALITIES, "both"),
-    help="timesformer, ast or both: what the transform is applied to.",
-)
-@click.option("--alpha", type=float, help="For scale and power; optional for tanh and learned.")
-@click.option(
-    "--fusion",
-    default="concat",
-    show_default=True,
-    shell_complete=one_of(*FUSIONS),
-    help="concat, add, matrix, gate or attention.",
-)
-@click.option(
-    "--modalities",
-    default="timesformer,ast",
-    show_default=True,
-    shell_complete=some_of(*MODALITIES),
-    help="What the head reads: both, or one.",
-)
+@options_of(Experiment, into="experiment")
 @seeds_options(1)
 @click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
 @training_options
 @engine_options
 @root_option
 @json_option
+@click.pass_context
 def fit(
+    context: click.Context,
     root: Path,
-    transform: str,
-    on: str | None,
-    alpha: float | None,
-    fusion: str,
-    modalities: str,
+    experiment: Experiment,
     seeds: int,
     first_seed: int,
     run: str | None,
@@ -195,29 +78,25 @@ def fit(
       alphafuse fit --fusion gate --normalize zscore --patience 5
       alphafuse fit --modalities ast --hidden linear --root demo
     """
-    from alphafuse.heads.studies.experiments import Experiment, seed_range
     from alphafuse.heads.studies.experiments import fit as fit_experiment
     from alphafuse.report.table1 import format_run
 
-    source = click.get_current_context().get_parameter_source("transform")
-    if on and transform == "none" and source == ParameterSource.DEFAULT:
+    on, is_typed = context.params["on"], context.get_parameter_source("transform") != ParameterSource.DEFAULT
+    if on and experiment.transform == "none" and not is_typed:
         raise click.UsageError(f"--on {on} needs a --transform; to read one modality alone: --modalities {on}")
-    experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=_names(modalities))
-    heads = len(seed_range(seeds, first_seed))
     dataset = Dataset.open(root)
     replaces = (dataset.root / "runs" / (run or experiment.name)).is_dir()
-    with _bar(experiment.title, heads, settings) as bar:
-        result = fit_experiment(
-            dataset,
-            experiment,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            run=run,
-            progress=bar.update,
-            engine=engine,
-            address=address,
-        )
+    result = fit_experiment(
+        dataset,
+        experiment,
+        seeds=seeds,
+        first_seed=first_seed,
+        settings=settings,
+        run=run,
+        progress=Bar(),
+        engine=engine,
+        address=address,
+    )
     if replaces:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
@@ -250,23 +129,19 @@ def table1(
     Example:
       alphafuse table1 --root demo
     """
-    from alphafuse.heads.studies.experiments import seed_range
-    from alphafuse.heads.studies.table1 import TABLE1
     from alphafuse.heads.studies.table1 import table1 as train_table1
     from alphafuse.report.table1 import format_text, to_json, write_table1
 
-    heads = len(TABLE1) * len(seed_range(seeds, first_seed))
     dataset = Dataset.open(root)
-    with _bar("table 1", heads, settings) as bar:
-        table = train_table1(
-            dataset,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            progress=bar.update,
-            engine=engine,
-            address=address,
-        )
+    table = train_table1(
+        dataset,
+        seeds=seeds,
+        first_seed=first_seed,
+        settings=settings,
+        progress=Bar("table 1"),
+        engine=engine,
+        address=address,
+    )
     folder = write_table1(table, dataset)
     if as_json:
         print_json(to_json(table))
@@ -277,9 +152,10 @@ def table1(
 @click.command()
 @click.option(
     "--on",
+    type=Names(),
     default="ast",
     show_default=True,
-    shell_complete=some_of(*MODALITIES, "both"),
+    shell_complete=some_of(*MODALITIES, BOTH),
     help="timesformer, ast, both; several: timesformer,ast.",
 )
 @click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")
@@ -303,7 +179,7 @@ def table1(
 @json_option
 def sweep(
     root: Path,
-    on: str,
+    on: tuple[str, ...],
     alpha: str,
     transform: str,
     seeds: int,
@@ -324,12 +200,12 @@ def sweep(
       alphafuse sweep --config demo/runs/sweep-ast/config.json --root demo --run again
       alphafuse sweep --on ast --seeds 20 --engine ray --address auto
     """
-    from alphafuse.heads.studies.sweep import count_sweep_heads, parse_alphas, read_sweep_config
+    from alphafuse.heads.studies.sweep import parse_alphas, read_sweep_config
     from alphafuse.heads.studies.sweep import sweep as run_sweep
     from alphafuse.report.sweep import format_text, to_json, write_sweep
 
     arguments: dict[str, Any] = {
-        "on": _names(on),
+        "on": on,
         "alphas": parse_alphas(alpha),
         "transform": transform,
         "seeds": seeds,
@@ -338,10 +214,8 @@ def sweep(
     }
     if config:
         arguments = read_sweep_config(config)
-    heads = count_sweep_heads(arguments["on"], arguments["alphas"], arguments["seeds"])
     dataset = Dataset.open(root)
-    with _bar("sweep", heads, arguments["settings"]) as bar:
-        found = run_sweep(dataset, **arguments, progress=bar.update, engine=engine, address=address)
+    found = run_sweep(dataset, **arguments, progress=Bar("sweep"), engine=engine, address=address)
     folder = write_sweep(found, dataset, run=run)
     if as_json:
         print_json(to_json(found))
@@ -373,20 +247,18 @@ def compare(
       alphafuse compare --root demo
     """
     from alphafuse.heads.studies.compare import compare as run_compare
-    from alphafuse.heads.studies.compare import count_compare_heads
     from alphafuse.report.compare import format_text, to_json, write_compare
 
     dataset = Dataset.open(root)
-    with _bar("compare", count_compare_heads(seeds), settings) as bar:
-        table = run_compare(
-            dataset,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            progress=bar.update,
-            engine=engine,
-            address=address,
-        )
+    table = run_compare(
+        dataset,
+        seeds=seeds,
+        first_seed=first_seed,
+        settings=settings,
+        progress=Bar("compare"),
+        engine=engine,
+        address=address,
+    )
     folder = write_compare(table, dataset)
     if as_json:
         print_json(to_json(table))

@@ -16,9 +16,9 @@ from typing import NoReturn
 
 import click
 
-import alphafuse
 from alphafuse.errors import AlphafuseError
 from alphafuse.system.interrupts import Terminated, heed_interrupts
+from alphafuse.version import __version__
 
 from . import doctor as cli_doctor
 from . import manners as cli_manners
@@ -88,7 +88,7 @@ go to stdout, the rest to stderr; --json prints exactly one document.
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(alphafuse.__version__, message="%(version)s")
+@click.version_option(__version__, message="%(version)s")
 def cli() -> None:
     """How much should each modality weigh when frozen video and audio transformers are fused late?
 

@@ -10,9 +10,12 @@ import click
 from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.extract.settings import ExtractSettings
 
-from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders, workers_option
-from .extract import device_option
+from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders
+from .options import ONE_DEVICE, options_of
+
+MOVED = "Where its encoder is now. [default: as the run says]"
 
 
 @click.command()
@@ -26,10 +29,16 @@ from .extract import device_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
 @click.option("--why", is_flag=True, help="Also: without the sound, without the picture, and along alpha.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
-@click.option("--timesformer", help="Where its encoder is now. [default: as the run says]")
-@click.option("--ast", help="Where its encoder is now. [default: as the run says]")
-@device_option
-@workers_option
+@options_of(
+    ExtractSettings,
+    *("timesformer", "ast", "device", "workers"),
+    change={
+        "timesformer": {"help": MOVED},
+        "ast": {"help": MOVED},
+        "device": ONE_DEVICE,
+        "workers": {"help": "Decode processes; 0 = one per processor.", "flags": ("--workers",)},
+    },
+)
 @json_option
 def predict(
     clips: tuple[Path, ...],

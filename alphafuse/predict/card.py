@@ -13,7 +13,7 @@ from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.extract.decoding.decode import SAMPLE_RATE_HZ
 from alphafuse.extract.decoding.specs import HOP_SAMPLES
 from alphafuse.extract.encoders.locate import COMPACT
-from alphafuse.heads.studies.experiments import TITLES
+from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.runs import TrainedRun
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
@@ -36,7 +36,7 @@ def model_card(run: TrainedRun) -> ModelCard:
         template_str=TEMPLATE.read_text("utf-8"),
         title=run.experiment.title,
         head=head.describe(),
-        layers="-".join(map(str, (run.heads[0].fusion.output_dim, *head.hidden, len(head.classes)))),
+        layers="-".join(map(str, (run.heads[0].fusion.output_dim, *head.settings.hidden, len(head.classes)))),
         parameters=f"{parameters:,}",
         heads=len(run.heads),
         seeds=", ".join(map(str, config["seeds"])),
@@ -51,7 +51,7 @@ def model_card(run: TrainedRun) -> ModelCard:
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
         looked_at=" and ".join(_looked_at(run.embeddings[modality]) for modality in run.modalities),
         is_compact=any(made.get("name") == COMPACT for made in run.encoders.values()),
-        absent=head.absent,
+        absent=head.settings.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
         version=alphafuse.__version__,

@@ -24,7 +24,7 @@ from alphafuse.extract.encoders.locate import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.heads.model.head import usable_clips
+from alphafuse.heads.model.config import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 from alphafuse.system.devices import choose_device
 

@@ -19,7 +19,8 @@ from alphafuse.data.manifest import SPLITS
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
-from alphafuse.heads.studies.experiments import BASELINE, Experiment
+from alphafuse.heads.model.config import BASELINE
+from alphafuse.heads.studies.experiments import Experiment
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.files import iterate_csv, one_line, read_json

@@ -43,10 +43,10 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.head import AlphaFusion, usable_clips
+from alphafuse.heads.model.config import TITLES, usable_clips
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.model.transforms import NEG_SCALAR, POS_SCALAR
 from alphafuse.heads.scoring.statistics import wilson_interval
-from alphafuse.heads.studies.experiments import TITLES
 
 from .text import SENSES, percent
 
@@ -259,9 +259,9 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
     if not heads:
         raise ExperimentError("the alpha explorer needs a head")
     config = heads[0].config
-    if config.fusion not in EXPLORABLE:
+    if config.experiment.fusion not in EXPLORABLE:
         raise ExperimentError(
-            f"fusion '{config.fusion}' can't be explored in the page: it isn't linear in what it fuses, as "
+            f"fusion '{config.experiment.fusion}' can't be explored in the page: it isn't linear in what it fuses, as "
             f"{' and '.join(EXPLORABLE)} are"
         )
     for modality, dim in config.dims.items():
@@ -280,7 +280,7 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
     if (page_bytes := numbers * 2 * 4 // 3) > MAX_PAGE_BYTES:  # int16, then base64
         raise ExperimentError(
             f"the head is too large to travel in a page: {page_bytes / 1e6:.0f} MB, of at most "
-            f"{MAX_PAGE_BYTES / 1e6:.0f} MB (hidden layers {', '.join(map(str, config.hidden))})"
+            f"{MAX_PAGE_BYTES / 1e6:.0f} MB (hidden layers {', '.join(map(str, config.settings.hidden))})"
         )
     return rows
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.studies.experiments import TITLES
+from alphafuse.heads.model.config import TITLES
 from alphafuse.system.files import one_line, write_atomically
 
 from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow

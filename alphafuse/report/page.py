@@ -23,8 +23,9 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.errors import AlphafuseError, ExperimentError
+from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.evaluate import trained_labels
-from alphafuse.heads.studies.experiments import TITLES, Experiment, load_embeddings_of
+from alphafuse.heads.studies.experiments import Experiment, load_embeddings_of
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.files import one_line, write_atomically
 

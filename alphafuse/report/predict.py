@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from alphafuse.heads.studies.experiments import TITLES
+from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.predict.model import Explanation, Instead, Prediction
 from alphafuse.system.files import one_line

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.comparison import Trained
-from alphafuse.heads.studies.experiments import TITLES, SplitResult, experiment_history, replaced_run
+from alphafuse.heads.studies.experiments import SplitResult, experiment_history, replaced_run
 from alphafuse.heads.studies.sweep import Chosen, Sweep
 from alphafuse.heads.training.settings import NORMALIZE_NOTES
 from alphafuse.system.files import write_atomically, write_csv, write_json

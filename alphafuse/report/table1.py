@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.heads.model.config import is_notebook
 from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
 from alphafuse.heads.studies.experiments import (
     TABLE1_RUN,
     RunResult,
     SplitResult,
     experiment_history,
-    is_notebook,
     replaced_run,
     save_heads,
 )

@@ -16,11 +16,12 @@ from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.store.store import recipe_differences
 from alphafuse.errors import AlphafuseError, ExperimentError, RecipeMismatchError
+from alphafuse.heads.model.config import BASELINE, TITLES
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, difference_interval, holm, paired_test
 from alphafuse.heads.studies.evaluate import softmax, trained_labels
-from alphafuse.heads.studies.experiments import BASELINE, TITLES, Experiment, load_embeddings_of, load_heads
+from alphafuse.heads.studies.experiments import Experiment, load_embeddings_of, load_heads
 from alphafuse.heads.studies.runs import validation_rank
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.files import read_json

@@ -17,13 +17,12 @@ from torch import nn
 
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, check_protocol
+from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.files import read_json
 
 from .forward import pooled, store_products_in
 from .locate import LAYOUT, hub_reachable, locate
 from .tensors import audio_inputs, frame_inputs
-
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,23 @@
     attention   a transformer layer over two tokens
 
 S and A are TimeSformer's and AST's transformed vectors, * is the product of elements. A fusion is a layer built from
-the modalities' dimensions; `FUSIONS` names them all. A new one is a class here with its formula and source in the
-docstring, and one line in the dict. Parameter counts are those of two 768-d modalities; the head's layers come on top.
+the modalities' dimensions; `LAYERS` has them all. A new one is a class here with its formula and source in the
+docstring, and its name in `config.FUSIONS`. Parameter counts are those of two 768-d modalities; the head's layers come
+on top.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from alphafuse.data.embeddings import MODALITIES
-from alphafuse.errors import ExperimentError, unknown
+
+from .config import FUSIONS, check_fusion
 
 RANK = 64  # of the bilinear interaction of `matrix`
 TOKEN_WIDTH = 256  # of `attention`; at 768 a layer has 7 million parameters, three times the paper's head
@@ -30,18 +32,15 @@ MLP_RATIO = 4  # Vaswani et al. 2017: the layer's hidden width is 4 times its ow
 
 
 class Fusion(nn.Module):
-    """What every fusion has. Its parameters have no values before `reset_parameters`.
+    """A layer that fuses; its parameters have no values before `reset_parameters`.
 
     Args:
         dims: modality -> dimension of its embeddings, for the modalities that the head reads.
 
     Attributes:
-        joins: whether it needs two modalities.
         modalities: those modalities in the order of `MODALITIES`, whatever the order of `dims`.
         output_dim: length of the fused vector.
     """
-
-    joins = True
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__()
@@ -73,8 +72,6 @@ def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 class Concat(Fusion):
     """cat(S, A): TimeSformer's vector, then AST's (paper section 3); with one modality, that vector itself."""
-
-    joins = False
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
@@ -232,34 +229,14 @@ class Attention(Fusion):
         return (attention @ v).transpose(1, 2).flatten(start_dim=2)
 
 
-FUSIONS: dict[str, type[Fusion]] = {
-    "concat": Concat,
-    "add": Add,
-    "matrix": Matrix,
-    "gate": Gate,
-    "attention": Attention,
-}
-
-
-def check_fusion(name: str, modalities: Sequence[str]) -> type[Fusion]:
-    """The entry of that name, once it is certain that it can join these modalities.
-
-    Raises:
-        ExperimentError: unknown name; one modality for a fusion that joins two.
-    """
-    if name not in FUSIONS:
-        raise ExperimentError(unknown("fusion", name, FUSIONS))
-    if FUSIONS[name].joins and len(modalities) < 2:
-        raise ExperimentError(
-            f"fusion '{name}' joins two modalities, but the head reads only {' and '.join(modalities)}: use concat"
-        )
-    return FUSIONS[name]
+LAYERS: dict[str, type[Fusion]] = dict(zip(FUSIONS, (Concat, Add, Matrix, Gate, Attention), strict=True))
 
 
 def build_fusion(name: str, dims: Mapping[str, int]) -> Fusion:
     """The fusion of that name for these dimensions, without values before `reset_parameters`.
 
     Raises:
-        ExperimentError: as `check_fusion`.
+        ExperimentError: unknown name; one modality for a fusion that joins two.
     """
-    return check_fusion(name, tuple(dims))(dims)
+    check_fusion(name, tuple(dims))
+    return LAYERS[name](dims)

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,186 +25,20 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 from torch.nn import functional
 
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.errors import DatasetError, ExperimentError, unknown
+from alphafuse.errors import DatasetError, ExperimentError
 from alphafuse.system.files import read_json, write_atomically, write_json
 
-from .fusion import build_fusion, check_fusion
-from .transforms import TRANSFORMS, AlphaTransform, check_transform
+from .checks import check_choice
+from .config import HeadConfig, usable_clips
+from .fusion import build_fusion
+from .transforms import check_transform
 
 FORMAT_VERSION = 1
-HIDDEN = (1024, 512)  # authors' notebook
-DROPOUT = 0.5  # authors' notebook, after each of the two hidden layers
-BOTH = "both"
-FUSED = "fused"  # in `HeadConfig.auxiliary`: the loss of the head itself
-ABSENT = ("drop", "zeros")
-NORMALIZATIONS = ("none", "zscore", "l2")
 PREDICT_ROWS = 4096  # rows per step of prediction: bounds memory, changes no number
 # and at least so many, filled up with zeros: MKL takes a row alone, or a few (on an AMD EPYC up to two, with two
 # threads up to five), through kernels that round otherwise, and a clip's answer would depend on those beside it
 PREDICT_ROWS_LEAST = 32
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Everything that decides a head's shape and function, apart from its weights.
-
-    Attributes:
-        dims: modality -> dimension of its embeddings, for the modalities that the head reads (one or both).
-        classes: labels in the order of the logits.
-        transform, alpha: entry of `TRANSFORMS` and its alpha where it takes one.
-        on: the modality that is transformed, "both", or None with transform "none".
-        fusion: entry of `FUSIONS`.
-        hidden: widths of the hidden layers; () is a linear head.
-        dropout: probability in [0, 1), after each hidden layer, while training.
-        normalize: what each modality's embeddings go through after the transform: "none"; "zscore", (x - mean) / std
-            per dimension over the training clips; "l2", `x / |x|`.
-        modality_dropout: probability in [0, 1) that a training clip loses one of its two modalities, chosen by lot, at
-            a step: with `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016).
-        rates: modality -> its own learning rate, as a multiple of the common one, for its columns of the first layer;
-            the control that alpha is compared with. Needs concat.
-        auxiliary: modality (and "fused") -> weight of its loss: each modality's expert of fusion `gate` gets a linear
-            classifier of its own while training (gradient blending, Wang et al. 2020).
-        absent: what becomes of a clip that lacks a modality which the head reads: "drop" leaves it out (its
-            predictions are NaN), "zeros" puts zeros in the place of what the absent embedding would be fused as.
-
-    Raises:
-        ExperimentError: a value that doesn't exist or doesn't fit.
-
-    >>> from alphafuse import HeadConfig
-    >>> config = HeadConfig({"timesformer": 768, "ast": 768}, ("bark", "meow"), "scale", "ast", alpha=0.5)
-    >>> config.transformed, config.hidden
-    (('ast',), (1024, 512))
-    """
-
-    dims: Mapping[str, int]
-    classes: tuple[str, ...]
-    transform: str = "none"
-    on: str | None = None
-    alpha: float | None = None
-    fusion: str = "concat"
-    hidden: tuple[int, ...] = HIDDEN
-    dropout: float = DROPOUT
-    absent: Literal["drop", "zeros"] = "drop"
-    normalize: Literal["none", "zscore", "l2"] = "none"
-    modality_dropout: float = 0.0
-    rates: Mapping[str, float] | None = None
-    auxiliary: Mapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("classes", "hidden"):  # json has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.dims:
-            raise ExperimentError(f"a head needs at least one modality: {', '.join(MODALITIES)}")
-        for modality, dim in self.dims.items():
-            if modality not in MODALITIES:
-                raise ExperimentError(unknown("modality", modality, MODALITIES))
-            _require_count(f"dimension of {modality}", dim)
-        check_transform(self.transform, self.alpha)
-        check_target(self.transform, self.on, self.modalities)
-        check_fusion(self.fusion, self.modalities)
-        for width in self.hidden:
-            _require_count("hidden width", width)
-        for name in ("dropout", "modality_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ExperimentError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            raise ExperimentError(f"a head needs at least two classes, all different, not {len(self.classes)}")
-        if self.absent not in ABSENT:
-            raise ExperimentError(unknown("treatment of absent embeddings", self.absent, ABSENT))
-        if self.normalize not in NORMALIZATIONS:
-            raise ExperimentError(unknown("normalisation", self.normalize, NORMALIZATIONS))
-        check_controls(self.fusion, self.rates, self.auxiliary, self.modalities)
-        check_normalization(self.normalize, self.transform)
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that the head reads, in the order of `MODALITIES`."""
-        return tuple(modality for modality in MODALITIES if modality in self.dims)
-
-    @property
-    def transformed(self) -> tuple[str, ...]:
-        """The modalities that the transform changes."""
-        return self.modalities if self.on == BOTH else tuple(m for m in self.modalities if m == self.on)
-
-    def describe(self) -> str:
-        """A few words that tell this head from others, for messages."""
-        alpha = "" if self.alpha is None else f" (alpha {self.alpha:g})"
-        transformed = f"{self.transform}{alpha} on {self.on}" if self.on else "untransformed"
-        what = f"{transformed}, {self.fusion} of {' and '.join(self.modalities)}"
-        return what if self.normalize == "none" else f"{what}, {self.normalize}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
-        return {**asdict(self), "classes": list(self.classes), "hidden": list(self.hidden)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> HeadConfig:
-        """The inverse of `to_json`; `ExperimentError` for a field that is absent or unknown."""
-        names = [field.name for field in fields(cls)]
-        strange = [name for name in content if name not in names]
-        if strange:
-            raise ExperimentError(unknown("field", strange[0], names))
-        absent = [name for name in ("dims", "classes") if name not in content]
-        if absent:
-            raise ExperimentError(f"'{absent[0]}' is missing")
-        return cls(**content)
-
-
-def check_target(transform: str, on: str | None, modalities: tuple[str, ...]) -> None:
-    """Raise `ExperimentError` unless `on` is something that the transform can be applied to."""
-    if on is None:
-        if transform != "none":
-            raise ExperimentError(f"transform '{transform}' needs a modality: --on {'|'.join(modalities)}")
-        return
-    if on not in (*MODALITIES, BOTH):
-        raise ExperimentError(unknown("modality", on, (*MODALITIES, BOTH)))
-    if on not in modalities and not (on == BOTH and len(modalities) > 1):
-        raise ExperimentError(f"the transform is on '{on}', but the head reads only {' and '.join(modalities)}")
-
-
-def check_alphas(alphas: Mapping[str, float] | None, modalities: Sequence[str]) -> None:
-    """Raise `ExperimentError` unless each is a finite factor on a modality that the head reads."""
-    for modality, alpha in (alphas or {}).items():
-        if modality not in modalities:
-            raise ExperimentError(unknown("modality", modality, modalities))
-        if not math.isfinite(alpha):
-            raise ExperimentError(f"the alpha of {modality} must be a finite number, not {alpha}")
-
-
-def check_normalization(normalize: str, transform: str) -> None:
-    """Raise `ExperimentError` for a normalisation that needs what training only learns."""
-    if normalize == "zscore" and TRANSFORMS[transform].learns:
-        raise ExperimentError(
-            f"transform '{transform}' learns its alpha, and zscore needs the mean and deviation of what comes out of "
-            "it before training: use --normalize none"
-        )
-
-
-def check_controls(
-    fusion: str, rates: Mapping[str, float] | None, auxiliary: Mapping[str, float] | None, modalities: tuple[str, ...]
-) -> None:
-    """Raise `ExperimentError` unless learning rates per modality and auxiliary losses fit the rest of the head."""
-    for modality, rate in (rates or {}).items():
-        if modality not in modalities:
-            raise ExperimentError(unknown("modality", modality, modalities))
-        if not (math.isfinite(rate) and rate > 0):
-            raise ExperimentError(f"the learning rate of {modality} must be above 0, not {rate}")
-    if rates and fusion != "concat":
-        raise ExperimentError(f"learning rates per modality need fusion 'concat', not '{fusion}'")
-    for name, weight in (auxiliary or {}).items():
-        if name not in (*modalities, FUSED):
-            raise ExperimentError(unknown("auxiliary loss", name, (*modalities, FUSED)))
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ExperimentError(f"the weight of the {name} loss must be 0 or more, not {weight}")
-    if auxiliary and fusion != "gate":
-        raise ExperimentError(f"auxiliary losses need fusion 'gate', which has an expert per modality, not '{fusion}'")
-
-
-def _require_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ExperimentError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 class AlphaFusion(nn.Module):
@@ -216,7 +49,7 @@ class AlphaFusion(nn.Module):
 
     >>> import torch
     >>> from alphafuse import AlphaFusion, HeadConfig
-    >>> config = HeadConfig(dims={"timesformer": 768, "ast": 768}, classes=("bark", "meow"))
+    >>> config = HeadConfig({"timesformer": 768, "ast": 768}, classes=("bark", "meow"))
     >>> AlphaFusion(config)({"timesformer": torch.zeros(5, 768), "ast": torch.zeros(5, 768)}).shape
     torch.Size([5, 2])
     """
@@ -224,10 +57,11 @@ class AlphaFusion(nn.Module):
     def __init__(self, config: HeadConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
+        experiment = config.experiment
         self.transforms = nn.ModuleDict(
             {
-                modality: AlphaTransform(config.transform, config.alpha, config.dims[modality])
-                if modality in config.transformed
+                modality: AlphaTransform(experiment.transform, experiment.alpha, config.dims[modality])
+                if modality in experiment.transformed
                 else AlphaTransform()
                 for modality in config.modalities
             }
@@ -235,8 +69,8 @@ class AlphaFusion(nn.Module):
         self.normalizations = nn.ModuleDict(
             {modality: Normalization(config.normalize, config.dims[modality]) for modality in config.modalities}
         )
-        self.fusion = build_fusion(config.fusion, config.dims)
-        widths = (self.fusion.output_dim, *config.hidden, len(config.classes))
+        self.fusion = build_fusion(experiment.fusion, config.dims)
+        widths = (self.fusion.output_dim, *config.settings.hidden, len(config.classes))
         self.layers = nn.ModuleList(
             nn.utils.skip_init(nn.Linear, inputs, outputs) for inputs, outputs in pairwise(widths)
         )
@@ -279,9 +113,8 @@ class AlphaFusion(nn.Module):
         *hidden, last = self.linears
         x = fused
         for layer in hidden:
-            x = functional.dropout(
-                torch.relu(layer(x)), self.config.dropout, self.training
-            )  # (batch, 1024), (batch, 512)
+            x = torch.relu(layer(x))  # (batch, 1024), (batch, 512)
+            x = functional.dropout(x, self.config.settings.dropout, self.training)
         return last(x)
 
     def forward(self, features: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None = None) -> torch.Tensor:
@@ -388,6 +221,41 @@ def _require_fit(head: AlphaFusion, weights: Mapping[str, torch.Tensor]) -> None
             )
 
 
+class AlphaTransform(nn.Module):
+    """One modality's transform as a layer, (..., dim) -> (..., dim).
+
+    `alpha` is a parameter when it is learned, a scalar or, for "learned-dim", (dim,); else it is a scalar constant that
+    is not part of the state.
+    """
+
+    alpha: torch.Tensor
+
+    def __init__(self, name: str = "none", alpha: float | None = None, dim: int = 1) -> None:
+        super().__init__()
+        self.name = name
+        self.transform = check_transform(name, alpha)
+        self.initial = self.transform.value if alpha is None else float(alpha)
+        shape = (dim,) if self.transform.alpha == "learned-dim" else ()
+        value = torch.full(shape, self.initial, dtype=torch.float32)
+        if self.transform.learns:
+            self.alpha = nn.Parameter(value)
+        else:
+            self.register_buffer("alpha", value, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Put a learned alpha back to its initial value."""
+        with torch.no_grad():
+            self.alpha.fill_(self.initial)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform embeddings (..., dim)."""
+        return self.transform.function(x, self.alpha)
+
+    def extra_repr(self) -> str:
+        """The name and formula, shown when the head is printed."""
+        return f"{self.name}: {self.transform.formula}"
+
+
 class Normalization(nn.Module):
     """Normalisation of one modality's transformed embeddings, (batch, dim) -> (batch, dim).
 
@@ -418,18 +286,9 @@ class Normalization(nn.Module):
         return self.kind
 
 
-def usable_clips(embeddings: EmbeddingSource, config: HeadConfig) -> np.ndarray:
-    """(clips,) bool: which clips this head can be trained on, or asked about.
-
-    Raises:
-        ExperimentError: the embeddings lack a modality altogether.
-    """
-    for modality in config.modalities:
-        if modality not in embeddings.dims:
-            raise ExperimentError(
-                f"these embeddings have no {modality} (only {', '.join(embeddings.dims) or 'none'}), which the "
-                "head reads: extract it, or use a head of the other modality alone"
-            )
-    if config.absent == "zeros":  # a clip without any embedding is no clip
-        return np.logical_or.reduce([embeddings.present(modality) for modality in embeddings.dims])
-    return np.logical_and.reduce([embeddings.present(modality) for modality in config.modalities])
+def check_alphas(alphas: Mapping[str, float] | None, modalities: Sequence[str]) -> None:
+    """Raise `ExperimentError` unless each is a finite factor on a modality that the head reads."""
+    for modality, alpha in (alphas or {}).items():
+        check_choice("modality", modality, modalities)
+        if not math.isfinite(alpha):
+            raise ExperimentError(f"the alpha of {modality} must be a finite number, not {alpha}")

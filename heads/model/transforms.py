@@ -1,25 +1,30 @@
 """Alpha-transforms: what is done to one modality's embeddings, or to both's, before fusion.
 
 The paper transforms one of the two modalities and leaves the other as it is (paper section 3, table 1). Each transform
-here is a function `(x, alpha) -> y` of an array (..., dim) of the same shape; `TRANSFORMS` names them all. Zeros stay
+here is a function `(x, alpha) -> y` of a tensor (..., dim) of the same shape; `TRANSFORMS` names them all. Zeros stay
 zeros in every one of them: an absent embedding is zeros before and after.
+
+A new transform is a function here and a line in `TRANSFORMS`. The functions call the tensors' own methods, so that this
+module loads no torch and the command line can name the transforms at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
-from torch.nn import functional
+import numpy as np
 
 from alphafuse.errors import ExperimentError, unknown
+
+if TYPE_CHECKING:
+    import torch
 
 POS_SCALAR = 1.5  # paper section 3, table 1; the authors' notebook multiplies by 2 under headings that say 1.5
 NOTEBOOK_POS_SCALAR = 2.0  # what `pos-scalar` means for embeddings of protocol `notebook`
 NEG_SCALAR = 0.75  # paper section 3, table 1, and the authors' notebook (whose headings say 0.5)
+FLOAT32_MAX, FLOAT32_TINY = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 def identity(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -32,12 +37,12 @@ def square_root(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
     Negative features become 0. Its gradient at 0 is infinite: fine for constants, which embeddings are.
     """
-    return torch.sqrt(torch.relu(x))
+    return x.relu().sqrt()
 
 
 def signed_square_root(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """sign(x) * sqrt(|x|): a square root that keeps the negative half (power normalisation, Perronnin et al. 2010)."""
-    return torch.sign(x) * torch.sqrt(torch.abs(x))
+    return x.sign() * x.abs().sqrt()
 
 
 def signed_power(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -45,17 +50,17 @@ def signed_power(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
     Below 1 it evens large and small features out, above 1 it sets them apart.
     """
-    return torch.sign(x) * torch.abs(x) ** alpha
+    return x.sign() * x.abs() ** alpha
 
 
 def signed_logarithm(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """sign(x) * log(1 + |x|): about x near 0, logarithmic far from it ("symlog", Webber 2013, Hafner et al. 2023)."""
-    return torch.sign(x) * torch.log1p(torch.abs(x))
+    return x.sign() * x.abs().log1p()
 
 
 def hyperbolic_tangent(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """tanh(alpha * x), in [-1, 1]: about alpha x near 0, saturated where |alpha x| is large."""
-    return torch.tanh(alpha * x)
+    return (alpha * x).tanh()
 
 
 def unit_length(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -63,7 +68,7 @@ def unit_length(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
     All that a vector's length says is gone: both modalities weigh the same when it is on both.
     """
-    return functional.normalize(x, dim=-1, eps=1e-12)
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def scaled(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -95,6 +100,11 @@ class Transform:
     positive: bool = False
 
     @property
+    def takes_alpha(self) -> bool:
+        """Whether the experiment may give an alpha."""
+        return self.alpha not in ("none", "fixed")
+
+    @property
     def learns(self) -> bool:
         """Whether alpha is trained with the head."""
         return self.alpha in ("learned", "learned-dim")
@@ -119,6 +129,7 @@ TRANSFORMS: dict[str, Transform] = {
     "learned": Transform(scaled, "alpha x, alpha trained with the head", alpha="learned"),
     "learned-dim": Transform(scaled, "alpha x, an alpha per dimension trained with the head", alpha="learned-dim"),
 }
+ALPHA_TRANSFORMS = tuple(name for name, transform in TRANSFORMS.items() if transform.takes_alpha)
 
 
 def check_transform(name: str, alpha: float | None) -> Transform:
@@ -133,51 +144,16 @@ def check_transform(name: str, alpha: float | None) -> Transform:
     transform = TRANSFORMS[name]
     if transform.alpha == "required" and alpha is None:
         raise ExperimentError(f"transform '{name}' needs an alpha: give one (--alpha 1.25)")
-    if transform.alpha in ("none", "fixed") and alpha is not None:
-        takers = ", ".join(other for other, entry in TRANSFORMS.items() if entry.alpha not in ("none", "fixed"))
+    if alpha is not None and not transform.takes_alpha:
         raise ExperimentError(
-            f"transform '{name}' ({transform.formula}) takes no alpha: leave --alpha out, or use one of {takers}"
+            f"transform '{name}' ({transform.formula}) takes no alpha: leave --alpha out, or use one of "
+            f"{', '.join(ALPHA_TRANSFORMS)}"
         )
-    if alpha is not None and not abs(alpha) <= torch.finfo(torch.float32).max:  # NaN compares false
+    if alpha is not None and not abs(alpha) <= FLOAT32_MAX:  # NaN compares false
         raise ExperimentError(f"alpha must be a finite number that float32 can hold, not {alpha}")
-    if alpha is not None and transform.positive and alpha < torch.finfo(torch.float32).tiny:  # 0 in float32
+    if alpha is not None and transform.positive and alpha < FLOAT32_TINY:  # 0 in float32
         raise ExperimentError(
             f"transform '{name}' ({transform.formula}) needs an alpha above 0, not {alpha}: 0 would make every feature "
             "1 or -1, and less than that divides by features that are 0"
         )
     return transform
-
-
-class AlphaTransform(nn.Module):
-    """One modality's transform as a layer, (..., dim) -> (..., dim).
-
-    `alpha` is a parameter when it is learned, a scalar or, for "learned-dim", (dim,); else it is a scalar constant that
-    is not part of the state.
-    """
-
-    alpha: torch.Tensor
-
-    def __init__(self, name: str = "none", alpha: float | None = None, dim: int = 1) -> None:
-        super().__init__()
-        self.name = name
-        self.transform = check_transform(name, alpha)
-        self.initial = self.transform.value if alpha is None else float(alpha)
-        shape = (dim,) if self.transform.alpha == "learned-dim" else ()
-        value = torch.full(shape, self.initial, dtype=torch.float32)
-        if self.transform.learns:
-            self.alpha = nn.Parameter(value)
-        else:
-            self.register_buffer("alpha", value, persistent=False)
-
-    def reset_parameters(self) -> None:
-        """Put a learned alpha back to its initial value."""
-        with torch.no_grad():
-            self.alpha.fill_(self.initial)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Transform embeddings (..., dim)."""
-        return self.transform.function(x, self.alpha)
-
-    def extra_repr(self) -> str:
-        """The name and formula, shown when the head is printed."""
-        return f"{self.name}: {self.transform.formula}"

@@ -24,23 +24,15 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.model.fusion import FUSIONS
-from alphafuse.heads.model.head import FUSED
+from alphafuse.heads.model.config import BASELINE, FUSED, FUSIONS
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.heads.training.train import Progress, class_indices
+from alphafuse.heads.training.train import class_indices
 from alphafuse.system.cluster import connected, require_engine
+from alphafuse.system.progress import Progress
 
 from .comparison import CommonClips, Comparison, Trained, compare_with, resolvable_gap, train_experiments
-from .experiments import (
-    BASELINE,
-    EVALUATED,
-    Experiment,
-    SplitResult,
-    evaluate_logits,
-    provenance,
-    seed_range,
-)
+from .experiments import EVALUATED, Experiment, SplitResult, evaluate_logits, provenance, seed_range
 from .sweep import best_on_validation
 
 COMPARE_SEEDS = 5

@@ -12,12 +12,13 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.heads.model.head import usable_clips
+from alphafuse.heads.model.config import BASELINE, usable_clips
 from alphafuse.heads.scoring.statistics import Interval, PairedTest, difference_interval, holm, paired_test
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.heads.training.train import Progress, TrainedHead, train_heads
+from alphafuse.heads.training.train import TrainedHead, train_heads
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .experiments import BASELINE, EVALUATED, Experiment, SplitResult, evaluate_heads, load_embeddings
+from .experiments import EVALUATED, Experiment, SplitResult, evaluate_heads, load_embeddings
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,21 @@ def train_experiments(
     """Train all experiments with all seeds at once, and score them on these splits ("val" always, "test" if asked)."""
     train = clips.embeddings["train"]
     configs = [experiment.head_config(train, clips.classes, settings) for experiment in experiments]
-    heads = train_heads(
-        train,
-        clips.embeddings["val"],
-        configs,
-        seeds,
-        settings=settings,
-        progress=progress,
-        engine=engine,
-        address=address,
-    )
+    shown = progress or NO_PROGRESS
+    shown.start("heads", total=len(configs) * len(seeds) * settings.total_epochs, unit="epoch")
+    try:
+        heads = train_heads(
+            train,
+            clips.embeddings["val"],
+            configs,
+            seeds,
+            settings=settings,
+            progress=shown,
+            engine=engine,
+            address=address,
+        )
+    finally:
+        shown.stop()
     trained = []
     for position, experiment in enumerate(experiments):
         own = tuple(heads[position * len(seeds) : (position + 1) * len(seeds)])

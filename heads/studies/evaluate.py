@@ -15,7 +15,8 @@ from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.store.store import recipe_differences
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
-from alphafuse.heads.model.head import AlphaFusion, HeadConfig, usable_clips
+from alphafuse.heads.model.config import HeadConfig, usable_clips
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, PairedTest, difference_interval, paired_test
 from alphafuse.heads.scoring.vggsounder import VGGSounderScores, vggsounder_scores

@@ -12,10 +12,11 @@ from typing import Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import AlphafuseError, DatasetError, ExperimentError
+from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.system.files import read_json, write_json
 
-from .experiments import BASELINE, TABLE1_RUN, Experiment, load_heads, save_heads
+from .experiments import TABLE1_RUN, Experiment, load_heads, save_heads
 
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 

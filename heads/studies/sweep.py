@@ -10,14 +10,15 @@ from typing import Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import DatasetError, ExperimentError
+from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.heads.training.train import Progress
 from alphafuse.system.cluster import require_engine
 from alphafuse.system.files import read_json
+from alphafuse.system.progress import Progress
 
 from .comparison import CommonClips, Comparison, Trained, compare_with, evaluate_on, resolvable_gap, train_experiments
-from .experiments import BASELINE, Experiment, SplitResult, provenance, seed_range
+from .experiments import Experiment, SplitResult, provenance, seed_range
 
 SWEEP_SEEDS = 5
 SWEEP_ALPHAS = "0:2:0.25"

@@ -13,12 +13,14 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
+from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.heads.training.train import Progress, TrainedHead
+from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import require_engine
+from alphafuse.system.progress import Progress
 
 from .comparison import CommonClips, Comparison, compare_with, resolvable_gap, train_experiments
-from .experiments import BASELINE, Experiment, SplitResult, provenance, seed_range
+from .experiments import Experiment, SplitResult, provenance, seed_range
 
 TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
 PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20

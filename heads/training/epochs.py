@@ -1,6 +1,6 @@
 """Heads in training: stacks of them go through the same windows of clips, epoch by epoch.
 
-Who trains which stack, in threads, in processes or on a Ray cluster, is decided in `training`: nothing here knows.
+Which stacks are trained in which threads, processes or cluster nodes is decided in `train` and `ray`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.head import HeadConfig
+from alphafuse.heads.model.config import HeadConfig
 from alphafuse.system.interrupts import map_in
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .batches import InMemory, Source, Streamed, Window
 from .settings import TrainSettings
 from .stack import Stack
 
-Progress = Callable[[int], None]
 CPU = torch.device("cpu")
 
 
@@ -45,7 +45,7 @@ class History:
 
 
 class Member(NamedTuple):
-    """One head to train; `moments` as `Stack` takes them."""
+    """One head to train: its position among the results, and `moments` as `Stack` takes them."""
 
     position: int
     config: HeadConfig
@@ -54,7 +54,7 @@ class Member(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a member: its weights as `AlphaFusion.load_state_dict` takes them, and the epoch they are of."""
+    """A trained member: its weights as `AlphaFusion.load_state_dict` takes them, and the epoch that they are from."""
 
     position: int
     weights: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """What heads of the same classes and usable clips are trained and validated on.
+    """Clips that heads of the same classes and usable clips are trained and validated on.
 
     Attributes:
         train, val: with all modalities that any of these heads reads; a stack takes its own from a window.
@@ -92,7 +92,7 @@ class Shipped(NamedTuple):
 
     @classmethod
     def of(cls, split: Splits) -> Shipped:
-        """What another process needs of a split."""
+        """Pack splits for another process."""
         return cls((_packed(split.train), _packed(split.val)), split.dropped, split.class_weights)
 
     def unpacked(self, device: torch.device = CPU) -> Splits:
@@ -118,28 +118,28 @@ def _unpacked(packed: Any, device: torch.device) -> Source:
 
 
 class Stopped(Exception):
-    """Training elsewhere failed, or was interrupted: this one ends too."""
+    """Other training of the same call failed or was interrupted, so this one ends too."""
 
 
 class Reporter:
-    """What training threads share: the progress function, called one at a time, and the word to stop."""
+    """What the threads of one call of `train_heads` share: its progress, and whether they are to stop."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._lock, self._stop = progress, threading.Lock(), threading.Event()
+    def __init__(self, progress: Progress = NO_PROGRESS) -> None:
+        self._progress, self._lock, self._stopped = progress, threading.Lock(), threading.Event()
 
-    def __call__(self, epochs: int) -> None:
-        """So many epochs are done now."""
-        if self._progress and epochs:
+    def finished(self, epochs: int) -> None:
+        """Count finished epochs, one thread at a time."""
+        if epochs:
             with self._lock:
-                self._progress(epochs)
+                self._progress.advance(epochs)
 
     def stop(self) -> None:
-        """End all training that goes on."""
-        self._stop.set()
+        """End all training at its next step."""
+        self._stopped.set()
 
-    def go_on(self) -> None:
+    def check(self) -> None:
         """Raise `Stopped` after `stop`."""
-        if self._stop.is_set():
+        if self._stopped.is_set():
             raise Stopped
 
 
@@ -165,13 +165,13 @@ def train_stacks(
         for window in split.val.windows(0):
             list(each(partial(Running.validate, window=window), active))
         for stack in active:
-            report(stack.end_epoch(len(split.train), len(split.val)))
+            report.finished(stack.end_epoch(len(split.train), len(split.val)))
     return [result for stack in running for result in stack.results()]
 
 
 @dataclass
 class Record:
-    """What is known of one head so far."""
+    """What was measured of one head so far: (train loss, val loss, val accuracy) per epoch, and its best epoch."""
 
     rows: list[tuple[float, float, float]] = field(default_factory=list)
     best_loss: float = math.inf
@@ -215,7 +215,7 @@ class Running:
 
     def train(self, window: Window, report: Reporter) -> None:
         """Train on a window."""
-        self.train_loss += self.stack.train_window(window, report.go_on, keep=self.keep)
+        self.train_loss += self.stack.train_window(window, report.check, keep=self.keep)
 
     def validate(self, window: Window) -> None:
         """Validate on a window."""
@@ -224,7 +224,7 @@ class Running:
         self.right += right
 
     def end_epoch(self, train_clips: int, val_clips: int) -> int:
-        """Take down the epoch; returns how many epochs that finishes, those that early stopping saves included."""
+        """Record the epoch; returns how many epochs that finishes, those that early stopping saves included."""
         finished = 0
         for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
             if record.stopped:

@@ -1,4 +1,4 @@
-"""The three matrix products of a fully connected layer, for a stack of heads that are trained side by side.
+"""Fully connected layers of a stack of heads: their three matrix products, and Adam's update of their weights.
 
     x (heads, batch, inputs), weight (heads, outputs, inputs), bias (heads, outputs)
     forward:            y = x weight^T + bias
@@ -14,8 +14,16 @@ it is torch.baddbmm and torch.bmm. The choice depends on device and stack alone:
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
+from torch import nn
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults, as in the authors' notebook
+PIECE_BYTES = 1_572_864  # of a weight matrix; with gradient and moments 6 MB, a part of a level 3 cache
+LARGE_BATCH = 64  # from here on the products take so long that what Adam moves hardly counts: no pieces
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -25,26 +33,109 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     return result
 
 
-def _is_onednns(x: torch.Tensor) -> bool:
+def _uses_onednn(x: torch.Tensor) -> bool:
     return _ONEDNN and len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """(heads, batch, inputs) -> (heads, batch, outputs)."""
-    if _is_onednns(x):
+    if _uses_onednn(x):
         return _onednn(x[0], weight[0], bias[0])[None]
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Gradient of the outputs (heads, batch, outputs) -> of the inputs (heads, batch, inputs)."""
-    if _is_onednns(gradient):
+    if _uses_onednn(gradient):
         return _onednn(gradient[0], weight[0].t())[None]
     return torch.bmm(gradient, weight)
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Gradient of the outputs (heads, batch, outputs), inputs (heads, batch, inputs) -> (heads, outputs, inputs)."""
-    if _is_onednns(x):
+    if _uses_onednn(x):
         return _onednn(gradient[0].t(), x[0].t())[None]
     return torch.bmm(gradient.transpose(1, 2), x)
+
+
+class AdamGroup(NamedTuple):
+    """Parameters that Adam updates in one call, and its state for them."""
+
+    parameters: list[torch.Tensor]
+    means: list[torch.Tensor]
+    squares: list[torch.Tensor]
+    steps: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, parameters: Sequence[torch.Tensor]) -> AdamGroup:
+        """The group before its first step."""
+        return cls(
+            list(parameters),
+            [torch.zeros_like(parameter) for parameter in parameters],
+            [torch.zeros_like(parameter) for parameter in parameters],
+            [torch.zeros((), device=parameter.device) for parameter in parameters],
+        )
+
+    def update(self, gradients: list[torch.Tensor], *, rate: float, weight_decay: float) -> None:
+        """One step by the operator behind torch.optim.Adam(fused=True); its class takes a tenth of a small step."""
+        torch._foreach_add_(self.steps, 1)
+        torch._fused_adam_(
+            self.parameters,
+            gradients,
+            self.means,
+            self.squares,
+            [],
+            self.steps,
+            lr=rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A fully connected layer of all heads of a stack.
+
+    Attributes:
+        weight: (heads, outputs, inputs).
+        bias: (heads, outputs).
+        pieces: rows of the weight with Adam's state for them; the first one's group also holds the bias.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    pieces: tuple[tuple[slice, AdamGroup], ...]
+
+    @classmethod
+    def of(cls, linears: Sequence[nn.Linear], *, batch_size: int, rates: torch.Tensor | None = None) -> Layer:
+        """The heads' layers as one, whose weights start divided by `rates` (heads, 1, inputs).
+
+        A single head's layer shares its memory; on the CPU it is updated in pieces where batches are small.
+        """
+        if len(linears) == 1:
+            weight, bias = linears[0].weight.detach()[None], linears[0].bias.detach()[None]
+        else:
+            weight = torch.stack([layer.weight.detach() for layer in linears])
+            bias = torch.stack([layer.bias.detach() for layer in linears])
+        if rates is not None:
+            weight.div_(rates)
+        rows = weight.shape[1]
+        if len(linears) == 1 and weight.device.type == "cpu" and batch_size < LARGE_BATCH:
+            rows = max(1, PIECE_BYTES // (4 * weight.shape[2]))
+        pieces = []
+        for start in range(0, weight.shape[1], rows):
+            part = slice(start, min(start + rows, weight.shape[1]))
+            pieces.append((part, AdamGroup.of([weight[:, part], *([] if start else [bias])])))
+        return cls(weight, bias, tuple(pieces))
+
+    def update(self, gradient: torch.Tensor, x: torch.Tensor, *, rate: float, weight_decay: float) -> None:
+        """One step of Adam, from the gradient of the outputs (heads, batch, outputs) and the inputs x."""
+        for rows, group in self.pieces:
+            gradients = [weight_gradient(gradient[..., rows], x)]
+            if len(group.parameters) > 1:
+                gradients.append(gradient.sum(dim=1))
+            group.update(gradients, rate=rate, weight_decay=weight_decay)

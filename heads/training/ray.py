@@ -47,7 +47,7 @@ def train_on_ray(
         ray: the module.
         stacks, split, settings: what is trained, on what, and how.
         device: of the tasks; on CUDA each task takes one device.
-        report: told of each task that is done.
+        report: counts the epochs of each finished task.
         threads: that share one stack's sums, as in local training.
 
     Raises:
@@ -74,7 +74,7 @@ def train_on_ray(
             (done,), _ = ray.wait(list(running), num_returns=1)
             running.remove(done)
             results = ray.get(done)
-            report(settings.total_epochs * len(results))
+            report.finished(settings.total_epochs * len(results))
             yield from results
     except ray.exceptions.RayTaskError as error:
         own = own_error(error)
@@ -91,8 +91,8 @@ def train_on_ray(
 def _at_once(nodes: Sequence[Mapping[str, Any]], task_cpus: int) -> int:
     """How many tasks are asked of Ray at a time: those that run, and as many that a node which joins could take.
 
-    More would go on for nothing after an error in a session of Ray's that isn't ours to end. (`ray.cancel` is no way
-    to end them: Ray 2.60 aborts the driver if a task finishes in the moment in which it is cancelled.)
+    More would run on in vain after an error, in a session of Ray that wasn't started here. (`ray.cancel` can't end
+    them: Ray 2.60 aborts the driver if a task finishes in the moment in which it is cancelled.)
     """
     cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
     return 2 * max(1, cpus // task_cpus)
@@ -101,7 +101,7 @@ def _at_once(nodes: Sequence[Mapping[str, Any]], task_cpus: int) -> int:
 def _per_node(stacks: Sequence[Sequence[Member]], nodes: Sequence[int]) -> tuple[list[list[Sequence[Member]]], int]:
     """A group of stacks for each node that has more than half of the largest one's processors, and their least number.
 
-    (Smaller nodes would make every task small, and every task reads the whole store.)
+    Smaller nodes would make every task small, and every task reads the whole store.
     """
     large = [cpus for cpus in nodes if cpus > max(nodes) / 2]
     count = min(len(large), len(stacks))
@@ -117,7 +117,7 @@ def _train_here(
     side_by_side: int,
     expected: Mapping[str, str],
 ) -> list[Result]:
-    """On a node: train stacks in so many threads."""
+    """Train stacks on this node, `side_by_side` of them at once in `threads` threads each."""
     require_versions(expected, versions())
     split = shipped.unpacked(device)
     for source in (split.train, split.val):
@@ -125,9 +125,9 @@ def _train_here(
             _require_within_reach(source)
     torch.set_num_threads(threads)
     if side_by_side == 1:
-        return train_stacks(stacks, split, settings, device, Reporter(None))
+        return train_stacks(stacks, split, settings, device, Reporter())
     with ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        return train_stacks(stacks, split, settings, device, Reporter(None), pool)
+        return train_stacks(stacks, split, settings, device, Reporter(), pool)
 
 
 def _require_within_reach(source: Streamed) -> None:
@@ -142,5 +142,5 @@ def _require_within_reach(source: Streamed) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes for heads to be the same to the digit."""
+    """Versions and processor, which must be equal on all nodes for heads to be equal to the digit."""
     return {"alphafuse": version("alphafuse"), "torch": torch.__version__, "machine": platform.machine()}

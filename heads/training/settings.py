@@ -1,20 +1,19 @@
-"""How heads are trained: one frozen set of settings, saved with every run."""
+"""What the heads of a study have in common: their layers, and how they are trained. Loads no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
-import torch
+from alphafuse.errors import ExperimentError
+from alphafuse.heads.model.checks import check_choice, check_count, check_share, from_fields
+from alphafuse.heads.model.config import HeadSettings
 
-from alphafuse.errors import ExperimentError, unknown
-from alphafuse.heads.model.head import ABSENT, DROPOUT, HIDDEN, NORMALIZATIONS
-
-DEVICES = ("auto", "cpu", "cuda")
-SCHEDULES = ("constant", "cosine", "two-phase")
-CLASS_WEIGHTS = ("none", "balanced")
+Schedule = Literal["constant", "cosine", "two-phase"]
+ClassWeights = Literal["none", "balanced"]
+Device = Literal["auto", "cpu", "cuda"]
 NORMALIZE_NOTES = {
     "zscore": "Standardised embeddings: transforms that only scale (pos-scalar, neg-scalar, scale) change nothing.",
     "l2": "Embeddings of length 1: transforms that only scale (pos-scalar, neg-scalar, scale) change nothing.",
@@ -23,10 +22,13 @@ SECOND_PHASE = 0.1  # the paper says "a lower rate" for its second 25 epochs, an
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How heads are trained; the defaults are the paper's (section 3 and the authors' notebook).
+class TrainSettings(HeadSettings):
+    """What the heads of a study have in common; the defaults are the paper's (section 3 and the authors' notebook).
+
+    Beside how heads are trained these are the fields of `HeadSettings`, which the experiments of a study leave open.
 
     Attributes:
+        hidden, dropout, modality_dropout, normalize, absent: as in `HeadSettings`.
         epochs: passes over the training clips; the last epoch's head counts, unless `patience` is given.
         batch_size: clips per step; the last batch of an epoch may be smaller.
         learning_rate: Adam's, above 0.
@@ -39,7 +41,6 @@ class TrainSettings:
         class_weights: "none", or "balanced": clips count n / (C n_class), scikit-learn's formula.
         patience: stop when the validation loss has not improved for so many epochs, and take the best epoch's head;
             None trains all epochs and takes the last.
-        hidden, dropout, modality_dropout, normalize, absent: as in `HeadConfig`.
         device: "auto" is CUDA when there is one.
         memory_gb: memory for training features in 10^9 bytes; a larger split is streamed from its store in windows.
             None: half of what is free.
@@ -57,29 +58,31 @@ class TrainSettings:
     alphafuse.errors.ExperimentError: dropout must be in [0, 1), not 1.0
     """
 
-    epochs: int = 25
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    schedule: Literal["constant", "cosine", "two-phase"] = "constant"
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
-    patience: int | None = None
-    hidden: tuple[int, ...] = HIDDEN
-    dropout: float = DROPOUT
-    modality_dropout: float = 0.0
-    normalize: Literal["none", "zscore", "l2"] = "none"
-    absent: Literal["drop", "zeros"] = "drop"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    memory_gb: float | None = None
+    epochs: int = field(default=25, metadata={"help": "Passes over the training clips."})
+    batch_size: int = field(default=8, metadata={"help": "Clips per step."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Adam's."})
+    schedule: Schedule = field(
+        default="constant",
+        metadata={"help": "Of the learning rate: constant, cosine, or two-phase (as many epochs again at a tenth)."},
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "Adam's L2 term."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target for all classes."})
+    mixup: float = field(default=0.0, metadata={"help": "Mix embeddings: a of Beta(a, a); 0 = off."})
+    class_weights: ClassWeights = field(default="none", metadata={"help": "none or balanced."})
+    patience: int | None = field(
+        default=None, metadata={"help": "Stop early: epochs without a better validation loss. [default: off]"}
+    )
+    device: Device = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    memory_gb: float | None = field(
+        default=None, metadata={"help": "For features; a larger split is streamed. [default: half of free]"}
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("epochs", "batch_size") + (("patience",) if self.patience is not None else ()):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ExperimentError(f"{name} must be a whole number of at least 1, not {value!r}")
+        super().__post_init__()
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
+        if self.patience is not None:
+            check_count("patience", self.patience)
         for name in ("learning_rate", "memory_gb"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -88,19 +91,10 @@ class TrainSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ExperimentError(f"{name} must be 0 or more, not {value}")
-        for name in ("dropout", "modality_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ExperimentError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        choices: tuple[tuple[str, str, Sequence[str]], ...] = (
-            ("schedule", self.schedule, SCHEDULES),
-            ("class weights", self.class_weights, CLASS_WEIGHTS),
-            ("normalisation", self.normalize, NORMALIZATIONS),
-            ("treatment of absent embeddings", self.absent, ABSENT),
-            ("device", self.device, DEVICES),
-        )
-        for what, value, known in choices:
-            if value not in known:
-                raise ExperimentError(unknown(what, value, known))
+        check_share("label_smoothing", self.label_smoothing)
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_choice("class weights", self.class_weights, get_args(ClassWeights))
+        check_choice("device", self.device, get_args(Device))
 
     @property
     def total_epochs(self) -> int:
@@ -115,21 +109,11 @@ class TrainSettings:
             return self.learning_rate * SECOND_PHASE
         return self.learning_rate
 
-    def torch_device(self) -> torch.device:
-        """The device to train on; `ExperimentError` when CUDA is asked for and there is none."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ExperimentError("no CUDA device here: use --device cpu (or auto)")
-        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if cuda else "cpu")
-
     def to_json(self) -> dict[str, Any]:
         """The fields, json-able."""
         return {**asdict(self), "hidden": list(self.hidden)}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> TrainSettings:
+    def from_json(cls, content: Mapping[str, Any]) -> TrainSettings:
         """The inverse of `to_json`; `ExperimentError` for a field that doesn't exist."""
-        strange = [name for name in content if name not in cls.__dataclass_fields__]
-        if strange:
-            raise ExperimentError(unknown("training setting", strange[0], list(cls.__dataclass_fields__)))
-        return cls(**content)
+        return from_fields(cls, content, what="training setting")

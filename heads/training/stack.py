@@ -2,8 +2,8 @@
 
 Why the step is written out: at the paper's size (86 clips, 1536-1024-512-91, batch 8) a step is some forty operations
 of some 50 microseconds, so what surrounds them decides. Gradients of the fully connected layers are computed by hand, a
-piece of `PIECE_BYTES` at a time, and go into Adam's fused update while they are still in the cache. On one core of an
-AMD EPYC, seconds per head of 25 epochs, alone / two threads side by side:
+piece at a time (`linear.PIECE_BYTES`), and go into Adam's fused update while they are still in the cache. On one core
+of an AMD EPYC, seconds per head of 25 epochs, alone / two threads side by side:
 
     autograd, torch.optim.Adam as it comes (two threads of its own)                            2.1
     written out, whole gradients, MKL                                                          0.79 / 1.0
@@ -16,7 +16,6 @@ Each head draws from generators that its own seed decides: neighbours in the sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -24,17 +23,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from alphafuse.heads.model.config import FUSED, HeadConfig
 from alphafuse.heads.model.fusion import Gate
-from alphafuse.heads.model.head import FUSED, AlphaFusion, HeadConfig, Normalization
+from alphafuse.heads.model.head import AlphaFusion, Normalization
 
 from . import linear
 from .batches import Window
+from .linear import AdamGroup, Layer
 from .settings import TrainSettings
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults, as in the authors' notebook
 STREAMS = {"init": 0, "order": 1, "dropout": 2, "mixup": 3, "modality dropout": 4, "auxiliary": 5}
-PIECE_BYTES = 1_572_864  # of a weight matrix; with gradient and moments 6 MB, a part of a level 3 cache
-LARGE_BATCH = 64  # from here on the products take so long that what Adam moves hardly counts: no pieces
 PREPARED_BYTES = 268_435_456  # a split of up to this size is transformed and normalised once, not batch by batch
 VALIDATION_ROWS = 4096  # rows per step of validation: bounds memory
 
@@ -46,36 +44,6 @@ def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> tor
 
 def _state(seed: int, stream: str) -> np.uint64:
     return cast(np.uint64, np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)[0])
-
-
-class _Slot(NamedTuple):
-    """Parameters that Adam updates in one call, and its state for them."""
-
-    parameters: list[torch.Tensor]
-    means: list[torch.Tensor]
-    squares: list[torch.Tensor]
-    steps: list[torch.Tensor]
-
-    @classmethod
-    def of(cls, parameters: Sequence[torch.Tensor]) -> _Slot:
-        return cls(
-            list(parameters),
-            [torch.zeros_like(parameter) for parameter in parameters],
-            [torch.zeros_like(parameter) for parameter in parameters],
-            [torch.zeros((), device=parameter.device) for parameter in parameters],
-        )
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A fully connected layer of all heads: weight (heads, outputs, inputs), bias (heads, outputs).
-
-    `pieces` are rows of the weight with Adam's state for them; the first one's slot also holds the bias.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    pieces: tuple[tuple[slice, _Slot], ...]
 
 
 class Stack:
@@ -118,7 +86,7 @@ class Stack:
         self.lots = [generator(seed, "modality dropout", device) for seed in self.seeds]
         self.mixing = [np.random.default_rng(_state(seed, "mixup")) for seed in self.seeds]
         self.class_weights = None if class_weights is None else class_weights.to(device)
-        self.keeps = 1 - self.config.dropout
+        self.dropout, self.modality_dropout = self.config.settings.dropout, self.config.settings.modality_dropout
         self.steps, self.done = steps, 0
         self._window: torch.Tensor | None = None  # targets of the window that `_prepared` is of
         self._prepared: torch.Tensor | None = None
@@ -126,13 +94,17 @@ class Stack:
         self._columns = self._columns_of_modalities()
         self._learn_transform = any(p.requires_grad for p in self.heads[0].transforms.parameters())
         self._front = [p for part in (self.heads[0].transforms, self.heads[0].fusion) for p in part.parameters()]
+        self.auxiliary_weights = dict(self.config.experiment.auxiliary)  # modality or FUSED -> weight of its loss
         self._auxiliary = self._auxiliary_classifiers()
         self._front += self._auxiliary.parameters()
         if self._front and len(self.heads) > 1:
             raise ValueError("heads whose transform or fusion learns are trained alone")
-        self._front_slot = _Slot.of([parameter.detach() for parameter in self._front])
+        self._front_group = AdamGroup.of([parameter.detach() for parameter in self._front])
         self.rates = self._rates()
-        self.layers = [self._stacked_layer(index) for index in range(len(self.heads[0].linears))]
+        self.layers = [
+            Layer.of(linears, batch_size=settings.batch_size, rates=None if index else self.rates)
+            for index, linears in enumerate(zip(*(head.linears for head in self.heads), strict=True))
+        ]
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -141,7 +113,7 @@ class Stack:
 
     def _first_with_same_preparation(self) -> list[int]:
         """For each head the first one in the stack whose embeddings are transformed and normalised as its own."""
-        kinds = [(config.transform, config.alpha, config.on, config.normalize) for config in self.configs]
+        kinds = [config.preparation for config in self.configs]
         return [kinds.index(kind) for kind in kinds]
 
     def _columns_of_modalities(self) -> dict[str, slice]:
@@ -155,7 +127,7 @@ class Stack:
         """A linear classifier of each modality's expert, for gradient blending."""
         classifiers = nn.ModuleDict()
         draws = generator(self.seeds[0], "auxiliary")
-        for modality in self.config.auxiliary or {}:
+        for modality in self.auxiliary_weights:
             if modality != FUSED:
                 width, classes = self.heads[0].fusion.output_dim, len(self.config.classes)
                 layer = nn.utils.skip_init(nn.Linear, width, classes)
@@ -170,40 +142,22 @@ class Stack:
         A layer on r x whose weights start divided by r is the same function of x, and one step of Adam, which ignores
         the gradient's scale, moves it r times as far: so r is a learning rate, exactly but for Adam's epsilon.
         """
-        if not any(config.rates for config in self.configs):
+        if not any(config.experiment.rates for config in self.configs):
             return None
         rates = torch.ones(len(self.heads), 1, sum(self.config.dims.values()))
         for position, config in enumerate(self.configs):
-            for modality, rate in (config.rates or {}).items():
+            for modality, rate in config.experiment.rates:
                 rates[position, 0, self._columns[modality]] = rate
         return rates.to(self.device)
 
-    def _stacked_layer(self, index: int) -> _Layer:
-        linears = [head.linears[index] for head in self.heads]
-        if len(linears) == 1:  # the head's own memory
-            weight, bias = linears[0].weight.detach()[None], linears[0].bias.detach()[None]
-        else:
-            weight = torch.stack([layer.weight.detach() for layer in linears])
-            bias = torch.stack([layer.bias.detach() for layer in linears])
-        if index == 0 and self.rates is not None:
-            weight.div_(self.rates)
-        rows = weight.shape[1]
-        if len(linears) == 1 and self.device.type == "cpu" and self.settings.batch_size < LARGE_BATCH:
-            rows = max(1, PIECE_BYTES // (4 * weight.shape[2]))
-        pieces = []
-        for start in range(0, weight.shape[1], rows):
-            part = slice(start, min(start + rows, weight.shape[1]))
-            pieces.append((part, _Slot.of([weight[:, part], *([] if start else [bias])])))
-        return _Layer(weight, bias, tuple(pieces))
-
     # training
 
-    def train_window(self, window: Window, go_on: Callable[[], None], *, keep: bool = True) -> np.ndarray:
+    def train_window(self, window: Window, check: Callable[[], None], *, keep: bool = True) -> np.ndarray:
         """One pass over a window's shuffled clips; (heads,) float64 summed losses of its clips before their steps.
 
         Args:
             window: with the modalities that the heads read; others don't matter.
-            go_on: called before every step; it may raise.
+            check: called before every step; what it raises ends the pass.
             keep: the window will come again, so what was made of it is kept.
         """
         window = self._own(window)
@@ -211,7 +165,7 @@ class Stack:
         order = torch.stack([torch.randperm(clips, generator=draws) for draws in self.order]).to(self.device)
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
         for rows in order.split(self.settings.batch_size, dim=1):  # (heads, batch)
-            go_on()
+            check()
             total += self._step(window, rows) * rows.shape[1]
         if not keep:
             self._window = self._prepared = None
@@ -237,7 +191,7 @@ class Stack:
             losses, gradient = _loss(logits, targets, soft)
             rate = self.settings.learning_rate_at(self.done / self.steps)
             if self._auxiliary:
-                gradient.mul_((self.config.auxiliary or {}).get(FUSED, 1.0))
+                gradient.mul_(self.auxiliary_weights.get(FUSED, 1.0))
             gradient = self._backward(inputs, gradient, rate)
         if self._front:
             self._update_front(x, fused, gradient, targets, soft, rate)
@@ -251,7 +205,7 @@ class Stack:
             x = prepared[0][rows] if len(prepared) == 1 else prepared[self._kind_of_head[:, None], rows]
         else:
             x = self._prepare({name: matrix[rows] for name, matrix in window.features.items()})
-        if self.config.modality_dropout and len(self.config.modalities) > 1:
+        if self.modality_dropout and len(self.config.modalities) > 1:
             x = x * self._modality_mask(window, rows)
         return x
 
@@ -290,7 +244,7 @@ class Stack:
 
     def _modality_mask(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
         """(heads, batch, sum of dims) of 0 and 1: of complete clips, one modality is left out by lot."""
-        share = self.config.modality_dropout / 2
+        share = self.modality_dropout / 2
         lots = torch.stack([torch.rand(rows.shape[1], generator=draws, device=self.device) for draws in self.lots])
         present = [~torch.isnan(x[rows]).any(dim=-1) for x in window.features.values()]  # (heads, batch) each
         complete = torch.stack(present).all(dim=0)
@@ -311,7 +265,7 @@ class Stack:
 
     def _fuse(self, x: torch.Tensor) -> torch.Tensor:
         """(heads, batch, sum of dims) -> (heads, batch, fused dim)."""
-        if self.config.fusion == "concat":
+        if self.config.experiment.fusion == "concat":
             return x if self.rates is None else x * self.rates
         return self.heads[0].fusion(self._split(x[0]))[None]
 
@@ -342,7 +296,7 @@ class Stack:
         inputs = [x]
         for layer in hidden:
             x = linear.forward(x, layer.weight, layer.bias).relu_()  # (heads, batch, 1024), (heads, batch, 512)
-            if self.config.dropout:
+            if self.dropout:
                 x.mul_(self._dropout_mask(x))
             inputs.append(x)
         return inputs, linear.forward(x, last.weight, last.bias)
@@ -352,7 +306,7 @@ class Stack:
         mask = torch.empty_like(x)
         for part, draws in zip(mask, self.masks, strict=True):
             part.uniform_(generator=draws)
-        return mask.ge_(self.config.dropout).mul_(1 / self.keeps)
+        return mask.ge_(self.dropout).mul_(1 / (1 - self.dropout))
 
     def _backward(self, inputs: list[torch.Tensor], gradient: torch.Tensor, rate: float) -> torch.Tensor:
         """Update all layers, from the last to the first; returns the gradient of the fused vectors if they learn.
@@ -364,14 +318,10 @@ class Stack:
             of_outputs = gradient
             if index:
                 gradient = torch.ops.aten.threshold_backward(linear.input_gradient(gradient, layer.weight), x, 0)
-                gradient.mul_(1 / self.keeps)
+                gradient.mul_(1 / (1 - self.dropout))
             elif self._front:
                 gradient = linear.input_gradient(gradient, layer.weight)
-            for rows, slot in layer.pieces:
-                gradients = [linear.weight_gradient(of_outputs[..., rows], x)]
-                if len(slot.parameters) > 1:
-                    gradients.append(of_outputs.sum(dim=1))
-                self._adam(slot, gradients, rate)
+            layer.update(of_outputs, x, rate=rate, weight_decay=self.settings.weight_decay)
         return gradient
 
     def _update_front(
@@ -393,30 +343,11 @@ class Stack:
                 logits = classifier(experts[modality])[None]  # (1, batch, C)
                 _, of_logits = _loss(logits.detach(), targets, soft)
                 roots.append(logits)
-                gradients.append(of_logits * (self.config.auxiliary or {})[modality])
+                gradients.append(of_logits * self.auxiliary_weights[modality])
         torch.autograd.backward(roots, gradients)
         with torch.no_grad():
             found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._front]
-            self._adam(self._front_slot, found, rate)
-
-    def _adam(self, slot: _Slot, gradients: list[torch.Tensor], rate: float) -> None:
-        """The operator behind torch.optim.Adam(fused=True); its Python class takes a tenth of a small step."""
-        torch._foreach_add_(slot.steps, 1)
-        torch._fused_adam_(
-            slot.parameters,
-            gradients,
-            slot.means,
-            slot.squares,
-            [],
-            slot.steps,
-            lr=rate,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            weight_decay=self.settings.weight_decay,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-        )
+            self._front_group.update(found, rate=rate, weight_decay=self.settings.weight_decay)
 
     # results
 

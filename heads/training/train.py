@@ -14,7 +14,7 @@ How they are spread (`benchmarks/bench_heads.py` shows why):
 - threads start at once and share the embeddings; small steps on more than `THREADS_AT_MOST` cores wait for Python's
   lock, so long work of that kind goes to processes.
 - on CUDA, all heads of a shape are one stack, whose products are batched.
-- on a Ray cluster (`cluster`), stacks go to its nodes. They are the same stacks, on as many threads each.
+- on a Ray cluster (`ray`), stacks go to its nodes. They are the same stacks, on as many threads each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -38,14 +38,16 @@ from alphafuse.data.columns import Texts
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
-from alphafuse.heads.model.head import AlphaFusion, HeadConfig, usable_clips
-from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.model.config import HeadConfig, usable_clips
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.system.cluster import connected, require_engine
+from alphafuse.system.devices import choose_device
 from alphafuse.system.interrupts import submit, wait_for_any
 from alphafuse.system.processes import end_with_parent, free_memory_bytes
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .batches import Source, Streamed, make_source
-from .epochs import History, Member, Progress, Reporter, Result, Shipped, Splits, train_stacks
+from .epochs import History, Member, Reporter, Result, Shipped, Splits, train_stacks
 from .ray import train_on_ray
 from .settings import TrainSettings
 
@@ -101,16 +103,16 @@ def train_heads(
 
     Args:
         train, val: embeddings in memory or on disk; labels must occur in the heads' classes (val labels that training
-            lacks are fine). A train split on disk whose features exceed `settings.memory_gb` is streamed, see
-            `heads.batches`: one pass over the store per epoch for all heads together, as long as they fit into half of
-            the free memory.
-        heads: what to train; what they say of hidden layers, dropout, normalisation and absent clips counts, not what
-            `settings` says.
+            lacks are fine). A train split on disk whose features exceed `settings.memory_gb` is streamed (see
+            `heads.training.batches`): one pass over the store per epoch for all heads together, as long as they fit
+            into half of the free memory.
+        heads: what to train, with hidden layers, dropout, normalisation and absent clips as each says itself.
         seeds: whole numbers of at least 0.
-        settings: epochs, batch size, Adam's settings, regularisation, device.
+        settings: how: epochs, batch size, Adam's settings, regularisation, device. Its layers and the like are those of
+            heads that are still to be described (`Experiment.head_config`), and change nothing here.
         class_weights: label -> how much its clips count, above 0, in place of `settings.class_weights`; 1 for others.
-        progress: called with the number of newly finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in
-            all; from another thread, but never twice at a time.
+        progress: its `advance` counts finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in all; the
+            caller starts and stops it.
         workers: threads or processes; 1 trains one stack after the other; None takes all cores. Local engine only.
         engine: who spreads the heads: "local" (this machine's cores), or "ray" (the nodes of a Ray cluster). The heads
             are the same to the digit, on nodes with the same kind of processor and the same versions.
@@ -125,13 +127,14 @@ def train_heads(
             that stops being finite.
         ClusterError: an unknown engine, no Ray, no such cluster, or nodes that can't do it.
 
-    >>> from alphafuse import Dataset, HeadConfig, TrainSettings, train_heads
+    >>> from alphafuse import Dataset, Experiment, HeadConfig, TrainSettings, train_heads
     >>> dataset = Dataset.open("demo")
     >>> train, val = dataset.embeddings("train"), dataset.embeddings("val")
-    >>> heads = [HeadConfig(train.dims, dataset.classes, "scale", "ast", alpha) for alpha in (0.5, 1.0)]
+    >>> experiments = [Experiment("scale", on="ast", alpha=alpha) for alpha in (0.5, 1.0)]
+    >>> heads = [HeadConfig(train.dims, dataset.classes, experiment) for experiment in experiments]
     >>> trained = train_heads(train, val, heads, seeds=[0, 1], settings=TrainSettings(epochs=2))
-    >>> [(one.head.config.alpha, one.seed) for one in trained]
-    [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
+    >>> [(one.head.config.experiment.name, one.seed) for one in trained[1:3]]
+    [('scale-0.5-ast', 1), ('scale-1-ast', 0)]
     >>> trained[0].head.predict_proba(val).shape
     (26, 16)
     """
@@ -141,25 +144,26 @@ def train_heads(
     for label, weight in (class_weights or {}).items():
         if not (math.isfinite(weight) and weight > 0):
             raise ExperimentError(f"the weight of class {label} must be above 0, not {weight}")
-    device = settings.torch_device()
+    device = choose_device(settings.device)
     memory = memory_bytes(settings, device)
-    usable = {}  # what a head reads -> the clips that it can use
-    kinds: dict[tuple[Any, ...], list[HeadConfig]] = {}
-    of_config = []
+    usable: dict[tuple[Any, ...], Usable] = {}  # what a head reads -> the clips that it can use
+    kinds: dict[tuple[Any, ...], list[HeadConfig]] = {}  # heads that are trained on the same clips
+    kind_of_head = []
     for config in heads:
-        reads = (config.modalities, config.absent)
+        reads = (config.modalities, config.settings.absent)
         if reads not in usable:
-            usable[reads] = tuple(np.packbits(usable_clips(source, config)).tobytes() for source in (train, val))
-        kind = (config.classes, usable[reads])
+            usable[reads] = Usable(*(usable_clips(source, config) for source in (train, val)))
+        kind = (config.classes, usable[reads].key)
         kinds.setdefault(kind, []).append(config)
-        of_config.append(kind)
-    splits = {
-        kind: _load(train, val, configs, settings, class_weights, device, memory) for kind, configs in kinds.items()
-    }
+        kind_of_head.append(kind)
+    splits = {}
+    for kind, configs in kinds.items():
+        clips = usable[configs[0].modalities, configs[0].settings.absent]
+        splits[kind] = _load(train, val, clips, configs, settings, class_weights, device, memory)
     members = [Member(i, config, seed) for i, (config, seed) in enumerate(product(heads, seeds))]
-    of_member = [splits[kind] for kind in of_config for _ in seeds]
+    of_member = [splits[kind] for kind in kind_of_head for _ in seeds]
     results: dict[int, Result] = {}
-    report = Reporter(progress)
+    report = Reporter(progress or NO_PROGRESS)
     with ExitStack() as stack:
         ray = stack.enter_context(connected(address)) if engine == "ray" else None
         for split in splits.values():
@@ -183,12 +187,12 @@ def _check(heads: Sequence[HeadConfig], seeds: Sequence[int], settings: TrainSet
             raise ExperimentError(f"a seed must be a whole number of at least 0, not {seed!r}")
     if workers is not None and workers < 1:
         raise ExperimentError(f"workers must be at least 1, not {workers}")
-    if settings.weight_decay and any(config.rates for config in heads):
+    if settings.weight_decay and any(config.experiment.rates for config in heads):
         raise ExperimentError("learning rates per modality don't go with weight_decay: leave one of them out")
 
 
 def memory_bytes(settings: TrainSettings, device: torch.device) -> int:
-    """What training features may take: the settings' word, or half of what is free on the device."""
+    """Memory that training features may take: as the settings say, or half of what is free on the device."""
     if settings.memory_gb is not None:
         return int(settings.memory_gb * 1e9)
     return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()) // 2
@@ -208,28 +212,43 @@ def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 # what is trained on
 
 
+class Usable(NamedTuple):
+    """Which clips heads can use, (clips,) bool of each split; equal keys mean the same clips."""
+
+    train: np.ndarray
+    val: np.ndarray
+
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        """The same, hashable."""
+        return np.packbits(self.train).tobytes(), np.packbits(self.val).tobytes()
+
+
 def _load(
     train: EmbeddingSource,
     val: EmbeddingSource,
+    usable: Usable,
     configs: Sequence[HeadConfig],
     settings: TrainSettings,
     class_weights: Mapping[str, float] | None,
     device: torch.device,
     memory: int,
 ) -> Splits:
-    """The clips that these heads can use, which are the same for all; a quarter of the memory is for validation."""
+    """The usable clips, which are the same for all these heads; a quarter of the memory is for validation."""
     config = configs[0]
     modalities = tuple(name for name in MODALITIES if any(name in one.modalities for one in configs))
     sources, dropped = {}, {}
     weights = None
-    for name, embeddings, share in (("train", train, memory * 3 // 4), ("val", val, memory // 4)):
-        usable = usable_clips(embeddings, config)
-        if not usable.any():
+    for name, embeddings, rows, share in (
+        ("train", train, usable.train, memory * 3 // 4),
+        ("val", val, usable.val, memory // 4),
+    ):
+        if not rows.any():
             raise EmptySplitError(
                 f"none of the {len(embeddings)} {name} clips has the embeddings that a head of "
                 f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
             )
-        kept = embeddings if usable.all() else embeddings.take(usable)
+        kept = embeddings if rows.all() else embeddings.take(rows)
         targets = class_indices(kept.labels, config.classes)
         if name == "train" and class_weights is not None:
             weights = torch.tensor([float(class_weights.get(label, 1)) for label in config.classes])
@@ -238,7 +257,7 @@ def _load(
             weights = torch.ones(len(config.classes))
             weights[present] = torch.from_numpy(compute_class_weight("balanced", classes=present, y=targets)).float()
         sources[name] = make_source(kept, modalities, targets, device=device, memory_bytes=share)
-        dropped[name] = int((~usable).sum())
+        dropped[name] = int((~rows).sum())
     return Splits(sources["train"], sources["val"], dropped, weights)
 
 
@@ -246,7 +265,7 @@ def _with_moments(members: Sequence[Member], source: Source, device: torch.devic
     """The members, those with zscore knowing the moments of their transformed training embeddings; one pass for all."""
     kinds: dict[tuple[object, ...], tuple[AlphaFusion, dict[str, _Moments]]] = {}
     for config in (member.config for member in members if member.config.normalize == "zscore"):
-        kind = _preparation(config)
+        kind = config.preparation
         if kind not in kinds:
             kinds[kind] = AlphaFusion(config).to(device), {name: _Moments(dim) for name, dim in config.dims.items()}
     if not kinds:
@@ -259,12 +278,7 @@ def _with_moments(members: Sequence[Member], source: Source, device: torch.devic
         kind: {name: of_modality.mean_and_std() for name, of_modality in moments.items()}
         for kind, (_, moments) in kinds.items()
     }
-    return [member._replace(moments=found.get(_preparation(member.config), {})) for member in members]
-
-
-def _preparation(config: HeadConfig) -> tuple[object, ...]:
-    """What decides a head's moments, if it has any."""
-    return config.modalities, config.transform, config.alpha, config.on, config.normalize
+    return [member._replace(moments=found.get(member.config.preparation, {})) for member in members]
 
 
 class _Moments:
@@ -339,37 +353,28 @@ def _train_on_split(
 
 
 def _stacks(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
-    """Members that are trained as one: of the same shape, as many as pay on the device; learned fronts come alone."""
+    """Members that are trained as one: of the same shape, as many as pay on the device.
+
+    Heads whose transform or fusion learns come alone.
+    """
 
     def shape(member: Member) -> str:
         config = member.config
-        return repr(
-            (
-                config.modalities,
-                _widths(config),
-                config.dropout,
-                config.modality_dropout,
-                config.fusion,
-                _is_learned(config),
-            )
-        )
+        learned = config.experiment.learns
+        more = config.settings.dropout, config.settings.modality_dropout, config.experiment.fusion, learned
+        return repr((config.modalities, _widths(config), *more))
 
     stacks = []
     for _, group in groupby(sorted(members, key=shape), key=shape):
         same = list(group)
         size = STACK_CUDA if device.type == "cuda" else STACK_CPU if _weights(same[0].config) <= SMALL_HEAD else 1
-        size = 1 if _is_learned(same[0].config) else size
+        size = 1 if same[0].config.experiment.learns else size
         stacks += [same[start : start + size] for start in range(0, len(same), size)]
     return stacks
 
 
-def _is_learned(config: HeadConfig) -> bool:
-    """Whether transform or fusion have parameters."""
-    return config.fusion != "concat" or TRANSFORMS[config.transform].learns
-
-
 def _widths(config: HeadConfig) -> tuple[int, ...]:
-    return (sum(config.dims.values()), *config.hidden, len(config.classes))
+    return (sum(config.dims.values()), *config.settings.hidden, len(config.classes))
 
 
 def _weights(config: HeadConfig) -> int:
@@ -421,7 +426,7 @@ def _train_in_processes(
         done = parallel(joblib.delayed(_train_in_worker)(stack, shipped, settings, os.getpid()) for stack in stacks)
         try:
             for results in done:
-                report(settings.total_epochs * len(results))
+                report.finished(settings.total_epochs * len(results))
                 yield from results
         except BrokenProcessPool:
             raise ExperimentError(
@@ -434,4 +439,4 @@ def _train_in_processes(
 def _train_in_worker(stack: Sequence[Member], shipped: Shipped, settings: TrainSettings, parent: int) -> list[Result]:
     end_with_parent(parent)
     torch.set_num_threads(1)
-    return train_stacks([stack], shipped.unpacked(), settings, torch.device("cpu"), Reporter(None))
+    return train_stacks([stack], shipped.unpacked(), settings, torch.device("cpu"), Reporter())

@@ -18,10 +18,10 @@ from alphafuse.data.dataset import DEFAULT_TIMESFORMER
 from alphafuse.data.sources.folder import TEST_FRACTION
 from alphafuse.data.sources.importing import VAL_FRACTION
 from alphafuse.errors import ExperimentError
-from alphafuse.extract.pipeline import ExtractSettings
+from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.studies.experiments import fit
 from alphafuse.heads.studies.table1 import TABLE1_SEEDS
-from alphafuse.heads.training.train import TrainSettings
+from alphafuse.heads.training.settings import TrainSettings
 
 MakeRoot = Callable[..., Path]
 
@@ -56,11 +56,6 @@ def test_the_options_defaults_are_those_of_python() -> None:
 
 def test_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"{__version__}\n", "")
-
-
-def test_help_answers_without_loading_torch() -> None:
-    script = "import sys, alphafuse.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd="/", check=False).returncode == 0
 
 
 def test_commands_that_only_look_into_stores_import_no_torch(extracted: Path) -> None:

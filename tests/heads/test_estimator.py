@@ -18,11 +18,13 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, ParameterGrid, cro
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from support.heads import head_config
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.estimator import AlphaFusionClassifier
-from alphafuse.heads.model.head import AlphaFusion, HeadConfig
+from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 
@@ -51,7 +53,7 @@ def trained_directly(
     x: np.ndarray, y: np.ndarray, *, seed: int = 3, settings: dict[str, object] | None = None, **head: object
 ) -> AlphaFusion:
     """The head that `train_heads` makes of the same clips; validated on other clips, which must change nothing."""
-    config = HeadConfig(**{"dims": DIMS, "classes": CLASSES, "hidden": (16,), **head})  # type: ignore[arg-type]
+    config = head_config(**{"dims": DIMS, "classes": CLASSES, "hidden": (16,), **head})  # type: ignore[arg-type]
     train, val = embeddings(x, y), embeddings(*clips(12, seed=1))
     chosen = TrainSettings(**{"epochs": 4, "learning_rate": 1e-2, **(settings or {})})  # type: ignore[arg-type]
     return train_heads(train, val, [config], [seed], settings=chosen)[0].head
@@ -118,13 +120,15 @@ def test_class_weights_given_one_by_one_do_what_balanced_does() -> None:
 
 def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_default() -> None:
     parameters = AlphaFusionClassifier().get_params()
-    # found in X and y; needs a validation split; X is in memory; scikit-learn has another name
-    left_out = {"dims", "classes", "patience", "memory_gb", "class_weights"}
-    for settings in (HeadConfig, TrainSettings):
-        for field in fields(settings):
+    # needs a validation split; X is in memory; scikit-learn has another name
+    left_out = {"patience", "memory_gb", "class_weights"}
+    names = {field.name for kind in (TrainSettings, Experiment) for field in fields(kind)} - left_out
+    assert names <= set(parameters)
+    for kind in (TrainSettings, Experiment):  # both have normalize: the settings' is the parameter
+        for field in fields(kind):
             if field.name not in left_out:
                 assert parameters.pop(field.name, field.default) == field.default
-    assert parameters == {"modalities": MODALITIES, "timesformer_dim": None, "random_state": None, "class_weight": None}
+    assert parameters == {"timesformer_dim": None, "random_state": None, "class_weight": None}
 
 
 def test_grid_search_over_transforms_and_alphas_finds_what_a_loop_finds() -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from support.browser import running_chromium, wait_until
+from support.heads import head_config
 from support.toy import CLASSES, SETTINGS, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.head import AlphaFusion, HeadConfig
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.experiments import Experiment, fit, load_heads
 from alphafuse.report import explorer
 from alphafuse.report.explorer import Packed, PackedHead, explored_clip_ids, explorer_html
@@ -47,7 +48,7 @@ def make_head(seed: int = 1, **config: Any) -> AlphaFusion:
     """A random head whose logits are far enough apart to tell one prediction from another."""
     settings: dict[str, Any] = {"dims": {"timesformer": 8, "ast": 6}, "classes": CLASSES, "hidden": (32, 16), **config}
     generator = torch.Generator().manual_seed(seed)
-    head = AlphaFusion(HeadConfig(**settings), generator=generator).eval()
+    head = AlphaFusion(head_config(**settings), generator=generator).eval()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.mul_(3)

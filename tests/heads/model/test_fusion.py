@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.fusion import FUSIONS, Fusion, Gate, build_fusion, check_fusion
+from alphafuse.heads.model.config import FUSIONS, check_fusion
+from alphafuse.heads.model.fusion import LAYERS, Fusion, Gate, build_fusion
 
 UNEQUAL = {"timesformer": 6, "ast": 4}
 SWAPPED = {"timesformer": 4, "ast": 7}
@@ -255,7 +256,7 @@ def test_attention_tokens_divide_among_the_heads_whatever_the_dims(dims: tuple[i
 def test_parameter_counts_are_those_of_the_docstrings(name: str, count: int, output_dim: int) -> None:
     fusion = build_fusion(name, {"timesformer": 768, "ast": 768})
     assert (sum(p.numel() for p in fusion.parameters()), fusion.output_dim) == (count, output_dim)
-    assert not count or f"{count:,} parameters" in str(FUSIONS[name].__doc__)
+    assert not count or f"{count:,} parameters" in str(LAYERS[name].__doc__)
 
 
 def test_add_projects_only_the_shorter_vector() -> None:
@@ -274,7 +275,7 @@ def test_a_fusion_of_two_modalities_refuses_one(name: str) -> None:
 
 def test_concat_takes_one_modality_as_it_is() -> None:
     x = features({"ast": 4})
-    assert check_fusion("concat", ("ast",)) is FUSIONS["concat"]
+    check_fusion("concat", ("ast",))
     assert torch.equal(build_fusion("concat", {"ast": 4})(x), x["ast"])
 
 

@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.heads import head_config
 from torch import nn
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.fusion import FUSIONS
-from alphafuse.heads.model.head import AlphaFusion, HeadConfig
+from alphafuse.heads.model.config import FUSIONS, Experiment, HeadConfig, HeadSettings
+from alphafuse.heads.model.head import AlphaFusion
+from alphafuse.heads.training.settings import TrainSettings
 
 DIMS = {"timesformer": 6, "ast": 4}
 CLASSES = ("bark", "meow", "moo")
 
 
 def config(**changes: object) -> HeadConfig:
-    return HeadConfig(**{"dims": DIMS, "classes": CLASSES, "hidden": (8, 5), **changes})  # type: ignore[arg-type]
+    return head_config(**{"dims": DIMS, "classes": CLASSES, "hidden": (8, 5), **changes})  # type: ignore[arg-type]
 
 
 def features(clips: int = 7) -> dict[str, torch.Tensor]:
@@ -72,6 +74,25 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
 def test_bad_head_settings_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         config(**changes)
+
+
+def test_a_config_keeps_the_dimensions_that_its_experiment_reads() -> None:
+    config = HeadConfig(DIMS, CLASSES, Experiment(modalities=("ast",)))
+    assert config.dims == {"ast": 4} and config.modalities == ("ast",)
+    with pytest.raises(ExperimentError, match="the experiment reads ast, and only timesformer has a dimension"):
+        HeadConfig({"timesformer": 6}, CLASSES)
+
+
+def test_an_experiments_normalisation_goes_before_the_settings() -> None:
+    settings = HeadSettings(normalize="l2")
+    assert HeadConfig(DIMS, CLASSES, Experiment(normalize="zscore"), settings).normalize == "zscore"
+    assert HeadConfig(DIMS, CLASSES, Experiment(), settings).normalize == "l2"
+
+
+def test_a_config_keeps_of_its_settings_what_makes_a_head() -> None:
+    config = HeadConfig(DIMS, CLASSES, settings=TrainSettings(hidden=(8,), epochs=3))
+    assert config == HeadConfig(DIMS, CLASSES, settings=HeadSettings(hidden=(8,)))
+    assert "epochs" not in config.to_json()["settings"]
 
 
 def test_the_papers_head_is_1536_1024_512_classes() -> None:
@@ -156,14 +177,23 @@ def test_a_missing_damaged_or_misfitting_head_is_one_clear_error(tmp_path: Path)
         AlphaFusion.from_pretrained(tmp_path)
     AlphaFusion(config()).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
-    for change, message in (
-        ({"hidden": [8, 6]}, r"holds layers.1.weight \(5, 8\), config.json asks for \(6, 8\)"),
-        ({"transform": "learned", "on": "ast"}, "alpha not at all"),
-        ({"transform": "cube", "on": "ast"}, "unknown transform 'cube'"),
-        ({"width": 3}, "unknown field 'width'"),
-        ({"hidden": 3}, "train it again"),
+    for part, change, message in (
+        ("settings", {"hidden": [8, 6]}, r"holds layers.1.weight \(5, 8\), config.json asks for \(6, 8\)"),
+        ("experiment", {"transform": "learned", "on": "ast"}, "alpha not at all"),
+        ("experiment", {"transform": "cube", "on": "ast"}, "unknown transform 'cube'"),
+        ("settings", {"width": 3}, "unknown field 'width'"),
+        ("experiment", {"width": 3}, "unknown field 'width'"),
+        ("settings", {"hidden": 3}, "train it again"),
     ):
-        (tmp_path / "config.json").write_text(json.dumps({**content, "head": {**content["head"], **change}}))
+        changed = {**content["head"], part: {**content["head"][part], **change}}
+        (tmp_path / "config.json").write_text(json.dumps({**content, "head": changed}))
+        with pytest.raises(ExperimentError, match=message):
+            AlphaFusion.from_pretrained(tmp_path)
+    for changed, message in (
+        ({**content["head"], "width": 3}, "unknown field 'width'"),
+        ({name: value for name, value in content["head"].items() if name != "dims"}, "'dims' is missing"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**content, "head": changed}))
         with pytest.raises(ExperimentError, match=message):
             AlphaFusion.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -215,7 +245,7 @@ def test_embeddings_without_a_modality_are_refused() -> None:
 
 @pytest.mark.parametrize("fusion", ["concat", "add", "matrix", "gate", "attention"])
 def test_an_alpha_of_1_changes_nothing_and_of_0_is_an_absent_modality(fusion: str) -> None:
-    config = HeadConfig(dims={"timesformer": 8, "ast": 8}, classes=("a", "b", "c"), fusion=fusion, normalize="zscore")
+    config = head_config(dims={"timesformer": 8, "ast": 8}, classes=("a", "b", "c"), fusion=fusion, normalize="zscore")
     head = AlphaFusion(config).eval()
     features = {"timesformer": torch.randn(5, 8), "ast": torch.randn(5, 8)}
     silent = {**features, "ast": torch.full((5, 8), torch.nan)}
@@ -225,7 +255,7 @@ def test_an_alpha_of_1_changes_nothing_and_of_0_is_an_absent_modality(fusion: st
 
 
 def test_an_alpha_weighs_what_is_fused_after_transform_and_normalisation() -> None:
-    config = HeadConfig(dims={"ast": 6}, classes=("a", "b"), transform="sqrt", on="ast", normalize="l2", hidden=())
+    config = head_config(dims={"ast": 6}, classes=("a", "b"), transform="sqrt", on="ast", normalize="l2", hidden=())
     head = AlphaFusion(config).eval()
     x = torch.rand(4, 6)
     fused = 1.5 * torch.nn.functional.normalize(x.sqrt(), dim=-1)
@@ -237,7 +267,7 @@ def test_an_alpha_weighs_what_is_fused_after_transform_and_normalisation() -> No
     [({"timesformer": 1.0}, "unknown modality 'timesformer'.*: choose from ast"), ({"ast": math.nan}, "finite number")],
 )
 def test_an_alpha_that_fits_no_modality_is_refused(alphas: dict[str, float], message: str) -> None:
-    head = AlphaFusion(HeadConfig(dims={"ast": 6}, classes=("a", "b")))
+    head = AlphaFusion(head_config(dims={"ast": 6}, classes=("a", "b")))
     with pytest.raises(ExperimentError, match=message):
         head({"ast": torch.zeros(1, 6)}, alphas)
 

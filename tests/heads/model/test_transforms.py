@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.transforms import TRANSFORMS, AlphaTransform, check_transform
+from alphafuse.heads.model.head import AlphaTransform
+from alphafuse.heads.model.transforms import TRANSFORMS, check_transform
 
 DIM = 6
 X = np.array(

@@ -16,8 +16,9 @@ from support.toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.errors import ExperimentError, StoreError
+from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.model.head import AlphaFusion
-from alphafuse.heads.studies.experiments import BASELINE, Experiment, fit, load_heads, replaced_run
+from alphafuse.heads.studies.experiments import Experiment, fit, load_heads, replaced_run
 from alphafuse.heads.studies.table1 import PAPER_SIX, TABLE1, Table1, paper_results, table1
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.table1 import figure3, format_markdown, format_run, format_text, to_json, write_table1

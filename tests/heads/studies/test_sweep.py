@@ -14,9 +14,10 @@ from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ClusterError, ExperimentError
+from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.studies.compare import compare
 from alphafuse.heads.studies.comparison import Trained
-from alphafuse.heads.studies.experiments import BASELINE, Experiment, fit
+from alphafuse.heads.studies.experiments import Experiment, fit
 from alphafuse.heads.studies.sweep import Sweep, best_on_validation, parse_alphas, read_sweep_config, sweep
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.report.sweep import format_text, to_json, write_sweep

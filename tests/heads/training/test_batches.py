@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.heads import head_config
 from support.toy import make_dataset
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store.lazy import StoredEmbeddings
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.heads.model.head import HeadConfig
 from alphafuse.heads.studies.sweep import sweep
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training.batches import BLOCK_ROWS, InMemory, Streamed, make_source
@@ -113,7 +113,7 @@ def test_no_epoch_has_more_steps_than_announced(store: EmbeddingStore) -> None:
 
 
 def train(train_clips: object, val: Embeddings, memory_gb: float | None, **changes: object) -> list[TrainedHead]:
-    config = HeadConfig(dims=DIMS, classes=CLASSES, hidden=(32,), **changes)  # type: ignore[arg-type]
+    config = head_config(DIMS, CLASSES, hidden=(32,), **changes)
     settings = TrainSettings(epochs=3, batch_size=64, learning_rate=3e-3, memory_gb=memory_gb)
     return train_heads(train_clips, val, [config], [0, 1], settings=settings)  # type: ignore[arg-type]
 
@@ -181,7 +181,7 @@ def test_heads_of_all_kinds_read_the_store_once_per_epoch_and_are_the_same_alone
     """As table 1 has them: both modalities, each alone, transformed, fused otherwise, several seeds."""
     val = sorted_clips(100, seed=2)
     settings = TrainSettings(epochs=3, batch_size=64, memory_gb=2000 * ROW_BYTES / 2 / 1e9)
-    configs = [HeadConfig(classes=CLASSES, hidden=(8,), **kind) for kind in KINDS]  # type: ignore[arg-type]
+    configs = [head_config(classes=CLASSES, hidden=(8,), **kind) for kind in KINDS]  # type: ignore[arg-type]
     company = train_heads(store.open_rows(), val, configs, [0, 1, 2], settings=settings, workers=workers)
     assert sum(rows_read) == 3 * 2000
     for position in (4, 5 * 3):  # alone in one stack as in company
@@ -207,7 +207,7 @@ def test_sweep_and_table1_read_a_streamed_store_once_per_epoch(
 
 def test_what_was_made_of_a_window_is_not_kept_for_every_head(store: EmbeddingStore) -> None:
     """Else many streamed heads would each hold a window's worth."""
-    config = HeadConfig(dims=DIMS, classes=CLASSES, hidden=(8,))
+    config = head_config(DIMS, CLASSES, hidden=(8,))
     source = streamed(store)
     stack = Stack([(config, 0)], TrainSettings(), steps=100, device=CPU, moments=[{}], class_weights=None)
     for window in source.windows(0):
@@ -219,12 +219,12 @@ MEMORY_TEST = """
 import resource, sys
 import numpy as np, torch
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.heads.model.head import HeadConfig
+from alphafuse.heads.model.config import HeadConfig, HeadSettings
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 
 train, val = (EmbeddingStore(folder).open_rows() for folder in sys.argv[1:3])
-config = HeadConfig(dims=dict(train.dims), classes=("a", "b"), hidden=(8,))
+config = HeadConfig(train.dims, ("a", "b"), settings=HeadSettings(hidden=(8,)))
 def run(): train_heads(train, val, [config], [0], settings=TrainSettings(epochs=1, batch_size=512, memory_gb=0.012))
 train_heads(val, val, [config], [0], settings=TrainSettings(epochs=1))  # what the libraries take at first
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
+from support.heads import head_config
 from support.toy import CLASSES, SETTINGS, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import AlphafuseError, ClusterError, ExperimentError
-from alphafuse.heads.model.head import HeadConfig
 from alphafuse.heads.studies.sweep import sweep
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training import ray as heads_cluster
@@ -139,7 +139,7 @@ def test_what_is_wrong_on_a_node_is_the_same_error_as_here(
     dataset: Dataset, nodes: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     train, val = dataset.embeddings("train"), dataset.embeddings("val")
-    config = HeadConfig(dims=dict(train.dims), classes=CLASSES, hidden=(16,))
+    config = head_config(train.dims, CLASSES, hidden=(16,))
     wild = replace(SETTINGS, learning_rate=1e30)
     with pytest.raises(ExperimentError, match=r"the loss stopped being finite in epoch .* seed 3: lower the learning"):
         train_heads(train, val, [config], [3], settings=wild, engine="ray")
@@ -164,6 +164,6 @@ def test_a_cluster_without_processors_is_named(dataset: Dataset, nodes: Any, mon
 
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 0.0}}, {"Alive": False}])
     train, val = dataset.embeddings("train"), dataset.embeddings("val")
-    config = HeadConfig(dims=dict(train.dims), classes=CLASSES, hidden=(16,))
+    config = head_config(train.dims, CLASSES, hidden=(16,))
     with pytest.raises(ClusterError, match="has no processor for tasks: add a node"):
         train_heads(train, val, [config], [0], settings=SETTINGS, engine="ray")

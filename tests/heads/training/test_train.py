@@ -8,15 +8,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.heads import Counted, head_config
 from torch.nn import functional
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.errors import EmptySplitError, ExperimentError
-from alphafuse.heads.model.head import FUSED, AlphaFusion, HeadConfig
-from alphafuse.heads.training import stack
+from alphafuse.heads.model.config import FUSED, HeadConfig
+from alphafuse.heads.model.head import AlphaFusion
+from alphafuse.heads.training import linear, stack
 from alphafuse.heads.training import train as training
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead, train_heads
+from alphafuse.system.progress import Progress
 
 CLASSES = ("bark", "meow", "moo", "never in training")
 DIMS = {"timesformer": 6, "ast": 4}
@@ -37,7 +40,7 @@ def without_audio(embeddings: Embeddings, rows: list[int]) -> Embeddings:
 
 
 def config(**changes: object) -> HeadConfig:
-    return HeadConfig(**{"dims": DIMS, "classes": CLASSES, "hidden": (16, 8), **changes})  # type: ignore[arg-type]
+    return head_config(**{"dims": DIMS, "classes": CLASSES, "hidden": (16, 8), **changes})  # type: ignore[arg-type]
 
 
 TRAIN, VAL = clips(30, seed=1), clips(10, seed=2, labels=CLASSES)
@@ -87,8 +90,8 @@ class Reference:
             weight = torch.cat(first, dim=1) if index == 0 else layer.weight
             x = functional.linear(x, weight, layer.bias)
             if index + 1 < len(self.head.linears):
-                kept = torch.rand(x.shape, generator=self.masks) >= self.config.dropout
-                x = torch.relu(x) * kept / (1 - self.config.dropout)
+                kept = torch.rand(x.shape, generator=self.masks) >= self.config.settings.dropout
+                x = torch.relu(x) * kept / (1 - self.config.settings.dropout)
         return x
 
     def batch(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -99,9 +102,9 @@ class Reference:
             counts = torch.bincount(self.targets, minlength=len(CLASSES))
             present = (counts > 0).sum()
             soft = soft * (len(self.targets) / (present * counts))[self.targets[rows]][:, None]
-        if self.config.modality_dropout:
+        if self.config.settings.modality_dropout:
             lots = torch.rand(len(rows), generator=self.lots)
-            share = self.config.modality_dropout / 2
+            share = self.config.settings.modality_dropout / 2
             x["timesformer"] = x["timesformer"] * (lots >= share)[:, None]
             x["ast"] = x["ast"] * (lots < 1 - share)[:, None]
         if self.settings.mixup:
@@ -114,10 +117,10 @@ class Reference:
 
     def train(self) -> list[float]:
         weight = self.head.linears[0].weight.detach()
-        widths = list(self.config.dims.values()) if self.config.fusion == "concat" else [weight.shape[1]]
+        widths = list(self.config.dims.values()) if self.config.experiment.fusion == "concat" else [weight.shape[1]]
         first = [part.clone().requires_grad_() for part in weight.split(widths, dim=1)]
         others = [p for p in self.head.parameters() if p is not self.head.linears[0].weight]
-        rates = [(self.config.rates or {}).get(name, 1.0) for name in self.config.dims]
+        rates = [dict(self.config.experiment.rates).get(name, 1.0) for name in self.config.dims]
         rate = self.settings.learning_rate
         groups = [{"params": [part], "lr": rate * r} for part, r in zip(first, rates, strict=False)]
         optimizer = torch.optim.Adam(
@@ -140,11 +143,12 @@ class Reference:
                 x, soft = self.batch(rows)
                 main = self.loss(self.classify(self.head.fusion(x), first), soft)
                 loss = main
-                if self.config.auxiliary:
+                auxiliary = dict(self.config.experiment.auxiliary)
+                if auxiliary:
                     experts = self.head.fusion.experts(x)
-                    loss = self.config.auxiliary.get(FUSED, 1.0) * main
+                    loss = auxiliary.get(FUSED, 1.0) * main
                     for name, classifier in self.auxiliary.items():
-                        loss = loss + self.config.auxiliary[name] * self.loss(classifier(experts[name]), soft)
+                        loss = loss + auxiliary[name] * self.loss(classifier(experts[name]), soft)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -227,33 +231,33 @@ def test_a_head_alone_equals_itself_in_company_and_in_any_order() -> None:
 @pytest.mark.parametrize("regularised", [{}, {"mixup": 0.3, "class_weights": "balanced", "label_smoothing": 0.1}])
 def test_stacked_heads_equal_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, regularised: dict[str, object]) -> None:
     settings = TrainSettings(epochs=4, learning_rate=1e-3, **regularised)  # type: ignore[arg-type]
-    heads = [config(modality_dropout=0.2, rates=rates) for rates in (None, {"ast": 2.0})]
+    heads = [config(modality_dropout=0.2, rates=rates) for rates in ({}, {"ast": 2.0})]
     heads += [config(transform="pos-scalar", on="ast", modality_dropout=0.2)]
     stacked = train(*heads, seeds=(0, 1), settings=settings)
     monkeypatch.setattr(training, "STACK_CPU", 1)
     monkeypatch.setattr(stack, "PREPARED_BYTES", 0)  # and prepared batch by batch
-    monkeypatch.setattr(stack, "PIECE_BYTES", 100)  # and updated piece by piece
+    monkeypatch.setattr(linear, "PIECE_BYTES", 100)  # and updated piece by piece
     assert all(close(a, b) for a, b in zip(stacked, train(*heads, seeds=(0, 1), settings=settings), strict=True))
 
 
 def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = config(), config(transform="sqrt", on="ast")
     monkeypatch.setattr(training, "STACK_CPU", 1)
-    counts: dict[str, list[int]] = {"alone": [], "threads": [], "processes": []}
-    alone = train(*heads, seeds=(0, 1), workers=1, progress=counts["alone"].append)
-    threads = train(*heads, seeds=(0, 1), workers=2, progress=counts["threads"].append)
+    counts = {"alone": Counted(), "threads": Counted(), "processes": Counted()}
+    alone = train(*heads, seeds=(0, 1), workers=1, progress=counts["alone"])
+    threads = train(*heads, seeds=(0, 1), workers=2, progress=counts["threads"])
     monkeypatch.setattr(training, "THREADS_AT_MOST", 1)
     monkeypatch.setattr(training, "PROCESS_START_SECONDS", -1.0)
-    processes = train(*heads, seeds=(0, 1), workers=2, progress=counts["processes"].append)
+    processes = train(*heads, seeds=(0, 1), workers=2, progress=counts["processes"])
     assert all(close(a, b) and close(a, c) for a, b, c in zip(alone, threads, processes, strict=True))
-    assert {name: sum(found) for name, found in counts.items()} == dict.fromkeys(counts, 2 * 2 * QUICK.epochs)
+    assert {name: sum(found.counts) for name, found in counts.items()} == dict.fromkeys(counts, 2 * 2 * QUICK.epochs)
 
 
 def test_early_stopping_takes_the_epoch_of_least_validation_loss() -> None:
-    counts: list[int] = []
+    progress = Counted()
     settings = TrainSettings(epochs=60, learning_rate=1e-2, patience=3)
-    heads = train(config(), seeds=(0, 1, 2), settings=settings, progress=counts.append)
-    assert sum(counts) == 3 * 60
+    heads = train(config(), seeds=(0, 1, 2), settings=settings, progress=progress)
+    assert sum(progress.counts) == 3 * 60
     for trained in heads:
         losses = trained.history.val_loss
         assert trained.epoch == np.argmin(losses) + 1 == len(losses) - 3 < 57
@@ -289,12 +293,13 @@ def test_modality_dropout_makes_one_head_serve_clips_without_audio() -> None:
 
 
 def test_an_interrupt_ends_all_threads_at_their_next_step() -> None:
-    def interrupt(epochs: int) -> None:
-        raise KeyboardInterrupt
+    class Interrupt(Progress):
+        def advance(self, count: int = 1, **of_which: int) -> None:
+            raise KeyboardInterrupt
 
     settings = TrainSettings(epochs=100_000)
     with pytest.raises(KeyboardInterrupt):
-        train(config(hidden=(2000, 200)), seeds=(0, 1, 2, 3), settings=settings, progress=interrupt, workers=2)
+        train(config(hidden=(2000, 200)), seeds=(0, 1, 2, 3), settings=settings, progress=Interrupt(), workers=2)
 
 
 def test_training_leaves_torchs_threads_and_random_state_alone() -> None:

@@ -1,0 +1,150 @@
+"""Options of commands, made of the fields of dataclasses.
+
+A field whose metadata has a `help` is an option: --batch-size of `batch_size`, with the field's type and default. More
+metadata, all optional:
+
+    choices     names that completion offers; else those of the field's Literal
+    flags       ("--timeout",): what the option is called instead
+    multiple    whether several values are typed as several options; else as one, with commas
+    least       the smallest whole number that is taken
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+from .common import one_of, some_of
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+ONE_DEVICE = {"help": "auto, cpu, cuda or cuda:N.", "choices": ("auto", "cpu", "cuda")}  # of commands that take one
+
+
+class InvalidOption(click.BadParameter):
+    """A value that can't be read: says which, and what is expected."""
+
+    def __init__(self, value: str, expected: str, param: click.Parameter | None, ctx: click.Context | None) -> None:
+        super().__init__(expected, ctx, param)
+        self.value = value
+
+    def format_message(self) -> str:
+        """The one line."""
+        return f"invalid {self.param.opts[0] if self.param else 'value'} '{self.value}': expected {self.message}"
+
+
+class Names(click.ParamType):
+    """Names with commas: "timesformer,ast" -> ("timesformer", "ast")."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The names; what exists is decided where they are used."""
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return tuple(value)
+
+    def to_text(self, value: tuple[str, ...]) -> str:
+        """What is typed for these names."""
+        return ",".join(value)
+
+
+class Widths(click.ParamType):
+    """Widths of layers: "1024,512" -> (1024, 512), "linear" -> ()."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The widths; `InvalidOption` where there is anything but whole numbers."""
+        if not isinstance(value, str):
+            return tuple(value)
+        if value.strip() in ("linear", ""):
+            return ()
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise InvalidOption(value, "1024,512 or linear", param, ctx) from None
+
+    def to_text(self, value: tuple[int, ...]) -> str:
+        """What is typed for these widths."""
+        return ",".join(map(str, value)) or "linear"
+
+
+def options_of(
+    kind: type, *names: str, into: str | None = None, change: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[Command], Command]:
+    """Give a command the options of a dataclass's fields.
+
+    Args:
+        kind: the dataclass; its fields that have a `help` become options, in their order.
+        names: of the fields that are wanted; all by default.
+        into: the command's argument that becomes an instance made of the options; None passes each value by itself.
+        change: field -> metadata that differs in this command.
+    """
+    hints = get_type_hints(kind)
+    chosen = [field for field in fields(kind) if "help" in field.metadata and (not names or field.name in names)]
+
+    def add(command: Command) -> Command:
+        wrapped: Any = command
+        if into is not None:
+
+            @functools.wraps(command)
+            def wrapped(**arguments: Any) -> Any:
+                values = {field.name: arguments.pop(field.name) for field in chosen}
+                return command(**arguments, **{into: kind(**values)})
+
+        for field in reversed(chosen):
+            metadata = {**field.metadata, **(change or {}).get(field.name, {})}
+            wrapped = _option(field.name, hints[field.name], field.default, **metadata)(wrapped)
+        return wrapped
+
+    return add
+
+
+def _option(
+    name: str,
+    hint: Any,
+    default: Any,
+    *,
+    help: str,
+    choices: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    multiple: bool = False,
+    least: int | None = None,
+) -> Callable[[Command], Command]:
+    """The option of one field."""
+    flags = flags or (f"--{name.replace('_', '-')}",)
+    hint = _without_none(hint)
+    if hint is bool:
+        return click.option(*flags, name, is_flag=True, default=default, help=help)
+    choices = choices or (get_args(hint) if get_origin(hint) is Literal else ())
+    kind: click.ParamType = click.STRING
+    if get_origin(hint) is tuple and not multiple:
+        kind = Widths() if get_args(hint)[0] is int else Names()
+        default = kind.to_text(default)
+    elif hint is int:
+        kind = click.INT if least is None else click.IntRange(min=least)
+    elif hint is float:
+        kind = click.FLOAT
+    complete = (some_of if isinstance(kind, Names) else one_of)(*choices) if choices else None
+    return click.option(
+        *flags,
+        name,
+        type=kind,
+        default=default,
+        multiple=multiple,
+        show_default=default is not None,
+        shell_complete=complete,
+        help=help,
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    """The type that isn't None: int of `int | None`."""
+    if get_origin(hint) is UnionType:
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return hint

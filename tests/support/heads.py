@@ -1,0 +1,29 @@
+"""Heads described in one call, and a progress that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from alphafuse.heads.model.config import Experiment, HeadConfig, HeadSettings
+from alphafuse.system.progress import Progress
+
+SETTINGS = tuple(field.name for field in fields(HeadSettings))
+
+
+def head_config(dims: Mapping[str, int], classes: Sequence[str], **changes: Any) -> HeadConfig:
+    """A head of all these modalities, from fields of `Experiment` and of `HeadSettings`."""
+    settings = {name: changes.pop(name) for name in SETTINGS if name in changes}
+    experiment = Experiment(**{"modalities": tuple(dims), **changes})
+    return HeadConfig(dims, tuple(classes), experiment, HeadSettings(**settings))
+
+
+class Counted(Progress):
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def advance(self, count: int = 1, **of_which: int) -> None:
+        self.counts.append(count)
