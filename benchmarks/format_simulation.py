@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alphafuse.report.extract import duration
 from alphafuse.report.plan import number
-from alphafuse.report.text import aligned
+from alphafuse.report.tables import aligned
 
 if TYPE_CHECKING:
     from simulate import Simulation

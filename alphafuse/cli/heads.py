@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 
+from .bar import Bar
 from .common import (
     ABSENT,
     ALPHA_TRANSFORMS,
@@ -129,10 +129,6 @@ def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[...,
     return add
 
 
-def _bar(title: str, heads: int, settings: TrainSettings) -> tqdm[Any]:
-    return tqdm(total=heads * settings.total_epochs, desc=title, unit="epoch", disable=None)
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -195,36 +191,36 @@ def fit(
       alphafuse fit --fusion gate --normalize zscore --patience 5
       alphafuse fit --modalities ast --hidden linear --root demo
     """
-    from alphafuse.heads.studies.experiments import Experiment, seed_range
-    from alphafuse.heads.studies.experiments import fit as fit_experiment
-    from alphafuse.report.table1 import format_run
+    from alphafuse.heads.studies.experiments import Experiment
+    from alphafuse.heads.studies.fit import fit as fit_experiment
+    from alphafuse.heads.studies.runs import run_folder
+    from alphafuse.report.studies import describe
+    from alphafuse.report.tables import to_text
 
     source = click.get_current_context().get_parameter_source("transform")
     if on and transform == "none" and source == ParameterSource.DEFAULT:
         raise click.UsageError(f"--on {on} needs a --transform; to read one modality alone: --modalities {on}")
     experiment = Experiment(transform=transform, on=on, alpha=alpha, fusion=fusion, modalities=_names(modalities))
-    heads = len(seed_range(seeds, first_seed))
     dataset = Dataset.open(root)
-    replaces = (dataset.root / "runs" / (run or experiment.name)).is_dir()
-    with _bar(experiment.title, heads, settings) as bar:
-        result = fit_experiment(
-            dataset,
-            experiment,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            run=run,
-            progress=bar.update,
-            engine=engine,
-            address=address,
-        )
+    replaces = run_folder(dataset.root, run or experiment.name).is_dir()
+    result = fit_experiment(
+        dataset,
+        experiment,
+        seeds=seeds,
+        first_seed=first_seed,
+        settings=settings,
+        run=run,
+        progress=Bar(),
+        engine=engine,
+        address=address,
+    )
     if replaces:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
-        splits = {split: figures.to_json() for split, figures in result.splits.items()}
-        print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
+        made = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
+        print_json({**made, **result.to_json()})
         return
-    print_text(format_run(result))
+    print_text(f"{to_text(describe(result))}Run: {result.folder}\n")
 
 
 @click.command()
@@ -250,28 +246,25 @@ def table1(
     Example:
       alphafuse table1 --root demo
     """
-    from alphafuse.heads.studies.experiments import seed_range
-    from alphafuse.heads.studies.table1 import TABLE1
     from alphafuse.heads.studies.table1 import table1 as train_table1
-    from alphafuse.report.table1 import format_text, to_json, write_table1
+    from alphafuse.report.studies import describe, write_table1
+    from alphafuse.report.tables import to_text
 
-    heads = len(TABLE1) * len(seed_range(seeds, first_seed))
     dataset = Dataset.open(root)
-    with _bar("table 1", heads, settings) as bar:
-        table = train_table1(
-            dataset,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            progress=bar.update,
-            engine=engine,
-            address=address,
-        )
+    table = train_table1(
+        dataset,
+        seeds=seeds,
+        first_seed=first_seed,
+        settings=settings,
+        progress=Bar(),
+        engine=engine,
+        address=address,
+    )
     folder = write_table1(table, dataset)
     if as_json:
-        print_json(to_json(table))
+        print_json(table.to_json())
         return
-    print_text(f"{format_text(table)}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+    print_text(f"{to_text(describe(table))}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
 
 
 @click.command()
@@ -324,9 +317,11 @@ def sweep(
       alphafuse sweep --config demo/runs/sweep-ast/config.json --root demo --run again
       alphafuse sweep --on ast --seeds 20 --engine ray --address auto
     """
-    from alphafuse.heads.studies.sweep import count_sweep_heads, parse_alphas, read_sweep_config
+    from alphafuse.heads.studies.runs import read_sweep_config
+    from alphafuse.heads.studies.sweep import parse_alphas
     from alphafuse.heads.studies.sweep import sweep as run_sweep
-    from alphafuse.report.sweep import format_text, to_json, write_sweep
+    from alphafuse.report.studies import describe, write_sweep
+    from alphafuse.report.tables import to_text
 
     arguments: dict[str, Any] = {
         "on": _names(on),
@@ -338,15 +333,13 @@ def sweep(
     }
     if config:
         arguments = read_sweep_config(config)
-    heads = count_sweep_heads(arguments["on"], arguments["alphas"], arguments["seeds"])
     dataset = Dataset.open(root)
-    with _bar("sweep", heads, arguments["settings"]) as bar:
-        found = run_sweep(dataset, **arguments, progress=bar.update, engine=engine, address=address)
+    found = run_sweep(dataset, **arguments, progress=Bar(), engine=engine, address=address)
     folder = write_sweep(found, dataset, run=run)
     if as_json:
-        print_json(to_json(found))
+        print_json(found.to_json())
         return
-    print_text(f"{format_text(found)}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
 
 
 @click.command()
@@ -373,25 +366,24 @@ def compare(
       alphafuse compare --root demo
     """
     from alphafuse.heads.studies.compare import compare as run_compare
-    from alphafuse.heads.studies.compare import count_compare_heads
-    from alphafuse.report.compare import format_text, to_json, write_compare
+    from alphafuse.report.studies import describe, write_compare
+    from alphafuse.report.tables import to_text
 
     dataset = Dataset.open(root)
-    with _bar("compare", count_compare_heads(seeds), settings) as bar:
-        table = run_compare(
-            dataset,
-            seeds=seeds,
-            first_seed=first_seed,
-            settings=settings,
-            progress=bar.update,
-            engine=engine,
-            address=address,
-        )
+    table = run_compare(
+        dataset,
+        seeds=seeds,
+        first_seed=first_seed,
+        settings=settings,
+        progress=Bar(),
+        engine=engine,
+        address=address,
+    )
     folder = write_compare(table, dataset)
     if as_json:
-        print_json(to_json(table))
+        print_json(table.to_json())
         return
-    print_text(f"{format_text(table)}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+    print_text(f"{to_text(describe(table))}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
 
 
 @click.command()
@@ -420,12 +412,13 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
       alphafuse evaluate demo/runs/sqrt-ast --against demo/runs/untransformed
     """
     from alphafuse.heads.studies.evaluate import evaluate as evaluate_run
-    from alphafuse.report.evaluation import format_text, to_json, write_evaluation
+    from alphafuse.report.studies import describe, write_evaluation
+    from alphafuse.report.tables import to_text
 
     dataset = Dataset.open(root) if root else None
     found = evaluate_run(run, split=split, dataset=dataset, against=against, vggsounder=vggsounder)
     folder = write_evaluation(found)
     if as_json:
-        print_json(to_json(found))
+        print_json(found.to_json())
         return
-    print_text(f"{format_text(found)}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")

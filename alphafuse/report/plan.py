@@ -5,7 +5,7 @@ from __future__ import annotations
 from alphafuse.extract.cost import RunPlan
 
 from .extract import duration
-from .text import aligned, wrapped
+from .tables import aligned, wrapped
 
 RESULT = "computed"
 

@@ -22,14 +22,18 @@ from alphafuse.errors import DatasetError, EncoderError, ExperimentError, Recipe
 from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.heads.studies.experiments import Experiment, fit
+from alphafuse.heads.studies.experiments import Experiment
+from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.runs import best_run, read_run
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.predict.bundle import carried_encoder, export_run, push_bundle
-from alphafuse.predict.model import ALPHAS, AlphaFuse, Explanation, Prediction, find_clips
+from alphafuse.predict.bundle import carried_encoder, export_run
+from alphafuse.predict.explain import ALPHAS, Explanation
+from alphafuse.predict.model import AlphaFuse, find_clips
+from alphafuse.predict.prediction import Prediction
+from alphafuse.predict.push import push_bundle
 from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
-from alphafuse.report.table1 import write_table1
+from alphafuse.report.studies import write_table1
 from alphafuse.system.files import read_json, write_json
 
 SETTINGS = TrainSettings(epochs=6, hidden=(16, 8), learning_rate=3e-3, memory_gb=1.0)
