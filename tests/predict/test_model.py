@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from support.clips import write_clip
+from support.progress import Told
 
 from alphafuse.cli.main import main
 from alphafuse.data.dataset import Dataset
@@ -112,14 +113,14 @@ def test_what_is_known_is_yielded_before_later_clips_are_looked_at(
     paths = [root.path_of(clip) for clip in root.manifest][:5]
     together = model.predict(paths)
     monkeypatch.setattr("alphafuse.predict.model.STREAMED", 2)
-    done: list[int] = []
-    stream = model.stream(paths, progress=done.append)
+    told = Told()
+    stream = model.stream(paths, progress=told)
     first = next(stream)
-    assert isinstance(first, Prediction) and len(done) == 2
+    assert isinstance(first, Prediction) and sum(told.done) == 2
     for one, other in zip([first, *stream], together, strict=True):
         assert isinstance(one, Prediction) and one.clip == other.clip
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
-    assert len(done) == 5
+    assert sum(told.done) == told.rounds[0][1] == 5 and told.stopped == 1
 
 
 def test_heads_that_need_both_say_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
