@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from alphafuse.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from alphafuse.cli.doctor import Finding, examine
     from alphafuse.data.audit import AuditReport, audit
@@ -44,24 +46,22 @@ if TYPE_CHECKING:
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.compare import CompareTable, compare
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
-    from alphafuse.heads.studies.experiments import RunResult, fit
+    from alphafuse.heads.studies.fit import RunResult, fit
     from alphafuse.heads.studies.runs import TrainedRun, best_run, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
     from alphafuse.heads.training.settings import TrainSettings
     from alphafuse.heads.training.train import train_heads
-    from alphafuse.predict.bundle import export_run, push_bundle
-    from alphafuse.predict.model import AlphaFuse, Explanation, Prediction, find_clips
-    from alphafuse.report.compare import write_compare
-    from alphafuse.report.evaluation import write_evaluation
-    from alphafuse.report.page import write_report
-    from alphafuse.report.sweep import write_sweep
-    from alphafuse.report.table1 import write_table1
-
-__version__ = "0.1.0"
+    from alphafuse.predict.bundle import export_run
+    from alphafuse.predict.explain import Explanation
+    from alphafuse.predict.model import AlphaFuse, find_clips
+    from alphafuse.predict.prediction import Prediction
+    from alphafuse.predict.push import push_bundle
+    from alphafuse.report.page.build import write_report
+    from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
 
 _HOMES = {
-    "alphafuse.predict.bundle": ("export_run", "push_bundle"),
+    "alphafuse.predict.bundle": ("export_run",),
     "alphafuse.data.audit": ("AuditReport", "audit"),
     "alphafuse.data.dataset": ("Dataset",),
     "alphafuse.data.sources.demo": ("make_demo",),
@@ -96,12 +96,12 @@ _HOMES = {
     "alphafuse.heads.studies.sweep": ("Sweep", "parse_alphas", "sweep"),
     "alphafuse.heads.studies.table1": ("Table1", "table1"),
     "alphafuse.heads.training.train": ("train_heads",),
-    "alphafuse.predict.model": ("AlphaFuse", "Explanation", "Prediction", "find_clips"),
-    "alphafuse.report.compare": ("write_compare",),
-    "alphafuse.report.evaluation": ("write_evaluation",),
-    "alphafuse.report.page": ("write_report",),
-    "alphafuse.report.sweep": ("write_sweep",),
-    "alphafuse.report.table1": ("write_table1",),
+    "alphafuse.predict.explain": ("Explanation",),
+    "alphafuse.predict.model": ("AlphaFuse", "find_clips"),
+    "alphafuse.predict.prediction": ("Prediction",),
+    "alphafuse.predict.push": ("push_bundle",),
+    "alphafuse.report.page.build": ("write_report",),
+    "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

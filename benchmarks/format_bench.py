@@ -6,7 +6,7 @@ import textwrap
 
 from measuring import Bench, Figure
 
-from alphafuse.report.text import TEXT_COLUMNS
+from alphafuse.report.tables import TEXT_COLUMNS
 
 
 def format_bench(result: Bench) -> str:

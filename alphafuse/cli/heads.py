@@ -78,14 +78,16 @@ def fit(
       alphafuse fit --fusion gate --normalize zscore --patience 5
       alphafuse fit --modalities ast --hidden linear --root demo
     """
-    from alphafuse.heads.studies.experiments import fit as fit_experiment
-    from alphafuse.report.table1 import format_run
+    from alphafuse.heads.studies.fit import fit as fit_experiment
+    from alphafuse.heads.studies.runs import run_folder
+    from alphafuse.report.studies import describe
+    from alphafuse.report.tables import to_text
 
     on, is_typed = context.params["on"], context.get_parameter_source("transform") != ParameterSource.DEFAULT
     if on and experiment.transform == "none" and not is_typed:
         raise click.UsageError(f"--on {on} needs a --transform; to read one modality alone: --modalities {on}")
     dataset = Dataset.open(root)
-    replaces = (dataset.root / "runs" / (run or experiment.name)).is_dir()
+    replaces = run_folder(dataset.root, run or experiment.name).is_dir()
     result = fit_experiment(
         dataset,
         experiment,
@@ -100,10 +102,10 @@ def fit(
     if replaces:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
-        splits = {split: figures.to_json() for split, figures in result.splits.items()}
-        print_json({"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds), **splits})
+        made = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
+        print_json({**made, **result.to_json()})
         return
-    print_text(format_run(result))
+    print_text(f"{to_text(describe(result))}Run: {result.folder}\n")
 
 
 @click.command()
@@ -130,7 +132,8 @@ def table1(
       alphafuse table1 --root demo
     """
     from alphafuse.heads.studies.table1 import table1 as train_table1
-    from alphafuse.report.table1 import format_text, to_json, write_table1
+    from alphafuse.report.studies import describe, write_table1
+    from alphafuse.report.tables import to_text
 
     dataset = Dataset.open(root)
     table = train_table1(
@@ -138,15 +141,15 @@ def table1(
         seeds=seeds,
         first_seed=first_seed,
         settings=settings,
-        progress=Bar("table 1"),
+        progress=Bar(),
         engine=engine,
         address=address,
     )
     folder = write_table1(table, dataset)
     if as_json:
-        print_json(to_json(table))
+        print_json(table.to_json())
         return
-    print_text(f"{format_text(table)}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+    print_text(f"{to_text(describe(table))}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
 
 
 @click.command()
@@ -200,9 +203,11 @@ def sweep(
       alphafuse sweep --config demo/runs/sweep-ast/config.json --root demo --run again
       alphafuse sweep --on ast --seeds 20 --engine ray --address auto
     """
-    from alphafuse.heads.studies.sweep import parse_alphas, read_sweep_config
+    from alphafuse.heads.studies.runs import read_sweep_config
+    from alphafuse.heads.studies.sweep import parse_alphas
     from alphafuse.heads.studies.sweep import sweep as run_sweep
-    from alphafuse.report.sweep import format_text, to_json, write_sweep
+    from alphafuse.report.studies import describe, write_sweep
+    from alphafuse.report.tables import to_text
 
     arguments: dict[str, Any] = {
         "on": on,
@@ -215,12 +220,12 @@ def sweep(
     if config:
         arguments = read_sweep_config(config)
     dataset = Dataset.open(root)
-    found = run_sweep(dataset, **arguments, progress=Bar("sweep"), engine=engine, address=address)
+    found = run_sweep(dataset, **arguments, progress=Bar(), engine=engine, address=address)
     folder = write_sweep(found, dataset, run=run)
     if as_json:
-        print_json(to_json(found))
+        print_json(found.to_json())
         return
-    print_text(f"{format_text(found)}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
 
 
 @click.command()
@@ -247,7 +252,8 @@ def compare(
       alphafuse compare --root demo
     """
     from alphafuse.heads.studies.compare import compare as run_compare
-    from alphafuse.report.compare import format_text, to_json, write_compare
+    from alphafuse.report.studies import describe, write_compare
+    from alphafuse.report.tables import to_text
 
     dataset = Dataset.open(root)
     table = run_compare(
@@ -255,15 +261,15 @@ def compare(
         seeds=seeds,
         first_seed=first_seed,
         settings=settings,
-        progress=Bar("compare"),
+        progress=Bar(),
         engine=engine,
         address=address,
     )
     folder = write_compare(table, dataset)
     if as_json:
-        print_json(to_json(table))
+        print_json(table.to_json())
         return
-    print_text(f"{format_text(table)}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+    print_text(f"{to_text(describe(table))}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
 
 
 @click.command()
@@ -292,12 +298,13 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
       alphafuse evaluate demo/runs/sqrt-ast --against demo/runs/untransformed
     """
     from alphafuse.heads.studies.evaluate import evaluate as evaluate_run
-    from alphafuse.report.evaluation import format_text, to_json, write_evaluation
+    from alphafuse.report.studies import describe, write_evaluation
+    from alphafuse.report.tables import to_text
 
     dataset = Dataset.open(root) if root else None
     found = evaluate_run(run, split=split, dataset=dataset, against=against, vggsounder=vggsounder)
     folder = write_evaluation(found)
     if as_json:
-        print_json(to_json(found))
+        print_json(found.to_json())
         return
-    print_text(f"{format_text(found)}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from alphafuse.data.dataset import Dataset
 from alphafuse.extract.settings import ExtractSettings
 
+from .bar import Bar
 from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders
 from .options import ONE_DEVICE, options_of
 
@@ -67,7 +68,8 @@ def predict(
         raise click.UsageError("--csv goes without --why and --json: use --json for everything")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in extract: before torch is loaded
     from alphafuse.heads.studies.runs import best_run, read_run
-    from alphafuse.predict.model import AlphaFuse, Explanation, find_clips
+    from alphafuse.predict.explain import Explanation
+    from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.report import predict as report
 
     files = find_clips(clips)
@@ -80,19 +82,18 @@ def predict(
     answers, rows = 0, []
     if as_csv:
         click.echo(report.to_csv([]), nl=False)
-    with tqdm(total=len(files), desc="predict", unit="clip", disable=None if len(files) > 1 else True) as bar:
-        for one in model.stream(files, top=top, why=why, progress=bar.update):
-            prediction = one.prediction if isinstance(one, Explanation) else one
-            answers += bool(prediction.top)
-            with bar.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
-                if as_json:
-                    rows += report.to_json([one])
-                elif as_csv:
-                    click.echo(report.to_csv([prediction], header=False), nl=False)
-                else:
-                    print_text(report.format_prediction(prediction))
-                    if isinstance(one, Explanation):
-                        print_text(report.format_explanation(one) + "\n")
+    for one in model.stream(files, top=top, why=why, progress=Bar(disable=None if len(files) > 1 else True)):
+        prediction = one.prediction if isinstance(one, Explanation) else one
+        answers += bool(prediction.top)
+        with tqdm.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
+            if as_json:
+                rows += report.to_json([one])
+            elif as_csv:
+                click.echo(report.to_csv([prediction], header=False), nl=False)
+            else:
+                print_text(report.format_prediction(prediction))
+                if isinstance(one, Explanation):
+                    print_text(report.format_explanation(one) + "\n")
     if as_json:
         print_json({"run": run, "classes": len(model.classes), "clips": rows})
     if answers < len(files):
@@ -117,7 +118,8 @@ def export(run: Path, out: Path, with_encoders: bool, push: str | None, private:
       alphafuse export demo/runs/sqrt-ast exported --with-encoders
       alphafuse export vggsound/runs/sqrt-ast exported --push me/vggsound-sqrt-ast
     """
-    from alphafuse.predict.bundle import export_run, push_bundle
+    from alphafuse.predict.bundle import export_run
+    from alphafuse.predict.push import push_bundle
 
     folder = export_run(run, out, with_encoders=with_encoders)
     pushed = push_bundle(folder, push, private=private) if push else None

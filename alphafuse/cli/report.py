@@ -37,8 +37,8 @@ def report(
       alphafuse report --root demo
       alphafuse report demo/runs/sqrt-ast demo/runs/table1 -o paper/report.html --figures paper/figures
     """
-    from alphafuse.heads.studies.evaluate import dataset_of
-    from alphafuse.report.page import write_report
+    from alphafuse.heads.studies.runs import dataset_of
+    from alphafuse.report.page.build import write_report
 
     is_default = context.get_parameter_source("root") == ParameterSource.DEFAULT
     dataset = dataset_of(runs[0]) if runs and is_default else Dataset.open(root)

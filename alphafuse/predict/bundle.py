@@ -21,6 +21,8 @@ from alphafuse.errors import EncoderError, ExperimentError
 from alphafuse.extract.encoders.locate import COMPACT, local_folder
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 
+from .card import model_card
+
 ENCODER_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
@@ -50,8 +52,6 @@ def export_run(run: str | Path, out: str | Path, *, with_encoders: bool = False)
     trained, out = read_run(run), Path(out)
     if out.exists():
         raise ExperimentError(f"{out} exists: name another folder, or remove it first")
-    from .card import model_card
-
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         write_bundle(trained, temporary, with_encoders=with_encoders)
@@ -62,32 +62,6 @@ def export_run(run: str | Path, out: str | Path, *, with_encoders: bool = False)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
-
-
-def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -> str:
-    """Push a run or a bundle to the hub, once it is certain that it loads here; returns the commit's address.
-
-    Raises:
-        ExperimentError: the hub can't be reached, or refuses.
-        EncoderError, RecipeMismatchError: as `AlphaFuse.from_pretrained`.
-
-    >>> from alphafuse import push_bundle
-    >>> push_bundle("demo/runs/sqrt-ast", "me/demo-sqrt-ast", private=True)  # doctest: +SKIP
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    from .model import AlphaFuse
-
-    # HTTPError of the client that this huggingface_hub is built on
-    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]
-    model = AlphaFuse.from_pretrained(folder)
-    try:
-        return str(model.push_to_hub(repository, private=private, commit_message="Add an alphafuse run"))
-    except (HFValidationError, transport_error, OSError) as error:
-        raise ExperimentError(
-            f"can't push to '{repository}': {str(error).splitlines()[0]}: log in (`hf auth login`), check the name and "
-            f"the network, then run it again ({folder} is whole)"
-        ) from None
 
 
 def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) -> None:

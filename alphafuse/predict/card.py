@@ -8,13 +8,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-import alphafuse
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.extract.decoding.decode import SAMPLE_RATE_HZ
 from alphafuse.extract.decoding.specs import HOP_SAMPLES
 from alphafuse.extract.encoders.locate import COMPACT
 from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.runs import TrainedRun
+from alphafuse.version import __version__
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 SHOWN_CLASSES = 30
@@ -54,7 +54,7 @@ def model_card(run: TrainedRun) -> ModelCard:
         absent=head.settings.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
-        version=alphafuse.__version__,
+        version=__version__,
         modalities=" and ".join(TITLES[modality] for modality in run.modalities),
     )
 

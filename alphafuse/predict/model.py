@@ -5,8 +5,7 @@ clip file -> extract's decoders and encoders -> embeddings -> the run's heads ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,137 +16,24 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
-from alphafuse.data.store.store import recipe_differences
-from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
+from alphafuse.errors import DatasetError, ExperimentError
 from alphafuse.extract.encoders.encoder import Encoder, Placement, load_encoders
 from alphafuse.extract.encoders.locate import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import usable_clips
-from alphafuse.heads.studies.runs import TrainedRun, read_run
+from alphafuse.heads.studies.runs import TrainedRun, read_run, require_recipe
 from alphafuse.system.devices import choose_device
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .bundle import carried_encoder, write_bundle
+from .card import model_card
+from .explain import ALPHAS, Explanation, explain
+from .prediction import Prediction, Ranked
 
 TOP = 5
 STREAMED = 64  # clips that go together: their workers start once, and no more than these are lost
-ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, what the heads were trained at
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A label and its probability in [0, 1], the mean over the run's heads."""
-
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a run says of a clip.
-
-    Attributes:
-        clip: the file.
-        top: the most probable labels, the most probable first; none where there is no answer.
-        agreeing: how many of the run's heads put the first label first.
-        heads: how many heads there are.
-        missing: modality -> why the clip has no such embedding, of those that the heads read.
-        probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN where there is no answer.
-
-    >>> from alphafuse import AlphaFuse, find_clips
-    >>> prediction = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")(find_clips(["demo/clips"])[0])
-    >>> prediction.label == prediction.top[0].label, prediction.heads, prediction.probabilities.shape
-    (True, 1, (16,))
-    """
-
-    clip: Path
-    top: tuple[Ranked, ...]
-    agreeing: int
-    heads: int
-    missing: Mapping[str, str]
-    probabilities: np.ndarray
-
-    def __repr__(self) -> str:
-        says = f"{self.top[0].label!r} {self.top[0].probability:.1%}" if self.top else f"no answer, {self.missing}"
-        return f"Prediction({self.clip.name!r}: {says})"
-
-    @property
-    def label(self) -> str | None:
-        """The most probable label; None where there is no answer."""
-        return self.top[0].label if self.top else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, json-able, without the probabilities of all classes."""
-        return {
-            "clip": str(self.clip),
-            "top": [{"label": ranked.label, "probability": ranked.probability} for ranked in self.top],
-            "heads": self.heads,
-            "agreeing": self.agreeing,
-            "missing": dict(self.missing),
-        }
-
-
-@dataclass(frozen=True)
-class Instead:
-    """What the run says when something of the clip is changed.
-
-    Attributes:
-        top: the most probable label then, and its probability.
-        probability: of the label that the unchanged clip gets.
-    """
-
-    top: Ranked
-    probability: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
-        return {"label": self.top.label, "label_probability": self.top.probability, "probability": self.probability}
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How a prediction depends on what is seen and on what is heard.
-
-    Attributes:
-        prediction: of the clip as it is.
-        blanked: modality -> what is said when that one is blank (a black picture, silence) and the other as it is.
-        blank: what is said when all are blank.
-        shares: modality -> its share of the answer's probability over that of the blank clip: Shapley values of the
-            game whose players are the modalities (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
-            sum to probability - `blank.probability` and may be negative.
-        along: modality -> (alpha, what is said) with alpha on what is fused of it; 1 is the prediction itself.
-
-    >>> from alphafuse import AlphaFuse, find_clips
-    >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
-    >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
-    >>> sorted(why.shares), [alpha for alpha, _ in why.along["ast"]]
-    (['ast', 'timesformer'], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
-    """
-
-    prediction: Prediction
-    blanked: Mapping[str, Instead]
-    blank: Instead
-    shares: Mapping[str, float]
-    along: Mapping[str, tuple[tuple[float, Instead], ...]]
-
-    @property
-    def decided(self) -> tuple[str, ...]:
-        """The modalities without which the answer is another, when the other one is as it is."""
-        return tuple(name for name, instead in self.blanked.items() if instead.top.label != self.prediction.label)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
-        return {
-            "decided": list(self.decided),
-            "blanked": {modality: instead.to_json() for modality, instead in self.blanked.items()},
-            "blank": self.blank.to_json(),
-            "shares": dict(self.shares),
-            "along": {
-                modality: [{"alpha": alpha, **instead.to_json()} for alpha, instead in points]
-                for modality, points in self.along.items()
-            },
-        }
 
 
 class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "video-classification"]):
@@ -181,12 +67,14 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         """
         self.run = run
         for modality in run.modalities:
-            difference = recipe_differences(run.embeddings[modality], models[modality].recipe())
-            if difference:
-                raise RecipeMismatchError(
-                    f"the run {run.folder} was trained on another {modality} {difference} than {models[modality].name} "
-                    f"gives: name the one that it was trained on (--{modality})"
-                )
+            require_recipe(
+                run.folder,
+                modality,
+                run.embeddings[modality],
+                models[modality].recipe(),
+                than=f"{models[modality].name} gives",
+                way_out=f": name the one that it was trained on (--{modality})",
+            )
         self.embedder = Embedder({name: models[name] for name in run.modalities}, extract_settings or ExtractSettings())
 
     def __repr__(self) -> str:
@@ -267,7 +155,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         token: str | bool | None,
         **model_kwargs: Any,
     ) -> AlphaFuse:
-        """Of a hub id; the mixin's `from_pretrained` calls it."""
+        """Load from a hub id; the mixin's `from_pretrained` calls it."""
         folder = huggingface_hub.snapshot_download(
             model_id,
             revision=revision,
@@ -302,8 +190,6 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that `save_pretrained` and `push_to_hub` write: data, protocol, metrics with intervals, limits."""
-        from .card import model_card
-
         return model_card(self.run)
 
     def __call__(self, clip: str | Path, *, top: int = TOP) -> Prediction:
@@ -315,7 +201,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         clips: Sequence[str | Path],
         *,
         top: int = TOP,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> list[Prediction]:
         """Label clips, in their order.
 
@@ -325,7 +211,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         Args:
             clips: files.
             top: how many labels of each, at least 1; all when there are fewer.
-            progress: called with 1 for each clip that is embedded.
+            progress: told of every clip that is embedded.
 
         Raises:
             DatasetError: no such file.
@@ -339,7 +225,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         *,
         top: int = TOP,
         alphas: Sequence[float] = ALPHAS,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> list[Explanation | Prediction]:
         """Label clips and say how the answer depends on sight and sound; a clip without an answer stays a `Prediction`.
 
@@ -363,7 +249,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         top: int = TOP,
         why: bool = False,
         alphas: Sequence[float] = ALPHAS,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> Iterator[Prediction | Explanation]:
         """Yield what `predict`, or with `why` what `explain`, says of clips, in their order, as soon as it is known.
 
@@ -373,49 +259,35 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         if top < 1:
             raise ExperimentError(f"top must be at least 1, not {top}")
         files = _files(clips)
-        for start in range(0, len(files), STREAMED):
-            some = files[start : start + STREAMED]
-            embedded = embed_files(self.embedder, some, blank=why, progress=progress)
-            predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
-            yield from self._explanations(predictions, embedded, alphas) if why else predictions
-
-    def embed(self, clips: Sequence[str | Path], *, progress: Callable[[int], object] | None = None) -> Embeddings:
-        """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
-        return embed_files(self.embedder, _files(clips), progress=progress).rows
-
-    def _explanations(
-        self, predictions: Sequence[Prediction], embedded: EmbeddedFiles, alphas: Sequence[float]
-    ) -> list[Explanation | Prediction]:
-        assert embedded.blank is not None
-        here, blank = embedded.rows, embedded.blank
-        names = self.run.modalities
-        without = {
-            frozenset(some): self._probabilities(_mixed(here, blank, some)).mean(axis=0)
-            for some in ([(name,) for name in names] + [names])
-        }
-        along = {
-            name: [(alpha, self._probabilities(here, {name: alpha}).mean(axis=0)) for alpha in alphas] for name in names
-        }
-        there = {name: blank.present(name) for name in names}
-        explained: list[Explanation | Prediction] = []
-        for i, prediction in enumerate(predictions):
-            heard = [name for name in names if there[name][i]]
-            if not prediction.top or not heard:
-                explained.append(prediction)
-                continue
-            answer = self.classes.index(prediction.top[0].label)
-            value = {some: float(probabilities[i, answer]) for some, probabilities in without.items()}
-            value[frozenset()] = prediction.top[0].probability
-            explained.append(
-                Explanation(
-                    prediction,
-                    {name: self._instead(without[frozenset((name,))][i], answer) for name in heard},
-                    self._instead(without[frozenset(names)][i], answer),
-                    _shapley(value, names, heard),
-                    {name: tuple((a, self._instead(p[i], answer)) for a, p in along[name]) for name in heard},
+        progress.start("predict", total=len(files))
+        try:
+            for start in range(0, len(files), STREAMED):
+                some = files[start : start + STREAMED]
+                embedded = embed_files(self.embedder, some, blank=why, progress=progress.advance)
+                predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
+                if embedded.blank is None:
+                    yield from predictions
+                    continue
+                yield from explain(
+                    predictions,
+                    embedded.rows,
+                    embedded.blank,
+                    self._probabilities,
+                    classes=self.classes,
+                    names=self.run.modalities,
+                    alphas=alphas,
                 )
-            )
-        return explained
+        finally:
+            progress.stop()
+
+    def embed(self, clips: Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
+        """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
+        files = _files(clips)
+        progress.start("embed", total=len(files))
+        try:
+            return embed_files(self.embedder, files, progress=progress.advance).rows
+        finally:
+            progress.stop()
 
     def _probabilities(self, embeddings: Embeddings, alphas: Mapping[str, float] | None = None) -> np.ndarray:
         """(heads, clips, C) float64."""
@@ -440,10 +312,6 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                 )
             )
         return predictions
-
-    def _instead(self, probabilities: np.ndarray, answer: int) -> Instead:
-        best = int(probabilities.argmax())
-        return Instead(Ranked(self.classes[best], float(probabilities[best])), float(probabilities[answer]))
 
 
 def find_clips(paths: Sequence[str | Path]) -> list[Path]:
@@ -483,27 +351,3 @@ def _encoder_name(run: TrainedRun, modality: str) -> str:
             f"the run {run.folder} doesn't say which {modality} it was trained on: name it (--{modality})"
         )
     return str(carried or name)
-
-
-def _mixed(rows: Embeddings, blank: Embeddings, modalities: Sequence[str]) -> Embeddings:
-    """The rows, with those of some modalities blank."""
-    features = {name: blank.features[name] if name in modalities else rows.features[name] for name in rows.features}
-    return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
-
-
-def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], players: Sequence[str]) -> dict[str, float]:
-    """Shapley values of one or two players.
-
-    Args:
-        blanked: which modalities are blank -> probability of the answer.
-        names: all modalities; one that the clip lacks is the same blank or not.
-        players: the modalities that the clip has.
-    """
-    everything = frozenset(names)
-    shares = {}
-    for name in players:
-        others = everything - {name}
-        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins when the other is there
-        first = blanked[others] - blanked[everything]  # it joins the blank clip
-        shares[name] = (last + first) / 2
-    return shares

@@ -1,4 +1,4 @@
-"""What the report shows, as data: read from the runs' own files, drawn by `figures`, written out by `page`.
+"""What the report shows, as data: read from the runs' own files, drawn by `figures`, written out by the page.
 
 Shares (accuracies, gains) are in [-1, 1], losses in nats. Where a section has nothing to show, an `Absent` stands in
 its place: one line that says why, and which command adds it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,9 @@ import numpy as np
 
 from alphafuse.data.audit import AuditReport
 from alphafuse.data.splits import Ceiling
+from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.scoring.statistics import Estimate, Interval, wilson_interval
-from alphafuse.heads.studies.experiments import Experiment
+from alphafuse.heads.studies.runs import Run
 
 Role = Literal["fused", "timesformer", "ast"]
 ROLES: tuple[Role, ...] = ("fused", "timesformer", "ast")
@@ -29,42 +29,6 @@ class Absent:
 
     line: str
     command: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder.
-
-    Attributes:
-        folder: where it is.
-        kind: "fit", "table1", "sweep" or "compare".
-        config: its config.json.
-        command: the command that makes it again.
-    """
-
-    folder: Path
-    kind: str
-    config: Mapping[str, Any]
-    command: str
-
-    def __repr__(self) -> str:
-        return f"Run({self.kind}, {str(self.folder)!r})"
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    @property
-    def written(self) -> str:
-        """When its config.json was written, in UTC: "2026-11-24 23:31"."""
-        seconds = (self.folder / "config.json").stat().st_mtime
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of its heads."""
-        return tuple(self.config["seeds"])
 
 
 @dataclass(frozen=True)
@@ -228,19 +192,6 @@ class LossCurves:
 
     def __repr__(self) -> str:
         return f"LossCurves({self.title!r}, seeds x epochs {self.train.shape})"
-
-
-def padded(curves: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
-    """(seeds, epochs) float64 of curves of several lengths: those that stopped early end in NaN.
-
-    >>> padded([[1.0, 0.5], [2.0]])
-    array([[1. , 0.5],
-           [2. , nan]])
-    """
-    both = np.full((len(curves), max(map(len, curves))), np.nan)
-    for row, curve in zip(both, curves, strict=True):
-        row[: len(curve)] = curve
-    return both
 
 
 @dataclass(frozen=True)

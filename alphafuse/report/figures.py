@@ -30,7 +30,7 @@ from alphafuse.heads.model.config import TITLES
 from alphafuse.system.files import one_line, write_atomically
 
 from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow
-from .text import percent
+from .tables import percent
 
 PALETTE = {  # as in page/page.css, light; blue, orange and green of Okabe and Ito (2008), darkened for text
     "ink": "#1c2127",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.dataset import Dataset
 
-from .text import aligned
+from .tables import aligned
 
 if TYPE_CHECKING:  # commands that only look into stores need no torch
     from alphafuse.extract.planning import ClipsPlan, ExtractPlan, Rates

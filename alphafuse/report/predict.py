@@ -9,14 +9,15 @@ from typing import Any
 
 from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.runs import TrainedRun
-from alphafuse.predict.model import Explanation, Instead, Prediction
+from alphafuse.predict.explain import ChangedAnswer, Explanation
+from alphafuse.predict.prediction import Prediction
 from alphafuse.system.files import one_line
 
-from .text import aligned
+from .tables import aligned
 
 BLANKED = {"timesformer": "picture black", "ast": "sound muted"}
 SENSES = {"timesformer": "picture", "ast": "sound"}
-LABEL_COLUMNS = 44  # of a label in the table of what is said instead
+LABEL_COLUMNS = 44  # of a label in the table of what is said when a clip is changed
 
 
 def format_prediction(prediction: Prediction) -> str:
@@ -49,7 +50,7 @@ def format_explanation(explanation: Explanation) -> str:
     lines = [f"  why: {verdict(explanation)}", ""]
     rows = [("", "answer", "its p", "p of the answer above")]
     rows.append(("as it is", first.label, _percent(first.probability), _percent(first.probability)))
-    rows += [_row(BLANKED[name], instead) for name, instead in explanation.blanked.items()]
+    rows += [_row(BLANKED[name], changed) for name, changed in explanation.blanked.items()]
     if len(explanation.blanked) > 1:
         rows.append(_row("both", explanation.blank))
     shown = [(what, one_line(label, LABEL_COLUMNS), its, answer) for what, label, its, answer in rows]
@@ -121,8 +122,8 @@ def to_csv(predictions: Sequence[Prediction], *, header: bool = True) -> str:
     return buffer.getvalue()
 
 
-def _row(what: str, instead: Instead) -> tuple[str, str, str, str]:
-    return what, instead.top.label, _percent(instead.top.probability), _percent(instead.probability)
+def _row(what: str, changed: ChangedAnswer) -> tuple[str, str, str, str]:
+    return what, changed.top.label, _percent(changed.top.probability), _percent(changed.probability)
 
 
 def _percent(share: float) -> str:

@@ -26,6 +26,7 @@ from .statistics import (
     resampled_interval,
     t_interval,
 )
+from .statistics import estimate as mean_of
 
 TOP_K = 5
 ECE_BINS = 15  # Guo et al. 2017, section 5
@@ -258,13 +259,13 @@ def evaluate_probabilities(
         source_videos=len(set(groups)),
         seeds=len(probabilities),
         k=scores.k,
-        top1=_mean(scores.top1, accuracy_interval(scores.top1, groups)),
-        topk=_mean(scores.topk, accuracy_interval(scores.topk, groups)),
+        top1=mean_of(scores.top1, accuracy_interval(scores.top1, groups)),
+        topk=mean_of(scores.topk, accuracy_interval(scores.topk, groups)),
         mean_class_accuracy=estimate(scores.class_accuracy, drawn.class_accuracy),
         mean_average_precision=estimate(map_per_seed, drawn.average_precision, centred=True) if ranked else None,
         auc=estimate(auc_per_seed, drawn.auc) if ranked else None,
         d_prime=estimate(d_prime(auc_per_seed), d_prime(drawn.auc)) if ranked else None,
-        log_loss=_mean(loss, bootstrap_interval(loss, groups)),
+        log_loss=mean_of(loss, bootstrap_interval(loss, groups)),
         ece=estimate(
             _calibration_errors(confidence, scores.top1, np.ones((1, len(targets)), np.float32))[0],
             _calibration_errors(confidence, scores.top1, clip_counts),
@@ -314,10 +315,6 @@ def _scores(values: np.ndarray, targets: np.ndarray, *, loss: np.ndarray) -> Sco
             [recall_score(targets, row, labels=occurring, average="macro", zero_division=0) for row in predicted]
         ),
     )
-
-
-def _mean(values: np.ndarray, interval: Interval) -> Estimate:
-    return Estimate(float(values.mean()), interval, tuple(float(mean) for mean in values.mean(axis=1)))
 
 
 def _over_seeds(estimate: Estimate) -> Interval | None:

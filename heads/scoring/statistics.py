@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -58,6 +59,41 @@ class PairedTest:
     p_value: float
     method: str
     pairs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The accuracy of heads against that of others, on the same clips.
+
+    Attributes:
+        interval: of the difference.
+        test: the paired test that fits, its p-value uncorrected.
+        p_holm: corrected for the number of comparisons that were made together.
+    """
+
+    interval: Interval
+    test: PairedTest
+    p_holm: float
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the difference is significant."""
+        return self.p_holm < 1 - LEVEL
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {
+            "difference": self.test.difference,
+            "interval": asdict(self.interval),
+            "p_value": self.test.p_value,
+            "p_holm": self.p_holm,
+            "method": self.test.method,
+        }
+
+
+def estimate(values: np.ndarray, interval: Interval) -> Estimate:
+    """The mean of values (seeds, clips), and that of each seed."""
+    return Estimate(float(values.mean()), interval, tuple(float(mean) for mean in values.mean(axis=1)))
 
 
 def wilson_interval(successes: float, n: int, *, level: float = LEVEL) -> Interval:
@@ -226,10 +262,14 @@ def difference_interval(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> 
     source videos that Wilson's interval for 0 of n allows.
 
     Args:
-        a, b: (seeds, clips) correct or not, the same seeds in the same order.
+        a, b: (seeds, clips) correct or not, the same seeds in the same order; where their numbers differ, there are no
+            seeds to pair, and the means over seeds are compared.
         groups: (clips,) source videos.
     """
-    gap = _as_matrix(a, groups) - _as_matrix(b, groups)
+    a, b = _as_matrix(a, groups), _as_matrix(b, groups)
+    if len(a) != len(b):
+        a, b = a.mean(axis=0, keepdims=True), b.mean(axis=0, keepdims=True)
+    gap = a - b
     if not gap.any():
         bound = wilson_interval(0, len(set(groups))).high
         return Interval(-bound, bound, "Wilson bound on the share of differing source videos")
@@ -299,6 +339,19 @@ def paired_test(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> PairedTe
     if single and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
         return mcnemar(a[0], b[0])
     return paired_permutation_test(a, b, groups)
+
+
+def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Sequence[str]) -> list[Comparison]:
+    """The first of each pair against the second, Holm-corrected over all pairs.
+
+    Args:
+        pairs: (seeds, clips) right or wrong each; the numbers of seeds may differ.
+        groups: (clips,) source videos.
+    """
+    tests = [paired_test(a, b, groups) for a, b in pairs]
+    intervals = [difference_interval(a, b, groups) for a, b in pairs]
+    corrected = holm([test.p_value for test in tests])
+    return [Comparison(*found) for found in zip(intervals, tests, corrected, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -22,7 +22,7 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from alphafuse.errors import ExperimentError
 
-from .statistics import Estimate, accuracy_interval
+from .statistics import Estimate, accuracy_interval, estimate
 
 HIT_K = 5
 # The package's names: which flags a label may have to count
@@ -297,9 +297,8 @@ def _label_set(
 
 
 def _estimate(values: np.ndarray, groups: Sequence[str]) -> Estimate:
-    """Of (seeds, n) bool."""
-    interval = accuracy_interval(values, groups)
-    return Estimate(float(values.mean()), interval, tuple(float(mean) for mean in values.mean(axis=1)))
+    """The mean of (seeds, n) bool with its interval."""
+    return estimate(values, accuracy_interval(values, groups))
 
 
 def _as_heads(clip_ids: Sequence[str], scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:

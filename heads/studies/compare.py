@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from typing import Any
@@ -24,16 +24,27 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.model.config import BASELINE, FUSED, FUSIONS
+from alphafuse.heads.model.config import BASELINE, FUSED, FUSIONS, Experiment
 from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.cluster import connected, require_engine
-from alphafuse.system.progress import Progress
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .comparison import CommonClips, Comparison, Trained, compare_with, resolvable_gap, train_experiments
-from .experiments import EVALUATED, Experiment, SplitResult, evaluate_logits, provenance, seed_range
-from .sweep import best_on_validation
+from .same_clips import (
+    EVALUATED,
+    SameClips,
+    SplitResult,
+    Trained,
+    against,
+    best_on_validation,
+    ceiling_json,
+    epochs_of,
+    resolvable_gap,
+    seed_range,
+    validation_rank,
+)
 
 COMPARE_SEEDS = 5
 ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
@@ -119,6 +130,42 @@ class CompareTable:
     def __repr__(self) -> str:
         return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
 
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "experiments": [row.experiment and asdict(row.experiment) for row in self.rows],
+            **self.provenance,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of the table, json-able."""
+        return {
+            "dataset": self.dataset_name,
+            "is_demo": self.is_demo,
+            "classes": self.classes,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+            "reachable_ceiling": ceiling_json(self.ceiling),
+            "seeds": list(self.seeds),
+            "smallest_resolvable_gap": self.resolvable_gap,
+            "gain_over_better_modality": {"modality": self.better_single.title, **self.gain.to_json()},
+            "blending_weights": dict(self.blend),
+            "rows": [
+                {
+                    "group": row.group,
+                    "title": row.title,
+                    "experiment": row.experiment and {**asdict(row.experiment), "name": row.experiment.name},
+                    "val": row.val.to_json(),
+                    "test": row.test.to_json(),
+                    "against_concat": row.comparison and row.comparison.to_json(),
+                }
+                for row in self.rows
+            ],
+            "published": [asdict(row) for row in published_results()],
+        }
+
 
 @dataclass(frozen=True)
 class Published:
@@ -151,20 +198,19 @@ def compare(
     seeds: int = COMPARE_SEEDS,
     first_seed: int = 0,
     settings: TrainSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
     engine: str = "local",
     address: str | None = None,
 ) -> CompareTable:
     """Train everything on the same clips and compare each with the untransformed concat.
 
-    Writes nothing: `alphafuse.report.compare.write_compare` does.
+    Writes nothing: `alphafuse.write_compare` does.
 
     Args:
         dataset: whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default. Rows that normalise or fuse otherwise say so.
-        progress: called with the number of newly finished epochs, `count_compare_heads(seeds) * settings.total_epochs`
-            in all.
+        progress: told of every finished epoch, `count_compare_heads(seeds) * settings.total_epochs` in all.
         engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
         address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
@@ -182,11 +228,12 @@ def compare(
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
-    clips = CommonClips.load(dataset, settings)
-    train = partial(
-        train_experiments, clips, seeds=chosen, settings=settings, progress=progress, engine=engine, address=address
-    )
-    with connected(address) if engine == "ray" else nullcontext():  # once for both
+    clips = SameClips.load(dataset, settings, chosen)
+    with (
+        connected(address) if engine == "ray" else nullcontext(),  # once for both
+        epochs_of(progress, "compare", count_compare_heads(len(chosen)), settings) as shown,
+    ):
+        train = partial(clips.train, seeds=chosen, settings=settings, progress=shown, engine=engine, address=address)
         found = dict(zip(GRID, train(GRID), strict=True))
         blend = blending_weights(clips, [found[single] for single in SINGLE], found[Experiment(fusion="gate")])
         blended = Experiment(fusion="gate", auxiliary=tuple(blend.items()))
@@ -208,9 +255,12 @@ def compare(
     rows.append(_row("control", f"AST rate x {ratio:g} (chosen)", best_rate))
 
     baseline, others = rows[0], rows[1:]
-    comparisons = compare_with(baseline.test, [row.test for row in others])
+    comparisons = against(baseline.test, [row.test for row in others])
     others = [replace(row, comparison=comparison) for row, comparison in zip(others, comparisons, strict=True)]
-    better = max((row for row in others if row.group == "alone"), key=lambda row: row.val.top1.mean)
+    better = min(
+        (row for row in others if row.group == "alone"),
+        key=lambda row: validation_rank(row.val.top1.mean, row.val.loss.mean),
+    )
     return CompareTable(
         dataset_name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
@@ -221,13 +271,13 @@ def compare(
         seeds=chosen,
         settings=settings,
         rows=(baseline, *others),
-        gain=compare_with(better.test, [baseline.test])[0],
+        gain=against(better.test, [baseline.test])[0],
         better_single=better,
         blend=blend,
         resolvable_gap=resolvable_gap(
             baseline.test, [row.test for row in others if row.group != "alone"], comparisons=len(others)
         ),
-        provenance=provenance(dataset, clips.embeddings, settings, chosen),
+        provenance=clips.provenance,
     )
 
 
@@ -236,7 +286,7 @@ def _row(group: str, title: str, trained: Trained) -> CompareRow:
     return CompareRow(group, title, trained.experiment, trained.val, trained.test, None)
 
 
-def late_fusion(clips: CommonClips, singles: Sequence[Trained], split: str) -> SplitResult:
+def late_fusion(clips: SameClips, singles: Sequence[Trained], split: str) -> SplitResult:
     """Mean of the modalities' probabilities, seed by seed; where a clip lacks one, the other's alone."""
     embeddings = clips.embeddings[split]
     probabilities = np.stack(
@@ -245,10 +295,10 @@ def late_fusion(clips: CommonClips, singles: Sequence[Trained], split: str) -> S
     with np.errstate(divide="ignore"):
         logits = np.log(np.nanmean(probabilities, axis=0, dtype=np.float64))
     logits = np.maximum(logits, np.log(np.finfo(np.float32).tiny))  # a probability that float32 rounds to 0
-    return evaluate_logits(logits, embeddings, clips.classes, split=split, train_labels=clips.trained_labels)
+    return clips.score_logits(logits, split)
 
 
-def blending_weights(clips: CommonClips, singles: Sequence[Trained], fused: Trained) -> dict[str, float]:
+def blending_weights(clips: SameClips, singles: Sequence[Trained], fused: Trained) -> dict[str, float]:
     """Weights of gradient blending, proportional to G / O^2 and summing to 1 (Wang et al. 2020, equation 5, offline).
 
     G is how far the validation loss fell, O how much further the training loss did, from the initial heads (loss ln C
@@ -270,7 +320,7 @@ def blending_weights(clips: CommonClips, singles: Sequence[Trained], fused: Trai
     return {name: weight / total if total else 1 / len(raw) for name, weight in raw.items()}
 
 
-def _mean_loss(clips: CommonClips, trained: Trained, split: str) -> float:
+def _mean_loss(clips: SameClips, trained: Trained, split: str) -> float:
     if split == "val":
         return trained.val.loss.mean
     embeddings = clips.embeddings["train"]

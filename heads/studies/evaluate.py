@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,17 @@ import torch
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.store.store import recipe_differences
-from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
+from alphafuse.errors import DatasetError, ExperimentError
 from alphafuse.heads.model.config import HeadConfig, usable_clips
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
-from alphafuse.heads.scoring.statistics import Interval, PairedTest, difference_interval, paired_test
+from alphafuse.heads.scoring.statistics import Interval, PairedTest, compare_pairs
 from alphafuse.heads.scoring.vggsounder import VGGSounderScores, vggsounder_scores
 from alphafuse.heads.training.train import class_indices
+from alphafuse.system.processes import free_memory_bytes
 
-from .experiments import load_embeddings_of
-from .runs import read_run
+from .runs import dataset_of, read_run, require_recipe
+from .same_clips import ceiling_json
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,26 @@ class RunEvaluation:
     def __repr__(self) -> str:
         return f"RunEvaluation({str(self.run)!r}, {self.split}, {self.evaluation!r})"
 
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, json-able."""
+        against = self.against
+        return {
+            "run": str(self.run),
+            "split": self.split,
+            "dropped": self.dropped,
+            "reachable_ceiling": ceiling_json(self.ceiling),
+            **self.evaluation.to_json(),
+            "against": against
+            and {
+                "run": str(against.run),
+                "n": against.n,
+                "top1": against.top1,
+                "interval": asdict(against.interval),
+                **asdict(against.test),
+            },
+            "vggsounder": self.vggsounder and self.vggsounder.to_json(),
+        }
+
 
 def evaluate(
     run: str | Path,
@@ -90,7 +111,7 @@ def evaluate(
 ) -> RunEvaluation:
     """Score a run's heads on a split.
 
-    Writes nothing: `alphafuse.report.evaluation.write_evaluation` does.
+    Writes nothing: `alphafuse.write_evaluation` does.
 
     Args:
         run: folder that `fit` wrote, with its head/ and heads/.
@@ -142,6 +163,11 @@ def evaluate(
     )
 
 
+def load_embeddings_of(dataset: Dataset, split: str) -> EmbeddingSource:
+    """One split, on disk if half of the free memory can't hold it."""
+    return dataset.embeddings(split, max_bytes=free_memory_bytes() // 2)
+
+
 def softmax(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
     """Class probabilities (heads, clips, C) float64."""
     logits = np.stack([head.predict_logits(embeddings) for head in heads])
@@ -161,26 +187,13 @@ def trained_labels(dataset: Dataset, config: HeadConfig) -> frozenset[str]:
     return frozenset(compress(clips.clip_labels, usable))
 
 
-def dataset_of(run: Path) -> Dataset:
-    """The dataset in whose runs/ folder a run lies."""
-    if (run / "dataset.json").is_file():
-        raise ExperimentError(f"{run} is a dataset root, not a run: name one of its runs, such as {run}/runs/NAME")
-    root = run.resolve().parent.parent
-    if not (root / "dataset.json").is_file():
-        raise ExperimentError(f"{run} lies in no dataset root (<root>/runs/<name>): name the root with --root")
-    return Dataset.open(root)
-
-
 def load_run(run: Path, dataset: Dataset, split: str) -> list[AlphaFusion]:
     """A run's heads, once it is certain that the split's embeddings were made as the run's own were."""
     trained = read_run(run)
     stored = dataset.store(split).recipes()
-    for modality in trained.modalities:
-        difference = recipe_differences(trained.embeddings[modality], stored.get(modality, {}))
-        if difference and stored:
-            raise RecipeMismatchError(
-                f"the run {run} was trained on another {modality} {difference} than the {split} clips of {dataset.root}"
-            )
+    for modality in trained.modalities if stored else ():
+        made, other = trained.embeddings[modality], stored.get(modality, {})
+        require_recipe(run, modality, made, other, than=f"the {split} clips of {dataset.root}")
     return list(trained.heads)
 
 
@@ -192,8 +205,5 @@ def _against(
         np.stack([head.predict_logits(embeddings).argmax(axis=1) == targets for head in some])
         for some in (heads, other)
     )  # (seeds, clips) each
-    groups = tuple(embeddings.groups)
-    test = paired_test(ours, theirs, groups)
-    if len(ours) != len(theirs):  # no seeds to pair: their means
-        ours, theirs = ours.mean(axis=0, keepdims=True), theirs.mean(axis=0, keepdims=True)
-    return Against(run, float(theirs.mean()), len(targets), difference_interval(ours, theirs, groups), test)
+    comparison = compare_pairs([(ours, theirs)], tuple(embeddings.groups))[0]
+    return Against(run, float(theirs.mean()), len(targets), comparison.interval, comparison.test)

@@ -1,24 +1,339 @@
-"""What a trained run knows of itself, read back: its heads, what they expect of embeddings, and how they did.
+"""Run folders: the one module that writes and reads them.
 
-Everything is in the run's folder (`config.json`, `metrics.json`, `head/`, `heads/`), so a run can be copied anywhere.
+    <root>/runs/<name>/
+      config.json            everything that made it: kind, experiments, classes, embeddings, encoders, settings, seeds
+      history.csv            (experiment,) seed, epoch, train_loss, val_loss, val_accuracy
+    of fit
+      metrics.json           per split: n, accuracy and loss with intervals, per seed, and the reachable ceiling
+      predictions-val.csv    clip_id, group, label, seed, predicted, correct, loss
+      predictions-test.csv
+      head/                  the first seed's head
+      heads/seed-<n>/        the heads of the other seeds
+    of table1                table1.json, table1.md, figure3.png (losses of experiment 2, ours beside the paper's), and
+      heads/<name>/          heads of untransformed, timesformer-only and ast-only, each like a run of fit
+    of sweep                 sweep.json, sweep.csv (a line per point), sweep.png; its config.json makes it again
+    of compare               compare.json, compare.csv (a line per row), compare.md; no history
+    of evaluate, inside of the run that it scores
+      evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
+
+A run folder appears whole; an older run of that name is replaced when the new one is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alphafuse.data.dataset import Dataset
-from alphafuse.errors import AlphafuseError, DatasetError, ExperimentError
-from alphafuse.heads.model.config import BASELINE
+from alphafuse.data.store.store import recipe_differences
+from alphafuse.errors import AlphafuseError, DatasetError, ExperimentError, RecipeMismatchError
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.model.head import AlphaFusion
-from alphafuse.system.files import read_json, write_json
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import TrainedHead
+from alphafuse.system.files import iterate_csv, one_line, read_json, write_atomically, write_csv, write_json
 
-from .experiments import TABLE1_RUN, Experiment, load_heads, save_heads
+from .again import command_of
+from .same_clips import EVALUATED, SplitResult, validation_rank
 
+FIGURES = {"fit": "metrics.json", "table1": "table1.json", "sweep": "sweep.json", "compare": "compare.json"}
+PICTURES = {"table1": "figure3.png", "sweep": "sweep.png"}
+RESERVED_RUNS = ("table1", "compare")  # what the commands of these names write
+DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # what a damaged run's files raise
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
+
+CsvRows = Iterable[Sequence[object]]
+
+
+# writing
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """Where a root's run of this name is."""
+    return root / "runs" / name
+
+
+def check_run_name(name: str) -> None:
+    """Raise `ExperimentError` unless the name can be a folder's."""
+    if not re.fullmatch(r"[\w][\w.+=@-]{0,99}", name):
+        raise ExperimentError(
+            f"'{name}' can't name a run: use up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
+        )
+
+
+def write_run(
+    root: Path,
+    name: str,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    history: Sequence[tuple[str, Sequence[TrainedHead]]] = (),
+    predictions: Iterable[SplitResult] = (),
+    heads: Mapping[str, Sequence[TrainedHead]] | None = None,
+    markdown: str | None = None,
+    rows: CsvRows | None = None,
+    picture: bytes | None = None,
+) -> Path:
+    """Write a run folder whole, in place of an older one, and return it.
+
+    Args:
+        root: the dataset's.
+        name: the run's.
+        kind: "fit", "table1", "sweep" or "compare".
+        config: what made it, for config.json.
+        figures: every figure, json-able.
+        history: experiments whose losses per epoch are kept: (name, heads); an empty name stands for a run of one.
+        predictions: splits whose predictions clip by clip are kept; needs one experiment.
+        heads: experiments whose heads are kept: name -> heads; an empty name puts them into the run folder itself.
+        markdown, rows, picture: the same as a document, as csv rows with their header, as a PNG.
+
+    Raises:
+        ExperimentError: a bad name, or a folder that can't be written.
+    """
+    seeds, classes = config["seeds"], config["classes"]
+    with replaced_run(root, name) as folder:
+        write_json(folder / "config.json", {"kind": kind, **config})
+        write_json(folder / FIGURES[kind], figures)
+        if history:
+            write_csv(folder / "history.csv", _history_rows(history))
+        for result in predictions:
+            write_csv(folder / f"predictions-{result.split}.csv", _prediction_rows(result, seeds, classes))
+        for part, of_part in (heads or {}).items():
+            save_heads([(one.seed, one.head) for one in of_part], folder / "heads" / part if part else folder)
+        if markdown is not None:
+            write_atomically(folder / f"{kind}.md", markdown.encode())
+        if rows is not None:
+            write_csv(folder / f"{kind}.csv", rows)
+        if picture is not None:
+            write_atomically(folder / PICTURES[kind], picture)
+    return run_folder(root, name)
+
+
+def write_evaluation_folder(
+    run: Path, split: str, *, figures: Mapping[str, Any], classes: CsvRows, confusion: CsvRows
+) -> Path:
+    """Write what `evaluate` found into the run's own folder; returns `<run>/evaluation-<split>/`."""
+    folder = run / f"evaluation-{split}"
+    write_csv(folder / "classes.csv", classes)
+    write_csv(folder / "confusion.csv", confusion)
+    write_json(folder / "evaluation.json", figures)
+    return folder
+
+
+@contextmanager
+def replaced_run(root: Path, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes `<root>/runs/<name>` when the block ends well, and disappears when it doesn't.
+
+    An older run stays until then; a folder can't be exchanged in one step, so between two renames there is none, and
+    what interrupts them puts the older one back.
+
+    Raises:
+        ExperimentError: a bad name, or a folder that can't be written.
+    """
+    check_run_name(name)
+    target = run_folder(root, name)
+    temporary = run_folder(root, f".{name}.{uuid.uuid4().hex[:8]}.partial")
+    outgoing = temporary.with_suffix(".old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            target.rename(outgoing)
+        temporary.rename(target)
+    except OSError as error:
+        raise ExperimentError(f"can't write the run {target}: {error.strerror or error}") from error
+    finally:
+        if outgoing.exists() and not target.exists():
+            outgoing.rename(target)
+        for folder in (temporary, outgoing):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_heads(heads: Iterable[tuple[int, AlphaFusion]], folder: Path) -> None:
+    """Write an experiment's heads, each with its seed: the first to head/, the others to heads/seed-<n>/."""
+    for position, (seed, head) in enumerate(heads):
+        head.save_pretrained(folder / "heads" / f"seed-{seed}" if position else folder / "head")
+
+
+def _history_rows(history: Sequence[tuple[str, Sequence[TrainedHead]]]) -> Iterator[tuple[object, ...]]:
+    """Epochs count from 1; the experiment's name comes first where it has one."""
+    named = ("experiment",) if history[0][0] else ()
+    yield (*named, "seed", "epoch", "train_loss", "val_loss", "val_accuracy")
+    for name, heads in history:
+        for one in heads:
+            columns = (one.history.train_loss, one.history.val_loss, one.history.val_accuracy)
+            for epoch, values in enumerate(zip(*columns, strict=True), start=1):
+                yield (*([name] if named else []), one.seed, epoch, *(float(value) for value in values))
+
+
+def _prediction_rows(result: SplitResult, seeds: Sequence[int], classes: Sequence[str]) -> Iterator[tuple[object, ...]]:
+    yield ("clip_id", "group", "label", "seed", "predicted", "correct", "loss")
+    for index, seed in enumerate(seeds):
+        for i, clip_id in enumerate(result.clip_ids):
+            predicted = classes[result.scores.predicted[index, i]]
+            correct, loss = int(result.scores.top1[index, i]), float(result.scores.loss[index, i])
+            yield (clip_id, result.groups[i], result.labels[i], seed, predicted, correct, loss)
+
+
+# reading
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder of any kind, read back piece by piece.
+
+    Attributes:
+        folder: where it is.
+        kind: "fit", "table1", "sweep" or "compare".
+        config: its config.json.
+        command: the command that makes it again.
+    """
+
+    folder: Path
+    kind: str
+    config: Mapping[str, Any]
+    command: str
+
+    def __repr__(self) -> str:
+        return f"Run({self.kind}, {str(self.folder)!r})"
+
+    @classmethod
+    def open(cls, folder: Path, root: Path) -> Run:
+        """Open a run folder; `root` is the dataset's as its command shall name it.
+
+        Raises:
+            ExperimentError: no run there, or a damaged config.json.
+        """
+        if not (folder / "config.json").is_file():
+            raise ExperimentError(
+                f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep or "
+                "compare wrote, <root>/runs/<name>"
+            )
+        try:
+            config = read_json(folder / "config.json")
+            if config.get("kind") not in FIGURES:
+                raise ValueError(f"its kind is {one_line(config.get('kind'), 40)!r}, not one of {', '.join(FIGURES)}")
+            for name in ("seeds", "settings", "embeddings", "dataset"):
+                config[name]  # a run without them is none
+            return cls(folder, config["kind"], config, command_of(config, folder.name, root))
+        except DAMAGED as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+            raise ExperimentError(f"{one_line(folder)} can't be used as a run: {reason}: make it again") from None
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def written(self) -> str:
+        """When its config.json was written, in UTC: "2026-11-24 23:31"."""
+        seconds = (self.folder / "config.json").stat().st_mtime
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of its heads."""
+        return tuple(self.config["seeds"])
+
+    @property
+    def experiment(self) -> Experiment:
+        """What a run of `fit` trained."""
+        return Experiment(**self.config["experiment"])
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset that it was trained on."""
+        return str(self.config["dataset"]["name"])
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure that it wrote; raises one of `DAMAGED` where the file can't be read."""
+        return read_json(self.folder / FIGURES[self.kind])
+
+    def history(self, experiment: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Losses per epoch, see `read_history`."""
+        return read_history(self.folder / "history.csv", experiment)
+
+    def heads_folder(self, experiment: str = "") -> Path:
+        """Where its heads are; `experiment` names those of a table's row."""
+        return self.folder / "heads" / experiment if self.kind == "table1" else self.folder
+
+    def validation_rank(self) -> tuple[float, float]:
+        """What runs with heads are sorted by, the best first; table 1's heads are the untransformed ones."""
+        figures = self.figures()
+        val = figures["val"] if self.kind == "fit" else figures["rows"][0]["val"]
+        return validation_rank(float(val["top1"]["mean"]), float(val["loss"]["mean"]))
+
+
+def list_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """A root's runs by name, and a line for each folder that is none or is damaged."""
+    runs, left_out = [], []
+    for folder in sorted((root / "runs").glob("*/")):
+        if folder.name.startswith("."):  # being written
+            continue
+        try:
+            runs.append(Run.open(folder, root))
+        except ExperimentError as error:
+            left_out.append(str(error))
+    return runs, left_out
+
+
+def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Train and validation loss, each (seeds, epochs), from a history.csv, in one of several experiments of this name.
+
+    Seeds that stopped early end in NaN.
+    """
+    rows = iterate_csv(path)
+    header = next(rows, (0, []))[1]  # an empty file has no columns
+    columns = [header.index(name) for name in ("seed", "epoch", "train_loss", "val_loss")]
+    of = header.index("experiment") if experiment else -1
+    losses: dict[int, list[tuple[float, float]]] = {}
+    for _, row in rows:
+        if of < 0 or row[of] == experiment:
+            seed, _, train, val = (row[column] for column in columns)
+            losses.setdefault(int(seed), []).append((float(train), float(val)))
+    if not losses:
+        raise ValueError(f"{path.name} has no line of {experiment or 'any epoch'}")
+    curves = list(losses.values())
+    return padded([[train for train, _ in one] for one in curves]), padded([[val for _, val in one] for one in curves])
+
+
+def padded(curves: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
+    """(seeds, epochs) float64 of curves of several lengths: those that stopped early end in NaN.
+
+    >>> padded([[1.0, 0.5], [2.0]])
+    array([[1. , 0.5],
+           [2. , nan]])
+    """
+    both = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(both, curves, strict=True):
+        row[: len(curve)] = curve
+    return both
+
+
+def load_heads(folder: Path) -> list[AlphaFusion]:
+    """All heads that `save_heads` wrote to a folder, the first seed's first."""
+    others = sorted((Path(folder) / "heads").glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    return [AlphaFusion.from_pretrained(path) for path in (Path(folder), *others)]
+
+
+def read_sweep_config(path: Path) -> dict[str, Any]:
+    """The keywords of `sweep` that a sweep's config.json records; `ExperimentError` if it isn't one."""
+    try:
+        arguments = dict(read_json(path)["sweep"])
+        return {**arguments, "settings": TrainSettings.from_json(arguments["settings"])}
+    except (DatasetError, KeyError, TypeError, ValueError) as error:
+        raise ExperimentError(f"{path} is not the config.json of a sweep ({error}): name one under runs/") from None
 
 
 @dataclass(frozen=True)
@@ -59,7 +374,7 @@ class TrainedRun:
 
     @property
     def embeddings(self) -> Mapping[str, Mapping[str, Any]]:
-        """modality -> the settings of the embeddings that the heads were trained on, as a store has them."""
+        """modality -> the recipe of the embeddings that the heads were trained on, as a store has it."""
         return self.config["embeddings"]
 
     @property
@@ -73,6 +388,15 @@ class TrainedRun:
         save_heads(zip(self.config["seeds"], self.heads, strict=True), folder)
         write_json(folder / "metrics.json", self.metrics)
         write_json(folder / "config.json", self.config)
+
+
+def require_recipe(
+    run: Path, modality: str, made: Mapping[str, Any], other: Mapping[str, Any], *, than: str, way_out: str = ""
+) -> None:
+    """Raise `RecipeMismatchError` if a run's heads were trained on other embeddings than these: `than` names them."""
+    difference = recipe_differences(made, other)
+    if difference:
+        raise RecipeMismatchError(f"the run {run} was trained on another {modality} {difference} than {than}{way_out}")
 
 
 def read_run(folder: Path | str) -> TrainedRun:
@@ -99,15 +423,18 @@ def read_run(folder: Path | str) -> TrainedRun:
         raise ExperimentError(f"no trained run in {folder} (it has no config.json): {TRAIN_FIRST}")
     try:
         config = read_json(folder / "config.json")
-        kind = config.get("kind")
-        if kind == TABLE1_RUN:
-            config, metrics = _of_table1(folder, config)
-            heads = load_heads(folder / "heads" / BASELINE.name)
-        elif kind == "fit":
-            metrics, heads = read_json(folder / "metrics.json"), load_heads(folder)
-        else:
-            what = {"sweep": "a sweep", "compare": "a comparison"}.get(str(kind), "something else")
+        kind = str(config.get("kind"))
+        if kind not in ("fit", "table1"):
+            what = {"sweep": "a sweep", "compare": "a comparison"}.get(kind, "something else")
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
+        run = Run(folder, kind, config, "")
+        metrics, heads = run.figures(), load_heads(run.heads_folder(BASELINE.name))
+        if kind == "table1":  # as `fit` would have written its untransformed heads
+            row = metrics["rows"][0]
+            experiment = {name: row["experiment"][name] for name in Experiment.__dataclass_fields__}
+            shared = {name: value for name, value in config.items() if name != "experiments"}
+            config = {**shared, "kind": "fit", "experiment": experiment}
+            metrics = {split: row[split] for split in EVALUATED}
         absent = [modality for modality in heads[0].config.modalities if modality not in config["embeddings"]]
         if absent or len(config["seeds"]) != len(heads):
             raise ExperimentError(f"config.json and the heads in {folder} don't belong together: train it again")
@@ -116,19 +443,6 @@ def read_run(folder: Path | str) -> TrainedRun:
         raise ExperimentError(f"the run in {folder} can't be read: {error}: {TRAIN_FIRST}") from None
     except (KeyError, TypeError) as error:
         raise ExperimentError(f"config.json in {folder} is not a run's ({error!r}): {TRAIN_FIRST}") from None
-
-
-def _of_table1(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and metrics.json of table 1's untransformed heads, as `fit` would have written them."""
-    row = read_json(folder / "table1.json")["rows"][0]
-    experiment = {name: row["experiment"][name] for name in Experiment.__dataclass_fields__}
-    config = {name: value for name, value in config.items() if name != "experiments"}
-    return {**config, "kind": "fit", "experiment": experiment}, {split: row[split] for split in ("val", "test")}
-
-
-def validation_rank(val: Mapping[str, Any]) -> tuple[float, float]:
-    """What runs are sorted by, the best first: accuracy on validation clips, then loss, from a run's json."""
-    return -float(val["top1"]["mean"]), float(val["loss"]["mean"])
 
 
 def best_run(dataset: Dataset) -> Path:
@@ -143,20 +457,24 @@ def best_run(dataset: Dataset) -> Path:
     >>> best_run(Dataset.open("demo")).parent.as_posix()
     'demo/runs'
     """
-    runs = dataset.root / "runs"
-    found: list[tuple[float, float, Path]] = []
-    for folder in sorted(runs.glob("*/")):
-        try:
-            kind = read_json(folder / "config.json").get("kind")
-            if kind == "fit":
-                val = read_json(folder / "metrics.json")["val"]
-            elif kind == TABLE1_RUN and (folder / "heads").is_dir():
-                val = read_json(folder / "table1.json")["rows"][0]["val"]
-            else:
-                continue
-            found.append((*validation_rank(val), folder))
-        except (AlphafuseError, KeyError, TypeError):
-            continue  # no run, or a damaged one: whoever names it learns what is wrong with it
+    found: list[tuple[tuple[float, float], Path]] = []
+    for run in list_runs(dataset.root)[0]:
+        if run.kind == "fit" or (run.kind == "table1" and run.heads_folder(BASELINE.name).is_dir()):
+            try:
+                found.append((run.validation_rank(), run.folder))
+            except DAMAGED:
+                continue  # whoever names it learns what is wrong with it
     if found:
-        return min(found)[2]
+        return min(found)[1]
+    runs = dataset.root / "runs"
     raise ExperimentError(f"no trained run in {runs}: train one with `alphafuse fit --root {dataset.root}`")
+
+
+def dataset_of(run: Path) -> Dataset:
+    """The dataset in whose runs/ folder a run lies."""
+    if (run / "dataset.json").is_file():
+        raise ExperimentError(f"{run} is a dataset root, not a run: name one of its runs, such as {run}/runs/NAME")
+    root = run.resolve().parent.parent
+    if not (root / "dataset.json").is_file():
+        raise ExperimentError(f"{run} lies in no dataset root (<root>/runs/<name>): name the root with --root")
+    return Dataset.open(root)

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.errors import DatasetError, ExperimentError
-from alphafuse.heads.model.config import BASELINE
+from alphafuse.errors import ExperimentError
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.cluster import require_engine
-from alphafuse.system.files import read_json
-from alphafuse.system.progress import Progress
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .comparison import CommonClips, Comparison, Trained, compare_with, evaluate_on, resolvable_gap, train_experiments
-from .experiments import Experiment, SplitResult, provenance, seed_range
+from .same_clips import (
+    SameClips,
+    SplitResult,
+    Trained,
+    against,
+    best_on_validation,
+    epochs_of,
+    resolvable_gap,
+    seed_range,
+)
 
 SWEEP_SEEDS = 5
 SWEEP_ALPHAS = "0:2:0.25"
@@ -81,8 +88,62 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Of its run folder."""
+        """The name of its run folder."""
         return "-".join(["sweep", *([] if self.transform == "scale" else [self.transform]), *self.on])
+
+    @property
+    def points(self) -> list[Trained]:
+        """All points of all curves."""
+        return [point for curve in self.curves.values() for point in curve]
+
+    def chosen_at(self, point: Trained) -> Chosen | None:
+        """What was chosen, if it is this point."""
+        return next((chosen for chosen in self.chosen.values() if chosen.point is point), None)
+
+    def test_at(self, point: Trained) -> SplitResult | None:
+        """The test result of this point, if it has one: of the untransformed heads, and of those that were chosen."""
+        chosen = self.chosen_at(point)
+        return chosen.test if chosen else point.test
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds: the call's own arguments under `sweep`, and what else made the figures."""
+        return {
+            "sweep": {
+                "transform": self.transform,
+                "on": list(self.on),
+                "alphas": list(self.alphas),
+                "seeds": len(self.seeds),
+                "first_seed": self.seeds[0],
+                "settings": self.settings.to_json(),
+            },
+            **self.provenance,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of the sweep, json-able."""
+        assert self.baseline.test is not None
+        return {
+            "dataset": self.dataset_name,
+            "transform": self.transform,
+            "clips": dict(self.clips),
+            "seeds": list(self.seeds),
+            "baseline": {"val": self.baseline.val.to_json(), "test": self.baseline.test.to_json()},
+            "curves": {
+                on: [{"alpha": point.experiment.alpha, "val": point.val.to_json()} for point in curve]
+                for on, curve in self.curves.items()
+            },
+            "chosen": {
+                on: {
+                    "alpha": found.point.experiment.alpha,
+                    "test": found.test.to_json(),
+                    "against_baseline": found.comparison.to_json(),
+                }
+                for on, found in self.chosen.items()
+            },
+            "smallest_resolvable_gap": self.resolvable_gap,
+        }
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
@@ -106,15 +167,6 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         raise ExperimentError(f"'{text}' are no alphas: write start:stop:step (0:2:0.25) or a list (0.5,1,2)") from None
 
 
-def read_sweep_config(path: Path) -> dict[str, Any]:
-    """The keywords of `sweep` that a sweep's config.json records; `ExperimentError` if it isn't one."""
-    try:
-        arguments = dict(read_json(path)["sweep"])
-        return {**arguments, "settings": TrainSettings.from_json(arguments["settings"])}
-    except (DatasetError, KeyError, TypeError, ValueError) as error:
-        raise ExperimentError(f"{path} is not the config.json of a sweep ({error}): name one under runs/") from None
-
-
 def count_sweep_heads(on: Sequence[str], alphas: Sequence[float], seeds: int) -> int:
     """Heads that a sweep trains, the untransformed ones included."""
     return (len(on) * len(alphas) + 1) * seeds
@@ -129,13 +181,13 @@ def sweep(
     seeds: int = SWEEP_SEEDS,
     first_seed: int = 0,
     settings: TrainSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
     engine: str = "local",
     address: str | None = None,
 ) -> Sweep:
     """Train heads along alpha, choose on validation, score the choice on test once.
 
-    Writes nothing: `alphafuse.report.sweep.write_sweep` does.
+    Writes nothing: `alphafuse.write_sweep` does.
 
     Args:
         dataset: whose three splits are extracted.
@@ -144,8 +196,7 @@ def sweep(
         transform: one that takes an alpha.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each point.
         settings: training settings; the paper's by default. Under `normalize`, scalar alphas vanish.
-        progress: called with the number of newly finished epochs, `count_sweep_heads(...) * settings.total_epochs` in
-            all.
+        progress: told of every finished epoch, `count_sweep_heads(...) * settings.total_epochs` in all.
         engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
         address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
@@ -168,22 +219,23 @@ def sweep(
     on, alphas = tuple(dict.fromkeys(on)), tuple(float(alpha) for alpha in alphas)
     _check(transform, on, alphas)
     grid = [Experiment(transform, on=target, alpha=alpha) for target in on for alpha in alphas]
-    clips = CommonClips.load(dataset, settings)
-    baseline, *points = train_experiments(
-        clips,
-        [BASELINE, *grid],
-        chosen_seeds,
-        settings=settings,
-        progress=progress,
-        splits=("val",),
-        engine=engine,
-        address=address,
-    )
+    clips = SameClips.load(dataset, settings, chosen_seeds)
+    heads = count_sweep_heads(on, alphas, len(chosen_seeds))
+    with epochs_of(progress, "sweep", heads, settings) as shown:
+        baseline, *points = clips.train(
+            [BASELINE, *grid],
+            chosen_seeds,
+            settings=settings,
+            progress=shown,
+            splits=("val",),
+            engine=engine,
+            address=address,
+        )
     curves = {target: tuple(points[i * len(alphas) : (i + 1) * len(alphas)]) for i, target in enumerate(on)}
     best = {target: best_on_validation(curve) for target, curve in curves.items()}
-    test = {target: evaluate_on(clips, point.heads, "test") for target, point in best.items()}
-    of_baseline = evaluate_on(clips, baseline.heads, "test")
-    comparisons = compare_with(of_baseline, list(test.values()))
+    test = {target: clips.score(point.heads, "test") for target, point in best.items()}
+    of_baseline = clips.score(baseline.heads, "test")
+    comparisons = against(of_baseline, list(test.values()))
     return Sweep(
         dataset_name=dataset.name,
         transform=transform,
@@ -200,13 +252,8 @@ def sweep(
             for target, comparison in zip(on, comparisons, strict=True)
         },
         resolvable_gap=resolvable_gap(of_baseline, list(test.values()), comparisons=len(on)),
-        provenance=provenance(dataset, clips.embeddings, settings, chosen_seeds),
+        provenance=clips.provenance,
     )
-
-
-def best_on_validation(points: Sequence[Trained]) -> Trained:
-    """The point of highest mean validation top-1; of equals, the one of least validation loss."""
-    return min(points, key=lambda point: (-point.val.top1.mean, point.val.loss.mean))
 
 
 def _check(transform: str, on: tuple[str, ...], alphas: tuple[float, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,14 +13,14 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.model.config import BASELINE
+from alphafuse.heads.model.config import BASELINE, Experiment
+from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import require_engine
-from alphafuse.system.progress import Progress
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .comparison import CommonClips, Comparison, compare_with, resolvable_gap, train_experiments
-from .experiments import Experiment, SplitResult, provenance, seed_range
+from .same_clips import SameClips, SplitResult, against, ceiling_json, epochs_of, resolvable_gap, seed_range
 
 TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
 PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20
@@ -92,6 +92,25 @@ class Table1Row:
     def __repr__(self) -> str:
         return f"Table1Row({self.experiment.title}: test top1={self.test.top1!r})"
 
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of the row, json-able."""
+        paper = self.paper
+        return {
+            "experiment": {**asdict(self.experiment), "name": self.experiment.name, "title": self.experiment.title},
+            "val": self.val.to_json(),
+            "test": self.test.to_json(),
+            "against_baseline": self.comparison and self.comparison.to_json(),
+            "paper": paper
+            and {
+                "experiment": paper.experiment,
+                "accuracy": paper.accuracy,
+                "loss": paper.loss,
+                "notebook_correct": paper.correct,
+                "notebook_clips": PAPER_TEST_CLIPS,
+                "notebook_loss": paper.notebook_loss,
+            },
+        }
+
 
 @dataclass(frozen=True)
 class Table1:
@@ -161,6 +180,32 @@ class Table1:
             f"and {n} test clips resolve differences from about {gap:.1f} points on (paired test, 80% power)."
         )
 
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "experiments": [asdict(row.experiment) for row in self.rows],
+            **self.provenance,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of the table, json-able (no NaN)."""
+        return {
+            "dataset": self.dataset_name,
+            "is_demo": self.is_demo,
+            "is_paper_split": self.is_paper_split,
+            "classes": self.classes,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+            "reachable_ceiling": ceiling_json(self.ceiling),
+            "seeds": list(self.seeds),
+            "smallest_resolvable_gap": self.resolvable_gap,
+            "largest_gap": self.largest_gap,
+            "verdict": self.verdict,
+            "rows": [row.to_json() for row in self.rows],
+        }
+
 
 def table1(
     dataset: Dataset,
@@ -168,20 +213,20 @@ def table1(
     seeds: int = TABLE1_SEEDS,
     first_seed: int = 0,
     settings: TrainSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
     engine: str = "local",
     address: str | None = None,
 ) -> Table1:
     """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
 
     Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes nothing:
-    `alphafuse.report.table1.write_table1` does.
+    `alphafuse.write_table1` does.
 
     Args:
         dataset: whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default.
-        progress: called with the number of newly finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in all.
+        progress: told of every finished epoch, `len(TABLE1) * seeds * settings.total_epochs` in all.
         engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
         address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
 
@@ -208,12 +253,11 @@ def table1(
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
-    clips = CommonClips.load(dataset, settings)
-    trained = train_experiments(
-        clips, TABLE1, chosen, settings=settings, progress=progress, engine=engine, address=address
-    )
+    clips = SameClips.load(dataset, settings, chosen)
+    with epochs_of(progress, "table 1", len(TABLE1) * len(chosen), settings) as shown:
+        trained = clips.train(TABLE1, chosen, settings=settings, progress=shown, engine=engine, address=address)
     test = [row.test for row in trained if row.test]
-    comparisons = [None, *compare_with(test[0], test[1:])]
+    comparisons = [None, *against(test[0], test[1:])]
     rows = tuple(
         Table1Row(row.experiment, row.val, of_test, comparison, paper_results().get(row.experiment), row.heads)
         for row, of_test, comparison in zip(trained, test, comparisons, strict=True)
@@ -232,5 +276,5 @@ def table1(
         settings=settings,
         rows=rows,
         resolvable_gap=resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)], comparisons=len(TABLE1) - 1),
-        provenance=provenance(dataset, clips.embeddings, settings, chosen),
+        provenance=clips.provenance,
     )

@@ -18,8 +18,8 @@ from alphafuse.data.dataset import DEFAULT_TIMESFORMER
 from alphafuse.data.sources.folder import TEST_FRACTION
 from alphafuse.data.sources.importing import VAL_FRACTION
 from alphafuse.errors import ExperimentError
-from alphafuse.extract.settings import ExtractSettings
-from alphafuse.heads.studies.experiments import fit
+from alphafuse.extract.pipeline import ExtractSettings
+from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.table1 import TABLE1_SEEDS
 from alphafuse.heads.training.settings import TrainSettings
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from support.clips import write_clip
+from support.progress import Told
 
 from alphafuse.cli.main import main
 from alphafuse.data.dataset import Dataset
@@ -22,14 +23,18 @@ from alphafuse.errors import DatasetError, EncoderError, ExperimentError, Recipe
 from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.heads.studies.experiments import Experiment, fit
+from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.runs import best_run, read_run
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.predict.bundle import carried_encoder, export_run, push_bundle
-from alphafuse.predict.model import ALPHAS, AlphaFuse, Explanation, Prediction, find_clips
+from alphafuse.predict.bundle import carried_encoder, export_run
+from alphafuse.predict.explain import ALPHAS, Explanation
+from alphafuse.predict.model import AlphaFuse, find_clips
+from alphafuse.predict.prediction import Prediction
+from alphafuse.predict.push import push_bundle
 from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
-from alphafuse.report.table1 import write_table1
+from alphafuse.report.studies import write_table1
 from alphafuse.system.files import read_json, write_json
 
 SETTINGS = TrainSettings(epochs=6, hidden=(16, 8), learning_rate=3e-3, memory_gb=1.0)
@@ -108,14 +113,14 @@ def test_what_is_known_is_yielded_before_later_clips_are_looked_at(
     paths = [root.path_of(clip) for clip in root.manifest][:5]
     together = model.predict(paths)
     monkeypatch.setattr("alphafuse.predict.model.STREAMED", 2)
-    done: list[int] = []
-    stream = model.stream(paths, progress=done.append)
+    told = Told()
+    stream = model.stream(paths, progress=told)
     first = next(stream)
-    assert isinstance(first, Prediction) and len(done) == 2
+    assert isinstance(first, Prediction) and sum(told.done) == 2
     for one, other in zip([first, *stream], together, strict=True):
         assert isinstance(one, Prediction) and one.clip == other.clip
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
-    assert len(done) == 5
+    assert sum(told.done) == told.rounds[0][1] == 5 and told.stopped == 1
 
 
 def test_heads_that_need_both_say_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:

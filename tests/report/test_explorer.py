@@ -20,10 +20,12 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
 from alphafuse.errors import ExperimentError
+from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.head import AlphaFusion
-from alphafuse.heads.studies.experiments import Experiment, fit, load_heads
-from alphafuse.report import explorer
-from alphafuse.report.explorer import Packed, PackedHead, explored_clip_ids, explorer_html
+from alphafuse.heads.studies.fit import fit
+from alphafuse.heads.studies.runs import load_heads
+from alphafuse.report.page import explorer
+from alphafuse.report.page.explorer import Packed, PackedHead, explored_clip_ids, explorer_html
 
 CEILING = Ceiling(reachable=40, clips=45)
 HOSTILE = (

@@ -24,29 +24,22 @@ from alphafuse.cli.main import cli
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import Ceiling
 from alphafuse.errors import ExperimentError
+from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.scoring.statistics import wilson_interval
 from alphafuse.heads.studies.compare import compare
-from alphafuse.heads.studies.experiments import Experiment, fit
+from alphafuse.heads.studies.fit import fit
+from alphafuse.heads.studies.runs import Run, read_history
 from alphafuse.heads.studies.sweep import sweep
 from alphafuse.heads.studies.table1 import paper_results, table1
 from alphafuse.report import figures as draw
-from alphafuse.report.collect import collect, find_runs, read_history
-from alphafuse.report.compare import write_compare
-from alphafuse.report.contents import Ablation, Absent, ClassGain, Confusion, Measure, Report, Run, Vote, Votes
-from alphafuse.report.page import (
-    PAGE,
-    answer,
-    build_report,
-    draw_figures,
-    interval_methods,
-    render_page,
-    whose_heads,
-    write_report,
-)
-from alphafuse.report.sweep import write_sweep
-from alphafuse.report.table1 import write_table1
-from alphafuse.report.thumbnails import thumbnails
-from alphafuse.report.votes import HARDEST, find_sides, finding_of
+from alphafuse.report.contents import Ablation, Absent, ClassGain, Confusion, Measure, Report, Vote, Votes
+from alphafuse.report.page.build import build_report, write_report
+from alphafuse.report.page.html import TEMPLATES, draw_figures, render_page
+from alphafuse.report.page.sections import collect, find_runs
+from alphafuse.report.page.sentences import answer, interval_methods, whose_heads
+from alphafuse.report.page.thumbnails import thumbnails
+from alphafuse.report.page.votes import HARDEST, find_sides, finding_of
+from alphafuse.report.studies import write_compare, write_sweep, write_table1
 from alphafuse.system.files import read_json, write_json
 
 HOSTILE = "<script>document.title='taken'</script>"
@@ -512,7 +505,7 @@ def test_every_section_says_where_its_numbers_come_from(html: str, report: Repor
 
 def css_colors() -> dict[str, dict[str, str]]:
     """theme -> variable -> colour, as page.css has them: light, dark as the system's, dark as chosen, paper."""
-    css = (PAGE / "page.css").read_text()
+    css = (TEMPLATES / "page.css").read_text()
     blocks = re.findall(r"color-scheme: (\w+);(.*?)}", css, re.DOTALL)
     assert [theme for theme, _ in blocks] == ["light", "dark", "dark", "light"]
     names = ("light", "dark", "chosen dark", "paper")

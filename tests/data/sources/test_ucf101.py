@@ -274,7 +274,8 @@ def test_clips_without_sound_are_recorded_by_extraction_and_dropped_or_fed_zeros
 ) -> None:
     from alphafuse.extract.pipeline import extract_embeddings
     from alphafuse.extract.settings import ExtractSettings
-    from alphafuse.heads.studies.experiments import Experiment, fit
+    from alphafuse.heads.model.config import Experiment
+    from alphafuse.heads.studies.fit import fit
     from alphafuse.heads.training.settings import TrainSettings
 
     dataset = import_ucf101(sounding, tmp_path / "root", splits=lists, val_fraction=0.2).dataset

@@ -8,18 +8,21 @@ import math
 
 import numpy as np
 import pytest
+from support.progress import Told
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES
+from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.fusion import FUSIONS
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.studies.compare import GRID, CompareTable, compare, count_compare_heads, published_results
-from alphafuse.heads.studies.experiments import Experiment, fit
-from alphafuse.report.compare import format_markdown, format_text, to_json, write_compare
+from alphafuse.heads.studies.fit import fit
+from alphafuse.report.studies import describe, write_compare
+from alphafuse.report.tables import to_markdown, to_text
 
-EPOCHS: list[int] = []
+TOLD = Told()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def table(dataset: Dataset) -> CompareTable:
-    return compare(dataset, seeds=2, settings=SETTINGS, progress=EPOCHS.append)
+    return compare(dataset, seeds=2, settings=SETTINGS, progress=TOLD)
 
 
 def test_every_fusion_every_transform_and_the_controls_have_a_row(table: CompareTable) -> None:
@@ -43,7 +46,8 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     assert any(e.auxiliary for e in experiments)
     groups = [row.group for row in table.rows]
     assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
-    assert sum(EPOCHS) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
+    assert TOLD.rounds == [("compare", sum(TOLD.done), "epoch")] and TOLD.stopped == 1
+    assert sum(TOLD.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
 
 
 def test_concat_is_above_both_modalities_and_the_gap_outside_of_the_interval(table: CompareTable) -> None:
@@ -90,12 +94,12 @@ def test_p_values_are_corrected_for_all_rows(table: CompareTable) -> None:
 
 
 def test_the_comparison_prints_in_120_columns_with_its_caveats(table: CompareTable) -> None:
-    text = format_text(table)
+    text = to_text(describe(table))
     assert max(len(line) for line in text.splitlines()) <= 120
     for words in ("Fusing gains +", "n = 45 test clips", "Holm-corrected", "Ceiling: 100.0%", "test was scored once"):
         assert words in text
     assert "UAVM" in text and "65.9" in text
-    lines = format_markdown(table).splitlines()  # two tables, each with a header and a rule
+    lines = to_markdown(describe(table)).splitlines()  # two tables, each with a header and a rule
     assert sum(line.startswith("|") for line in lines) == 2 + len(table.rows) + 2 + len(published_results())
 
 
@@ -103,7 +107,7 @@ def test_the_comparisons_folder_holds_csv_json_and_markdown(dataset: Dataset, ta
     folder = write_compare(table, dataset)
     content = json.loads((folder / "compare.json").read_text())
     assert_no_nan(content)
-    assert content == json.loads(json.dumps(to_json(table)))
+    assert content == json.loads(json.dumps(table.to_json()))
     with (folder / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["test_top1"]) for row in rows] == [row.test.top1.mean for row in table.rows]

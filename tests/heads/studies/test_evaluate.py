@@ -15,9 +15,11 @@ from support.toy import CLASSES, SETTINGS, assert_no_nan, make_dataset, silence_
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
+from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.studies.evaluate import evaluate
-from alphafuse.heads.studies.experiments import Experiment, RunResult, fit
-from alphafuse.report.evaluation import format_text, to_json, write_evaluation
+from alphafuse.heads.studies.fit import RunResult, fit
+from alphafuse.report.studies import describe, write_evaluation
+from alphafuse.report.tables import to_text
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +97,11 @@ def test_an_evaluations_folder_holds_json_classes_and_confusion(dataset: Dataset
 
 
 def test_an_evaluation_prints_every_metric_in_120_columns(fused: RunResult, single: RunResult) -> None:
-    text = format_text(evaluate(fused.folder, against=single.folder))
+    text = to_text(describe(evaluate(fused.folder, against=single.folder)))
     assert max(len(line) for line in text.splitlines()) <= 120
     for words in ("top-5 accuracy", "mAP", "AUC", "d-prime", "ECE", "Ceiling: 45 of 45", "Against", "bootstrap"):
         assert words in text
-    assert to_json(evaluate(fused.folder))["against"] is None
+    assert evaluate(fused.folder).to_json()["against"] is None
 
 
 def test_embeddings_of_another_encoder_or_protocol_are_refused(tmp_path: Path, fused: RunResult) -> None:
@@ -109,7 +111,7 @@ def test_embeddings_of_another_encoder_or_protocol_are_refused(tmp_path: Path, f
     for shard in store.shards():
         shard.unlink()
     settings = {name: {"protocol": "notebook"} for name in kept.features}
-    store.write(replace(kept, settings=settings))
+    store.write(replace(kept, recipes=settings))
     with pytest.raises(RecipeMismatchError, match=r"protocol \(there: standard, here: notebook\)"):
         evaluate(fused.folder, dataset=other)
 

@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.progress import Told
 from support.toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.errors import ExperimentError, StoreError
-from alphafuse.heads.model.config import BASELINE
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.model.head import AlphaFusion
-from alphafuse.heads.studies.experiments import Experiment, fit, load_heads, replaced_run
+from alphafuse.heads.studies.fit import fit
+from alphafuse.heads.studies.runs import load_heads, replaced_run
 from alphafuse.heads.studies.table1 import PAPER_SIX, TABLE1, Table1, paper_results, table1
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.report.table1 import figure3, format_markdown, format_run, format_text, to_json, write_table1
+from alphafuse.report.studies import describe, figure3, write_table1
+from alphafuse.report.tables import to_markdown, to_text
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ def test_every_accuracy_of_table1_comes_with_n_and_an_interval_around_it(table: 
 
 
 def test_table1_prints_in_120_columns_with_its_caveats(table: Table1) -> None:
-    text = format_text(table)
+    text = to_text(describe(table))
     assert max(len(line) for line in text.splitlines()) <= 120
     rows = [line for line in text.splitlines() if line[:1].isdigit() and ("TimeSformer" in line or "AST" in line)]
     assert [row.split()[0] for row in rows[:6]] == ["1", "2", "3", "4", "5", "6"]
@@ -142,10 +145,10 @@ def test_table1_folder_holds_json_markdown_history_and_figure(dataset: Dataset, 
             )
     content = json.loads((folder / "table1.json").read_text())
     assert_no_nan(content)
-    assert content == json.loads(json.dumps(to_json(table)))
+    assert content == json.loads(json.dumps(table.to_json()))
     assert content["rows"][1]["paper"]["notebook_correct"] == 2
     assert content["rows"][0]["against_baseline"] is None
-    assert (folder / "table1.md").read_text() == format_markdown(table)
+    assert (folder / "table1.md").read_text() == to_markdown(describe(table))
     assert (folder / "table1.md").read_text().count("\n| ") == 2 + len(TABLE1)
     assert (folder / "figure3.png").read_bytes() == figure3(table)
     assert figure3(table).startswith(b"\x89PNG")
@@ -160,15 +163,14 @@ def test_a_split_too_small_says_so(tmp_path: Path) -> None:
     assert all(row.test.n == 18 for row in result.rows), "single-modality rows use the same clips"
     assert (result.ceiling.reachable, result.ceiling.clips) == (8, 18)
     assert "18 test clips can't settle differences of this size" in result.verdict
-    assert "0 train, 0 val, 27 test" in format_text(result)
+    assert "0 train, 0 val, 27 test" in to_text(describe(result))
 
 
 def test_fit_writes_a_complete_run_and_predictions_that_add_up(dataset: Dataset) -> None:
-    progress: list[int] = []
-    result = fit(
-        dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=progress.append
-    )
-    assert sum(progress) == 2 * SETTINGS.epochs
+    told = Told()
+    result = fit(dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=told)
+    assert told.rounds == [("AST sqrt", 2 * SETTINGS.epochs, "epoch")] and told.stopped == 1
+    assert sum(told.done) == 2 * SETTINGS.epochs
     assert result.folder == dataset.root / "runs" / "sqrt-ast"
     config = json.loads((result.folder / "config.json").read_text())
     assert config["seeds"] == [5, 6] and config["experiment"]["transform"] == "sqrt"
@@ -197,7 +199,7 @@ def test_heads_of_a_run_load_and_predict_the_same(dataset: Dataset) -> None:
 
 def test_fit_prints_both_splits_with_n_and_intervals(dataset: Dataset) -> None:
     result = fit(dataset, BASELINE, settings=SETTINGS)
-    text = format_run(result)
+    text = to_text(describe(result))
     assert "val" in text and "test" in text and " 45 " in text
     assert "95% intervals: bootstrap over source videos." in text
     assert "RunResult(untransformed, 1 seeds, val top1=" in repr(result)
@@ -207,7 +209,7 @@ def test_fit_leaves_out_silent_clips_and_says_so(tmp_path: Path) -> None:
     silent = make_dataset(tmp_path, silent_test_clips=3)
     dropped = fit(silent, BASELINE, settings=SETTINGS)
     assert dropped.splits["test"].n == 42 and dropped.splits["test"].dropped == 3
-    assert "Left out because they lack a modality: 0 train, 0 val, 3 test." in format_run(dropped)
+    assert "Left out because they lack a modality: 0 train, 0 val, 3 test." in to_text(describe(dropped))
     zeros = fit(silent, BASELINE, settings=TrainSettings(epochs=1, hidden=(4,), absent="zeros"), run="zeros")
     assert zeros.splits["test"].n == 45
 

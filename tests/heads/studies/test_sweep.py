@@ -14,13 +14,15 @@ from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ClusterError, ExperimentError
-from alphafuse.heads.model.config import BASELINE
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.studies.compare import compare
-from alphafuse.heads.studies.comparison import Trained
-from alphafuse.heads.studies.experiments import Experiment, fit
-from alphafuse.heads.studies.sweep import Sweep, best_on_validation, parse_alphas, read_sweep_config, sweep
+from alphafuse.heads.studies.fit import fit
+from alphafuse.heads.studies.runs import read_sweep_config
+from alphafuse.heads.studies.same_clips import Trained, best_on_validation
+from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
 from alphafuse.heads.studies.table1 import table1
-from alphafuse.report.sweep import format_text, to_json, write_sweep
+from alphafuse.report.studies import describe, write_sweep
+from alphafuse.report.tables import to_text
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0)
 
@@ -83,7 +85,7 @@ def test_a_chosen_alpha_is_the_same_experiment_that_fit_trains(dataset: Dataset,
 def test_a_sweep_comes_out_the_same_to_the_digit_from_its_config(dataset: Dataset, found: Sweep) -> None:
     folder = write_sweep(found, dataset)
     again = sweep(dataset, **read_sweep_config(folder / "config.json"))
-    assert json.dumps(to_json(again)) == json.dumps(to_json(found))
+    assert json.dumps(again.to_json()) == json.dumps(found.to_json())
     other = write_sweep(again, dataset, run="again")
     for name in ("config.json", "sweep.json", "sweep.csv", "history.csv"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
@@ -107,12 +109,12 @@ def test_a_sweeps_folder_holds_csv_json_and_plot(dataset: Dataset, found: Sweep)
 
 
 def test_a_sweep_prints_in_120_columns_with_its_caveats(found: Sweep) -> None:
-    text = format_text(found)
+    text = to_text(describe(found))
     assert max(len(line) for line in text.splitlines()) <= 120
     assert text.count("<- chosen") == 2
     for words in ("scored once", "Ceiling: val 100.0%, test 100.0%", "n = 27 val and 45 test clips", "Holm-corrected"):
         assert words in text
-    assert "change nothing" in format_text(replace(found, settings=replace(SETTINGS, normalize="zscore")))
+    assert "change nothing" in to_text(describe(replace(found, settings=replace(SETTINGS, normalize="zscore"))))
 
 
 def test_of_equal_accuracies_the_least_loss_is_chosen(found: Sweep) -> None:

@@ -22,8 +22,7 @@ from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training import ray as heads_cluster
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
-from alphafuse.report.sweep import write_sweep
-from alphafuse.report.table1 import write_table1
+from alphafuse.report.studies import write_sweep, write_table1
 from alphafuse.system.cluster import connected
 
 pytestmark = pytest.mark.cluster

@@ -14,19 +14,15 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.store.store import recipe_differences
-from alphafuse.errors import AlphafuseError, ExperimentError, RecipeMismatchError
+from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.model.config import BASELINE, TITLES
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
-from alphafuse.heads.scoring.statistics import Interval, difference_interval, holm, paired_test
-from alphafuse.heads.studies.evaluate import softmax, trained_labels
-from alphafuse.heads.studies.experiments import Experiment, load_embeddings_of, load_heads
-from alphafuse.heads.studies.runs import validation_rank
+from alphafuse.heads.scoring.statistics import Interval, compare_pairs, difference_interval
+from alphafuse.heads.studies.evaluate import load_embeddings_of, softmax, trained_labels
+from alphafuse.heads.studies.runs import DAMAGED, Run, load_heads, require_recipe
 from alphafuse.heads.training.train import class_indices
-from alphafuse.system.files import read_json
-
-from .contents import (
+from alphafuse.report.contents import (
     ROLES,
     ClassGain,
     Confusion,
@@ -34,13 +30,12 @@ from .contents import (
     HardClip,
     Measure,
     Role,
-    Run,
     Vote,
     Voter,
     Votes,
     role_of,
 )
-from .text import SENSES
+from alphafuse.report.tables import SENSES
 
 HARDEST = 24  # clips shown
 PAIRS = 20  # confusions listed
@@ -58,9 +53,9 @@ class Side:
 
     @property
     def title(self) -> str:
-        """Of their experiment."""
+        """The title of their experiment."""
         if self.run.kind == "fit":
-            return Experiment(**self.run.config["experiment"]).title
+            return self.run.experiment.title
         return "untransformed" if self.role == "fused" else f"{TITLES[self.role]} only"
 
 
@@ -82,8 +77,7 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
             else [*_best_first(fits, problems), *tables]
         )
         for run in candidates:
-            name = BASELINE.name if role == "fused" else f"{role}-only"
-            path = run.folder / "heads" / name if run.kind == "table1" else run.folder
+            path = run.heads_folder(BASELINE.name if role == "fused" else f"{role}-only")
             if run.kind == "table1" and not path.is_dir():
                 continue  # written by an alphafuse that kept none
             try:
@@ -100,11 +94,10 @@ def _best_first(fits: Sequence[Run], problems: list[str]) -> list[Run]:
     scored = []
     for run in fits:
         try:
-            val = read_json(run.folder / "metrics.json")["val"]
-            scored.append((*validation_rank(val), run.name, run))
-        except (AlphafuseError, KeyError, TypeError, ValueError, OSError):
+            scored.append((run.validation_rank(), run.name, run))
+        except DAMAGED:
             problems.append(f"{run.folder} has no usable metrics.json: make it again: {run.command}")
-    return [run for *_, run in sorted(scored, key=lambda entry: entry[:3])]
+    return [run for *_, run in sorted(scored, key=lambda entry: entry[:2])]
 
 
 def ask_heads(
@@ -128,7 +121,7 @@ def ask_heads(
     targets = class_indices(embeddings.labels, classes)
     probabilities: dict[Role, np.ndarray] = {}
     for role, side in sides.items():
-        _require_same_settings(side, embeddings)
+        _require_same_recipes(side, embeddings)
         if side.heads[0].config.classes != classes:
             raise ExperimentError(f"{side.path} has other classes than {sides['fused'].path}: train one of them again")
         progress(f"asking the heads of {side.run.name}")
@@ -161,15 +154,16 @@ def ask_heads(
     )
 
 
-def _require_same_settings(side: Side, embeddings: EmbeddingSource) -> None:
+def _require_same_recipes(side: Side, embeddings: EmbeddingSource) -> None:
     for modality in side.heads[0].config.modalities:
-        made = side.run.config["embeddings"].get(modality, {})
-        difference = recipe_differences(made, embeddings.recipes.get(modality, {}))
-        if difference:
-            raise RecipeMismatchError(
-                f"the run {side.run.folder} was trained on another {modality} {difference} than the test clips here: "
-                f"make it again: {side.run.command}"
-            )
+        require_recipe(
+            side.run.folder,
+            modality,
+            side.run.config["embeddings"].get(modality, {}),
+            embeddings.recipes.get(modality, {}),
+            than="the test clips here",
+            way_out=f": make it again: {side.run.command}",
+        )
 
 
 def _voter(side: Side, found: Evaluation) -> Voter:
@@ -180,21 +174,16 @@ def _voter(side: Side, found: Evaluation) -> Voter:
 def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) -> tuple[Contribution, ...]:
     """The fused heads against each modality's own, on the same clips."""
     alone = [role for role in correct if role != "fused"]
-    tests = [paired_test(correct["fused"], correct[role], groups) for role in alone]
-    corrected = holm([test.p_value for test in tests])
-    found = []
-    for role, test, p_value in zip(alone, tests, corrected, strict=True):
-        interval = difference_interval(*_paired(correct["fused"], correct[role]), groups)
-        gain = Measure.between(test.difference, interval, correct[role].shape[1])
-        found.append(Contribution(role, gain, p_value, test.method))
-    return tuple(found)
-
-
-def _paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as they are, or their means over seeds where these can't be paired."""
-    if len(a) == len(b):
-        return a, b
-    return a.mean(axis=0, keepdims=True), b.mean(axis=0, keepdims=True)
+    pairs = [(correct["fused"], correct[role]) for role in alone]
+    return tuple(
+        Contribution(
+            role,
+            Measure.between(one.test.difference, one.interval, correct[role].shape[1]),
+            one.p_holm,
+            one.test.method,
+        )
+        for role, one in zip(alone, compare_pairs(pairs, groups), strict=True)
+    )
 
 
 def _class_gains(
@@ -213,7 +202,7 @@ def _class_gains(
         videos = groups[of_class].tolist()
         is_reachable = label in trained
         if is_reachable:
-            interval = difference_interval(*_paired(fused, alone), videos)
+            interval = difference_interval(fused, alone, videos)
         else:  # both are 0 whatever the clips: an interval would speak of chance where there is none
             interval = Interval(0.0, 0.0, "none: its label never occurs in training")
         gain = float(fused.mean() - alone.mean())

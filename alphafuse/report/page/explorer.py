@@ -47,10 +47,9 @@ from alphafuse.heads.model.config import TITLES, usable_clips
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.model.transforms import NEG_SCALAR, POS_SCALAR
 from alphafuse.heads.scoring.statistics import wilson_interval
+from alphafuse.report.tables import SENSES, percent
 
-from .text import SENSES, percent
-
-PAGE = Path(__file__).parent / "page"
+TEMPLATES = Path(__file__).parent / "templates"
 EXPLORABLE = ("concat", "add")  # fusions that are linear and without bias in what they fuse
 MAX_CLIPS = 400  # with 309 classes: 0.15 s per recomputation on a busy core of an Intel Xeon, 4.1 MB of page
 MAX_PAGE_BYTES = 12_000_000  # of parts and weights as they are written into the page
@@ -233,8 +232,8 @@ def explorer_html(
             title=title,
             note=note,
             split=split,
-            style=Markup((PAGE / "explorer.css").read_text(encoding="utf-8")),
-            script=Markup((PAGE / "explorer.js").read_text(encoding="utf-8")),
+            style=Markup((TEMPLATES / "explorer.css").read_text(encoding="utf-8")),
+            script=Markup((TEMPLATES / "explorer.js").read_text(encoding="utf-8")),
             data=htmlsafe_json_dumps(data, separators=(",", ":")),
             modalities=data["modalities"],
             presets=_presets(modalities),
@@ -351,7 +350,11 @@ def _map(
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "share": _share, "bound": _bound}
     return environment

@@ -1,4 +1,4 @@
-"""A root's runs -> what the report shows (`contents`): which runs there are, and what their own files say.
+"""What each section of the page shows, read from the runs' own files, or the line that stands in its place.
 
 What heads must be asked for (votes, confusion, gains per class) is `votes`' work. Nothing is chosen by test figures.
 """
@@ -18,14 +18,11 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.errors import AlphafuseError, ExperimentError
+from alphafuse.errors import AlphafuseError
 from alphafuse.heads.model.config import BASELINE
-from alphafuse.heads.studies.experiments import Experiment
+from alphafuse.heads.studies.runs import DAMAGED, Run, list_runs
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
-from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.system.files import iterate_csv, one_line, read_json
-
-from .contents import (
+from alphafuse.report.contents import (
     Ablation,
     Absent,
     AlphaCurves,
@@ -33,18 +30,15 @@ from .contents import (
     LossCurves,
     Measure,
     Report,
-    Run,
     Table,
     Votes,
     ceiling_from_json,
-    padded,
     role_of,
 )
-from .text import p_phrase, points
+from alphafuse.report.tables import p_phrase, points
+from alphafuse.system.files import one_line
 
-KINDS = ("fit", "table1", "sweep", "compare")
 OUTLINE = ("baseline", "alone", "fusion")  # groups of `compare` that the ablation shows; the others are its own table
-DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # what a damaged run's files raise
 
 T = TypeVar("T")
 
@@ -56,82 +50,8 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
         ExperimentError: a chosen folder is no run (one found by itself is left out, with a line).
     """
     if chosen:
-        return [_read_run(Path(folder), dataset.root) for folder in chosen], []
-    runs, left_out = [], []
-    for folder in sorted((dataset.root / "runs").glob("*/")):
-        if folder.name.startswith("."):  # being written
-            continue
-        try:
-            runs.append(_read_run(folder, dataset.root))
-        except ExperimentError as error:
-            left_out.append(str(error))
-    return runs, left_out
-
-
-def _read_run(folder: Path, root: Path) -> Run:
-    if not (folder / "config.json").is_file():
-        raise ExperimentError(
-            f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep or compare "
-            "wrote, <root>/runs/<name>"
-        )
-    try:
-        config = read_json(folder / "config.json")
-        if config.get("kind") not in KINDS:
-            raise ValueError(f"its kind is {one_line(config.get('kind'), 40)!r}, not one of {', '.join(KINDS)}")
-        for name in ("seeds", "settings", "embeddings", "dataset"):
-            config[name]  # a run without them is none
-        return Run(folder, config["kind"], config, _command(config, folder.name, root))
-    except DAMAGED as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
-        raise ExperimentError(f"{one_line(folder)} can't be used as a run: {reason}: make it again") from None
-
-
-def _command(config: Mapping[str, Any], name: str, root: Path) -> str:
-    """What makes a run again: a line for the shell, or of Python where the command line can't say it."""
-    kind, seeds = config["kind"], [int(seed) for seed in config["seeds"]]
-    settings = TrainSettings.from_json(config["settings"])
-    words = ["alphafuse", kind]
-    if kind == "fit":
-        experiment = Experiment(**config["experiment"])
-        if experiment.rates or experiment.auxiliary or experiment.normalize:
-            call = f"alphafuse.fit(alphafuse.Dataset.open({str(root)!r}), alphafuse.{experiment!r}, "
-            more = f"seeds={len(seeds)}, first_seed={seeds[0]}, settings=alphafuse.{settings!r}, run={name!r})"
-            return call + more
-        words += _experiment_options(experiment)
-    elif kind == "sweep":
-        sweep = config["sweep"]
-        alphas = ",".join(f"{alpha:g}" for alpha in sweep["alphas"])
-        words += ["--on", ",".join(sweep["on"]), f"--alpha={alphas}"]  # with "=", for -1 would look like an option
-        words += [] if sweep["transform"] == "scale" else ["--transform", sweep["transform"]]
-    words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
-    words += _training_options(settings)
-    if kind in ("fit", "sweep"):
-        words += ["--run", name]
-    return shlex.join([*words, "--root", str(root)])
-
-
-def _experiment_options(experiment: Experiment) -> list[str]:
-    words = []
-    if experiment.transform != "none":
-        words += ["--transform", experiment.transform, "--on", str(experiment.on)]
-    if experiment.alpha is not None:
-        words.append(f"--alpha={experiment.alpha:g}")
-    if experiment.fusion != BASELINE.fusion:
-        words += ["--fusion", experiment.fusion]
-    if experiment.modalities != BASELINE.modalities:
-        words += ["--modalities", ",".join(experiment.modalities)]
-    return words
-
-
-def _training_options(settings: TrainSettings) -> list[str]:
-    """The options of those settings that aren't the defaults."""
-    words = []
-    given, usual = settings.to_json(), TrainSettings().to_json()
-    for name, value in given.items():
-        if value != usual[name]:
-            text = ",".join(map(str, value)) or "linear" if isinstance(value, list) else f"{value}"
-            words += [f"--{name.replace('_', '-')}", text]
-    return words
+        return [Run.open(Path(folder), dataset.root) for folder in chosen], []
+    return list_runs(dataset.root)
 
 
 def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], votes: Votes | Absent) -> Report:
@@ -176,11 +96,11 @@ def _of_kind(runs: Sequence[Run], kind: str, read: Callable[[Run], T], problems:
 
 
 def _table(run: Run) -> Table:
-    return Table.from_json(run, read_json(run.folder / "table1.json"))
+    return Table.from_json(run, run.figures())
 
 
 def _sweep(run: Run) -> AlphaCurves:
-    return AlphaCurves.from_json(read_json(run.folder / "sweep.json"), run)
+    return AlphaCurves.from_json(run.figures(), run)
 
 
 def _losses(runs: Sequence[Run], votes: Votes | Absent, no_table: Absent, problems: list[str]) -> LossCurves | Absent:
@@ -192,37 +112,15 @@ def _losses(runs: Sequence[Run], votes: Votes | Absent, no_table: Absent, proble
 
 
 def _figure3(run: Run) -> LossCurves:
-    train, val = read_history(run.folder / "history.csv", FIGURE3.name)
+    train, val = run.history(FIGURE3.name)
     paper = paper_results()[FIGURE3]
-    name = str(run.config["dataset"]["name"])
     title = f"Experiment {paper.experiment}: {FIGURE3.title}"
-    return LossCurves(title, name, train, val, np.array(paper.train_loss), np.array(paper.val_loss), run)
+    return LossCurves(title, run.dataset_name, train, val, np.array(paper.train_loss), np.array(paper.val_loss), run)
 
 
 def _own_losses(run: Run) -> LossCurves:
-    train, val = read_history(run.folder / "history.csv")
-    experiment = Experiment(**run.config["experiment"])
-    return LossCurves(experiment.title, str(run.config["dataset"]["name"]), train, val, run=run)
-
-
-def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Train and validation loss, each (seeds, epochs), from a history.csv, in one of several experiments of this name.
-
-    Seeds that stopped early end in NaN.
-    """
-    rows = iterate_csv(path)
-    header = next(rows, (0, []))[1]  # an empty file has no columns
-    columns = [header.index(name) for name in ("seed", "epoch", "train_loss", "val_loss")]
-    of = header.index("experiment") if experiment else -1
-    losses: dict[int, list[tuple[float, float]]] = {}
-    for _, row in rows:
-        if of < 0 or row[of] == experiment:
-            seed, _, train, val = (row[column] for column in columns)
-            losses.setdefault(int(seed), []).append((float(train), float(val)))
-    if not losses:
-        raise ValueError(f"{path.name} has no line of {experiment or 'any epoch'}")
-    curves = list(losses.values())
-    return padded([[train for train, _ in one] for one in curves]), padded([[val for _, val in one] for one in curves])
+    train, val = run.history()
+    return LossCurves(run.experiment.title, run.dataset_name, train, val, run=run)
 
 
 def _ablation(
@@ -263,7 +161,7 @@ def _ablation(
 
 def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
     """Bars of a run of `compare`, their ceiling, and what it says of the gain over the better modality."""
-    content = read_json(run.folder / "compare.json")
+    content = run.figures()
     bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
     gain = content["gain_over_better_modality"]
     low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
@@ -289,8 +187,8 @@ def _compare_bar(row: Mapping[str, Any]) -> Bar:
 
 
 def _fit_bar(run: Run) -> tuple[Bar, Run, Any]:
-    metrics = read_json(run.folder / "metrics.json")
-    experiment = Experiment(**run.config["experiment"])
+    metrics = run.figures()
+    experiment = run.experiment
     title = experiment.title if run.name == experiment.name else f"{experiment.title} (run {run.name})"
     is_plain = experiment.name in (BASELINE.name, *(f"{modality}-only" for modality in experiment.modalities))
     test = Measure.from_json(metrics["test"], "top1")

@@ -1,0 +1,155 @@
+"""Why a run says what it says: the same clip with a modality blank, and along alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alphafuse.data.embeddings import Embeddings
+
+from .prediction import Prediction, Ranked
+
+ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, what the heads were trained at
+Ask = Callable[[Embeddings, Mapping[str, float] | None], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """What the run says when something of the clip is changed.
+
+    Attributes:
+        top: the most probable label then, and its probability.
+        probability: of the label that the unchanged clip gets.
+    """
+
+    top: Ranked
+    probability: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {"label": self.top.label, "label_probability": self.top.probability, "probability": self.probability}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a prediction depends on what is seen and on what is heard.
+
+    Attributes:
+        prediction: of the clip as it is.
+        blanked: modality -> what is said when that one is blank (a black picture, silence) and the other as it is.
+        blank: what is said when all are blank.
+        shares: modality -> its share of the answer's probability over that of the blank clip: Shapley values of the
+            game whose players are the modalities (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
+            sum to probability - `blank.probability` and may be negative.
+        along: modality -> (alpha, what is said) with alpha on what is fused of it; 1 is the prediction itself.
+
+    >>> from alphafuse import AlphaFuse, find_clips
+    >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
+    >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
+    >>> sorted(why.shares), [alpha for alpha, _ in why.along["ast"]]
+    (['ast', 'timesformer'], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
+    """
+
+    prediction: Prediction
+    blanked: Mapping[str, ChangedAnswer]
+    blank: ChangedAnswer
+    shares: Mapping[str, float]
+    along: Mapping[str, tuple[tuple[float, ChangedAnswer], ...]]
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The modalities without which the answer is another, when the other one is as it is."""
+        return tuple(name for name, changed in self.blanked.items() if changed.top.label != self.prediction.label)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {
+            "decided": list(self.decided),
+            "blanked": {modality: changed.to_json() for modality, changed in self.blanked.items()},
+            "blank": self.blank.to_json(),
+            "shares": dict(self.shares),
+            "along": {
+                modality: [{"alpha": alpha, **changed.to_json()} for alpha, changed in points]
+                for modality, points in self.along.items()
+            },
+        }
+
+
+def explain(
+    predictions: Sequence[Prediction],
+    rows: Embeddings,
+    blank: Embeddings,
+    ask: Ask,
+    *,
+    classes: Sequence[str],
+    names: Sequence[str],
+    alphas: Sequence[float],
+) -> list[Explanation | Prediction]:
+    """Explain predictions; one without an answer, or of a clip without a modality to change, stays as it is.
+
+    Args:
+        predictions: of these clips.
+        rows: the clips' embeddings.
+        blank: those of a black picture and of silence, row for row.
+        ask: (embeddings, modality -> alpha) -> probabilities (heads, clips, C) float64.
+        classes: C labels.
+        names: the modalities that the heads read.
+        alphas: factors on what is fused of a modality.
+    """
+
+    def changed(probabilities: np.ndarray, answer: int) -> ChangedAnswer:
+        best = int(probabilities.argmax())
+        return ChangedAnswer(Ranked(classes[best], float(probabilities[best])), float(probabilities[answer]))
+
+    without = {
+        frozenset(some): ask(_mixed(rows, blank, some), None).mean(axis=0)
+        for some in (*((name,) for name in names), tuple(names))
+    }
+    along = {name: [(alpha, ask(rows, {name: alpha}).mean(axis=0)) for alpha in alphas] for name in names}
+    present = {name: blank.present(name) for name in names}
+    explained: list[Explanation | Prediction] = []
+    for i, prediction in enumerate(predictions):
+        own = [name for name in names if present[name][i]]
+        if not prediction.top or not own:
+            explained.append(prediction)
+            continue
+        answer = classes.index(prediction.top[0].label)
+        value = {some: float(probabilities[i, answer]) for some, probabilities in without.items()}
+        value[frozenset()] = prediction.top[0].probability
+        explained.append(
+            Explanation(
+                prediction,
+                {name: changed(without[frozenset((name,))][i], answer) for name in own},
+                changed(without[frozenset(names)][i], answer),
+                _shapley(value, names, own),
+                {name: tuple((a, changed(p[i], answer)) for a, p in along[name]) for name in own},
+            )
+        )
+    return explained
+
+
+def _mixed(rows: Embeddings, blank: Embeddings, modalities: Sequence[str]) -> Embeddings:
+    """The rows, with those of some modalities blank."""
+    features = {name: blank.features[name] if name in modalities else rows.features[name] for name in rows.features}
+    return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
+
+
+def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], players: Sequence[str]) -> dict[str, float]:
+    """Shapley values of one or two players.
+
+    Args:
+        blanked: which modalities are blank -> probability of the answer.
+        names: all modalities; one that the clip lacks is the same blank or not.
+        players: the modalities that the clip has.
+    """
+    everything = frozenset(names)
+    shares = {}
+    for name in players:
+        others = everything - {name}
+        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins when the other is there
+        first = blanked[others] - blanked[everything]  # it joins the blank clip
+        shares[name] = (last + first) / 2
+    return shares

@@ -1,0 +1,131 @@
+"""`write_report`: a root's runs on one page.
+
+runs -> which heads are asked (`votes`) -> what every section shows (`sections`) -> figures -> `html` -> the file
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.splits import reachable_ceiling
+from alphafuse.errors import AlphafuseError, ExperimentError
+from alphafuse.heads.studies.evaluate import load_embeddings_of, trained_labels
+from alphafuse.report.contents import Absent, Report, Role, Votes
+from alphafuse.report.figures import write_figures
+from alphafuse.system.files import one_line, write_atomically
+
+from .explorer import explored_clip_ids, explorer_html
+from .html import draw_figures, render_page
+from .sections import collect, find_runs
+from .sentences import named
+from .thumbnails import thumbnails
+from .votes import Side, ask_heads, explorable_sides, find_sides
+
+EXPLORER_EDGE = 112  # pixels of the explorer's pictures: up to 400 of them, about 3 kB each
+
+
+def write_report(
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    runs: Sequence[str | Path] = (),
+    figures: str | Path | None = None,
+    progress: Callable[[str], object] = lambda doing: None,
+) -> Path:
+    """Write one self-contained html page of a root's runs.
+
+    It shows what is there: table 1 beside the paper's, loss curves, accuracy against alpha, what each modality
+    contributes in all and per class, what is taken for what, the hardest clips, the splits' ceiling, and where every
+    number comes from. What is missing is named with the command that adds it.
+
+    Args:
+        dataset: the root; its test split should be extracted, else sections that ask heads are missing.
+        out: the html file; it appears whole or not at all.
+        runs: run folders to show; by default all of the root's. Votes, confusions and gains are those of the first that
+            has fused heads; by default of the run of `fit` of highest validation accuracy, or else of table 1's.
+        figures: a folder for each figure as .png and .svg.
+        progress: called with what is being done, a few words, now and then.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ExperimentError: a folder among `runs` that is no run, or nothing to report on.
+        AlphafuseError: `out` or `figures` can't be written.
+
+    >>> from alphafuse import Dataset, write_report
+    >>> write_report(Dataset.open("demo"), "report.html").name
+    'report.html'
+    """
+    report, drawn = build_report(dataset, runs=[Path(run) for run in runs], progress=progress)
+    progress("writing the page")
+    page = render_page(report, drawn)
+    if figures is not None:
+        write_figures(drawn, Path(figures))
+    write_atomically(Path(out), page.encode())
+    return Path(out)
+
+
+def build_report(
+    dataset: Dataset, *, runs: Sequence[Path] = (), progress: Callable[[str], object] = lambda doing: None
+) -> tuple[Report, dict[str, Figure]]:
+    """What the page shows, and its figures by name; see `write_report`."""
+    found, left_out = find_runs(dataset, runs)
+    if not found:
+        raise ExperimentError(
+            f"no run in {dataset.root / 'runs'} to report on: make one with `alphafuse table1 --root {dataset.root}`"
+        )
+    sides = find_sides(found, chosen=bool(runs), problems=left_out)
+    votes = _votes(dataset, sides, progress)
+    progress("reading the runs")
+    report = replace(collect(dataset, found, left_out, votes), is_chosen=bool(runs))
+    if isinstance(votes, Votes):
+        candidates = explorable_sides(found, sides["fused"])
+        report = replace(report, explorer=_explorer(dataset, candidates, votes, progress))
+    progress("drawing")
+    return report, draw_figures(report)
+
+
+def _votes(dataset: Dataset, sides: Mapping[Role, Side], progress: Callable[[str], object]) -> Votes | Absent:
+    root = shlex.quote(str(dataset.root))
+    if "fused" not in sides:
+        return Absent("None of the runs here has fused heads", f"alphafuse table1 --root {root}")
+    try:
+        votes = ask_heads(dataset, sides, progress=progress)
+    except AlphafuseError as error:
+        return Absent(f"The heads can't be asked: {one_line(error)}")
+    paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
+    progress("taking pictures from the hardest clips")
+    pictures = thumbnails({clip.clip_id: paths[clip.clip_id] for clip in votes.hardest})
+    hardest = tuple(replace(clip, thumbnail=pictures.get(clip.clip_id, "")) for clip in votes.hardest)
+    return replace(votes, hardest=hardest)
+
+
+def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: Callable[[str], object]) -> str | Absent:
+    """The explorer of the first of these heads that can be explored."""
+    reason = ""
+    embeddings = load_embeddings_of(dataset, "test")  # they could be read before: the heads at the top were asked
+    paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
+    for side in sides:
+        try:
+            chosen = set(explored_clip_ids(side.heads, embeddings))
+            progress("taking pictures for the explorer")
+            pictures = thumbnails({one: path for one, path in paths.items() if one in chosen}, edge=EXPLORER_EDGE)
+            labels = [label for one, label in zip(embeddings.clip_ids, embeddings.labels, strict=True) if one in chosen]
+            return explorer_html(
+                side.heads,
+                embeddings,
+                ceiling=reachable_ceiling(trained_labels(dataset, side.heads[0].config), labels),
+                title=named(side.title, side.run),
+                note=f"The fused heads at the top of this page are others: {reason}." if reason else "",
+                thumbnails=pictures,
+            )
+        except AlphafuseError as error:
+            reason = reason or one_line(error)
+    return Absent(f"No explorer: {reason}", f"alphafuse fit --root {shlex.quote(str(dataset.root))}")

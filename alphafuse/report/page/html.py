@@ -1,0 +1,182 @@
+"""What the page shows (`contents.Report`) -> html: one self-contained file that needs no network and no other file.
+
+The page forbids itself to load anything (a content security policy), so that it shows the same wherever it is sent.
+Labels, names and paths are anybody's text: the template escapes all of it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from alphafuse.data.splits import Ceiling
+from alphafuse.heads.model.config import TITLES
+from alphafuse.report import figures as draw
+from alphafuse.report.contents import ROLES, Absent, Measure, Report, Role, Votes
+from alphafuse.report.studies import metric_title
+from alphafuse.report.tables import p_value, percent, points, seeds_text
+from alphafuse.version import __version__
+
+from .sentences import (
+    all_seeds,
+    answer,
+    between,
+    described,
+    interval_methods,
+    named,
+    number,
+    run_facts,
+    sweep_verdicts,
+    whose_heads,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+SIDES: Mapping[Role, str] = {"fused": "fused", "timesformer": "sight alone", "ast": "sound alone"}
+
+
+def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
+    """The figures that there is data for, by name, in the page's order; as `narrow` as a phone, those that can be."""
+    drawn: dict[str, Figure] = {}
+    if not isinstance(report.table, Absent):
+        drawn["table1"] = draw.forest(report.table, narrow=narrow)
+    if not isinstance(report.losses, Absent):
+        drawn["losses"] = draw.losses(report.losses, narrow=narrow)
+    for position, curves in enumerate(report.sweeps, start=1):
+        drawn["alpha" if len(report.sweeps) == 1 else f"alpha-{position}"] = draw.alpha_curves(curves, narrow=narrow)
+    if not isinstance(report.ablation, Absent):
+        drawn["ablation"] = draw.ablation(report.ablation, narrow=narrow)
+    if not isinstance(report.votes, Absent):
+        if report.votes.gains:
+            drawn["class-gains"] = draw.class_gains(report.votes.gains, narrow=narrow)
+        if not narrow:
+            drawn["confusion"] = draw.confusion(report.votes.confusion)
+    return drawn
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the three figures at the top."""
+
+    role: Role
+    title: str
+    note: str
+    measure: Measure
+
+
+def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
+    """The page as html."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "code": _code,
+        "capitalised": lambda text: text[:1].upper() + text[1:],
+        "p": p_value,
+        "between": between,
+        "number": number,
+        "pointsbetween": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
+    }
+    environment.tests["absent"] = lambda value: isinstance(value, Absent)
+
+    def inline(figures: Mapping[str, Figure], suffix: str) -> dict[str, Markup]:
+        described = {name: described(name, report) for name in figures}
+        return {
+            name: Markup(draw.inline_svg(figure, name + suffix, described[name])) for name, figure in figures.items()
+        }
+
+    tiles = _tiles(report)
+    sweep_names = ["alpha" if len(report.sweeps) == 1 else f"alpha-{i}" for i in range(1, len(report.sweeps) + 1)]
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        root=shlex.quote(str(report.root)),
+        table=report.table,
+        losses=report.losses,
+        sweeps=list(zip(sweep_names, report.sweeps, strict=True)),
+        ablation=report.ablation,
+        votes=report.votes,
+        audit=report.audit,
+        ceiling=_ceiling_of_tiles(report),
+        all_ceiling=report.audit.splits["test"].ceiling,
+        whose_heads=whose_heads(report),
+        interval_methods=interval_methods,
+        tile_measures=[(tile.title.lower(), tile.measure) for tile in tiles],
+        table_measures=[] if isinstance(report.table, Absent) else [(row.title, row.test) for row in report.table.rows],
+        explorer=report.explorer if isinstance(report.explorer, Absent) else Markup(report.explorer),
+        tiles=tiles,
+        answer=answer(report),
+        sweep_verdicts={name: sweep_verdicts(curves) for name, curves in zip(sweep_names, report.sweeps, strict=True)},
+        svg=inline(drawn, ""),
+        narrow_svg=inline(draw_figures(report, narrow=True), "-narrow"),
+        run_facts=run_facts,
+        metric_names=_metric_names(report.votes),
+        shown_gains=draw.shown_gains,
+        most_cells=draw.MOST_CELLS,
+        seeds_text=seeds_text,
+        all_seeds=all_seeds(report),
+        ROLES=ROLES,
+        TITLES=TITLES,
+        SIDES=SIDES,
+        version=__version__,
+        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+def _code(text: str) -> Markup:
+    """Text with `commands` in backticks as code; the rest is escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one backtick too many: it is no markup
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if position % 2 else escape(part) for position, part in enumerate(parts)
+    )
+
+
+def _tiles(report: Report) -> list[Tile]:
+    """Fused and each modality alone: as the asked heads say, or else table 1's rows."""
+    if isinstance(report.votes, Votes):
+        voters = [(voter, voter.metrics["top1"]) for voter in report.votes.voters]
+        return [
+            Tile(voter.role, _tile_title(voter.role), f"{named(voter.title, voter.run)}, {_seeds(voter.seeds)}", top1)
+            for voter, top1 in voters
+            if top1
+        ]
+    if isinstance(report.table, Absent):
+        return []
+    rows = [row for row in report.table.rows if not row.paper]
+    note = seeds_text(report.table.run.seeds)
+    return [Tile(row.role, _tile_title(row.role), f"{row.title}, {note}, run table1", row.test) for row in rows]
+
+
+def _ceiling_of_tiles(report: Report) -> Ceiling:
+    """Of the clips that the tiles are about."""
+    if isinstance(report.votes, Votes):
+        return report.votes.ceiling
+    return report.audit.splits["test"].ceiling if isinstance(report.table, Absent) else report.table.ceiling
+
+
+def _seeds(count: int) -> str:
+    return seeds_text(range(count))
+
+
+def _tile_title(role: Role) -> str:
+    return {"fused": "Fused", "timesformer": "Sight alone", "ast": "Sound alone"}[role]
+
+
+def _metric_names(votes: Votes | Absent) -> list[tuple[str, str, float, int]]:
+    """(name, title, scale, digits) of the metrics that the heads were scored by."""
+    if isinstance(votes, Absent):
+        return []
+    return [(name, *metric_title(name)) for name in votes.fused.metrics]

@@ -1,0 +1,195 @@
+"""The page's sentences: the answer in a paragraph, whose heads speak, and where every number comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from alphafuse.data.power import LEVEL
+from alphafuse.heads.model.config import TITLES
+from alphafuse.heads.studies.runs import Run
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.report.contents import Absent, Measure, Report, Votes
+from alphafuse.report.tables import p_phrase, percent, points
+
+
+def answer(report: Report) -> list[str]:
+    """The report in a paragraph, as sentences: what each modality contributes, the transforms, the ceiling."""
+    sentences = []
+    votes, table = report.votes, report.table
+    if isinstance(votes, Votes):
+        top1 = votes.fused.metrics["top1"]
+        assert top1 is not None
+        sentences.append(
+            f"On {votes.clips} test clips of {votes.source_videos} source videos, the fused heads are right on "
+            f"{percent(top1.mean)}% ({between(top1)})."
+        )
+        for one in votes.contributions:
+            added, base = ("sound", "sight") if one.over == "timesformer" else ("sight", "sound")
+            sentences.append(
+                f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
+                f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
+                + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be told from nothing.")
+            )
+    elif not isinstance(table, Absent):
+        base_row = table.rows[0]
+        sentences.append(
+            f"On {base_row.test.n} test clips, the untransformed fused heads are right on "
+            f"{percent(base_row.test.mean)}% ({between(base_row.test)})."
+        )
+        for row in table.rows:
+            if row.role != "fused" and row.difference and row.p_value is not None:
+                ends = f"{points(row.difference.low)} to {points(row.difference.high)}"
+                gap = f"{points(row.difference.mean)} points ({ends}, {p_phrase(row.p_value)})"
+                sentences.append(f"{row.title}: {percent(row.test.mean)}%, {gap}.")
+    elif not isinstance(report.ablation, Absent):
+        sentences += [
+            f"{bar.title}: right on {percent(bar.test.mean)}% ({between(bar.test)}) of {bar.test.n} test clips."
+            for bar in report.ablation.bars
+            if bar.is_plain
+        ]
+    if not isinstance(table, Absent):
+        sentences.append(f"Of the paper's six transforms: {table.verdict[0].lower()}{table.verdict[1:]}")
+    ceiling = report.audit.splits["test"].ceiling
+    unseen = ceiling.clips - ceiling.reachable
+    sentences.append(
+        f"The ceiling is {percent(ceiling.accuracy)}%: "
+        + (
+            f"{unseen} of {ceiling.clips} test clips have a label that never occurs in training, so no head can be "
+            "right on them."
+            if unseen
+            else "every test clip's label occurs in training."
+        )
+    )
+    if report.is_demo:
+        sentences.append(
+            "This is the generated demo, whose difficulty is chosen: its accuracies say nothing about real clips."
+        )
+    return sentences
+
+
+def _changes(gain: float) -> str:
+    return "gains" if gain >= 0 else "loses"
+
+
+def sweep_verdicts(curves: Any) -> list[str]:
+    """What test clips say of the alphas that validation chose."""
+    sentences = []
+    for on, found in curves.chosen.items():
+        verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be told from"
+        ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
+        sentences.append(
+            f"Alpha {found.alpha:g} of {TITLES[on]}, chosen on validation, {verdict} the untransformed heads on test "
+            f"clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+        )
+    if not curves.ceilings["val"].reachable:
+        sentences.append(
+            "No validation clip has a label that occurs in training, so validation accuracy is 0 at every alpha: "
+            "the alphas were chosen by validation loss alone, which says little here."
+        )
+    return sentences
+
+
+def whose_heads(report: Report) -> str:
+    """Why these fused heads are the ones that speak, and on which clips that was decided."""
+    if isinstance(report.votes, Absent):
+        return ""
+    run = report.votes.fused.run
+    if run.kind == "table1":
+        return f"The fused heads are the untransformed ones of run {run.name}; nothing was chosen."
+    rivals = [one for one in report.runs if one.kind == "fit" and len(one.experiment.modalities) > 1]
+    if len(rivals) == 1:
+        return f"The fused heads are those of run {run.name}, the only run of fused heads by itself."
+    if report.is_chosen:
+        return f"The fused heads are those of run {run.name}, the first that was named for this page."
+    among = f"{len(rivals)} runs" if not report.left_out else "those that can be used"
+    return f"The fused heads are those of run {run.name}: of {among} the best on validation clips."
+
+
+def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
+    """How the intervals of these figures were made, by name where they were made in several ways.
+
+    >>> one = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
+    >>> interval_methods([("fused", one), ("sight alone", Measure(0.0, 0.0, 0.2, "Wilson", 20))])
+    'bootstrap over source videos (fused), Wilson (sight alone)'
+    """
+    names: dict[str, list[str]] = {}
+    for name, measure in measures:
+        names.setdefault(measure.method, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{method} ({', '.join(of)})" for method, of in names.items())
+
+
+def described(name: str, report: Report) -> str:
+    """What a figure shows, for those who can't see it: its main figures in words."""
+    if name == "table1" and not isinstance(report.table, Absent):
+        rows = ", ".join(f"{row.title} {percent(row.test.mean)}%" for row in report.table.rows)
+        return f"Test accuracies of table 1 with 95% intervals, beside the paper's: {rows}"
+    if name == "ablation" and not isinstance(report.ablation, Absent):
+        bars = ", ".join(f"{bar.title} {percent(bar.test.mean)}%" for bar in report.ablation.bars)
+        return f"Test accuracies with 95% intervals: {bars}"
+    if name.startswith("alpha"):
+        curves = report.sweeps[int(name.partition("-")[2] or 1) - 1]
+        chosen = ", ".join(f"{TITLES[on]} {found.alpha:g}" for on, found in curves.chosen.items())
+        return f"Validation accuracy and loss against alpha with 95% bands; chosen: {chosen}"
+    if name == "losses" and not isinstance(report.losses, Absent):
+        return f"Training and validation loss per epoch: {report.losses.title}"
+    if name == "class-gains":
+        return "Recall of each class, fused minus TimeSformer only, with 95% intervals; the table below has the figures"
+    return "Confusion matrix of the fused heads on test clips; the table below lists the most frequent mistakes"
+
+
+def named(title: str, run: Run) -> str:
+    """An experiment with the name of its run, where that says more."""
+    says_all = run.name == title.lower().replace(" ", "-")
+    return title if says_all else f"{title}, run {run.name}"
+
+
+def all_seeds(report: Report) -> str:
+    """How many seeds the runs have: "5", or "1 to 5"."""
+    counts = sorted({len(run.seeds) for run in report.runs})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def run_facts(run: Run) -> list[tuple[str, str]]:
+    """Where a run's numbers come from, for its list."""
+    config = run.config
+    settings, usual = dict(config["settings"]), TrainSettings().to_json()
+    changed = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) != value]
+    same = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) == value]
+    facts = [("run", str(run.folder)), ("written", f"{run.written} UTC")]
+    if run.kind == "fit":
+        facts.append(("experiment", run.experiment.title))
+    facts.append(("seeds", ", ".join(str(seed) for seed in run.seeds)))
+    if "clips" in config:
+        facts.append(("clips", ", ".join(f"{split} {count}" for split, count in config["clips"].items())))
+    if any(config.get("dropped", {}).values()):
+        dropped = ", ".join(f"{split} {count}" for split, count in config["dropped"].items())
+        facts.append(("left out", f"{dropped} (they lack a modality)"))
+    facts.append(("settings", "; ".join(filter(None, [", ".join(changed), f"the paper's: {', '.join(same)}"]))))
+    for modality, made in config["embeddings"].items():
+        encoder = config.get("encoders", {}).get(modality, {})
+        parts = [str(encoder.get("name") or "encoder not recorded")]
+        parts += [f"revision {encoder['revision']}"] if encoder.get("revision") else []
+        parts += [f"protocol {made.get('protocol', 'unknown')}"]
+        parts += [f"weights sha256 {made['weights_sha256']}"] if made.get("weights_sha256") else []
+        facts.append((TITLES.get(modality, modality), ", ".join(parts)))
+    facts.append(("versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())))
+    return facts
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def between(measure: Measure, scale: float = 100.0, digits: int = 1) -> str:
+    """The ends of an interval: "78.0 to 88.4", or "-" where there is none."""
+    if not measure.has_interval:
+        return "-"
+    return f"{number(measure.low, scale, digits)} to {number(measure.high, scale, digits)}"
+
+
+def number(value: float, scale: float, digits: int) -> str:
+    """A scaled figure with a true minus."""
+    return f"{scale * value:.{digits}f}".replace("-", "\u2212")  # a true minus

@@ -1,0 +1,567 @@
+"""What fit, table1, sweep, compare and evaluate found, for people and programs.
+
+`describe` says what a result's tables are, for `tables` to render; the `write_...` functions hand a result with its
+tables and pictures to `heads.studies.runs`, which knows the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, singledispatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.heads.model.config import TITLES, is_notebook
+from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
+from alphafuse.heads.scoring.metrics import ClassRow
+from alphafuse.heads.scoring.statistics import Comparison, Estimate
+from alphafuse.heads.studies.compare import RATIOS, CompareTable, published_results
+from alphafuse.heads.studies.evaluate import RunEvaluation
+from alphafuse.heads.studies.fit import RunResult
+from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_run
+from alphafuse.heads.studies.same_clips import Trained
+from alphafuse.heads.studies.sweep import Sweep
+from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
+from alphafuse.heads.training.settings import NORMALIZE_NOTES
+
+from .contents import AlphaCurves, LossCurves
+from .figures import alpha_curves, losses, png
+from .tables import (
+    Column,
+    Document,
+    Table,
+    csv_rows,
+    loss_range,
+    methods,
+    p_value,
+    percent,
+    percent_range,
+    seeds_text,
+    split_counts,
+    to_markdown,
+)
+
+METRIC_NAMES = {
+    "top1": "top-1 accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+    "mean_class_accuracy": "mean class accuracy (%)",
+    "mean_average_precision": "mAP",
+    "auc": "AUC",
+    "d_prime": "d-prime",
+    "log_loss": "log loss (nats)",
+    "ece": "calibration error (ECE)",
+}
+LISTED_CLASSES = 5  # at either end
+PUBLISHED_NOTE = (
+    "Published top-1 in %, for orientation: other features, other training, and some choose the epoch on test clips, "
+    "which alphafuse never does."
+)
+
+Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation
+
+
+@singledispatch
+def describe(result: Result) -> Document:
+    """What people see of a study's result: its title, its tables, and the notes that say what the figures mean."""
+    raise TypeError(f"{type(result).__name__} is no study's result")
+
+
+# columns that several tables have
+
+
+def _accuracy(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
+    """An accuracy in percent, and its interval."""
+    return [
+        Column(title, lambda row: percent(found.mean) if (found := of(row)) else None),
+        Column("interval", lambda row: percent_range(found.interval) if (found := of(row)) else None),
+    ]
+
+
+def _loss(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column]:
+    """A loss in nats, and its interval."""
+    return [
+        Column(title, lambda row: f"{of(row).mean:.{digits}f}"),
+        Column("interval", lambda row: loss_range(of(row))),
+    ]
+
+
+def _against(title: str) -> list[Column]:
+    """The difference of a row's `comparison` in points, its interval, and its corrected p."""
+
+    def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
+        return lambda row: write(row.comparison) if row.comparison else None
+
+    return [
+        Column(title, cell(lambda found: f"{100 * found.test.difference:+.1f}")),
+        Column("interval", cell(lambda found: percent_range(found.interval, sign="+"))),
+        Column("p", cell(lambda found: p_value(found.p_holm))),
+    ]
+
+
+def _spread(name: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
+    """An estimate in a csv: its mean and both ends of its interval."""
+    return [
+        Column(name, lambda row: found.mean if (found := of(row)) else None),
+        Column(f"{name}_low", lambda row: found.interval.low if (found := of(row)) else None),
+        Column(f"{name}_high", lambda row: found.interval.high if (found := of(row)) else None),
+    ]
+
+
+def _on(table: Table1 | Sweep | CompareTable) -> str:
+    """The dataset and its clips, for a title."""
+    clips = f"{table.clips['train']} train, {table.clips['val']} val, {table.clips['test']} test clips"
+    if isinstance(table, Sweep):
+        return f"{table.dataset_name}: {clips}, {seeds_text(table.seeds)}"
+    demo = " (the generated demo)" if table.is_demo else ""
+    return f"{table.dataset_name}{demo}: {clips}, {table.classes} classes, {seeds_text(table.seeds)}"
+
+
+def _left_out(dropped: Mapping[str, int]) -> list[str]:
+    return [f"Left out because they lack a modality: {split_counts(dropped)}."] if any(dropped.values()) else []
+
+
+# fit
+
+
+@describe.register
+def describe_fit(result: RunResult) -> Document:
+    """Both splits with n and intervals."""
+    test = result.splits["test"]
+    k = test.scores.k
+    columns = [
+        Column("split", lambda split: split.split, left=True),
+        Column("n", lambda split: split.n),
+        *_accuracy("top-1", lambda split: split.top1),
+        *_accuracy(f"top-{k}", lambda split: split.topk),
+        *_loss("loss", lambda split: split.loss, digits=3),
+        Column("ceiling", lambda split: percent(split.ceiling.accuracy)),
+    ]
+    seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
+    means = f"mean over {seeds}" if len(result.seeds) > 1 else f"of {seeds}"
+    notes = [
+        f"Accuracies in %, {means}. {methods(test)}",
+        "Ceiling: share of clips whose label occurs in training; no head can pass it.",
+        *([f"Top-{k} instead of top-5: there are only {k} classes."] if k < 5 else []),
+        *_left_out(result.dropped),
+    ]
+    return Document(f"{result.experiment.title} ({seeds})", [Table(columns, list(result.splits.values()), notes)])
+
+
+# table 1
+
+
+@describe.register
+def describe_table1(table: Table1) -> Document:
+    """Table 1 beside the paper's figures."""
+    columns = [
+        Column("#", lambda row: row.paper and row.paper.experiment),
+        Column("experiment", lambda row: row.experiment.title, left=True),
+        *_accuracy("top-1", lambda row: row.test.top1),
+        *_against("vs none"),
+        Column("val", lambda row: percent(row.val.top1.mean)),
+        *_loss("loss", lambda row: row.test.loss, digits=2),
+        Column("paper", lambda row: row.paper and f"{row.paper.accuracy:.0%}"),
+        Column("code", lambda row: row.paper and f"{row.paper.correct}/{PAPER_TEST_CLIPS}"),
+        Column("loss", lambda row: row.paper and f"{row.paper.loss:.2f}"),
+    ]
+    return Document(
+        f"Table 1 on {_on(table)}",
+        [Table(columns, table.rows, _table1_notes(table))],
+        picture=("Train and validation loss of experiment 2", "figure3.png"),
+    )
+
+
+def _table1_notes(table: Table1) -> list[str]:
+    baseline, compared = table.rows[0].test, [row.comparison for row in table.rows if row.comparison]
+    ceiling = table.ceiling
+    notes = [
+        table.verdict,
+        f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
+        f"pass {percent(ceiling.accuracy)}%.",
+        f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos "
+        f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
+        methods(baseline),
+        f"vs none: points against the untransformed row; p: {compared[0].test.method}, Holm-corrected "
+        f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds).",
+    ]
+    if is_notebook(table.provenance["embeddings"]):
+        notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")
+    notes += _left_out(table.dropped)
+    paper = "paper, code, loss: the paper's table 1, and the test clips that its authors' notebook got right"
+    if table.is_paper_split:
+        return [*notes, f"{paper}, on this split."]
+    return [
+        *notes,
+        f"{paper}; on other clips ({PAPER_TEST_CLIPS} of VGGSound): for orientation, not for comparison.",
+    ]
+
+
+def figure3(table: Table1) -> bytes:
+    """PNG of experiment 2's losses per epoch: ours (mean and range over seeds) and the paper's, on one scale."""
+    row = next(row for row in table.rows if row.experiment == FIGURE3)
+    assert row.paper is not None
+    histories = [trained.history for trained in row.heads]
+    curves = LossCurves(
+        title=f"Experiment {row.paper.experiment}: {row.experiment.title}",
+        name=table.dataset_name,
+        train=padded([history.train_loss for history in histories]),
+        val=padded([history.val_loss for history in histories]),
+        paper_train=np.array(row.paper.train_loss),
+        paper_val=np.array(row.paper.val_loss),
+    )
+    return png(losses(curves))
+
+
+def write_table1(table: Table1, dataset: Dataset) -> Path:
+    """Write `<root>/runs/table1/` whole, in place of an older one, and return the folder.
+
+    >>> from alphafuse import Dataset, TrainSettings, table1, write_table1
+    >>> dataset = Dataset.open("demo")
+    >>> folder = write_table1(table1(dataset, seeds=1, settings=TrainSettings(epochs=2, hidden=(16,))), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'figure3.png', 'heads', 'history.csv', 'table1.json', 'table1.md']
+    """
+    return write_run(
+        dataset.root,
+        "table1",
+        kind="table1",
+        config=table.config(),
+        figures=table.to_json(),
+        history=[(row.experiment.name, row.heads) for row in table.rows],
+        heads={row.experiment.name: row.heads for row in table.rows if not row.paper},
+        markdown=to_markdown(describe(table)),
+        picture=figure3(table),
+    )
+
+
+# sweep
+
+
+@describe.register
+def describe_sweep(sweep: Sweep) -> Document:
+    """The curves as a table, and what the chosen alphas reach on test clips."""
+
+    def alpha(point: Trained) -> str | None:
+        return None if point.experiment.alpha is None else f"{point.experiment.alpha:g}"
+
+    def p(point: Trained) -> str | None:
+        chosen = sweep.chosen_at(point)
+        return p_value(chosen.comparison.p_holm) if chosen else None
+
+    columns = [
+        Column("on", lambda point: TITLES[point.experiment.on] if point.experiment.on else "untransformed", left=True),
+        Column("alpha", alpha),
+        *_accuracy("val top-1", lambda point: point.val.top1),
+        *_loss("val loss", lambda point: point.val.loss, digits=3),
+        Column("", lambda point: "<- chosen" if sweep.chosen_at(point) else None, left=True),
+        *_accuracy("test top-1", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
+        Column("p", p),
+    ]
+    rows = [sweep.baseline, *sweep.points]
+    return Document(f"{sweep.transform} on {_on(sweep)}", [Table(columns, rows, _sweep_notes(sweep))])
+
+
+def _sweep_notes(sweep: Sweep) -> list[str]:
+    test = sweep.baseline.test
+    assert test is not None
+    notes = []
+    method = next(iter(sweep.chosen.values())).comparison.test.method
+    for on, found in sweep.chosen.items():
+        interval = percent_range(found.comparison.interval, sign="+")
+        gap = f"{100 * found.comparison.test.difference:+.1f} points ({interval})"
+        verdict = "differs from" if found.comparison.is_found else "can't be told from"
+        notes.append(f"{TITLES[on]} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}.")
+    notes += [
+        f"{test.n} test clips resolve differences from about {percent(sweep.resolvable_gap)} points on (paired test, "
+        "80% power).",
+        "Chosen: highest mean validation accuracy, of equals the least loss; its validation figure is that of the best "
+        f"of {len(sweep.alphas)}, so look at its test figure, which was scored once.",
+        f"Ceiling: val {percent(sweep.baseline.val.ceiling.accuracy)}%, test {percent(test.ceiling.accuracy)}% (share "
+        "of clips whose label occurs in training).",
+        f"Accuracies in %, means over seeds; n = {sweep.baseline.val.n} val and {test.n} test clips. {methods(test)}",
+        f"p: {method} against the untransformed head, Holm-corrected over the curves.",
+    ]
+    if sweep.settings.normalize != "none":
+        notes.append(NORMALIZE_NOTES[sweep.settings.normalize])
+    return notes + _left_out(sweep.dropped)
+
+
+def _sweep_csv(sweep: Sweep) -> Table:
+    def test(figure: str, point: Trained) -> Estimate | None:
+        found = sweep.test_at(point)
+        return getattr(found, figure) if found else None
+
+    columns = [
+        Column("on", lambda point: point.experiment.on),
+        Column("transform", lambda point: point.experiment.transform),
+        Column("alpha", lambda point: point.experiment.alpha),
+        Column("seeds", lambda point: len(sweep.seeds)),
+        Column("chosen", lambda point: int(sweep.chosen_at(point) is not None)),
+        *_spread("val_top1", lambda point: point.val.top1),
+        *_spread("val_loss", lambda point: point.val.loss),
+        *_spread("test_top1", partial(test, "top1")),
+        *_spread("test_loss", partial(test, "loss")),
+    ]
+    return Table(columns, [sweep.baseline, *sweep.points])
+
+
+def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Path:
+    """Write the run folder whole, in place of an older one, and return it; `run` is its name if not `sweep.name`.
+
+    >>> from alphafuse import Dataset, TrainSettings, sweep, write_sweep
+    >>> dataset = Dataset.open("demo")
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))
+    >>> folder = write_sweep(sweep(dataset, on=["ast"], alphas=[0.5, 1.0], seeds=1, settings=quick), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'history.csv', 'sweep.csv', 'sweep.json', 'sweep.png']
+    """
+    figures = sweep.to_json()
+    return write_run(
+        dataset.root,
+        run or sweep.name,
+        kind="sweep",
+        config=sweep.config(),
+        figures=figures,
+        history=[(point.experiment.name, point.heads) for point in (sweep.baseline, *sweep.points)],
+        rows=csv_rows(_sweep_csv(sweep)),
+        picture=png(alpha_curves(AlphaCurves.from_json(figures))),
+    )
+
+
+# compare
+
+
+@describe.register
+def describe_compare(table: CompareTable) -> Document:
+    """The table, what its figures mean, and what others published."""
+    first_of_group = {row.group: row for row in reversed(table.rows)}
+    columns = [
+        Column("", lambda row: row.group if first_of_group[row.group] is row else None, left=True),
+        Column("experiment", lambda row: row.title, left=True),
+        *_accuracy("top-1", lambda row: row.test.top1),
+        *_against("vs concat"),
+        Column("val", lambda row: percent(row.val.top1.mean)),
+        *_loss("loss", lambda row: row.test.loss, digits=2),
+    ]
+
+    def share(side: str, row: Any) -> str:
+        found = getattr(row, side)
+        return "-" if found is None else percent(found)
+
+    published = [
+        Column("VGGSound, 309 classes", lambda row: row.system, left=True),
+        *(Column(side, partial(share, side)) for side in ("audio", "visual", "both")),
+        Column("remark", lambda row: row.note, left=True),
+        Column("repository", lambda row: row.repository, left=True),
+    ]
+    return Document(
+        f"Comparison on {_on(table)}",
+        [
+            Table(columns, table.rows, _compare_notes(table)),
+            Table(published, published_results(), [PUBLISHED_NOTE], ruled=False),
+        ],
+    )
+
+
+def _compare_notes(table: CompareTable) -> list[str]:
+    test, gain = table.rows[0].test, table.gain
+    others = [row for row in table.rows if row.comparison and row.group != "alone"]
+    found = [row for row in others if row.comparison and row.comparison.is_found]
+    interval = percent_range(gain.interval, sign="+")
+    p = p_value(gain.test.p_value)
+    points = f"{100 * gain.test.difference:+.1f} points ({interval}, p {p if p.startswith('<') else f'= {p}'})"
+    names = ", ".join(f"{row.title} ({100 * row.comparison.test.difference:+.1f})" for row in found if row.comparison)
+    return [
+        f"Fusing gains {points} over the better modality alone, {table.better_single.title.removesuffix(' only')}.",
+        f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be told from the untransformed concat"
+        + (f": {names}." if found else "."),
+        f"{test.n} test clips resolve differences from about {percent(table.resolvable_gap)} points on (paired test "
+        f"among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
+        f"Accuracies in %, means over seeds, n = {test.n} test clips of {len(set(test.groups))} source videos (val: "
+        f"{table.clips['val']} clips). {methods(test)}",
+        f"vs concat: points; p: {gain.test.method}, Holm-corrected for all "
+        f"{len(table.rows) - 1} rows. Chosen: on val, from "
+        f"{', '.join(f'{ratio:g}' for ratio in (1, *RATIOS))}; test was scored once.",
+        "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for AST in "
+        "the place of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
+        "Gradient blending: loss weights "
+        + ", ".join(f"{name} {weight:.2f}" for name, weight in table.blend.items())
+        + " (from how single heads generalise and overfit on val).",
+        *_left_out(table.dropped),
+    ]
+
+
+def _compare_csv(table: CompareTable) -> Table:
+    def against(value: Callable[[Comparison], float]) -> Callable[[Any], float | None]:
+        return lambda row: value(row.comparison) if row.comparison else None
+
+    columns = [
+        Column("group", lambda row: row.group),
+        Column("title", lambda row: row.title),
+        Column("n_test", lambda row: row.test.n),
+        *_spread("test_top1", lambda row: row.test.top1),
+        *_spread("test_loss", lambda row: row.test.loss),
+        Column("n_val", lambda row: row.val.n),
+        Column("val_top1", lambda row: row.val.top1.mean),
+        Column("val_loss", lambda row: row.val.loss.mean),
+        Column("difference", against(lambda found: found.test.difference)),
+        Column("difference_low", against(lambda found: found.interval.low)),
+        Column("difference_high", against(lambda found: found.interval.high)),
+        Column("p_value", against(lambda found: found.test.p_value)),
+        Column("p_holm", against(lambda found: found.p_holm)),
+    ]
+    return Table(columns, table.rows)
+
+
+def write_compare(table: CompareTable, dataset: Dataset) -> Path:
+    """Write `<root>/runs/compare/` whole, in place of an older one, and return the folder.
+
+    >>> from alphafuse import Dataset, TrainSettings, compare, write_compare
+    >>> dataset = Dataset.open("demo")
+    >>> folder = write_compare(compare(dataset, seeds=1, settings=TrainSettings(epochs=2, hidden=(16,))), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['compare.csv', 'compare.json', 'compare.md', 'config.json']
+    """
+    return write_run(
+        dataset.root,
+        "compare",
+        kind="compare",
+        config=table.config(),
+        figures=table.to_json(),
+        markdown=to_markdown(describe(table)),
+        rows=csv_rows(_compare_csv(table)),
+    )
+
+
+# evaluate
+
+
+def metric_title(name: str) -> tuple[str, float, int]:
+    """A metric's name for people, its scale and its digits: "top1" -> ("top-1 accuracy (%)", 100, 1)."""
+    title = METRIC_NAMES.get(name, f"{name.replace('top', 'top-')} accuracy (%)")
+    return (title, 100.0, 1) if title.endswith("(%)") else (title, 1.0, 3)
+
+
+@describe.register
+def describe_evaluation(found: RunEvaluation) -> Document:
+    """The figures, the best and worst classes, VGGSounder's labels where they were asked for, and what they mean."""
+    figures = found.evaluation
+    seeds = f"{found.seeds} seeds" if found.seeds > 1 else "one head"
+    title = f"{found.run} on {found.split}: {figures.clips} clips of {figures.source_videos} source videos, {seeds}"
+    columns = [
+        Column("metric", lambda row: row[0], left=True),
+        Column("mean", lambda row: row[1]),
+        Column("interval", lambda row: row[2]),
+        Column("interval by", lambda row: row[3], left=True),
+    ]
+    tables = [Table(columns, [_metric(*item) for item in figures.estimates.items()], _evaluation_notes(found))]
+    return Document(title, [*tables, _classes(figures.table), *_vggsounder(found)])
+
+
+def _metric(name: str, estimate: Estimate | None) -> tuple[str, str, str, str]:
+    title, scale, digits = metric_title(name)
+    if estimate is None:
+        return title, "-", "", "fewer than two classes occur"
+    low, high = (f"{scale * end:.{digits}f}" for end in (estimate.interval.low, estimate.interval.high))
+    return title, f"{scale * estimate.mean:.{digits}f}", f"{low}..{high}", estimate.interval.method
+
+
+def _evaluation_notes(found: RunEvaluation) -> list[str]:
+    figures, against = found.evaluation, found.against
+    notes = []
+    if against:
+        gap = f"{100 * against.test.difference:+.1f} points ({percent_range(against.interval, sign='+')})"
+        notes.append(
+            f"Against {against.run} ({percent(against.top1)}% on the same {against.n} clips): {gap}, p "
+            f"{p_value(against.test.p_value)} ({against.test.method})."
+        )
+    notes.append(
+        f"Ceiling: {found.ceiling.reachable} of {found.ceiling.clips} clips have a label that occurs in training: no "
+        f"accuracy can pass {percent(found.ceiling.accuracy)}%. Means over seeds."
+    )
+    if figures.absent_classes:
+        notes.append(
+            f"{len(figures.absent_classes)} of {len(figures.classes)} classes have no clip here: left out of the means "
+            "over classes."
+        )
+    if found.dropped:
+        notes.append(f"Left out because they lack a modality: {found.dropped} clips.")
+    return notes
+
+
+def _classes(rows: Sequence[ClassRow]) -> Table:
+    """The classes that are found most often, and those that are found least often."""
+    present = sorted((row for row in rows if row.n), key=lambda row: (-(row.recall or 0), row.label))
+    shown: list[ClassRow | str] = list(present)
+    more = len(present) - 2 * LISTED_CLASSES
+    if more > 0:
+        shown[LISTED_CLASSES:-LISTED_CLASSES] = [f"... ({more} more in classes.csv)"]
+    taken = "{0.confused_with} ({1}%)"
+    columns = [
+        Column("class", lambda row: row.label[:40], left=True),
+        Column("clips", lambda row: row.n),
+        Column("found", lambda row: percent(row.recall or 0)),
+        Column("interval", lambda row: row.interval and percent_range(row.interval)),
+        Column("AP", lambda row: None if row.average_precision is None else f"{row.average_precision:.3f}"),
+        Column(
+            "most often taken for",
+            lambda row: row.confused_with and taken.format(row, percent(row.confused or 0))[:48],
+            left=True,
+        ),
+    ]
+    return Table(columns, shown, ruled=False)
+
+
+def _vggsounder(found: RunEvaluation) -> list[Table]:
+    scores = found.vggsounder
+    if scores is None:
+        return []
+    columns = [
+        Column("clips", lambda row: row.clips, left=True),
+        Column("labels", lambda row: row.labels, left=True),
+        Column("n", lambda row: row.n),
+        *_accuracy("hit@1", lambda row: row.hit1),
+        Column(f"hit@{scores.k}", lambda row: percent(row.hitk.mean)),
+        Column("micro F1", lambda row: percent(row.micro_f1)),
+        Column("macro F1", lambda row: percent(row.macro_f1)),
+        Column("Jaccard", lambda row: percent(row.jaccard)),
+        Column("subset", lambda row: percent(row.subset_accuracy.mean)),
+    ]
+    note = (
+        f"VGGSounder {scores.version}: {scores.n} clips listed, {scores.missing} not. A head names one class per clip: "
+        f"on all labels, subset accuracy can't pass {percent(scores.rows[0].best_subset_accuracy)}% and micro F1 "
+        f"{percent(scores.rows[0].best_micro_f1)}%."
+    )
+    return [Table(columns, scores.rows, [note], ruled=False)]
+
+
+def write_evaluation(found: RunEvaluation) -> Path:
+    """Write `<run>/evaluation-<split>/`, and return that folder.
+
+    >>> from alphafuse import evaluate, write_evaluation
+    >>> folder = write_evaluation(evaluate("demo/runs/sqrt-ast", split="val"))
+    >>> folder.as_posix(), sorted(path.name for path in folder.iterdir())
+    ('demo/runs/sqrt-ast/evaluation-val', ['classes.csv', 'confusion.csv', 'evaluation.json'])
+    """
+    fields = [name for name in ClassRow.__dataclass_fields__ if name not in ("label", "n", "recall", "interval")]
+    by_class = [
+        Column("label", lambda row: row.label),
+        Column("n", lambda row: row.n),
+        Column("recall", lambda row: row.recall),
+        Column("recall_low", lambda row: row.interval and row.interval.low),
+        Column("recall_high", lambda row: row.interval and row.interval.high),
+        *(Column(name, lambda row, name=name: getattr(row, name)) for name in fields),  # type: ignore[misc]
+    ]
+    names = found.evaluation.classes
+    confusion: list[tuple[object, ...]] = [("label", *names)]
+    confusion += [(label, *map(int, counts)) for label, counts in zip(names, found.evaluation.confusion, strict=True)]
+    return write_evaluation_folder(
+        found.run,
+        found.split,
+        figures=found.to_json(),
+        classes=csv_rows(Table(by_class, found.evaluation.table)),
+        confusion=confusion,
+    )

@@ -1,0 +1,271 @@
+"""Experiments trained and scored on the same clips: what fit, table1, sweep and compare share.
+
+    stores -> `SameClips` -> `train` -> `Trained`: an experiment's heads, one per seed, and their `SplitResult`s
+
+Which clips a study uses and what "best on validation" means is decided here, once.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.power import LEVEL, smallest_resolvable_gap
+from alphafuse.data.splits import Ceiling, reachable_ceiling
+from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.errors import EmptySplitError, ExperimentError
+from alphafuse.heads.model.config import BASELINE, Experiment, usable_clips
+from alphafuse.heads.scoring.metrics import Scores, score
+from alphafuse.heads.scoring.statistics import (
+    Comparison,
+    Estimate,
+    accuracy_interval,
+    bootstrap_interval,
+    compare_pairs,
+    estimate,
+)
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import TrainedHead, class_indices, memory_bytes, train_heads
+from alphafuse.system.devices import choose_device
+from alphafuse.system.progress import NO_PROGRESS, Progress
+
+EVALUATED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """How an experiment's heads (one per seed) do on one split.
+
+    Attributes:
+        split: "val" or "test".
+        clip_ids, groups, labels: of the n clips that were scored.
+        dropped: clips left out because they lack a modality.
+        ceiling: how many of the n have a label that occurs in training.
+        top1, topk: in [0, 1]; loss: cross entropy in nats.
+        scores: per clip, (seeds, clips).
+    """
+
+    split: str
+    clip_ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    labels: tuple[str, ...]
+    dropped: int
+    ceiling: Ceiling
+    top1: Estimate
+    topk: Estimate
+    loss: Estimate
+    scores: Scores
+
+    @property
+    def n(self) -> int:
+        """Clips that were scored."""
+        return len(self.clip_ids)
+
+    def __repr__(self) -> str:
+        return f"SplitResult({self.split}: n={self.n}, top1={self.top1!r}, loss={self.loss!r})"
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run's figures hold of a split."""
+        return {
+            "n": self.n,
+            "source_videos": len(set(self.groups)),
+            "dropped": self.dropped,
+            "reachable_ceiling": ceiling_json(self.ceiling),
+            "top1": asdict(self.top1),
+            f"top{self.scores.k}": asdict(self.topk),
+            "loss": asdict(self.loss),
+        }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An experiment's heads, one per seed, and how they do on validation and (where it was asked for) test clips."""
+
+    experiment: Experiment
+    heads: tuple[TrainedHead, ...]
+    val: SplitResult
+    test: SplitResult | None
+
+    def __repr__(self) -> str:
+        return f"Trained({self.experiment.title}, {len(self.heads)} seeds, val top1={self.val.top1!r})"
+
+
+@dataclass(frozen=True)
+class SameClips:
+    """The clips that every experiment of a study uses, so that their results can be paired.
+
+    Attributes:
+        embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all modalities that are read.
+        dropped: split -> how many clips that leaves out.
+        classes: of the dataset.
+        provenance: what made the study, apart from its experiments: for config.json.
+    """
+
+    embeddings: Mapping[str, EmbeddingSource]
+    dropped: Mapping[str, int]
+    classes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    @cached_property
+    def trained_labels(self) -> frozenset[str]:
+        """Labels of the training clips."""
+        return frozenset(self.embeddings["train"].labels)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """split -> clips."""
+        return {split: len(embeddings) for split, embeddings in self.embeddings.items()}
+
+    @classmethod
+    def load(
+        cls, dataset: Dataset, settings: TrainSettings, seeds: Sequence[int], experiment: Experiment = BASELINE
+    ) -> SameClips:
+        """Read the clips that heads of `experiment` can use; splits that memory can't hold stay on disk.
+
+        Raises:
+            EmptySplitError: a split has no such clip.
+            DatasetError, StoreError: splits that are empty or not extracted.
+        """
+        memory = memory_bytes(settings, choose_device(settings.device))
+        everything = dataset.all_embeddings(max_bytes=memory // 2)
+        config = experiment.head_config(everything["train"], dataset.classes, settings)
+        kept: dict[str, EmbeddingSource] = {}
+        dropped = {}
+        for split, embeddings in everything.items():
+            usable = usable_clips(embeddings, config)
+            if not usable.any():
+                raise EmptySplitError(
+                    f"none of the {len(embeddings)} {split} clips has the embeddings that a head of "
+                    f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
+                )
+            kept[split] = embeddings if usable.all() else embeddings.take(usable)
+            dropped[split] = int((~usable).sum())
+        made_by = {
+            "dataset": {"name": dataset.name, "source": dataset.source},
+            "classes": list(dataset.classes),
+            "embeddings": {modality: dict(made) for modality, made in everything["train"].recipes.items()},
+            "encoders": dataset.store("train").provenance().get("encoders", {}),
+            "settings": settings.to_json(),
+            "seeds": list(seeds),
+            "versions": {
+                "alphafuse": version("alphafuse"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        return cls(kept, dropped, dataset.classes, made_by)
+
+    def train(
+        self,
+        experiments: Sequence[Experiment],
+        seeds: Sequence[int],
+        *,
+        settings: TrainSettings,
+        progress: Progress = NO_PROGRESS,
+        splits: Sequence[str] = EVALUATED,
+        engine: str = "local",
+        address: str | None = None,
+    ) -> list[Trained]:
+        """Train all experiments with all seeds at once, and score them on these splits ("val" always).
+
+        `progress` is told of finished epochs alone (`advance`): a study that trains twice is one round.
+        """
+        train = self.embeddings["train"]
+        configs = [experiment.head_config(train, self.classes, settings) for experiment in experiments]
+        heads = train_heads(
+            train,
+            self.embeddings["val"],
+            configs,
+            seeds,
+            settings=settings,
+            progress=progress,
+            engine=engine,
+            address=address,
+        )
+        trained = []
+        for position, experiment in enumerate(experiments):
+            own = tuple(heads[position * len(seeds) : (position + 1) * len(seeds)])
+            test = self.score(own, "test") if "test" in splits else None
+            trained.append(Trained(experiment, own, self.score(own, "val"), test))
+        return trained
+
+    def score(self, heads: Sequence[TrainedHead], split: str) -> SplitResult:
+        """Score one experiment's heads on a split."""
+        embeddings = self.embeddings[split]
+        return self.score_logits(np.stack([trained.head.predict_logits(embeddings) for trained in heads]), split)
+
+    def score_logits(self, logits: np.ndarray, split: str) -> SplitResult:
+        """Score one experiment's logits, (seeds, clips, C), on a split."""
+        embeddings = self.embeddings[split]
+        scores = score(logits, class_indices(embeddings.labels, self.classes))
+        groups = tuple(embeddings.groups)
+        return SplitResult(
+            split=split,
+            clip_ids=tuple(embeddings.clip_ids),
+            groups=groups,
+            labels=tuple(embeddings.labels),
+            dropped=self.dropped[split],
+            ceiling=reachable_ceiling(self.trained_labels, embeddings.labels),
+            top1=estimate(scores.top1, accuracy_interval(scores.top1, groups)),
+            topk=estimate(scores.topk, accuracy_interval(scores.topk, groups)),
+            loss=estimate(scores.loss, bootstrap_interval(scores.loss, groups)),
+            scores=scores,
+        )
+
+
+def ceiling_json(ceiling: Ceiling) -> dict[str, Any]:
+    """What a run's figures hold of a ceiling."""
+    return {**asdict(ceiling), "accuracy": ceiling.accuracy}
+
+
+@contextmanager
+def epochs_of(progress: Progress, title: str, heads: int, settings: TrainSettings) -> Iterator[Progress]:
+    """One round of training: so many heads' epochs, from start to stop."""
+    progress.start(title, total=heads * settings.total_epochs, unit="epoch")
+    try:
+        yield progress
+    finally:
+        progress.stop()
+
+
+def seed_range(seeds: int, first_seed: int = 0) -> tuple[int, ...]:
+    """`seeds` consecutive seeds; `ExperimentError` for fewer than one."""
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ExperimentError(f"seeds must be a whole number of at least 1, not {seeds!r}")
+    return tuple(range(first_seed, first_seed + seeds))
+
+
+def validation_rank(top1: float, loss: float) -> tuple[float, float]:
+    """What heads are sorted by, the best first: mean accuracy on validation clips, of equals the least loss there."""
+    return -top1, loss
+
+
+def best_on_validation(points: Sequence[Trained]) -> Trained:
+    """The point of highest mean validation top-1; of equals, the one of least validation loss."""
+    return min(points, key=lambda point: validation_rank(point.val.top1.mean, point.val.loss.mean))
+
+
+def against(baseline: SplitResult, others: Sequence[SplitResult]) -> list[Comparison]:
+    """Each of the others against the baseline in top-1 on the same clips, Holm-corrected over all of them."""
+    return compare_pairs([(other.scores.top1, baseline.scores.top1) for other in others], baseline.groups)
+
+
+def resolvable_gap(baseline: SplitResult, others: Sequence[SplitResult], *, comparisons: int) -> float:
+    """Smallest gap found with 80% power, at the mean squared difference per clip of the others from the baseline.
+
+    At the level that Holm's correction asks of the smallest of so many p-values.
+    """
+    base = baseline.scores.top1.mean(axis=0)
+    squared = [np.mean((result.scores.top1.mean(axis=0) - base) ** 2) for result in others]
+    level = 1 - (1 - LEVEL) / comparisons
+    return smallest_resolvable_gap(len(set(baseline.groups)), discordance=float(np.mean(squared)), level=level)
