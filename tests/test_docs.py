@@ -155,7 +155,7 @@ def complaint(words: list[str], *, is_whole: bool) -> str:
     asks_for_help = {"help", "version"} & set(given)
     for param in command.params:
         value = given.get(param.name)
-        is_given = isinstance(value, str | list | tuple) and bool(value)  # recent versions of click put a sentinel otherwise
+        is_given = isinstance(value, str | list | tuple) and bool(value)  # if not, click gives None or a sentinel
         if is_whole and param.required and not is_given and not asks_for_help:
             return f"lacks {param.name}"
         if is_whole and isinstance(value, str) and not isinstance(param.type, click.Path | click.File):
