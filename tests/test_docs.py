@@ -154,9 +154,10 @@ def complaint(words: list[str], *, is_whole: bool) -> str:
         return f"unexpected {left}"
     asks_for_help = {"help", "version"} & set(given)
     for param in command.params:
-        if is_whole and param.required and param.name not in given and not asks_for_help:
-            return f"lacks {param.name}"
         value = given.get(param.name)
+        is_given = isinstance(value, str | list | tuple) and bool(value)  # if not, click gives None or a sentinel
+        if is_whole and param.required and not is_given and not asks_for_help:
+            return f"lacks {param.name}"
         if is_whole and isinstance(value, str) and not isinstance(param.type, click.Path | click.File):
             try:
                 param.type_cast_value(context, value)

@@ -1,6 +1,6 @@
-"""Original checkpoints for the tests: tiny files as they are published, and the published formulas on their names.
+"""Original checkpoints for the tests: tiny files in the published format, and the published formulas on their tensors.
 
-The formulas are written here a second time: TimeSformer's divided, joint and space-only attention (Bertasius et al.
+The formulas are an independent implementation: TimeSformer's divided, joint and space-only attention (Bertasius et al.
 2021, section 3) and AST's DeiT blocks with two class tokens (Gong et al. 2021, section 2). Models have a width of 64
 (one head) or 128 (two) and two blocks.
 """
@@ -21,14 +21,14 @@ from alphafuse.extract.encoders.checkpoints import AstGrid
 
 Tensors = dict[str, torch.Tensor]
 PATCH = 16
-EXACT = 1e-5  # the mildest wrong conversion, another LayerNorm eps, moves features by about 3e-4
+EXACT = 1e-5  # the smallest error of a wrong conversion, another LayerNorm epsilon, is about 3e-4
 
 
 # ----------------------------------------------------------------------------------------- files as they are published
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> Tensors:
-    """Weights far from any initialisation: no zeros, no ones, embeddings large enough to matter."""
+    """Random weights without zeros and ones. Embeddings are large enough to change the features."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -98,8 +98,8 @@ def ast_tensors(grid: AstGrid, classes: int = 527, width: int = 64, depth: int =
     return random_tensors(shapes | norm("mlp_head.0", width) | linear("mlp_head.1", width, classes))
 
 
-def faint(tensors: Tensors) -> Tensors:
-    """Tokens of variance 1e-6, which show a LayerNorm's epsilon: with another one the first block sees others."""
+def with_small_tokens(tensors: Tensors) -> Tensors:
+    """Scale the tokens to a variance of 1e-6, so that another LayerNorm epsilon changes the first block's input."""
     return {
         name: tensor * 1e-3 if name.endswith(("_embed", "_token")) or ".proj." in name else tensor
         for name, tensor in tensors.items()
@@ -134,7 +134,7 @@ def dense(x: torch.Tensor, weights: Tensors, name: str) -> torch.Tensor:
 
 
 def attend(x: torch.Tensor, weights: Tensors, name: str) -> torch.Tensor:
-    """Multi-head self-attention over the second to last dimension, heads of 64."""
+    """Multi-head self-attention over the second to last dimension, with heads of width 64."""
     *batch, tokens, width = x.shape
     q, k, v = dense(x, weights, f"{name}.qkv").view(*batch, tokens, 3, width // 64, 64).unbind(-3)
     scores = torch.einsum("...qhc,...khc->...hqk", q, k) / 8  # sqrt(64)
@@ -154,7 +154,7 @@ def plain_block(x: torch.Tensor, weights: Tensors, block: str) -> torch.Tensor:
 def divided_block(
     cls: torch.Tensor, x: torch.Tensor, weights: Tensors, block: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cls (1, width), x (frames, patches, width): over time for each patch, then over space for each frame."""
+    """Attend over time for each patch, then over space for each frame: cls (1, width), x (frames, patches, width)."""
     over_time = attend(
         layer_norm(x.transpose(0, 1), weights, f"{block}.temporal_norm1"), weights, f"{block}.temporal_attn"
     )
@@ -194,7 +194,7 @@ def timesformer_feature(weights: Tensors, video: torch.Tensor) -> torch.Tensor:
         for block in range(depth):
             sequence = plain_block(sequence, weights, f"blocks.{block}")
         cls = sequence[:1]
-    else:  # space only: every frame for itself, then their mean
+    else:  # space only: each frame alone, then the mean over frames
         sequence = torch.cat([cls.expand(frames, 1, -1), x], dim=1)
         for block in range(depth):
             sequence = plain_block(sequence, weights, f"blocks.{block}")
@@ -235,12 +235,12 @@ def converted_ast_feature(folder: Path, mel: torch.Tensor) -> torch.Tensor:
 
 
 def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    assert expected.abs().mean() > 0.1  # a degenerate model would agree with anything
+    assert expected.abs().mean() > 0.1  # features of a degenerate model could agree by chance
     torch.testing.assert_close(actual, expected, atol=EXACT, rtol=0)
 
 
 def assert_refused(convert: Any, file: Path, match: str, **options: Any) -> None:
-    """One line, naming the file, and nothing left behind."""
+    """Assert that the conversion raises CheckpointError with one line that matches, and leaves no new file."""
     out = file.parent / "out"
     before = sorted(path for path in file.parent.iterdir())
     with pytest.raises(CheckpointError, match=match) as caught:

@@ -16,12 +16,12 @@ from support.originals import (
     assert_refused,
     converted_timesformer_feature,
     dense,
-    faint,
     nearest_rows,
     random_video,
     save_timesformer,
     timesformer_feature,
     timesformer_tensors,
+    with_small_tokens,
 )
 from transformers import TimesformerForVideoClassification, TimesformerModel
 
@@ -87,7 +87,7 @@ def test_original_classifier_is_kept(tmp_path: Path) -> None:
 
 
 def test_epsilon_of_timesformers_layer_norms_is_the_published_one(tmp_path: Path) -> None:
-    tensors = faint(timesformer_tensors())
+    tensors = with_small_tokens(timesformer_tensors())
     convert_timesformer(save_timesformer(tmp_path / "m.pyth", tensors), tmp_path / "out")
     video = random_video(8, 64)
     assert_exact(converted_timesformer_feature(tmp_path / "out", video), timesformer_feature(tensors, video))
