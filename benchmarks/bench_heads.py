@@ -51,8 +51,9 @@ from measuring import (
 )
 from torch import nn
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.head import DROPOUT, HIDDEN, HeadConfig
 from alphafuse.heads.training import linear

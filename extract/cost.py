@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ClusterError, DatasetError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
 from alphafuse.extract.engines.embedder import decoded_bytes

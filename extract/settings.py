@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.system.cluster import require_engine
 

@@ -26,7 +26,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.model.head import PREDICT_ROWS, HeadConfig, usable_clips
 from alphafuse.heads.training.settings import TrainSettings

@@ -197,7 +197,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, str]:
-    from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER
+    from alphafuse.data.streams import DEFAULT_AST, DEFAULT_TIMESFORMER
 
     return {"timesformer": DEFAULT_TIMESFORMER, "ast": DEFAULT_AST}
 

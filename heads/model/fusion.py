@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ExperimentError, unknown
 
 RANK = 64  # of the bilinear interaction of `matrix`

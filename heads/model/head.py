@@ -26,8 +26,8 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 from torch.nn import functional
 
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 from alphafuse.system.files import read_json, write_atomically, write_json
 

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ExperimentError, unknown
 from alphafuse.heads.model.fusion import check_fusion
 from alphafuse.heads.model.head import (

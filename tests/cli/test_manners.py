@@ -81,15 +81,14 @@ def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **enviro
 
 
 def test_names_for_completion_are_those_that_the_modules_know() -> None:
-    from alphafuse.data import dataset, manifest
-    from alphafuse.data.store import store
+    from alphafuse.data import manifest, streams
     from alphafuse.extract.encoders import encoder as encoders
     from alphafuse.heads.model import fusion, head, transforms
     from alphafuse.heads.training import settings
 
     assert manifest.SPLITS == cli_common.SPLITS
-    assert store.MODALITIES == cli_common.MODALITIES
-    assert dataset.PROTOCOLS == cli_common.PROTOCOLS
+    assert streams.MODALITIES == cli_common.MODALITIES
+    assert streams.PROTOCOLS == cli_common.PROTOCOLS
     assert encoders.PRECISIONS == cli_common.PRECISIONS
     assert tuple(transforms.TRANSFORMS) == cli_common.TRANSFORMS
     takes_alpha = {name for name, entry in transforms.TRANSFORMS.items() if entry.alpha not in ("none", "fixed")}

@@ -19,7 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.estimator import AlphaFusionClassifier
 from alphafuse.heads.model.head import AlphaFusion, HeadConfig

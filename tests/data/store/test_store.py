@@ -10,8 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.old_shards import SETTINGS, as_before, checksum
 from support.processes import spawned
+from support.shards import RECIPES, checksum
 
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
@@ -23,7 +23,7 @@ from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError
 from alphafuse.system.files import write_atomically
 
 
-def rows(*clip_ids: str, offset: float = 0.0, recipes: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
+def rows(*clip_ids: str, offset: float = 0.0, recipes: dict = RECIPES, absent: tuple[str, ...] = ()) -> Embeddings:
     """Embeddings whose numbers follow from the clip_id; the clips in `absent` have no audio."""
     ast = np.array([[len(c), offset] for c in clip_ids], np.float32).reshape(-1, 2)
     ast[[c in absent for c in clip_ids]] = np.nan
@@ -187,7 +187,7 @@ def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
 
 def test_store_refuses_rows_made_under_other_settings_naming_the_difference(store: EmbeddingStore) -> None:
     store.write(rows("a"))
-    other = {**SETTINGS, "ast": {"protocol": "notebook", "dim": 2}}
+    other = {**RECIPES, "ast": {"protocol": "notebook", "dim": 2}}
     with pytest.raises(RecipeMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
         store.write(rows("b", recipes=other))
     assert len(store.shards()) == 1
@@ -196,7 +196,7 @@ def test_store_refuses_rows_made_under_other_settings_naming_the_difference(stor
 def test_a_shard_copied_in_from_another_store_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
     store.write(rows("a"))
     other = EmbeddingStore(tmp_path / "other")
-    stranger = other.write(rows("b", recipes={**SETTINGS, "ast": {"protocol": "standard", "dim": 3}}))
+    stranger = other.write(rows("b", recipes={**RECIPES, "ast": {"protocol": "standard", "dim": 3}}))
     stranger.rename(store.folder / stranger.name)
     with pytest.raises(RecipeMismatchError, match=r"another ast dim \(there: 2, here: 3\).*move it out"):
         store.read()
@@ -211,7 +211,7 @@ def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
                 labels=tuple(both.labels[i] for i in order),
                 groups=tuple(both.groups[i] for i in order),
                 features={modality: both.features[modality][order]},
-                recipes={modality: SETTINGS[modality]},
+                recipes={modality: RECIPES[modality]},
             )
         )
     read = store.read()
@@ -227,7 +227,7 @@ def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
         chosen,
         features={modality: chosen.features[modality]},
         failures=tuple(f for f in chosen.failures if f.modality == modality),
-        recipes={modality: SETTINGS[modality]},
+        recipes={modality: RECIPES[modality]},
     )
 
 
@@ -247,7 +247,7 @@ def test_a_encoder_is_added_beside_the_other_without_touching_its_shards(store: 
     for _ in ("in four shards", "packed"):
         info = store.info()
         assert info.clips == 4 and info.duplicates == 0 and info.rows == {"timesformer": 3, "ast": 2}
-        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.recipes == SETTINGS
+        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.recipes == RECIPES
         read = store.read(clips("a", "bb", "c", "d"))
         assert read.present("timesformer").tolist() == [True, True, False, True]
         assert read.present("ast").tolist() == [True, True, False, False]
@@ -308,11 +308,11 @@ def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
             half.labels,
             half.groups,
             {name: matrix.astype(np.float16) for name, matrix in half.features.items()},
-            recipes=SETTINGS,
+            recipes=RECIPES,
         )
     )
     with h5py.File(store.shards()[0]) as shard:
-        assert shard["ast"].dtype == np.float16
+        assert shard["streams/ast/features"].dtype == np.float16
     assert store.read().features["ast"].dtype == np.float32
 
 
@@ -329,7 +329,7 @@ def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
 def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: EmbeddingStore) -> None:
     good, changed, truncated = (store.write(rows(name)) for name in "abc")
     with h5py.File(changed, "r+") as shard:
-        shard["ast"][0, 0] = 99
+        shard["streams/ast/features"][0, 0] = 99
     truncated.write_bytes(truncated.read_bytes()[:1000])
     (store.folder / "shard-x.h5").write_text("not HDF5")
     problems = store.verify()
@@ -355,7 +355,7 @@ def test_a_shard_of_another_format_version_is_refused(store: EmbeddingStore) -> 
     path = store.write(rows("a"))
     with h5py.File(path, "r+") as shard:
         shard.attrs["format_version"] = 99
-    with pytest.raises(StoreError, match="has format version 99, this alphafuse reads 1"):
+    with pytest.raises(StoreError, match="has format version 99, this alphafuse reads 2"):
         store.read()
 
 
@@ -513,9 +513,9 @@ def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: Em
         ({"labels": ("",)}, "label '' is empty"),
         ({"groups": ("x" * 5000,)}, "group 'xxx"),
         ({"recipes": {"ast": {}}}, "timesformer embeddings without recipes can't be stored"),
-        ({"recipes": {**SETTINGS, "ast": {"x": np.float32(1)}}}, "recipes can't be stored as json"),
-        ({"recipes": {**SETTINGS, "ast": {"x": float("nan")}}}, "recipes can't be stored as json"),
-        ({"recipes": {**SETTINGS, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
+        ({"recipes": {**RECIPES, "ast": {"x": np.float32(1)}}}, "recipes can't be stored as json"),
+        ({"recipes": {**RECIPES, "ast": {"x": float("nan")}}}, "recipes can't be stored as json"),
+        ({"recipes": {**RECIPES, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
         ({"failures": (Failure("a", "video", "x"),)}, "unknown modality 'video'"),
         ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
     ],
@@ -584,18 +584,6 @@ def test_the_checksum_is_that_of_the_whole_content(store: EmbeddingStore) -> Non
         assert checksum(shard) == shard.attrs["sha256"].decode()
 
 
-def test_shards_of_earlier_versions_are_read_beside_new_ones(store: EmbeddingStore) -> None:
-    as_before(store.write(rows("a", "b", absent=("b",))))
-    store.write(rows("b", "cä"))
-    read = store.read()
-    assert read.clip_ids == ("a", "b", "cä") and read.labels[2] == "label of cä" and read.failures == ()
-    assert read.features["ast"].tolist() == [[1, 0], [1, 0], [2, 0]]
-    assert store.verify() == [] and store.info().duplicates == 1 and store.done() == {"a", "b", "cä"}
-    assert EmbeddingStore(store.folder).finished(retry_failed=True)["ast"] == {"a", "b", "cä"}
-    store.pack()
-    assert store.read().features["ast"].tolist() == read.features["ast"].tolist()
-
-
 def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> None:
     store.write(rows("a", "bb", "c", absent=("c",)))
     taken = store.read().take(np.array([2, 1]))
@@ -609,7 +597,7 @@ def test_provenance_names_each_modality_s_encoder_wherever_it_was_written(store:
     both = rows("a", "b")
     for modality in ("timesformer", "ast"):
         alone = replace(
-            both, features={modality: both.features[modality]}, recipes={modality: SETTINGS[modality]}, failures=()
+            both, features={modality: both.features[modality]}, recipes={modality: RECIPES[modality]}, failures=()
         )
         store.write(alone, provenance={"device": modality, "encoders": {modality: {"name": f"my {modality}"}}})
     assert store.provenance() == store.info().provenance

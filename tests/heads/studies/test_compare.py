@@ -11,7 +11,7 @@ import pytest
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 from alphafuse.heads.model.fusion import FUSIONS
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.model.transforms import TRANSFORMS
