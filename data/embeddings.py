@@ -164,7 +164,7 @@ class Embeddings:
         return {name: pool(matrix[taken], offsets) for name, matrix in self.features.items()}
 
     def pooled(self) -> Embeddings:
-        """One row per clip, as `read_rows` gives it; its window goes from the start of the first to the last one's end."""
+        """One row per clip, as `read_rows` gives it; its window spans those of the clip."""
         if is_one_each(self.offsets):
             return self
         some, first, last = np.diff(self.offsets) > 0, self.offsets[:-1], self.offsets[1:] - 1

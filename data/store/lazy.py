@@ -256,10 +256,12 @@ class StoredEmbeddings:
 
         `offsets` are those of `columns`.
         """
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            positions = np.arange(start, min(start + ROWS_AT_ONCE, len(self)))
-            _, own = rows_of(offsets, positions)
-            yield positions, self.read_windows(positions, own)
+        start = 0
+        while start < len(self):
+            most = int(np.searchsorted(offsets, offsets[start] + ROWS_AT_ONCE, side="right")) - 1
+            positions = np.arange(start, max(most, start + 1))
+            yield positions, self.read_windows(positions, rows_of(offsets, positions)[1])
+            start += len(positions)
 
     def columns(self) -> Embeddings:
         """All that is stored of these clips but the features: their windows, their files, all labels."""

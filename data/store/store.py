@@ -12,49 +12,31 @@ older shard's row counts.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import re
-import time
-import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from alphafuse.data.columns import Places, Texts, TextsBuilder, in_parts, row_int
+from alphafuse.data.columns import Places, Texts, TextsBuilder, row_int
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import SPLITS, Clip, Clips, as_clips
 from alphafuse.data.streams import MODALITIES, in_order
-from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError, unknown
-from alphafuse.system.files import one_line, open_atomically, to_path, write_atomically
-from alphafuse.system.remote import (
-    BLOCK_BYTES,
-    HEADS_AT_ONCE,
-    heads,
-    is_remote,
-    list_objects,
-    remove,
-    upload,
-    write_object,
-)
+from alphafuse.errors import RecipeMismatchError, StoreError, unknown
+from alphafuse.system.files import one_line, open_atomically, to_path
+from alphafuse.system.remote import is_remote, upload
 from alphafuse.system.scratch import scratch_folder
 
 from .export import write_npz, write_parquet
 from .hdf5 import ShardGoneError
 from .lazy import READ_TRIES, RowIndex, StoredEmbeddings, keeps_changing
-from .shard import Shard, open_shard
+from .shard import Shard
+from .shard_files import ShardFiles, require_shard_name
 from .shard_writer import shard_bytes, write_shard
 
-PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
-KEPT_HEADS = 256  # first blocks of objects, 64 KiB each
 Result = TypeVar("Result")
-_SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
 _EMBEDDED, _FAILED = 1, 2  # of a stream; each has two bits of a clip's state
 
 
@@ -132,8 +114,7 @@ class EmbeddingStore:
         self.root = root
         if root is None and self.folder.parent.name == "stores" and not is_remote(self.folder):
             self.root = self.folder.parent.parent
-        self._sizes: dict[str, int] = {}  # of objects, as they were listed
-        self._heads: OrderedDict[str, bytes] = OrderedDict()  # their first blocks, of some
+        self._files = ShardFiles(self.folder)
         self._agreed: dict[str, dict[str, Any]] = {}  # recipes of the shards looked at; shards never change
         self._looked_at: set[str] = set()
         self._states: dict[str, int] = {}  # clip_id -> bits of all streams: 120 MB for a million clips
@@ -171,27 +152,13 @@ class EmbeddingStore:
                 can have.
             AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
         """
-        if name is not None:
-            if not _SHARD_NAME.fullmatch(name):
-                raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
-            if self._has(name):
-                return self.folder / name
-        else:
+        if name is None:
             self.require_recipes(rows.recipes)
-        path = self._new_shard(name)
-        content = shard_bytes(rows, dict(provenance or {}))
-        if is_remote(path):
-            write_object(path, content, replace=name is None)
-            if name is None:
-                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the recipes would fetch
         else:
-            write_atomically(path, content, replace=name is None)
-        return path
-
-    def _has(self, name: str) -> bool:
-        """Whether a shard of this name is there now."""
-        path = self.folder / name
-        return path in self.shards() if is_remote(path) else os.path.lexists(path)
+            require_shard_name(name)
+            if self._files.has(name):
+                return self.folder / name
+        return self._files.add(shard_bytes(rows, dict(provenance or {})), name)
 
     def require_recipes(self, recipes: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `RecipeMismatchError`, naming the difference, unless these recipes fit what is stored."""
@@ -205,21 +172,6 @@ class EmbeddingStore:
                         "root, or remove this store to make it anew"
                     )
 
-    def _new_shard(self, name: str | None = None) -> Path:
-        """The path for a name, or one that no other writer, on whatever machine, has; what killed ones left goes."""
-        self._remove_leftovers()
-        return self.folder / (name or f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5")
-
-    def _remove_leftovers(self) -> None:
-        if is_remote(self.folder):
-            return  # an object is there when all of it is
-        for partial in self.folder.glob(".shard-*.partial"):
-            try:
-                if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
-                    partial.unlink()
-            except FileNotFoundError:
-                pass  # another writer was faster
-
     # reading
 
     def shards(self) -> list[Path]:
@@ -228,40 +180,11 @@ class EmbeddingStore:
         Raises:
             StoreError: the URL's bucket doesn't exist, or can't be reached.
         """
-        if not is_remote(self.folder):
-            return sorted(self.folder.glob("shard-*.h5"))
-        try:
-            listed = list_objects(self.folder)
-        except AlphafuseError as error:
-            raise StoreError(str(error)) from None
-        self._sizes = {name: size for name, size in listed.items() if fnmatchcase(name, "shard-*.h5")}
-        return [self.folder / name for name in sorted(self._sizes)]
+        return self._files.listed()
 
     def size_bytes(self) -> int:
         """What all shards take; 0 when the store does not exist."""
-        shards = self.shards()
-        return sum(self._sizes[path.name] if is_remote(path) else path.stat().st_size for path in shards)
-
-    def _open(self, path: Path, *, whole: bool = False) -> Shard:
-        """Open a listed shard; `whole` as in `open_shard`."""
-        if not is_remote(path):
-            return open_shard(path)
-        head = self._heads.get(path.name, b"")
-        return open_shard(path, size=self._sizes.get(path.name), head=head, whole=whole)
-
-    def _looking(self, paths: Iterable[Path]) -> Iterator[Path]:
-        """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
-        for some in in_parts(paths, HEADS_AT_ONCE):
-            wanted = {
-                path: self._sizes[path.name]
-                for path in some
-                if path.name not in self._heads and path.name in self._sizes
-            }
-            if is_remote(self.folder):
-                self._heads |= {path.name: head for path, head in heads(wanted).items()}
-            yield from some
-            while len(self._heads) > KEPT_HEADS:
-                self._heads.popitem(last=False)
+        return self._files.size_bytes()
 
     @_reading
     def recipes(self) -> dict[str, dict[str, Any]]:
@@ -273,8 +196,8 @@ class EmbeddingStore:
         shards = self.shards()
         if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
             self._agreed, self._looked_at = {}, set()
-        for path in self._looking(path for path in shards if path.name not in self._looked_at):
-            with self._open(path) as shard:
+        for path in self._files.each(path for path in shards if path.name not in self._looked_at):
+            with self._files.open(path) as shard:
                 for modality, recipe in shard.recipes.items():
                     difference = recipe_differences(self._agreed.setdefault(modality, recipe), recipe)
                     if difference:
@@ -292,7 +215,7 @@ class EmbeddingStore:
         for path in self.shards():
             if len(dims) == len(recipes):
                 break
-            with self._open(path) as shard:
+            with self._files.open(path) as shard:
                 for modality in shard.dims:
                     shard.features(modality, dims)
         return {modality: dims[modality] for modality in in_order(dims)}
@@ -346,8 +269,8 @@ class EmbeddingStore:
         shards, starts, dims = self.shards(), [0], dict[str, int]()
         entries = {"": np.full(len(clip_ids), -1, row_int(0))}  # "": mentions
         failures: dict[tuple[str, int], Failure] = {}
-        for path in self._looking(shards):
-            with self._open(path) as shard:
+        for path in self._files.each(shards):
+            with self._files.open(path) as shard:
                 targets = _positions(shard, places)
                 kind = row_int(starts[-1] + len(targets))
                 entries = {name: numbers.astype(kind, copy=False) for name, numbers in entries.items()}
@@ -403,8 +326,8 @@ class EmbeddingStore:
         shards = self.shards() if look else []
         if look and not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
             self._states, self._states_of = {}, set()
-        for path in self._looking(path for path in shards if path.name not in self._states_of):
-            with self._open(path) as shard:
+        for path in self._files.each(path for path in shards if path.name not in self._states_of):
+            with self._files.open(path) as shard:
                 found = self._states_in(shard)
             for clip_id, bits in found.items():
                 self._states[clip_id] = self._states.get(clip_id, 0) | bits
@@ -446,8 +369,8 @@ class EmbeddingStore:
         places, counted = Places(embeddings.clip_ids), np.sort(embeddings.index.places())
         stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
         windows = files = 0
-        for path, start, stop in zip(self._looking(shards), starts[:-1], starts[1:], strict=True):
-            with self._open(path) as shard:
+        for path, start, stop in zip(self._files.each(shards), starts[:-1], starts[1:], strict=True):
+            with self._files.open(path) as shard:
                 targets = _positions(shard, places)
                 for modality in shard.dims:
                     stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
@@ -475,7 +398,7 @@ class EmbeddingStore:
         problems = []
         for path in self.shards():
             try:
-                with self._open(path) as shard:
+                with self._files.open(path) as shard:
                     found = shard.problems()
                 problems += [f"{one_line(path, 1000)}: {problem}: remove it and extract again" for problem in found]
             except ShardGoneError:
@@ -501,7 +424,7 @@ class EmbeddingStore:
         """
         old = self.shards()  # before anything is read: what comes later is not removed
         rows, provenance = self.open_rows(), self.provenance()
-        path = self._new_shard()
+        path = self._files.new()
         local = scratch_folder() / path.name if is_remote(path) else path
         try:
             with open_atomically(local) as file:
@@ -515,11 +438,7 @@ class EmbeddingStore:
         finally:
             if local is not path:
                 local.unlink(missing_ok=True)
-        for shard in old:
-            if is_remote(shard):
-                remove(shard)
-            else:
-                shard.unlink(missing_ok=True)
+        self._files.remove(old)
         return path
 
     def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
@@ -563,7 +482,7 @@ class EmbeddingStore:
         encoders: dict[str, Any] = {}
         wanted = set(self.recipes())
         for path in reversed(self.shards()):
-            with self._open(path) as shard:
+            with self._files.open(path) as shard:
                 provenance = shard.provenance()
             newest = newest or provenance
             encoders = {**provenance.get("encoders", {}), **encoders}
@@ -574,8 +493,8 @@ class EmbeddingStore:
     def _stored_clips(self) -> Clips:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
         builders = [TextsBuilder() for _ in range(3)]
-        for path in self._looking(self.shards()):
-            with self._open(path) as shard:
+        for path in self._files.each(self.shards()):
+            with self._files.open(path) as shard:
                 for clip_ids, labels, groups in shard.columns():
                     firsts = [of_clip[0] for of_clip in labels]
                     for builder, texts in zip(builders, (clip_ids, firsts, groups), strict=True):
@@ -585,20 +504,6 @@ class EmbeddingStore:
         clips = Clips.of_columns(ids, Texts(("-",)).take(same), first_labels, Texts(("train",)).take(same), videos)
         once = Places(ids).firsts()
         return clips if len(once) == len(clips) else clips.take(once)
-
-
-def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
-    """The name of a shard that all attempts at one commit agree on.
-
-    Args:
-        stamp_ns: when the commit was decided, in nanoseconds since 1970; of two shards the one with the smaller counts.
-        clip_ids: the clips that it stores, rows and failures, in any order.
-
-    >>> shard_name(1_700_000_000_000_000_000, ["b", "a"])
-    'shard-01700000000000000000-59b271ae1bbcb1d3.h5'
-    """
-    digest = hashlib.sha256("\0".join(sorted(set(clip_ids))).encode("utf-8", "surrogatepass"))
-    return f"shard-{stamp_ns:020d}-{digest.hexdigest()[:16]}.h5"
 
 
 def _positions(shard: Shard, places: Places) -> np.ndarray:

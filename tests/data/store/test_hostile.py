@@ -502,7 +502,21 @@ def test_random_damage_neither_crashes_nor_hangs_nor_fills_the_memory(tmp_path: 
     assert run.returncode == 0, f"damage number {run.stdout.split()[-1:]}: {run.stderr[-2000:]}"
 
 
-NAMES = ["clip_id", "labels", "group", "bytes", "digest", "offsets", "windows", "streams", "timesformer", "ast", "features", "present", "failures"]
+NAMES = [
+    "clip_id",
+    "labels",
+    "group",
+    "bytes",
+    "digest",
+    "offsets",
+    "windows",
+    "streams",
+    "timesformer",
+    "ast",
+    "features",
+    "present",
+    "failures",
+]
 NAMES += ["stream", "reason", "x"]
 ATTRIBUTES = ["format_version", "recipes", "provenance", "sha256"]
 values = st.one_of(
