@@ -18,9 +18,10 @@ from measuring import Clock, PeakMemory, Turn
 
 from alphafuse.data.columns import Texts, TextsBuilder
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.manifest import Clips, Manifest
 from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.data.streams import MODALITIES
 from alphafuse.heads.model.config import HeadConfig
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads

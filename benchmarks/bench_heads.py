@@ -55,8 +55,9 @@ from measuring import (
 )
 from torch import nn
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import HeadConfig, HeadSettings
 from alphafuse.heads.training import linear

@@ -12,7 +12,7 @@ from typing import Any
 import simpy
 from scenario import FAILURES, Resume, SimulationSettings, resume_cost
 
-from alphafuse.data.store.store import shard_name
+from alphafuse.data.store.shard_files import shard_name
 from alphafuse.errors import ClusterError
 from alphafuse.extract.engines.writer import SHARD_BYTES
 

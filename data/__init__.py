@@ -1,1 +1,16 @@
-"""What a clip is, where it comes from, how clips are split, and what is cached of them."""
+"""What a clip is, where clips come from, how they are split, and what is cached of them.
+
+    streams      names of the streams, their default encoders and preprocessing protocols
+    columns      ids and labels of millions of clips in little memory
+    manifest     Clip, and the manifest.csv that lists all clips of a dataset
+    embeddings   embeddings of clips in memory, with their windows
+    store/       embeddings on disk or behind a URL
+    dataset      a dataset root: manifest, stores and runs in one folder
+    splits       subsets and splits by source video
+    duplicates   clips that look and sound alike, by their signatures
+    power        how small a difference a test split can show
+    audit        what is wrong with a dataset's clips, labels and splits
+    sources/     making a root from a folder, VGGSound, UCF101, Kinetics, the demo or another root
+
+An import goes upwards in this list only: sources use dataset, dataset uses the store, the store uses embeddings.
+"""

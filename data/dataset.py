@@ -26,16 +26,13 @@ from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, Reci
 from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, to_path, write_json
 from alphafuse.system.remote import folder_exists, is_remote, list_objects, object_size
 
-from .embeddings import MODALITIES, Embeddings
+from .embeddings import Embeddings
 from .manifest import SPLITS, Clip, Manifest
+from .streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, MODALITIES, PROTOCOLS
 
 FORMAT_VERSION = 1
-DEFAULT_TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
-DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
 FLOAT32_BYTES = 4
 STORES = "stores"  # below the root, unless dataset.json says otherwise
-PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.decoding.specs
-DEFAULT_PROTOCOL = "standard"
 FEW = 64  # objects that are asked for one by one; of more, the folder is listed
 _FIELDS = {
     "format_version": int,

@@ -1,17 +1,23 @@
-"""Embeddings of clips in memory: what stage one hands to the store, and the store to stage two."""
+"""Embeddings of clips in memory: what stage one hands to the store, and the store to stage two.
+
+A clip has one row per window, the stretches of it that all streams embed. Most clips have one window; then rows and
+clips are the same thing, and `windows` and `offsets` need not be given.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from alphafuse.errors import StoreError, unknown
 
-MODALITIES = ("timesformer", "ast")
+from .streams import require_stream
+
 ROWS_AT_ONCE = 4096  # bounds memory, changes no number
+UNKNOWN_BYTES = -1
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,18 @@ class Embeddings:
     """Embeddings of clips, in the order asked for.
 
     Attributes:
-        clip_ids, labels, groups: (clips,) each.
-        features: modality -> (clips, dim) float32; a row of NaN where the clip has no embedding.
+        clip_ids, labels, groups: (clips,) each; of a clip with several labels, the first.
+        features: modality -> (rows, dim) float32, clip after clip; a row of NaN where there is no embedding.
         failures: why rows are absent; a clip that is absent without a failure has not been extracted yet.
         recipes: modality -> what decided its numbers.
+        windows: (rows, 2) float64: start and end of each row's window in seconds; NaN = unknown, the default.
+        offsets: (clips + 1,) int64: clip i has the rows offsets[i] to offsets[i + 1]; default: one row per clip.
+        file_bytes: (clips,) int64: size of the clip's file when it was extracted; -1 = unknown, the default.
+        digests: (clips,): `alphafuse.system.files.file_digest` of that file; "" = unknown, the default.
+        label_lists: (clips,): all labels of each clip; default, and where the first isn't the clip's label: that one.
+
+    Raises:
+        StoreError: an unknown modality, or arrays whose shapes don't fit each other.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, Failure
@@ -62,13 +76,36 @@ class Embeddings:
     features: Mapping[str, np.ndarray]
     failures: tuple[Failure, ...] = ()
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    windows: np.ndarray = field(default=None)  # type: ignore[arg-type]
+    offsets: np.ndarray = field(default=None)  # type: ignore[arg-type]
+    file_bytes: np.ndarray = field(default=None)  # type: ignore[arg-type]
+    digests: tuple[str, ...] = field(default=None)  # type: ignore[arg-type]
+    label_lists: tuple[tuple[str, ...], ...] = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
+        clips = len(self.clip_ids)
+        self._default("offsets", lambda: np.arange(clips + 1))
+        if len(self.offsets) != clips + 1 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+            raise StoreError(f"offsets of shape {self.offsets.shape} are not ascending from 0 for {clips} clips")
+        rows = int(self.offsets[-1])
+        self._default("windows", lambda: np.full((rows, 2), np.nan))
+        self._default("file_bytes", lambda: np.full(clips, UNKNOWN_BYTES))
+        self._default("digests", lambda: ("",) * clips)
+        lists = self.label_lists or [(label,) for label in self.labels]
+        fitting = tuple(
+            several if several[:1] == (label,) else (label,) for several, label in zip(lists, self.labels, strict=True)
+        )
+        object.__setattr__(self, "label_lists", fitting)
+        if self.windows.shape != (rows, 2) or not len(self.file_bytes) == len(self.digests) == clips:
+            raise StoreError(f"windows, file_bytes or digests do not fit {clips} clips of {rows} windows")
         for modality, matrix in self.features.items():
-            if modality not in MODALITIES:
-                raise StoreError(unknown("modality", modality, MODALITIES))
-            if matrix.ndim != 2 or len(matrix) != len(self.clip_ids):
-                raise StoreError(f"{modality}: shape {matrix.shape} does not fit {len(self.clip_ids)} clips")
+            require_stream(modality)
+            if matrix.ndim != 2 or len(matrix) != rows:
+                raise StoreError(f"{modality}: shape {matrix.shape} does not fit {clips} clips of {rows} windows")
+
+    def _default(self, name: str, value: Any) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value())
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -82,15 +119,20 @@ class Embeddings:
         """Modality -> dimension."""
         return {modality: matrix.shape[1] for modality, matrix in self.features.items()}
 
+    @property
+    def row_clips(self) -> np.ndarray:
+        """(rows,) int64: the position of each row's clip."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
     def present(self, modality: str) -> np.ndarray:
-        """(clips,) bool: which clips have this modality's embedding."""
+        """(clips,) bool: which clips have this modality's embedding, of one window at least."""
         if modality not in self.features:
             raise StoreError(unknown("modality", modality, self.features))
         matrix = self.features[modality]
-        present = np.empty(len(matrix), bool)
+        finite = np.empty(len(matrix), bool)
         for start in range(0, len(matrix), ROWS_AT_ONCE):
-            present[start : start + ROWS_AT_ONCE] = finite_rows(matrix[start : start + ROWS_AT_ONCE])
-        return present
+            finite[start : start + ROWS_AT_ONCE] = finite_rows(matrix[start : start + ROWS_AT_ONCE])
+        return any_row(finite, self.offsets)
 
     def take(self, rows: np.ndarray) -> Embeddings:
         """The clips at these positions (an integer array) or under this mask (a boolean array)."""
@@ -98,18 +140,38 @@ class Embeddings:
             return self
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         clip_ids = tuple(self.clip_ids[i] for i in positions)
+        taken, offsets = rows_of(self.offsets, positions)
         return Embeddings(
             clip_ids=clip_ids,
             labels=tuple(self.labels[i] for i in positions),
             groups=tuple(self.groups[i] for i in positions),
-            features={name: matrix[positions] for name, matrix in self.features.items()},
+            features={name: matrix[taken] for name, matrix in self.features.items()},
             failures=failures_of(self.failures, clip_ids),
             recipes=self.recipes,
+            windows=self.windows[taken],
+            offsets=offsets,
+            file_bytes=self.file_bytes[positions],
+            digests=tuple(self.digests[i] for i in positions),
+            label_lists=tuple(self.label_lists[i] for i in positions),
         )
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent."""
-        return {name: matrix[positions].astype(np.float32, copy=False) for name, matrix in self.features.items()}
+        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent.
+
+        Of a clip with several windows, the mean over those that have an embedding.
+        """
+        taken, offsets = rows_of(self.offsets, positions)
+        return {name: pool(matrix[taken], offsets) for name, matrix in self.features.items()}
+
+    def pooled(self) -> Embeddings:
+        """One row per clip, as `read_rows` gives it; its window spans those of the clip."""
+        if is_one_each(self.offsets):
+            return self
+        some, first, last = np.diff(self.offsets) > 0, self.offsets[:-1], self.offsets[1:] - 1
+        windows = np.full((len(self), 2), np.nan)
+        windows[some] = np.stack([self.windows[first[some], 0], self.windows[last[some], 1]], axis=1)
+        features = self.read_rows(np.arange(len(self)))
+        return replace(self, features=features, windows=windows, offsets=np.arange(len(self) + 1))
 
     def storage_order(self) -> np.ndarray:
         """(clips,) int64: all positions, which in memory may be read in any order."""
@@ -128,3 +190,43 @@ def failures_of(failures: Sequence[Failure], clip_ids: Sequence[str]) -> tuple[F
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """(rows,) bool: which rows of a matrix are embeddings."""
     return np.isfinite(values).all(axis=1)
+
+
+# rows of clips; offsets (clips + 1,): clip i has the rows offsets[i] to offsets[i + 1]
+
+
+def is_one_each(offsets: np.ndarray) -> bool:
+    """Whether every clip has exactly one row."""
+    return bool(offsets[-1] == len(offsets) - 1 and (np.diff(offsets) == 1).all())
+
+
+def rows_of(offsets: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of these clips, clip after clip (rows,), and the offsets of these clips alone (clips + 1,)."""
+    starts = offsets[clips]
+    own = np.concatenate([[0], np.cumsum(offsets[clips + 1] - starts)])
+    return np.repeat(starts - own[:-1], np.diff(own)) + np.arange(own[-1]), own
+
+
+def any_row(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(rows,) bool -> (clips,) bool: whether any row of a clip is marked."""
+    if is_one_each(offsets):
+        return mask
+    before = np.concatenate([[0], np.cumsum(mask)])
+    return before[offsets[1:]] > before[offsets[:-1]]
+
+
+def pool(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(rows, dim) -> (clips, dim) float32: the mean over each clip's rows that are embeddings, NaN where none is.
+
+    The mean is taken in float64; of a clip with one embedding it is that row, to the bit.
+    """
+    if is_one_each(offsets):
+        return values.astype(np.float32, copy=False)
+    pooled = np.full((len(offsets) - 1, values.shape[1]), np.nan, np.float32)
+    finite = finite_rows(values)
+    clips, starts, counts = np.unique(
+        np.repeat(np.arange(len(pooled)), np.diff(offsets))[finite], return_index=True, return_counts=True
+    )
+    if len(clips):
+        pooled[clips] = np.add.reduceat(values[finite].astype(np.float64), starts, axis=0) / counts[:, None]
+    return pooled

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alphafuse.data.sources.importing import VAL_FRACTION
 from alphafuse.errors import DatasetError
 
 from .manifest import Clip
+
+VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from alphafuse.data.dataset import PROTOCOLS
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES, PROTOCOLS
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.system.cluster import ENGINES, require_engine
 

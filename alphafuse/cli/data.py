@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, PROTOCOLS, Dataset
+from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
+from alphafuse.data.streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, PROTOCOLS
 
 from .common import (
     EXIT_FOUND,

@@ -233,7 +233,7 @@ def _disk(place: str) -> Iterator[Finding]:
 def _weights(place: str) -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER
+    from alphafuse.data.streams import DEFAULT_AST, DEFAULT_TIMESFORMER
 
     hub = Finding("hub", "ok", f"{constants.ENDPOINT} answers")
     if constants.HF_HUB_OFFLINE:

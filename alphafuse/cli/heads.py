@@ -10,8 +10,8 @@ import click
 from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.manifest import SPLITS
+from alphafuse.data.streams import MODALITIES
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import BOTH, Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS

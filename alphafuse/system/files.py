@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -19,11 +20,31 @@ from alphafuse.errors import AlphafuseError, DatasetError
 MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
+DIGEST_BYTES = 2**16  # of each end of a file
 # control characters, and characters that hide or reorder text; joiners (U+200C, U+200D) are part of some scripts
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """A file's size in bytes, and the sha256, in hexadecimal digits, of its first 64 KiB followed by its last 64 KiB.
+
+    Of a shorter file that is all of it twice. So a file that was replaced by another is noticed without reading it
+    all: a video differs in its headers, and mostly in its size. `OSError` when it can't be read.
+
+    >>> from pathlib import Path
+    >>> _ = Path("a").write_bytes(b"abc")
+    >>> file_digest(Path("a"))
+    (3, 'bbb59da3af939f7af5f360f2ceb80a496e3bae1cd87dde426db0ae40677e1c2c')
+    """
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(DIGEST_BYTES))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - DIGEST_BYTES))
+        digest.update(file.read(DIGEST_BYTES))
+    return size, digest.hexdigest()
 
 
 def is_clean(text: str) -> bool:

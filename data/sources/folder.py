@@ -7,12 +7,12 @@ from pathlib import Path
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
-from alphafuse.data.splits import carve_split
+from alphafuse.data.splits import VAL_FRACTION, carve_split
 from alphafuse.errors import DatasetError
 from alphafuse.system.files import read_csv, to_path
 from alphafuse.system.remote import is_remote
 
-from .importing import VAL_FRACTION, ImportReport, check_fraction, find_videos, list_files, write_missing
+from .importing import ImportReport, check_fraction, find_videos, list_files, write_missing
 
 TEST_FRACTION = 0.2  # of all clips, when the source has no test split
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

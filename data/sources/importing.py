@@ -14,7 +14,6 @@ from alphafuse.errors import AlphafuseError, DatasetError
 from alphafuse.system.files import write_csv
 from alphafuse.system.remote import is_remote, list_objects
 
-VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
 # fmt: off
 VIDEO_SUFFIXES = frozenset((
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",

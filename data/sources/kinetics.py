@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alphafuse.data.manifest import Clip
-from alphafuse.data.splits import carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import iterate_csv, one_line, to_path
 
-from .importing import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
+from .importing import ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 OFFICIAL_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
-from alphafuse.data.splits import k_folds, resplit, single_video_labels
+from alphafuse.data.splits import VAL_FRACTION, k_folds, resplit, single_video_labels
 from alphafuse.data.store.store import EmbeddingStore, recipe_differences
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import DatasetError, RecipeMismatchError
-
-from .importing import VAL_FRACTION
 
 TEST_FRACTION = 0.2
 ROWS_PER_SHARD = 20_000  # 123 MB of two 768-d modalities
@@ -131,7 +129,7 @@ def _copy_rows(source: EmbeddingStore, target: EmbeddingStore, clips: Sequence[C
     if not clips:
         return 0
     provenance = source.info().provenance
-    rows = source.read(clips)
+    rows = source.read(clips, pooled=False)
     for start in range(0, len(rows), ROWS_PER_SHARD):
         part = rows.take(np.arange(start, min(start + ROWS_PER_SHARD, len(rows))))
         target.write(part, provenance=provenance)

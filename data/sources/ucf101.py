@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from alphafuse.data.splits import carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import MAX_LINE, one_line, to_path
 
-from .importing import VAL_FRACTION, ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
+from .importing import ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 
 SPLITS = (1, 2, 3)
 _CLASS = re.compile(r"(\d+)\s+(\S+)")

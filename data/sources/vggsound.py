@@ -14,11 +14,11 @@ from pathlib import Path
 
 from alphafuse.data.dataset import root_defaults
 from alphafuse.data.manifest import Clip
-from alphafuse.data.splits import carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import read_csv, to_path
 
-from .importing import VAL_FRACTION, ImportReport, check_fraction, create_root, match_files
+from .importing import ImportReport, check_fraction, create_root, match_files
 
 SHIPPED = Path(__file__).parent / "vggsound"
 

@@ -3,58 +3,65 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from alphafuse.data.embeddings import ROWS_AT_ONCE
-
-if TYPE_CHECKING:
-    from .lazy import StoredEmbeddings
-
-
-def _blocks(rows: StoredEmbeddings) -> Iterator[np.ndarray]:
-    """Positions of all rows in order, some at a time."""
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        yield np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+from .lazy import StoredEmbeddings
 
 
 def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
     """What `numpy.savez` writes, without all of it in memory.
 
-    Arrays: clip_id, label and group (clips,), each modality (clips, dim) float32 with NaN where a clip has none.
+    Arrays: clip_id, label, group, bytes and digest (clips,); windows (rows, 2) and offsets (clips + 1,); each modality
+    (rows, dim) float32 with NaN where a clip has none.
     """
+    columns = rows.columns()
+    arrays: dict[str, object] = {"clip_id": columns.clip_ids, "label": columns.labels, "group": columns.groups}
+    arrays |= {"bytes": columns.file_bytes, "digest": columns.digests}
+    arrays |= {"windows": columns.windows, "offsets": columns.offsets}
     with zipfile.ZipFile(file, "w") as archive:
-        for name, column in (("clip_id", rows.clip_ids), ("label", rows.labels), ("group", rows.groups)):
+        for name, column in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.array(column), allow_pickle=False)
         for modality, dim in rows.dims.items():
             with archive.open(f"{modality}.npy", "w", force_zip64=True) as member:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), dim)}
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(columns.windows), dim)}
                 np.lib.format.write_array_header_1_0(member, header)
-                for positions in _blocks(rows):
-                    member.write(rows.read_rows(positions)[modality].astype("<f4", copy=False).tobytes())
+                for _, features in rows.only([modality]).blocks(columns.offsets):
+                    member.write(features[modality].astype("<f4", copy=False).tobytes())
 
 
 def write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """The same columns, features as lists of float32, a row group per block; a clip without an embedding has null."""
+    """A row per window, in row groups of one block each.
+
+    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each modality as a list of float32. What
+    is unknown or absent is null.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    vector = pyarrow.list_(pyarrow.float32())
-    texts = [(name, pyarrow.string()) for name in ("clip_id", "label", "group")]
-    schema = pyarrow.schema(texts + [(name, vector) for name in rows.dims])
-    present = {modality: rows.present(modality) for modality in rows.dims}
+    columns, vector = rows.columns(), pyarrow.list_(pyarrow.float32())
+    kinds = {name: pyarrow.string() for name in ("clip_id", "label", "group")}
+    kinds |= {
+        "bytes": pyarrow.int64(),
+        "digest": pyarrow.string(),
+        "start": pyarrow.float64(),
+        "end": pyarrow.float64(),
+    }
+    schema = pyarrow.schema([*kinds.items(), *((name, vector) for name in rows.dims)])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for positions in _blocks(rows):
-            block = rows.take(positions)
-            columns = [
-                pyarrow.array(column, pyarrow.string()) for column in (block.clip_ids, block.labels, block.groups)
-            ]
-            for modality, values in rows.read_rows(positions).items():
-                absent = ~present[modality][positions]
-                starts = np.concatenate([[0], np.cumsum(~absent) * values.shape[1]]).astype(np.int32)
+        for positions, features in rows.blocks(columns.offsets):
+            block = columns.take(positions)
+            clips, windows = block.row_clips, block.windows
+            values = [[column[i] for i in clips] for column in (block.clip_ids, block.labels, block.groups)]
+            values += [[None if block.file_bytes[i] < 0 else int(block.file_bytes[i]) for i in clips]]
+            values += [[block.digests[i] or None for i in clips]]
+            arrays = [pyarrow.array(value, kind) for value, kind in zip(values, kinds.values(), strict=False)]
+            arrays += [pyarrow.array(windows[:, i], pyarrow.float64(), mask=np.isnan(windows[:, i])) for i in (0, 1)]
+            for matrix in features.values():
+                absent = np.isnan(matrix[:, 0])
+                starts = np.concatenate([[0], np.cumsum(~absent) * matrix.shape[1]]).astype(np.int32)
                 mask = pyarrow.array(absent)
-                columns.append(pyarrow.ListArray.from_arrays(starts, values[~absent].ravel(), vector, mask=mask))
-            writer.write_table(pyarrow.table(columns, schema=schema))
+                arrays.append(pyarrow.ListArray.from_arrays(starts, matrix[~absent].ravel(), vector, mask=mask))
+            writer.write_table(pyarrow.table(arrays, schema=schema))

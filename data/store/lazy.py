@@ -1,33 +1,41 @@
 """Embeddings that stay on disk: how stage two sees a store that is larger than memory.
 
-`StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds where its rows lie (4 bytes per modality),
-and its id, label and group as `Texts`, whose bytes it shares with the manifest; rows are read when they are asked for,
-a few MB at a time, so that reading takes little more memory than what it returns. `EmbeddingSource` is what both have
-in common, and all that training and scoring use.
+`StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds where its rows lie (4 bytes per modality,
+and 4 more), and its id, label and group as `Texts`, whose bytes it shares with the manifest. Rows are read when they
+are asked for, a few MB at a time, so reading takes little more memory than what it returns. `EmbeddingSource` is what
+both have in common, and all that training and scoring use.
 
 Rows are read by `os.preadv`, not from a memory map, whose pages would count as the process's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from alphafuse.data.columns import AT_ONCE, Places, Texts, row_int
-from alphafuse.data.embeddings import Failure, failures_of
+from alphafuse.data.embeddings import (
+    ROWS_AT_ONCE,
+    UNKNOWN_BYTES,
+    Embeddings,
+    Failure,
+    failures_of,
+    finite_rows,
+    pool,
+    rows_of,
+)
 from alphafuse.errors import StoreError, unknown
 from alphafuse.system.remote import is_remote
 
-from .shard import ShardGoneError, damaged, open_features, read_slices
-
-if TYPE_CHECKING:
-    from .store import EmbeddingStore
+from .hdf5 import ShardGoneError, damaged, read_slices
+from .shard import open_features, open_shard
 
 READ_TRIES = 5
+Result = TypeVar("Result")
 
 
 class EmbeddingSource(Protocol):
@@ -77,30 +85,61 @@ class EmbeddingSource(Protocol):
         """(clips,) integers: all positions, in an order in which `read_rows` is fastest, block after block."""
 
 
+class Locator(Protocol):
+    """What rows on disk need of the store that they are in."""
+
+    folder: Path
+
+    def absolute(self) -> Locator:
+        """The same store for processes that work in other folders."""
+
+    def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
+        """Where these clips' rows lie now, and why some have none."""
+
+    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Modality -> the recipe that all shards share."""
+
+
 @dataclass(frozen=True)
 class RowIndex:
-    """Where clips' rows lie. Rows are numbered through all shards, as if these were one table.
+    """Where clips' rows lie. The clips of shards are numbered through all shards, as if these were one table.
 
     Attributes:
         shards: files, oldest first.
-        starts: (shards + 1,) int64: number of each shard's first row; last, the rows of all.
+        starts: (shards + 1,) int64: number of each shard's first clip; last, how many all shards have.
         dims: modality -> dimension.
-        rows: modality -> (clips,) row number (int32, int64 from 2^31 rows on), -1 where the clip has no such embedding.
+        entries: modality -> (clips,) number under which the clip's embedding is stored (int32, int64 from 2^31 on), -1
+            where it has none.
+        mentions: (clips,) likewise the number under which the clip is there at all, with or without embeddings.
     """
 
     shards: tuple[Path, ...]
     starts: np.ndarray
     dims: Mapping[str, int]
-    rows: Mapping[str, np.ndarray]
+    entries: Mapping[str, np.ndarray]
+    mentions: np.ndarray
 
     def take(self, positions: np.ndarray) -> RowIndex:
         """The index of the clips at these positions."""
-        return replace(self, rows={modality: rows[positions] for modality, rows in self.rows.items()})
+        entries = {modality: numbers[positions] for modality, numbers in self.entries.items()}
+        return replace(self, entries=entries, mentions=self.mentions[positions])
 
     def only(self, modalities: Sequence[str]) -> RowIndex:
         """The index of some modalities alone."""
         dims = {modality: dim for modality, dim in self.dims.items() if modality in modalities}
-        return replace(self, dims=dims, rows={modality: self.rows[modality] for modality in dims})
+        return replace(self, dims=dims, entries={modality: self.entries[modality] for modality in dims})
+
+    def places(self) -> np.ndarray:
+        """(clips,) int64: the number of a clip's first embedding, else that of its mention; -1 where it has none."""
+        places = np.full(len(self.mentions), -1, np.int64)
+        for numbers in (*self.entries.values(), self.mentions):
+            np.copyto(places, numbers, where=places < 0)
+        return places
+
+    def shards_of(self, numbers: np.ndarray) -> list[int]:
+        """The positions of the shards that have some of the clips of these numbers."""
+        found = np.unique(np.searchsorted(self.starts, numbers[numbers >= 0], side="right")) - 1
+        return [int(shard) for shard in found]
 
 
 @dataclass(eq=False, repr=False)
@@ -131,7 +170,7 @@ class StoredEmbeddings:
     groups: Texts
     failures: tuple[Failure, ...]
     recipes: Mapping[str, Mapping[str, Any]]
-    store: EmbeddingStore
+    store: Locator
     index: RowIndex
     _order: np.ndarray | None = field(default=None, init=False)
 
@@ -151,7 +190,7 @@ class StoredEmbeddings:
         """(clips,) bool: which clips have this modality's embedding."""
         if modality not in self.dims:
             raise StoreError(unknown("modality", modality, self.dims))
-        return self.index.rows[modality] >= 0
+        return self.index.entries[modality] >= 0
 
     def take(self, rows: np.ndarray) -> StoredEmbeddings:
         """The clips at these positions (an integer array) or under this mask (a boolean array)."""
@@ -178,32 +217,70 @@ class StoredEmbeddings:
         kept._order = self._order
         return kept
 
-    def anywhere(self) -> StoredEmbeddings:
+    def absolute(self) -> StoredEmbeddings:
         """The same, for processes that work in other folders: local paths are absolute."""
         if is_remote(self.store.folder):
             return self
         self.storage_order()
         shards = tuple(path.absolute() for path in self.index.shards)
-        store = type(self.store)(self.store.folder.absolute())
-        same = replace(self, store=store, index=replace(self.index, shards=shards))
+        same = replace(self, store=self.store.absolute(), index=replace(self.index, shards=shards))
         same._order = self._order
         return same
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent.
 
-        Positions that lie side by side in `storage_order` are read together, in whatever order they are given; ask for
-        many at a time, since each call opens the shards it reads.
+        Of a clip with several windows, the mean over those that have an embedding. Positions that lie side by side in
+        `storage_order` are read together, in whatever order they are given; ask for many at a time, since each call
+        opens the shards it reads.
 
         Raises:
             StoreError: a shard is damaged, or embeddings that were there are gone.
         """
-        for _ in range(READ_TRIES):
-            try:
-                return _read_rows(self.index, positions)
-            except ShardGoneError:
-                self._locate_again()
-        raise keeps_changing(self.store.folder)
+        return self._retrying(lambda: _read_features(self.index, positions, None))
+
+    def read_windows(self, positions: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
+        """Modality -> (rows, dim) float32, a row per window, clip after clip; NaN where absent.
+
+        Args:
+            positions: of clips (integers), in any order, each once.
+            offsets: (positions + 1,): which rows are whose, as `columns` says.
+
+        Raises:
+            StoreError: as in `read_rows`, or two shards disagree about a clip's windows.
+        """
+        return self._retrying(lambda: _read_features(self.index, positions, offsets))
+
+    def blocks(self, offsets: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """All clips in order, some at a time: their positions, and modality -> (rows, dim) of them.
+
+        `offsets` are those of `columns`.
+        """
+        start = 0
+        while start < len(self):
+            most = int(np.searchsorted(offsets, offsets[start] + ROWS_AT_ONCE, side="right")) - 1
+            positions = np.arange(start, max(most, start + 1))
+            yield positions, self.read_windows(positions, rows_of(offsets, positions)[1])
+            start += len(positions)
+
+    def columns(self) -> Embeddings:
+        """All that is stored of these clips but the features: their windows, their files, all labels."""
+        return Embeddings(
+            clip_ids=tuple(self.clip_ids),
+            labels=tuple(self.labels),
+            groups=tuple(self.groups),
+            features={},
+            failures=self.failures,
+            recipes=self.recipes,
+            **self._retrying(lambda: _read_columns(self.index)),
+        )
+
+    def load(self, *, pooled: bool = False) -> Embeddings:
+        """The same in memory; `pooled`: with one row per clip, as `read_rows` gives it."""
+        columns, everything = self.columns(), np.arange(len(self))
+        if pooled:
+            return replace(columns.pooled(), features=self.read_rows(everything))
+        return replace(columns, features=self.read_windows(everything, columns.offsets))
 
     def storage_order(self) -> np.ndarray:
         """(clips,) integers: all positions sorted by shard and row; clips without any embedding come last.
@@ -211,13 +288,20 @@ class StoredEmbeddings:
         It stays the same when the store is packed meanwhile, so that what is drawn from it does too.
         """
         if self._order is None:
-            place = np.full(len(self), -1, np.int64)
-            for rows in self.index.rows.values():  # a clip's first modality decides
-                np.copyto(place, rows, where=place < 0)
+            place = replace(self.index, mentions=np.full(len(self), -1)).places()
             place[place < 0] = self.index.starts[-1]
             self._order = np.argsort(place, kind="stable").astype(row_int(len(self)), copy=False)
             self._order.setflags(write=False)
         return self._order
+
+    def _retrying(self, read: Callable[[], Result]) -> Result:
+        """What `read` returns; when a shard is gone, rows are looked up anew."""
+        for _ in range(READ_TRIES):
+            try:
+                return read()
+            except ShardGoneError:
+                self._locate_again()
+        raise keeps_changing(self.store.folder)
 
     def _locate_again(self) -> None:
         """Find the rows in the shards of now; those that were absent stay so."""
@@ -227,17 +311,17 @@ class StoredEmbeddings:
         places = Places(distinct)
         chunks = range(0, len(self), AT_ONCE)
         here = found.take(np.concatenate([places.find(self.clip_ids.strings(i, i + AT_ONCE)) for i in chunks]))
-        rows = {}
-        for modality, before in self.index.rows.items():
-            now = here.rows.get(modality)
+        entries = {}
+        for modality, before in self.index.entries.items():
+            now = here.entries.get(modality)
             same = here.dims.get(modality) == self.dims[modality] and recipes.get(modality) == self.recipes[modality]
             if now is None or not same or (now[before >= 0] < 0).any():
                 raise StoreError(
                     f"{self.store.folder} has lost {modality} embeddings since it was opened: run the same command "
                     "again, after `alphafuse extract` if it asks for that"
                 )
-            rows[modality] = np.where(before >= 0, now, -1)
-        self.index = replace(here, dims=self.dims, rows=rows)
+            entries[modality] = np.where(before >= 0, now, -1)
+        self.index = replace(here, dims=self.dims, entries=entries)
 
 
 def keeps_changing(folder: Path) -> StoreError:
@@ -245,26 +329,85 @@ def keeps_changing(folder: Path) -> StoreError:
     return StoreError(f"shards of {folder} keep disappearing: is something else packing the store?")
 
 
-def _read_rows(index: RowIndex, positions: np.ndarray) -> dict[str, np.ndarray]:
+def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Modality -> the features of these clips: pooled (positions, dim), or (rows, dim) where `offsets` says whose."""
+    rows = len(positions) if offsets is None else int(offsets[-1])
     result, order, wanted = {}, {}, {}
     shards: set[int] = set()
     for modality, dim in index.dims.items():
-        rows = index.rows[modality][positions]
-        result[modality] = np.empty((len(rows), dim), np.float32)
-        result[modality][rows < 0] = np.nan
-        order[modality] = np.argsort(rows, kind="stable")
-        order[modality] = order[modality][np.count_nonzero(rows < 0) :]
-        wanted[modality] = rows[order[modality]]
-        shards.update((np.unique(np.searchsorted(index.starts, wanted[modality], side="right")) - 1).tolist())
-    for number in sorted(shards):
-        start, stop = index.starts[number : number + 2]
-        with open_features(index.shards[number], index.dims) as features:
-            for modality, rows in wanted.items():
-                first, last = np.searchsorted(rows, (start, stop))
+        numbers = index.entries[modality][positions]
+        result[modality] = np.full((rows, dim), np.nan, np.float32)
+        order[modality] = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
+        wanted[modality] = numbers[order[modality]]
+        shards.update(index.shards_of(wanted[modality]))
+    for shard in sorted(shards):
+        start, stop = index.starts[shard : shard + 2]
+        with open_features(index.shards[shard], index.dims) as (features, ends):
+            for modality, numbers in wanted.items():
+                first, last = np.searchsorted(numbers, (start, stop))
                 if first < last:
-                    targets = order[modality][first:last]
-                    for part, values in read_slices(features[modality], rows[first:last] - start):
-                        if np.isnan(values[:, 0]).any():  # the shard said otherwise; `verify` looks at all columns
-                            raise damaged(index.shards[number], f"a row of /{modality} is no embedding")
+                    targets, clips = order[modality][first:last], numbers[first:last] - start
+                    if offsets is not None:
+                        targets, own = rows_of(offsets, targets)
+                        counts = np.diff(ends)[clips] if ends is not None else np.ones(len(clips), np.int64)
+                        if not np.array_equal(np.diff(own), counts):
+                            raise StoreError(
+                                f"shards of {index.shards[shard].parent} disagree about a clip's windows: remove "
+                                f"{index.shards[shard].name}, which came later, and extract again"
+                            )
+                    for part, values in _read_clips(features[modality], clips, ends, pooled=offsets is None):
+                        if offsets is None and np.isnan(values[:, 0]).any():  # the shard said otherwise
+                            raise damaged(index.shards[shard], f"a row of {modality} is no embedding")
                         result[modality][targets[part]] = values
     return result
+
+
+def _read_clips(
+    dataset: Any, clips: np.ndarray, ends: np.ndarray | None, *, pooled: bool
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Features of a shard's clips, given by ascending numbers: (part of what is asked for, its values).
+
+    What is asked for are the clips, or their rows unless `pooled`; `ends` are the shard's offsets, None = one row each.
+    """
+    if ends is None:
+        yield from read_slices(dataset, clips)
+        return
+    distinct, again = np.unique(clips, return_inverse=True)
+    rows, own = rows_of(ends, distinct)
+    values = np.empty((len(rows), dataset.shape[1]), np.float32)
+    for part, some in read_slices(dataset, rows):
+        values[part] = some
+    values[~finite_rows(values)] = np.nan
+    yield slice(None), pool(values, own)[again] if pooled else values[rows_of(own, again)[0]]
+
+
+def _read_columns(index: RowIndex) -> dict[str, Any]:
+    """What the shards that have the clips say about their windows, files and labels, as fields of `Embeddings`."""
+    places = index.places()
+    order = np.argsort(places, kind="stable")
+    numbers, counts, file_bytes = places[order], np.ones(len(places), np.int64), np.full(len(places), UNKNOWN_BYTES)
+    digests, labels = [""] * len(places), [()] * len(places)
+    parts = []
+    for shard in index.shards_of(numbers):
+        start, stop = index.starts[shard : shard + 2]
+        first, last = np.searchsorted(numbers, (start, stop))
+        targets, clips = order[first:last], numbers[first:last] - start
+        with open_shard(index.shards[shard], whole=True) as opened:
+            file_bytes[targets] = opened.file_bytes()[clips]
+            ours, theirs = opened.digests(), opened.labels()
+            for target, clip in zip(targets.tolist(), clips.tolist(), strict=True):
+                digests[target], labels[target] = ours[clip], theirs[clip]
+            rows, own = rows_of(opened.offsets(), clips)
+            counts[targets] = np.diff(own)
+            parts.append((targets, opened.windows()[rows]))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    windows = np.full((offsets[-1], 2), np.nan)
+    for targets, found in parts:
+        windows[rows_of(offsets, targets)[0]] = found
+    return {
+        "windows": windows,
+        "offsets": offsets,
+        "file_bytes": file_bytes,
+        "digests": tuple(digests),
+        "label_lists": tuple(labels),
+    }

@@ -7,69 +7,74 @@ import errno
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
-from alphafuse.data.embeddings import MODALITIES, Embeddings, finite_rows
-from alphafuse.errors import StoreError, unknown
+from alphafuse.data.embeddings import ROWS_AT_ONCE, Embeddings, finite_rows
+from alphafuse.data.streams import require_stream
+from alphafuse.errors import StoreError
 from alphafuse.system.files import MAX_TEXT, is_clean, one_line
 
-from .heaps import MAX_ATTRIBUTE_BYTES
-from .shard import FAILURE_COLUMNS, FORMAT_VERSION, READ_ERRORS, SLICE_BYTES, content_sha256
-
-if TYPE_CHECKING:
-    from .lazy import StoredEmbeddings
+from .hdf5 import MAX_ATTRIBUTE_BYTES, READ_ERRORS
+from .shard import FAILURE_COLUMNS, FORMAT_VERSION, content_sha256
 
 
 def shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
-    """A shard's file, made in memory so that it is written to the disk in one go; errors as in `write_shard`."""
+    """A shard's file, made in memory so that it is written to the disk in one go; errors as in `write_shard`.
+
+    Features in float16 are stored as such, all others as float32.
+    """
     buffer = io.BytesIO()
-    half = {modality for modality, matrix in rows.features.items() if matrix.dtype == np.float16}
-    write_shard(buffer, rows, provenance, half=half)
+    blocks = (
+        {name: matrix[start : start + ROWS_AT_ONCE] for name, matrix in rows.features.items()}
+        for start in range(0, len(rows.windows), ROWS_AT_ONCE)
+    )
+    kinds = {
+        name: np.dtype((np.float16 if matrix.dtype == np.float16 else np.float32, (matrix.shape[1],)))
+        for name, matrix in rows.features.items()
+    }
+    write_shard(buffer, rows, provenance, kinds=kinds, blocks=blocks)
     return buffer.getvalue()
 
 
 def write_shard(
     file: BinaryIO,
-    rows: Embeddings | StoredEmbeddings,
+    rows: Embeddings,
     provenance: Mapping[str, Any],
     *,
-    half: Collection[str] = (),
+    kinds: Mapping[str, np.dtype[Any]],
+    blocks: Iterable[Mapping[str, np.ndarray]],
     room: int = 0,
 ) -> None:
-    """Write a shard into a file that is open for reading and writing; features go through memory a few MB at a time.
+    """Write a shard into a file that is open for reading and writing.
 
     Args:
         file: an empty file.
-        rows: what to store.
+        rows: what to store, but for the features, which may be too many for memory.
         provenance: json-able facts that don't decide the numbers.
-        half: modalities to store as float16; the others as float32.
+        kinds: modality -> what a row is: dim numbers of float32 or float16, as `np.dtype((type, dim))`.
+        blocks: modality -> (some rows, dim), one block of rows after the other.
         room: bytes to reserve on the disk before anything is written.
 
     Raises:
         StoreError: an id, label or group that no reader would accept, or recipes that aren't there or aren't json.
         OSError: the file can't be written.
     """
-    columns = {"clip_id": rows.clip_ids, "label": rows.labels, "group": rows.groups}
-    _require_storable(rows, columns)
+    _require_storable(rows, kinds)
     recipes = _json({name: dict(value) for name, value in rows.recipes.items()}, "recipes")
     made = _json(provenance, "provenance")
     shard = h5py.File(file, "w", libver="earliest")
     try:
         if room:
             _reserve(file, room)
-        datasets = {name: _write_text(shard, name, column) for name, column in columns.items()}
-        for column in FAILURE_COLUMNS:
-            values = [one_line(getattr(failure, column), MAX_TEXT) for failure in rows.failures]
-            datasets[f"failures/{column}"] = _write_text(shard, f"failures/{column}", values)
         shard.attrs["format_version"] = FORMAT_VERSION
         for name, text in (("recipes", recipes), ("provenance", made), ("sha256", "-" * 64)):
             kind = h5py.string_dtype("utf-8", len(text.encode()))
             shard.attrs.create(name, np.array(text.encode(), kind), dtype=kind)
-        datasets |= _write_features(shard, rows, half)  # last: what is looked at over a network lies side by side
+        datasets = _write(shard, rows, kinds, blocks)
         shard.attrs.modify("sha256", np.array(content_sha256(recipes, datasets).encode(), kind))
     except BaseException:
         with contextlib.suppress(*READ_ERRORS):  # libhdf5 can't close a file that it can't write
@@ -81,9 +86,41 @@ def write_shard(
         raise OSError(errno.EIO, one_line(error)) from error
 
 
-def features_bytes(rows: StoredEmbeddings) -> int:
-    """What the features of these rows take in a shard, as float32."""
-    return len(rows) * sum(np.dtype(np.float32).itemsize * dim for dim in rows.dims.values())
+def _write(
+    shard: h5py.File, rows: Embeddings, kinds: Mapping[str, np.dtype[Any]], blocks: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, h5py.Dataset]:
+    """Write all datasets: name -> dataset.
+
+    A dataset takes its room when it is filled. So all of them are made first, and filled in the order in which they
+    are read: what resuming over a network needs lies side by side at the beginning, the features at the end.
+    """
+    values = {"clip_id": _text(rows.clip_ids), "offsets": rows.offsets.astype("<i8")}
+    for column, attribute in FAILURE_COLUMNS.items():
+        reasons = (one_line(getattr(failure, attribute), MAX_TEXT) for failure in rows.failures)
+        values[f"failures/{column}"] = _text(reasons)
+    for name in kinds:
+        values[f"streams/{name}/present"] = np.zeros(len(rows.windows), np.uint8)
+    labels = (json.dumps(labels, ensure_ascii=False) for labels in rows.label_lists)
+    values |= {"labels": _text(labels), "group": _text(rows.groups), "bytes": rows.file_bytes.astype("<i8")}
+    values |= {"windows": rows.windows.astype("<f8"), "digest": _text(rows.digests, "ascii")}
+    shard.create_group("streams")
+    datasets = {name: shard.create_dataset(name, array.shape, array.dtype) for name, array in values.items()}
+    features = {
+        name: shard.create_dataset(f"streams/{name}/features", (len(rows.windows), *kind.shape), kind.base)
+        for name, kind in kinds.items()
+    }
+    for name, array in values.items():
+        if array.size:
+            datasets[name][...] = array
+    start = 0
+    for block in blocks:
+        stop = start + len(next(iter(block.values()), ()))
+        for name, part in block.items():
+            part = part.astype(features[name].dtype, copy=False)
+            features[name][start:stop] = part
+            datasets[f"streams/{name}/present"][start:stop] = finite_rows(part)
+        start = stop
+    return datasets | {dataset.name[1:]: dataset for dataset in features.values()}
 
 
 def _reserve(file: BinaryIO, room: int) -> None:
@@ -96,9 +133,11 @@ def _reserve(file: BinaryIO, room: int) -> None:
                 raise
 
 
-def _require_storable(rows: Embeddings | StoredEmbeddings, columns: Mapping[str, Iterable[str]]) -> None:
+def _require_storable(rows: Embeddings, modalities: Iterable[str]) -> None:
+    columns = {"clip_id": rows.clip_ids, "label": rows.labels, "group": rows.groups}
     failed = [failure.clip_id for failure in rows.failures]
-    for name, column in (*columns.items(), ("clip_id", failed)):
+    further = [label for labels in rows.label_lists for label in labels[1:]]
+    for name, column in (*columns.items(), ("clip_id", failed), ("label", further)):
         for value in column:
             if not is_clean(value):
                 raise StoreError(
@@ -106,36 +145,16 @@ def _require_storable(rows: Embeddings | StoredEmbeddings, columns: Mapping[str,
                     "characters: rename it"
                 )
     for failure in rows.failures:
-        if failure.modality not in MODALITIES:
-            raise StoreError(unknown("modality", failure.modality, MODALITIES))
-    for modality in rows.dims:
+        require_stream(failure.modality)
+    for modality in modalities:
         if modality not in rows.recipes:
             raise StoreError(f"{modality} embeddings without recipes can't be stored: say what made them")
 
 
-def _write_features(
-    shard: h5py.File, rows: Embeddings | StoredEmbeddings, half: Collection[str]
-) -> dict[str, h5py.Dataset]:
-    """Write each modality's features, and which of them are embeddings."""
-    features, masks = {}, {}
-    for modality, dim in rows.dims.items():
-        dtype = np.float16 if modality in half else np.float32
-        features[modality] = shard.create_dataset(modality, (len(rows), dim), dtype)  # takes its room when it is filled
-        masks[modality] = shard.create_dataset(f"present/{modality}", data=np.zeros(len(rows), np.uint8))
-    step = max(1, SLICE_BYTES // (4 * max(rows.dims.values(), default=1)))
-    for start in range(0, len(rows), step):
-        stop = min(start + step, len(rows))
-        for modality, values in rows.read_rows(np.arange(start, stop)).items():
-            values = values.astype(features[modality].dtype, copy=False)
-            features[modality][start:stop] = values
-            masks[modality][start:stop] = finite_rows(values)
-    return features | {f"present/{modality}": mask for modality, mask in masks.items()}
-
-
-def _write_text(shard: h5py.File, name: str, values: Iterable[str]) -> h5py.Dataset:
+def _text(values: Iterable[str], encoding: str = "utf-8") -> np.ndarray:
+    """(texts,) of fixed length, that of the longest."""
     encoded = [value.encode() for value in values]
-    kind = h5py.string_dtype("utf-8", max(map(len, encoded), default=1))
-    return shard.create_dataset(name, data=np.array(encoded, kind))
+    return np.array(encoded, h5py.string_dtype(encoding, max(1, *map(len, encoded)) if encoded else 1))
 
 
 def _json(content: Mapping[str, Any], name: str) -> str:

@@ -12,50 +12,32 @@ older shard's row counts.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import re
-import time
-import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import h5py
 import numpy as np
 
-from alphafuse.data.columns import Places, Texts, TextsBuilder, in_parts, row_int
-from alphafuse.data.embeddings import MODALITIES, Embeddings, Failure, finite_rows
+from alphafuse.data.columns import Places, Texts, TextsBuilder, row_int
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import SPLITS, Clip, Clips, as_clips
-from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError, unknown
-from alphafuse.system.files import one_line, open_atomically, to_path, write_atomically
-from alphafuse.system.remote import (
-    BLOCK_BYTES,
-    FIRST_BLOCKS_AT_ONCE,
-    first_blocks,
-    is_remote,
-    list_objects,
-    remove,
-    upload,
-    write_object,
-)
+from alphafuse.data.streams import MODALITIES, in_order
+from alphafuse.errors import RecipeMismatchError, StoreError, unknown
+from alphafuse.system.files import one_line, open_atomically, to_path
+from alphafuse.system.remote import is_remote, upload
 from alphafuse.system.scratch import scratch_folder
 
 from .export import write_npz, write_parquet
+from .hdf5 import ShardGoneError
 from .lazy import READ_TRIES, RowIndex, StoredEmbeddings, keeps_changing
-from .shard import Shard, ShardGoneError, open_shard, read_slices
-from .shard_writer import features_bytes, shard_bytes, write_shard
+from .shard import Shard
+from .shard_files import ShardFiles, require_shard_name
+from .shard_writer import shard_bytes, write_shard
 
-PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
-KEPT_HEADS = 256  # first blocks of objects, 64 KiB each
 Result = TypeVar("Result")
-_SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
-_EMBEDDED = {modality: 1 << i for i, modality in enumerate(MODALITIES)}
-_FAILED = {modality: bit << len(MODALITIES) for modality, bit in _EMBEDDED.items()}
+_EMBEDDED, _FAILED = 1, 2  # of a stream; each has two bits of a clip's state
 
 
 def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
@@ -75,7 +57,18 @@ def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What `EmbeddingStore.info` counts: shards, clips, rows stored twice, bytes, rows and dims per modality."""
+    """What `EmbeddingStore.info` counts.
+
+    Attributes:
+        folder: the store's.
+        shards, clips, duplicates, bytes: shards, clips, clips that are stored twice, and what all shards take.
+        rows: modality -> clips that have an embedding.
+        windows: windows of all clips.
+        files: clips whose file's size and digest are stored.
+        dims: modality -> dimension.
+        failures: why others have none.
+        recipes, provenance: as the shards say.
+    """
 
     folder: Path
     shards: int
@@ -83,6 +76,8 @@ class StoreInfo:
     duplicates: int
     bytes: int
     rows: Mapping[str, int]
+    windows: int
+    files: int
     dims: Mapping[str, int]
     failures: tuple[Failure, ...]
     recipes: Mapping[str, Mapping[str, Any]]
@@ -119,11 +114,11 @@ class EmbeddingStore:
         self.root = root
         if root is None and self.folder.parent.name == "stores" and not is_remote(self.folder):
             self.root = self.folder.parent.parent
-        self._sizes: dict[str, int] = {}  # of objects, as they were listed
-        self._heads: OrderedDict[str, bytes] = OrderedDict()  # their first blocks, of some
+        self._files = ShardFiles(self.folder)
         self._agreed: dict[str, dict[str, Any]] = {}  # recipes of the shards looked at; shards never change
         self._looked_at: set[str] = set()
-        self._states: dict[str, int] = {}  # clip_id -> bits of _EMBEDDED and _FAILED: 120 MB for a million clips
+        self._states: dict[str, int] = {}  # clip_id -> bits of all streams: 120 MB for a million clips
+        self._shifts: dict[str, int] = {}  # stream -> where its two bits stand
         self._states_of: set[str] = set()  # the shards that these are of
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,6 +130,10 @@ class EmbeddingStore:
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.folder)!r})"
 
+    def absolute(self) -> EmbeddingStore:
+        """The same store for processes that work in other folders."""
+        return EmbeddingStore(self.folder.absolute(), root=self.root)
+
     # writing
 
     def write(self, rows: Embeddings, *, provenance: Mapping[str, Any] | None = None, name: str | None = None) -> Path:
@@ -144,8 +143,8 @@ class EmbeddingStore:
             rows: what to store; `rows.recipes` must name the recipes of each modality in `rows.features`.
             provenance: json-able facts that don't decide the numbers (library versions, device, encoder names).
             name: the shard's, from `shard_name`, so that the same commit can be tried any number of times: when a shard
-                of that name is there, nothing is written. Of attempts at the same moment one shard stays. Settings are
-                not compared then: whoever has many commits made calls `require_recipes` once. None = a new name.
+                of that name is there, nothing is written. Of attempts at the same moment one shard stays. Recipes are
+                not compared then: call `require_recipes` once before many such commits. None = a new name.
 
         Raises:
             RecipeMismatchError: the store holds shards made under other recipes.
@@ -153,27 +152,13 @@ class EmbeddingStore:
                 can have.
             AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
         """
-        if name is not None:
-            if not _SHARD_NAME.fullmatch(name):
-                raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
-            if self._has(name):
-                return self.folder / name
-        else:
+        if name is None:
             self.require_recipes(rows.recipes)
-        path = self._new_shard(name)
-        content = shard_bytes(rows, dict(provenance or {}))
-        if is_remote(path):
-            write_object(path, content, replace=name is None)
-            if name is None:
-                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the recipes would fetch
         else:
-            write_atomically(path, content, replace=name is None)
-        return path
-
-    def _has(self, name: str) -> bool:
-        """Whether a shard of this name is there now."""
-        path = self.folder / name
-        return path in self.shards() if is_remote(path) else os.path.lexists(path)
+            require_shard_name(name)
+            if self._files.has(name):
+                return self.folder / name
+        return self._files.add(shard_bytes(rows, dict(provenance or {})), name)
 
     def require_recipes(self, recipes: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `RecipeMismatchError`, naming the difference, unless these recipes fit what is stored."""
@@ -187,21 +172,6 @@ class EmbeddingStore:
                         "root, or remove this store to make it anew"
                     )
 
-    def _new_shard(self, name: str | None = None) -> Path:
-        """The path for a name, or one that no other writer, on whatever machine, has; what killed ones left goes."""
-        self._remove_leftovers()
-        return self.folder / (name or f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5")
-
-    def _remove_leftovers(self) -> None:
-        if is_remote(self.folder):
-            return  # an object is there when all of it is
-        for partial in self.folder.glob(".shard-*.partial"):
-            try:
-                if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
-                    partial.unlink()
-            except FileNotFoundError:
-                pass  # another writer was faster
-
     # reading
 
     def shards(self) -> list[Path]:
@@ -210,40 +180,11 @@ class EmbeddingStore:
         Raises:
             StoreError: the URL's bucket doesn't exist, or can't be reached.
         """
-        if not is_remote(self.folder):
-            return sorted(self.folder.glob("shard-*.h5"))
-        try:
-            listed = list_objects(self.folder)
-        except AlphafuseError as error:
-            raise StoreError(str(error)) from None
-        self._sizes = {name: size for name, size in listed.items() if fnmatchcase(name, "shard-*.h5")}
-        return [self.folder / name for name in sorted(self._sizes)]
+        return self._files.listed()
 
     def size_bytes(self) -> int:
         """What all shards take; 0 when the store does not exist."""
-        shards = self.shards()
-        return sum(self._sizes[path.name] if is_remote(path) else path.stat().st_size for path in shards)
-
-    def _open(self, path: Path, *, whole: bool = False) -> Shard:
-        """Open a listed shard; `whole` as in `open_shard`."""
-        if not is_remote(path):
-            return open_shard(path)
-        head = self._heads.get(path.name, b"")
-        return open_shard(path, size=self._sizes.get(path.name), head=head, whole=whole)
-
-    def _looking(self, paths: Iterable[Path]) -> Iterator[Path]:
-        """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
-        for some in in_parts(paths, FIRST_BLOCKS_AT_ONCE):
-            wanted = {
-                path: self._sizes[path.name]
-                for path in some
-                if path.name not in self._heads and path.name in self._sizes
-            }
-            if is_remote(self.folder):
-                self._heads |= {path.name: head for path, head in first_blocks(wanted).items()}
-            yield from some
-            while len(self._heads) > KEPT_HEADS:
-                self._heads.popitem(last=False)
+        return self._files.size_bytes()
 
     @_reading
     def recipes(self) -> dict[str, dict[str, Any]]:
@@ -255,8 +196,8 @@ class EmbeddingStore:
         shards = self.shards()
         if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
             self._agreed, self._looked_at = {}, set()
-        for path in self._looking(path for path in shards if path.name not in self._looked_at):
-            with self._open(path) as shard:
+        for path in self._files.each(path for path in shards if path.name not in self._looked_at):
+            with self._files.open(path) as shard:
                 for modality, recipe in shard.recipes.items():
                     difference = recipe_differences(self._agreed.setdefault(modality, recipe), recipe)
                     if difference:
@@ -274,52 +215,31 @@ class EmbeddingStore:
         for path in self.shards():
             if len(dims) == len(recipes):
                 break
-            with self._open(path) as shard:
+            with self._files.open(path) as shard:
                 for modality in shard.dims:
                     shard.features(modality, dims)
-        return {modality: dims[modality] for modality in MODALITIES if modality in dims}
+        return {modality: dims[modality] for modality in in_order(dims)}
 
-    @_reading
-    def read(self, clips: Sequence[Clip] | None = None) -> Embeddings:
+    def read(self, clips: Sequence[Clip] | None = None, *, pooled: bool = True) -> Embeddings:
         """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
 
-        Clips that the store lacks get rows of NaN. Features are float32, (clips, dim).
+        Clips that the store lacks get rows of NaN. Features are float32, (clips, dim), of a clip with several windows
+        the mean over those that have an embedding; unless `pooled`, (rows, dim): a row per window, as stored.
 
         Raises:
             StoreError: the store is empty, a shard is damaged, or a clip is asked for twice.
             RecipeMismatchError: shards made under different recipes.
         """
-        clips = self._stored_clips() if clips is None else clips
-        features: dict[str, np.ndarray] = {}
-
-        def keep(modality: str, positions: np.ndarray, values: np.ndarray) -> None:
-            if modality not in features:
-                features[modality] = np.full((len(clips), values.shape[1]), np.nan, np.float32)
-            features[modality][positions] = values
-
-        columns = as_clips(clips)
-        index, failures = self._scan(columns.clip_ids, keep)
-        for modality, dim in index.dims.items():
-            if modality not in features:
-                features[modality] = np.full((len(clips), dim), np.nan, np.float32)
-        return Embeddings(
-            clip_ids=tuple(columns.clip_ids),
-            labels=tuple(columns.clip_labels),
-            groups=tuple(columns.clip_groups),
-            features={modality: features[modality] for modality in index.dims},
-            failures=failures,
-            recipes=self.recipes(),
-        )
+        return self.open_rows(clips).load(pooled=pooled)
 
     @_reading
     def open_rows(self, clips: Sequence[Clip] | None = None) -> StoredEmbeddings:
         """Like `read`, but features stay on disk, to be read in parts: for stores larger than memory.
 
-        No features are read, except of shards of earlier versions: shards say which rows are embeddings.
+        No features are read: shards say which rows are embeddings.
         """
-        clips = self._stored_clips() if clips is None else clips
-        columns = as_clips(clips)
-        index, failures = self._scan(columns.clip_ids)
+        columns = as_clips(self._stored_clips() if clips is None else clips)
+        index, failures = self._locate(columns.clip_ids)
         return StoredEmbeddings(
             clip_ids=columns.clip_ids,
             labels=columns.clip_labels,
@@ -333,43 +253,37 @@ class EmbeddingStore:
     @_reading
     def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
         """Where these clips' rows lie, and why some have none; errors as in `read`."""
-        return self._scan(Texts(clip_ids))
+        return self._locate(clip_ids)
 
-    def _scan(
-        self, clip_ids: Texts, keep: Callable[[str, np.ndarray, np.ndarray], None] | None = None
-    ) -> tuple[RowIndex, tuple[Failure, ...]]:
-        """Go through all shards for the first embedding of each clip and modality, oldest shard first.
-
-        `keep` is called with modality, positions in `clip_ids` (n,) and their embeddings (n, dim), a slice at a time.
-        """
+    def _locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
+        """Go through all shards, oldest first, for the first embedding of each clip and modality."""
         if not self.recipes():
             if self.folder.name in SPLITS and self.root is not None:
                 mend = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
             else:
                 mend = "name a store, such as ROOT/stores/train"
             raise StoreError(f"no embeddings in {self.folder}: {mend}")
-        places = Places(clip_ids)
+        places = Places(Texts(clip_ids))
         if repeated := places.repeated():
             raise StoreError(f"clip_id '{repeated[0]}' is asked for twice: ask for each clip once")
         shards, starts, dims = self.shards(), [0], dict[str, int]()
-        rows: dict[str, np.ndarray] = {}
+        entries = {"": np.full(len(clip_ids), -1, row_int(0))}  # "": mentions
         failures: dict[tuple[str, int], Failure] = {}
-        for path in self._looking(shards) if keep is None else shards:
-            with self._open(path, whole=keep is not None) as shard:
+        for path in self._files.each(shards):
+            with self._files.open(path) as shard:
                 targets = _positions(shard, places)
                 kind = row_int(starts[-1] + len(targets))
-                rows = {modality: found.astype(kind, copy=False) for modality, found in rows.items()}
+                entries = {name: numbers.astype(kind, copy=False) for name, numbers in entries.items()}
                 for modality in shard.dims:
-                    dataset = shard.features(modality, dims)
-                    if modality not in rows:
-                        rows[modality] = np.full(len(clip_ids), -1, kind)
-                    if keep is None:
-                        here = np.flatnonzero((targets >= 0) & shard.embedded(modality))
-                        here = here[rows[modality][targets[here]] < 0][::-1]  # of a clip twice the older row, put last
-                        rows[modality][targets[here]] = starts[-1] + here
-                        continue
-                    for positions, values in _first_embeddings(dataset, targets, starts[-1], rows[modality]):
-                        keep(modality, positions, values)
+                    shard.features(modality, dims)
+                there = {"": targets >= 0} | {name: (targets >= 0) & shard.embedded(name) for name in shard.dims}
+                for name, mask in there.items():
+                    if name not in entries:
+                        entries[name] = np.full(len(clip_ids), -1, kind)
+                    numbers = entries[name]
+                    here = np.flatnonzero(mask)
+                    here = here[numbers[targets[here]] < 0][::-1]  # of a clip that is there twice, the first one stays
+                    numbers[targets[here]] = starts[-1] + here
                 failed = shard.failures()
                 for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
                     if place >= 0:
@@ -378,11 +292,14 @@ class EmbeddingStore:
         index = RowIndex(
             shards=tuple(shards),
             starts=np.array(starts),
-            dims={modality: dims[modality] for modality in MODALITIES if modality in dims},
-            rows={modality: rows[modality] for modality in MODALITIES if modality in rows},
+            dims={modality: dims[modality] for modality in in_order(dims)},
+            entries={modality: entries[modality] for modality in in_order(dims)},
+            mentions=entries[""],
         )
         absent = (
-            failure for (modality, row), failure in failures.items() if modality not in rows or rows[modality][row] < 0
+            failure
+            for (modality, row), failure in failures.items()
+            if modality not in dims or entries[modality][row] < 0
         )
         return index, tuple(absent)
 
@@ -398,7 +315,7 @@ class EmbeddingStore:
         """Modality -> clip_ids that need no more work in it: an embedding, or (unless `retry_failed`) a failure.
 
         Shards never change, so each is read once: a repeated call lists the folder and reads what is new. No features
-        are read, except of shards of earlier versions.
+        are read.
 
         Args:
             modalities: the ones asked for.
@@ -409,15 +326,35 @@ class EmbeddingStore:
         shards = self.shards() if look else []
         if look and not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
             self._states, self._states_of = {}, set()
-        for path in self._looking(path for path in shards if path.name not in self._states_of):
-            with self._open(path) as shard:
-                found = _states(shard)
+        for path in self._files.each(path for path in shards if path.name not in self._states_of):
+            with self._files.open(path) as shard:
+                found = self._states_in(shard)
             for clip_id, bits in found.items():
                 self._states[clip_id] = self._states.get(clip_id, 0) | bits
             self._states_of.add(path.name)
         states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
-        ends = {modality: _EMBEDDED[modality] | (0 if retry_failed else _FAILED[modality]) for modality in modalities}
-        return {modality: {i for i, state in states.items() if state & end} for modality, end in ends.items()}
+        end = _EMBEDDED if retry_failed else _EMBEDDED | _FAILED
+        ends = {modality: end << self._shift(modality) for modality in modalities}
+        return {modality: {i for i, state in states.items() if state & bits} for modality, bits in ends.items()}
+
+    def _shift(self, modality: str) -> int:
+        """Where a stream's bits stand in a clip's state."""
+        return self._shifts.setdefault(modality, 2 * len(self._shifts))
+
+    def _states_in(self, shard: Shard) -> dict[str, int]:
+        """What a shard says about its clips: clip_id -> bits."""
+        bits = [0] * shard.clips
+        for modality in shard.dims:
+            bit = _EMBEDDED << self._shift(modality)
+            for clip in np.flatnonzero(shard.embedded(modality)).tolist():
+                bits[clip] |= bit
+        states: dict[str, int] = {}
+        for clip_id, state in zip(chain.from_iterable(shard.clip_ids()), bits, strict=True):
+            if state:
+                states[clip_id] = states.get(clip_id, 0) | state
+        for failure in shard.failures():
+            states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED << self._shift(failure.modality)
+        return states
 
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
         """clip_ids that need no more work in any of these modalities: what all of `finished` have in common."""
@@ -428,14 +365,19 @@ class EmbeddingStore:
     def info(self) -> StoreInfo:
         """Counts of what is stored, its recipes and failures."""
         embeddings = self.open_rows()
-        shards = embeddings.index.shards
-        places = Places(embeddings.clip_ids)
+        shards, starts = embeddings.index.shards, embeddings.index.starts
+        places, counted = Places(embeddings.clip_ids), np.sort(embeddings.index.places())
         stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
-        for path in self._looking(shards):
-            with self._open(path) as shard:
+        windows = files = 0
+        for path, start, stop in zip(self._files.each(shards), starts[:-1], starts[1:], strict=True):
+            with self._files.open(path) as shard:
                 targets = _positions(shard, places)
                 for modality in shard.dims:
                     stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
+                first, last = np.searchsorted(counted, (start, stop))
+                clips = counted[first:last] - start
+                windows += int(np.diff(shard.offsets())[clips].sum())
+                files += int((shard.file_bytes()[clips] >= 0).sum())
         return StoreInfo(
             folder=self.folder,
             shards=len(shards),
@@ -443,6 +385,8 @@ class EmbeddingStore:
             duplicates=int(np.maximum(np.max([*stored.values()], axis=0) - 1, 0).sum()) if stored else 0,
             bytes=self.size_bytes(),
             rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
+            windows=windows,
+            files=files,
             dims=embeddings.dims,
             failures=embeddings.failures,
             recipes=embeddings.recipes,
@@ -454,7 +398,7 @@ class EmbeddingStore:
         problems = []
         for path in self.shards():
             try:
-                with self._open(path) as shard:
+                with self._files.open(path) as shard:
                     found = shard.problems()
                 problems += [f"{one_line(path, 1000)}: {problem}: remove it and extract again" for problem in found]
             except ShardGoneError:
@@ -480,25 +424,25 @@ class EmbeddingStore:
         """
         old = self.shards()  # before anything is read: what comes later is not removed
         rows, provenance = self.open_rows(), self.provenance()
-        path = self._new_shard()
+        path = self._files.new()
         local = scratch_folder() / path.name if is_remote(path) else path
         try:
             with open_atomically(local) as file:
-                write_shard(file, rows, provenance, room=features_bytes(rows))
+                columns = rows.columns()
+                kinds = {modality: np.dtype((np.float32, (dim,))) for modality, dim in rows.dims.items()}
+                room = len(columns.windows) * sum(kind.itemsize for kind in kinds.values())
+                blocks = (features for _, features in rows.blocks(columns.offsets))
+                write_shard(file, columns, provenance, kinds=kinds, blocks=blocks, room=room)
             if local is not path:
                 upload(path, local)
         finally:
             if local is not path:
                 local.unlink(missing_ok=True)
-        for shard in old:
-            if is_remote(shard):
-                remove(shard)
-            else:
-                shard.unlink(missing_ok=True)
+        self._files.remove(old)
         return path
 
     def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
-        """Write all embeddings as .npz (arrays clip_id, label, group, timesformer, ast) or parquet (same columns).
+        """Write all embeddings as .npz or parquet; `export.py` lists the arrays and columns.
 
         The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`. Features
         go through memory a few MB at a time.
@@ -538,7 +482,7 @@ class EmbeddingStore:
         encoders: dict[str, Any] = {}
         wanted = set(self.recipes())
         for path in reversed(self.shards()):
-            with self._open(path) as shard:
+            with self._files.open(path) as shard:
                 provenance = shard.provenance()
             newest = newest or provenance
             encoders = {**provenance.get("encoders", {}), **encoders}
@@ -548,70 +492,24 @@ class EmbeddingStore:
 
     def _stored_clips(self) -> Clips:
         """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
-        columns = [TextsBuilder() for _ in range(3)]
-        for path in self._looking(self.shards()):
-            with self._open(path) as shard:
-                for part in shard.columns():
-                    for column, texts in zip(columns, part, strict=True):
-                        column.add(texts)
-        clip_ids, labels, groups = (column.build() for column in columns)
-        same = np.zeros(len(clip_ids), np.uint8)  # the store knows no path and no split
-        clips = Clips.of_columns(clip_ids, Texts(("-",)).take(same), labels, Texts(("train",)).take(same), groups)
-        firsts = Places(clip_ids).firsts()
-        return clips if len(firsts) == len(clips) else clips.take(firsts)
-
-
-def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
-    """The name of a shard that all attempts at one commit agree on.
-
-    Args:
-        stamp_ns: when the commit was decided, in nanoseconds since 1970; of two shards the one with the smaller counts.
-        clip_ids: the clips that it stores, rows and failures, in any order.
-
-    >>> shard_name(1_700_000_000_000_000_000, ["b", "a"])
-    'shard-01700000000000000000-59b271ae1bbcb1d3.h5'
-    """
-    digest = hashlib.sha256("\0".join(sorted(set(clip_ids))).encode("utf-8", "surrogatepass"))
-    return f"shard-{stamp_ns:020d}-{digest.hexdigest()[:16]}.h5"
-
-
-def _states(shard: Shard) -> dict[str, int]:
-    """What a shard says about its clips: clip_id -> bits."""
-    bits = np.zeros(shard.rows, np.int64)
-    for modality in shard.dims:
-        bits[shard.embedded(modality)] |= _EMBEDDED[modality]
-    states: dict[str, int] = {}
-    for clip_id, bit in zip(chain.from_iterable(shard.clip_ids()), bits.tolist(), strict=True):
-        if bit:
-            states[clip_id] = states.get(clip_id, 0) | bit
-    for failure in shard.failures():
-        states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED[failure.modality]
-    return states
+        builders = [TextsBuilder() for _ in range(3)]
+        for path in self._files.each(self.shards()):
+            with self._files.open(path) as shard:
+                for clip_ids, labels, groups in shard.columns():
+                    firsts = [of_clip[0] for of_clip in labels]
+                    for builder, texts in zip(builders, (clip_ids, firsts, groups), strict=True):
+                        builder.add(texts)
+        ids, first_labels, videos = (builder.build() for builder in builders)
+        same = np.zeros(len(ids), np.uint8)  # the store knows no path and no split
+        clips = Clips.of_columns(ids, Texts(("-",)).take(same), first_labels, Texts(("train",)).take(same), videos)
+        once = Places(ids).firsts()
+        return clips if len(once) == len(clips) else clips.take(once)
 
 
 def _positions(shard: Shard, places: Places) -> np.ndarray:
     """(rows,) int64: where each row's clip stands in `places`, -1 where it doesn't."""
     chunks = [places.find(clip_ids) for clip_ids in shard.clip_ids()]
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
-
-
-def _first_embeddings(
-    dataset: h5py.Dataset, targets: np.ndarray, first_row: int, found: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Embeddings in a shard of clips that have none yet: (positions of clips (n,), (n, dim)), a slice at a time.
-
-    Their row numbers, which begin at `first_row`, are put into `found` (clips,).
-    """
-    wanted = np.flatnonzero(targets >= 0)
-    wanted = wanted[found[targets[wanted]] < 0]
-    for part, values in read_slices(dataset, wanted):
-        rows = wanted[part]
-        useful = finite_rows(values) & (found[targets[rows]] < 0)
-        if not useful.all():
-            rows, values = rows[useful], values[useful]
-        rows, values = rows[::-1], values[::-1]  # of a clip that is there twice the last assignment, the older row
-        found[targets[rows]] = first_row + rows
-        yield targets[rows], values
 
 
 def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alphafuse.data.dataset import PROTOCOLS
+from alphafuse.data.streams import PROTOCOLS
 from alphafuse.errors import DecodeError, EncoderError, unknown
 
 from .decode import SAMPLE_RATE_HZ, Decoded, decode_clip

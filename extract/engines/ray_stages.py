@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.store.claims import committing
-from alphafuse.data.store.store import EmbeddingStore, shard_name
+from alphafuse.data.store.shard_files import shard_name
+from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.decode import Decoded
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, decode_inputs

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import ExperimentError
 
 from .checks import check_choice, check_count, check_share, from_fields, pick

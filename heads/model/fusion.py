@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 
 from .config import FUSIONS, check_fusion
 

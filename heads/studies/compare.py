@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
+from alphafuse.data.streams import MODALITIES
 from alphafuse.heads.model.config import BASELINE, FUSED, FUSIONS, Experiment
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.scoring.statistics import Comparison

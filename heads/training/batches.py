@@ -87,7 +87,7 @@ class Streamed:
 
     def anywhere(self) -> Streamed:
         """The same, whatever folder a process works in."""
-        return replace(self, source=self.source.anywhere()) if isinstance(self.source, StoredEmbeddings) else self
+        return replace(self, source=self.source.absolute()) if isinstance(self.source, StoredEmbeddings) else self
 
     def windows(self, epoch: int) -> Iterator[Window]:
         """The epoch's windows; the next one is read meanwhile."""

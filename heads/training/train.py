@@ -35,8 +35,8 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from alphafuse.data.columns import Texts
-from alphafuse.data.embeddings import MODALITIES
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 from alphafuse.heads.model.config import HeadConfig, usable_clips
 from alphafuse.heads.model.head import AlphaFusion

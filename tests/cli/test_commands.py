@@ -14,9 +14,9 @@ from support.toy import make_dataset
 from alphafuse import __version__
 from alphafuse.cli.common import walk
 from alphafuse.cli.main import cli
-from alphafuse.data.dataset import DEFAULT_TIMESFORMER
 from alphafuse.data.sources.folder import TEST_FRACTION
-from alphafuse.data.sources.importing import VAL_FRACTION
+from alphafuse.data.splits import VAL_FRACTION
+from alphafuse.data.streams import DEFAULT_TIMESFORMER
 from alphafuse.errors import ExperimentError
 from alphafuse.extract.pipeline import ExtractSettings
 from alphafuse.heads.studies.fit import fit

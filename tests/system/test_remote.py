@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.folder import import_folder
 from alphafuse.data.sources.vggsound import import_vggsound
-from alphafuse.data.store import shard as shard_module
+from alphafuse.data.store import hdf5 as hdf5_module
 from alphafuse.data.store.claims import Claims
-from alphafuse.data.store.store import EmbeddingStore, shard_name
+from alphafuse.data.store.shard_files import shard_name
+from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, DatasetError, StoreError
 from alphafuse.extract import pipeline as pipeline_module
 from alphafuse.extract.decoding.probe import files_without_audio
@@ -51,13 +53,19 @@ SETTINGS = {"timesformer": {"protocol": "standard"}, "ast": {"protocol": "standa
 
 
 def rows(count: int = 40, *, first: int = 0, dim: int = 768) -> Embeddings:
-    """Random embeddings; the first clip has no audio."""
+    """Random embeddings of files that are known; the first clip has no audio."""
     rng = np.random.default_rng(first)
     ids = tuple(f"abcdefghijk_{i:06d}" for i in range(first, first + count))
     features = {modality: rng.normal(size=(count, dim)).astype(np.float32) for modality in ("timesformer", "ast")}
     features["ast"][0] = np.nan
     failures = (Failure(ids[0], "ast", "no audio stream"),)
-    return Embeddings(ids, ("playing harp",) * count, ids, features, failures, SETTINGS)
+    made = Embeddings(ids, ("playing harp",) * count, ids, features, failures, SETTINGS)
+    return replace(
+        made,
+        windows=np.tile([0.0, 10.0], (count, 1)),
+        file_bytes=rng.integers(1, 10**7, count),
+        digests=tuple(hashlib.sha256(clip_id.encode()).hexdigest() for clip_id in ids),
+    )
 
 
 @pytest.fixture
@@ -207,7 +215,7 @@ def test_the_cache_keeps_to_its_bytes_and_what_is_too_large_is_read_in_ranges(
         assert len(kept) <= 2 and sum(local.stat().st_size for local in kept) <= cache.most_bytes
     assert ObjectCache(size - 1).open(paths[0]) is None
     expected = EmbeddingStore(memory).read().features["timesformer"]
-    monkeypatch.setattr(shard_module, "_CACHE", ObjectCache(0))
+    monkeypatch.setattr(hdf5_module, "_CACHE", ObjectCache(0))
     requests.clear()
     np.testing.assert_array_equal(EmbeddingStore(memory).read().features["timesformer"], expected)
     assert max(count for kind, count in requests if kind == "cat_file") < size
@@ -250,7 +258,7 @@ def test_a_shard_that_vanishes_or_a_store_that_breaks_off_is_no_damage(
     other = EmbeddingStore(memory)
     rows_there = other.open_rows()
     store.pack()
-    shard_module._CACHE._drop(0)
+    hdf5_module._CACHE._drop(0)
     assert not path.exists() and len(rows_there.read_rows(np.arange(40))["ast"]) == 40  # looks where they are now
 
     def breaks_off(*arguments: Any, **keywords: Any) -> bytes:
@@ -263,9 +271,9 @@ def test_a_shard_that_vanishes_or_a_store_that_breaks_off_is_no_damage(
     assert "Connection reset by peer" in problem and "damaged" not in problem
 
 
-def old_kind(content: bytes, folder: Path) -> bytes:
-    """The shard with a column of variable length, as earlier versions wrote them."""
-    path = folder / "old.h5"
+def with_variable_text(content: bytes, folder: Path) -> bytes:
+    """The shard with a column of variable length."""
+    path = folder / "variable.h5"
     path.write_bytes(content)
     with h5py.File(path, "r+") as shard:
         ids = shard["clip_id"].asstr()[:]
@@ -294,9 +302,9 @@ def test_a_shard_behind_a_url_is_trusted_no_more_than_a_local_one(memory: str, t
         assert bool(problems[0]) == bool(problems[1]) and all("\n" not in problem for problem in problems[0])
         found += bool(problems[0])
     assert found > 25  # else what is damaged is room that nothing uses
-    to_path(f"{memory}/old/{path.name}").write_bytes(old_kind(content, tmp_path))
-    with pytest.raises(StoreError, match="of an earlier kind, which is read from a local folder only: copy its store"):
-        EmbeddingStore(f"{memory}/old").read()
+    to_path(f"{memory}/variable/{path.name}").write_bytes(with_variable_text(content, tmp_path))
+    with pytest.raises(StoreError, match=r"is damaged \(/clip_id is of variable length, which nothing in a shard is\)"):
+        EmbeddingStore(f"{memory}/variable").read()
 
 
 # ------------------------------------------------------------------------------------------------------------- roots

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES, Embeddings, Failure
+from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.store import hdf5 as hdf5_module
 from alphafuse.data.store import shard as shard_module
 from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
 from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import DatasetError, EmptySplitError, RecipeMismatchError, StoreError
 
 DIMS = {"timesformer": 5, "ast": 3}
@@ -65,8 +67,9 @@ def joined(store: EmbeddingStore, clip_ids: list[str]) -> dict[str, np.ndarray]:
     for path in sorted(store.folder.glob("*.h5")):
         with h5py.File(path) as shard:
             for modality in MODALITIES:
-                if modality in shard:
-                    for clip_id, row in zip(shard["clip_id"].asstr()[()], shard[modality][()], strict=True):
+                if modality in shard["streams"]:
+                    features = shard[f"streams/{modality}/features"][()]
+                    for clip_id, row in zip(shard["clip_id"].asstr()[()], features, strict=True):
                         if np.isfinite(row).all():
                             found.setdefault((modality, clip_id), row.astype(np.float32))
     nothing = {modality: np.full(dim, np.nan, np.float32) for modality, dim in DIMS.items()}
@@ -90,9 +93,9 @@ def test_rows_equal_a_row_by_row_join_whatever_the_shards_look_like(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Clips stored twice, within and across shards, absent rows, float16, modalities apart, strangers, empty shards."""
-    monkeypatch.setattr(shard_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end everywhere
-    monkeypatch.setattr(shard_module, "GAP_BYTES", 40)
-    monkeypatch.setattr(shard_module, "ID_ROWS", 7)
+    monkeypatch.setattr(hdf5_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end everywhere
+    monkeypatch.setattr(hdf5_module, "GAP_BYTES", 40)
+    monkeypatch.setattr(hdf5_module, "ID_ROWS", 7)
     generator = np.random.default_rng(seed)
     everything = names(60)
     for number in range(6):
@@ -178,19 +181,19 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(self: h5py.Dataset, index: object) -> object:
         result = original(self, index)
-        if self.ndim == 2:
+        if self.name.endswith("/features"):
             counts.append(len(result))
         return result
 
-    straight = shard_module.RawRows.__getitem__
+    straight = hdf5_module.RawRows.__getitem__
 
-    def counting_too(self: shard_module.RawRows, index: slice) -> object:
+    def counting_too(self: hdf5_module.RawRows, index: slice) -> object:
         result = straight(self, index)
         counts.append(len(result))
         return result
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
-    monkeypatch.setattr(shard_module.RawRows, "__getitem__", counting_too)
+    monkeypatch.setattr(hdf5_module.RawRows, "__getitem__", counting_too)
     return counts
 
 
@@ -211,11 +214,11 @@ def test_a_shuffled_window_is_read_in_whole_slices_and_single_rows_alone(
     reads.clear()
     opened.read_rows(order[900:1100])
     assert reads == [100] * 4
-    monkeypatch.setattr(shard_module, "GAP_BYTES", 100)
+    monkeypatch.setattr(hdf5_module, "GAP_BYTES", 100)
     reads.clear()
     opened.read_rows(order[[1500, 2, 800]])
     assert reads == [1] * 6
-    monkeypatch.setattr(shard_module, "SLICE_BYTES", 100 * 4 * DIMS["timesformer"])
+    monkeypatch.setattr(hdf5_module, "SLICE_BYTES", 100 * 4 * DIMS["timesformer"])
     reads.clear()
     opened.take(order[:250]).read_rows(np.arange(250))
     assert max(reads) <= 100 * DIMS["timesformer"] // DIMS["ast"] and sum(reads) == 500
@@ -348,9 +351,9 @@ def garble(path: Path) -> None:
 
 def shorten(path: Path) -> None:
     with h5py.File(path, "r+") as shard:
-        rows = shard["ast"][:3]
-        del shard["ast"]
-        shard.create_dataset("ast", data=rows)
+        rows = shard["streams/ast/features"][:3]
+        del shard["streams/ast/features"]
+        shard.create_dataset("streams/ast/features", data=rows)
 
 
 @pytest.mark.parametrize("damage", [cut, garble, shorten])
@@ -482,7 +485,8 @@ def test_what_a_clip_takes_in_memory_stays_small(tmp_path: Path) -> None:
     write(EmbeddingStore(tmp_path / "store"), ids)
     opened = EmbeddingStore(tmp_path / "store").open_rows(manifest)
     assert opened.clip_ids is manifest.clip_ids
-    assert sum(rows.nbytes for rows in opened.index.rows.values()) == 8 * count
+    assert sum(rows.nbytes for rows in opened.index.entries.values()) == 8 * count
+    assert opened.index.mentions.nbytes == 4 * count
     assert opened.storage_order().nbytes == 4 * count
 
 
@@ -494,6 +498,6 @@ def test_opening_reads_no_features_and_a_row_that_is_no_embedding_after_all_is_d
     opened = store.open_rows(clips(names(50)))
     assert reads == [] and opened.present("ast").sum() == 49
     with h5py.File(store.shards()[0], "r+") as shard:
-        shard["ast"][7] = np.nan
-    with pytest.raises(StoreError, match=r"damaged \(a row of /ast is no embedding\): remove it"):
+        shard["streams/ast/features"][7] = np.nan
+    with pytest.raises(StoreError, match=r"damaged \(a row of ast is no embedding\): remove it"):
         opened.read_rows(np.arange(50))

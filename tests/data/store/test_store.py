@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,20 +11,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.old_shards import SETTINGS, as_before, checksum
 from support.processes import spawned
+from support.shards import RECIPES, checksum
 
+from alphafuse.data import streams as streams_module
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
-from alphafuse.data.store import store as store_module
+from alphafuse.data.store import shard_files as files_module
 from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.shard import Shard
-from alphafuse.data.store.store import EmbeddingStore, shard_name
+from alphafuse.data.store.shard_files import shard_name
+from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError
-from alphafuse.system.files import write_atomically
+from alphafuse.system.files import file_digest, write_atomically
 
 
-def rows(*clip_ids: str, offset: float = 0.0, recipes: dict = SETTINGS, absent: tuple[str, ...] = ()) -> Embeddings:
+def rows(*clip_ids: str, offset: float = 0.0, recipes: dict = RECIPES, absent: tuple[str, ...] = ()) -> Embeddings:
     """Embeddings whose numbers follow from the clip_id; the clips in `absent` have no audio."""
     ast = np.array([[len(c), offset] for c in clip_ids], np.float32).reshape(-1, 2)
     ast[[c in absent for c in clip_ids]] = np.nan
@@ -150,7 +153,7 @@ def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_shard(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [shard_name(stamp, ["a", "b"]) for stamp in range(20)]
-    monkeypatch.setattr(store_module.os.path, "lexists", lambda path: False)  # all find nothing there
+    monkeypatch.setattr(files_module.os.path, "lexists", lambda path: False)  # all find nothing there
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: store.write(rows("a", "b", offset=i % 4), name=names[i // 4]), range(80)))
     assert [path.name for path in store.shards()] == names and store.verify() == []
@@ -166,7 +169,7 @@ def test_the_first_attempt_counts_where_files_can_have_one_name_only(
     monkeypatch.setattr(os, "link", no_links)
     path = store.write(rows("a"), name=shard_name(1, ["a"]))
     content = path.read_bytes()
-    monkeypatch.setattr(store_module.os.path, "lexists", lambda path: False)
+    monkeypatch.setattr(files_module.os.path, "lexists", lambda path: False)
     store.write(rows("a", offset=1), name=path.name)
     assert path.read_bytes() == content and list(store.folder.iterdir()) == [path]
 
@@ -187,7 +190,7 @@ def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
 
 def test_store_refuses_rows_made_under_other_settings_naming_the_difference(store: EmbeddingStore) -> None:
     store.write(rows("a"))
-    other = {**SETTINGS, "ast": {"protocol": "notebook", "dim": 2}}
+    other = {**RECIPES, "ast": {"protocol": "notebook", "dim": 2}}
     with pytest.raises(RecipeMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
         store.write(rows("b", recipes=other))
     assert len(store.shards()) == 1
@@ -196,7 +199,7 @@ def test_store_refuses_rows_made_under_other_settings_naming_the_difference(stor
 def test_a_shard_copied_in_from_another_store_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
     store.write(rows("a"))
     other = EmbeddingStore(tmp_path / "other")
-    stranger = other.write(rows("b", recipes={**SETTINGS, "ast": {"protocol": "standard", "dim": 3}}))
+    stranger = other.write(rows("b", recipes={**RECIPES, "ast": {"protocol": "standard", "dim": 3}}))
     stranger.rename(store.folder / stranger.name)
     with pytest.raises(RecipeMismatchError, match=r"another ast dim \(there: 2, here: 3\).*move it out"):
         store.read()
@@ -211,7 +214,7 @@ def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
                 labels=tuple(both.labels[i] for i in order),
                 groups=tuple(both.groups[i] for i in order),
                 features={modality: both.features[modality][order]},
-                recipes={modality: SETTINGS[modality]},
+                recipes={modality: RECIPES[modality]},
             )
         )
     read = store.read()
@@ -227,7 +230,7 @@ def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
         chosen,
         features={modality: chosen.features[modality]},
         failures=tuple(f for f in chosen.failures if f.modality == modality),
-        recipes={modality: SETTINGS[modality]},
+        recipes={modality: RECIPES[modality]},
     )
 
 
@@ -247,7 +250,7 @@ def test_a_encoder_is_added_beside_the_other_without_touching_its_shards(store: 
     for _ in ("in four shards", "packed"):
         info = store.info()
         assert info.clips == 4 and info.duplicates == 0 and info.rows == {"timesformer": 3, "ast": 2}
-        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.recipes == SETTINGS
+        assert info.failures == (Failure("c", "ast", "no audio stream"),) and info.recipes == RECIPES
         read = store.read(clips("a", "bb", "c", "d"))
         assert read.present("timesformer").tolist() == [True, True, False, True]
         assert read.present("ast").tolist() == [True, True, False, False]
@@ -276,7 +279,7 @@ def test_asking_again_what_is_finished_opens_new_shards_only_and_reads_no_featur
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    original = store_module.open_shard
+    original = files_module.open_shard
 
     def counting(path: Path) -> Shard:
         opened.append(path)
@@ -284,7 +287,7 @@ def test_asking_again_what_is_finished_opens_new_shards_only_and_reads_no_featur
         monkeypatch.setattr(shard, "_finite", lambda modality: pytest.fail("features are read"))
         return shard
 
-    monkeypatch.setattr(store_module, "open_shard", counting)
+    monkeypatch.setattr(files_module, "open_shard", counting)
     writer = EmbeddingStore(store.folder)
     expected: set[str] = set()
     for name in ("a", "b", "c"):
@@ -308,11 +311,11 @@ def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
             half.labels,
             half.groups,
             {name: matrix.astype(np.float16) for name, matrix in half.features.items()},
-            recipes=SETTINGS,
+            recipes=RECIPES,
         )
     )
     with h5py.File(store.shards()[0]) as shard:
-        assert shard["ast"].dtype == np.float16
+        assert shard["streams/ast/features"].dtype == np.float16
     assert store.read().features["ast"].dtype == np.float32
 
 
@@ -329,7 +332,7 @@ def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
 def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: EmbeddingStore) -> None:
     good, changed, truncated = (store.write(rows(name)) for name in "abc")
     with h5py.File(changed, "r+") as shard:
-        shard["ast"][0, 0] = 99
+        shard["streams/ast/features"][0, 0] = 99
     truncated.write_bytes(truncated.read_bytes()[:1000])
     (store.folder / "shard-x.h5").write_text("not HDF5")
     problems = store.verify()
@@ -355,7 +358,7 @@ def test_a_shard_of_another_format_version_is_refused(store: EmbeddingStore) -> 
     path = store.write(rows("a"))
     with h5py.File(path, "r+") as shard:
         shard.attrs["format_version"] = 99
-    with pytest.raises(StoreError, match="has format version 99, this alphafuse reads 1"):
+    with pytest.raises(StoreError, match="has format version 99, this alphafuse reads 2"):
         store.read()
 
 
@@ -513,9 +516,9 @@ def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: Em
         ({"labels": ("",)}, "label '' is empty"),
         ({"groups": ("x" * 5000,)}, "group 'xxx"),
         ({"recipes": {"ast": {}}}, "timesformer embeddings without recipes can't be stored"),
-        ({"recipes": {**SETTINGS, "ast": {"x": np.float32(1)}}}, "recipes can't be stored as json"),
-        ({"recipes": {**SETTINGS, "ast": {"x": float("nan")}}}, "recipes can't be stored as json"),
-        ({"recipes": {**SETTINGS, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
+        ({"recipes": {**RECIPES, "ast": {"x": np.float32(1)}}}, "recipes can't be stored as json"),
+        ({"recipes": {**RECIPES, "ast": {"x": float("nan")}}}, "recipes can't be stored as json"),
+        ({"recipes": {**RECIPES, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
         ({"failures": (Failure("a", "video", "x"),)}, "unknown modality 'video'"),
         ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
     ],
@@ -544,6 +547,24 @@ def test_npz_and_parquet_exports_hold_every_row(store: EmbeddingStore, tmp_path:
     assert table["timesformer"][1] == [98, 0, 1.5] and table["clip_id"] == ["a", "b"]
     with pytest.raises(StoreError, match="unknown export format 'csv'"):
         store.export(tmp_path / "out.csv")
+
+
+def test_exports_carry_windows_and_files(store: EmbeddingStore, tmp_path: Path) -> None:
+    made = ragged("a", "b", "c")
+    store.write(made)
+    with np.load(store.export(tmp_path / "out.npz")) as exported:
+        assert exported["bytes"].tolist() == [1000, 1001, 1002] and tuple(exported["digest"]) == made.digests
+        assert exported["offsets"].tolist() == [0, 0, 1, 3]
+        for name, column in (("windows", made.windows), *made.features.items()):
+            np.testing.assert_array_equal(exported[name], column)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(store.export(tmp_path / "out.parquet")).to_pydict()
+    assert table["clip_id"] == ["b", "c", "c"] and table["start"] == [0, 0, 2] and table["end"] == [2, 2, 4]
+    assert table["bytes"] == [1001, 1002, 1002] and table["digest"][2] == made.digests[2]
+    assert [row is None for row in table["ast"]] == [True, False, True]
+    store.write(rows("x"))
+    table = parquet.read_table(store.export(tmp_path / "out.parquet")).to_pydict()
+    assert [table[name][3] for name in ("start", "end", "bytes", "digest")] == [None] * 4
 
 
 def _write_many(folder: Path, first: int) -> None:
@@ -584,16 +605,170 @@ def test_the_checksum_is_that_of_the_whole_content(store: EmbeddingStore) -> Non
         assert checksum(shard) == shard.attrs["sha256"].decode()
 
 
-def test_shards_of_earlier_versions_are_read_beside_new_ones(store: EmbeddingStore) -> None:
-    as_before(store.write(rows("a", "b", absent=("b",))))
-    store.write(rows("b", "cä"))
-    read = store.read()
-    assert read.clip_ids == ("a", "b", "cä") and read.labels[2] == "label of cä" and read.failures == ()
-    assert read.features["ast"].tolist() == [[1, 0], [1, 0], [2, 0]]
-    assert store.verify() == [] and store.info().duplicates == 1 and store.done() == {"a", "b", "cä"}
-    assert EmbeddingStore(store.folder).finished(retry_failed=True)["ast"] == {"a", "b", "cä"}
+def ragged(*clip_ids: str, recipes: dict = RECIPES) -> Embeddings:
+    """Clip i has i windows of two seconds, of which the last has no sound; its file is known."""
+    counts = np.arange(len(clip_ids))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    starts = 2.0 * np.concatenate([np.arange(count) for count in counts])
+    random = np.random.default_rng(len(clip_ids))
+    features = {m: random.normal(size=(offsets[-1], dim)).astype(np.float32) for m, dim in DIMS.items()}
+    features["ast"][offsets[2:] - 1] = np.nan
+    return Embeddings(
+        clip_ids=clip_ids,
+        labels=tuple(f"label of {c}" for c in clip_ids),
+        groups=clip_ids,
+        features=features,
+        failures=(
+            *(Failure(c, m, "too short") for c in clip_ids[:1] for m in DIMS),
+            *(Failure(c, "ast", "no audio stream") for c in clip_ids[1:2]),
+        ),
+        recipes=recipes,
+        windows=np.stack([starts, starts + 2], axis=1),
+        offsets=offsets,
+        file_bytes=1000 + counts,
+        digests=tuple(hashlib.sha256(c.encode()).hexdigest() for c in clip_ids),
+        label_lists=tuple((f"label of {c}", "music", 'Ä "quoted"') for c in clip_ids),
+    )
+
+
+DIMS = {"timesformer": 3, "ast": 2}
+
+
+def means(made: Embeddings, modality: str) -> list[np.ndarray]:
+    """Each clip's mean over its windows that have an embedding."""
+    found = []
+    for first, last in zip(made.offsets[:-1], made.offsets[1:], strict=True):
+        there = [row.astype(np.float64) for row in made.features[modality][first:last] if not np.isnan(row[0])]
+        found.append((sum(there) / len(there) if there else np.full(DIMS[modality], np.nan)).astype(np.float32))
+    return found
+
+
+def assert_same(ours: Embeddings, theirs: Embeddings) -> None:
+    """All fields, to the bit."""
+    for name in ("clip_ids", "labels", "groups", "recipes", "digests", "label_lists"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert sorted(map(str, ours.failures)) == sorted(map(str, theirs.failures))
+    for name in ("windows", "offsets", "file_bytes"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    assert list(ours.features) == list(theirs.features)
+    for name, matrix in ours.features.items():
+        np.testing.assert_array_equal(matrix, theirs.features[name])
+
+
+def test_rows_of_windows_come_back_to_the_bit_with_their_clips(store: EmbeddingStore) -> None:
+    made = ragged("a", "b", "c", "d")
+    store.write(made)
+    for _ in ("written", "packed"):
+        assert_same(store.read(pooled=False), made)
+        assert store.read(pooled=False).row_clips.tolist() == [1, 2, 2, 3, 3, 3]
+        asked = store.read(clips("d", "never", "b"), pooled=False)
+        assert asked.offsets.tolist() == [0, 3, 4, 5] and asked.file_bytes.tolist() == [1003, -1, 1001]
+        np.testing.assert_array_equal(asked.features["ast"][[0, 1, 2, 4]], made.features["ast"][[3, 4, 5, 0]])
+        assert np.isnan(asked.features["ast"][3]).all()
+        assert store.verify() == [] and store.done() == {"a", "b", "c", "d"}
+        assert store.finished(retry_failed=True) == {"timesformer": {"b", "c", "d"}, "ast": {"c", "d"}}
+        info = store.info()
+        assert info.windows == 6 and info.files == 4 and info.rows == {"timesformer": 3, "ast": 2}
+        store.pack()
+
+
+def test_pooled_rows_are_means_over_the_windows_that_are_there(store: EmbeddingStore, tmp_path: Path) -> None:
+    made = ragged("a", "b", "c", "d")
+    store.write(made)
+    read, stored = store.read(), store.open_rows()
+    again = np.array([3, 1, 3, 0])
+    for modality in DIMS:
+        expected = np.array(means(made, modality))
+        for matrix in (read.features[modality], stored.read_rows(np.arange(4))[modality]):
+            np.testing.assert_array_equal(matrix, expected)
+        for source in (read, stored, made):
+            np.testing.assert_array_equal(source.read_rows(again)[modality], expected[again])
+            np.testing.assert_array_equal(source.present(modality), np.isfinite(expected[:, 0]))
+    assert read.windows.tolist()[1:] == [[0, 2], [0, 4], [0, 6]] and read.offsets.tolist() == [0, 1, 2, 3, 4]
+    one = rows("a", "b", absent=("b",))
+    assert one.pooled() is one
+    assert made.take(np.array([2, 0])).offsets.tolist() == [0, 2, 2] and len(made.take(np.array([3])).windows) == 3
+
+
+def test_streams_of_a_clip_from_two_shards_are_joined_window_by_window(store: EmbeddingStore) -> None:
+    made = ragged("a", "b", "c")
+    for modality in DIMS:
+        store.write(only(made, modality, "a", "b", "c"))
+    assert_same(store.read(pooled=False), made)
     store.pack()
-    assert store.read().features["ast"].tolist() == read.features["ast"].tolist()
+    assert_same(store.read(pooled=False), made)
+
+
+def test_shards_that_disagree_about_a_clips_windows_are_one_line(store: EmbeddingStore) -> None:
+    store.write(only(ragged("a", "b", "c"), "timesformer", "c"))
+    second = store.write(only(ragged("a", "c", "b"), "ast", "c"))
+    assert store.read().present("ast").tolist() == [False]
+    other = replace(ragged("a", "x", "y", "c"), failures=())
+    second.unlink()
+    second = store.write(only(other, "ast", "c"))
+    with pytest.raises(StoreError, match=rf"disagree about a clip's windows: remove {second.name}, which came later"):
+        store.read(pooled=False)
+    with pytest.raises(StoreError, match="disagree about a clip's windows"):
+        store.pack()
+
+
+def test_a_file_that_was_replaced_under_its_name_can_be_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.mp4" for name in "abc"]
+    for file in files:
+        file.write_bytes(file.name.encode() * 100_000)
+    found = [file_digest(file) for file in files]
+    sizes, digests = np.array([size for size, _ in found]), tuple(digest for _, digest in found)
+    store.write(replace(rows("a", "b", "c"), file_bytes=sizes, digests=digests))
+    times = files[1].stat()
+    files[1].write_bytes(b"B.mp4" * 100_000)  # of the same size and time
+    os.utime(files[1], (times.st_atime, times.st_mtime))
+    files[2].rename(tmp_path / "moved").rename(files[2])
+    read = store.read(clips("a", "b", "c"))
+    stored = list(zip(read.file_bytes.tolist(), read.digests, strict=True))
+    now = [file_digest(file) for file in files]
+    assert [before != after for before, after in zip(stored, now, strict=True)] == [False, True, False]
+    store.pack()
+    assert store.read().digests == digests and store.read().file_bytes.tolist() == sizes.tolist()
+
+
+def test_streams_may_be_called_like_anything_else_in_a_shard(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("clip-id", "labels", "present", "failures", "streams", "x0")
+    monkeypatch.setattr(streams_module, "MODALITIES", names)
+    features = {name: np.full((2, i + 1), i, np.float32) for i, name in enumerate(names)}
+    failures = (Failure("b", "labels", "none"),)
+    features["labels"][1] = np.nan
+    made = Embeddings(("a", "b"), ("x", "x"), ("a", "b"), features, failures, {name: {} for name in names})
+    store.write(made)
+    store.pack()
+    assert store.verify() == [] and store.dims() == {name: i + 1 for i, name in enumerate(names)}
+    assert_same(store.read(), made)
+    assert store.finished(modalities=names, retry_failed=True)["labels"] == {"a"} and store.done(modalities=names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"offsets": np.array([0, 2, 1])}, "offsets of shape .* are not ascending from 0 for 2 clips"),
+        ({"offsets": np.array([0, 1])}, "offsets of shape"),
+        ({"windows": np.zeros((3, 2))}, "windows, file_bytes or digests do not fit 2 clips of 2 windows"),
+        ({"digests": ("",)}, "do not fit 2 clips"),
+        ({"offsets": np.array([0, 1, 3]), "windows": None}, "does not fit 2 clips of 3 windows"),
+    ],
+)
+def test_columns_that_do_not_fit_each_other_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        replace(rows("a", "b"), **wrong)
+
+
+def test_verify_finds_files_and_windows_that_cannot_be(store: EmbeddingStore) -> None:
+    known = replace(rows("a"), digests=("0" * 64,), windows=np.array([[0.0, 1.0]]))
+    for wrong in ({"digests": ("x",)}, {"file_bytes": np.array([-2])}, {"windows": np.array([[1.0, 0.0]])}):
+        path = store.write(replace(known, **wrong))
+        (problem,) = store.verify()
+        assert "can have" in problem or "ends before it starts" in problem
+        path.unlink()
 
 
 def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> None:
@@ -609,7 +784,7 @@ def test_provenance_names_each_modality_s_encoder_wherever_it_was_written(store:
     both = rows("a", "b")
     for modality in ("timesformer", "ast"):
         alone = replace(
-            both, features={modality: both.features[modality]}, recipes={modality: SETTINGS[modality]}, failures=()
+            both, features={modality: both.features[modality]}, recipes={modality: RECIPES[modality]}, failures=()
         )
         store.write(alone, provenance={"device": modality, "encoders": {modality: {"name": f"my {modality}"}}})
     assert store.provenance() == store.info().provenance

@@ -12,7 +12,7 @@ from support.progress import Told
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.embeddings import MODALITIES
+from alphafuse.data.streams import MODALITIES
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.fusion import FUSIONS
 from alphafuse.heads.model.head import AlphaFusion

@@ -147,8 +147,8 @@ def test_what_is_wrong_on_a_node_is_the_same_error_as_here(
         train_heads(train, val, [config], [3], settings=SETTINGS, engine="ray")
     monkeypatch.undo()
     stored = dataset.embeddings("train", max_bytes=0)
-    original = type(stored).anywhere
-    monkeypatch.setattr(type(stored), "anywhere", lambda self: _moved(original(self), tmp_path / "elsewhere"))
+    original = type(stored).absolute
+    monkeypatch.setattr(type(stored), "absolute", lambda self: _moved(original(self), tmp_path / "elsewhere"))
     with pytest.raises(AlphafuseError, match=r"the node .* doesn't see .*elsewhere.*: put the root where all nodes"):
         train_heads(stored, val, [config], [3], settings=STREAMED, engine="ray")
 
