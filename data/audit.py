@@ -303,7 +303,7 @@ def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list
 
 
 def _sha256(path: Path) -> str | None:
-    """Of the content; None when it can't be read (decoding says why)."""
+    """The file's sha256; None when it can't be read (decoding gives the reason)."""
     digest = hashlib.sha256()
     try:
         with local_copy(path) as local, local.open("rb") as file:

@@ -240,7 +240,7 @@ class Places:
         return np.sort(self._order[~same].astype(np.int64))
 
     def repeated(self) -> tuple[str, int] | None:
-        """Of the texts that occur more than once the one that comes first, and how often; None if all are different."""
+        """The first text that occurs more than once, and how often it does; None if all are different."""
         same = self._hashes[1:] == self._hashes[:-1]
         if not same.any():
             return None

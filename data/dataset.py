@@ -6,7 +6,7 @@ root/
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file and were left out all the same, and why (only when there are any)
   stores/<split>/       stage one: HDF5 shards of embeddings (or below the folder or URL that dataset.json names)
-  runs/<name>/          stage two: trained heads, their figures and settings
+  runs/<name>/          stage two: trained heads and their figures
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ _LEAVES = re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])|(?:^|[/\\])\.\.(?:[/\\]|$)")
 class Clip:
     """One clip.
 
-    Its path can't name a file outside the clip folder. A link in the clip folder may lead out of it, as whoever put it
-    there meant it to.
+    Its path can't name a file outside the clip folder. A link in the clip folder may lead out of it.
 
     Attributes:
         clip_id: unique name, in VGGSound `{youtube_id}_{start:06d}`.

@@ -239,7 +239,8 @@ def store_info(folder: Path, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"{info.folder}: {info.clips} clips in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
+    windows = f" of {info.windows} windows" if info.windows != info.clips else ""
+    click.echo(f"{info.folder}: {info.clips} clips{windows} in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
     for modality, rows in info.rows.items():
         encoder = info.provenance.get("encoders", {}).get(modality, {}).get("name", "?")
         settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.recipes[modality].items())
@@ -343,7 +344,7 @@ def store_pack(folder: Path) -> None:
 @store_argument
 @click.argument("file", type=Place())
 def store_export(folder: Path, file: Path) -> None:
-    """Write all embeddings as .npz or .parquet (columns clip_id, label, group, timesformer, ast).
+    """Write all embeddings, with ids, labels, windows and files, as .npz or .parquet (docs/store.md lists the columns).
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Who extracts which clip: several processes fill one store without doing a clip twice.
+"""Which process extracts which clip, so that several processes fill one store and do no clip twice.
 
 A claim is a lock on one byte of the file `.claims` in the store's folder; the byte's place follows from the clip_id.
 Locks belong to the open file, so they end with their process however it ends, and nothing is ever left to clean up.
@@ -6,7 +6,7 @@ What a process does with them:
 
     claim some clips -> drop those that are `finished` meanwhile -> embed -> write the shard -> release
 
-The shard comes before the release: who gets a clip after another process finds it finished.
+The shard is written before the release, so the next process that claims a clip finds it finished.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class Claims:
             return got
 
     def claim_all(self, run: str = "") -> bool:
-        """Claim every clip, also those that nobody has named yet, until `close`.
+        """Claim every clip, also those that have not been named yet, until `close`.
 
-        Waits for nobody but shards that are being written for a run before this one (`committing`): these are there
-        when it returns, and no more of that run can come.
+        Waits only for shards that are being written for an earlier run (`committing`): they are in the store when it
+        returns, and that run can write no more.
 
         Args:
             run: names this run, for those who write its shards.
@@ -203,7 +203,7 @@ def _open_present(path: Path) -> int | None:
         file = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # neither following a link nor waiting for a named pipe that somebody put there
+            # neither follows a link nor waits for the writer of a named pipe
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
@@ -218,7 +218,7 @@ def _open_present(path: Path) -> int | None:
 
 
 def _is_same(file: int, path: Path) -> bool:
-    """Whether an open file still is the one of that name."""
+    """Whether the file of that name is the one that is open."""
     try:
         return os.path.samestat(os.fstat(file), path.lstat())
     except FileNotFoundError:

@@ -98,7 +98,7 @@ def _open_file(path: Path) -> tuple[Any, os.stat_result]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # before it is opened: opening a named pipe waits for its writer
-            raise StoreError(f"shard {shown} is no regular file: move it out of the store")
+            raise StoreError(f"shard {shown} is not a regular file: move it out of the store")
         return path.open("rb", buffering=0), status
     except FileNotFoundError:
         if path.is_symlink():
@@ -169,7 +169,7 @@ class UntrustedFile:
         """A group of this file."""
         opened = self._open(parent, name)
         if not isinstance(opened, h5py.h5g.GroupID):
-            raise ValueError(f"{_place(parent, name)} is no group")
+            raise ValueError(f"{_place(parent, name)} is not a group")
         return h5py.Group(opened)
 
     def dataset(self, parent: h5py.Group, name: str, kind: str, rank: int = 1) -> h5py.Dataset:
@@ -182,7 +182,7 @@ class UntrustedFile:
         """
         place, opened = _place(parent, name), self._open(parent, name)
         if not isinstance(opened, h5py.h5d.DatasetID):
-            raise ValueError(f"{place} is no dataset")
+            raise ValueError(f"{place} is not a dataset")
         shape, found = opened.shape or (), opened.get_type()
         if not (isinstance(found, h5py.h5t.TypeStringID) if kind == "text" else _is_number(found, kind)):
             raise ValueError(f"{place} is not {kind}")
@@ -201,7 +201,7 @@ class UntrustedFile:
     def integer(self, name: str) -> int:
         """An integer attribute of the root."""
         if self._attribute(name).get_type().get_class() != h5py.h5t.INTEGER:
-            raise ValueError(f"{name} is no integer")
+            raise ValueError(f"{name} is not an integer")
         return int(self.root.attrs[name])
 
     def text(self, name: str) -> str:
@@ -215,7 +215,7 @@ class UntrustedFile:
         """A text attribute of the root that is a json object."""
         content = json.loads(self.text(name), parse_constant=_refuse_constant)
         if not isinstance(content, dict):
-            raise ValueError(f"{name} is no json object")
+            raise ValueError(f"{name} is not a json object")
         _require_shallow(content, name)
         return content
 
@@ -224,7 +224,7 @@ class UntrustedFile:
             raise ValueError(f"it has no {name}")
         attribute = h5py.h5a.open(self.root.id, name.encode())
         if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
-            raise ValueError(f"{name} is no single value")
+            raise ValueError(f"{name} is not a single value")
         if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
             raise ValueError(f"{name} is longer than {MAX_ATTRIBUTE_BYTES} bytes")
         return attribute

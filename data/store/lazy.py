@@ -357,7 +357,7 @@ def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray |
                             )
                     for part, values in _read_clips(features[modality], clips, ends, pooled=offsets is None):
                         if offsets is None and np.isnan(values[:, 0]).any():  # the shard said otherwise
-                            raise damaged(index.shards[shard], f"a row of {modality} is no embedding")
+                            raise damaged(index.shards[shard], f"a row of {modality} is not an embedding")
                         result[modality][targets[part]] = values
     return result
 

@@ -10,7 +10,7 @@
     attributes: format_version, recipes (json: per stream, everything that decides the numbers),
                 provenance (json: encoder names, library versions, device, time), sha256 (of the datasets)
 
-Text has a fixed length, everything is contiguous and uncompressed. A shard is somebody else's file: `hdf5.py` checks
+Text has a fixed length, everything is contiguous and uncompressed. A shard may come from anyone: `hdf5.py` checks
 each object before it is read, and whatever a shard holds besides the above is refused.
 """
 
@@ -211,7 +211,7 @@ class Shard:
         for modality, recipe in recipes.items():
             _require_known(modality, "recipes")
             if not isinstance(recipe, dict):
-                raise ValueError(f"recipes of {modality} are no json object")
+                raise ValueError(f"recipes of {modality} are not a json object")
         return recipes
 
     def _require_lengths(self) -> None:
@@ -242,7 +242,7 @@ def _labels(text: str) -> tuple[str, ...]:
     """A clip's labels from their json list."""
     labels = json.loads(text)
     if not isinstance(labels, list) or not labels:
-        raise ValueError(f"/labels has '{one_line(text, 40)}', which is no json list of labels")
+        raise ValueError(f"/labels has '{one_line(text, 40)}', which is not a json list of labels")
     for label in labels:
         if not isinstance(label, str) or not is_clean(label):
             raise ValueError(f"/labels has '{one_line(label, 40)}': empty, too long, or with control characters")

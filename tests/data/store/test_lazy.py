@@ -499,5 +499,5 @@ def test_opening_reads_no_features_and_a_row_that_is_no_embedding_after_all_is_d
     assert reads == [] and opened.present("ast").sum() == 49
     with h5py.File(store.shards()[0], "r+") as shard:
         shard["streams/ast/features"][7] = np.nan
-    with pytest.raises(StoreError, match=r"damaged \(a row of ast is no embedding\): remove it"):
+    with pytest.raises(StoreError, match=r"damaged \(a row of ast is not an embedding\): remove it"):
         opened.read_rows(np.arange(50))
