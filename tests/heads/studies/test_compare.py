@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from support.heads import Counted
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -19,7 +20,7 @@ from alphafuse.heads.studies.compare import GRID, CompareTable, compare, count_c
 from alphafuse.heads.studies.experiments import Experiment, fit
 from alphafuse.report.compare import format_markdown, format_text, to_json, write_compare
 
-EPOCHS: list[int] = []
+EPOCHS = Counted()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def table(dataset: Dataset) -> CompareTable:
-    return compare(dataset, seeds=2, settings=SETTINGS, progress=EPOCHS.append)
+    return compare(dataset, seeds=2, settings=SETTINGS, progress=EPOCHS)
 
 
 def test_every_fusion_every_transform_and_the_controls_have_a_row(table: CompareTable) -> None:
@@ -43,7 +44,7 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     assert any(e.auxiliary for e in experiments)
     groups = [row.group for row in table.rows]
     assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
-    assert sum(EPOCHS) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
+    assert sum(EPOCHS.counts) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
 
 
 def test_concat_is_above_both_modalities_and_the_gap_outside_of_the_interval(table: CompareTable) -> None:
