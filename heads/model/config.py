@@ -224,6 +224,14 @@ class HeadSettings:
 
     Raises:
         ExperimentError: a value out of range.
+
+    >>> from alphafuse import HeadSettings
+    >>> HeadSettings(hidden=()).dropout
+    0.5
+    >>> HeadSettings(absent="skip")
+    Traceback (most recent call last):
+        ...
+    alphafuse.errors.ExperimentError: unknown treatment of absent embeddings 'skip': choose from drop, zeros
     """
 
     hidden: tuple[int, ...] = field(  # authors' notebook
