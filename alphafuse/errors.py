@@ -4,6 +4,7 @@
     ├── DatasetError        a csv, a folder of clips or a root that can't be used
     │   └── EmptySplitError a split without a clip (or without a usable embedding)
     ├── DecodeError         one clip's file can't be turned into frames or a waveform
+    ├── DeviceError         a device that PyTorch doesn't know, or that this machine doesn't have
     ├── EncoderError       a TimeSformer or AST that can't be loaded, or isn't one
     │   └── CheckpointError an original .pyth/.pth file that can't be converted
     ├── StoreError          an embedding store that can't be read or written
@@ -43,6 +44,10 @@ class EmptySplitError(DatasetError):
 
 class DecodeError(AlphafuseError):
     """One clip's file can't be turned into frames or a waveform; its message is the recorded reason."""
+
+
+class DeviceError(AlphafuseError):
+    """A device that PyTorch doesn't know, or that this machine doesn't have."""
 
 
 class EncoderError(AlphafuseError):

@@ -32,9 +32,10 @@ from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.engines.ray_stages import library_versions
 from alphafuse.extract.engines.writer import ShardWriter
 from alphafuse.system.cluster import connected
+from alphafuse.system.devices import choose_device, list_devices
 
 from .jobs import Done, Job, Jobs
-from .settings import ExtractSettings, list_devices
+from .settings import ExtractSettings
 
 if TYPE_CHECKING:
     from alphafuse.extract.encoders.encoder import Encoder, Placement
@@ -178,7 +179,7 @@ class Extractor(Embedder):
     @staticmethod
     def _placement(settings: ExtractSettings, protocol: str) -> Placement:
         """Where and how this process runs the encoders."""
-        from alphafuse.extract.encoders.encoder import Placement, choose_device
+        from alphafuse.extract.encoders.encoder import Placement
 
         return Placement(choose_device(settings.device), settings.precision, protocol, compile=settings.compile)
 

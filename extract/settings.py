@@ -71,22 +71,3 @@ class ExtractSettings:
         if not self.modalities:
             raise EncoderError(f"at least one modality is needed: {', '.join(MODALITIES)}")
         object.__setattr__(self, "modalities", tuple(m for m in MODALITIES if m in self.modalities))
-
-
-def list_devices(device: str) -> tuple[str, ...]:
-    """A setting's devices: "cuda:0,cuda:1" names two, "all" is every CUDA device of this machine, others are one.
-
-    Raises:
-        EncoderError: "all" where there is no CUDA device, or an empty name.
-    """
-    if device != "all":
-        names = tuple(name.strip() for name in device.split(","))
-        if not all(names):
-            raise EncoderError(f"device '{device}' has an empty name: write it like cuda:0,cuda:1")
-        return names
-    import torch
-
-    found = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
-    if not found:
-        raise EncoderError("this machine has no usable CUDA device: use --device cpu (or auto)")
-    return found

@@ -19,13 +19,14 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
 from alphafuse.data.store.store import recipe_differences
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
-from alphafuse.extract.encoders.encoder import Encoder, Placement, choose_device, load_encoders
+from alphafuse.extract.encoders.encoder import Encoder, Placement, load_encoders
 from alphafuse.extract.encoders.locate import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.head import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run
+from alphafuse.system.devices import choose_device
 
 from .bundle import carried_encoder, write_bundle
 

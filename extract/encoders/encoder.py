@@ -31,7 +31,7 @@ class Placement:
     """Where and how an encoder runs.
 
     Attributes:
-        device: as `choose_device` gives it.
+        device: see `alphafuse.system.devices.choose_device`.
         precision: "fp32", or "bf16" for the models' matrix products; embeddings are float32 either way.
         protocol: preprocessing, see `alphafuse.extract.decoding.specs`.
         compile: have `torch.compile` write the models' kernels; on the CPU that takes a C++ compiler.
@@ -120,19 +120,6 @@ def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
     model = encoder.model if placement.device.type == "cpu" else encoder.model.to(placement.device)
     compiled: Any = torch.compile(model) if compile else model  # callable as a module
     return replace(encoder, model=compiled, placement=placement)
-
-
-def choose_device(device: str) -> torch.device:
-    """ "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N" -> a device that exists here."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise EncoderError(f"unknown device '{device}': choose from auto, cpu, cuda") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("this machine has no usable CUDA device: use --device cpu (or auto)")
-    return chosen
 
 
 def load_timesformer(name: str, placement: Placement | None = None) -> Encoder:

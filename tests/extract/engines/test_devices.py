@@ -12,10 +12,10 @@ import pytest
 from support.extraction import Names, assert_same_stores, command, make, settings, wait_for
 
 from alphafuse.data.store.claims import Claims
-from alphafuse.errors import EncoderError, RecipeMismatchError
+from alphafuse.errors import DeviceError, RecipeMismatchError
 from alphafuse.extract.engines.devices import extract_on_devices
 from alphafuse.extract.pipeline import Extractor, extract_embeddings
-from alphafuse.extract.settings import list_devices
+from alphafuse.system.devices import list_devices
 
 
 class Watch:
@@ -44,9 +44,9 @@ class Watch:
 def test_devices_are_named_with_commas() -> None:
     assert list_devices("auto") == ("auto",)
     assert list_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
-    with pytest.raises(EncoderError, match="device 'cuda:0,' has an empty name"):
+    with pytest.raises(DeviceError, match="device 'cuda:0,' has an empty name"):
         list_devices("cuda:0,")
-    with pytest.raises(EncoderError, match="no usable CUDA device"):
+    with pytest.raises(DeviceError, match="no usable CUDA device"):
         list_devices("all")
 
 

@@ -1,0 +1,53 @@
+"""Which devices run the models: the one chooser, for encoders and for heads. torch is imported when it is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alphafuse.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+NO_CUDA = "this machine has no usable CUDA device: use --device cpu (or auto)"
+
+
+def choose_device(device: str) -> torch.device:
+    """Turn a device setting into a device that exists on this machine.
+
+    Args:
+        device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        DeviceError: PyTorch knows no such device, or this machine has no CUDA device.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f"unknown device '{device}': choose from auto, cpu, cuda") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(NO_CUDA)
+    return chosen
+
+
+def list_devices(device: str) -> tuple[str, ...]:
+    """Split a device setting: "cuda:0,cuda:1" names two, "all" is every CUDA device of this machine, others are one.
+
+    Raises:
+        DeviceError: "all" where there is no CUDA device, or an empty name.
+    """
+    if device != "all":
+        names = tuple(name.strip() for name in device.split(","))
+        if not all(names):
+            raise DeviceError(f"device '{device}' has an empty name: write it like cuda:0,cuda:1")
+        return names
+    import torch
+
+    found = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    if not found:
+        raise DeviceError(NO_CUDA)
+    return found
