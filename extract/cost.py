@@ -12,21 +12,18 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import MODALITIES
 from alphafuse.errors import ClusterError, DatasetError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
 from alphafuse.extract.engines.embedder import decoded_bytes
+from alphafuse.extract.engines.local import SHARD_BYTES
 from alphafuse.extract.engines.ray_pools import bytes_of_block, clips_of_block
-from alphafuse.extract.engines.writer import SHARD_BYTES
 
 from .planning import OVERLAP, SAMPLE_CLIPS, Rates, clip_bytes
 from .settings import BATCH_ON_CUDA, ExtractSettings
-
-if TYPE_CHECKING:
-    from .pipeline import Extractor
 
 # Dense TFLOP/s of NVIDIA's data sheets (their tensor figures with sparsity are halved; boost clocks): fp32 by the
 # ordinary cores, as PyTorch multiplies float32 unless TF32 is allowed, which extraction leaves off; bf16 by the tensor
@@ -261,10 +258,10 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
     """
     from transformers import AutoConfig
 
-    from alphafuse.extract.encoders.locate import locate
+    from alphafuse.extract.encoders.hub import locate
 
+    from .engines.embedder import Embedder, load_encoders
     from .jobs import Job
-    from .pipeline import Extractor
     from .planning import measure_rates
 
     looked_at = _some(dataset.manifest, SAMPLED_FILES)
@@ -274,12 +271,12 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
         raise DatasetError(
             f"none of the clip files looked at is in {dataset.clip_folder}: bring them back, or leave --root out"
         )
-    extractor: Extractor = Extractor(dataset, settings)
+    embedder = Embedder(load_encoders(dataset, settings, settings.device), settings)
     jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _some(there, SAMPLE_CLIPS)]
-    rates = measure_rates(extractor, jobs)
+    rates = measure_rates(embedder, jobs)
     where = f"{len(jobs)} clips of {dataset.name}, here"
     configs = {
-        name: AutoConfig.from_pretrained(locate(name, encoder.name)) for name, encoder in extractor.encoders.items()
+        name: AutoConfig.from_pretrained(locate(name, encoder.name)) for name, encoder in embedder.encoders.items()
     }
     work = _work(configs, "the root's encoders")
     models = Known("both models", rates.embed_seconds, "s/clip", "measured", where)
@@ -290,8 +287,8 @@ def measure_work(dataset: Dataset, settings: ExtractSettings) -> Work:
         cpu_models=Known(models.name, models.value, "core s/clip", "measured", where) if on_cpu else work.cpu_models,
         flops=work.flops,
         file=Known("a clip's file", bytes_ / 1e6, "MB", "measured", f"mean of {len(there)} files of {dataset.name}"),
-        dims={name: encoder.dim for name, encoder in extractor.encoders.items()},
-        decoded_bytes=_decoded_bytes([encoder.spec for encoder in extractor.encoders.values()]),
+        dims={name: encoder.dim for name, encoder in embedder.encoders.items()},
+        decoded_bytes=_decoded_bytes([encoder.spec for encoder in embedder.encoders.values()]),
         device_models=None if on_cpu else Known(f"models on {rates.device}", models.value, "s/clip", "measured", where),
     )
 
@@ -301,7 +298,7 @@ def _some(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def _work(configs: Mapping[str, Any], whose: str) -> Work:
-    from alphafuse.extract.encoders.forward import model_flops
+    from alphafuse.extract.encoders.transformer import model_flops
 
     specs: dict[str, FrameSpec | AudioSpec] = {"timesformer": FrameSpec(), "ast": AudioSpec()}
     where = "51 clips of VGGSound, one core of an Intel Xeon with AVX-512"

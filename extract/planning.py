@@ -11,9 +11,10 @@ from loky import cpu_count
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
 from alphafuse.system.interrupts import map_in
 
+from .engines.embedder import Embedder, load_encoders
 from .jobs import Job
-from .pipeline import Extractor
 from .settings import ExtractSettings
+from .work import Work
 
 SAMPLE_CLIPS = 8
 OVERLAP = 1.15  # wall time x cores by the seconds of decoding and models; `alphafuse bench extract` measures it
@@ -111,31 +112,34 @@ def plan_extraction(
     >>> plans[0].pending, plans[0].finished, rates
     (0, {'timesformer': 192, 'ast': 192}, None)
     """
-    extractor = Extractor(dataset, settings or ExtractSettings())
-    pending = {split: extractor.pending(split) for split in splits}
+    settings = settings or ExtractSettings()
+    embedder = Embedder(load_encoders(dataset, settings, settings.device), settings)
+    pending = {
+        split: Work(dataset, split, embedder.recipes, retry_failed=settings.retry_failed).jobs for split in splits
+    }
     files = {split: dataset.file_sizes(jobs.clips) for split, jobs in pending.items()}
     there = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
     chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
-    rates = measure_rates(extractor, chosen) if chosen else None
+    rates = measure_rates(embedder, chosen) if chosen else None
     missing = {split: len(jobs) - len(files[split]) for split, jobs in pending.items()}
-    return [_plan(extractor, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
+    return [_plan(dataset, embedder, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
 
 
-def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
+def measure_rates(embedder: Embedder, jobs: Sequence[Job]) -> Rates:
     """Decode these clips, then embed them, all threads at work; the first batch of each thread isn't counted."""
-    decoded_jobs = list(extractor.decode(jobs))
-    size = extractor.batch_size
+    decoded_jobs = list(embedder.decode(jobs))
+    size = embedder.batch_size
     batches = [decoded_jobs[start : start + size] for start in range(0, len(decoded_jobs), size)]
-    with extractor.model_threads() as pool:
-        list(map_in(pool, extractor.embed, [batches[0]] * extractor.threads))
-        embedded = list(map_in(pool, extractor.embed, batches))
+    with embedder.model_threads() as pool:
+        list(map_in(pool, embedder.embed, [batches[0]] * embedder.threads))
+        embedded = list(map_in(pool, embedder.embed, batches))
     return Rates(
         clips=len(jobs),
         decode_seconds=sum(decoded.cpu_seconds for _, decoded in decoded_jobs) / len(jobs),
-        embed_seconds=sum(batch.seconds for batch in embedded) / len(jobs),
+        embed_seconds=sum(batch.embed_seconds for batch in embedded) / len(jobs),
         cores=cpu_count(),
-        workers=extractor.memory.workers,
-        device=str(extractor.device),
+        workers=embedder.memory.workers,
+        device=str(embedder.device),
     )
 
 
@@ -145,12 +149,11 @@ def clip_bytes(dims: Mapping[str, int]) -> int:
 
 
 def _plan(
-    extractor: Extractor, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
+    dataset: Dataset, embedder: Embedder, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
 ) -> ExtractPlan:
-    dataset = extractor.dataset
     clips = dataset.manifest.require_split(split)
-    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.encoders}
-    dims = {modality: encoder.dim for modality, encoder in extractor.encoders.items()}
+    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in embedder.encoders}
+    dims = {modality: encoder.dim for modality, encoder in embedder.encoders.items()}
     return ExtractPlan(
         split=split,
         clips=len(clips),

@@ -504,7 +504,7 @@ def _hub_cache() -> Path | None:
 def _hub(*, offline: bool) -> list[Finding]:
     from huggingface_hub import constants
 
-    from alphafuse.extract.encoders.locate import hub_reachable
+    from alphafuse.extract.encoders.hub import hub_reachable
 
     endpoint = constants.ENDPOINT
     if offline:
@@ -535,7 +535,7 @@ def _is_reachable(hub: Iterable[Finding]) -> bool:
 
 def _weights(libraries: Answer, in_root: Answer | None, *, reachable: bool) -> list[Finding]:
     """The weights that are shipped, those that extraction takes by default, and those that the root names."""
-    from alphafuse.extract.encoders.locate import COMPACT, COMPACT_FOLDER, weights_in
+    from alphafuse.extract.encoders.hub import COMPACT, COMPACT_FOLDER, weights_in
 
     shipped = {modality: weights_in(COMPACT_FOLDER / modality) for modality in ("timesformer", "ast")}
     missing = [modality for modality, file in shipped.items() if file is None]
@@ -561,7 +561,7 @@ def _weights(libraries: Answer, in_root: Answer | None, *, reachable: bool) -> l
 def _encoder(title: str, modality: str, name: str, *, reachable: bool, needed: bool) -> Finding:
     """Whether an encoder can be had; `needed` when a root has clips that are yet to be embedded with it."""
     from alphafuse.errors import EncoderError
-    from alphafuse.extract.encoders.locate import cached_weights, locate, weights_in
+    from alphafuse.extract.encoders.hub import cached_weights, locate, weights_in
 
     lacking: Status = "problem" if needed else "note"
     mend = f"alphafuse convert {modality} FILE OUT"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import one_line
 
+from .bar import Bar
 from .common import (
     DEVICES,
     EXIT_FOUND,
@@ -40,31 +40,6 @@ if TYPE_CHECKING:
 device_option = click.option(
     "--device", default="auto", show_default=True, shell_complete=one_of(*DEVICES), help="auto, cpu, cuda or cuda:N."
 )
-
-
-class _ExtractBar:
-    """tqdm behind the pipeline's progress: clips/s, time left, failures; quiet when not a terminal."""
-
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self.bar = tqdm(total=clips, desc=split, unit="clip", disable=None, smoothing=0.05)
-        self.figures = {"failures": 0}
-        if already and not self.bar.disable:
-            self.bar.write(f"{split}: {already} clips are there already", file=sys.stderr)
-
-    def clips(self, *, complete: int, incomplete: int) -> None:
-        self.figures["failures"] += incomplete
-        self.bar.set_postfix(self.figures, refresh=False)
-        self.bar.update(complete + incomplete)
-
-    def elsewhere(self, clips: int) -> None:
-        self.bar.update(clips)
-
-    def stages(self, **counts: int) -> None:
-        self.figures.update(counts)
-        self.bar.set_postfix(self.figures, refresh=True)
-
-    def stop(self) -> None:
-        self.bar.close()
 
 
 @click.command()
@@ -179,7 +154,7 @@ def extract(
         else:
             click.echo(report.format_plan(plans, rates, dataset), nl=False)
         return
-    reports = extract_embeddings(dataset, splits, settings, progress=_ExtractBar())
+    reports = extract_embeddings(dataset, splits, settings, progress=Bar())
     if as_json:
         print_json([report.report_json(found) for found in reports])
         return

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 
+from .bar import Bar
 from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders, workers_option
 from .extract import device_option
 
@@ -71,19 +72,18 @@ def predict(
     answers, rows = 0, []
     if as_csv:
         click.echo(report.to_csv([]), nl=False)
-    with tqdm(total=len(files), desc="predict", unit="clip", disable=None if len(files) > 1 else True) as bar:
-        for one in model.stream(files, top=top, why=why, progress=bar.update):
-            prediction = one.prediction if isinstance(one, Explanation) else one
-            answers += bool(prediction.top)
-            with bar.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
-                if as_json:
-                    rows += report.to_json([one])
-                elif as_csv:
-                    click.echo(report.to_csv([prediction], header=False), nl=False)
-                else:
-                    print_text(report.format_prediction(prediction))
-                    if isinstance(one, Explanation):
-                        print_text(report.format_explanation(one) + "\n")
+    for one in model.stream(files, top=top, why=why, progress=Bar(disable=None if len(files) > 1 else True)):
+        prediction = one.prediction if isinstance(one, Explanation) else one
+        answers += bool(prediction.top)
+        with tqdm.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
+            if as_json:
+                rows += report.to_json([one])
+            elif as_csv:
+                click.echo(report.to_csv([prediction], header=False), nl=False)
+            else:
+                print_text(report.format_prediction(prediction))
+                if isinstance(one, Explanation):
+                    print_text(report.format_explanation(one) + "\n")
     if as_json:
         print_json({"run": run, "classes": len(model.classes), "clips": rows})
     if answers < len(files):

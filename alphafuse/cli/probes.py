@@ -227,10 +227,10 @@ def self_test(say: Say) -> None:
 
 
 def _loading(folder: Path, state: dict[str, Any]) -> None:
-    from alphafuse.extract.encoders.encoder import load_ast, load_timesformer
-    from alphafuse.extract.encoders.locate import COMPACT
+    from alphafuse.extract.encoders.families import load_encoders
+    from alphafuse.extract.encoders.hub import COMPACT
 
-    state["encoders"] = {"timesformer": load_timesformer(COMPACT), "ast": load_ast(COMPACT)}
+    state["encoders"] = load_encoders({"timesformer": COMPACT, "ast": COMPACT})
 
 
 def _encoding(folder: Path, state: dict[str, Any]) -> None:
@@ -249,8 +249,7 @@ def _decoding(folder: Path, state: dict[str, Any]) -> None:
     from functools import partial
 
     from alphafuse.errors import DecodeError
-    from alphafuse.extract.decoding.decode import decode_clip
-    from alphafuse.extract.decoding.specs import prepare_frame
+    from alphafuse.extract.decoding.decode import decode_clip, prepare_frame
 
     spec = state["encoders"]["timesformer"].spec
     decoded = decode_clip(folder / "clip.mp4", frames=spec.frames, prepare=partial(prepare_frame, spec=spec))

@@ -5,7 +5,7 @@ clip file -> extract's decoders and encoders -> embeddings -> the run's heads ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
 from alphafuse.data.store.store import recipe_differences
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
-from alphafuse.extract.encoders.encoder import Encoder, Placement, load_encoders
-from alphafuse.extract.encoders.locate import hub_reachable
+from alphafuse.extract.encoders.encoder import Encoder, Placement
+from alphafuse.extract.encoders.families import load_encoders
+from alphafuse.extract.encoders.hub import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.head import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 from alphafuse.system.devices import choose_device
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .bundle import carried_encoder, write_bundle
 
@@ -315,7 +317,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         clips: Sequence[str | Path],
         *,
         top: int = TOP,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> list[Prediction]:
         """Label clips, in their order.
 
@@ -325,7 +327,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         Args:
             clips: files.
             top: how many labels of each, at least 1; all when there are fewer.
-            progress: called with 1 for each clip that is embedded.
+            progress: callbacks; one round of all clips.
 
         Raises:
             DatasetError: no such file.
@@ -339,7 +341,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         *,
         top: int = TOP,
         alphas: Sequence[float] = ALPHAS,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> list[Explanation | Prediction]:
         """Label clips and say how the answer depends on sight and sound; a clip without an answer stays a `Prediction`.
 
@@ -363,7 +365,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         top: int = TOP,
         why: bool = False,
         alphas: Sequence[float] = ALPHAS,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> Iterator[Prediction | Explanation]:
         """Yield what `predict`, or with `why` what `explain`, says of clips, in their order, as soon as it is known.
 
@@ -373,15 +375,24 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         if top < 1:
             raise ExperimentError(f"top must be at least 1, not {top}")
         files = _files(clips)
-        for start in range(0, len(files), STREAMED):
-            some = files[start : start + STREAMED]
-            embedded = embed_files(self.embedder, some, blank=why, progress=progress)
-            predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
-            yield from self._explanations(predictions, embedded, alphas) if why else predictions
+        progress.start("predict", total=len(files))
+        try:
+            for start in range(0, len(files), STREAMED):
+                some = files[start : start + STREAMED]
+                embedded = embed_files(self.embedder, some, blank=why, progress=progress)
+                predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
+                yield from self._explanations(predictions, embedded, alphas) if why else predictions
+        finally:
+            progress.stop()
 
-    def embed(self, clips: Sequence[str | Path], *, progress: Callable[[int], object] | None = None) -> Embeddings:
+    def embed(self, clips: Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
         """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
-        return embed_files(self.embedder, _files(clips), progress=progress).rows
+        files = _files(clips)
+        progress.start("embed", total=len(files))
+        try:
+            return embed_files(self.embedder, files, progress=progress).rows
+        finally:
+            progress.stop()
 
     def _explanations(
         self, predictions: Sequence[Prediction], embedded: EmbeddedFiles, alphas: Sequence[float]
