@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from alphafuse.errors import DecodeError
+from alphafuse.system.remote import is_remote
 
 from .audio import AudioTrack, audio_problem
 from .fetch import fetched
@@ -177,7 +178,7 @@ def decode_inputs(
     assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
     resize = _FrameResizer(frame_spec, leave_small=device_resizes)
     try:
-        with fetched(path) as file:
+        with fetched(path) if is_remote(path) else nullcontext(path) as file:
             decoded = decode_clip(
                 file,
                 frames=frame_spec.frames,
