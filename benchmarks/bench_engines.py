@@ -16,8 +16,9 @@ from pathlib import Path
 from measuring import Figure, Measure, Part, PeakMemory, Turn, ratios
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.extract.pipeline import Progress, extract_embeddings
+from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.system.progress import Progress
 
 WARM_SHARE = 0.2
 FLUSH_SECONDS = 2.0  # so often that the moment of the first fifth is known well
@@ -51,12 +52,12 @@ class _Times(Progress):
     def __init__(self) -> None:
         self._done = 0
 
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self.total = clips
+    def start(self, title: str, *, total: int, done: int = 0, unit: str = "clip") -> None:
+        self.total = total - done
         self._moments = [(time.monotonic(), 0)]
 
-    def clips(self, *, complete: int, incomplete: int) -> None:
-        self._done += complete + incomplete
+    def advance(self, count: int = 1, **of_which: int) -> None:
+        self._done += count
         self._moments.append((time.monotonic(), self._done))
 
     @property

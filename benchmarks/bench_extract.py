@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from bench_engines import measure_engines
 from command import parser_of, print_bench
+from full_size import random_encoders, random_models
 from loky import cpu_count
 from measuring import (
     Bench,
@@ -45,14 +46,18 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.importing import find_videos
 from alphafuse.errors import DatasetError
-from alphafuse.extract.decoding.decode import decode_clip, frame_indices
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, decode_inputs
-from alphafuse.extract.encoders.encoder import Placement, random_encoders, random_models
-from alphafuse.extract.encoders.forward import model_flops
-from alphafuse.extract.encoders.locate import COMPACT
-from alphafuse.extract.encoders.tensors import audio_inputs, frame_inputs
-from alphafuse.extract.pipeline import Extractor
+from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, frame_indices
+from alphafuse.extract.encoders.ast import audio_inputs
+from alphafuse.extract.encoders.families import load_encoders
+from alphafuse.extract.encoders.hub import COMPACT
+from alphafuse.extract.encoders.timesformer import frame_inputs
+from alphafuse.extract.encoders.transformer import model_flops
+from alphafuse.extract.engines.embedder import Embedder
+from alphafuse.extract.engines.local import LocalEngine
+from alphafuse.extract.pipeline import ExtractReport, fill_store
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.work import Work
 
 FRAMES = 8
 SPLIT = "test"
@@ -274,19 +279,18 @@ def _matrix_rate(sizes: Sizes, turn: Turn) -> dict[str, float]:
 
 def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
     """Seconds per clip, all cores at work on clips of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        extractor = _extractor(Path(folder), [], sizes)
-        inputs = _random_inputs(sizes)
-        found = {}
-        with extractor.model_threads() as pool:
-            for modality, encoder in extractor.encoders.items():
-                clip = [inputs[modality]]
-                list(pool.map(encoder.embed, [clip] * extractor.threads))
-                began = time.perf_counter()
-                list(pool.map(encoder.embed, [clip] * (sizes.model_clips * extractor.threads)))
-                seconds = time.perf_counter() - began
-                found[f"alphafuse {modality}"] = seconds / (sizes.model_clips * extractor.threads)
-        made = {modality: encoder.embed([inputs[modality]]) for modality, encoder in extractor.encoders.items()}
+    embedder = _embedder(sizes)
+    inputs = _random_inputs(sizes)
+    found = {}
+    with embedder.model_threads() as pool:
+        for modality, encoder in embedder.encoders.items():
+            clip = [inputs[modality]]
+            list(pool.map(encoder.embed, [clip] * embedder.threads))
+            began = time.perf_counter()
+            list(pool.map(encoder.embed, [clip] * (sizes.model_clips * embedder.threads)))
+            seconds = time.perf_counter() - began
+            found[f"alphafuse {modality}"] = seconds / (sizes.model_clips * embedder.threads)
+    made = {modality: encoder.embed([inputs[modality]]) for modality, encoder in embedder.encoders.items()}
     expected = _huggingface_embeddings(_huggingface(sizes), inputs, sizes)
     largest = max(float(np.abs(made[modality] - expected[modality]).max()) for modality in made)
     return {**found, "difference": 1e6 * largest}
@@ -311,7 +315,7 @@ def _huggingface(sizes: Sizes) -> dict[str, torch.nn.Module]:
         return random_models()
     from transformers import ASTModel, TimesformerModel
 
-    from alphafuse.extract.encoders.locate import COMPACT_FOLDER
+    from alphafuse.extract.encoders.hub import COMPACT_FOLDER
 
     return {
         "timesformer": TimesformerModel.from_pretrained(COMPACT_FOLDER / "timesformer").eval(),
@@ -339,9 +343,8 @@ def _huggingface_embeddings(
 def _specs(sizes: Sizes) -> tuple[FrameSpec, AudioSpec]:
     if sizes.full_size:
         return FrameSpec(), AudioSpec()
-    from alphafuse.extract.encoders.encoder import load_ast, load_timesformer
-
-    frame_spec, audio_spec = load_timesformer(COMPACT).spec, load_ast(COMPACT).spec
+    encoders = load_encoders({"timesformer": COMPACT, "ast": COMPACT})
+    frame_spec, audio_spec = encoders["timesformer"].spec, encoders["ast"].spec
     assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
     return frame_spec, audio_spec
 
@@ -378,7 +381,7 @@ def _overlap(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
 
 def _extract_all(sizes: Sizes, files: Sequence[Path], count: int, turn: Turn) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        report = _extractor(Path(folder), list(islice(cycle(files), count)), sizes).extract(SPLIT)
+        report = _extract(Path(folder), list(islice(cycle(files), count)), _embedder(sizes))
     busy = report.decode_seconds + report.embed_seconds
     return {
         "overlap": report.seconds * cpu_count() / busy,
@@ -405,9 +408,9 @@ def _memory(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
 def _watch_memory(sizes: Sizes, files: Sequence[Path], turn: Turn) -> dict[str, float]:
     chosen = list(islice(cycle(files), sizes.memory_clips))
     with tempfile.TemporaryDirectory() as folder:
-        extractor = _extractor(Path(folder), chosen, replace(sizes, full_size=False))
+        embedder = _embedder(replace(sizes, full_size=False))
         with PeakMemory(children=True, every_seconds=0.2, keep=True) as memory:
-            report = extractor.extract(SPLIT)
+            report = _extract(Path(folder), chosen, embedder)
     samples = np.array([amount for _, amount in memory.samples], float)
     quarters = np.array_split(samples, 4) if len(samples) >= 4 else [samples] * 4
     return {
@@ -428,10 +431,15 @@ def _engines(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
 # what is extracted
 
 
-def _extractor(root: Path, files: Sequence[Path], sizes: Sizes) -> Extractor:
-    """An extractor with random full-size encoders, or the compact ones, for a new root of these files."""
-    encoders = random_encoders(Placement()) if sizes.full_size else None
-    return Extractor(_root(root / "root", files), ExtractSettings(device="cpu"), encoders=encoders)
+def _embedder(sizes: Sizes) -> Embedder:
+    """Random full-size encoders, or the compact ones."""
+    encoders = random_encoders() if sizes.full_size else load_encoders({"timesformer": COMPACT, "ast": COMPACT})
+    return Embedder(encoders, ExtractSettings(device="cpu"))
+
+
+def _extract(root: Path, files: Sequence[Path], embedder: Embedder) -> ExtractReport:
+    """Extract a new root of these files."""
+    return fill_store(LocalEngine(embedder), Work(_root(root / "root", files), SPLIT, embedder.recipes))
 
 
 def _root(root: Path, files: Sequence[Path]) -> Dataset:

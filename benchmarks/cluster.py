@@ -14,7 +14,7 @@ from scenario import FAILURES, Resume, SimulationSettings, resume_cost
 
 from alphafuse.data.store.shard_files import shard_name
 from alphafuse.errors import ClusterError
-from alphafuse.extract.engines.writer import SHARD_BYTES
+from alphafuse.extract.engines.local import SHARD_BYTES
 
 Steps = Generator[Any, Any, None]  # of a simulated process
 PATIENCE, PATIENCE_SECONDS = 50, 36_000.0  # times the least that a run can take, and more

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
-from alphafuse.extract.decoding.decode import Decoded
-from alphafuse.extract.engines.embedder import Embedder
+from alphafuse.extract.decoding.specs import Decoded
+from alphafuse.extract.engines.embedder import DecodedJobs, Embedder
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .jobs import Job
+from .jobs import Batch, Job
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def embed_files(
     files: Sequence[Path],
     *,
     blank: bool = False,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> EmbeddedFiles:
     """Embed files as stage one embeds clips: the embeddings are the same, on the CPU to the bit.
 
@@ -48,7 +49,7 @@ def embed_files(
         embedder: the encoders.
         files: of clips; what can't be read becomes a failure with its reason.
         blank: also embed a black picture and silence of each clip's own length, to ask what a modality contributed.
-        progress: called with 1 for each file that is done.
+        progress: `advance` is called for each batch of files, within a round that the caller starts and stops.
     """
     modalities = tuple(embedder.encoders)
     rows, blanks = (
@@ -56,24 +57,16 @@ def embed_files(
         for _ in range(2)
     )
     failures: list[Failure] = []
-    lock = threading.Lock()
     of_blank: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
-    def use(decoded_jobs: Sequence[tuple[Job, Decoded]]) -> None:
-        batch = embedder.embed(decoded_jobs)
-        for i, (job, decoded) in enumerate(decoded_jobs):
-            position = int(job.clip.clip_id)
-            for modality in modalities:
-                rows[modality][position] = batch.rows[modality][i]
-            if blank:
-                for modality, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
-                    if modality in modalities and part is not None:
-                        blanks[modality][position] = blank_row(modality, part.shape, job, decoded)
-        with lock:
-            failures.extend(batch.failures)
-            if progress is not None:
-                for _ in decoded_jobs:
-                    progress(1)
+    def embed(decoded_jobs: DecodedJobs) -> tuple[Batch, dict[tuple[str, int], np.ndarray]]:
+        """The batch, and (modality, its position in the batch) -> the row of the same clip made blank."""
+        blank_rows = {}
+        for i, (job, decoded) in enumerate(decoded_jobs if blank else ()):
+            for modality, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
+                if modality in modalities and part is not None:
+                    blank_rows[modality, i] = blank_row(modality, part.shape, job, decoded)
+        return embedder.embed(decoded_jobs), blank_rows
 
     def blank_row(modality: str, shape: tuple[int, ...], job: Job, decoded: Decoded) -> np.ndarray:
         if (modality, shape) not in of_blank:  # two threads may both embed it: the same row
@@ -82,7 +75,16 @@ def embed_files(
         return of_blank[modality, shape]
 
     ids = tuple(str(i) for i in range(len(files)))
-    embedder.run((Job(Clip(i, "-", "-", "test", i), path, modalities) for i, path in zip(ids, files, strict=True)), use)
+    jobs = (Job(Clip(i, "-", "-", "test", i), path, modalities) for i, path in zip(ids, files, strict=True))
+    with closing(embedder.map(embed, jobs)) as batches:
+        for batch, blank_rows in batches:
+            positions = [int(job.clip.clip_id) for job in batch.jobs]
+            for modality in modalities:
+                rows[modality][positions] = batch.rows[modality]
+            for (modality, i), row in blank_rows.items():
+                blanks[modality][positions[i]] = row
+            failures.extend(batch.failures)
+            progress.advance(len(positions))
     embeddings = Embeddings(
         clip_ids=ids,
         labels=("-",) * len(files),

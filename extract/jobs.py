@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -65,8 +65,8 @@ class Jobs(Sequence[Job]):
         wanted = {modality: mask[positions] for modality, mask in self._wanted.items()}
         return Jobs(self.clips.take(positions), self._path_of, wanted)
 
-    def still(self, lacking: Mapping[str, np.ndarray]) -> Jobs:
-        """Those that are left, each with what is still wanted of it; `lacking`: modality -> (clips,) bool."""
+    def restricted_to(self, lacking: Mapping[str, np.ndarray]) -> Jobs:
+        """The jobs that are left, each with what it still lacks; `lacking`: modality -> (clips,) bool."""
         wanted = {modality: mask & lacking[modality] for modality, mask in self._wanted.items()}
         return Jobs(self.clips, self._path_of, wanted).take(np.any([*wanted.values()], axis=0))
 
@@ -83,19 +83,25 @@ class Batch:
         jobs: what was asked for.
         rows: modality -> (clips, dim) float32; NaN where a clip has no such embedding, or it wasn't asked for.
         failures: why, for those that were asked for.
-        seconds: that it took, of one core on the CPU, of the device elsewhere.
+        seconds: (clips,) float64, duration of what a player shows of each clip; nan where unknown.
+        file_bytes: (clips,) int64, size of each clip's file; 0 where unknown.
+        digests: (clips,) str, of each clip's file, see `Decoded.digest`; "" where unknown.
         decode_seconds: of one core, that decoding its clips took.
+        embed_seconds: that embedding took, of one core on the CPU, of the device elsewhere.
     """
 
     jobs: tuple[Job, ...]
     rows: dict[str, np.ndarray]
     failures: tuple[Failure, ...]
-    seconds: float
+    seconds: np.ndarray
+    file_bytes: np.ndarray
+    digests: np.ndarray
     decode_seconds: float
+    embed_seconds: float
 
     @property
     def nbytes(self) -> int:
-        """Of its embeddings."""
+        """Bytes of its embeddings."""
         return sum(rows.nbytes for rows in self.rows.values())
 
     def embedded(self, modality: str) -> int:
@@ -106,32 +112,51 @@ class Batch:
 
 @dataclass(frozen=True)
 class Done:
-    """Figures of clips that are dealt with.
+    """What an engine has done since the last `Done` that it yielded; those of a split add up with `+`.
 
     Attributes:
-        clips: how many.
+        clips: clips that are in the store now, embedded or recorded as failed.
         embedded: modality -> embeddings made.
-        failures: why others were not.
+        failures: why others could not be made.
         decode_seconds: of one core.
         embed_seconds: of one core on the CPU, of the device elsewhere.
+        elsewhere: clips that another process has done meanwhile.
+        is_shared: whether other processes could share the work; False where the file system has no locks.
+        figures: how far the work is beyond the store, each time as a whole: embedded=96, nodes=3.
     """
 
-    clips: int
-    embedded: dict[str, int]
-    failures: tuple[Failure, ...]
-    decode_seconds: float
-    embed_seconds: float
+    clips: int = 0
+    embedded: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    decode_seconds: float = 0.0
+    embed_seconds: float = 0.0
+    elsewhere: int = 0
+    is_shared: bool = True
+    figures: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Done:
-        """Of these batches."""
+        """Count batches."""
         modalities = dict.fromkeys(modality for batch in batches for modality in batch.rows)
         return cls(
             clips=sum(len(batch.jobs) for batch in batches),
             embedded={modality: sum(batch.embedded(modality) for batch in batches) for modality in modalities},
             failures=tuple(failure for batch in batches for failure in batch.failures),
             decode_seconds=sum(batch.decode_seconds for batch in batches),
-            embed_seconds=sum(batch.seconds for batch in batches),
+            embed_seconds=sum(batch.embed_seconds for batch in batches),
+        )
+
+    def __add__(self, other: Done) -> Done:
+        modalities = dict.fromkeys((*self.embedded, *other.embedded))
+        return Done(
+            clips=self.clips + other.clips,
+            embedded={name: self.embedded.get(name, 0) + other.embedded.get(name, 0) for name in modalities},
+            failures=self.failures + other.failures,
+            decode_seconds=self.decode_seconds + other.decode_seconds,
+            embed_seconds=self.embed_seconds + other.embed_seconds,
+            elsewhere=self.elsewhere + other.elsewhere,
+            is_shared=self.is_shared and other.is_shared,
+            figures={**self.figures, **other.figures},
         )
 
 

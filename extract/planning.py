@@ -20,9 +20,10 @@ from alphafuse.system.cluster import alive_nodes, connected
 from alphafuse.system.devices import list_devices
 from alphafuse.system.interrupts import map_in
 
+from .engines.embedder import Embedder, load_encoders
 from .jobs import Job
-from .pipeline import Extractor
 from .settings import ExtractSettings
+from .work import Work
 
 SAMPLE_CLIPS = 8
 SAMPLED_FILES = 1000  # clips whose files are looked for, until some are found to measure
@@ -188,16 +189,16 @@ def plan_extraction(
     """
     settings = settings or ExtractSettings()
     cluster = _cluster(settings) if settings.engine == "ray" else None
-    extractor = Extractor(dataset, _measured(settings, cluster))
-    pending = {split: extractor.pending(split) for split in splits}
+    embedder = _embedder(dataset, _measured(settings, cluster))
+    pending = {
+        split: Work(dataset, split, embedder.recipes, retry_failed=settings.retry_failed).jobs for split in splits
+    }
     files = {split: dataset.file_sizes(jobs.clips) for split, jobs in pending.items()}
     there = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
     chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
-    rates = measure_rates(extractor, chosen) if chosen else None
-    if rates is not None:
-        rates = _shared(rates, settings, cluster)
+    rates = _shared(measure_rates(embedder, chosen), settings, cluster) if chosen else None
     missing = {split: len(jobs) - len(files[split]) for split, jobs in pending.items()}
-    return [_plan(extractor, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
+    return [_plan(dataset, embedder, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
 
 
 def plan_clips(clips: int, rates: Rates, dims: Mapping[str, int]) -> ClipsPlan:
@@ -229,26 +230,26 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
             f"none of the clip files looked at is in {dataset.clip_folder}: bring them back, or give --decode-seconds "
             "and --embed-seconds instead of --root"
         )
-    extractor = Extractor(dataset, _measured(settings, None))
+    embedder = _embedder(dataset, _measured(settings, None))
     jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _some(there, SAMPLE_CLIPS)]
-    return measure_rates(extractor, jobs), {name: encoder.dim for name, encoder in extractor.encoders.items()}
+    return measure_rates(embedder, jobs), {name: encoder.dim for name, encoder in embedder.encoders.items()}
 
 
-def measure_rates(extractor: Extractor, jobs: Sequence[Job]) -> Rates:
+def measure_rates(embedder: Embedder, jobs: Sequence[Job]) -> Rates:
     """Decode these clips, then embed them, all threads at work; the first batch of each thread isn't counted."""
-    decoded_jobs = list(extractor.decode(jobs))
-    size = extractor.batch_size
+    decoded_jobs = list(embedder.decode(jobs))
+    size = embedder.batch_size
     batches = [decoded_jobs[start : start + size] for start in range(0, len(decoded_jobs), size)]
-    with extractor.model_threads() as pool:
-        list(map_in(pool, extractor.embed, [batches[0]] * extractor.threads))
-        embedded = list(map_in(pool, extractor.embed, batches))
+    with embedder.model_threads() as pool:
+        list(map_in(pool, embedder.embed, [batches[0]] * embedder.threads))
+        embedded = list(map_in(pool, embedder.embed, batches))
     return Rates(
         clips=len(jobs),
         decode_seconds=sum(decoded.cpu_seconds for _, decoded in decoded_jobs) / len(jobs),
-        embed_seconds=sum(batch.seconds for batch in embedded) / len(jobs),
+        embed_seconds=sum(batch.embed_seconds for batch in embedded) / len(jobs),
         cores=cpu_count(),
-        workers=extractor.memory.workers,
-        device=str(extractor.device),
+        workers=embedder.memory.workers,
+        device=str(embedder.device),
     )
 
 
@@ -267,6 +268,10 @@ def _cluster(settings: ExtractSettings) -> tuple[int, int]:
         resources = [node["Resources"] for node in alive_nodes(ray)]
     cpus, gpus = (int(sum(of_node.get(name, 0.0) for of_node in resources)) for name in ("CPU", "GPU"))
     return cpus, 0 if settings.device == "cpu" else gpus
+
+
+def _embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
+    return Embedder(load_encoders(dataset, settings, settings.device), settings)
 
 
 def _measured(settings: ExtractSettings, cluster: tuple[int, int] | None) -> ExtractSettings:
@@ -293,12 +298,11 @@ def _shared(rates: Rates, settings: ExtractSettings, cluster: tuple[int, int] | 
 
 
 def _plan(
-    extractor: Extractor, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
+    dataset: Dataset, embedder: Embedder, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
 ) -> ExtractPlan:
-    dataset = extractor.dataset
     clips = dataset.manifest.require_split(split)
-    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in extractor.encoders}
-    dims = {modality: encoder.dim for modality, encoder in extractor.encoders.items()}
+    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in embedder.encoders}
+    dims = {modality: encoder.dim for modality, encoder in embedder.encoders.items()}
     return ExtractPlan(
         split=split,
         clips=len(clips),

@@ -12,8 +12,8 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.errors import DatasetError
 from alphafuse.system.interrupts import map_in
 
+from .engines.embedder import Embedder, load_encoders
 from .jobs import Job
-from .pipeline import Extractor
 from .settings import ExtractSettings
 
 # largest difference by the embedding's largest value; float32 on another machine or batch: 1e-5, with room for more
@@ -103,15 +103,15 @@ def resample(
         protocol=settings.protocol or stored.get("protocol"),
         precision=stored.get("precision", settings.precision),
     )
-    extractor = Extractor(dataset, settings)
-    store.require_recipes(extractor.recipes)
+    embedder = Embedder(load_encoders(dataset, settings, settings.device), settings)
+    store.require_recipes(embedder.recipes)
     chosen = _choose(dataset, split, clips, seed)
     rows = store.read([job.clip for job in chosen])
     differences = []
-    with extractor.model_threads() as pool:
-        decoded_jobs = ([decoded_job] for decoded_job in extractor.decode(chosen))
+    with embedder.model_threads() as pool:
+        decoded_jobs = ([decoded_job] for decoded_job in embedder.decode(chosen))
         position = {job.clip.clip_id: i for i, job in enumerate(chosen)}
-        for batch in map_in(pool, extractor.embed, decoded_jobs):
+        for batch in map_in(pool, embedder.embed, decoded_jobs):
             reasons = {failure.modality: failure.reason for failure in batch.failures}
             (job,) = batch.jobs
             for modality, made in batch.rows.items():

@@ -16,6 +16,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, PROTOCOLS
 
+from .bar import Bar
 from .common import (
     EXIT_FOUND,
     Commands,
@@ -156,8 +157,7 @@ def _without_audio(workers: int) -> LeaveOut:
     from alphafuse.extract.decoding.probe import files_without_audio
 
     def leave_out(files: Sequence[Path]) -> dict[Path, str]:
-        with tqdm(total=len(files), desc="audio", unit="clip", disable=None) as bar:
-            return files_without_audio(files, workers=workers, progress=bar.update)
+        return files_without_audio(files, workers=workers, progress=Bar("audio"))
 
     return leave_out
 
@@ -274,8 +274,7 @@ def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json:
     dataset = Dataset.open(root)
     signatures = None
     if not no_decode:
-        with tqdm(total=len(dataset.manifest), desc="audit", unit="clip", disable=None) as bar:
-            signatures = sign_clips(dataset, workers=workers, progress=bar.update)
+        signatures = sign_clips(dataset, workers=workers, progress=Bar("audit"))
     report = audit(dataset, signatures=signatures)
     if as_json:
         print_json(report.to_json())

@@ -254,7 +254,7 @@ def _weights(place: str) -> Iterator[Finding]:
 def _encoder(modality: str, name: str, lacking: Status) -> Finding:
     """Whether an encoder's weights are on this machine; `lacking` is the status if they aren't."""
     from alphafuse.errors import EncoderError
-    from alphafuse.extract.encoders.locate import local_folder
+    from alphafuse.extract.encoders.hub import local_folder
 
     mend = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {modality} FILE OUT"
     try:

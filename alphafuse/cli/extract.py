@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
@@ -16,6 +15,7 @@ from alphafuse.errors import DatasetError, unknown
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.files import one_line
 
+from .bar import Bar
 from .common import (
     EXIT_FOUND,
     Commands,
@@ -40,31 +40,6 @@ checking_options = options_of(  # those of commands that embed a few clips again
     *("timesformer", "ast", "device"),
     change={"timesformer": {"help": MOVED}, "ast": {"help": MOVED}, "device": ONE_DEVICE},
 )
-
-
-class _ExtractBar:
-    """tqdm behind the pipeline's progress: clips/s, time left, failures; quiet when not a terminal."""
-
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self.bar = tqdm(total=clips, desc=split, unit="clip", disable=None, smoothing=0.05)
-        self.figures = {"failures": 0}
-        if already and not self.bar.disable:
-            self.bar.write(f"{split}: {already} clips are there already", file=sys.stderr)
-
-    def clips(self, *, complete: int, incomplete: int) -> None:
-        self.figures["failures"] += incomplete
-        self.bar.set_postfix(self.figures, refresh=False)
-        self.bar.update(complete + incomplete)
-
-    def elsewhere(self, clips: int) -> None:
-        self.bar.update(clips)
-
-    def stages(self, **counts: int) -> None:
-        self.figures.update(counts)
-        self.bar.set_postfix(self.figures, refresh=True)
-
-    def stop(self) -> None:
-        self.bar.close()
 
 
 @click.command()
@@ -120,7 +95,7 @@ def extract(
         else:
             click.echo(format_plan(plans, rates, dataset), nl=False)
         return
-    reports = extract_embeddings(dataset, splits, settings, progress=_ExtractBar())
+    reports = extract_embeddings(dataset, splits, settings, progress=Bar())
     if as_json:
         print_json([report.report_json(found) for found in reports])
         return

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alphafuse.errors import EncoderError, ExperimentError
-from alphafuse.extract.encoders.locate import COMPACT, local_folder
+from alphafuse.extract.encoders.hub import COMPACT, local_folder
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 
 from .card import model_card

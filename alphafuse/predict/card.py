@@ -9,9 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from alphafuse.data.sources.demo import DEMO_NAME
-from alphafuse.extract.decoding.decode import SAMPLE_RATE_HZ
-from alphafuse.extract.decoding.specs import HOP_SAMPLES
-from alphafuse.extract.encoders.locate import COMPACT
+from alphafuse.extract.decoding.specs import HOP_SAMPLES, SAMPLE_RATE_HZ
+from alphafuse.extract.encoders.hub import COMPACT
 from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.version import __version__

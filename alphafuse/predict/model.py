@@ -17,8 +17,9 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
 from alphafuse.errors import DatasetError, ExperimentError
-from alphafuse.extract.encoders.encoder import Encoder, Placement, load_encoders
-from alphafuse.extract.encoders.locate import hub_reachable
+from alphafuse.extract.encoders.encoder import Encoder, Placement
+from alphafuse.extract.encoders.families import load_encoders
+from alphafuse.extract.encoders.hub import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.files import EmbeddedFiles, embed_files
 from alphafuse.extract.settings import ExtractSettings
@@ -263,7 +264,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         try:
             for start in range(0, len(files), STREAMED):
                 some = files[start : start + STREAMED]
-                embedded = embed_files(self.embedder, some, blank=why, progress=progress.advance)
+                embedded = embed_files(self.embedder, some, blank=why, progress=progress)
                 predictions = self._predictions(some, embedded, self._probabilities(embedded.rows), top)
                 if embedded.blank is None:
                     yield from predictions
@@ -285,7 +286,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         files = _files(clips)
         progress.start("embed", total=len(files))
         try:
-            return embed_files(self.embedder, files, progress=progress.advance).rows
+            return embed_files(self.embedder, files, progress=progress).rows
         finally:
             progress.stop()
 

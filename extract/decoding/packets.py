@@ -6,10 +6,11 @@ one that starts afresh (an IDR picture or its like). Both are read off the packe
 container's flags, and with them the order in which the decoder puts the pictures out, so that the index of a shown
 frame is known without decoding.
 
-Every rule errs on the side of decoding: a stream with anything in it that the rules were not proven for (`Unsure`), or
-whose timestamps contradict its own order, has no plan, and is decoded in full. Left out after trials: VP9's and AV1's
-unreferenced frames (they hand probabilities on to the next frame), VP8 (its segment map outlives key frames), MPEG-4's
-B frames (often packed in pairs or without timestamps) and MPEG transport streams (a packet cut short looks like any).
+Every rule errs on the side of decoding: a stream with anything in it that the rules were not proven for
+(`UnprovenError`), or whose timestamps contradict its own order, has no plan, and is decoded in full. Left out after
+trials: VP9's and AV1's unreferenced frames (they hand probabilities on to the next frame), VP8 (its segment map
+outlives key frames), MPEG-4's B frames (often packed in pairs or without timestamps) and MPEG transport streams (a
+packet cut short looks like any).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ HEADER_BYTES = 48  # more than what is read of a slice's header
 LONGEST_REORDER = 16  # pictures; the most that H.264 and HEVC allow
 
 
-class Unsure(Exception):
-    """The stream has something that the short cuts are not proven for."""
+class UnprovenError(Exception):
+    """The stream has something that the rules are not proven for."""
 
 
 class Picture(NamedTuple):
@@ -51,7 +52,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PacketPlan:
     """What to decode.
 
     Attributes:
@@ -65,7 +66,7 @@ class Plan:
     wanted: list[int]
 
 
-class Outline:
+class PacketIndex:
     """What a video stream's packets say about themselves, learnt in decoding order; some 20 bytes a packet."""
 
     def __init__(self, video: VideoStream) -> None:
@@ -77,7 +78,7 @@ class Outline:
         try:
             if video.container.format.name in CONTAINERS:
                 self._reader = _reader(video)
-        except Unsure:
+        except UnprovenError:
             pass
 
     def add(self, packet: Packet) -> None:
@@ -88,18 +89,18 @@ class Outline:
             return
         try:
             if packet.pts is None or packet.is_corrupt:
-                raise Unsure
+                raise UnprovenError
             picture = self._reader.read(memoryview(packet))
             if not (self._flags or picture.fresh):
-                raise Unsure
-        except Unsure:
-            self._distrust()
+                raise UnprovenError
+        except UnprovenError:
+            self._forget()
             return
         self._timestamps.append(packet.pts)
         self._orders.append(picture.order)
         self._flags.append((visible and picture.shown) | picture.fresh << 1 | picture.reference << 2)
 
-    def plan(self, choose: Callable[[int], list[int]]) -> Plan | None:
+    def plan(self, choose: Callable[[int], list[int]]) -> PacketPlan | None:
         """What to decode for `choose(number of shown frames)`, indices of shown frames; None if that isn't certain."""
         flags = np.array(self._flags)
         visible, fresh, reference = ((flags >> bit & 1).astype(bool) for bit in range(3))
@@ -117,9 +118,9 @@ class Outline:
         looked_at[wanted] = True
         decoded = (reference | looked_at) & (np.arange(len(flags)) <= last_of_group[group])
         expected = timestamps[shown[decoded[shown]]]
-        return Plan(decoded, expected.tolist(), timestamps[wanted].tolist())
+        return PacketPlan(decoded, expected.tolist(), timestamps[wanted].tolist())
 
-    def _distrust(self) -> None:
+    def _forget(self) -> None:
         self._reader = None
         self._timestamps, self._orders, self._flags = array("q"), array("q"), array("B")
 
@@ -138,7 +139,7 @@ def _reader(video: VideoStream) -> _Reader:
         return _Vp9()
     if codec == "libdav1d":
         return _Av1()
-    raise Unsure
+    raise UnprovenError
 
 
 class _H264:
@@ -146,16 +147,16 @@ class _H264:
 
     def __init__(self, extradata: bytes) -> None:
         if len(extradata) < 7 or extradata[0] != 1:  # ISO/IEC 14496-15, 5.3.3.1
-            raise Unsure
+            raise UnprovenError
         self._length_bytes = (extradata[4] & 3) + 1
         sets, end = _counted_units(extradata, 6, extradata[5] & 31)
         if len(sets) != 1 or end >= len(extradata):
-            raise Unsure
+            raise UnprovenError
         self._parameters = _H264Parameters.read(sets[0])
         self._known_sets = {*sets, *_counted_units(extradata, end + 1, extradata[end])[0]}
         self._previous_number = 0  # frame_num of the reference picture before
         self._previous_order = 0  # PicOrderCnt of the reference picture before
-        self._late = _LateComers(self._parameters.most_reordered)
+        self._reordering = _ReorderCheck(self._parameters.most_reordered)
 
     def read(self, packet: memoryview) -> Picture:
         head = b""
@@ -166,18 +167,18 @@ class _H264:
                 kinds.add((kind == 5, unit[0] >> 5 != 0))
                 if unit[1] & 0x80:  # first_mb_in_slice is 0
                     if head:
-                        raise Unsure
+                        raise UnprovenError
                     head = bytes(unit[:HEADER_BYTES])
             elif kind in (7, 8):
                 if bytes(unit) not in self._known_sets:
-                    raise Unsure
+                    raise UnprovenError
             elif kind not in (6, 9, 10, 11, 12):  # extra information, delimiter, ends (an IDR follows), filler
-                raise Unsure
+                raise UnprovenError
         if len(kinds) != 1 or not head:
-            raise Unsure
+            raise UnprovenError
         fresh, reference = kinds.pop()
         order = self._order(_Bits(head[1:]), fresh, reference)
-        self._late.check(order, fresh)
+        self._reordering.check(order, fresh)
         return Picture(True, fresh, reference, order)
 
     def _order(self, bits: _Bits, fresh: bool, reference: bool) -> int:
@@ -187,7 +188,7 @@ class _H264:
         number = bits.u(parameters.number_bits)
         modulus = 1 << parameters.number_bits
         if number != (0 if fresh else (self._previous_number + 1) % modulus):
-            raise Unsure
+            raise UnprovenError
         if fresh:
             bits.skip_ue(1)  # idr_pic_id
         if parameters.order_bits:
@@ -214,23 +215,23 @@ class _H264Parameters(NamedTuple):
         bits.skip_ue(1)
         if profile in (100, 110, 122, 244):
             if bits.ue() == 3 and bits.u(1):  # separate_colour_plane_flag
-                raise Unsure
+                raise UnprovenError
             bits.skip_ue(2)
             bits.u(1)
             if bits.u(1):  # scaling matrices
-                raise Unsure
+                raise UnprovenError
         elif profile not in (66, 77, 88):
-            raise Unsure
+            raise UnprovenError
         number_bits = bits.ue() + 4
         order_type = bits.ue()
         order_bits = bits.ue() + 4 if order_type == 0 else 0
         if order_type == 1:
-            raise Unsure
+            raise UnprovenError
         bits.skip_ue(1)
         gaps = bits.u(1)
         bits.skip_ue(2)
         if gaps or not bits.u(1):  # frame_mbs_only_flag
-            raise Unsure
+            raise UnprovenError
         bits.u(1)
         if bits.u(1):  # cropping
             bits.skip_ue(4)
@@ -280,7 +281,7 @@ class _Hevc:
 
     def __init__(self, extradata: bytes) -> None:
         if len(extradata) < 24 or extradata[0] != 1:  # ISO/IEC 14496-15, 8.3.3.1
-            raise Unsure
+            raise UnprovenError
         self._length_bytes = (extradata[21] & 3) + 1
         self._known_sets: set[bytes] = set()
         position = 23
@@ -291,7 +292,7 @@ class _Hevc:
             self._known_sets.update(units)
         kinds = sorted(unit[0] >> 1 for unit in self._known_sets if unit[0] >> 1 in (33, 34))
         if kinds != [33, 34]:  # one sequence and one picture parameter set
-            raise Unsure
+            raise UnprovenError
         for unit in self._known_sets:
             if unit[0] >> 1 == 33:
                 self._read_sequence(_Bits(unit[2:]))
@@ -299,13 +300,13 @@ class _Hevc:
                 self._read_picture(_Bits(unit[2:]))
         self._previous_order: int | None = None  # PicOrderCntVal of the reference picture before
         self._begun_by_idr = False
-        self._late = _LateComers(self._most_reordered)
+        self._reordering = _ReorderCheck(self._most_reordered)
 
     def _read_sequence(self, bits: _Bits) -> None:
         """What matters of a sequence parameter set (7.3.2.2)."""
         bits.u(4)
         if bits.u(3):  # more temporal sub-layers: non-reference pictures of a lower one are references of a higher
-            raise Unsure
+            raise UnprovenError
         bits.u(1 + 96)  # profile_tier_level
         bits.skip_ue(1)
         self._planes_apart = bits.ue() == 3 and bits.u(1) == 1
@@ -323,7 +324,7 @@ class _Hevc:
         bits.skip_ue(2)
         bits.u(1)
         if bits.u(1):  # output_flag_present_flag: some pictures may not be put out
-            raise Unsure
+            raise UnprovenError
         self._extra_bits = bits.u(3)
 
     def read(self, packet: memoryview) -> Picture:
@@ -332,29 +333,29 @@ class _Hevc:
         for unit in _units(packet, self._length_bytes):
             kind = unit[0] >> 1  # table 7-1
             if len(unit) < 3 or unit[0] & 1 or unit[1] != 1:  # another layer or sub-layer
-                raise Unsure
+                raise UnprovenError
             if kind <= 9 or kind in (19, 20, 21):
                 kinds.add(kind)
                 if unit[2] & 0x80:  # first_slice_segment_in_pic_flag
                     if head:
-                        raise Unsure
+                        raise UnprovenError
                     head = bytes(unit[:HEADER_BYTES])
             elif kind in (32, 33, 34):
                 if bytes(unit) not in self._known_sets:
-                    raise Unsure
+                    raise UnprovenError
             elif kind not in (35, 38, 39, 40, 62):  # delimiter, filler, extra information, Dolby's
-                raise Unsure
+                raise UnprovenError
         if len(kinds) != 1 or not head:
-            raise Unsure
+            raise UnprovenError
         kind = kinds.pop()
         first = self._previous_order is None
         fresh = kind in (19, 20) or (first and kind == 21)
         self._begun_by_idr |= first and kind in (19, 20)
         if kind in (8, 9) and not self._begun_by_idr:  # a decoder drops what leads a first CRA picture
-            raise Unsure
+            raise UnprovenError
         reference = kind > 9 or kind % 2 == 1
         order = self._order(_Bits(head[2:]), kind)
-        self._late.check(order, fresh)
+        self._reordering.check(order, fresh)
         if reference and kind not in (7, 9):  # RADL_R, RASL_R: not counted from (8.3.1)
             self._previous_order = order
         return Picture(True, fresh, reference, order)
@@ -363,7 +364,7 @@ class _Hevc:
         """PicOrderCntVal (8.3.1), from a slice segment header (7.3.6.1)."""
         bits.u(1)
         if kind >= 16 and bits.u(1):  # no_output_of_prior_pics_flag: frames of the group before would be lost
-            raise Unsure
+            raise UnprovenError
         bits.skip_ue(1)
         bits.u(self._extra_bits)
         bits.skip_ue(1)
@@ -381,14 +382,14 @@ class _Vp9:
         headers = [self._header(frame) for frame in self._frames(packet)]  # (shown, key) of each
         shown = sum(shown for shown, _ in headers)
         if shown > 1:
-            raise Unsure
+            raise UnprovenError
         return Picture(shown == 1, headers[0][1], True, 0)
 
     @staticmethod
     def _frames(packet: memoryview) -> list[memoryview]:
         """A packet holds one frame, or several with an index of their sizes at its end."""
         if not packet:
-            raise Unsure
+            raise UnprovenError
         marker = packet[-1]
         count, size_bytes = (marker & 7) + 1, (marker >> 3 & 3) + 1
         index_bytes = 2 + count * size_bytes
@@ -398,14 +399,14 @@ class _Vp9:
         sizes = [int.from_bytes(index[i : i + size_bytes], "little") for i in range(0, len(index), size_bytes)]
         ends = np.cumsum(sizes).tolist()
         if ends[-1] > len(packet) - index_bytes:
-            raise Unsure
+            raise UnprovenError
         return [packet[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     @staticmethod
     def _header(frame: memoryview) -> tuple[bool, bool]:
         bits = _Bits(bytes(frame[:4]))
         if bits.u(2) != 2:
-            raise Unsure
+            raise UnprovenError
         if bits.u(2) == 3:  # profile
             bits.u(1)
         if bits.u(1):  # show_existing_frame
@@ -428,10 +429,10 @@ class _Av1:
             elif kind in (3, 6):  # frame header, frame
                 headers.append(self._header(_Bits(bytes(content[:4]))))
             elif kind not in (2, 4, 5, 15):  # delimiter, tiles, metadata, padding
-                raise Unsure
+                raise UnprovenError
         shown = sum(shown for shown, _ in headers)
         if not headers or shown > 1 or not self._sequence:
-            raise Unsure
+            raise UnprovenError
         return Picture(shown == 1, headers[0] == (True, True), True, 0)
 
     @staticmethod
@@ -440,19 +441,19 @@ class _Av1:
         while position < len(packet):
             header = packet[position]
             if header & 0x84 or not header & 2:  # another layer; a unit without its size
-                raise Unsure
+                raise UnprovenError
             position += 1
             size = shift = 0
             while True:  # leb128 (4.10.5)
                 if position >= len(packet) or shift > 28:
-                    raise Unsure
+                    raise UnprovenError
                 byte = packet[position]
                 size |= (byte & 0x7F) << shift
                 position, shift = position + 1, shift + 7
                 if not byte & 0x80:
                     break
             if position + size > len(packet):
-                raise Unsure
+                raise UnprovenError
             yield header >> 3 & 15, packet[position : position + size]
             position += size
 
@@ -460,7 +461,7 @@ class _Av1:
         bits = _Bits(content)
         bits.u(4)
         if bits.u(1) or self._sequence not in (b"", content):  # reduced_still_picture_header; a change on the way
-            raise Unsure
+            raise UnprovenError
         self._sequence = content
 
     @staticmethod
@@ -471,24 +472,24 @@ class _Av1:
         return bits.u(1) == 1, key
 
 
-class _LateComers:
+class _ReorderCheck:
     """Checks that no picture comes later, in decoding order, than a decoder waits for it: such ones would be lost."""
 
     def __init__(self, most_reordered: int) -> None:
         self._most_reordered = min(most_reordered, LONGEST_REORDER)
-        self._latest: list[int] = []  # the highest orders so far, ascending
+        self._reorderingst: list[int] = []  # the highest orders so far, ascending
 
     def check(self, order: int, fresh: bool) -> None:
         if fresh:
-            self._latest = []
-        if len(self._latest) - bisect_right(self._latest, order) > self._most_reordered:
-            raise Unsure
-        insort(self._latest, order)
-        del self._latest[: -LONGEST_REORDER - 1]
+            self._reorderingst = []
+        if len(self._reorderingst) - bisect_right(self._reorderingst, order) > self._most_reordered:
+            raise UnprovenError
+        insort(self._reorderingst, order)
+        del self._reorderingst[: -LONGEST_REORDER - 1]
 
 
 class _Bits:
-    """Bits from the left; `Unsure` at the end of them."""
+    """Bits from the left; `UnprovenError` at the end of them."""
 
     def __init__(self, content: bytes) -> None:
         unescaped = content.replace(b"\0\0\3", b"\0\0")  # H.264 and HEVC; too rare elsewhere to matter in four bytes
@@ -499,7 +500,7 @@ class _Bits:
         """An unsigned number of so many bits."""
         self._left -= bits
         if self._left < 0:
-            raise Unsure
+            raise UnprovenError
         return self._value >> self._left & ((1 << bits) - 1)
 
     def ue(self) -> int:
@@ -521,7 +522,7 @@ def _units(packet: memoryview, length_bytes: int) -> Iterator[memoryview]:
         begin = position + length_bytes
         position = begin + int.from_bytes(packet[position:begin])
         if not begin < position <= len(packet):
-            raise Unsure
+            raise UnprovenError
         yield packet[begin:position]
 
 
@@ -532,7 +533,7 @@ def _counted_units(content: bytes, position: int, count: int) -> tuple[list[byte
         begin = position + 2
         position = begin + int.from_bytes(content[position:begin])
         if not begin + 1 < position <= len(content):
-            raise Unsure
+            raise UnprovenError
         units.append(content[begin:position])
     return units, position
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from alphafuse.errors import DecodeError
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .decode import probe_audio
 from .fetch import fetched
@@ -15,7 +16,7 @@ TIMEOUT_SECONDS = 60.0  # that a header may take
 
 
 def files_without_audio(
-    files: Sequence[Path], *, workers: int = 0, progress: Callable[[], object] | None = None
+    files: Sequence[Path], *, workers: int = 0, progress: Progress = NO_PROGRESS
 ) -> dict[Path, str]:
     """file -> why it has no audio, in the order given, for those that have no audio stream or can't be opened.
 
@@ -25,7 +26,7 @@ def files_without_audio(
     Args:
         files: video files; those behind URLs are fetched whole.
         workers: processes; 0 = one per processor.
-        progress: called after each file.
+        progress: callbacks; one round of all files.
 
     >>> from pathlib import Path
     >>> from alphafuse import files_without_audio
@@ -34,13 +35,16 @@ def files_without_audio(
     [('vggsound.csv', "can't be opened: ...")]
     """
     reasons: dict[Path, str] = {}
-    for file, reason in map_tasks(
-        _probe, ((file, file) for file in files), failed=str, workers=workers, timeout_seconds=TIMEOUT_SECONDS
-    ):
-        if reason:
-            reasons[file] = reason
-        if progress is not None:
-            progress()
+    progress.start("audio streams", total=len(files), unit="file")
+    try:
+        for file, reason in map_tasks(
+            _probe, ((file, file) for file in files), failed=str, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+        ):
+            if reason:
+                reasons[file] = reason
+            progress.advance()
+    finally:
+        progress.stop()
     return {file: reasons[file] for file in files if file in reasons}
 
 

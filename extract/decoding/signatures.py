@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.duplicates import FRAMES, Signature
 from alphafuse.data.manifest import Clip
 from alphafuse.errors import DecodeError
+from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .decode import SAMPLE_RATE_HZ, decode_clip
+from .decode import decode_clip
 from .fetch import fetched
+from .specs import SAMPLE_RATE_HZ
 from .workers import map_tasks
 
 CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
@@ -38,7 +40,7 @@ def sign_clips(
     clips: Sequence[Clip] | None = None,
     *,
     workers: int = 0,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Signature]:
     """clip_id -> signature of each clip (by default all of the root) that has a file, in their order.
 
@@ -48,7 +50,7 @@ def sign_clips(
         dataset: the root.
         clips: which clips.
         workers: decode processes; 0 = one per processor.
-        progress: called after each clip.
+        progress: callbacks; one round of all clips that have a file.
 
     >>> from alphafuse import Dataset, sign_clips
     >>> dataset = Dataset.open("demo")
@@ -62,12 +64,15 @@ def sign_clips(
     chosen = [clip for clip in asked if clip.clip_id in there]
     signed: dict[str, Signature] = {}
     files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
-    for clip_id, signature in map_tasks(
-        sign_file, files, failed=_failed, workers=workers, timeout_seconds=TIMEOUT_SECONDS
-    ):
-        signed[clip_id] = signature
-        if progress is not None:
-            progress()
+    progress.start("signatures", total=len(files))
+    try:
+        for clip_id, signature in map_tasks(
+            sign_file, files, failed=_failed, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+        ):
+            signed[clip_id] = signature
+            progress.advance()
+    finally:
+        progress.stop()
     return {clip.clip_id: signed[clip.clip_id] for clip in chosen}
 
 

@@ -1,33 +1,26 @@
-"""What TimeSformer and AST are fed, by protocol, as far as it is decided and done beside the decoder.
+"""What encoders are fed, and what decoding gives: plain values that travel between processes. No torch, no FFmpeg.
 
 Protocol `standard` is each encoder's own published preprocessing, read from its `preprocessor_config.json`; where a
 folder has none, the values that its authors published. Protocol `notebook` is what the seed paper's authors fed, quirks
-included (see docs/paper.md). Frames and waveforms travel as they are decoded, in 8 bits and in samples, or resized and
-cropped (`prepare_frame`); `tensors` makes models' inputs of them on the model's device. No torch here: decode workers
-stay small.
+included (see docs/paper.md).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from alphafuse.data.streams import PROTOCOLS
-from alphafuse.errors import DecodeError, EncoderError, unknown
+from alphafuse.errors import DecodeError, EncoderError
 
-from .decode import SAMPLE_RATE_HZ, Decoded, decode_clip
-from .fetch import fetched
-
+SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 3.1)
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
 HOP_SAMPLES = 160  # and its hop: 10 ms
-TRAVELLING_PIXELS = 640 * 480  # of a frame that is resized on the device; larger ones are resized beside the decoder
+DEVICE_RESIZE_PIXELS = 640 * 480  # of a frame that a device may resize; larger ones are resized beside the decoder
+NO_MEMORY = "needs more memory than a decode worker may take"
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class FrameSpec:
         resample: PIL's filter number (2 = bilinear with antialiasing).
         scale: factor on the 8-bit values.
         mean, std: per channel, in units of the scaled values.
-        sampling: which frames of the clip, see `alphafuse.extract.decoding.decode.SAMPLINGS`.
+        sampling: which frames of the clip, see `SAMPLINGS`.
     """
 
     frames: int = 8
@@ -123,8 +116,8 @@ class AudioSpec:
         mel_bins: mel bands.
         max_length: frames fed; shorter clips are padded with zeros before normalisation, longer ones cut.
         mean, std: the result is (x - mean) / (2 std).
-        spectrogram: "kaldi" (natural logarithm, `tensors.filter_banks`) or "decibel" (the notebook's,
-            `tensors.decibel_spectrogram`).
+        spectrogram: "kaldi" (natural logarithm, `ast.filter_banks`) or "decibel" (the notebook's,
+            `ast.decibel_spectrogram`).
     """
 
     mel_bins: int = 128
@@ -172,10 +165,36 @@ class AudioSpec:
         )
 
 
-def check_protocol(protocol: str) -> None:
-    """Raise `EncoderError` for a name that is no protocol."""
-    if protocol not in PROTOCOLS:
-        raise EncoderError(unknown("protocol", protocol, PROTOCOLS))
+@dataclass(frozen=True)
+class Decoded:
+    """What decoding a clip's file gives.
+
+    Attributes:
+        frames: (frames, height, width, 3) uint8 RGB, or None.
+        waveform: (samples,) float32 at 16 kHz, nominally in [-1, 1], or None.
+        no_frames, no_waveform: why the frames or the waveform are None, else "".
+        is_resized: whether the frames are resized and cropped; False = they are as they were decoded, and the encoder's
+            device resizes them.
+        seconds: duration of what a player shows, the longer of picture and sound; nan where unknown.
+        file_bytes: size of the file; 0 where unknown.
+        digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" where unknown.
+        cpu_seconds: processor time that decoding took, where it was measured.
+    """
+
+    frames: np.ndarray | None
+    waveform: np.ndarray | None
+    no_frames: str = ""
+    no_waveform: str = ""
+    is_resized: bool = True
+    seconds: float = math.nan
+    file_bytes: int = 0
+    digest: str = ""
+    cpu_seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        frames = self.no_frames if self.frames is None else self.frames.shape
+        waveform = self.no_waveform if self.waveform is None else self.waveform.shape
+        return f"Decoded(frames={frames}, waveform={waveform})"
 
 
 def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
@@ -201,79 +220,47 @@ def crop_box(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int, int, int
     return top, left, *spec.crop
 
 
-def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
-    """Resize and centre-crop one frame as HuggingFace's PIL image processors do.
+def frame_indices(total: int, frames: int) -> np.ndarray:
+    """Which of `total` shown frames represent a clip: `frames` of them, spread evenly from the first to the last.
+
+    TimeSformer's own test-time sampling (`linspace` over its window, truncated) with the whole clip as the window; a
+    clip with fewer frames repeats some.
+
+    >>> frame_indices(300, 8)
+    array([  0,  42,  85, 128, 170, 213, 256, 299])
+    """
+    if total < 1 or frames < 1:
+        raise ValueError(f"total and frames must be at least 1, not {total} and {frames}")
+    return np.linspace(0, total - 1, frames).astype(np.int64)
+
+
+def notebook_indices(shown: int, listed: int, frames: int) -> np.ndarray:
+    """Which shown frames the paper's notebook got: int(listed / frames * i), the last one that exists repeated.
+
+    The notebook counted with OpenCV, whose count is the container's: it includes frames that an edit list hides. So
+    later indices can lie beyond the last shown frame; there the read failed, and the last frame read was repeated.
+    (OpenCV seeks by time; at a constant frame rate, as in VGGSound, that is the same frame.)
 
     Args:
-        image: (height, width, 3) uint8 RGB.
-        spec: sizes and filter.
+        shown: frames that a player shows.
+        listed: frames that the container lists, hidden ones included.
+        frames: how many to take.
 
-    Returns:
-        (crop height, crop width, 3) uint8.
-
-    Raises:
-        DecodeError: the resized frame is smaller than the crop.
+    >>> notebook_indices(300, 350, 8)
+    array([  0,  43,  87, 131, 175, 218, 262, 262])
     """
-    size = resized_size(image.shape[0], image.shape[1], spec)
-    top, left, height, width = crop_box(size, spec)
-    if size != image.shape[:2]:
-        resized = Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(spec.resample))
-        image = np.array(resized)
-    return np.ascontiguousarray(image[top : top + height, left : left + width])
+    indices = [int(listed / frames * i) for i in range(frames)]
+    read = [index for index in indices if index < shown]
+    return np.array(read + read[-1:] * (frames - len(read)), dtype=np.int64)
 
 
-def check_waveform(waveform: np.ndarray) -> None:
-    """Raise `DecodeError` for a waveform, (samples,), that is too short for AST."""
-    if len(waveform) < WINDOW_SAMPLES:
-        raise DecodeError(f"audio is shorter than one window of {WINDOW_SAMPLES} samples (25 ms)")
+SAMPLINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {  # (shown, listed, frames) -> indices of shown frames
+    "spread": lambda shown, listed, frames: frame_indices(shown, frames),
+    "notebook": notebook_indices,
+}
 
 
-def decode_inputs(
-    task: tuple[Path, tuple[str, ...]], *, specs: dict[str, FrameSpec | AudioSpec], device_resizes: bool
-) -> Decoded:
-    """A clip's file -> the frames and the waveform that the encoders are fed; runs in a worker.
-
-    Args:
-        task: the file or its URL, and the modalities that are asked for.
-        specs: modality -> what it is fed.
-        device_resizes: leave frames of up to `TRAVELLING_PIXELS` as they are.
-    """
-    began = time.process_time()
-    path, modalities = task
-    frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
-    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
-    travelling = _Travelling(frame_spec) if device_resizes else None
-    try:
-        with fetched(path) as file:
-            decoded = decode_clip(
-                file,
-                frames=frame_spec.frames,
-                sampling=frame_spec.sampling,
-                prepare=travelling or partial(prepare_frame, spec=frame_spec),
-                max_samples=audio_spec.max_samples,
-                picture="timesformer" in modalities,
-                sound="ast" in modalities,
-            )
-    except DecodeError as error:
-        return Decoded(None, None, str(error), str(error), cpu_seconds=time.process_time() - began)
-    if decoded.waveform is not None:
-        try:
-            check_waveform(decoded.waveform)
-        except DecodeError as error:
-            decoded = replace(decoded, waveform=None, no_waveform=str(error))
-    is_prepared = travelling is None or travelling.has_prepared
-    return replace(decoded, is_prepared=is_prepared, cpu_seconds=time.process_time() - began)
-
-
-class _Travelling:
-    """Leaves a clip's frames as they are, to be resized on the device, unless its first one is large."""
-
-    def __init__(self, spec: FrameSpec) -> None:
-        self.has_prepared = True
-        self._spec, self._is_first = spec, True
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        if self._is_first:
-            self.has_prepared = image.shape[0] * image.shape[1] > TRAVELLING_PIXELS
-            self._is_first = False
-        return prepare_frame(image, self._spec) if self.has_prepared else image
+def first_line(error: BaseException) -> str:
+    """What FFmpeg says went wrong, in a line."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(message).splitlines()[0]

@@ -19,7 +19,7 @@ from alphafuse.errors import DatasetError
 from alphafuse.system.interrupts import hold_interrupts, wait_for_any
 from alphafuse.system.processes import start_worker
 
-from .decode import NO_MEMORY
+from .specs import NO_MEMORY
 
 try:
     import resource
@@ -218,7 +218,7 @@ def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
 def _start_worker(parent: int, memory_bytes: int) -> None:
     start_worker(parent)
     if memory_bytes and resource is not None:
-        from . import specs as inputs  # noqa: F401  # what every worker loads is not the task's
+        from . import decode  # noqa: F401  # what every worker loads is not the task's
 
         limit = psutil.Process().memory_info().vms + memory_bytes
         _, most = resource.getrlimit(resource.RLIMIT_AS)

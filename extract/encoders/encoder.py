@@ -1,12 +1,13 @@
-"""The frozen encoders: HuggingFace's TimeSformer and AST without their classifiers.
+"""An encoder: a frozen HuggingFace model without its classifier, with its preprocessing, on a device.
 
-An encoder is named by a hub id, by a folder in HuggingFace's layout, or "compact" for the small one that is shipped.
+The families (`timesformer`, `ast`) build one from a hub id, a folder in HuggingFace's layout, or "compact", the small
+one that is shipped; `families` lists them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from alphafuse.data.streams import PROTOCOLS
 from alphafuse.errors import EncoderError, unknown
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, check_protocol
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
 from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.files import read_json
 
-from .forward import pooled, store_products_in
-from .locate import LAYOUT, hub_reachable, locate
-from .tensors import audio_inputs, frame_inputs
+from .hub import LAYOUT, hub_reachable, locate
+from .transformer import store_products_in
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Placement:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EncoderError(unknown("precision", self.precision, PRECISIONS))
-        check_protocol(self.protocol)
+        if self.protocol not in PROTOCOLS:
+            raise EncoderError(unknown("protocol", self.protocol, PROTOCOLS))
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,11 @@ class Encoder:
         dim: length of an embedding.
         forward_bytes: memory that a forward pass takes per clip, about.
         spec: `FrameSpec` or `AudioSpec`.
-        model: the forward pass up to the embedding (`forward.pooled`), in eval mode, without gradients.
+        prepare: (what is decoded of each clip, device=...) -> the model's input on the device.
+        model: the forward pass up to the embedding, in eval mode, without gradients.
         placement: where and how it runs.
+        resize: frames as they were decoded, on any device -> resized as `decode.prepare_frame` does it; None where that
+            must be done beside the decoder.
     """
 
     modality: str
@@ -70,8 +75,10 @@ class Encoder:
     dim: int
     forward_bytes: int
     spec: FrameSpec | AudioSpec
+    prepare: Callable[..., torch.Tensor]
     model: nn.Module
     placement: Placement
+    resize: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __repr__(self) -> str:
         return f"Encoder({self.modality}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
@@ -91,8 +98,7 @@ class Encoder:
         """Embed a batch: TimeSformer's CLS token, or the mean of AST's CLS and distillation tokens, after the norm.
 
         Args:
-            clips: each (frames, height, width, 3) uint8 for TimeSformer, see `tensors.frame_inputs`; (samples,)
-                float32 for AST, see `tensors.audio_inputs`.
+            clips: each (frames, height, width, 3) uint8, resized, for TimeSformer; (samples,) float32 for AST.
 
         Returns:
             (clips, dim) float32.
@@ -103,14 +109,20 @@ class Encoder:
         device = self.placement.device
         try:
             with torch.inference_mode():
-                if isinstance(self.spec, FrameSpec):
-                    inputs = frame_inputs(clips, self.spec, device=device)
-                else:
-                    inputs = audio_inputs(clips, self.spec, device=device)
+                inputs = self.prepare(clips, device=device)
                 embeddings: np.ndarray = self.model(inputs).float().cpu().numpy()
         except torch.OutOfMemoryError:
             raise EncoderError(f"{device} ran out of memory: lower --batch-size") from None
         return embeddings
+
+    def resize_on_device(self, frames: np.ndarray) -> torch.Tensor:
+        """Frames as they were decoded, (frames, height, width, 3) uint8 -> resized, on the encoder's device.
+
+        Raises:
+            DecodeError: the resized frames are smaller than the crop.
+        """
+        assert self.resize is not None
+        return self.resize(torch.from_numpy(frames).to(self.placement.device))
 
 
 def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
@@ -121,77 +133,28 @@ def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
     return replace(encoder, model=compiled, placement=placement)
 
 
-def load_timesformer(name: str, placement: Placement | None = None) -> Encoder:
-    """Load a TimeSformer: hub id, folder or "compact"; it is fed as many frames as its config says.
+def freeze(
+    modality: str,
+    name: str,
+    model: Any,
+    forward: Callable[[Any], nn.Module],
+    *,
+    spec: FrameSpec | AudioSpec,
+    prepare: Callable[..., torch.Tensor],
+    placement: Placement,
+    resize: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Encoder:
+    """Make an encoder of a HuggingFace model, whose weights it takes over.
 
-    Raises:
-        EncoderError: not to be had, not a TimeSformer, weights missing, or settings that aren't implemented.
+    Args:
+        modality, name, spec, prepare, placement, resize: see `Encoder`.
+        model: HuggingFace's model, in float32 on the CPU.
+        forward: the family's forward pass, of that model's modules.
     """
-    from transformers import TimesformerModel
-
-    source = locate("timesformer", name)
-    model, config, preprocessor = _load(TimesformerModel, source, name)
-    if config.attention_type == "space_only":
-        raise EncoderError(
-            f"{name} has space_only attention, whose average over frames HuggingFace leaves out: use a model with "
-            "divided_space_time or joint_space_time attention"
-        )
-    placement = placement or Placement()
-    size = {"frames": config.num_frames, "image_size": config.image_size}
-    notebook = placement.protocol == "notebook"
-    spec = FrameSpec.notebook(**size) if notebook else FrameSpec.from_config(preprocessor, **size)
-    return _freeze("timesformer", name, model, spec, placement)
-
-
-def load_ast(name: str, placement: Placement | None = None) -> Encoder:
-    """Load an AST: hub id, folder or "compact"; any input length and strides.
-
-    Raises:
-        EncoderError: not to be had, not an AST, weights missing, or settings that aren't implemented.
-    """
-    from transformers import ASTModel
-
-    source = locate("ast", name)
-    model, config, preprocessor = _load(ASTModel, source, name)
-    placement = placement or Placement()
-    size = {"mel_bins": config.num_mel_bins, "max_length": config.max_length}
-    notebook = placement.protocol == "notebook"
-    spec = AudioSpec.notebook(**size) if notebook else AudioSpec.from_config(preprocessor, **size)
-    return _freeze("ast", name, model, spec, placement)
-
-
-def load_encoders(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Encoder]:
-    """modality -> encoder, for modality -> hub id, folder or "compact"; `EncoderError` when one can't be had."""
-    loaders = {"timesformer": load_timesformer, "ast": load_ast}
-    return {modality: loaders[modality](name, placement) for modality, name in names.items()}
-
-
-def random_encoders(placement: Placement | None = None) -> dict[str, Encoder]:
-    """Both full-size models with random weights, to measure speed where the trained ones aren't at hand."""
-    placement = placement or Placement()
-    models = random_models()
-    frame_spec = FrameSpec.from_config({}, frames=8, image_size=224)
-    audio_spec = AudioSpec.from_config({}, mel_bins=128, max_length=1024)
-    return {
-        "timesformer": _freeze("timesformer", "random", models["timesformer"], frame_spec, placement),
-        "ast": _freeze("ast", "random", models["ast"], audio_spec, placement),
-    }
-
-
-def random_models() -> dict[str, nn.Module]:
-    """HuggingFace's full-size models with random weights, the same every time."""
-    from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
-
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        return {"timesformer": TimesformerModel(TimesformerConfig()).eval(), "ast": ASTModel(ASTConfig()).eval()}
-
-
-def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioSpec, placement: Placement) -> Encoder:
     config: Any = model.config
     weights_sha256 = _weights_sha256(model)
     model.eval().requires_grad_(False)
-    fast = pooled(model).eval().requires_grad_(False)
+    fast = forward(model).eval().requires_grad_(False)
     if placement.precision == "bf16":
         store_products_in(fast, torch.bfloat16)
     frozen = Encoder(
@@ -202,8 +165,10 @@ def _freeze(modality: str, name: str, model: nn.Module, spec: FrameSpec | AudioS
         dim=config.hidden_size,
         forward_bytes=_forward_bytes(model),
         spec=spec,
+        prepare=prepare,
         model=fast,
         placement=placement,
+        resize=resize,
     )
     return place(frozen, str(placement.device), compile=placement.compile)
 
@@ -215,8 +180,15 @@ def _forward_bytes(model: Any) -> int:
     return 4 * tokens * (2 * config.intermediate_size + 9 * config.hidden_size)
 
 
-def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str, Any]]:
-    """(model in float32, its config, its preprocessor_config.json as a dict, {} without one)."""
+def load_pretrained(modality: str, name: str, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Load HuggingFace's model by its name: a hub id, a folder or "compact".
+
+    Returns:
+        The model in float32, its config, and its preprocessor_config.json as a dict, {} without one.
+
+    Raises:
+        EncoderError: there is no such model, its weights are damaged or some are missing.
+    """
     import huggingface_hub
     import transformers
     from safetensors import SafetensorError
@@ -224,7 +196,7 @@ def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str,
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    modality = "timesformer" if model_class is transformers.TimesformerModel else "ast"
+    source = locate(modality, name)
     is_folder = Path(source).is_dir()
     offline = not is_folder and not hub_reachable()
     try:
@@ -234,7 +206,7 @@ def _load(model_class: Any, source: str, name: str) -> tuple[Any, Any, dict[str,
     except (OSError, ValueError) as error:
         if is_folder:
             raise EncoderError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
-        raise EncoderError(_not_to_be_had(modality, name, offline=offline)) from None
+        raise EncoderError(_not_found_message(modality, name, offline=offline)) from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
         raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
     if report["missing_keys"]:  # HuggingFace would fill them with random numbers
@@ -257,7 +229,7 @@ def _preprocessor_config(source: str, *, offline: bool) -> dict[str, Any]:
     return read_json(Path(found)) if found else {}
 
 
-def _not_to_be_had(modality: str, name: str, *, offline: bool) -> str:
+def _not_found_message(modality: str, name: str, *, offline: bool) -> str:
     what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
     return (
         f"{what}: point at a folder (--{modality} FOLDER with {LAYOUT}), convert the original checkpoint "

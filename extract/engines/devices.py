@@ -1,6 +1,4 @@
-"""Stage one on several devices of this machine without Ray: a process per device, over disjoint clips.
-
-    settings, "cuda:0,cuda:1" -> a process with an Extractor on each -> one store, one report
+"""Several devices of this machine: a process per device, each with a local engine, over disjoint clips.
 
 The processes share the work as any extractions of one store do, by claims; where the file system has no locks, by a
 fixed part of the clips for each.
@@ -11,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
+from types import TracebackType
 from typing import Any
 
 from loky import cpu_count
@@ -21,169 +20,140 @@ from loky.backend.context import get_context
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import AlphafuseError
-from alphafuse.extract.memory import SHARE_OF_FREE
-from alphafuse.extract.pipeline import Extractor, ExtractReport, Progress
+from alphafuse.extract.jobs import Done
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.work import Work
 from alphafuse.system.interrupts import heed_interrupts
 from alphafuse.system.processes import free_memory_bytes, start_worker
 
+from .embedder import SHARE_OF_FREE, Embedder, load_encoders
+from .local import LocalEngine
 
-def extract_on_devices(
-    dataset: Dataset, splits: Sequence[str], settings: ExtractSettings, *, progress: Progress | None = None
-) -> list[ExtractReport]:
-    """Extract what the stores of these splits lack, on all of the settings' devices at once.
+FINISHED = "finished"  # what a process answers when it has done its part of a work
 
-    Args:
-        dataset: the root.
-        splits: some of "train", "val", "test".
-        settings: with several devices, see `list_devices`; `workers`, `models` and `max_memory_gb` are those of all
-            processes together.
-        progress: is told of the clips of all.
 
-    Raises:
-        AlphafuseError: what went wrong in one of the processes; the others end with what they have in the store. A
-            process that is killed leaves its clips to the others.
+class DevicesEngine:
+    """A process for each device; a context manager. Leaving it ends the processes, with what they have written.
+
+    Attributes:
+        recipes: modality -> everything that decides its numbers.
     """
-    devices = settings.device.split(",")
-    with _processes(dataset, splits, settings, devices) as connections:
-        _Split(connections, None).gather()  # each has its models, and has looked at the stores
-        reports = []
-        for split in splits:
-            for connection in connections:
-                with contextlib.suppress(OSError):  # of a process that is gone
-                    connection.send(split)
-            found = _Split(connections, progress).gather()
-            if not found:
-                raise AlphafuseError(
-                    f"all processes of {', '.join(devices)} were killed, by lack of memory perhaps: allow less "
-                    "(--max-memory), then run the same command again"
-                )
-            reports.append(_merged(found))
-    return reports
 
+    recipes: dict[str, dict[str, Any]]
 
-class _Split:
-    """One round of answers: what all processes tell until each has done its part."""
+    def __init__(self, dataset: Dataset, settings: ExtractSettings, devices: Sequence[str]) -> None:
+        """Start nothing yet.
 
-    def __init__(self, connections: list[Connection], progress: Progress | None) -> None:
-        self._connections, self._progress = connections, progress
-        self._has_started = False
+        Args:
+            dataset: names the encoders that the settings leave open.
+            settings: `workers`, `models` and `max_memory_gb` are those of all processes together.
+            devices: one per process.
+        """
+        self._dataset, self._settings, self._devices = dataset, settings, tuple(devices)
+        self._processes: list[Any] = []
+        self._connections: list[Connection] = []
 
-    def gather(self) -> list[Any]:
-        """The answers; fewer than there are processes where some were killed."""
-        answers, waiting = [], list(self._connections)
+    def __enter__(self) -> DevicesEngine:
+        """Start the processes, and wait until each has loaded the encoders.
+
+        Raises:
+            AlphafuseError: what went wrong in one of them.
+        """
+        context, count = get_context("loky"), len(self._devices)
+        share = replace(
+            self._settings,
+            workers=math.ceil((self._settings.workers or cpu_count()) / count),
+            models=math.ceil((self._settings.models or cpu_count()) / count),
+            max_memory_gb=(self._settings.max_memory_gb or SHARE_OF_FREE * free_memory_bytes() / 1e9) / count,
+        )
         try:
-            while waiting:
-                for connection in wait(waiting):
-                    assert isinstance(connection, Connection)
-                    try:
-                        kind, content = connection.recv()
-                    except (EOFError, OSError):  # killed: its claims ended with it
-                        self._connections.remove(connection)
-                        waiting.remove(connection)
-                        continue
-                    if kind == "answer":
-                        answers.append(content)
-                        waiting.remove(connection)
-                    elif kind == "error":
-                        raise content
-                    else:
-                        self._tell(kind, content)
-        finally:
-            if self._has_started and self._progress is not None:
-                self._progress.stop()
-        return answers
+            for number, device in enumerate(self._devices):
+                here, there = context.Pipe()
+                process = context.Process(
+                    target=_serve,
+                    args=(there, os.getpid(), self._dataset, replace(share, device=device), (number, count)),
+                )
+                process.start()
+                there.close()  # so that its end is seen
+                self._connections.append(here)
+                self._processes.append(process)
+            for recipes in self._answers():
+                self.recipes = recipes
+            self._require_any()
+        except BaseException:
+            self._end()
+            raise
+        return self
 
-    def _tell(self, kind: str, content: dict[str, Any]) -> None:
-        if self._progress is None:
-            return
-        if kind == "clips":
-            self._progress.clips(**content)
-        elif not self._has_started:  # the first process that looked knows what there was to do
-            self._has_started = True
-            self._progress.start(**content)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
 
+    def fill(self, work: Work) -> Generator[Done, None, None]:
+        """Do what is missing, and yield what is in the store. A process that is killed leaves its clips to the others.
 
-def _merged(reports: Sequence[ExtractReport]) -> ExtractReport:
-    """One report of the processes' own."""
-    first = reports[0]
-    own = sum(report.clips - report.already for report in reports)
-    return replace(
-        first,
-        already=first.clips - own,
-        embedded={name: sum(report.embedded[name] for report in reports) for name in first.embedded},
-        failures=tuple(failure for report in reports for failure in report.failures),
-        seconds=max(report.seconds for report in reports),
-        decode_seconds=sum(report.decode_seconds for report in reports),
-        embed_seconds=sum(report.embed_seconds for report in reports),
-        is_shared=all(report.is_shared for report in reports),
-    )
+        Raises:
+            AlphafuseError: what went wrong in one of the processes; the others end with what they have in the store.
+        """
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # of a process that is gone
+                connection.send(work)
+        for done in self._answers():
+            yield replace(done, elsewhere=0, figures={})  # each process yields what it did itself
+        self._require_any()
 
+    def _answers(self) -> Iterator[Any]:
+        """What the processes tell, until each has finished or was killed."""
+        waiting = list(self._connections)
+        while waiting:
+            for connection in wait(waiting):
+                assert isinstance(connection, Connection)
+                try:
+                    answer = connection.recv()
+                except (EOFError, OSError):  # killed: its claims ended with it
+                    self._connections.remove(connection)
+                    waiting.remove(connection)
+                    continue
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer == FINISHED:
+                    waiting.remove(connection)
+                else:
+                    yield answer
 
-@contextlib.contextmanager
-def _processes(
-    dataset: Dataset, splits: Sequence[str], settings: ExtractSettings, devices: Sequence[str]
-) -> Iterator[list[Connection]]:
-    """A process per device, and the connections to them; leaving the block ends them, with what they have written."""
-    context, count = get_context("loky"), len(devices)
-    share = replace(
-        settings,
-        workers=math.ceil((settings.workers or cpu_count()) / count),
-        models=math.ceil((settings.models or cpu_count()) / count),
-        max_memory_gb=(settings.max_memory_gb or SHARE_OF_FREE * free_memory_bytes() / 1e9) / count,
-    )
-    connections, started = [], []
-    try:
-        for number, device in enumerate(devices):
-            here, there = context.Pipe()
-            of_device = replace(share, device=device)
-            process = context.Process(
-                target=_serve, args=(there, os.getpid(), dataset, tuple(splits), of_device, (number, count))
+    def _require_any(self) -> None:
+        if not self._connections:
+            raise AlphafuseError(
+                f"all processes of {', '.join(self._devices)} were killed, by lack of memory perhaps: allow less "
+                "(--max-memory), then run the same command again"
             )
-            process.start()
-            there.close()  # so that its end is seen
-            connections.append(here)
-            started.append(process)
-        yield connections
-    finally:
-        for process in started:
+
+    def _end(self) -> None:
+        for process in self._processes:
             if process.is_alive():
                 process.terminate()  # it writes what it has
-        for process in started:
+        for process in self._processes:
             process.join()
 
 
-class _Told(Progress):
-    """Progress that goes to the main process; what other processes did, they tell themselves."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self._connection.send(("start", {"split": split, "clips": clips, "already": already}))
-
-    def clips(self, *, complete: int, incomplete: int) -> None:
-        self._connection.send(("clips", {"complete": complete, "incomplete": incomplete}))
-
-
 def _serve(
-    connection: Connection,
-    parent: int,
-    dataset: Dataset,
-    splits: Sequence[str],
-    settings: ExtractSettings,
-    part: tuple[int, int],
+    connection: Connection, parent: int, dataset: Dataset, settings: ExtractSettings, part: tuple[int, int]
 ) -> None:
-    """A process: load the models, then extract the splits that the main process names, until it hangs up."""
+    """A process: load the encoders, then do the works that the main process sends, until it hangs up."""
     start_worker(parent)
     heed_interrupts()
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         try:
-            extractor = Extractor(dataset, settings, part=part)
-            for split in splits:
-                extractor.pending(split)
-            connection.send(("answer", None))
+            engine = LocalEngine(Embedder(load_encoders(dataset, settings, settings.device), settings), part=part)
+            connection.send(engine.recipes)
+            connection.send(FINISHED)
             while True:
-                connection.send(("answer", extractor.extract(connection.recv(), progress=_Told(connection))))
+                work: Work = connection.recv()
+                with contextlib.closing(engine.fill(work)) as filling:
+                    for done in filling:
+                        if done.clips or not done.is_shared:
+                            connection.send(done)
+                connection.send(FINISHED)
         except AlphafuseError as error:
-            connection.send(("error", error))
+            connection.send(error)

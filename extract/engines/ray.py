@@ -1,4 +1,4 @@
-"""Stage one on a Ray cluster: the same decoding, models, shards and promises as `pipeline`, scheduled by Ray Data.
+"""A Ray cluster: the same decoding, models, shards and promises as `local`, scheduled by Ray Data.
 
     jobs (the store claimed) -> blocks -> decode actors -> model actors -> references -> commit tasks -> shards
 
@@ -14,25 +14,24 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.dataset import Dataset
 from alphafuse.data.store.claims import Claims
-from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import ClusterError, StoreError
-from alphafuse.extract.jobs import Jobs
-from alphafuse.extract.memory import MemoryPlan
-from alphafuse.extract.pipeline import Extractor, Tally
+from alphafuse.extract.jobs import Done, Job, Jobs
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.work import Work
 from alphafuse.system.cluster import alive_nodes, last_line, own_error
 from alphafuse.system.interrupts import hold_interrupts
 from alphafuse.system.remote import is_remote
 
-from .ray_pools import Node, Pools, plan_pools
+from .embedder import decoded_bytes, library_versions, provenance
+from .local import SHARD_BYTES
+from .ray_pools import Node, plan_pools
 from .ray_stages import (
     Commit,
     Committed,
@@ -41,14 +40,12 @@ from .ray_stages import (
     Decoding,
     EmbedBlock,
     commit_blocks,
-    library_versions,
     pack_block,
     ship_encoders,
 )
-from .writer import SHARD_BYTES
 
 if TYPE_CHECKING:
-    from alphafuse.extract.encoders.encoder import Encoder, Placement
+    from alphafuse.extract.encoders.encoder import Encoder
 
 POLL_SECONDS = 0.5  # between two looks at what is finished
 JOIN_SECONDS = 5.0  # that an interrupt waits for Ray Data
@@ -56,59 +53,73 @@ COMMITS_AT_ONCE = 32  # beyond that, embedding waits for the store
 BUNDLES_WAITING = 256  # of references, between Ray Data and this process
 
 
-class RayExtractor(Extractor):
-    """An extractor whose work is done by a Ray cluster."""
+class RayEngine:
+    """Encoders on a Ray cluster, which get to its nodes from here."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        settings: ExtractSettings,
-        *,
-        ray: Any,
-        encoders: Mapping[str, Encoder] | None = None,
-    ) -> None:
-        """Load the encoders on this machine's CPU, unless they are given there; nodes get them from here.
+    def __init__(self, ray: Any, encoders: Mapping[str, Encoder], settings: ExtractSettings) -> None:
+        """Divide the cluster, and put the encoders into its object store.
 
         Args:
-            dataset: a root; its clips and stores must be seen by all nodes.
-            settings: as ever; `device` is "auto", "cpu" or "cuda".
             ray: the module, connected (`alphafuse.system.cluster.connected`).
-            encoders: modality -> encoder on the CPU.
+            encoders: modality -> encoder on this machine's CPU.
+            settings: how to decode and embed; `device` is "auto", "cpu" or "cuda".
 
         Raises:
-            EncoderError: an encoder can't be had.
-            ClusterError: the cluster can't do it.
+            ClusterError: the cluster has too few machines, or too little memory.
         """
-        self._ray = ray
-        super().__init__(_absolute(dataset), settings, encoders=encoders)
-        self.batch_size = self.pools.batch_size
-        self._weights = ray.put(ship_encoders(self.encoders))
+        self._ray, self._encoders, self._settings = ray, dict(encoders), settings
+        self._pools = plan_pools(
+            [
+                Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
+                for node in alive_nodes(ray)
+            ],
+            settings,
+            decoded_bytes=sum(decoded_bytes(one.spec, device_resizes=False) for one in self._encoders.values()),
+            forward_bytes=max(encoder.forward_bytes for encoder in self._encoders.values()),
+        )
+        self._weights = ray.put(ship_encoders(self._encoders))
 
-    def _fill(self, jobs: Jobs, store: EmbeddingStore, tally: Tally) -> bool:
-        with Claims(store.folder) as claims:
+    @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """modality -> everything that decides its numbers."""
+        return {modality: encoder.recipe() for modality, encoder in self._encoders.items()}
+
+    def fill(self, work: Work) -> Generator[Done, None, None]:
+        """Do what is missing, and yield what is in the store. What is embedded when it ends early is written too.
+
+        The clips and the store must be seen by all nodes.
+
+        Raises:
+            StoreError: another extraction is filling the store.
+            ClusterError: the cluster failed.
+        """
+        with Claims(work.store.folder) as claims:
             run = uuid.uuid4().hex
             if not claims.claim_all(run):
                 raise StoreError(
-                    f"another extraction is filling {store.folder}, and the Ray engine takes a store as a whole: wait "
-                    "for it or stop it, then run the same command again"
+                    f"another extraction is filling {work.store.folder}, and the Ray engine takes a store as a whole: "
+                    "wait for it or stop it, then run the same command again"
                 )
-            jobs = self._missing(store, jobs)  # what the other one did, before it ended
-            size = self.pools.block_clips
+            jobs = work.missing(work.jobs)  # what the other one did, before it ended
+            size = self._pools.block_clips
             blocks = {start // size: slice(start, start + size) for start in range(0, len(jobs), size)}
             while blocks:
-                done = self._run(jobs, blocks, store, tally, run if claims.is_shared else None)
-                if not done:
+                committer = _Committer(
+                    self._ray, self._commit(work, run if claims.is_shared else None), self._settings.flush_seconds
+                )
+                yield from self._run(work, jobs, blocks, committer)
+                if not committer.done:
                     raise ClusterError(
                         "the Ray cluster loses all that it computes: look at its nodes (`ray status`), then run the "
                         "same command again"
                     )
-                blocks = {number: part for number, part in blocks.items() if number not in done}
-            return claims.is_shared
+                blocks = {number: part for number, part in blocks.items() if number not in committer.done}
+            yield Done(is_shared=claims.is_shared)
 
     def _run(
-        self, jobs: Jobs, blocks: Mapping[int, slice], store: EmbeddingStore, tally: Tally, run: str | None
-    ) -> set[int]:
-        """Send blocks (number -> which jobs) through the cluster; the numbers of those that are in the store then.
+        self, work: Work, jobs: Jobs, blocks: Mapping[int, slice], committer: _Committer
+    ) -> Generator[Done, None, None]:
+        """Send blocks (number -> which jobs) through the cluster, and yield what is committed.
 
         Also when it is interrupted, what was embedded until then is committed.
         """
@@ -116,8 +127,7 @@ class RayExtractor(Extractor):
             self._ray.get_runtime_context().get_node_id(), soft=True
         )
         counts = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
-        committer = _Committer(self._ray, partial(self._commit, store, run), self.settings.flush_seconds, tally)
-        stream = _Stream(self._stages(jobs, blocks, counts))
+        stream = _Stream(self._stages(work, jobs, blocks, counts))
         asked = None
         try:
             with _own_errors():
@@ -128,46 +138,47 @@ class RayExtractor(Extractor):
                         is_over = bundle is stream.END
                         if bundle is not None and not is_over:
                             committer.add(bundle)
-                    committer.look()
-                    asked = self._show(tally, counts, asked)
+                    yield from committer.look()
+                    figures, asked = self._ask(counts, asked)
+                    if figures:
+                        yield Done(figures=figures)
         finally:
             try:
                 with _own_errors():
-                    committer.finish()
+                    rest = committer.finish()
             finally:
                 stream.stop()  # not before: Ray Data cancels what runs, and Ray has aborted drivers while it cancelled
                 stream.join()
                 self._ray.kill(counts)
-        return committer.done
+        yield from rest
 
-    def _stages(self, jobs: Jobs, blocks: Mapping[int, slice], counts: Any) -> Any:
+    def _stages(self, work: Work, jobs: Jobs, blocks: Mapping[int, slice], counts: Any) -> Any:
         """The Ray Dataset: nothing runs before it is read."""
         from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
-        pools = self.pools
+        pools = self._pools
         context = DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.raise_original_map_exception = True
         context.target_max_block_size = pools.block_bytes  # what Ray Data takes a block for before it has seen one
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
-        clip_folder = self.dataset.clip_folder
         decoding = Decoding(
             libraries=library_versions(),
-            specs={modality: encoder.spec for modality, encoder in self.encoders.items()},
-            timeout_seconds=self.settings.timeout_seconds,
+            specs={modality: encoder.spec for modality, encoder in self._encoders.items()},
+            timeout_seconds=self._settings.timeout_seconds,
             clip_bytes=pools.clip_bytes,
-            clip_folder=None if is_remote(clip_folder) else clip_folder,
+            clip_folder=None if is_remote(work.clip_folder) else work.clip_folder.absolute(),
             counts=counts,
         )
         embedding = {
             "device": pools.device,
-            "compile": self.settings.compile,
+            "compile": self._settings.compile,
             "batch_size": pools.batch_size,
             "counts": counts,
         }
         on_gpus = pools.device != "cpu"
         with DataContext.current(context):
-            rows = [pack_block(number, tuple(jobs[part])) for number, part in blocks.items()]
+            rows = [pack_block(number, tuple(map(_absolute, jobs[part]))) for number, part in blocks.items()]
             return (
                 self._ray.data.from_items(rows, override_num_blocks=len(rows))
                 .map(
@@ -193,60 +204,37 @@ class RayExtractor(Extractor):
                 )
             )
 
-    def _commit(self, store: EmbeddingStore, run: str | None, references: Sequence[Any]) -> Any:
-        """Have embedded blocks written as one shard; a reference to what came of it."""
-        commit = Commit(store.folder, run, time.time_ns(), self.recipes, self._provenance())
-        task = self._ray.remote(num_cpus=0, max_retries=-1, scheduling_strategy="SPREAD")(commit_blocks)
-        return task.remote(commit, *references)
+    def _commit(self, work: Work, run: str | None) -> Callable[[Sequence[Any]], Any]:
+        """(embedded blocks) -> a reference to what came of writing them as one shard, wherever there is room."""
+        folder = _absolute_path(work.store.folder)
 
-    def _show(self, tally: Tally, counts: Any, asked: Any) -> Any:
-        """Tell progress what the counting actor said, and ask it again; never waits."""
-        if asked is not None:
-            ready, _ = self._ray.wait([asked], timeout=0)
-            if not ready:
-                return asked
-            counted: dict[str, int] = {}
-            with suppress(self._ray.exceptions.RayError):  # its machine is gone, and with it the figures of the stages
-                counted = self._ray.get(asked)
-            tally.stages(**counted, nodes=len(alive_nodes(self._ray)))
-        return counts.read.remote()
+        def commit(references: Sequence[Any]) -> Any:
+            made = provenance(self._encoders, self._pools.device)
+            task = self._ray.remote(num_cpus=0, max_retries=-1, scheduling_strategy="SPREAD")(commit_blocks)
+            return task.remote(Commit(folder, run, time.time_ns(), work.recipes, made), *references)
 
-    @property
-    def _device_name(self) -> str:
-        return self.pools.device
+        return commit
 
-    @staticmethod
-    def _placement(settings: ExtractSettings, protocol: str) -> Placement:
-        import torch
-
-        from alphafuse.extract.encoders.encoder import Placement
-
-        return Placement(torch.device("cpu"), settings.precision, protocol)
-
-    @cached_property
-    def pools(self) -> Pools:
-        """Who does what, by the machines that there were when this was first asked."""
-        return plan_pools(
-            [
-                Node(*(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
-                for node in alive_nodes(self._ray)
-            ],
-            self.settings,
-            decoded_bytes=self.decoded_bytes,
-            forward_bytes=max(encoder.forward_bytes for encoder in self.encoders.values()),
-        )
-
-    def _plan_memory(self) -> MemoryPlan:
-        return MemoryPlan(0, self.pools.decoders, self.pools.clip_bytes)  # of no limit here: Ray has each machine's
+    def _ask(self, counts: Any, asked: Any) -> tuple[dict[str, int], Any]:
+        """How far the stages are by the counting actor's last answer, and the next question to it; never waits."""
+        if asked is None:
+            return {}, counts.read.remote()
+        ready, _ = self._ray.wait([asked], timeout=0)
+        if not ready:
+            return {}, asked
+        counted: dict[str, int] = {}
+        with suppress(self._ray.exceptions.RayError):  # its machine is gone, and with it the figures of the stages
+            counted = self._ray.get(asked)
+        return {**counted, "nodes": len(alive_nodes(self._ray))}, counts.read.remote()
 
 
-def _absolute(dataset: Dataset) -> Dataset:
-    """The same root by paths that mean the same in every process."""
-    clip_folder, stores = (
-        path if path is None or is_remote(path) else path.absolute() for path in (dataset.clip_folder, dataset.stores)
-    )
-    assert clip_folder is not None
-    return replace(dataset, root=dataset.root.absolute(), clip_folder=clip_folder, stores=stores)
+def _absolute(job: Job) -> Job:
+    """The same job by a path that means the same in every process."""
+    return replace(job, path=_absolute_path(job.path))
+
+
+def _absolute_path(path: Path) -> Path:
+    return path if is_remote(path) else path.absolute()
 
 
 class _Stream:
@@ -310,11 +298,11 @@ class _Committer:
         done: numbers of the blocks that are in the store.
     """
 
-    def __init__(self, ray: Any, commit: Any, flush_seconds: float, tally: Tally) -> None:
-        self._ray, self._commit, self._flush_seconds, self._tally = ray, commit, flush_seconds, tally
+    def __init__(self, ray: Any, commit: Callable[[Sequence[Any]], Any], flush_seconds: float) -> None:
+        self._ray, self._commit, self._flush_seconds = ray, commit, flush_seconds
         self._held: list[Any] = []
         self._held_bytes, self._due = 0, 0.0
-        self._flying: list[Any] = []
+        self._running: list[Any] = []
         self.done: set[int] = set()
 
     def add(self, bundle: Any) -> None:
@@ -324,30 +312,33 @@ class _Committer:
         self._held += bundle.block_refs
         self._held_bytes += bundle.size_bytes()
 
-    def look(self) -> None:
-        """Begin the commit that is due, and take note of those that are finished; waits only when there are many."""
+    def look(self) -> list[Done]:
+        """Begin the commit that is due, and return what came of those that are finished; waits only when many run."""
         if self._held and (self._held_bytes >= SHARD_BYTES or time.monotonic() >= self._due):
             self._flush()
-        self._collect(wait=len(self._flying) >= COMMITS_AT_ONCE)
+        return self._collect(wait=len(self._running) >= COMMITS_AT_ONCE)
 
-    def finish(self) -> None:
-        """Commit all that is held, and wait."""
+    def finish(self) -> list[Done]:
+        """Commit all that is held, and wait; what came of it."""
         if self._held:
             self._flush()
-        while self._flying:
-            self._collect(wait=True)
+        found: list[Done] = []
+        while self._running:
+            found += self._collect(wait=True)
+        return found
 
     def _flush(self) -> None:
         with hold_interrupts():  # once: another attempt would be another shard
-            self._flying.append(self._commit(self._held))
+            self._running.append(self._commit(self._held))
             self._held, self._held_bytes = [], 0
 
-    def _collect(self, *, wait: bool) -> None:
-        if not self._flying:
-            return
-        ready, self._flying = self._ray.wait(
-            self._flying, num_returns=1 if wait else len(self._flying), timeout=None if wait else 0
+    def _collect(self, *, wait: bool) -> list[Done]:
+        if not self._running:
+            return []
+        ready, self._running = self._ray.wait(
+            self._running, num_returns=1 if wait else len(self._running), timeout=None if wait else 0
         )
+        found = []
         for reference in ready:
             try:
                 committed: Committed = self._ray.get(reference)
@@ -356,7 +347,8 @@ class _Committer:
             except self._ray.exceptions.RayError:
                 continue  # its embeddings went with a machine after Ray Data had ended: these blocks are done once more
             self.done.update(committed.numbers)
-            self._tally.add(committed.done)
+            found.append(committed.done)
+        return found
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alphafuse.errors import ClusterError, unknown
-from alphafuse.extract.memory import CLIP_MEMORY, WORKER_BYTES
 from alphafuse.extract.settings import BATCH_ON_CUDA, ExtractSettings
+
+from .embedder import CLIP_MEMORY, WORKER_BYTES
 
 BLOCK_BYTES = 32 * 2**20  # of decoded clips that travel together: Ray's own work is spread over them
 # so many decoders have blocks of this size; more have larger ones, up to four times that: the driver takes some 4 ms of

@@ -1,8 +1,8 @@
-"""What stage one does on the machines of a Ray cluster, block by block: `ray_engine` sends it there.
+"""What stage one does on the machines of a Ray cluster, block by block: the engine in `ray` sends it there.
 
     jobs -> DecodeBlock (actors) -> EmbedBlock (actors) -> commit_blocks (tasks) -> one shard
 
-A block is some clips that travel together. Whatever is done twice, because a machine was lost, gives the same clips in
+A block is some clips that travel together. What is done twice, because a machine was lost, gives the same clips in
 the same order: Ray asks for that when it makes lost objects again. No torch at the top: decode workers stay small.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,13 @@ from alphafuse.data.store.claims import committing
 from alphafuse.data.store.shard_files import shard_name
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import DatasetError
-from alphafuse.extract.decoding.decode import Decoded
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, decode_inputs
+from alphafuse.extract.decoding.decode import decode_inputs
+from alphafuse.extract.decoding.specs import AudioSpec, Decoded, FrameSpec
 from alphafuse.extract.decoding.workers import TaskPool
 from alphafuse.extract.jobs import Batch, Done, Job, join_batches
 from alphafuse.system.cluster import require_versions
+
+from .embedder import embed_batch, library_versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from alphafuse.extract.encoders.encoder import Encoder
 
-LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 Row = dict[str, Any]  # of a Ray Dataset: {"number": of the block, "content": pickled}
 
 
@@ -44,13 +44,9 @@ def pack_block(number: int, content: object) -> Row:
     return {"number": number, "content": pickle.dumps(content, protocol=5)}
 
 
-def _content(row: Row) -> Any:
+def unpack_block(row: Row) -> Any:
+    """What a row holds."""
     return pickle.loads(row["content"])
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what embeddings may depend on, as they are on this machine."""
-    return {library: version(library) for library in LIBRARIES}
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding
@@ -109,7 +105,7 @@ class DecodeBlock:
 
     def __call__(self, row: Row) -> Row:
         """A block of jobs -> (job, decoded) in the same order."""
-        jobs: Sequence[Job] = _content(row)
+        jobs: Sequence[Job] = unpack_block(row)
         decoded = dict(self._pool.map((i, (job.path, job.modalities)) for i, job in enumerate(jobs)))
         _count(self._decoding.counts, decoded=len(jobs))
         return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
@@ -149,9 +145,7 @@ class EmbedBlock:
 
     def __call__(self, row: Row) -> Row:
         """A decoded block -> its batches."""
-        from alphafuse.extract.encoders.batch import embed_batch
-
-        decoded_jobs = _content(row)
+        decoded_jobs = unpack_block(row)
         starts = range(0, len(decoded_jobs), self._batch_size)
         parts = (decoded_jobs[start : start + self._batch_size] for start in starts)
         batches = [embed_batch(self._encoders, part) for part in parts]
@@ -237,7 +231,7 @@ def commit_blocks(commit: Commit, *tables: Any) -> Committed:
         AlphafuseError: as `EmbeddingStore.write`.
     """
     rows = [row for table in tables for row in table.to_pylist()]
-    batches: list[Batch] = [batch for row in rows for batch in _content(row)]
+    batches: list[Batch] = [batch for row in rows for batch in unpack_block(row)]
     embeddings = join_batches(batches, commit.recipes)
     name = shard_name(commit.stamp_ns, embeddings.clip_ids)
     with nullcontext() if commit.run is None else committing(commit.folder, commit.run):

@@ -155,7 +155,7 @@ def test_a_root_split_anew_keeps_its_embeddings(run: Run, extracted: Path, tmp_p
 def test_convert_makes_folders_that_extract_takes(run: Run, tmp_path: Path) -> None:
     from support.originals import save_timesformer, timesformer_tensors
 
-    from alphafuse.extract.encoders.encoder import load_timesformer
+    from alphafuse.extract.encoders.timesformer import load_timesformer
 
     original = save_timesformer(tmp_path / "original.pyth", timesformer_tensors())
     code, out, _ = run("convert", "timesformer", original, tmp_path / "folder")

@@ -22,7 +22,7 @@ from support.extraction import LOOKS, Names, assert_same_stores, command, make, 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.extract.engines.writer import ShardWriter
+from alphafuse.extract.engines.local import ShardWriter
 from alphafuse.extract.jobs import Batch, Job
 from alphafuse.extract.pipeline import extract_embeddings
 
@@ -44,15 +44,19 @@ LIVES = """
 import os, sys
 from alphafuse.data.store.claims import Claims
 from alphafuse.data.dataset import Dataset
-from alphafuse.extract.pipeline import Extractor
+from alphafuse.extract.engines.embedder import Embedder, load_encoders
+from alphafuse.extract.engines.local import LocalEngine
+from alphafuse.extract.pipeline import fill_store
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.work import Work
 import alphafuse.extract.encoders.encoder, transformers  # what takes seconds, once for all lives
 dataset = Dataset.open(sys.argv[1])
 settings = ExtractSettings(timesformer=sys.argv[2], ast=sys.argv[3], device="cpu", workers=1, flush_seconds=0.05)
 for line in sys.stdin:
     life = os.fork()
     if not life:
-        Extractor(dataset, settings).extract("train")
+        embedder = Embedder(load_encoders(dataset, settings, "cpu"), settings)
+        fill_store(LocalEngine(embedder), Work(dataset, "train", embedder.recipes))
         os._exit(0)
     print(life, flush=True)
     os.waitpid(life, 0)
@@ -151,7 +155,8 @@ def test_an_interrupt_while_the_last_shard_is_written_lets_it_be_written(
 
     monkeypatch.setattr(EmbeddingStore, "write", write_slowly)
     job = Job(Clip("clip_000000", "a.mp4", "dog", "train", "clip"), tmp_path / "a.mp4", ("ast",))
-    batch = Batch((job,), {"ast": np.ones((1, 4), np.float32)}, (), 0.0, 0.0)
+    unknown = (np.full(1, np.nan), np.zeros(1, np.int64), np.array([""]))
+    batch = Batch((job,), {"ast": np.ones((1, 4), np.float32)}, (), *unknown, 0.0, 0.0)
     with pytest.raises(KeyboardInterrupt):
         with ShardWriter(store, {"ast": {}}, provenance=dict, flush_seconds=3600) as writer:
             writer.put(batch)
@@ -294,7 +299,7 @@ def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
     files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faults are put into the decode workers themselves: by a file's name these really crash, hang or eat."""
-    from alphafuse.extract.decoding import specs as inputs
+    from alphafuse.extract.decoding import decode as inputs
     from alphafuse.extract.decoding import workers
 
     folder = tmp_path / "clips"

@@ -19,16 +19,18 @@ from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.vggsound import import_vggsound
 from alphafuse.data.store import claims
 from alphafuse.errors import DatasetError, EmptySplitError, EncoderError, RecipeMismatchError
-from alphafuse.extract.decoding.decode import decode_clip, frame_indices
-from alphafuse.extract.decoding.specs import AudioSpec
+from alphafuse.extract.decoding.decode import decode_clip
+from alphafuse.extract.decoding.specs import AudioSpec, frame_indices
+from alphafuse.extract.encoders.ast import decibel_spectrogram
 from alphafuse.extract.encoders.encoder import Encoder
-from alphafuse.extract.encoders.tensors import decibel_spectrogram
-from alphafuse.extract.engines.embedder import Embedder
+from alphafuse.extract.engines.embedder import Embedder, load_encoders
+from alphafuse.extract.engines.local import LocalEngine
 from alphafuse.extract.jobs import Job
-from alphafuse.extract.pipeline import Extractor, extract_embeddings
+from alphafuse.extract.pipeline import extract_embeddings, fill_store
 from alphafuse.extract.planning import TEXT_BYTES, plan_extraction
 from alphafuse.extract.resample import resample
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.work import Work
 from alphafuse.report.extract import format_report
 
 MakeRoot = Callable[..., Path]
@@ -37,6 +39,10 @@ MakeRoot = Callable[..., Path]
 def tiny(encoders: dict[str, Path], **settings: object) -> ExtractSettings:
     names = {modality: str(folder) for modality, folder in encoders.items()}
     return ExtractSettings(**{"batch_size": 4, "workers": 2, **names, **settings})  # type: ignore[arg-type]
+
+
+def make_embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
+    return Embedder(load_encoders(dataset, settings, settings.device), settings)
 
 
 def plain_loop(path: Path, encoders: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,8 +57,8 @@ def plain_loop(path: Path, encoders: dict[str, Path]) -> tuple[np.ndarray, np.nd
     )
     pixel_values = torch.from_numpy(np.stack(processor(frames, return_tensors="np")["pixel_values"][0]))[None].float()
     waveform = decode_clip(path, frames=1).waveform
-    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
-    input_values = extractor(waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
+    feature_extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    input_values = feature_extractor(waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
     with torch.no_grad():
         cls = TimesformerModel.from_pretrained(encoders["timesformer"]).eval()(pixel_values).last_hidden_state[0, 0]
         pooled = ASTModel.from_pretrained(encoders["ast"]).eval()(input_values).pooler_output[0]
@@ -184,8 +190,8 @@ def test_what_interrupts_a_forward_pass_costs_only_that_batch(
     make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset.open(make_root(labels=("dog", "cat", "owl")))
-    extractor = Extractor(dataset, tiny(tiny_encoders, batch_size=2))
-    extractor.threads = 1
+    embedder = make_embedder(dataset, tiny(tiny_encoders, batch_size=2))
+    embedder.threads = 1
     embed, calls = Encoder.embed, []
 
     def interrupted(self: Encoder, clips: list[np.ndarray]) -> np.ndarray:
@@ -197,7 +203,7 @@ def test_what_interrupts_a_forward_pass_costs_only_that_batch(
 
     monkeypatch.setattr(Encoder, "embed", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extractor.extract("train")
+        fill_store(LocalEngine(embedder), Work(dataset, "train", embedder.recipes))
     assert calls == [2, 2, 2] and len(dataset.store("train").read().present("ast")) == 4
     assert dataset.store("train").verify() == []
 
@@ -254,28 +260,28 @@ def test_one_encoder_alone_leaves_the_others_embeddings_as_they_are(
 
 def test_only_what_a_encoder_looks_at_is_decoded(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
-    extractor = Extractor(dataset, tiny(tiny_encoders))
+    embedder = make_embedder(dataset, tiny(tiny_encoders))
     jobs = [Job(clip, dataset.path_of(clip), ("ast",)) for clip in dataset.manifest.of_split("val")]
-    for _, decoded in extractor.decode(jobs):
+    for _, decoded in embedder.decode(jobs):
         assert decoded.frames is None and decoded.waveform is not None
         assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms look at"
-    for _, decoded in extractor.decode([replace(job, modalities=("timesformer",)) for job in jobs]):
+    for _, decoded in embedder.decode([replace(job, modalities=("timesformer",)) for job in jobs]):
         assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
 
 
 def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
-    make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     """The path of CUDA devices (resized there, in batches), on the CPU."""
     dataset = Dataset.open(make_root(size=(120, 90)))
-    extractor = Extractor(dataset, tiny(tiny_encoders))
-    jobs = extractor.pending("train")
-    beside = extractor.embed(list(extractor.decode(jobs)))
-    monkeypatch.setattr(Embedder, "_device_resizes", True)
-    travelled = list(extractor.decode(jobs))
+    embedder = make_embedder(dataset, tiny(tiny_encoders))
+    jobs = Work(dataset, "train", embedder.recipes).jobs
+    beside = embedder.embed(list(embedder.decode(jobs)))
+    embedder.device_resizes = True
+    travelled = list(embedder.decode(jobs))
     for _, decoded in travelled:
-        assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_prepared
-    on_device = extractor.embed(travelled)
+        assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_resized
+    on_device = embedder.embed(travelled)
     order = {job: i for i, job in enumerate(beside.jobs)}
     for modality in ("timesformer", "ast"):
         for job, row in zip(on_device.jobs, on_device.rows[modality], strict=True):

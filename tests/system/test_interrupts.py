@@ -49,7 +49,7 @@ class Pool(Embedder):
         yield from jobs
 
 def threads():
-    Pool().run(range(4), lambda batch: time.sleep(0.001))
+    list(Pool().map(lambda batch: time.sleep(0.001), range(4)))
 
 def mapped():
     with ThreadPoolExecutor(2) as pool:

@@ -35,11 +35,12 @@ from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.shard_files import shard_name
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, DatasetError, StoreError
-from alphafuse.extract import pipeline as pipeline_module
+from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.probe import files_without_audio
 from alphafuse.extract.decoding.signatures import sign_clips
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, decode_inputs
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
 from alphafuse.extract.decoding.workers import map_tasks
+from alphafuse.extract.engines import local as local_engine
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.resample import resample
 from alphafuse.extract.settings import ExtractSettings
@@ -613,7 +614,7 @@ def test_two_extractions_at_once_begin_at_different_clips_and_leave_a_store_that
             assert most == clips
             return next(starts)
 
-    monkeypatch.setattr(pipeline_module.np.random, "default_rng", Lot)
+    monkeypatch.setattr(local_engine.np.random, "default_rng", Lot)
     one_each = settings(tiny_encoders, flush_seconds=0.2, workers=1, models=1)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(extract_embeddings, there, ["train"], one_each) for _ in range(2)]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support.clips import sine, write_clip
 
-from alphafuse.extract.decoding.decode import SAMPLE_RATE_HZ, decode_clip, frame_indices, notebook_indices
+from alphafuse.extract.decoding.decode import decode_clip
+from alphafuse.extract.decoding.specs import SAMPLE_RATE_HZ, frame_indices, notebook_indices
 
 
 def every_frame(path: Path) -> np.ndarray:

@@ -19,18 +19,12 @@ from PIL import Image
 from support.clips import THOROUGH, moving_square, sine, write_clip
 
 from alphafuse.errors import DecodeError
-from alphafuse.extract.decoding import decode
-from alphafuse.extract.decoding.decode import (
-    MAX_PIXELS,
-    NO_MEMORY,
-    NO_SIZE,
-    SAMPLINGS,
-    Decoded,
-    MonoResampler,
-    decode_clip,
-    frame_indices,
-)
+from alphafuse.extract.decoding import decode, video
+from alphafuse.extract.decoding.audio import MonoResampler
+from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.decoding.packets import _Av1
+from alphafuse.extract.decoding.specs import NO_MEMORY, SAMPLINGS, Decoded, frame_indices
+from alphafuse.extract.decoding.video import MAX_PIXELS, NO_SIZE
 
 FRAMES = 60  # of the clips here, in groups of 12
 SIZE = (48, 80)
@@ -93,7 +87,7 @@ class Handed:
 @pytest.fixture
 def handed(monkeypatch: pytest.MonkeyPatch) -> Handed:
     counter = Handed()
-    decode_packets, open_file = decode._decode, decode._open
+    decode_packets, open_file = video._decode, decode._open
 
     def counting(packets: Iterable[av.Packet], *, strict: bool) -> Iterator[av.VideoFrame]:
         def counted() -> Iterator[av.Packet]:
@@ -107,7 +101,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> Handed:
         counter.opened += 1
         return open_file(path)
 
-    monkeypatch.setattr(decode, "_decode", counting)
+    monkeypatch.setattr(video, "_decode", counting)
     monkeypatch.setattr(decode, "_open", counting_opens)
     return counter
 
@@ -561,7 +555,7 @@ def test_long_files_are_read_twice_instead_of_being_held(
     held = handed.count(clip)
     assert handed.opened == 1
     whole = decode_clip(clip, frames=8)
-    monkeypatch.setattr(decode, "HELD_BYTES", 2000)
+    monkeypatch.setattr(video, "HELD_BYTES", 2000)
     assert handed.count(clip) == held < FRAMES and handed.opened == 2
     again = decode_clip(clip, frames=8)
     np.testing.assert_array_equal(again.frames, whole.frames)

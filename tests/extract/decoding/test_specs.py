@@ -11,11 +11,12 @@ from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from alphafuse.errors import DecodeError, EncoderError
-from alphafuse.extract.decoding.decode import decode_clip
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, check_waveform, prepare_frame
-from alphafuse.extract.encoders import tensors
-from alphafuse.extract.encoders.encoder import Placement, load_ast, load_timesformer
-from alphafuse.extract.encoders.tensors import audio_inputs, can_resize, frame_inputs, resize_frames
+from alphafuse.extract.decoding.decode import check_waveform, decode_clip, prepare_frame
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
+from alphafuse.extract.encoders import ast as ast_family
+from alphafuse.extract.encoders.ast import audio_inputs, load_ast
+from alphafuse.extract.encoders.encoder import Placement
+from alphafuse.extract.encoders.timesformer import can_resize, frame_inputs, load_timesformer, resize_frames
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def audio_input(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
 
 
 def decibel_spectrogram(waveform: np.ndarray, mel_bins: int) -> np.ndarray:
-    return tensors.decibel_spectrogram(torch.from_numpy(waveform), mel_bins).numpy()
+    return ast_family.decibel_spectrogram(torch.from_numpy(waveform), mel_bins).numpy()
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import pytest
 
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding import workers
-from alphafuse.extract.decoding.workers import CRASHED, HUNG, NO_MEMORY, map_tasks
+from alphafuse.extract.decoding.specs import NO_MEMORY
+from alphafuse.extract.decoding.workers import CRASHED, HUNG, map_tasks
 
 
 def run(function: object, tasks: list[int], **settings: object) -> dict[int, str]:

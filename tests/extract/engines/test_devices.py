@@ -13,28 +13,29 @@ from support.extraction import Names, assert_same_stores, command, make, setting
 
 from alphafuse.data.store.claims import Claims
 from alphafuse.errors import DeviceError, RecipeMismatchError
-from alphafuse.extract.engines.devices import extract_on_devices
-from alphafuse.extract.pipeline import Extractor, extract_embeddings
+from alphafuse.extract.engines.embedder import Embedder, load_encoders
+from alphafuse.extract.engines.local import LocalEngine
+from alphafuse.extract.pipeline import extract_embeddings, fill_store
+from alphafuse.extract.work import Work
 from alphafuse.system.devices import list_devices
+from alphafuse.system.progress import Progress
 
 
-class Watch:
+class Watch(Progress):
     """Progress that remembers."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
         self.done = 0
 
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self.calls.append((split, clips, already))
+    def start(self, title: str, *, total: int, done: int = 0, unit: str = "clip") -> None:
+        self.calls.append((title, total - done, done))
 
-    def clips(self, *, complete: int, incomplete: int) -> None:
-        self.done += complete + incomplete
+    def advance(self, count: int = 1, **of_which: int) -> None:
+        assert "elsewhere" not in of_which, "each process tells what it did itself"
+        self.done += count
 
-    def elsewhere(self, clips: int) -> None:
-        raise AssertionError("each process tells what it did itself")
-
-    def stages(self, **counts: int) -> None:
+    def note(self, **figures: int) -> None:
         raise AssertionError("there are no stages here")
 
     def stop(self) -> None:
@@ -63,7 +64,7 @@ def test_two_devices_do_each_clip_once_and_tell_it_once(files: Path, tmp_path: P
     assert len(shared.store("train").shards()) >= 2, "each process wrote its own"
     other = replace(how, ast="compact")
     with pytest.raises(RecipeMismatchError, match="was made with another ast"):
-        extract_on_devices(shared, ["train"], other)
+        extract_embeddings(shared, ["train"], other)
 
 
 def test_without_locks_each_process_does_its_own_part(
@@ -73,8 +74,9 @@ def test_without_locks_each_process_does_its_own_part(
     dataset = make(tmp_path / "root", files, 40)
     done = 0
     for number in range(3):
-        extractor = Extractor(dataset, settings(tiny_encoders), part=(number, 3))
-        report = extractor.extract("train")
+        embedder = Embedder(load_encoders(dataset, settings(tiny_encoders), "cpu"), settings(tiny_encoders))
+        engine = LocalEngine(embedder, part=(number, 3))
+        report = fill_store(engine, Work(dataset, "train", engine.recipes))
         assert 5 < len(dataset.store("train").done()) - done < 25
         done = len(dataset.store("train").done())
         assert (report.clips, report.is_shared) == (40, False)

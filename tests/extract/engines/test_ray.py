@@ -25,16 +25,19 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.store.claims import Claims, committing
 from alphafuse.errors import ClusterError, DatasetError, RecipeMismatchError, StoreError
-from alphafuse.extract.decoding.decode import Decoded
-from alphafuse.extract.decoding.specs import decode_inputs
-from alphafuse.extract.encoders.encoder import load_encoders
+from alphafuse.extract.decoding.decode import decode_inputs
+from alphafuse.extract.decoding.specs import Decoded
+from alphafuse.extract.encoders.families import load_encoders
 from alphafuse.extract.engines import ray as ray_engine
 from alphafuse.extract.engines import ray_stages as stages
+from alphafuse.extract.engines.embedder import embed_batch, library_versions
 from alphafuse.extract.engines.ray_pools import BLOCK_CLIPS, Node, plan_pools
 from alphafuse.extract.jobs import Done, Job
-from alphafuse.extract.pipeline import ExtractReport, Tally, extract_embeddings
+from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.extract.work import Work
 from alphafuse.system.cluster import connected, import_ray
+from alphafuse.system.progress import Progress
 
 Names = dict[str, Path]
 LOOKS = 6
@@ -177,7 +180,7 @@ class Silent:
 
 def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
     specs = {modality: encoder.spec for modality, encoder in load_encoders(names).items()}
-    return stages.Decoding(stages.library_versions(), specs, 60.0, 2**29, folder, Silent)
+    return stages.Decoding(library_versions(), specs, 60.0, 2**29, folder, Silent)
 
 
 def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: Path, names: dict[str, str]) -> None:
@@ -218,8 +221,6 @@ def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
 
 def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: Path, names: dict[str, str]) -> None:
     import pyarrow
-
-    from alphafuse.extract.encoders.batch import embed_batch
 
     encoders = load_encoders(names)
     job = Job(Clip("c", "0.mp4", "dog", "train", "g"), files / "0.mp4", ("timesformer", "ast"))
@@ -273,14 +274,12 @@ def test_who_claims_a_store_waits_for_shards_that_are_being_written(tmp_path: Pa
 
 
 def test_while_another_fills_a_store_ray_does_not(tmp_path: Path, files: Path, names: dict[str, str]) -> None:
-    from alphafuse.extract.engines.ray import RayExtractor
-
     dataset = make(tmp_path / "root", files, 3)
-    extractor = object.__new__(RayExtractor)  # without a cluster: it must not come to that
+    engine = object.__new__(ray_engine.RayEngine)  # without a cluster: it must not come to that
     with Claims(dataset.store("train").folder) as other:
         assert other.claim(["clip00000_000000"])
         with pytest.raises(StoreError, match=r"another extraction is filling .*train, and the Ray engine"):
-            extractor._fill([], dataset.store("train"), None)  # type: ignore[arg-type]
+            next(engine.fill(Work(dataset, "train", {"timesformer": {}, "ast": {}})))
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +293,7 @@ def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.Monkey
 OBJECTS = 150 * 2**20  # bytes, of each node's object store
 
 
-class Watch:
+class Watch(Progress):
     """Progress that remembers."""
 
     def __init__(self) -> None:
@@ -302,20 +301,14 @@ class Watch:
         self.seen: dict[str, int] = {}
         self.totals: tuple[int, int] | None = None
 
-    def start(self, split: str, *, clips: int, already: int) -> None:
-        self.totals = (clips, already)
+    def start(self, title: str, *, total: int, done: int = 0, unit: str = "clip") -> None:
+        self.totals = (total - done, done)
 
-    def clips(self, *, complete: int, incomplete: int) -> None:
-        self.done += complete + incomplete
+    def advance(self, count: int = 1, **of_which: int) -> None:
+        self.done += count
 
-    def elsewhere(self, clips: int) -> None:
-        self.done += clips
-
-    def stages(self, **counts: int) -> None:
-        self.seen.update(counts)
-
-    def stop(self) -> None:
-        pass
+    def note(self, **figures: int) -> None:
+        self.seen.update(figures)
 
 
 @pytest.fixture
@@ -468,7 +461,7 @@ def test_an_interrupt_while_a_commit_is_asked_for_does_not_ask_for_it_twice() ->
         def get(self, reference: str) -> stages.Committed:
             return stages.Committed((7,), Done.of([]))
 
-    committer = ray_engine._Committer(Nobody(), commit, 0.0, Tally(None, ()))
+    committer = ray_engine._Committer(Nobody(), commit, 0.0)
     committer.add(SimpleNamespace(block_refs=["block"], size_bytes=lambda: 1))
     with pytest.raises(KeyboardInterrupt):
         committer.look()

@@ -14,7 +14,7 @@ COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
 LAYOUT = "config.json and model.safetensors"
 HUB_TIMEOUT_SECONDS = 5.0
-_MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transformer"}  # config.json's model_type
+MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transformer"}  # config.json's model_type
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -43,9 +43,9 @@ def locate(modality: str, name: str) -> str:
         model_type = read_json(config).get("model_type")
     except AlphafuseError as error:
         raise EncoderError(str(error)) from None
-    if model_type != _MODEL_TYPES[modality]:
+    if model_type != MODEL_TYPES[modality]:
         raise EncoderError(
-            f"{folder} holds a '{model_type}', not the '{_MODEL_TYPES[modality]}' that --{modality} needs"
+            f"{folder} holds a '{model_type}', not the '{MODEL_TYPES[modality]}' that --{modality} needs"
         )
     return str(folder)
 

@@ -9,7 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
 
-from alphafuse.extract.encoders.forward import model_flops, pooled, store_products_in
+from alphafuse.extract.encoders.ast import PooledAst
+from alphafuse.extract.encoders.timesformer import PooledTimesformer
+from alphafuse.extract.encoders.transformer import model_flops, store_products_in
 
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "initializer_range": 0.4}
 
@@ -22,6 +24,10 @@ def timesformer(**changes: Any) -> TimesformerModel:
 def ast(**changes: Any) -> ASTModel:
     config = {"hidden_size": 48, "max_length": 64, "num_mel_bins": 32, "patch_size": 8, **SMALL, **changes}
     return randomized(ASTModel(ASTConfig(frequency_stride=5, time_stride=6, **config)))
+
+
+def pooled(model: Any) -> torch.nn.Module:
+    return (PooledTimesformer if model.config.model_type == "timesformer" else PooledAst)(model)
 
 
 def randomized(model: Any, spread: float = 0.2) -> Any:
@@ -133,7 +139,7 @@ def test_oneDNNs_products_give_the_same(make: Any, monkeypatch: pytest.MonkeyPat
     inputs = pixels() if make is timesformer else banks()
     results = []
     for choice in (True, False):
-        monkeypatch.setattr("alphafuse.extract.encoders.forward._onednn_is_faster", lambda choice=choice: choice)
+        monkeypatch.setattr("alphafuse.extract.encoders.transformer._onednn_is_faster", lambda choice=choice: choice)
         with torch.inference_mode():
             results.append(model(inputs))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)
@@ -184,7 +190,7 @@ def test_model_flops_are_those_that_pytorch_counts_in_huggingfaces_pass(model: A
 
 
 def test_shipped_compact_encoders_are_huggingfaces(tmp_path: Path) -> None:
-    from alphafuse.extract.encoders.locate import COMPACT_FOLDER
+    from alphafuse.extract.encoders.hub import COMPACT_FOLDER
 
     for kind, name, inputs in (
         (TimesformerModel, "timesformer", pixels(2, 8, 64, 64)),

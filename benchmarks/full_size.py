@@ -1,0 +1,32 @@
+"""The full-size encoders with random weights, to measure speed where the trained ones aren't at hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
+from alphafuse.extract.encoders.ast import freeze_ast
+from alphafuse.extract.encoders.encoder import Encoder, Placement
+from alphafuse.extract.encoders.timesformer import freeze_timesformer
+
+
+def random_encoders(placement: Placement | None = None) -> dict[str, Encoder]:
+    """Both full-size encoders with random weights."""
+    placement = placement or Placement()
+    models = random_models()
+    frame_spec = FrameSpec.from_config({}, frames=8, image_size=224)
+    audio_spec = AudioSpec.from_config({}, mel_bins=128, max_length=1024)
+    return {
+        "timesformer": freeze_timesformer("random", models["timesformer"], frame_spec, placement),
+        "ast": freeze_ast("random", models["ast"], audio_spec, placement),
+    }
+
+
+def random_models() -> dict[str, nn.Module]:
+    """HuggingFace's full-size models with random weights, the same every time."""
+    from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return {"timesformer": TimesformerModel(TimesformerConfig()).eval(), "ast": ASTModel(ASTConfig()).eval()}

@@ -1,0 +1,145 @@
+"""Packets of an audio stream -> the waveform: mono, 16 kHz, float32."""
+
+from __future__ import annotations
+
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.error import FFmpegError
+from av.filter import Graph
+from av.packet import Packet
+
+from .specs import NO_MEMORY, SAMPLE_RATE_HZ, first_line
+
+JOINED_SAMPLES = 8192  # resampled at once: fewer, larger steps
+
+
+class AudioTrack:
+    """Takes the packets of an audio stream as they are read; gives the waveform, or the reason why there is none.
+
+    Attributes:
+        stream: what it takes packets of; None where there is no usable audio stream.
+    """
+
+    def __init__(self, audio: AudioStream | None, max_samples: int | None) -> None:
+        self._problem = audio_problem(audio)
+        self.stream = None if self._problem else audio
+        self._damage = ""  # of the last packet that couldn't be decoded
+        self._max_samples = max_samples
+        self._resampler = MonoResampler()
+
+    @property
+    def enough(self) -> bool:
+        """Whether further packets make no difference."""
+        return bool(self._problem) or (self._max_samples is not None and self._resampler.samples >= self._max_samples)
+
+    def add(self, packet: Packet | None) -> None:
+        """Decode a packet; None = what the decoder still holds back."""
+        if self.enough or self.stream is None:
+            return
+        try:
+            for frame in self._decode(self.stream, packet):
+                self._resampler.push(frame)
+        except MemoryError:
+            self._problem = NO_MEMORY
+        except (FFmpegError, ValueError) as error:
+            self._problem = f"audio can't be resampled: {first_line(error)}"
+
+    def _decode(self, audio: AudioStream, packet: Packet | None) -> list[AudioFrame]:
+        try:
+            return audio.decode(packet)
+        except MemoryError:
+            raise
+        except FFmpegError as error:  # one damaged packet costs only itself, as in every player
+            self._damage = f"audio can't be decoded: {first_line(error)}"
+            return []
+
+    def finish(self) -> tuple[np.ndarray | None, str]:
+        """Return the waveform (samples,) float32 and "", or None and the reason."""
+        self.add(None)
+        if self._problem:
+            return None, self._problem
+        try:
+            waveform = self._resampler.finish()[: self._max_samples]
+            if not len(waveform):
+                return None, self._damage or "audio stream without a sample"
+            if not np.isfinite(waveform).all():
+                return None, "audio samples are not finite"
+        except MemoryError:
+            return None, NO_MEMORY
+        return waveform, ""
+
+
+def audio_problem(audio: AudioStream | None) -> str:
+    """Why an audio stream can't be decoded; "" if it can."""
+    if audio is None:
+        return "no audio stream"
+    if audio.codec_context is None:
+        return "audio of a codec that FFmpeg doesn't know"
+    return ""
+
+
+class MonoResampler:
+    """Audio frames of any rate, layout and format in, mono 16 kHz float32 out, by FFmpeg's libswresample.
+
+    The channels are mixed as `ffmpeg -ac 1` mixes them into a 16-bit file: stereo becomes the mean of left and right.
+    (Left to itself, libswresample scales a *float* stereo mix by sqrt(2), which shifts every log filter bank by 0.69.)
+
+    Attributes:
+        samples: how many have come out so far, at 16 kHz; what was pushed last may still be inside.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._graph: Graph | None = None
+        self._shape: tuple[int, str, str] | None = None
+        self._inside = 0  # samples pushed since the last pull
+        self._chunks: list[np.ndarray] = []
+
+    def push(self, frame: AudioFrame) -> None:
+        """Take one decoded frame."""
+        shape = (frame.sample_rate, frame.format.name, frame.layout.name)
+        if self._graph is None or shape != self._shape:  # streams may change their shape on the way
+            self._drain()
+            self._graph, self._shape = _mono_graph(*shape), shape
+        self._graph.push(frame)
+        self._inside += frame.samples
+        if self._inside >= 4 * JOINED_SAMPLES:  # an attempt to pull costs as much as the resampling of a frame
+            self._pull()
+
+    def finish(self) -> np.ndarray:
+        """Everything pushed so far as (samples,) float32."""
+        self._drain()
+        return np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.float32)
+
+    def _drain(self) -> None:
+        if self._graph is not None:
+            self._graph.push(None)
+            self._pull()
+            self._graph = None
+
+    def _pull(self) -> None:
+        assert self._graph is not None
+        self._inside = 0
+        while True:
+            try:
+                frame = self._graph.pull()
+            except (BlockingIOError, EOFError):
+                return
+            assert isinstance(frame, AudioFrame)
+            self._chunks.append(frame.to_ndarray()[0].astype(np.float32, copy=False))
+            self.samples += frame.samples
+
+
+def _mono_graph(sample_rate_hz: int, sample_format: str, layout: str) -> Graph:
+    graph = Graph()
+    graph.threads = 1
+    # rematrix_maxval=1: no mixing weight may sum to more than 1, as for integer formats
+    options = f"osr={SAMPLE_RATE_HZ}:osf=fltp:ochl=mono:rematrix_maxval=1"
+    graph.link_nodes(
+        graph.add_abuffer(sample_rate=sample_rate_hz, format=sample_format, layout=layout),
+        graph.add("asetnsamples", f"n={JOINED_SAMPLES}:p=0"),
+        graph.add("aresample", options),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph

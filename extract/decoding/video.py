@@ -1,0 +1,225 @@
+"""Packets of a video stream -> the frames that are looked at, decoding no more of them than that takes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
+
+import numpy as np
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from alphafuse.errors import DecodeError
+
+from .packets import PacketIndex
+from .specs import NO_MEMORY, first_line
+
+MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) and AV1 (6.3) allow 35.7 million
+HELD_BYTES = 64 * 2**20  # of video packets; a file with more is read a second time
+NO_SIZE = f"frames of no known size, or larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
+ReadAgain = Callable[[], AbstractContextManager[tuple[VideoStream, Iterable[Packet]]]]
+
+
+class VideoTrack:
+    """Takes the packets of a video stream as they are read; gives the frames that are looked at, or the reason.
+
+    Attributes:
+        stream: what it takes packets of; None where there is no usable video stream.
+    """
+
+    def __init__(self, video: VideoStream | None, read_again: ReadAgain) -> None:
+        """Take the packets of a stream.
+
+        Args:
+            video: the stream; None where there is none.
+            read_again: the same stream of the file opened anew, and its packets.
+        """
+        self._read_again = read_again
+        self._problem = _video_problem(video)
+        self.stream = None if self._problem else video
+        self._held: list[Packet] | None = []
+        self._held_bytes = 0
+        if self.stream is not None:
+            self._index = PacketIndex(self.stream)
+
+    def add(self, packet: Packet) -> None:
+        """Take note of a packet, and hold it as long as there are not too many."""
+        self._index.add(packet)
+        self._held_bytes += packet.size
+        if self._held_bytes > HELD_BYTES:
+            self._held = None
+        if self._held is not None:
+            self._held.append(packet)
+
+    def take(
+        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray | None, str]:
+        """Return (frames, height, width, 3) uint8 and "", or None and the reason.
+
+        Args:
+            choose: number of shown frames -> indices of those that are looked at.
+            prepare: see `decode_clip`.
+        """
+        if self.stream is None:
+            return None, self._problem
+        try:
+            taken = self._take_planned(choose, prepare)
+            if taken is None:
+                taken = self._take_from_all(choose, prepare)
+            if taken is not None:
+                return taken, ""
+            problem = "video stream without a frame"
+        except MemoryError:
+            return None, NO_MEMORY
+        except DecodeError as error:
+            return None, str(error)
+        except (FFmpegError, ValueError) as error:
+            problem = f"video can't be decoded: {first_line(error)}"
+        return None, problem if self.stream.codec_context.width else NO_SIZE  # FFmpeg forgets a size that it refuses
+
+    def _take_planned(
+        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray | None:
+        """The frames by way of a `PacketPlan`; None where there is none, or the decoder puts out anything else."""
+        plan = self._index.plan(choose)
+        if plan is None:
+            return None
+        sampled, expected = _SampledFrames(plan.wanted, prepare), iter(plan.expected)
+        with self._packets(strict=True) as packets:
+            needed = (packet for use, packet in zip(plan.decoded, packets, strict=False) if use)
+            try:
+                for frame in _decode(needed, strict=True):
+                    if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
+                        return None
+                    sampled.offer(frame.pts, frame)
+            except MemoryError:
+                raise
+            except FFmpegError:
+                return None
+        return sampled.finish() if next(expected, None) is None else None
+
+    def _take_from_all(
+        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray | None:
+        """The frames by decoding everything; a second time if there aren't as many as the packets promise."""
+        total = self._index.listed
+        for _ in range(2):
+            sampled, shown = _SampledFrames(choose(total), prepare), 0
+            with self._packets(strict=False) as packets:
+                for frame in _decode(packets, strict=False):
+                    sampled.offer(shown, frame)
+                    shown += 1
+            if shown in (0, total):
+                break
+            total = shown
+        return sampled.finish()
+
+    @contextmanager
+    def _packets(self, *, strict: bool) -> Iterator[Iterable[Packet]]:
+        """The stream's packets and a fresh decoder: those held, the first time; else the file is read again."""
+        held, self._held = self._held, None
+        if held is not None and self.stream is not None:
+            _prepare_decoder(self.stream, strict)
+            yield held
+            return
+        with self._read_again() as (video, packets):
+            _prepare_decoder(video, strict)
+            yield packets
+
+
+class _SampledFrames:
+    """The frames that are looked at, each prepared and put in its places as soon as it is decoded."""
+
+    def __init__(self, keys: list[int], prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._places: dict[int, list[int]] = {}
+        for place, key in enumerate(keys):
+            self._places.setdefault(key, []).append(place)
+        self._count = len(keys)
+        self._prepare = prepare
+        self._frames: np.ndarray | None = None
+
+    def offer(self, key: int, frame: VideoFrame) -> None:
+        """Take a frame if it is one of those."""
+        places = self._places.pop(key, None)
+        if places is None:
+            return
+        image = self._prepare(_upright(frame))
+        if self._frames is None:
+            self._frames = np.empty((self._count, *image.shape), image.dtype)
+        if image.shape != self._frames.shape[1:]:
+            raise DecodeError("frames change their size")
+        self._frames[places] = image
+
+    def finish(self) -> np.ndarray | None:
+        """(frames, height, width, 3), or None if one was never offered."""
+        return None if self._places else self._frames
+
+
+def _video_problem(video: VideoStream | None) -> str:
+    if video is None:
+        return "no video stream"
+    if video.codec_context is None:
+        return "video of a codec that FFmpeg doesn't know"
+    return ""
+
+
+def _prepare_decoder(video: VideoStream, strict: bool) -> None:
+    """Set what a decoder is opened with; a strict one raises where others patch up damage."""
+    video.codec_context.thread_count = 1  # one clip per worker: threads inside would only compete
+    options = {"max_pixels": str(MAX_PIXELS)}  # of what the stream says; the container may have said otherwise
+    video.codec_context.options = options | {"err_detect": "explode"} if strict else options
+
+
+def _decode(packets: Iterable[Packet], *, strict: bool) -> Iterator[VideoFrame]:
+    """Decoded frames of one stream, in the order in which they are shown.
+
+    Args:
+        packets: what to decode.
+        strict: raise at the first damaged packet. Otherwise they are skipped, as players do.
+
+    Raises:
+        FFmpegError: a damaged packet, or, if not strict, the last one where no packet gave a frame.
+    """
+    stream: VideoStream | None = None
+    failure: FFmpegError | None = None
+    some = False
+    for packet in chain(packets, [None]):  # None: what the decoder still holds back
+        stream = stream if packet is None else packet.stream
+        if stream is None:
+            return
+        try:
+            frames = stream.decode(packet)
+        except MemoryError:
+            raise
+        except FFmpegError as error:
+            if strict:
+                raise
+            failure = error
+            continue
+        some |= bool(frames)
+        yield from frames
+    if failure is not None and not some:
+        raise failure
+
+
+def _upright(frame: VideoFrame) -> np.ndarray:
+    """(height, width, 3) uint8 RGB, turned and mirrored by the display matrix as far as that is by right angles."""
+    image = frame.to_ndarray(format="rgb24", threads=1)
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for what else is attached (EXIF): only the angle can be read
+        turns, rest = divmod(frame.rotation, 90)
+        return image if rest else np.ascontiguousarray(np.rot90(image, turns))
+    if matrix is None:
+        return image
+    # a pixel at (x, y) is shown at (ax + cy, bx + dy), origin aside
+    a, b, _, c, d = struct.unpack("=5i", memoryview(matrix)[:20])  # type: ignore[arg-type]  # it is a buffer
+    if a == d == 0:
+        image, a, d = image.swapaxes(0, 1), c, b
+    elif not b == c == 0:
+        return image
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

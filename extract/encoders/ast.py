@@ -1,0 +1,179 @@
+"""AST: loading, what it is fed, and its forward pass up to its pooled output.
+
+Waveforms arrive as samples; the spectrogram is computed on the model's device, the same code on the CPU and on CUDA.
+
+Shapes: b clips, n tokens, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from alphafuse.extract.decoding.specs import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioSpec
+
+from .encoder import Encoder, Placement, freeze, load_pretrained
+from .transformer import Attention, Block, Mlp, through
+
+PREEMPHASIS = 0.97  # Kaldi's default
+FFT_SAMPLES = 512  # Kaldi's: the window rounded up to a power of two
+LOWEST_HZ = 20.0  # Kaldi's default
+DECIBEL_FFT = 2048  # samples; librosa's default, which the notebook kept
+DECIBEL_RANGE = 80.0  # dB; likewise (`top_db`)
+
+
+def load_ast(name: str, placement: Placement | None = None) -> Encoder:
+    """Load an AST: hub id, folder or "compact"; any input length and strides.
+
+    Raises:
+        EncoderError: not to be had, not an AST, weights missing, or settings that aren't implemented.
+    """
+    from transformers import ASTModel
+
+    model, config, preprocessor = load_pretrained("ast", name, ASTModel)
+    placement = placement or Placement()
+    size = {"mel_bins": config.num_mel_bins, "max_length": config.max_length}
+    notebook = placement.protocol == "notebook"
+    spec = AudioSpec.notebook(**size) if notebook else AudioSpec.from_config(preprocessor, **size)
+    return freeze_ast(name, model, spec, placement)
+
+
+def freeze_ast(name: str, model: Any, spec: AudioSpec, placement: Placement) -> Encoder:
+    """The encoder of a `transformers.ASTModel`, whose weights it takes over."""
+    prepare = partial(audio_inputs, spec=spec)
+    return freeze("ast", name, model, PooledAst, spec=spec, prepare=prepare, placement=placement)
+
+
+class PooledAst(nn.Module):
+    """AST up to its pooled output: the mean of CLS and distillation token after the final norm."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over the weights of a `transformers.ASTModel`."""
+        super().__init__()
+        self.embeddings = model.embeddings
+        self.blocks = nn.ModuleList([_ast_block(layer, model.config) for layer in model.layers])
+        self.norm = model.layernorm
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        """(b, max_length, mel_bins) float32 -> (b, d) float32."""
+        x = through(self.blocks, self.embeddings(input_values), 2)  # (b, 2, d): CLS, distillation
+        return self.norm(x).mean(dim=1)
+
+
+def _ast_block(layer: Any, config: Any) -> Block:
+    own = layer.attention
+    attention = Attention([own.q_proj, own.k_proj, own.v_proj], own.o_proj, config.num_attention_heads)
+    mlp = Mlp(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn, config)
+    return Block((layer.layernorm_before, layer.layernorm_after), attention, mlp)
+
+
+# audio
+
+
+def audio_inputs(waveforms: Sequence[np.ndarray], spec: AudioSpec, *, device: torch.device) -> torch.Tensor:
+    """Waveforms of a batch -> AST's `input_values`.
+
+    Args:
+        waveforms: each (samples,) float32, mono, 16 kHz, at least 400 samples (`decode.check_waveform`).
+        spec: sizes, statistics and kind of spectrogram.
+        device: where all of it is done; samples travel there.
+
+    Returns:
+        float32: (clips, max_length, mel_bins) for "kaldi"; (clips, mel_bins, max_length), transposed as the notebook
+        fed it, for "decibel". Clips shorter than that are padded with zeros before normalisation.
+    """
+    if spec.spectrogram == "kaldi":
+        banks = filter_banks(waveforms, spec.mel_bins, frames=spec.max_length, device=device)
+    else:
+        spectrograms = [
+            decibel_spectrogram(torch.from_numpy(waveform).to(device), spec.mel_bins)[:, : spec.max_length]
+            for waveform in waveforms
+        ]
+        # a 0 is the loudest there is in relative decibels
+        banks = torch.stack([F.pad(item, (0, spec.max_length - item.shape[1])) for item in spectrograms])
+    return (banks - spec.mean) / (spec.std * 2)
+
+
+def filter_banks(waveforms: Sequence[np.ndarray], mel_bins: int, *, frames: int, device: torch.device) -> torch.Tensor:
+    """Kaldi's log mel filter banks: 25 ms Hann window, 10 ms hop, natural logarithm of the power.
+
+    What torchaudio's Kaldi-compatible `fbank`, which HuggingFace's ASTFeatureExtractor calls, computes clip by clip.
+
+    Args:
+        waveforms: each (samples,) float32, mono, 16 kHz, at least 400 samples.
+        mel_bins: mel bands.
+        frames: of the result; samples beyond them are not looked at.
+        device: where it is computed.
+
+    Returns:
+        (clips, frames, mel_bins) float32; 0 where a clip has no frame any more.
+    """
+    most = (frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES
+    counts = torch.tensor([1 + (min(len(waveform), most) - WINDOW_SAMPLES) // HOP_SAMPLES for waveform in waveforms])
+    longest = int(counts.max())
+    samples = torch.zeros(len(waveforms), (longest - 1) * HOP_SAMPLES + WINDOW_SAMPLES)
+    for row, waveform in zip(samples, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform[: len(row)])
+    windows = samples.to(device).unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)  # (clips, longest, 400)
+    windows = windows - windows.mean(dim=2, keepdim=True)
+    before = F.pad(windows, (1, 0), mode="replicate")[..., :-1]
+    windows = (windows - PREEMPHASIS * before) * torch.hann_window(WINDOW_SAMPLES, periodic=False, device=device)
+    power = torch.fft.rfft(windows, n=FFT_SAMPLES).abs().square()  # (clips, longest, 257)
+    banks = (power @ _kaldi_filters(mel_bins).to(device)).clamp(min=torch.finfo(torch.float32).eps).log()
+    beyond = (torch.arange(longest) >= counts[:, None]).to(device)
+    banks = banks.masked_fill(beyond[..., None], 0.0)
+    return F.pad(banks, (0, 0, 0, frames - longest))
+
+
+@lru_cache(maxsize=4)
+def _kaldi_filters(mel_bins: int) -> torch.Tensor:
+    """(257, mel_bins) float32; Kaldi leaves the Nyquist frequency out."""
+    from torchaudio.compliance import kaldi
+
+    filters, _ = kaldi.get_mel_banks(mel_bins, FFT_SAMPLES, SAMPLE_RATE_HZ, LOWEST_HZ, 0.0, 100.0, -500.0, 1.0)
+    return F.pad(filters, (0, 1)).T
+
+
+def decibel_spectrogram(waveform: torch.Tensor, mel_bins: int) -> torch.Tensor:
+    """The notebook's mel spectrogram, in decibels relative to the clip's loudest cell, cut off at -80.
+
+    What librosa 0.10 computes as `power_to_db(melspectrogram(y, sr=16000, n_mels=mel_bins, hop_length=160), ref=max)`:
+    2048-point periodic Hann window, centred with zeros, power, Slaney's mel scale and norm up to 8 kHz, floor 1e-10.
+    In float64, because 10^-3 dB at -80 dB is beyond float32.
+
+    Args:
+        waveform: (samples,) float32, mono, 16 kHz.
+        mel_bins: mel bands.
+
+    Returns:
+        (mel_bins, 1 + samples // 160) float32 in [-80, 0].
+    """
+    spectrum = torch.stft(
+        waveform.double(),
+        n_fft=DECIBEL_FFT,
+        hop_length=HOP_SAMPLES,
+        window=torch.hann_window(DECIBEL_FFT, dtype=torch.float64, device=waveform.device),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )  # (1 + DECIBEL_FFT / 2, 1 + samples // 160)
+    power = _slaney_filters(mel_bins).to(waveform.device).T @ spectrum.abs().square()
+    decibels = 10 * (power.clamp(min=1e-10).log10() - power.max().clamp(min=1e-10).log10())
+    return decibels.clamp(min=-DECIBEL_RANGE).float()
+
+
+@lru_cache(maxsize=4)
+def _slaney_filters(mel_bins: int) -> torch.Tensor:
+    """(1 + DECIBEL_FFT / 2, mel_bins) float64."""
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(
+        1 + DECIBEL_FFT // 2, mel_bins, 0.0, SAMPLE_RATE_HZ / 2, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
+    )
+    return torch.from_numpy(filters)

@@ -1,0 +1,28 @@
+"""The families of encoders: a row for each model_type of HuggingFace's config.json that can be an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .ast import load_ast
+from .encoder import Encoder, Placement
+from .hub import MODEL_TYPES
+from .timesformer import load_timesformer
+
+FAMILIES: dict[str, Callable[[str, Placement | None], Encoder]] = {
+    "timesformer": load_timesformer,
+    "audio-spectrogram-transformer": load_ast,
+}
+
+
+def load_encoders(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Encoder]:
+    """Load the encoder of each modality.
+
+    Args:
+        names: modality -> hub id, folder or "compact".
+        placement: where and how they run; by default on the CPU in float32.
+
+    Raises:
+        EncoderError: one of them can't be loaded.
+    """
+    return {modality: FAMILIES[MODEL_TYPES[modality]](name, placement) for modality, name in names.items()}

@@ -1,0 +1,77 @@
+"""The work of one split: its clips, its store, and the one function that decides what is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from alphafuse.data.columns import AT_ONCE
+from alphafuse.data.dataset import Dataset
+
+from .jobs import Jobs
+
+
+class Work:
+    """What a split's store lacks; can be sent to another process.
+
+    Attributes:
+        split: "train", "val" or "test".
+        clip_folder: where the clips' files are.
+        store: where the embeddings go, one object, so that each shard is read once to see what is finished.
+        recipes: modality -> what decides its numbers.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, recipes: Mapping[str, Mapping[str, Any]], *, retry_failed: bool = False
+    ) -> None:
+        """Look at the split and its store.
+
+        Args:
+            dataset: the root.
+            split: "train", "val" or "test".
+            recipes: modality -> what decides its numbers; these modalities are wanted of every clip.
+            retry_failed: also try clips again whose failure is recorded.
+
+        Raises:
+            EmptySplitError: the split has no clips.
+            RecipeMismatchError: the store was made with other recipes.
+        """
+        clips = dataset.manifest.require_split(split)
+        self.split, self.clip_folder, self.recipes = split, dataset.clip_folder, recipes
+        self.store = dataset.store(split)
+        self.store.require_recipes(recipes)
+        self._retry_failed = retry_failed
+        self._everything = Jobs(clips, dataset.path_of, {modality: np.ones(len(clips), bool) for modality in recipes})
+
+    def __repr__(self) -> str:
+        return f"Work({self.split}, {self.clips} clips, {self.store!r})"
+
+    @property
+    def clips(self) -> int:
+        """Clips of the split."""
+        return len(self._everything)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """What the store lacked when this was first asked."""
+        return self.missing(self._everything)
+
+    def missing(self, jobs: Jobs, *, look: bool = True) -> Jobs:
+        """The jobs that are left, each with the modalities that the store lacks.
+
+        Args:
+            jobs: some of the split's.
+            look: whether to look for shards that others have written meanwhile; else what the last look found counts.
+        """
+        lacking = {modality: np.ones(len(jobs), bool) for modality in self.recipes}
+        for start in range(0, len(jobs), AT_ONCE):
+            clip_ids = jobs.clips.clip_ids.strings(start, start + AT_ONCE)
+            finished = self.store.finished(
+                modalities=tuple(self.recipes), retry_failed=self._retry_failed, among=clip_ids, look=look
+            )
+            for modality, mask in lacking.items():
+                mask[start : start + len(clip_ids)] = [clip_id not in finished[modality] for clip_id in clip_ids]
+        return jobs.restricted_to(lacking)
