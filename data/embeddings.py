@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from alphafuse.errors import StoreError, unknown
+from alphafuse.system.files import UNKNOWN_BYTES
 
 from .streams import require_stream
 
 ROWS_AT_ONCE = 4096  # bounds memory, changes no number
-UNKNOWN_BYTES = -1
 
 
 @dataclass(frozen=True)

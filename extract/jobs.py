@@ -84,7 +84,7 @@ class Batch:
         rows: modality -> (clips, dim) float32; NaN where a clip has no such embedding, or it wasn't asked for.
         failures: why, for those that were asked for.
         seconds: (clips,) float64, duration of what a player shows of each clip; nan where unknown.
-        file_bytes: (clips,) int64, size of each clip's file; 0 where unknown.
+        file_bytes: (clips,) int64, size of each clip's file; -1 = unknown.
         digests: (clips,) str, of each clip's file, see `Decoded.digest`; "" where unknown.
         decode_seconds: of one core, that decoding its clips took.
         embed_seconds: that embedding took, of one core on the CPU, of the device elsewhere.
@@ -176,4 +176,7 @@ def join_batches(batches: Sequence[Batch], recipes: Mapping[str, Mapping[str, An
         features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in modalities},
         failures=tuple(failure for batch in batches for failure in batch.failures),
         recipes={name: recipes[name] for name in modalities},
+        windows=np.stack([np.zeros(len(jobs)), np.concatenate([batch.seconds for batch in batches])], axis=1),
+        file_bytes=np.concatenate([batch.file_bytes for batch in batches]),
+        digests=tuple(str(digest) for batch in batches for digest in batch.digests),
     )

@@ -21,6 +21,7 @@ MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
 DIGEST_BYTES = 2**16  # of each end of a file
+UNKNOWN_BYTES = -1  # where a file's size is expected
 # control characters, and characters that hide or reorder text; joiners (U+200C, U+200D) are part of some scripts
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"

@@ -8,9 +8,8 @@ upright as a player turns them (`video`). The waveform is mono, 16 kHz, float32 
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from alphafuse.errors import DecodeError
+from alphafuse.system.files import UNKNOWN_BYTES, file_digest
 from alphafuse.system.remote import is_remote
 
 from .audio import AudioTrack, audio_problem
@@ -46,7 +46,6 @@ from .specs import (
 )
 from .video import MAX_PIXELS, VideoTrack
 
-DIGEST_BYTES = 64 * 2**10  # of a file's beginning, and of its end
 NOT_ASKED_FOR = "not asked for"
 
 
@@ -188,7 +187,7 @@ def decode_inputs(
                 picture="timesformer" in modalities,
                 sound="ast" in modalities,
             )
-            file_bytes, digest = identify_file(file)
+            file_bytes, digest = _identify(file)
     except DecodeError as error:
         return Decoded(None, None, str(error), str(error), cpu_seconds=time.process_time() - began)
     if decoded.waveform is not None:
@@ -223,22 +222,12 @@ class _FrameResizer:
         return prepare_frame(image, self._spec) if self.resizes else image
 
 
-def identify_file(path: Path) -> tuple[int, str]:
-    """Size of a file in bytes, and the sha256, in hexadecimal, of its first and last 64 KB (of all of a smaller one).
-
-    (0, "") for what can't be read, or is no regular file.
-    """
-    try:
-        if not path.is_file():  # a named pipe would block
-            return 0, ""
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(file.read(DIGEST_BYTES))
-            file.seek(max(DIGEST_BYTES, size - DIGEST_BYTES))
-            digest.update(file.read(DIGEST_BYTES))
-    except OSError:
-        return 0, ""
-    return size, digest.hexdigest()
+def _identify(path: Path) -> tuple[int, str]:
+    """`file_digest` of a file; unknown for what can't be read or is not a regular file."""
+    with contextlib.suppress(OSError):
+        if path.is_file():  # a named pipe would block
+            return file_digest(path)
+    return UNKNOWN_BYTES, ""
 
 
 class _ShownSpans:

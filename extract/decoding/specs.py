@@ -176,7 +176,7 @@ class Decoded:
         is_resized: whether the frames are resized and cropped; False = they are as they were decoded, and the encoder's
             device resizes them.
         seconds: duration of what a player shows, the longer of picture and sound; nan where unknown.
-        file_bytes: size of the file; 0 where unknown.
+        file_bytes: size of the file; -1 = unknown.
         digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" where unknown.
         cpu_seconds: processor time that decoding took, where it was measured.
     """
@@ -187,7 +187,7 @@ class Decoded:
     no_waveform: str = ""
     is_resized: bool = True
     seconds: float = math.nan
-    file_bytes: int = 0
+    file_bytes: int = -1
     digest: str = ""
     cpu_seconds: float = 0.0
 
