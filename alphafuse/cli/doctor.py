@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -231,6 +230,8 @@ def _disk(place: str) -> Iterator[Finding]:
 
 
 def _weights(place: str) -> Iterator[Finding]:
+    import urllib.request
+
     from huggingface_hub import constants
 
     from alphafuse.data.dataset import DEFAULT_AST, DEFAULT_TIMESFORMER
