@@ -56,6 +56,10 @@ class Finding:
         status: "ok"; "note": works, but there is something to know; "problem": something that alphafuse needs doesn't.
         line: one line for people.
         mend: the command that mends it, "" if none is needed.
+
+    >>> from alphafuse import Finding
+    >>> Finding("h5py", "problem", "h5py is not installed", 'pip install "h5py>=3.10"').mend
+    'pip install "h5py>=3.10"'
     """
 
     name: str
