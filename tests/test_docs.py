@@ -184,7 +184,7 @@ def test_command_lines_that_alphafuse_would_not_take_are_noticed() -> None:
     assert of("alphafuse store info|nothing STORE") == "no command 'nothing'"
     assert "No such option" in of("alphafuse fit --transfrom sqrt")
     assert of("alphafuse fit sqrt") == "unexpected ['sqrt']"
-    assert of("alphafuse convert ast in.pth") == "lacks out"
+    assert of("alphafuse data split") == "lacks out"
     assert "not a valid int" in of("alphafuse fit --seeds many")
 
 

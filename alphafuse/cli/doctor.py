@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,6 +56,10 @@ class Finding:
         status: "ok"; "note": works, but there is something to know; "problem": something that alphafuse needs doesn't.
         line: one line for people.
         mend: the command that mends it, "" if none is needed.
+
+    >>> from alphafuse import Finding
+    >>> Finding("h5py", "problem", "h5py is not installed", 'pip install "h5py>=3.10"').mend
+    'pip install "h5py>=3.10"'
     """
 
     name: str
@@ -231,6 +234,8 @@ def _disk(place: str) -> Iterator[Finding]:
 
 
 def _weights(place: str) -> Iterator[Finding]:
+    import urllib.request
+
     from huggingface_hub import constants
 
     from alphafuse.data.streams import DEFAULT_AST, DEFAULT_TIMESFORMER

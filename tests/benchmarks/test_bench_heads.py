@@ -19,6 +19,7 @@ from bench_heads import FULL, PARTS, QUICK, bench_heads
 from format_bench import _number, format_bench
 from machine import Machine
 from measuring import Bench, Figure, Part, PeakMemory, Turn, in_new_process
+from support.contenders import die, who_and_when
 
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import ExperimentError
@@ -144,17 +145,9 @@ def test_a_measurement_has_a_process_of_its_own_and_knows_when_it_was_asked_for(
     assert found["waited"] > 0
 
 
-def who_and_when(turn: Turn) -> dict[str, float]:
-    return {"process": os.getpid(), "turn": turn.number, "waited": time.time() - turn.asked}
-
-
 def test_a_killed_measurement_is_an_error_of_one_line() -> None:
     with pytest.raises(ExperimentError, match="killed from outside, probably for lack of memory"):
         in_new_process(die, 0)
-
-
-def die(turn: Turn) -> dict[str, float]:
-    os._exit(9)
 
 
 @pytest.mark.parametrize(
