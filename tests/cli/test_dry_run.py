@@ -17,7 +17,8 @@ from support.cli import Run, assert_one_line_error
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ClusterError, DatasetError
 from alphafuse.extract import planning
-from alphafuse.extract.pipeline import Extractor
+from alphafuse.extract.encoders.encoder import Encoder
+from alphafuse.extract.engines.embedder import load_encoders
 from alphafuse.extract.planning import ClipsPlan, Rates, measure_root, plan_clips, plan_extraction
 from alphafuse.extract.settings import ExtractSettings
 
@@ -109,14 +110,14 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine that seems to have two GPUs like `GPU`; the devices that encoders are loaded for, in turn."""
     asked: list[str] = []
 
-    def load(dataset: Dataset, settings: ExtractSettings) -> Extractor:
-        asked.append(settings.device)
-        return Extractor(dataset, replace(settings, device="cpu"))
+    def load(dataset: Dataset, settings: ExtractSettings, device: str) -> dict[str, Encoder]:
+        asked.append(device)
+        return load_encoders(dataset, settings, "cpu")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(planning, "Extractor", load)
-    monkeypatch.setattr(planning, "measure_rates", lambda extractor, jobs: GPU)
+    monkeypatch.setattr(planning, "load_encoders", load)
+    monkeypatch.setattr(planning, "measure_rates", lambda embedder, jobs: GPU)
     return asked
 
 
