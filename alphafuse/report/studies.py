@@ -147,7 +147,8 @@ def describe_fit(result: RunResult) -> Document:
         *([f"Top-{k} instead of top-5: there are only {k} classes."] if k < 5 else []),
         *_left_out(result.dropped),
     ]
-    return Document(f"{result.experiment.title} ({seeds})", [Table(columns, list(result.splits.values()), notes)])
+    splits = Table(columns, list(result.splits.values()), ruled=False)
+    return Document(f"{result.experiment.title} ({seeds})", [splits, Table((), (), notes, ruled=False)])
 
 
 # table 1

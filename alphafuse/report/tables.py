@@ -40,7 +40,7 @@ class Table:
     """Rows in columns, with notes underneath.
 
     Attributes:
-        columns: its columns.
+        columns: its columns; without any it is notes alone.
         rows: what their cells are made of; a text stands as a line of its own.
         notes: sentences that say what the figures mean.
         ruled: whether lines above and below set it apart, in text.
@@ -65,7 +65,8 @@ def to_text(document: Document) -> str:
     """The document in at most 120 columns, where its cells are short enough."""
     lines = [document.title]
     for table in document.tables:
-        lines += ["", *(_ruled(table) if table.ruled else _aligned(table)), *wrapped(table.notes)]
+        rows = _ruled(table) if table.ruled else _aligned(table) if table.columns else []
+        lines += ["", *rows, *wrapped(table.notes)]
     return "\n".join(lines) + "\n"
 
 

@@ -86,15 +86,13 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         "p": p_value,
         "between": between,
         "number": number,
-        "pointsbetween": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
+        "points_between": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
     }
     environment.tests["absent"] = lambda value: isinstance(value, Absent)
 
     def inline(figures: Mapping[str, Figure], suffix: str) -> dict[str, Markup]:
-        described = {name: described(name, report) for name in figures}
-        return {
-            name: Markup(draw.inline_svg(figure, name + suffix, described[name])) for name, figure in figures.items()
-        }
+        words = {name: described(name, report) for name in figures}
+        return {name: Markup(draw.inline_svg(figure, name + suffix, words[name])) for name, figure in figures.items()}
 
     tiles = _tiles(report)
     sweep_names = ["alpha" if len(report.sweeps) == 1 else f"alpha-{i}" for i in range(1, len(report.sweeps) + 1)]
