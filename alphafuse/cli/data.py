@@ -15,8 +15,8 @@ from tqdm import tqdm
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, PROTOCOLS
+from alphafuse.system.progress import Bar
 
-from .bar import Bar
 from .common import (
     EXIT_FOUND,
     Commands,

@@ -211,7 +211,7 @@ def _codecs(place: str) -> Iterator[Finding]:
 
 
 def _disk(place: str) -> Iterator[Finding]:
-    from alphafuse.data.store.claims import Claims
+    from alphafuse.system.claims import Claims
     from alphafuse.system.files import write_atomically
 
     folder = next(each for each in (Path(place).resolve(), *Path(place).resolve().parents) if each.is_dir())

@@ -1,45 +1,51 @@
-"""Stage one on the command line: extract, convert, and what looks into its stores."""
+"""`alphafuse extract`, and with --dry-run the plan of a run."""
 
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.system.files import one_line
+from alphafuse.system.progress import Bar
 
-from .bar import Bar
 from .common import (
-    EXIT_FOUND,
-    Commands,
-    Place,
     json_option,
     one_of,
     print_json,
+    print_text,
     root_option,
-    roots,
-    store_folders,
 )
-from .options import ONE_DEVICE, options_of
-from .plan import planning_options, print_run_plan, require_option, take_planned
+from .options import options_of
 
-if TYPE_CHECKING:
-    from alphafuse.extract.encoders.checkpoints import ConversionReport
+Command = TypeVar("Command", bound=Callable[..., Any])
+PLANNING = ("clips", "gpus", "cpus", "decode_seconds", "embed_seconds")
 
 
-MOVED = "Where its encoder is now. [default: as the store was made]"
-checking_options = options_of(  # those of commands that embed a few clips again
-    ExtractSettings,
-    *("timesformer", "ast", "device"),
-    change={"timesformer": {"help": MOVED}, "ast": {"help": MOVED}, "device": ONE_DEVICE},
-)
+def planning_options(command: Command) -> Command:
+    """The options of a run to plan; they come to the command as `PLANNING`."""
+    positive = click.FloatRange(min=0, min_open=True)
+    options = (
+        click.option("--clips", type=int, help="With --dry-run: plan a run of so many clips."),
+        click.option("--gpus", type=int, default=0, show_default=True, help="Planned: GPUs; 0 = the cores run models."),
+        click.option("--cpus", type=int, help="Planned: cores of all machines. [default: those of this one]"),
+        click.option(
+            "--decode-seconds", type=positive, help="Planned: of a core per clip. [default: measured on the root]"
+        ),
+        click.option(
+            "--embed-seconds", type=positive, help="Planned: of a GPU (or a core) per clip. [default: measured]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -103,228 +109,70 @@ def extract(
         click.echo(report.format_report(found), nl=False)
 
 
-@click.group(cls=Commands)
-def convert() -> None:
-    """Turn original checkpoints into HuggingFace folders that extract takes.
+def take_planned(context: click.Context, arguments: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    """Take the planning options out of a command's arguments; {} where no run is to be planned.
 
-    \b
-    Example:
-      alphafuse convert ast audioset_10_10_0.4593.pth ast-audioset
+    Raises:
+        click.UsageError: some are given, and --clips or --dry-run isn't.
     """
+    planned = {name: arguments.pop(name) for name in PLANNING}
+    if planned["clips"] is None or not dry_run:
+        typed = [name for name in PLANNING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if typed:
+            option = f"--{typed[0].replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} plans a run and extracts nothing: give --dry-run and --clips with it", context
+            )
+        return {}
+    return planned
 
 
-@convert.command("timesformer")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--image-size", type=int, help="Pixels that the original is built for. [default: from the tensors]")
-@click.option("--frames", type=int, help="Frames that the original is built for. [default: from the tensors]")
-@click.option("--fed-image-size", type=int, help="Pixels that it is then fed. [default: as built]")
-@click.option("--fed-frames", type=int, help="Frames that it is then fed. [default: as built]")
-@click.option(
-    "--attention-type",
-    shell_complete=one_of("divided_space_time", "joint_space_time", "space_only"),
-    help="divided_space_time, joint_space_time, space_only. [default: from the tensors]",
-)
-@json_option
-def convert_timesformer(as_json: bool, **arguments: Any) -> None:
-    """Convert a .pyth file of facebookresearch/TimeSformer.
+def require_option(context: click.Context, name: str, value: str | None) -> str:
+    """The value of an option that must be there; click's own error where it isn't."""
+    if value is None:
+        option = next(parameter for parameter in context.command.params if parameter.name == name)
+        raise click.MissingParameter(ctx=context, param=option)
+    return value
 
-    \b
-    Example:
-      alphafuse convert timesformer TimeSformer_divST_8x32_224_K400.pyth timesformer-k400
-    The seed paper's model, a 224-pixel 64-frame file built for 448 pixels and fed 8 frames of 224:
-      alphafuse convert timesformer TimeSformer_divST_64x32_224_HowTo100M.pyth timesformer-howto \\
-        --image-size 448 --frames 64 --fed-image-size 224 --fed-frames 8
+
+def print_run_plan(
+    context: click.Context,
+    settings: ExtractSettings,
+    *,
+    root: Path,
+    as_json: bool,
+    clips: int,
+    gpus: int,
+    cpus: int | None,
+    decode_seconds: float | None,
+    embed_seconds: float | None,
+) -> None:
+    """Plan the run by the seconds per clip that are given; those that aren't are measured in the root.
+
+    With both given no root is needed, and embeddings count as `DEFAULT_DIM` numbers each unless one is named.
     """
-    from alphafuse.extract.encoders import checkpoints
+    from dataclasses import replace
 
-    _print_conversion(checkpoints.convert_timesformer(**arguments), as_json=as_json)
+    from loky import cpu_count
 
+    from alphafuse.data.dataset import Dataset
+    from alphafuse.extract.planning import DEFAULT_DIM, Rates, measure_root, plan_clips
+    from alphafuse.report.plan import clips_plan_json, format_clips_plan
 
-@convert.command("ast")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--fstride", type=int, help="Patch step along frequency. [default: from the tensors]")
-@click.option("--tstride", type=int, help="Patch step along time. [default: from the tensors]")
-@click.option("--max-length", type=int, help="Input frames of 10 ms. [default: from the tensors]")
-@json_option
-def convert_ast(as_json: bool, **arguments: Any) -> None:
-    """Convert a .pth file of YuanGongND/ast.
-
-    \b
-    Example:
-      alphafuse convert ast audioset_10_10_0.4593.pth ast-audioset
-    """
-    from alphafuse.extract.encoders import checkpoints
-
-    _print_conversion(checkpoints.convert_ast(**arguments), as_json=as_json)
-
-
-def _print_conversion(report: ConversionReport, *, as_json: bool) -> None:
-    if as_json:
-        print_json(report.to_json())
-    else:
-        click.echo(str(report))
-
-
-@click.group(
-    cls=Commands,
-    sections={
-        "Commands": {
-            "info": "Counts, settings and failures of a store.",
-            "verify": "Check every shard; compare settings; extract some anew.",
-            "pack": "Merge all shards into one.",
-            "export": "Write all embeddings as .npz or .parquet.",
-        }
-    },
-)
-def store() -> None:
-    """Look into embedding stores, check them, merge their shards, export them.
-
-    \b
-    Examples:
-      alphafuse store info demo/stores/train
-      alphafuse store info s3://bucket/stores/train
-    """
-
-
-store_argument = click.argument("folder", type=Place(), shell_complete=store_folders)
-
-
-@store.command("info")
-@store_argument
-@json_option
-def store_info(folder: Path, as_json: bool) -> None:
-    """Counts, settings and failures of a store.
-
-    \b
-    Example:
-      alphafuse store info demo/stores/train
-    """
-    from alphafuse.data.store.store import EmbeddingStore
-    from alphafuse.report.extract import format_failures
-
-    info = EmbeddingStore(folder).info()
-    if as_json:
-        print_json(
-            {
-                **vars(info),
-                "folder": str(info.folder),
-                "failures": [vars(failure) for failure in info.failures],
-            }
+    device = "cuda" if gpus else "cpu"
+    is_named = context.get_parameter_source("root") is not ParameterSource.DEFAULT
+    if decode_seconds and embed_seconds and not is_named:
+        rates = Rates(
+            clips=0, decode_seconds=decode_seconds, embed_seconds=embed_seconds, cores=1, workers=1, device=device
         )
-        return
-    windows = f" of {info.windows} windows" if info.windows != info.clips else ""
-    click.echo(f"{info.folder}: {info.clips} clips{windows} in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
-    for modality, rows in info.rows.items():
-        encoder = info.provenance.get("encoders", {}).get(modality, {}).get("name", "?")
-        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.recipes[modality].items())
-        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {one_line(str(encoder))}\n    {settings}")
-    if info.duplicates:
-        click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
-    click.echo(format_failures(info.failures), nl=False)
-
-
-def _brief(value: object) -> str:
-    text = one_line(str(value))
-    return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-@store.command("verify")
-@store_argument
-@click.option(
-    "--resample",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Also extract so many clips again, drawn by lot, and compare.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which clips.")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    shell_complete=roots,
-    help="With --resample: the root that the store belongs to. [default: ROOT of ROOT/stores/SPLIT]",
-)
-@checking_options
-@json_option
-def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_json: bool, **arguments: Any) -> None:
-    """Re-read every shard against its checksum and compare settings; exit code 1 when something is wrong.
-
-    \b
-    Examples:
-      alphafuse store verify demo/stores/train
-      alphafuse store verify demo/stores/train --resample 20
-      alphafuse store verify s3://bucket/stores/train --resample 20 --root mine
-    """
-    from alphafuse.data.store.store import EmbeddingStore
-    from alphafuse.report import extract as report
-
-    embedding_store = EmbeddingStore(folder)
-    shards = len(embedding_store.shards())
-    if not shards:
-        raise DatasetError(f"no shards in {folder}: name a store, such as ROOT/stores/train")
-    problems = embedding_store.verify()
-    found = None
-    if resample and not problems:
-        from alphafuse.extract import resample as resampling
-
-        dataset = _dataset_of(folder, root)
-        found = resampling.resample(dataset, folder.name, resample, ExtractSettings(**arguments), seed=seed)
-    if as_json:
-        content: dict[str, Any] = {"folder": str(folder), "shards": shards, "problems": problems}
-        print_json(content | ({"resampled": report.resampling_json(found)} if found else {}))
+        dims = dict.fromkeys(settings.modalities, DEFAULT_DIM)
     else:
-        for problem in problems:
-            click.echo(problem)
-        click.echo(f"{folder}: {shards} shards, {len(problems)} problems")
-        if found:
-            click.echo(report.format_resampling(found), nl=False)
-    if problems or (found and found.problems):
-        sys.exit(EXIT_FOUND)
-
-
-def _dataset_of(folder: Path, root: Path | None) -> Dataset:
-    """The dataset that a store belongs to."""
-    if isinstance(folder, Path):
-        folder = folder.resolve()
-    if folder.name not in SPLITS or (root is None and folder.parent.name != "stores"):
-        raise DatasetError(
-            f"{folder} is no ROOT/stores/SPLIT: to extract clips again, their root is needed: name it with --root"
-        )
-    if root is None and not isinstance(folder, Path):
-        raise DatasetError(f"{folder} is behind a URL: name its root with --root, to extract clips again")
-    dataset = Dataset.open(folder.parents[1] if root is None else root)
-    own = dataset.store(folder.name).folder
-    if (own.resolve() if isinstance(own, Path) else own) != folder:
-        raise DatasetError(f"{folder} is no store of {dataset.root}, whose {folder.name} is in {own}: name that one")
-    return dataset
-
-
-@store.command("pack")
-@store_argument
-def store_pack(folder: Path) -> None:
-    """Merge all shards into one.
-
-    \b
-    Example:
-      alphafuse store pack demo/stores/train
-    """
-    from alphafuse.data.store.store import EmbeddingStore
-
-    click.echo(str(EmbeddingStore(folder).pack()))
-
-
-@store.command("export")
-@store_argument
-@click.argument("file", type=Place())
-def store_export(folder: Path, file: Path) -> None:
-    """Write all embeddings, with ids, labels, windows and files, as .npz or .parquet (docs/store.md lists the columns).
-
-    \b
-    Example:
-      alphafuse store export demo/stores/train train.npz
-    """
-    from alphafuse.data.store.store import EmbeddingStore
-
-    click.echo(str(EmbeddingStore(folder).export(file)))
+        rates, dims = measure_root(Dataset.open(root), settings)
+        if embed_seconds:
+            rates = replace(rates, embed_seconds=embed_seconds, device=device)
+        rates = replace(rates, decode_seconds=decode_seconds or rates.decode_seconds)
+    plan = plan_clips(clips, rates.on(cpus=cpu_count() if cpus is None else cpus, gpus=gpus), dims)
+    if as_json:
+        print_json(clips_plan_json(plan))
+    else:
+        print_text(format_clips_plan(plan))

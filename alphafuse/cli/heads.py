@@ -16,8 +16,8 @@ from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import BOTH, Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
 from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.system.progress import Bar
 
-from .bar import Bar
 from .common import (
     json_option,
     one_of,

@@ -26,11 +26,13 @@ from .common import Commands, Context, print_error, walk
 
 _cannot_load: ImportError | None = None
 try:
+    from . import convert as cli_convert
     from . import data as cli_data
     from . import extract as cli_extract
     from . import heads as cli_heads
     from . import predict as cli_predict
     from . import report as cli_report
+    from . import store as cli_store
 except ImportError as error:  # a library is missing or broken; doctor is there to say which
     _cannot_load = error
 
@@ -196,8 +198,8 @@ if _cannot_load is None:
     for _command in (
         cli_data.data,
         cli_extract.extract,
-        cli_extract.convert,
-        cli_extract.store,
+        cli_convert.convert,
+        cli_store.store,
         cli_heads.fit,
         cli_heads.table1,
         cli_heads.sweep,

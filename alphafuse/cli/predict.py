@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.system.progress import Bar
 
-from .bar import Bar
 from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders
 from .options import ONE_DEVICE, options_of
 

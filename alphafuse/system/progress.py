@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
+from tqdm import tqdm
+
+REFRESH_SECONDS = 0.2  # between two looks of figures that change more often than the bar moves
+
 
 class Progress:
     """Callbacks during long work; called from several threads, never two at once. These do nothing: override some.
@@ -27,6 +34,46 @@ class Progress:
 
     def stop(self) -> None:
         """The round is finished or interrupted."""
+
+
+class Bar(Progress):
+    """tqdm: items a second, time left, figures; nothing where stderr is not a terminal.
+
+    Attributes:
+        bar: the tqdm of the round.
+    """
+
+    def __init__(self, title: str = "", *, disable: bool | None = None) -> None:
+        """Show nothing yet.
+
+        Args:
+            title: stands before the bar; "" = the round's own.
+            disable: True = show nothing; None = only on a terminal.
+        """
+        self._title, self._disable = title, disable
+
+    def start(self, title: str, *, total: int, done: int = 0, unit: str = "clip") -> None:  # noqa: D102
+        self._figures: dict[str, int] = {}
+        self._shown = 0.0
+        self.bar = tqdm(total=total - done, desc=self._title or title, unit=unit, disable=self._disable, smoothing=0.05)
+        if done and not self.bar.disable:
+            self.bar.write(f"{title}: {done} {unit}s are there already", file=sys.stderr)
+
+    def advance(self, count: int = 1, **of_which: int) -> None:  # noqa: D102
+        if of_which.get("incomplete"):
+            self._figures["failures"] = self._figures.get("failures", 0) + of_which["incomplete"]
+            self.bar.set_postfix(self._figures, refresh=False)
+        self.bar.update(count)
+
+    def note(self, **figures: int) -> None:  # noqa: D102
+        self._figures.update(figures)
+        is_due = time.monotonic() - self._shown >= REFRESH_SECONDS
+        if is_due:
+            self._shown = time.monotonic()
+        self.bar.set_postfix(self._figures, refresh=is_due)
+
+    def stop(self) -> None:  # noqa: D102
+        self.bar.close()
 
 
 NO_PROGRESS = Progress()

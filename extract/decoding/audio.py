@@ -9,7 +9,9 @@ from av.error import FFmpegError
 from av.filter import Graph
 from av.packet import Packet
 
-from .specs import NO_MEMORY, SAMPLE_RATE_HZ, first_line
+from alphafuse.system.workers import NO_MEMORY
+
+from .specs import SAMPLE_RATE_HZ, first_line
 
 JOINED_SAMPLES = 8192  # resampled at once: fewer, larger steps
 

@@ -29,12 +29,12 @@ from PIL import Image
 from alphafuse.errors import DecodeError
 from alphafuse.system.files import UNKNOWN_BYTES, file_digest
 from alphafuse.system.remote import is_remote
+from alphafuse.system.workers import NO_MEMORY
 
 from .audio import AudioTrack, audio_problem
 from .fetch import fetched
 from .specs import (
     DEVICE_RESIZE_PIXELS,
-    NO_MEMORY,
     SAMPLINGS,
     WINDOW_SAMPLES,
     AudioSpec,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from alphafuse.errors import DecodeError
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.workers import map_tasks
 
 from .decode import probe_audio
 from .fetch import fetched
-from .workers import map_tasks
 
 TIMEOUT_SECONDS = 60.0  # that a header may take
 

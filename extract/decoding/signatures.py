@@ -16,11 +16,11 @@ from alphafuse.data.duplicates import FRAMES, Signature
 from alphafuse.data.manifest import Clip
 from alphafuse.errors import DecodeError
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.workers import map_tasks
 
 from .decode import decode_clip
 from .fetch import fetched
 from .specs import SAMPLE_RATE_HZ
-from .workers import map_tasks
 
 CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
 DETAIL = 2  # frames are kept DETAIL times finer, for small movements

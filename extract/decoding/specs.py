@@ -20,7 +20,6 @@ SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
 HOP_SAMPLES = 160  # and its hop: 10 ms
 DEVICE_RESIZE_PIXELS = 640 * 480  # of a frame that a device may resize; larger ones are resized beside the decoder
-NO_MEMORY = "needs more memory than a decode worker may take"
 
 
 @dataclass(frozen=True)

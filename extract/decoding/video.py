@@ -14,9 +14,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from alphafuse.errors import DecodeError
+from alphafuse.system.workers import NO_MEMORY
 
 from .packets import PacketIndex
-from .specs import NO_MEMORY, first_line
+from .specs import first_line
 
 MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) and AV1 (6.3) allow 35.7 million
 HELD_BYTES = 64 * 2**20  # of video packets; a file with more is read a second time

@@ -26,12 +26,12 @@ from alphafuse.data.embeddings import Failure
 from alphafuse.errors import DecodeError, EncoderError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Decoded, FrameSpec
-from alphafuse.extract.decoding.workers import TASKS_PER_WORKER, map_tasks
 from alphafuse.extract.jobs import Batch, Job
 from alphafuse.extract.settings import BATCH_ON_CUDA, ExtractSettings
 from alphafuse.system.devices import choose_device
 from alphafuse.system.interrupts import submit, wait_for_any
 from alphafuse.system.processes import free_memory_bytes
+from alphafuse.system.workers import TASKS_PER_WORKER, map_tasks
 
 if TYPE_CHECKING:
     from alphafuse.extract.encoders.encoder import Encoder
@@ -106,6 +106,7 @@ class Embedder:
             workers=self.memory.workers,
             timeout_seconds=self.settings.timeout_seconds,
             memory_bytes=self.memory.clip_bytes,
+            preload=decode_inputs.__module__,
         )
 
     def embed(self, decoded_jobs: DecodedJobs) -> Batch:

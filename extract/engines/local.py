@@ -1,7 +1,7 @@
 """This machine: claim clips -> decode and embed them -> write them as shards, in a thread of its own.
 
 What the store has already is left alone, so a second call does only what is missing; several calls at once, in any
-processes, share the work (`alphafuse.data.store.claims`).
+processes, share the work (`alphafuse.system.claims`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.extract.jobs import Batch, Done, Job, Jobs, join_batches
 from alphafuse.extract.work import Work
+from alphafuse.system.claims import Claims
 from alphafuse.system.interrupts import hold_interrupts
 
 from .embedder import DecodedJobs, Embedder

@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.store.claims import Claims
 from alphafuse.errors import ClusterError, StoreError
 from alphafuse.extract.jobs import Done, Job, Jobs
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.extract.work import Work
+from alphafuse.system.claims import Claims
 from alphafuse.system.cluster import alive_nodes, last_line, own_error
 from alphafuse.system.interrupts import hold_interrupts
 from alphafuse.system.remote import is_remote

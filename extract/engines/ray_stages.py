@@ -18,15 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.store.claims import committing
 from alphafuse.data.store.shard_files import shard_name
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.specs import AudioSpec, Decoded, FrameSpec
-from alphafuse.extract.decoding.workers import TaskPool
 from alphafuse.extract.jobs import Batch, Done, Job, join_batches
+from alphafuse.system.claims import committing
 from alphafuse.system.cluster import require_versions
+from alphafuse.system.workers import TaskPool
 
 from .embedder import embed_batch, library_versions
 
@@ -101,6 +101,7 @@ class DecodeBlock:
             workers=1,
             timeout_seconds=decoding.timeout_seconds,
             memory_bytes=decoding.clip_bytes,
+            preload=decode_inputs.__module__,
         )
 
     def __call__(self, row: Row) -> Row:

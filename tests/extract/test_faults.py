@@ -42,7 +42,7 @@ def processes_in(folder: Path) -> list[int]:
 KILLS = 30 if THOROUGH else 6  # three seconds each
 LIVES = """
 import os, sys
-from alphafuse.data.store.claims import Claims
+from alphafuse.system.claims import Claims
 from alphafuse.data.dataset import Dataset
 from alphafuse.extract.engines.embedder import Embedder, load_encoders
 from alphafuse.extract.engines.local import LocalEngine
@@ -300,7 +300,7 @@ def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
 ) -> None:
     """Faults are put into the decode workers themselves: by a file's name these really crash, hang or eat."""
     from alphafuse.extract.decoding import decode as inputs
-    from alphafuse.extract.decoding import workers
+    from alphafuse.system import workers
 
     folder = tmp_path / "clips"
     folder.mkdir()

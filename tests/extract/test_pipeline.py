@@ -17,7 +17,6 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.vggsound import import_vggsound
-from alphafuse.data.store import claims
 from alphafuse.errors import DatasetError, EmptySplitError, EncoderError, RecipeMismatchError
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.decoding.specs import AudioSpec, frame_indices
@@ -32,6 +31,7 @@ from alphafuse.extract.resample import resample
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.extract.work import Work
 from alphafuse.report.extract import format_report
+from alphafuse.system import claims
 
 MakeRoot = Callable[..., Path]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.store.claims import Claims
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.system.claims import Claims
 
 Names = dict[str, Path]
 LOOKS = 6  # different files; more clips than that share them

@@ -20,7 +20,7 @@ import torch
 from concurrent.futures import ThreadPoolExecutor
 from alphafuse.system.interrupts import map_in
 from alphafuse.extract.engines.embedder import Embedder
-from alphafuse.extract.decoding.workers import TaskPool
+from alphafuse.system.workers import TaskPool
 
 CODE = (concurrent.futures.__path__[0], threading.__file__, loky.__path__[0])
 

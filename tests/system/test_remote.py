@@ -31,7 +31,6 @@ from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.folder import import_folder
 from alphafuse.data.sources.vggsound import import_vggsound
 from alphafuse.data.store import hdf5 as hdf5_module
-from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.shard_files import shard_name
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, DatasetError, StoreError
@@ -39,15 +38,16 @@ from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.probe import files_without_audio
 from alphafuse.extract.decoding.signatures import sign_clips
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
-from alphafuse.extract.decoding.workers import map_tasks
 from alphafuse.extract.engines import local as local_engine
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.resample import resample
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system import remote as remote_module
+from alphafuse.system.claims import Claims
 from alphafuse.system.files import to_path
 from alphafuse.system.remote import ObjectCache, RangeFile, list_objects, local_copy
 from alphafuse.system.scratch import PREFIX, scratch_folder
+from alphafuse.system.workers import map_tasks
 
 Names = dict[str, Path]
 SETTINGS = {"timesformer": {"protocol": "standard"}, "ast": {"protocol": "standard"}}

@@ -14,8 +14,8 @@ from PIL import Image
 from alphafuse.errors import DecodeError
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.decoding.fetch import fetched
-from alphafuse.extract.decoding.workers import map_tasks
 from alphafuse.system.remote import is_remote
+from alphafuse.system.workers import map_tasks
 
 EDGE = 224  # pixels of the longer side, unless asked for otherwise
 QUALITY = 70  # of the JPEG: about 6 kB for a frame of VGGSound

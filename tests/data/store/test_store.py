@@ -18,11 +18,11 @@ from alphafuse.data import streams as streams_module
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
 from alphafuse.data.store import shard_files as files_module
-from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.shard import Shard
 from alphafuse.data.store.shard_files import shard_name
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, RecipeMismatchError, StoreError
+from alphafuse.system.claims import Claims
 from alphafuse.system.files import file_digest, write_atomically
 
 

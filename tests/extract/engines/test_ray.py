@@ -23,7 +23,6 @@ from support.clips import write_clip
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.store.claims import Claims, committing
 from alphafuse.errors import ClusterError, DatasetError, RecipeMismatchError, StoreError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.specs import Decoded
@@ -36,6 +35,7 @@ from alphafuse.extract.jobs import Done, Job
 from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.extract.work import Work
+from alphafuse.system.claims import Claims, committing
 from alphafuse.system.cluster import connected, import_ray
 from alphafuse.system.progress import Progress
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -16,10 +17,9 @@ import psutil
 from loky import ProcessPoolExecutor, cpu_count
 
 from alphafuse.errors import DatasetError
-from alphafuse.system.interrupts import hold_interrupts, wait_for_any
-from alphafuse.system.processes import start_worker
 
-from .specs import NO_MEMORY
+from .interrupts import hold_interrupts, wait_for_any
+from .processes import start_worker
 
 try:
     import resource
@@ -32,8 +32,10 @@ Result = TypeVar("Result")
 
 TASKS_PER_WORKER = 2  # one at work and one waiting, so that no worker waits for this process
 START_SECONDS = 10.0  # that a new process may take beyond its first task's time
+# reasons of failed tasks; every task decodes a clip, and its failure is stored under these words
 CRASHED = "the decoder crashed"
 HUNG = "the decoder took too long"
+NO_MEMORY = "needs more memory than a decode worker may take"
 
 
 def map_tasks(
@@ -44,13 +46,19 @@ def map_tasks(
     workers: int = 0,
     timeout_seconds: float = 0.0,
     memory_bytes: int = 0,
+    preload: str = "",
 ) -> Generator[tuple[Key, Result], None, None]:
     """Apply `function` to tasks in worker processes and yield (key, result) as they are finished.
 
-    `TaskPool` in one call, which says what the arguments mean; its processes end with the iteration.
+    A `TaskPool`, which explains the arguments, for one iteration; its processes end with it.
     """
     with TaskPool(
-        function, failed=failed, workers=workers, timeout_seconds=timeout_seconds, memory_bytes=memory_bytes
+        function,
+        failed=failed,
+        workers=workers,
+        timeout_seconds=timeout_seconds,
+        memory_bytes=memory_bytes,
+        preload=preload,
     ) as pool:
         yield from pool.map(tasks)
 
@@ -70,6 +78,7 @@ class TaskPool(Generic[Task, Result]):
         workers: int = 0,
         timeout_seconds: float = 0.0,
         memory_bytes: int = 0,
+        preload: str = "",
     ) -> None:
         """Start nothing yet: processes begin with their first tasks.
 
@@ -80,12 +89,13 @@ class TaskPool(Generic[Task, Result]):
             timeout_seconds: wall time that a task may take; 0 = any.
             memory_bytes: memory that a worker may take for a task, beyond what it has at its start; 0 = any. Beyond
                 that, allocations fail (on Linux; elsewhere as far as the system follows RLIMIT_AS).
+            preload: a module that a worker imports before its memory is limited, so that it doesn't count as a task's.
         """
         if workers < 0:
             raise DatasetError(f"workers must be at least 0, not {workers}")
         self._failed = failed
         self._workers: list[_Worker[Any, Task, Result]] = [
-            _Worker(function, timeout_seconds, memory_bytes) for _ in range(workers or cpu_count())
+            _Worker(function, timeout_seconds, memory_bytes, preload) for _ in range(workers or cpu_count())
         ]
 
     def map(self, tasks: Iterable[tuple[Key, Task]]) -> Generator[tuple[Key, Result], None, None]:
@@ -126,8 +136,10 @@ class TaskPool(Generic[Task, Result]):
 class _Worker(Generic[Key, Task, Result]):
     """One process, and the tasks that it was given, the one at work first."""
 
-    def __init__(self, function: Callable[[Task], Result], timeout_seconds: float, memory_bytes: int) -> None:
-        self._function, self._timeout, self._memory = function, timeout_seconds, memory_bytes
+    def __init__(
+        self, function: Callable[[Task], Result], timeout_seconds: float, memory_bytes: int, preload: str
+    ) -> None:
+        self._function, self._timeout, self._limits = function, timeout_seconds, (memory_bytes, preload)
         self._pool: ProcessPoolExecutor | None = None
         self.queue: deque[tuple[Key, Task, Future[Result]]] = deque()
         self._deadline = math.inf  # of the task at work
@@ -152,7 +164,7 @@ class _Worker(Generic[Key, Task, Result]):
         if self._pool is None:
             # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
             self._pool = ProcessPoolExecutor(
-                max_workers=1, initializer=_start_worker, initargs=(os.getpid(), self._memory)
+                max_workers=1, initializer=_start_worker, initargs=(os.getpid(), *self._limits)
             )
         return self._pool
 
@@ -215,11 +227,11 @@ def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
     wait_for_any([worker.queue[0][2] for worker in pool if worker.queue], min(worker.seconds_left for worker in pool))
 
 
-def _start_worker(parent: int, memory_bytes: int) -> None:
+def _start_worker(parent: int, memory_bytes: int, preload: str) -> None:
     start_worker(parent)
     if memory_bytes and resource is not None:
-        from . import decode  # noqa: F401  # what every worker loads is not the task's
-
+        if preload:
+            import_module(preload)
         limit = psutil.Process().memory_info().vms + memory_bytes
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = limit if most == resource.RLIM_INFINITY else min(limit, most)

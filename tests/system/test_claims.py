@@ -15,9 +15,9 @@ import pytest
 from support.processes import SPAWN, spawned
 
 from alphafuse.data.embeddings import Embeddings
-from alphafuse.data.store import claims as claims_module
-from alphafuse.data.store.claims import Claims
 from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.system import claims as claims_module
+from alphafuse.system.claims import Claims
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is shared there")
 IDS = [f"clip{i}" for i in range(60)]

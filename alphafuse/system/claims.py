@@ -24,8 +24,9 @@ from pathlib import Path
 from types import TracebackType
 
 from alphafuse.errors import StoreError
-from alphafuse.system.files import to_path
-from alphafuse.system.remote import is_remote
+
+from .files import to_path
+from .remote import is_remote
 
 try:
     import fcntl
