@@ -87,7 +87,7 @@ _HOMES = {
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
     "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
-    "alphafuse.heads.studies.experiments": ("RunResult", "fit"),
+    "alphafuse.heads.studies.fit": ("RunResult", "fit"),
     "alphafuse.heads.model.config": ("Experiment", "HeadConfig", "HeadSettings"),
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),

@@ -12,11 +12,12 @@ is therefore read here first.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -370,3 +371,20 @@ def open_raw(path: Path) -> Iterator[int]:
         raise damaged(path, error) from error
     finally:
         os.close(file)
+
+
+def content_sha256(recipes: str, datasets: Mapping[str, h5py.Dataset]) -> str:
+    """Checksum of recipes and datasets: name, dtype, shape and values of each, in name order."""
+    digest = hashlib.sha256(recipes.encode())
+    for name, dataset in sorted(datasets.items()):
+        text = h5py.check_string_dtype(dataset.dtype) is not None
+        digest.update(f"{name} {'text' if text else dataset.dtype} {dataset.shape} ".encode())
+        if text:
+            for number, part in enumerate(strings(dataset)):
+                digest.update((("\0" if number else "") + "\0".join(part)).encode())
+        elif dataset.ndim == 1:
+            digest.update(dataset[()].data)
+        else:
+            for _, values in read_slices(dataset, np.arange(len(dataset))):
+                digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

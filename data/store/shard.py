@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import re
@@ -35,7 +34,16 @@ from alphafuse.data.streams import require_stream
 from alphafuse.errors import StoreError
 from alphafuse.system.files import MAX_TEXT, is_clean, one_line
 
-from .hdf5 import RawRows, UntrustedFile, open_raw, open_untrusted, read_slices, require_members, strings
+from .hdf5 import (
+    RawRows,
+    UntrustedFile,
+    content_sha256,
+    open_raw,
+    open_untrusted,
+    read_slices,
+    require_members,
+    strings,
+)
 
 FORMAT_VERSION = 2
 MAX_DIM = 2**16
@@ -286,20 +294,3 @@ def open_features(
 
 def _version(status: os.stat_result) -> _Version:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def content_sha256(recipes: str, datasets: Mapping[str, h5py.Dataset]) -> str:
-    """Checksum of recipes and datasets: name, dtype, shape and values of each, in name order."""
-    digest = hashlib.sha256(recipes.encode())
-    for name, dataset in sorted(datasets.items()):
-        text = h5py.check_string_dtype(dataset.dtype) is not None
-        digest.update(f"{name} {'text' if text else dataset.dtype} {dataset.shape} ".encode())
-        if text:
-            for number, part in enumerate(strings(dataset)):
-                digest.update((("\0" if number else "") + "\0".join(part)).encode())
-        elif dataset.ndim == 1:
-            digest.update(dataset[()].data)
-        else:
-            for _, values in read_slices(dataset, np.arange(len(dataset))):
-                digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()

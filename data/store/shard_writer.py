@@ -18,8 +18,8 @@ from alphafuse.data.streams import require_stream
 from alphafuse.errors import StoreError
 from alphafuse.system.files import MAX_TEXT, is_clean, one_line
 
-from .hdf5 import MAX_ATTRIBUTE_BYTES, READ_ERRORS
-from .shard import FAILURE_COLUMNS, FORMAT_VERSION, content_sha256
+from .hdf5 import MAX_ATTRIBUTE_BYTES, READ_ERRORS, content_sha256
+from .shard import FAILURE_COLUMNS, FORMAT_VERSION
 
 
 def shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
