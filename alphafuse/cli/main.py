@@ -21,7 +21,7 @@ from alphafuse.system.interrupts import Terminated, heed_interrupts
 from alphafuse.version import __version__
 
 from . import doctor as cli_doctor
-from . import manners as cli_manners
+from . import completion as cli_completion
 from .common import Commands, Context, print_error, walk
 
 _cannot_load: ImportError | None = None
@@ -212,6 +212,6 @@ if _cannot_load is None:
         cli.add_command(_command)
 else:
     cli.broken = f"this command can't be loaded ({_cannot_load}): `alphafuse doctor` says what is missing or broken"
-for _command in (cli_doctor.doctor, cli_manners.completion):
+for _command in (cli_doctor.doctor, cli_completion.completion):
     cli.add_command(_command)
 _name_variables()

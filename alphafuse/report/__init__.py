@@ -5,5 +5,5 @@ studies     what fit, table1, sweep, compare and evaluate found: their tables, a
 contents    what figures and the page show, as data read from run folders
 figures     plots of it
 page/       `write_report`: everything on one html page
-audit, extract, plan, predict, doctor    what the commands of these names print
+audit, extract, plan, predict    what the commands of these names print
 """

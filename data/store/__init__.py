@@ -7,5 +7,4 @@ shard_files    the files of a store: listed, opened, added, removed
 lazy           rows that stay on disk until they are asked for
 export         npz and parquet
 store          the folder of shards: append, resume, read, verify, pack
-claims         which process extracts which clip
 """

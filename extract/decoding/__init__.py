@@ -5,7 +5,6 @@ decode        a clip's file -> frames and waveform (`decode_clip`); what a worke
 video         packets of a video stream -> the frames that are looked at
 packets       which of these packets must be decoded for that
 audio         packets of an audio stream -> the waveform
-workers       processes that may crash, hang or want too much memory at the cost of one clip
 fetch         a temporary copy of a clip behind a URL
 probe         which files have no audio, by their headers
 signatures    a few small frames and the loudness of a few bands, for the audit

@@ -42,7 +42,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.files import iterate_csv, one_line, read_json, write_atomically, write_csv, write_json
 
-from .again import command_of
+from .reproduce import command_of
 from .same_clips import EVALUATED, SplitResult, validation_rank
 
 FIGURES = {"fit": "metrics.json", "table1": "table1.json", "sweep": "sweep.json", "compare": "compare.json"}

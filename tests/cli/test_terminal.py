@@ -1,4 +1,4 @@
-"""The command line's manners: completion, variables, colours, what goes to stdout, interruptions."""
+"""The command line at a terminal: completion, variables, colours, what goes to stdout, interruptions."""
 
 import json
 import os
