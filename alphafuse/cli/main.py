@@ -20,8 +20,8 @@ from alphafuse.errors import AlphafuseError
 from alphafuse.system.interrupts import Terminated, heed_interrupts
 from alphafuse.version import __version__
 
-from . import doctor as cli_doctor
 from . import completion as cli_completion
+from . import doctor as cli_doctor
 from .common import Commands, Context, print_error, walk
 
 _cannot_load: ImportError | None = None

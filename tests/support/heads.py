@@ -1,4 +1,4 @@
-"""Heads described in one call, and a progress that counts."""
+"""Heads described in one call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 from alphafuse.heads.model.config import Experiment, HeadConfig, HeadSettings
-from alphafuse.system.progress import Progress
 
 SETTINGS = tuple(field.name for field in fields(HeadSettings))
 
@@ -17,13 +16,3 @@ def head_config(dims: Mapping[str, int], classes: Sequence[str], **changes: Any)
     settings = {name: changes.pop(name) for name in SETTINGS if name in changes}
     experiment = Experiment(**{"modalities": tuple(dims), **changes})
     return HeadConfig(dims, tuple(classes), experiment, HeadSettings(**settings))
-
-
-class Counted(Progress):
-    """Progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.counts: list[int] = []
-
-    def advance(self, count: int = 1, **of_which: int) -> None:
-        self.counts.append(count)

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.heads import Counted, head_config
+from support.heads import head_config
+from support.progress import Told
 from torch.nn import functional
 
 from alphafuse.data.embeddings import Embeddings
@@ -243,21 +244,21 @@ def test_stacked_heads_equal_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, r
 def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = config(), config(transform="sqrt", on="ast")
     monkeypatch.setattr(training, "STACK_CPU", 1)
-    counts = {"alone": Counted(), "threads": Counted(), "processes": Counted()}
+    counts = {"alone": Told(), "threads": Told(), "processes": Told()}
     alone = train(*heads, seeds=(0, 1), workers=1, progress=counts["alone"])
     threads = train(*heads, seeds=(0, 1), workers=2, progress=counts["threads"])
     monkeypatch.setattr(training, "THREADS_AT_MOST", 1)
     monkeypatch.setattr(training, "PROCESS_START_SECONDS", -1.0)
     processes = train(*heads, seeds=(0, 1), workers=2, progress=counts["processes"])
     assert all(close(a, b) and close(a, c) for a, b, c in zip(alone, threads, processes, strict=True))
-    assert {name: sum(found.counts) for name, found in counts.items()} == dict.fromkeys(counts, 2 * 2 * QUICK.epochs)
+    assert {name: sum(found.done) for name, found in counts.items()} == dict.fromkeys(counts, 2 * 2 * QUICK.epochs)
 
 
 def test_early_stopping_takes_the_epoch_of_least_validation_loss() -> None:
-    progress = Counted()
+    progress = Told()
     settings = TrainSettings(epochs=60, learning_rate=1e-2, patience=3)
     heads = train(config(), seeds=(0, 1, 2), settings=settings, progress=progress)
-    assert sum(progress.counts) == 3 * 60
+    assert sum(progress.done) == 3 * 60
     for trained in heads:
         losses = trained.history.val_loss
         assert trained.epoch == np.argmin(losses) + 1 == len(losses) - 3 < 57
