@@ -285,7 +285,7 @@ JSON_KEYS = {  # what programs rely on: change it deliberately, and say so in th
     "data audit": ("balance byte_identical content is_sound missing name problems resolution root splits straddling"),
     "extract": "already clips decode_seconds embed_seconds embedded failures seconds split store",
     "extract --dry-run": "rates splits",
-    "store info": "bytes clips dims duplicates failures folder provenance recipes rows shards",
+    "store info": "bytes clips dims duplicates failures files folder provenance recipes rows shards windows",
     "store verify": "folder problems shards",
     "fit": "experiment run seeds test val",
     "table1": (
