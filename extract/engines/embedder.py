@@ -106,7 +106,7 @@ class Embedder:
             workers=self.memory.workers,
             timeout_seconds=self.settings.timeout_seconds,
             memory_bytes=self.memory.clip_bytes,
-            preload=decode_inputs.__module__,
+            preload="alphafuse.extract.decoding.decode",
         )
 
     def embed(self, decoded_jobs: DecodedJobs) -> Batch:

@@ -101,7 +101,7 @@ class DecodeBlock:
             workers=1,
             timeout_seconds=decoding.timeout_seconds,
             memory_bytes=decoding.clip_bytes,
-            preload=decode_inputs.__module__,
+            preload="alphafuse.extract.decoding.decode",
         )
 
     def __call__(self, row: Row) -> Row:

@@ -430,7 +430,7 @@ def test_mistakes_are_one_line(root: Dataset, run: Callable[..., tuple[int, str,
 def test_export_says_what_it_made(root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     code, out, _ = run("export", root.root / "runs" / "sqrt-ast", tmp_path / "out", "--json")
     assert code == 0 and set(json.loads(out)) == {"folder", "pushed", "bytes"}
-    assert read_run(tmp_path / "out").heads[0].config.transform == "sqrt"
+    assert read_run(tmp_path / "out").heads[0].config.experiment.transform == "sqrt"
 
 
 def test_what_half_of_the_heads_deny_is_no_clear_answer(root: Dataset, model: AlphaFuse) -> None:
