@@ -63,7 +63,7 @@ class RunEvaluation:
 
     >>> from alphafuse import evaluate
     >>> found = evaluate("demo/runs/sqrt-ast", split="val")
-    >>> found.seeds, found.head.transform, found.ceiling.accuracy
+    >>> found.seeds, found.head.experiment.transform, found.ceiling.accuracy
     (1, 'sqrt', 1.0)
     """
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from alphafuse.errors import DatasetError
-from alphafuse.extract.decoding.specs import NO_MEMORY
 from alphafuse.system import workers
-from alphafuse.system.workers import CRASHED, HUNG, map_tasks
+from alphafuse.system.workers import CRASHED, HUNG, NO_MEMORY, map_tasks
 
 
 def run(function: object, tasks: list[int], **settings: object) -> dict[int, str]:

@@ -23,8 +23,9 @@ from alphafuse.extract.decoding import decode, video
 from alphafuse.extract.decoding.audio import MonoResampler
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.decoding.packets import _Av1
-from alphafuse.extract.decoding.specs import NO_MEMORY, SAMPLINGS, Decoded, frame_indices
+from alphafuse.extract.decoding.specs import SAMPLINGS, Decoded, frame_indices
 from alphafuse.extract.decoding.video import MAX_PIXELS, NO_SIZE
+from alphafuse.system.workers import NO_MEMORY
 
 FRAMES = 60  # of the clips here, in groups of 12
 SIZE = (48, 80)
