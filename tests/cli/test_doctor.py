@@ -36,7 +36,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *libraries: str) -> None:
     """Have `examine` look at these libraries and nothing else."""
     asked = {name: versions for name, versions in doctor.requirements().items() if name in libraries}
     monkeypatch.setattr(doctor, "requirements", lambda: asked)
-    monkeypatch.setattr(doctor, "OTHER_LOOKS", ())
+    monkeypatch.setattr(doctor, "OTHER_CHECKS", ())
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -124,7 +124,7 @@ def test_versions_are_held_against_what_is_required(monkeypatch: pytest.MonkeyPa
     asked = {"numpy": ">=99", "nonsense": ">=1", "click": ">=8.1"}
     monkeypatch.setattr(doctor, "requirements", lambda: asked)
     (old,), (missing,), (fine,) = (list(doctor._library(name)) for name in asked)
-    assert re.fullmatch(r"numpy \S+ is installed, needed is numpy>=99", old.line) and old.status == "problem"
+    assert re.fullmatch(r"numpy \S+ is installed, but alphafuse needs numpy>=99", old.line) and old.status == "problem"
     assert old.mend == 'pip install --upgrade "numpy>=99"'
     assert (missing.line, missing.mend) == ("nonsense is not installed", 'pip install "nonsense>=1"')
     assert fine.status == "ok"
@@ -177,14 +177,14 @@ def test_a_folder_that_cannot_be_written_is_a_problem(monkeypatch: pytest.Monkey
     assert (found.status, found.line) == ("problem", f"can't write at {tmp_path}: Read-only file system")
 
 
-def test_a_look_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def fail(place: str) -> None:
         raise OSError("stale\nfile handle")
 
-    monkeypatch.setitem(doctor.LOOKS, "disk", fail)
+    monkeypatch.setitem(doctor.CHECKS, "disk", fail)
     monkeypatch.setattr(sys, "argv", ["doctor", "/somewhere", "disk"])
     monkeypatch.setattr(doctor.signal, "signal", lambda *_: None)
     monkeypatch.setattr(doctor.os, "dup2", lambda *_: None)
-    doctor.take_looks()
-    begun, found = (json.loads(line) for line in capfd.readouterr().out.splitlines())
-    assert begun == {"begun": "disk"} and found["line"] == "disk doesn't work: OSError: stale file handle"
+    doctor.run_checks()
+    started, found = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert started == {"check": "disk"} and found["line"] == "disk doesn't work: OSError: stale file handle"

@@ -121,7 +121,7 @@ def test_an_interrupt_flushes_says_how_to_go_on_and_exits_with_its_code(
     run.send_signal(number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == code, errors
-    assert f"alphafuse: {word}; what was finished is kept, the same command goes on from there" in errors
+    assert f"alphafuse: {word}; finished work is kept, run the same command again to resume" in errors
     assert "Traceback" not in errors
     store = dataset.store("train")
     assert store.verify() == [] and 0 < len(store.done()) < 3000

@@ -397,7 +397,7 @@ def test_the_command_takes_the_best_run_and_prints_labels(
     assert code == 0 and out.splitlines()[0] == str(clip) and len(out.splitlines()) == 3
     val = read_run(best_run(root)).metrics["val"]["top1"]["mean"]
     assert err.startswith(f"run: {best_run(root)} (the root's best on validation: {100 * val:.1f}% of 3 clips)\n")
-    assert "this run can't be told from guessing" in err  # on 3 test clips nothing can
+    assert "this run's accuracy does not differ from guessing" in err  # on 3 test clips nothing can
 
 
 def test_json_is_one_document_and_clips_without_an_answer_exit_with_1(
@@ -420,7 +420,7 @@ def test_mistakes_are_one_line(root: Dataset, run: Callable[..., tuple[int, str,
     for arguments, message in (
         (("predict", tmp_path / "no.mp4", "--root", root.root), "no such clip"),
         (("predict", root.clip_folder, "--run", tmp_path), "no trained run in"),
-        (("predict", root.clip_folder, "--csv", "--json"), "--csv goes without"),
+        (("predict", root.clip_folder, "--csv", "--json"), "--csv can't be combined with"),
         (("export", tmp_path, tmp_path / "out"), "no trained run in"),
     ):
         code, out, err = run(*arguments)

@@ -101,7 +101,7 @@ def test_a_killed_process_leaves_its_clips_to_the_other_and_an_interrupt_flushes
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert errors == "\nalphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
+    assert errors == "\nalphafuse: interrupted; finished work is kept, run the same command again to resume\n"
     done, shards = len(store.done()), len(store.shards())
     assert 0 < done < 1500
     run = start()

@@ -504,7 +504,7 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
         driver.send_signal(number)
         output, errors = driver.communicate(timeout=120)
         assert (driver.returncode, output) == (code, ""), errors
-        assert errors == f"\nalphafuse: {word}; what was finished is kept, the same command goes on from there\n"
+        assert errors == f"\nalphafuse: {word}; finished work is kept, run the same command again to resume\n"
         between = len(store.done())
         assert before < between < 2000
         before = between
