@@ -34,11 +34,15 @@ def planning_options(command: Command) -> Command:
     positive = click.FloatRange(min=0, min_open=True)
     options = (
         click.option("--clips", type=int, help="With --dry-run: plan a run of this many clips."),
-        click.option("--gpus", type=int, default=0, show_default=True, help="Planned number of GPUs; 0 = models run on the CPU cores."),
-        click.option("--cpus", type=int, help="Planned CPU cores of all machines. [default: of this one]"),
         click.option(
-            "--decode-seconds", type=positive, help="Planned seconds of a core per clip. [default: measured]"
+            "--gpus",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Planned number of GPUs; 0 = models run on the CPU cores.",
         ),
+        click.option("--cpus", type=int, help="Planned CPU cores of all machines. [default: of this one]"),
+        click.option("--decode-seconds", type=positive, help="Planned seconds of a core per clip. [default: measured]"),
         click.option(
             "--embed-seconds", type=positive, help="Planned seconds of a GPU (or core) per clip. [default: measured]"
         ),

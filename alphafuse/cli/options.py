@@ -22,7 +22,10 @@ import click
 from .common import one_of, some_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-ONE_DEVICE = {"help": "auto, cpu, cuda or cuda:N.", "choices": ("auto", "cpu", "cuda")}  # for commands that use one device
+ONE_DEVICE = {
+    "help": "auto, cpu, cuda or cuda:N.",
+    "choices": ("auto", "cpu", "cuda"),
+}  # for commands that use one device
 
 
 class InvalidOption(click.BadParameter):

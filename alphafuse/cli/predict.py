@@ -78,7 +78,9 @@ def predict(
         click.echo(f"run: {run} ({report.format_best(read_run(run))})", err=True)
     model = AlphaFuse.from_pretrained(run, timesformer=timesformer, ast=ast, device=device, workers=workers)
     if report.is_guessing(model.run):
-        click.echo("note: on test clips, this run's accuracy does not differ from guessing; don't rely on its answers", err=True)
+        click.echo(
+            "note: on test clips, this run can't be distinguished from guessing; don't rely on its answers", err=True
+        )
     answers, rows = 0, []
     if as_csv:
         click.echo(report.to_csv([]), nl=False)

@@ -19,7 +19,9 @@ from .common import json_option, print_json, print_text, root_option, run_folder
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="The html file. [default: ROOT/report.html]"
 )
 @click.option(
-    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Also write each figure to this folder, as .png and .svg."
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write each figure to this folder, as .png and .svg.",
 )
 @root_option
 @json_option

@@ -147,15 +147,15 @@ def _dataset_of(folder: Path, root: Path | None) -> Dataset:
     if isinstance(folder, Path):
         folder = folder.resolve()
     if folder.name not in SPLITS or (root is None and folder.parent.name != "stores"):
-        raise DatasetError(
-            f"{folder} is not ROOT/stores/SPLIT: extracting clips again needs their root: give --root"
-        )
+        raise DatasetError(f"{folder} is not ROOT/stores/SPLIT: extracting clips again needs their root: give --root")
     if root is None and not isinstance(folder, Path):
         raise DatasetError(f"{folder} is a URL: extracting clips again needs their root: give --root")
     dataset = Dataset.open(folder.parents[1] if root is None else root)
     own = dataset.store(folder.name).folder
     if (own.resolve() if isinstance(own, Path) else own) != folder:
-        raise DatasetError(f"{folder} is not a store of {dataset.root}, whose {folder.name} store is {own}: name that one")
+        raise DatasetError(
+            f"{folder} is not a store of {dataset.root}, whose {folder.name} store is {own}: name that one"
+        )
     return dataset
 
 

@@ -89,7 +89,7 @@ def test_vggsound_to_store_in_two_commands(run: Run, tiny_encoders: dict[str, Pa
     code, out, _ = run("extract", "--split", "all", "--root", root)  # the root remembers the encoders
     assert code == 0 and "train: 2 clips embedded (timesformer 2, ast 2)" in out
     code, out, _ = run("extract", "--split", "all", "--root", root)
-    assert code == 0 and out.count("there already, nothing to do") == 3
+    assert code == 0 and out.count("already in the store, nothing to do") == 3
     code, out, _ = run("extract", "--split", "val", "--root", root, "--json")
     assert code == 0 and json.loads(out)[0]["already"] == 1
 

@@ -174,7 +174,7 @@ def test_heads_that_do_not_fit_are_refused_in_one_line() -> None:
 
 def test_head_that_is_too_large_for_a_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "MAX_PAGE_BYTES", 8_000)
-    with pytest.raises(ExperimentError, match=r"too large to travel in a page: 0 MB.*hidden layers 32, 16"):
+    with pytest.raises(ExperimentError, match=r"too large for a page: 0 MB.*hidden layers 32, 16"):
         make_html(make_head(), make_embeddings(dims={"timesformer": 8, "ast": 6}))
 
 
@@ -187,7 +187,7 @@ def test_of_many_clips_the_same_ones_are_drawn_at_every_call(monkeypatch: pytest
     assert [clip["id"] for clip in data_of(html)["clips"]] == list(drawn)
     assert list(drawn) == sorted(drawn, key=embeddings.clip_ids.index)
     assert len(drawn) == 15 and not set(drawn) & set(embeddings.clip_ids[:4])
-    assert "15 of 36 val clips, drawn by lot" in text_of(html) and "4 val clips lack an embedding" in text_of(html)
+    assert "15 of 36 val clips, a random sample" in text_of(html) and "4 val clips lack an embedding" in text_of(html)
     assert len(data_of(html)["votes"]["ast"]) == 15
 
 

@@ -146,7 +146,7 @@ def test_damaged_files_of_runs_cost_their_sections_and_not_the_page(dataset: Dat
     for run in ("sqrt-ast", "badly-trained", "table1", "compare", "sweep-timesformer-ast"):
         assert any(f"runs/{run}" in line for line in report.left_out), run
     page = render_page(report, draw_figures(report))
-    assert 'things could not be used: see <a href="#left-out">' in page and page.count('id="left-out"') == 1
+    assert 'runs or files could not be used: see <a href="#left-out">' in page and page.count('id="left-out"') == 1
     assert "TimeSformer only: right on" in answer(report)[0]
 
 
@@ -282,8 +282,8 @@ RIGHT, WRONG, OTHER = Vote("dog", 0.9, 0.9, True), Vote("cat", 0.8, 0.1, False),
         (WRONG, WRONG, RIGHT, "sound was right, sight misled"),
         (WRONG, WRONG, OTHER, "both wrong; fusion followed sight"),
         (WRONG, WRONG, WRONG, "both wrong"),
-        (WRONG, RIGHT, RIGHT, "each alone is right: fusion lost it"),
-        (RIGHT, WRONG, WRONG, "right, but unsure"),
+        (WRONG, RIGHT, RIGHT, "each alone is right, fused is wrong"),
+        (RIGHT, WRONG, WRONG, "right, with low confidence"),
     ],
 )
 def test_a_finding_says_which_side_misled(fused: Vote, sight: Vote, sound: Vote, finding: str) -> None:
@@ -350,7 +350,7 @@ def test_without_heads_the_paragraph_and_the_tiles_come_from_table1(dataset: Dat
     assert "TimeSformer only: " in " ".join(answer(report))
     page = render_page(report, drawn)
     assert page.count('<div class="tile">') == 3
-    assert "None of the runs here has fused heads: <code>alphafuse table1 --root" in page
+    assert "No run has fused heads: <code>alphafuse table1 --root" in page
 
 
 def test_a_section_without_data_is_one_line_with_the_command_that_adds_it(dataset: Dataset) -> None:
@@ -491,14 +491,14 @@ def test_pictures_of_clips_that_have_a_file_and_a_placeholder_for_the_others(htm
     shown = sum(bool(clip.thumbnail) for clip in votes.hardest)
     assert 0 < shown <= 6
     assert hardest.count("<img ") == shown
-    assert hardest.count("no picture: the file can't be had") == HARDEST - shown
+    assert hardest.count("no image: the file can't be read") == HARDEST - shown
 
 
 def test_every_section_says_where_its_numbers_come_from(html: str, report: Report) -> None:
     for section in ("table1", "losses", "alpha", "ablation", "classes", "confusion", "hardest", "audit"):
         text = re.search(rf'<section id="{section}">.*?</section>', html, re.DOTALL)
         assert text and "Where these numbers come from" in text[0], section
-        assert "again with" in text[0], section
+        assert "reproduce with" in text[0], section
     for run in report.runs:
         assert str(run.folder) in html
 
@@ -702,11 +702,11 @@ def test_intervals_made_in_several_ways_are_each_called_what_they_are() -> None:
 
 
 def test_the_page_says_whose_heads_speak_and_why_the_explorers_are_others(html: str, report: Report) -> None:
-    assert "The fused heads are those of run sqrt-ast: of 2 runs the best on validation clips." in html
+    assert "The fused heads are those of run sqrt-ast: the best of 2 runs on validation clips." in html
     assert whose_heads(replace(report, is_chosen=True)).endswith(
         "run sqrt-ast, the first that was named for this page."
     )
-    assert "The fused heads at the top of this page are others" not in html  # sqrt-ast can be explored itself
+    assert "The fused heads at the top of this page can't be explored" not in html  # sqrt-ast can be explored itself
 
 
 def test_the_tiles_ceiling_is_that_of_the_clips_that_were_asked(html: str, votes: Votes) -> None:

@@ -248,7 +248,9 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
         pass  # nobody has looked at the store since
     with Claims(tmp_path) as second:
         assert second.claim_all("second")
-        with pytest.raises(StoreError, match=r"another extraction has taken over .*: nothing is written for the one"):
+        with pytest.raises(
+            StoreError, match=r"another extraction has taken over .*: nothing is written for the earlier"
+        ):
             committing(tmp_path, "first").__enter__()
         with committing(tmp_path, "second"):
             pass
