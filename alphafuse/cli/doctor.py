@@ -269,7 +269,10 @@ def _encoder(modality: str, name: str, lacking: Status) -> Finding:
         return Finding(modality, lacking, str(error), mend)
     if folder is not None and any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         return Finding(modality, "ok", f"{name} ({folder})")
-    line = f"the weights of {name} are not on this machine: extract downloads them from the hub, or convert the original checkpoint"
+    line = (
+        f"the weights of {name} are not on this machine: extract downloads them from the hub, "
+        "or convert the original checkpoint"
+    )
     return Finding(modality, lacking, line, mend)
 
 
@@ -316,16 +319,16 @@ def _self_test(folder: str) -> Iterator[Finding]:
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="alphafuse-doctor-") as name:
-        folder = Path(name)
+        scratch = Path(name)
         frames = np.random.default_rng(0).integers(0, 256, (6, 120, 160, 3), dtype=np.uint8)
         tone = 0.5 * np.sin(np.arange(22_050) * 2 * np.pi * 440 / 44_100).astype(np.float32)
-        write_mp4(folder / "clip.mp4", frames, tone[None], sample_rate_hz=44_100, frames_per_second=12)
+        write_mp4(scratch / "clip.mp4", frames, tone[None], sample_rate_hz=44_100, frames_per_second=12)
         manifest = Manifest([Clip("clip", "clip.mp4", "noise", "test", "clip")])
         dataset = Dataset.create(
-            folder / "root",
+            scratch / "root",
             manifest,
             name="self test",
-            clip_folder=folder,
+            clip_folder=scratch,
             classes=("noise",),
             timesformer="compact",
             ast="compact",

@@ -193,7 +193,7 @@ def _bar(axes: Axes, place: float, bar: Bar, *, height: float) -> None:
 
 @_styled
 def losses(found: LossCurves, *, narrow: bool = False) -> Figure:
-    """Plot train and validation loss per epoch: ours (mean and range over seeds) beside the paper's on one scale."""
+    """Plot train and validation loss per epoch: ours (mean, range over seeds) beside the paper's on one scale."""
     has_paper = found.paper_train is not None and found.paper_val is not None
     count = 2 if has_paper else 1
     if narrow:
@@ -234,7 +234,7 @@ def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, colo
 
 @_styled
 def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
-    """Plot validation accuracy and loss against alpha with 95% bands, the chosen alphas' test scores and the ceiling."""
+    """Plot validation accuracy and loss against alpha with 95% bands, the chosen alphas' test scores and ceilings."""
     figure = Figure(figsize=(NARROW, 6.6) if narrow else (WIDTH, 3.7), layout="constrained")
     accuracy, loss = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes, name, scale in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):

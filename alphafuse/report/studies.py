@@ -201,7 +201,7 @@ def _table1_notes(table: Table1) -> list[str]:
 
 
 def figure3(table: Table1) -> bytes:
-    """Return a PNG of experiment 2's losses per epoch: ours (mean and range over seeds) and the paper's, on one scale."""
+    """Return a PNG of experiment 2's losses per epoch: ours (mean, range over seeds) and the paper's, on one scale."""
     row = next(row for row in table.rows if row.experiment == FIGURE3)
     assert row.paper is not None
     histories = [trained.history for trained in row.heads]
@@ -276,8 +276,8 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
         verdict = "differs from" if found.comparison.is_found else "can't be distinguished from"
         notes.append(f"{TITLES[on]} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}.")
     notes += [
-        f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired test, "
-        "80% power).",
+        f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired "
+        "test, 80% power).",
         "Chosen: highest mean validation accuracy, ties by lowest loss; its validation figure is that of the best "
         f"of {len(sweep.alphas)}, so use its test figure, which was scored once.",
         f"Ceiling: val {percent(sweep.baseline.val.ceiling.accuracy)}%, test {percent(test.ceiling.accuracy)}% (share "
@@ -377,10 +377,10 @@ def _compare_notes(table: CompareTable) -> list[str]:
     names = ", ".join(f"{row.title} ({100 * row.comparison.test.difference:+.1f})" for row in found if row.comparison)
     return [
         f"Fusing gains {points} over the better modality alone, {table.better_single.title.removesuffix(' only')}.",
-        f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be distinguished from the untransformed concat"
-        + (f": {names}." if found else "."),
-        f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired test "
-        f"among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
+        f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be distinguished from the "
+        "untransformed concat" + (f": {names}." if found else "."),
+        f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired "
+        f"test among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {test.n} test clips of {len(set(test.groups))} source videos (val: "
         f"{table.clips['val']} clips). {methods(test)}",
         f"vs concat: points; p: {gain.test.method}, Holm-corrected for all "
@@ -485,8 +485,8 @@ def _evaluation_notes(found: RunEvaluation) -> list[str]:
     )
     if figures.absent_classes:
         notes.append(
-            f"{len(figures.absent_classes)} of {len(figures.classes)} classes have no clip in this split: left out of the "
-            "means over classes."
+            f"{len(figures.absent_classes)} of {len(figures.classes)} classes have no clip in this split: left out of "
+            "the means over classes."
         )
     if found.dropped:
         notes.append(f"Left out because they lack a modality: {found.dropped} clips.")

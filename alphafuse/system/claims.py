@@ -104,8 +104,8 @@ class Claims:
             run: name of this run, for the processes that write its shards.
 
         Returns:
-            Whether it succeeded: False if another process has claimed a clip; then nothing changes. True if claims are not
-            shared.
+            Whether it succeeded: False, with nothing changed, if another process has claimed a clip. True if claims are
+            not shared.
         """
         with self._lock:
             if self.is_shared and not self._is_current():

@@ -254,7 +254,7 @@ def explorer_html(
 
 
 def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
-    """Return the positions of the clips in the page, ascending; raise `ExperimentError` if the head can't be explored."""
+    """Return the positions of the clips in the page; raise `ExperimentError` if the head can't be explored."""
     if not heads:
         raise ExperimentError("the alpha explorer needs a head")
     config = heads[0].config

@@ -248,7 +248,7 @@ def _hardest(
     classes: Sequence[str],
     trained: set[str],
 ) -> tuple[HardClip, ...]:
-    """Return the clips of highest mean loss of the fused heads; clips whose label never occurs in training come last."""
+    """Return the clips of highest mean loss of the fused heads; labels that never occur in training come last."""
     rows = np.flatnonzero(usable["fused"])
     of_truth = probabilities["fused"][:, rows, targets[rows]]  # (seeds, rows)
     losses = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean(axis=0)
