@@ -83,7 +83,8 @@ def verdict(explanation: Explanation) -> str:
         return "either is enough: the answer stays the same without the video, and without the audio."
     (other,) = (name for name in present if name not in decided)
     ways = {"timesformer": "the video is black", "ast": "the audio is muted"}
-    return f"the {SENSES[decided[0]]} decided: the answer changes when {ways[decided[0]]}, and stays the same when {ways[other]}."
+    change, same = ways[decided[0]], ways[other]
+    return f"the {SENSES[decided[0]]} decided: the answer changes when {change}, and stays the same when {same}."
 
 
 def format_best(run: TrainedRun) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.cli import Run, assert_one_line_error
 from support.clips import write_clip
-from support.progress import Told
+from support.progress import RecordedProgress
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.sources.ucf101 import import_ucf101, read_ucf101_splits
@@ -169,12 +169,12 @@ def test_files_without_audio_names_those_without_a_track_and_those_that_cannot_b
     sounding: Path,
 ) -> None:
     files = [sounding / f"{stem}.mp4" for stem in reversed(STEMS)]
-    told = Told()
-    found = files_without_audio(files, workers=2, progress=told)
+    progress = RecordedProgress()
+    found = files_without_audio(files, workers=2, progress=progress)
     assert [file.stem for file in found] == ["v_YoYo_g07_c04", "v_HandStandPushups_g01_c01", "v_YoYo_g25_c05"]
     reasons = list(found.values())
     assert reasons[0] == reasons[2] == "no audio stream" and reasons[1].startswith("can't be opened: ")
-    assert sum(told.done) == len(files) and told.stopped == 1
+    assert sum(progress.done) == len(files) and progress.stopped == 1
     assert files_without_audio([], workers=1) == {}
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from support.progress import Told
+from support.progress import RecordedProgress
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -22,7 +22,7 @@ from alphafuse.heads.studies.fit import fit
 from alphafuse.report.studies import describe, write_compare
 from alphafuse.report.tables import to_markdown, to_text
 
-TOLD = Told()
+PROGRESS = RecordedProgress()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def table(dataset: Dataset) -> CompareTable:
-    return compare(dataset, seeds=2, settings=SETTINGS, progress=TOLD)
+    return compare(dataset, seeds=2, settings=SETTINGS, progress=PROGRESS)
 
 
 def test_every_fusion_every_transform_and_the_controls_have_a_row(table: CompareTable) -> None:
@@ -46,8 +46,8 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     assert any(e.auxiliary for e in experiments)
     groups = [row.group for row in table.rows]
     assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
-    assert TOLD.rounds == [("compare", sum(TOLD.done), "epoch")] and TOLD.stopped == 1
-    assert sum(TOLD.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
+    assert PROGRESS.rounds == [("compare", sum(PROGRESS.done), "epoch")] and PROGRESS.stopped == 1
+    assert sum(PROGRESS.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
 
 
 def test_concat_is_above_both_modalities_and_the_gap_outside_of_the_interval(table: CompareTable) -> None:

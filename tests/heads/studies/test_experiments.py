@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.progress import Told
+from support.progress import RecordedProgress
 from support.toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -167,10 +167,10 @@ def test_a_split_too_small_says_so(tmp_path: Path) -> None:
 
 
 def test_fit_writes_a_complete_run_and_predictions_that_add_up(dataset: Dataset) -> None:
-    told = Told()
-    result = fit(dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=told)
-    assert told.rounds == [("AST sqrt", 2 * SETTINGS.epochs, "epoch")] and told.stopped == 1
-    assert sum(told.done) == 2 * SETTINGS.epochs
+    progress = RecordedProgress()
+    result = fit(dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=progress)
+    assert progress.rounds == [("AST sqrt", 2 * SETTINGS.epochs, "epoch")] and progress.stopped == 1
+    assert sum(progress.done) == 2 * SETTINGS.epochs
     assert result.folder == dataset.root / "runs" / "sqrt-ast"
     config = json.loads((result.folder / "config.json").read_text())
     assert config["seeds"] == [5, 6] and config["experiment"]["transform"] == "sqrt"

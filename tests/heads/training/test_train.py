@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.heads import head_config
-from support.progress import Told
+from support.progress import RecordedProgress
 from torch.nn import functional
 
 from alphafuse.data.embeddings import Embeddings
@@ -244,7 +244,7 @@ def test_stacked_heads_equal_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, r
 def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = config(), config(transform="sqrt", on="ast")
     monkeypatch.setattr(training, "STACK_CPU", 1)
-    counts = {"alone": Told(), "threads": Told(), "processes": Told()}
+    counts = {"alone": RecordedProgress(), "threads": RecordedProgress(), "processes": RecordedProgress()}
     alone = train(*heads, seeds=(0, 1), workers=1, progress=counts["alone"])
     threads = train(*heads, seeds=(0, 1), workers=2, progress=counts["threads"])
     monkeypatch.setattr(training, "THREADS_AT_MOST", 1)
@@ -255,7 +255,7 @@ def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypat
 
 
 def test_early_stopping_takes_the_epoch_of_least_validation_loss() -> None:
-    progress = Told()
+    progress = RecordedProgress()
     settings = TrainSettings(epochs=60, learning_rate=1e-2, patience=3)
     heads = train(config(), seeds=(0, 1, 2), settings=settings, progress=progress)
     assert sum(progress.done) == 3 * 60
