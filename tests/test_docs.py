@@ -73,7 +73,7 @@ def test_every_relative_link_and_anchor_exists(page: Path) -> None:
         assert target.exists(), f"{name_of(page)} links to {link}, which isn't there"
         assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}: no such heading in {target.name}"
         if page.parent == DOCS and path.endswith(".md"):
-            assert target.parent == DOCS, f"{name_of(page)}: {link} lies outside of docs/ and is no page of the site"
+            assert target.parent == DOCS, f"{name_of(page)}: {link} is outside of docs/ and not a page of the site"
 
 
 def test_a_link_to_a_missing_heading_is_detected(tmp_path: Path) -> None:

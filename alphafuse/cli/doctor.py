@@ -262,18 +262,18 @@ def _encoder(modality: str, name: str, lacking: Status) -> Finding:
     from alphafuse.errors import EncoderError
     from alphafuse.extract.encoders.hub import local_folder
 
-    mend = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {modality} FILE OUT"
+    fix = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {modality} FILE OUT"
     try:
         folder = local_folder(modality, name)
     except EncoderError as error:
-        return Finding(modality, lacking, str(error), mend)
+        return Finding(modality, lacking, str(error), fix)
     if folder is not None and any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         return Finding(modality, "ok", f"{name} ({folder})")
     line = (
         f"the weights of {name} are not on this machine: extract downloads them from the hub, "
         "or convert the original checkpoint"
     )
-    return Finding(modality, lacking, line, mend)
+    return Finding(modality, lacking, line, fix)
 
 
 def _root(folder: str) -> Iterator[Finding]:
@@ -296,13 +296,13 @@ def _root(folder: str) -> Iterator[Finding]:
         try:
             done = len(dataset.store(split).done())
         except AlphafuseError as error:
-            mend = f"alphafuse store verify {Path(folder) / 'stores' / split}"
-            yield Finding(f"store {split}", "problem", str(error), mend)
+            fix = f"alphafuse store verify {Path(folder) / 'stores' / split}"
+            yield Finding(f"store {split}", "problem", str(error), fix)
             continue
-        line, mend = f"{done} of {clips} clips embedded", f"alphafuse extract --split {split} --root {folder}"
+        line, fix = f"{done} of {clips} clips embedded", f"alphafuse extract --split {split} --root {folder}"
         if done < clips:
             lacking = "problem"  # extraction needs the encoders
-        yield Finding(f"store {split}", "note", line, mend) if done < clips else Finding(f"store {split}", "ok", line)
+        yield Finding(f"store {split}", "note", line, fix) if done < clips else Finding(f"store {split}", "ok", line)
     yield _encoder("timesformer", dataset.timesformer, lacking)
     yield _encoder("ast", dataset.ast, lacking)
 

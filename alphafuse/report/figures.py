@@ -219,9 +219,9 @@ def losses(found: LossCurves, *, narrow: bool = False) -> Figure:
 
 def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, color: str) -> None:
     for name, curves, style in (("train", train, "-"), ("validation", val, "--")):
-        there = ~np.isnan(curves).all(axis=0)
-        epochs = np.arange(1, curves.shape[1] + 1)[there]
-        shown = curves[:, there]
+        has_values = ~np.isnan(curves).all(axis=0)
+        epochs = np.arange(1, curves.shape[1] + 1)[has_values]
+        shown = curves[:, has_values]
         axes.plot(epochs, np.nanmean(shown, axis=0), style, color=color, label=name)
         if len(curves) > 1:
             low, high = np.nanmin(shown, axis=0), np.nanmax(shown, axis=0)

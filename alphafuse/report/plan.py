@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # commands that only read stores need no torch
 
 def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Dataset) -> str:
     """Format the work to do in each split, the rate, the time and the size of the new embeddings."""
-    rows: list[tuple[str, ...]] = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
+    rows: list[tuple[str, ...]] = [("split", "clips", "done", "to do", "no file", "MB now", "MB more", "time")]
     for plan in plans:
-        there = plan.clips - plan.pending
-        cells = (plan.clips, there, plan.pending, plan.missing_files)
+        done = plan.clips - plan.pending
+        cells = (plan.clips, done, plan.pending, plan.missing_files)
         sizes = (f"{plan.store_bytes / 1e6:.1f}", f"{plan.new_bytes / 1e6:.1f}")
         rows.append((plan.split, *(str(cell) for cell in cells), *sizes, duration(plan.seconds or 0.0)))
     lines = aligned(rows, left=("split",))

@@ -78,12 +78,12 @@ def test_help_and_completion_are_fast(tmp_path: Path) -> None:
 
 def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **environment: str) -> list[str]:
     """Return the completions of the last of these words."""
-    told = {
+    shell_variables = {
         "_ALPHAFUSE_COMPLETE": f"{shell}_complete",
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
-    result = command(cwd=cwd, **told, **environment)
+    result = command(cwd=cwd, **shell_variables, **environment)
     assert result.returncode == 0 and not result.stderr
     return [line.partition(",")[2] for line in result.stdout.splitlines()]
 
@@ -201,7 +201,7 @@ def test_the_variable_of_the_root_does_not_replace_the_root_of_a_named_run() -> 
 
 
 @pytest.mark.parametrize(
-    ("environment", "on_terminal", "elsewhere"),
+    ("environment", "on_terminal", "to_file"),
     [
         ({}, True, False),
         ({"NO_COLOR": "1"}, False, False),
@@ -215,7 +215,7 @@ def test_the_variable_of_the_root_does_not_replace_the_root_of_a_named_run() -> 
     ],
 )
 def test_colours_are_used_on_terminals_that_support_them(
-    environment: dict[str, str], on_terminal: bool, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], on_terminal: bool, to_file: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
@@ -224,7 +224,7 @@ def test_colours_are_used_on_terminals_that_support_them(
         monkeypatch.setenv(name, value)
     main_end, terminal = pty.openpty()
     with os.fdopen(terminal, "w") as stream, Path(os.devnull).open("w") as file:
-        assert use_colour(stream) is on_terminal and use_colour(file) is elsewhere
+        assert use_colour(stream) is on_terminal and use_colour(file) is to_file
     os.close(main_end)
     assert use_colour(None) is False
 

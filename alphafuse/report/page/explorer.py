@@ -299,9 +299,9 @@ def _agreement(
 ) -> Agreement:
     equal, difference = [], 0.0
     for point, logits in zip(points, exact, strict=True):
-        here = packed.logits(point)
-        equal.append(float((here.argmax(axis=1) == logits.argmax(axis=1)).mean()))
-        difference = max(difference, float(np.abs(softmax(here, axis=1) - softmax(logits, axis=1)).max()))
+        approximate = packed.logits(point)
+        equal.append(float((approximate.argmax(axis=1) == logits.argmax(axis=1)).mean()))
+        difference = max(difference, float(np.abs(softmax(approximate, axis=1) - softmax(logits, axis=1)).max()))
     return Agreement(len(exact[0]), len(points), equal[at_one], float(np.mean(equal)), difference)
 
 

@@ -224,9 +224,9 @@ def _class_gains(
 def _confusion(found: Evaluation) -> Confusion:
     """Return confusions of the classes that have clips or are predicted."""
     counts = found.confusion  # (C, C), summed over seeds
-    there = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    counts = counts[np.ix_(there, there)]
-    labels = tuple(found.classes[i] for i in there)
+    occurring = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    counts = counts[np.ix_(occurring, occurring)]
+    labels = tuple(found.classes[i] for i in occurring)
     total = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(total, 1)
     n = tuple((total[:, 0] // found.seeds).tolist())

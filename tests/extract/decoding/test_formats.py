@@ -435,8 +435,8 @@ def test_impossible_sizes_in_the_container_or_the_stream_are_refused(tmp_path: P
     assert MAX_PIXELS < 16_000**2
     assert NO_SIZE == "frames of no known size, or larger than this reads (67 megapixels)"
     jpeg = lie_about_size(jpeg_of(moving_square(2, *SIZE)[1]), 16_000, 16_000)
-    told = write_jpegs(tmp_path / "told.mkv", [jpeg] * 3, (16_000, 16_000))
-    assert decode_clip(told, frames=2).no_frames == NO_SIZE
+    declared = write_jpegs(tmp_path / "declared.mkv", [jpeg] * 3, (16_000, 16_000))
+    assert decode_clip(declared, frames=2).no_frames == NO_SIZE
     untold = write_clip(tmp_path / "untold.webm", size=(48, 64), codec="libvpx", audio_codec="libopus", rate=48_000)
     content = untold.read_bytes()
     start = b"\x9d\x01\x2a" + (64).to_bytes(2, "little") + (48).to_bytes(2, "little")  # RFC 6386, 9.1
