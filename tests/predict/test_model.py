@@ -432,7 +432,7 @@ def test_export_prints_the_folder_and_its_size(
 ) -> None:
     code, out, _ = run("export", root.root / "runs" / "sqrt-ast", tmp_path / "out", "--json")
     assert code == 0 and set(json.loads(out)) == {"folder", "pushed", "bytes"}
-    assert read_run(tmp_path / "out").heads[0].config.transform == "sqrt"
+    assert read_run(tmp_path / "out").heads[0].config.experiment.transform == "sqrt"
 
 
 def test_an_answer_of_half_of_the_heads_is_not_clear(root: Dataset, model: AlphaFuse) -> None:

@@ -199,7 +199,7 @@ def test_page_without_script_shows_the_head_as_trained() -> None:
     assert f"{100 * right / 40:.1f}% {right} of 40 clips right" in text
     assert "88.9%: 40 of 45 test clips have a label that occurs in training" in text
     assert "these 40 come from 20 source videos" in text
-    assert "<noscript>" in html and "needs JavaScript" in text
+    assert "<noscript>" in html and "The sliders need JavaScript" in text
     assert html.count('class="explorer-square"') == 81
 
 
