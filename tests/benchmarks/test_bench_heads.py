@@ -222,7 +222,7 @@ def test_smaller_machines_measure_less_and_report_it(monkeypatch: pytest.MonkeyP
     assert any("At most 100 clips" in note for note in result["scaling"].notes)
 
 
-def test_stored_clips_lie_around_their_classes_centres(tmp_path: Path) -> None:
+def test_stored_clips_are_close_to_the_centres_of_their_classes(tmp_path: Path) -> None:
     bench._write_stores(QUICK, 600, tmp_path, FIRST)
     train, val = (EmbeddingStore(tmp_path / name).read() for name in ("train", "val"))
     assert (len(train), len(val)) == (600, QUICK.stream_val_clips)

@@ -27,7 +27,7 @@ MakeRoot = Callable[..., Path]
 
 
 @pytest.mark.parametrize("path", [path for path, _ in walk(cli)], ids=lambda path: " ".join(("alphafuse", *path)))
-def test_every_command_and_group_explains_itself_with_an_example(run: Run, path: tuple[str, ...]) -> None:
+def test_the_help_of_every_command_and_group_has_an_example(run: Run, path: tuple[str, ...]) -> None:
     code, out, err = run(*path, "--help")
     assert code == 0 and not err
     assert "Example" in out and f"{' '.join(('alphafuse', *path))} " in out.split("Example", 1)[1]
@@ -253,7 +253,7 @@ def test_an_empty_split_is_refused(run: Run, extracted: Path) -> None:
     assert_one_line_error(run("fit", "--root", extracted), "split 'val' has no clips")
 
 
-def test_fit_says_that_it_replaces_a_run_and_wants_a_transform_for_on(run: Run, tmp_path: Path) -> None:
+def test_fit_reports_a_replaced_run_and_requires_a_transform_for_on(run: Run, tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "toy").root
     quick = ("fit", "--root", root, "--epochs", "1", "--hidden", "8")
     assert run(*quick)[2] == ""
@@ -265,6 +265,6 @@ def test_fit_says_that_it_replaces_a_run_and_wants_a_transform_for_on(run: Run, 
     assert run(*quick, "--transform", "none", "--on", "ast")[0] == 0, "the baseline of a loop over transforms"
 
 
-def test_a_name_where_an_experiment_is_wanted_is_one_line(tmp_path: Path) -> None:
+def test_a_name_instead_of_an_experiment_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="fit takes an Experiment, not 'sqrt'"):
         fit(make_dataset(tmp_path / "toy"), "sqrt")  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_a_healthy_installation_has_no_problem_and_embeds_a_clip(extracted: Path
     assert not [path for path in extracted.iterdir() if "doctor" in path.name], "nothing is left behind"
 
 
-def test_doctor_says_in_json_what_it_says_in_text(run: Run, extracted: Path) -> None:
+def test_the_json_of_doctor_has_the_content_of_the_text(run: Run, extracted: Path) -> None:
     code, out, _ = run("doctor", "--root", extracted, "--quick", "--json")
     content = json.loads(out)
     assert code == 0 and content["problems"] == 0 and set(content) == {"problems", "findings"}

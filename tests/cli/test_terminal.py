@@ -361,7 +361,7 @@ def test_a_closed_reader_ends_the_command_without_a_message(extracted: Path, arg
         assert process.wait(60) == 141 and process.stderr.read() == b""
 
 
-def test_a_closed_stdout_is_no_error(extracted: Path) -> None:
+def test_a_closed_stdout_is_not_an_error(extracted: Path) -> None:
     words = " ".join([*ALPHAFUSE, "store", "info", str(extracted / "stores" / "train")])
     result = subprocess.run(f"{words} >&-", shell=True, cwd="/", capture_output=True, text=True, check=False)
     assert result.returncode == 0 and not result.stderr

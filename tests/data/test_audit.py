@@ -117,7 +117,7 @@ def test_audit_says_that_the_papers_test_split_cannot_distinguish_heads(tmp_path
     assert "can't tell any two heads apart" in message(report, "resolution")
 
 
-def test_audit_of_the_paper_works_without_a_single_file_and_says_so(tmp_path: Path) -> None:
+def test_audit_of_the_paper_works_without_files_and_reports_that_they_are_missing(tmp_path: Path) -> None:
     report = audit(paper_dataset(tmp_path, paper_rows()), signatures={})
     assert len(report.missing) == 130
     assert "130 of 130 clips have no file" in message(report, "missing")
@@ -248,7 +248,7 @@ def test_text_names_the_worst_first_within_120_columns(films_report: AuditReport
     json.dumps(films_report.to_json(), allow_nan=False)
 
 
-def test_audit_without_decoding_says_so(films: Dataset) -> None:
+def test_audit_without_decoding_reports_that(films: Dataset) -> None:
     report = audit(films)
     assert report.content is None and report.to_json()["content"] is None
     assert "Nothing was decoded" in format_audit(report)

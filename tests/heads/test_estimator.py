@@ -109,7 +109,7 @@ def test_probabilities_equal_those_of_the_head_that_train_heads_makes(
     assert fitted.loss_curve_.shape == (8 if settings.get("schedule") == "two-phase" else 4,)
 
 
-def test_class_weights_given_one_by_one_do_what_balanced_does() -> None:
+def test_class_weights_as_a_dict_equal_balanced_ones() -> None:
     rows = np.arange(60) % 4 != 0
     x, y = X[rows], np.where(Y[rows] == "moo", "bark", Y[rows])
     weights = {label: len(y) / (2 * np.sum(y == label)) for label in ("bark", "meow")}
@@ -131,7 +131,7 @@ def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_def
     assert parameters == {"timesformer_dim": None, "random_state": None, "class_weight": None}
 
 
-def test_grid_search_over_transforms_and_alphas_finds_what_a_loop_finds() -> None:
+def test_grid_search_over_transforms_and_alphas_equals_a_loop() -> None:
     grid = [{"transform": ["none", "sqrt"]}, {"transform": ["scale"], "alpha": np.array([0.0, 0.1])}]
     groups = np.arange(60) // 3
     folds = list(GroupKFold(3).split(X, Y, groups))

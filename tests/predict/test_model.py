@@ -157,7 +157,7 @@ def test_a_head_of_one_modality_needs_only_its_encoder(root: Dataset, tmp_path: 
     assert model(blind).label in root.classes and model(blind).missing == {}
 
 
-def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_what_the_clip_adds(
+def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_the_difference_from_the_blank_clip(
     root: Dataset, model: AlphaFuse
 ) -> None:
     clip = root.path_of(root.manifest.of_split("test")[0])
@@ -365,7 +365,7 @@ def test_push_to_hub_and_back_is_a_round_trip(
     np.testing.assert_array_equal(back(clip).probabilities, model(clip).probabilities)
 
 
-def test_a_push_that_fails_is_one_line(root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:
+def test_a_failed_push_is_a_one_line_error(root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:
     out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_encoders=True)
     with pytest.raises(ExperimentError, match=r"can't push to 'me/toy': .*hf auth login"):
         push_bundle(out, "me/toy")

@@ -311,7 +311,7 @@ def test_a_run_trained_on_other_embeddings_is_not_used_and_the_page_says_why(dat
 # data from the runs' files
 
 
-def test_table1_is_what_the_run_wrote_with_wilsons_interval_for_the_papers_18_clips(
+def test_table1_equals_the_files_of_the_run_with_wilsons_interval_for_the_papers_18_clips(
     dataset: Dataset, report: Report
 ) -> None:
     content = read_json(dataset.root / "runs" / "table1" / "table1.json")
@@ -436,7 +436,7 @@ def test_of_many_classes_both_ends_are_drawn_and_confusions_are_an_image() -> No
     assert len(draw.inline_svg(figure, "confusion", "c")) < 200_000
 
 
-def test_an_interval_that_leaves_nothing_to_resample_is_not_drawn() -> None:
+def test_an_interval_without_variation_is_not_drawn() -> None:
     none = Measure(-1.0, -1.0, -1.0, "none: no variation to resample", 1)
     gain = ClassGain("owl", 1, 1, 0.0, 1.0, none, True)
     assert not none.has_interval

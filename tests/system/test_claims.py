@@ -149,7 +149,7 @@ def come_and_go(folder: Path, seconds: float, log: Path) -> None:
     log.write_text(str(rounds))
 
 
-def test_no_clip_has_two_owners_while_the_file_comes_and_goes(tmp_path: Path) -> None:
+def test_no_clip_has_two_owners_while_the_file_is_made_and_removed(tmp_path: Path) -> None:
     workers = [spawned(come_and_go, tmp_path, 2, tmp_path / f"log{i}") for i in range(3)]
     for worker in workers:
         worker.start()
@@ -192,7 +192,7 @@ def test_without_locks_everything_is_claimed_and_is_shared_is_false(
         assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_processes_exclude_each_other_where_locks_belong_to_processes(
+def test_processes_exclude_each_other_if_locks_belong_to_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims_module, "_OWN_LOCKS", False)  # as on macOS

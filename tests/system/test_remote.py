@@ -202,7 +202,7 @@ def test_rows_are_read_from_whole_shards_that_are_fetched_once(memory: str, requ
     assert sum(fetched) == size and len(fetched) == 3
 
 
-def test_the_cache_keeps_to_its_bytes_and_what_is_too_large_is_read_in_ranges(
+def test_the_cache_stays_within_its_limit_and_larger_files_are_read_in_ranges(
     memory: str, monkeypatch: pytest.MonkeyPatch, requests: list[tuple[str, int]]
 ) -> None:
     paths = [EmbeddingStore(memory).write(rows(100, first=1000 * number)) for number in range(3)]
@@ -224,7 +224,7 @@ def test_the_cache_keeps_to_its_bytes_and_what_is_too_large_is_read_in_ranges(
     assert not any(local.exists() for local in kept)
 
 
-def test_a_file_of_ranges_reads_what_the_object_holds(memory: str) -> None:
+def test_a_file_read_in_ranges_equals_the_object(memory: str) -> None:
     content = random.Random(0).randbytes(5 * remote_module.BLOCK_BYTES + 123)
     path = to_path(f"{memory}/x")
     path.write_bytes(content)
@@ -320,7 +320,7 @@ def small_root(root: Path, **keywords: Any) -> Dataset:
     return Dataset.create(root, Manifest(clips), name="mine", clip_folder=root / "clips", classes=("dog",), **keywords)
 
 
-def test_a_root_remembers_where_its_stores_are(memory: str, tmp_path: Path) -> None:
+def test_a_root_saves_the_address_of_its_stores(memory: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     assert small_root(root).store_folder == root / "stores"
     assert "stores" not in json.loads((root / "dataset.json").read_text())
@@ -630,7 +630,7 @@ def test_two_extractions_at_once_start_at_different_clips_and_make_a_correct_sto
 
 
 @pytest.mark.cluster
-def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_object(server: str) -> None:
+def test_simultaneous_attempts_at_one_commit_leave_one_complete_object(server: str) -> None:
     names = [shard_name(stamp, ["a"]) for stamp in range(8)]
     stores = [EmbeddingStore("s3://bucket/commits") for _ in range(32)]
     with ThreadPoolExecutor(8) as pool:

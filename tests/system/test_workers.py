@@ -25,7 +25,7 @@ def test_tasks_are_answered_under_their_own_keys() -> None:
     assert run(lambda task: str(task), []) == {}
 
 
-def test_a_task_that_ends_its_process_costs_only_itself() -> None:
+def test_a_task_that_ends_its_process_fails_alone() -> None:
     def work(task: int) -> str:
         if task % 4 == 1:
             os.kill(os.getpid(), signal.SIGSEGV)

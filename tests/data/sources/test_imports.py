@@ -38,7 +38,7 @@ def vggsound(tmp_path: Path) -> tuple[Path, Path]:
     return csv, clips
 
 
-def test_vggsound_finds_any_video_suffix_in_nested_folders_and_reports_what_is_missing(
+def test_vggsound_finds_any_video_suffix_in_nested_folders_and_reports_missing_clips(
     vggsound: tuple[Path, Path], tmp_path: Path
 ) -> None:
     report = import_vggsound(*vggsound, tmp_path / "root", val_fraction=0)

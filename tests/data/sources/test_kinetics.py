@@ -256,7 +256,7 @@ def test_data_kinetics_prints_the_splits_and_leaves_out_clips_without_audio_on_r
     assert code == 0 and content["left_out"] == {} and len(content["notes"]) == 2 and content["classes"] == 3
 
 
-def test_data_kinetics_errors_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
+def test_errors_of_data_kinetics_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
     there = ("--clips", clips, "--root", tmp_path / "root")
     assert_one_line_error(run("data", "kinetics", "--csv", lists / "test.csv", *there), "--csv train.csv")
     assert_one_line_error(run("data", "kinetics", *there), "--csv")

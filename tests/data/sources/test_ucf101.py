@@ -54,7 +54,7 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def test_official_lists_become_train_and_test_with_groups_of_one_video_and_what_is_missing_is_listed(
+def test_official_lists_become_train_and_test_grouped_by_video_and_missing_clips_are_listed(
     lists: Path, clips: Path, tmp_path: Path
 ) -> None:
     report = import_ucf101(clips, tmp_path / "root", splits=lists, val_fraction=0)
@@ -261,7 +261,7 @@ def test_data_ucf101_json_has_the_content_of_the_text(
     assert content["left_out"] == {} and content["notes"][0].startswith("test is official split 1")
 
 
-def test_data_ucf101_errors_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
+def test_errors_of_data_ucf101_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
     there = ("--clips", clips, "--root", tmp_path / "root")
     assert_one_line_error(run("data", "ucf101", "--splits", clips, *there), "no classInd.txt in", "--splits is the")
     assert_one_line_error(

@@ -306,7 +306,7 @@ def test_rows_are_located_again_once_when_another_process_packs_the_store(
     np.testing.assert_array_equal(opened.storage_order(), order)
 
 
-def test_what_is_extracted_after_opening_is_not_seen_even_when_the_store_is_packed(store: EmbeddingStore) -> None:
+def test_clips_extracted_after_opening_are_not_visible_even_if_the_store_is_packed(store: EmbeddingStore) -> None:
     write(store, names(2), absent={"ast": ["clip1"]})
     opened = store.open_rows(clips([*names(2), "late"]))
     write(store, ["clip1", "late"], seed=1)

@@ -68,7 +68,7 @@ def test_notebook_sampling_of_an_edit_listed_file_repeats_the_last_frame(tmp_pat
     np.testing.assert_array_equal(decoded.frames, shown[expected])
 
 
-def test_notebook_sampling_of_real_clips_gives_what_opencv_read(real_clips: list[Path]) -> None:
+def test_notebook_sampling_of_real_clips_equals_opencvs_frames(real_clips: list[Path]) -> None:
     cv2 = pytest.importorskip("cv2")
     repeated = 0
     for clip in real_clips[6::14]:

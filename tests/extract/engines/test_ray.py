@@ -207,7 +207,7 @@ def test_a_block_is_decoded_in_order_even_if_a_clip_fails(files: Path, names: di
     decode._pool.close()
 
 
-def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
+def test_a_machine_without_access_to_the_clips_or_the_store_is_an_error(
     tmp_path: Path, files: Path, names: dict[str, str]
 ) -> None:
     elsewhere = tmp_path / "mounted elsewhere"
@@ -286,7 +286,7 @@ def test_while_another_fills_a_store_ray_does_not(tmp_path: Path, files: Path, n
             next(engine.fill(Work(dataset, "train", {"timesformer": {}, "ast": {}})))
 
 
-def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterError, match=r"--engine ray needs Ray .*: run `pip install 'alphafuse\[ray\]'`"):
         import_ray()

@@ -83,7 +83,7 @@ def test_a_config_keeps_the_dimensions_that_its_experiment_reads() -> None:
         HeadConfig({"timesformer": 6}, CLASSES)
 
 
-def test_an_experiments_normalisation_goes_before_the_settings() -> None:
+def test_an_experiments_normalisation_overrides_the_settings() -> None:
     settings = HeadSettings(normalize="l2")
     assert HeadConfig(DIMS, CLASSES, Experiment(normalize="zscore"), settings).normalize == "zscore"
     assert HeadConfig(DIMS, CLASSES, Experiment(), settings).normalize == "l2"

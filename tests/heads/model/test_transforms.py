@@ -82,7 +82,7 @@ def test_learned_alpha_per_dimension_multiplies_each_dimension_by_its_own() -> N
     np.testing.assert_allclose(transform(torch.from_numpy(X)).detach(), X * alphas, rtol=1e-6)
 
 
-def test_gradient_of_a_learned_alpha_is_the_sum_of_what_it_multiplied() -> None:
+def test_gradient_of_a_learned_alpha_is_the_sum_over_the_multiplied_values() -> None:
     weights = np.random.default_rng(0).normal(size=X.shape)
     products = X.astype(np.float64) * weights
     for name, expected in (("learned", products.sum()), ("learned-dim", products.sum(axis=0))):

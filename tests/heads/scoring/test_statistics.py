@@ -105,7 +105,7 @@ def test_bootstrap_of_zero_width_falls_back_to_wilson() -> None:
     assert (constant.low, constant.high, constant.method) == (0.7, 0.7, "none: no variation to resample")
 
 
-def test_bootstrap_counts_draw_clips_of_a_video_together_as_many_videos_as_there_are(
+def test_bootstrap_counts_resample_whole_videos_as_many_as_the_data_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     groups = ["b", "a", "b", "c", "a", "b"]

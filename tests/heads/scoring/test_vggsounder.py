@@ -153,7 +153,9 @@ def test_scores_refuse_shapes_that_do_not_fit() -> None:
         vggsounder_scores(CLIP_IDS, SCORES, CLASSES, table=TABLE)
 
 
-def test_missing_package_is_one_line_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_one_line_error_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "vggsounder", None)
     with pytest.raises(ExperimentError) as caught:
         vggsounder_scores(CLIP_IDS, SCORES, CLASSES)
