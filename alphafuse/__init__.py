@@ -7,7 +7,7 @@
     result = alphafuse.fit(dataset, alphafuse.Experiment("sqrt", on="ast"))  # stage two: a head, scored
     alphafuse.AlphaFuse.from_pretrained(result.folder)("clip.mp4")           # a label for any clip
 
-Names are imported when they are first used, so that `import alphafuse` costs nothing.
+Names are imported at their first use, so that `import alphafuse` is fast.
 """
 
 from __future__ import annotations

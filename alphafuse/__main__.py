@@ -1,4 +1,4 @@
-"""`python -m alphafuse`, and what the installed command calls: a Ctrl-C ends it in one line from the first moment."""
+"""Entry point of `python -m alphafuse` and of the installed command; a Ctrl-C ends it with one line at any time."""
 
 from __future__ import annotations
 

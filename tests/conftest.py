@@ -1,4 +1,4 @@
-"""Clips, encoders and roots that the tests share; made here, but for the real clips, used when they are there."""
+"""Shared fixtures: generated clips, encoders and roots, and real clips if they are available."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from support.cli import Run
 from support.clips import write_clip
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
-os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose time to a second thread
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
+os.environ["OMP_NUM_THREADS"] = "1"  # a second thread slows down models this small
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's background, as what is started here would be
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_CLIPS = Path(os.environ.get("ALPHAFUSE_TEST_CLIPS", Path(__file__).parents[2] / "shared" / "vggsound-sample"))
@@ -26,7 +26,7 @@ REAL_CLIPS = Path(os.environ.get("ALPHAFUSE_TEST_CLIPS", Path(__file__).parents[
 
 @pytest.fixture(scope="session")
 def real_clips() -> list[Path]:
-    """Real VGGSound clips, sorted; skips where there are none (ALPHAFUSE_TEST_CLIPS names a folder with clips/)."""
+    """Real VGGSound clips, sorted; the test is skipped without them (ALPHAFUSE_TEST_CLIPS: a folder with clips/)."""
     clips = sorted((REAL_CLIPS / "clips").glob("*.mp4"))
     if not clips:
         pytest.skip("no real clips here: set ALPHAFUSE_TEST_CLIPS to a folder with vggsound.csv and clips/")
@@ -79,7 +79,7 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Make a folder that the workers of a parallel run share, by its name and a function that fills it."""
+    """Make a folder once for all workers of a parallel test run, from its name and a function that fills it."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -96,9 +96,9 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def finished_demo(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """A folder with what the examples of docstrings and documents start from: demo/, extracted, with one run.
+    """A folder for the examples of docstrings and documents: demo/, extracted, with one run.
 
-    That is `alphafuse data demo`, `extract --split all` and `fit --transform sqrt --on ast`. Not to be written to: see
+    That is `alphafuse data demo`, `extract --split all` and `fit --transform sqrt --on ast`. Do not write to it: use
     `demo_folder`.
     """
 
@@ -114,7 +114,7 @@ def finished_demo(made_once: Callable[[str, Callable[[Path], None]], Path]) -> P
 
 @pytest.fixture
 def demo_folder(finished_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a demo/ of its own."""
+    """The working directory, with its own copy of demo/."""
     shutil.copytree(finished_demo, tmp_path / "examples")
     monkeypatch.chdir(tmp_path / "examples")
     return tmp_path / "examples"
@@ -145,7 +145,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def extracted(make_root: Callable[..., Path]) -> Path:
-    """A root whose stores hold made-up embeddings: the sight tells "dog", the sound tells "cat"."""
+    """A root whose stores hold generated embeddings: video identifies "dog", audio identifies "cat"."""
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.embeddings import Embeddings
 

@@ -17,9 +17,9 @@ import pytest
 
 import alphafuse
 
-# public name -> why its example can't run here; the example is there, marked as skipped
+# public name -> why its example can't run; the example is marked as skipped
 CANNOT_RUN = {
-    "push_bundle": "pushes to the hub; tests/predict/test_model.py pushes to something that stands for it",
+    "push_bundle": "pushes to the hub; tests/predict/test_model.py pushes to a replacement",
     "convert_ast": "needs an original checkpoint (350 MB); the tests of extract/encoders/checkpoints make one",
     "convert_timesformer": "needs an original checkpoint; the tests of extract/encoders/checkpoints make one",
 }
@@ -30,7 +30,7 @@ def modules() -> list[str]:
     found = set()
     for package in ("alphafuse", *(f"alphafuse.{room}" for room in ("data", "extract", "heads", "report"))):
         walked = pkgutil.walk_packages(import_module(package).__path__, f"{package}.")
-        found |= {module.name for module in walked}  # in a checkout the rooms lie beside alphafuse/
+        found |= {module.name for module in walked}  # in a checkout the rooms are beside alphafuse/
     assert len(found) > 60
     return sorted(found)
 
@@ -48,7 +48,7 @@ def public_methods() -> Iterator[tuple[str, Callable[..., object]]]:
                 yield f"{name}.{attribute}", function
 
 
-def test_every_public_name_is_there_under_its_own_name() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert set(alphafuse.__all__) == set(alphafuse._HOME_OF)
     for name in alphafuse.__all__:
         assert getattr(alphafuse, name).__name__ == name
@@ -67,7 +67,7 @@ def test_importing_alphafuse_imports_nothing_heavy() -> None:
     assert "'alphafuse'" in loaded
 
 
-def test_every_public_function_and_method_says_what_it_takes_and_returns() -> None:
+def test_every_public_function_and_method_has_annotations_and_a_docstring() -> None:
     checked = 0
     for name, function in public_methods():
         signature = inspect.signature(function)
@@ -87,12 +87,12 @@ def test_every_path_may_be_given_as_text() -> None:
             assert "Path" not in kinds or "str" in kinds, f"{name}: {parameter}"
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_is_marked_as_typed() -> None:
     assert files("alphafuse").joinpath("py.typed").is_file()
 
 
 @pytest.mark.slow
-def test_examples_in_docstrings_are_true(demo_folder: Path) -> None:
+def test_examples_in_docstrings_run(demo_folder: Path) -> None:
     tried = 0
     for name in modules():
         results = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS)
@@ -123,7 +123,7 @@ def test_nothing_in_the_api_prints(
     settings = ExtractSettings(**{modality: str(path) for modality, path in tiny_encoders.items()})
     quick = TrainSettings(epochs=2, hidden=(8,))
     made = Dataset.open(make_root())
-    capfd.readouterr()  # what making clips with FFmpeg said
+    capfd.readouterr()  # drop FFmpeg's messages about the clips made above
 
     alphafuse.import_folder(made.clip_folder, tmp_path / "imported", csv=_labels(made, tmp_path / "labels.csv"))
     alphafuse.plan_extraction(made, ["test"], settings)
@@ -157,13 +157,13 @@ def _labels(dataset: alphafuse.Dataset, path: Path) -> Path:
 
 @pytest.mark.slow
 def test_making_the_demo_prints_nothing(demo_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    next(Path("demo/clips").glob("*.mp4")).unlink()  # one clip is made anew
+    next(Path("demo/clips").glob("*.mp4")).unlink()  # this clip is made again
     alphafuse.make_demo("demo")
     assert capfd.readouterr() == ("", "")
 
 
 def test_rooms_import_only_what_they_may() -> None:
-    """`data` knows neither stage, and the stages don't know each other: the store is all that passes between them."""
+    """`data` imports neither stage, and the stages don't import each other: they share only the store."""
     forbidden = {"data": ("extract", "heads", "report", "cli"), "extract": ("heads", "report", "cli")}
     forbidden["heads"] = ("extract", "report", "cli")
     for room, others in forbidden.items():

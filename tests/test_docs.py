@@ -1,4 +1,4 @@
-"""Documentation is held to what it says: pages, links, command lines and Python blocks of README and docs/."""
+"""README and docs/ are checked: pages, links, command lines, Python blocks, the built site."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_relative_link_and_anchor_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_and_anchor_exists(page: Path) -> None:
     for link in links(page):
         if re.match(r"[a-z]+:", link):
-            continue  # elsewhere: no test may reach for the network
+            continue  # an external link: no test uses the network
         path, _, anchor = unquote(link).partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{name_of(page)} links to {link}, which isn't there"
         assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}: no such heading in {target.name}"
         if page.parent == DOCS and path.endswith(".md"):
-            assert target.parent == DOCS, f"{name_of(page)}: {link} lies outside of docs/ and is no page of the site"
+            assert target.parent == DOCS, f"{name_of(page)}: {link} is outside of docs/ and not a page of the site"
 
 
-def test_a_link_to_a_heading_that_is_not_there_is_noticed(tmp_path: Path) -> None:
+def test_a_link_to_a_missing_heading_is_detected(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# What `fit` writes: a (short) list\n\n[up](#what-fit-writes-a-short-list) ![p](a%20b.png)\n\n## A\n\n## A\n"
@@ -92,7 +92,7 @@ def test_every_page_is_linked_from_the_first_one_or_readme() -> None:
         for link in links(page)
     }
     for page in DOCS.glob("*.md"):
-        assert page.name in linked | {"index.md"}, f"nobody finds {name_of(page)}"
+        assert page.name in linked | {"index.md"}, f"no page links to {name_of(page)}"
 
 
 # command lines
@@ -100,7 +100,7 @@ def test_every_page_is_linked_from_the_first_one_or_readme() -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """A command line of a page; `is_whole`: as one would type it, not a mention such as `alphafuse store info`."""
+    """A command line of a page; `is_whole`: a complete command, not a mention such as `alphafuse store info`."""
 
     text: str
     is_whole: bool
@@ -119,7 +119,7 @@ def command_lines(page: Path) -> Iterator[Line]:
 
 
 def alternatives(text: str) -> list[list[str]]:
-    """The words of a command line, once for each way to read `a|b`; what a shell does with it is cut off."""
+    """Return the words of a command line, once per alternative of `a|b`, without comments, pipes and redirections."""
     words = []
     for word in shlex.split(text.replace("[", " ").replace("]", " "), comments=True):
         if word in ("|", "&&", "||", ";", "&") or re.match(r"\d?>", word):
@@ -129,7 +129,7 @@ def alternatives(text: str) -> list[list[str]]:
 
 
 def complaint(words: list[str], *, is_whole: bool) -> str:
-    """What click would say of a command line, without running it; "" when nothing is wrong."""
+    """Return click's error for a command line without running it; "" if it is valid."""
     program, *rest = words
     assert program == "alphafuse"
     command: click.Command = cli
@@ -167,14 +167,14 @@ def complaint(words: list[str], *, is_whole: bool) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_line_is_one_that_alphafuse_takes(page: Path) -> None:
+def test_every_command_line_is_valid(page: Path) -> None:
     for line in command_lines(page):
         for words in alternatives(line.text):
             found = complaint(words, is_whole=line.is_whole)
             assert not found, f"{name_of(page)}: `{line.text}`: {found}"
 
 
-def test_command_lines_that_alphafuse_would_not_take_are_noticed() -> None:
+def test_invalid_command_lines_are_detected() -> None:
     def of(text: str) -> str:
         return " / ".join(filter(None, (complaint(words, is_whole=True) for words in alternatives(text))))
 
@@ -189,7 +189,7 @@ def test_command_lines_that_alphafuse_would_not_take_are_noticed() -> None:
 
 
 def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command below a group with its path, groups too."""
+    """Yield every command and group below a group, with its path."""
     for name, command in group.commands.items():
         yield (*path, name), command
         if isinstance(command, click.Group):
@@ -197,14 +197,14 @@ def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[tuple[
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_environment_variable_of_ours_is_read(page: Path) -> None:
+def test_every_named_environment_variable_belongs_to_an_option(page: Path) -> None:
     params = [param for _, command in commands(cli, ()) for param in command.params]
     read = {param.envvar for param in params} | {
         "ALPHAFUSE_TEST_CLIPS",
         "ALPHAFUSE_TEST_THOROUGH",
     }  # tests/conftest.py's
     for name in re.findall(r"\bALPHAFUSE_[A-Z0-9_]*[A-Z0-9]\b(?!_)", page.read_text(encoding="utf-8")):
-        assert name in read, f"{name_of(page)} names {name}, which no option is read from"
+        assert name in read, f"{name_of(page)} names {name}, which sets no option"
 
 
 def test_the_command_lines_of_readme_and_docs_are_found() -> None:
@@ -217,7 +217,7 @@ def test_the_command_lines_of_readme_and_docs_are_found() -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """A Python block of a page, and what the page shows as its output ("" = nothing)."""
+    """A Python block of a page, and the output shown on the page ("" = none)."""
 
     line: int
     code: str
@@ -237,14 +237,14 @@ def python_blocks(page: Path) -> list[Block]:
 
 
 def without_fractions(text: str) -> str:
-    """Numbers with a fraction may differ from machine to machine; everything else of an output may not."""
+    """Replace numbers with a fraction, which may differ between machines."""
     return re.sub(r"-?\d+\.\d+", "#", text).strip()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
 def test_python_blocks_run_and_print_what_is_shown(page: Path, demo_folder: Path) -> None:
-    variables: dict[str, object] = {}  # a page's blocks follow each other
+    variables: dict[str, object] = {}  # the blocks of a page share their variables
     for block in python_blocks(page):
         if not block.is_run:
             continue
@@ -268,8 +268,8 @@ def test_reading_a_shard_takes_six_lines_and_no_alphafuse() -> None:
 
 
 @pytest.mark.slow
-def test_the_format_page_names_every_file_field_and_column_that_there_is(demo_folder: Path) -> None:
-    """What a demo with one run, one table, one sweep and one evaluation holds, against the words set as code."""
+def test_the_format_page_names_every_file_field_and_column(demo_folder: Path) -> None:
+    """Compare the files of a demo with one run, table, sweep and evaluation with the words set as code."""
     root = Path("demo")
     dataset = alphafuse.Dataset.open(root)
     quick = alphafuse.TrainSettings(epochs=1, hidden=(8,))
@@ -302,11 +302,11 @@ def test_the_format_page_names_every_file_field_and_column_that_there_is(demo_fo
         re.sub(r"^\W+", "", line.split()[0]) for line in page.splitlines() if line.startswith("    ") and line.split()
     }
     named |= {heading.removeprefix("### ") for heading in re.findall(r"^### \S+$", page, re.MULTILINE)}
-    ends = {f"{name}{end}" for name in named for end in ("_low", "_high")}  # the page says where these follow
+    ends = {f"{name}{end}" for name in named for end in ("_low", "_high")}  # the page explains these endings
     assert sorted(there - named - ends) == []
 
 
-def test_the_functions_of_the_design_are_where_it_says() -> None:
+def test_the_functions_named_in_the_design_exist() -> None:
     rows = re.findall(
         r"^\|[^|]*\|[^|]*\|([^|]*`[^|]*)\|([^|]*`[^|]*)\|$", (DOCS / "design.md").read_text(), re.MULTILINE
     )
@@ -350,7 +350,7 @@ def _build(folder: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """Collects what a browser would fetch, and the ids of a page."""
+    """Collects the addresses that a browser fetches, and the ids of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -368,7 +368,7 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_site_has_every_page_and_fetches_nothing_from_elsewhere(site: Path) -> None:
+def test_the_site_has_every_page_and_loads_nothing_external(site: Path) -> None:
     for page in DOCS.glob("*.md"):
         for address in _Page(site / f"{page.stem}.html").fetched:
             assert not re.match(r"(https?:)?//", address), f"{page.stem}.html fetches {address}"

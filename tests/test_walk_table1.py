@@ -1,4 +1,4 @@
-"""The walk from a store to Table 1's text: which modules it passes, found by tracing `alphafuse table1` on the demo."""
+"""Trace `alphafuse table1` on the demo: the modules from a store to Table 1's text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support.cli import Run
 
-HEAVY = {"torch", "h5py", "av"}  # what imports one of them is counted, whatever it is called
-# what a clip, a column of labels, embeddings, a ceiling, an experiment or an option is
+HEAVY = {"torch", "h5py", "av"}  # every module that imports one of these is counted
+# modules of plain values: clips, labels, embeddings, ceilings, experiments, options
 PLAIN = {
     "alphafuse.data.manifest",
     "alphafuse.data.columns",
@@ -28,7 +28,7 @@ PLAIN = {
 }
 # before the store: the command, and the root that names the store
 BEFORE = ("alphafuse.cli.", "alphafuse.data.dataset")
-# beside the text: the run folder, and the picture in it
+# besides the text: the run folder and its figure
 BESIDE = {"alphafuse.heads.studies.runs", "alphafuse.report.figures"}
 WALK = {
     "alphafuse.data.store.store",
@@ -64,7 +64,7 @@ def is_heavy(module: str) -> bool:
 
 
 def traced(call: Callable[[], object]) -> dict[str, list[str]]:
-    """module -> its functions that ran, in the order of their first call, in all threads; imports are left out."""
+    """Return module -> functions that ran in any thread, in the order of their first call; imports are left out."""
     found: dict[str, list[str]] = {}
 
     def is_import(frame: Any) -> bool:
@@ -74,14 +74,14 @@ def traced(call: Callable[[], object]) -> dict[str, list[str]]:
             frame = frame.f_back
         return False
 
-    def look(frame: Any, event: str, _: object) -> None:
+    def record(frame: Any, event: str, _: object) -> None:
         module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
         is_new = event == "call" and module.startswith("alphafuse.") and function not in found.get(module, ())
         if is_new and "<" not in function and not is_import(frame):
             found.setdefault(module, []).append(function)
 
-    threading.setprofile(look)
-    sys.setprofile(look)
+    threading.setprofile(record)
+    sys.setprofile(record)
     try:
         call()
     finally:

@@ -1,4 +1,4 @@
-"""What is installed: the wheel holds every file of the four folders, and runs without what only developers have."""
+"""The wheel contains every file of the four folders, and runs without the development packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDERS = {
 
 
 def copy_tree(to: Path) -> Path:
-    """The checkout's sources in another folder, where building leaves nothing in the checkout."""
+    """Copy the sources to another folder, so that building writes nothing into the checkout."""
     for folder in FOLDERS:
         shutil.copytree(CHECKOUT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
@@ -34,7 +34,7 @@ def copy_tree(to: Path) -> Path:
 
 
 def missing_from_wheel(tree: Path) -> set[str]:
-    """The files of a tree's folders that a wheel built from it doesn't hold, as they would be called in the wheel."""
+    """Return the files of a tree that are missing in a wheel built from it, by their names in the wheel."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*build, "--wheel-dir", tree / "dist", tree], check=True, capture_output=True, text=True)
     (wheel,) = (tree / "dist").glob("*.whl")
@@ -53,7 +53,7 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_tree(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_folder_that_setup_cfg_forgets_is_noticed(tmp_path: Path) -> None:
+def test_a_folder_missing_in_setup_cfg_is_detected(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     config = (tree / "setup.cfg").read_text()
     (tree / "setup.cfg").write_text(config.replace("    alphafuse.data.store\n", ""))
@@ -80,7 +80,7 @@ main()
 
 
 def needed_distributions() -> set[str]:
-    """Names of the distributions that `pip install alphafuse` brings, by what is installed here."""
+    """Return the distributions that `pip install alphafuse` installs, from the metadata of installed packages."""
     found: set[str] = set()
     left = [("alphafuse", frozenset[str]())]
     while left:
@@ -101,7 +101,7 @@ def needed_distributions() -> set[str]:
 
 
 def environment_without_dev_packages(folder: Path) -> Path:
-    """A virtual environment of links to what is installed here and needed; the path of its Python."""
+    """Make a virtual environment of links to the needed installed packages; return the path of its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     scheme = {"base": str(folder), "platbase": str(folder)}
     site = Path(sysconfig.get_path("purelib", vars=scheme))
@@ -109,14 +109,14 @@ def environment_without_dev_packages(folder: Path) -> Path:
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # for another platform
+            continue  # needed on another platform
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(distribution.locate_file(top))))
     return Path(sysconfig.get_path("scripts", vars=scheme)) / "python"
 
 
-def test_what_only_developers_have_is_told_from_what_running_needs(tmp_path: Path) -> None:
+def test_the_environment_has_the_needed_packages_and_no_development_packages(tmp_path: Path) -> None:
     assert {"torch", "numpy", "huggingface-hub", "packaging", "markupsafe"} <= needed_distributions()
     python = environment_without_dev_packages(tmp_path)
     code = "import importlib.util as u, json, sys; print(json.dumps([n for n in sys.argv[1:] if u.find_spec(n)]))"
@@ -126,7 +126,7 @@ def test_what_only_developers_have_is_told_from_what_running_needs(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_readmes_first_command_runs_without_the_dev_packages(tmp_path: Path) -> None:
+def test_the_first_command_of_the_readme_runs_without_the_development_packages(tmp_path: Path) -> None:
     """`make reproduce-table1`'s commands, on fewer clips of the demo."""
     recipe = subprocess.run(
         ["make", "-n", "reproduce-table1"], cwd=CHECKOUT, capture_output=True, text=True, check=True

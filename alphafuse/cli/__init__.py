@@ -1,15 +1,15 @@
 """The command line: each command is a thin call of one public function.
 
 main        the command itself: errors become one line and an exit code
-common      options by hand, names offered by completion, groups of commands, colours, printing
-options     options made from the fields of dataclasses
+common      shared options, completion, groups of commands, colours, printing
+options     generates options from the fields of dataclasses
 data        make, audit and split dataset roots
 extract     run the encoders; plan a run
-store       look into embedding stores, check, merge and export them
-convert     original checkpoints -> HuggingFace folders
+store       inspect, verify, pack and export embedding stores
+convert     convert original checkpoints to HuggingFace folders
 heads       fit, table1, sweep, compare, evaluate
 predict     label clips; export a run
-report      the html page
-doctor      does this installation work, and what fixes what doesn't
-completion  scripts for the shell
+report      write the html page
+doctor      check this installation; name the command that fixes each problem
+completion  print the completion script of a shell
 """

@@ -1,4 +1,4 @@
-"""What the commands of all modules share: options, completion, groups, colours, and how results are printed."""
+"""Shared by all commands: options, completion, groups, colours, and printing of results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 DEFAULT_ROOT = "vggsound"
-EXIT_FOUND = 1  # a check that ran and found something
+EXIT_FOUND = 1  # a check ran and found a problem
 
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
@@ -25,61 +25,61 @@ Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[s
 
 
 def one_of(*names: str) -> Complete:
-    """Completion of one of these names; what is valid is decided where the value is used."""
+    """Complete one of these names. Whether a value is valid is decided by the code that uses it."""
 
-    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
-        return [CompletionItem(name) for name in names if name.startswith(begun)]
+    def complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+        return [CompletionItem(name) for name in names if name.startswith(typed)]
 
     return complete
 
 
 def some_of(*names: str) -> Complete:
-    """Completion of a list such as `timesformer,ast`: of its last name, with those that are not in it yet."""
+    """Complete the last name of a list such as `timesformer,ast` with the names that are not in it yet."""
 
-    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
-        before, comma, last = begun.rpartition(",")
-        there = before.split(",")
-        return [CompletionItem(before + comma + n) for n in names if n.startswith(last) and n not in there]
+    def complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+        before, comma, last = typed.rpartition(",")
+        listed = before.split(",")
+        return [CompletionItem(before + comma + n) for n in names if n.startswith(last) and n not in listed]
 
     return complete
 
 
-def run_folders(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
-    """Completion of a run's folder: those below --root, ALPHAFUSE_ROOT, and roots in the current folder."""
+def run_folders(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+    """Complete the folder of a run below --root, ALPHAFUSE_ROOT or any root in the current folder."""
     given = context.params.get("root") or os.environ.get("ALPHAFUSE_ROOT") or DEFAULT_ROOT
     roots = {Path(given)} | {path.parent for path in Path().glob("*/dataset.json")}
-    # a root that is begun to be typed, wherever it is
-    roots |= {Path(begun[: match.start()]) for match in re.finditer(r"/runs(/|$)", begun)}
+    # the root in the path that is being typed, wherever that root is
+    roots |= {Path(typed[: match.start()]) for match in re.finditer(r"/runs(/|$)", typed)}
     configs = {config for root in roots for config in root.glob("runs/*/config.json")}
-    runs = sorted(str(config.parent) for config in configs if any(config.parent.glob("head*/")))  # those with heads
-    return [CompletionItem(run) for run in runs if run.startswith(begun)] or [CompletionItem(begun, type="dir")]
+    runs = sorted(str(config.parent) for config in configs if any(config.parent.glob("head*/")))  # runs that have heads
+    return [CompletionItem(run) for run in runs if run.startswith(typed)] or [CompletionItem(typed, type="dir")]
 
 
-def roots(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
-    """Completion of a dataset root: those in the current folder, else any folder."""
+def roots(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+    """Complete a dataset root in the current folder; any folder if there is none."""
     found = sorted(str(path.parent) for path in Path().glob("*/dataset.json"))
-    return [CompletionItem(root) for root in found if root.startswith(begun)] or [CompletionItem(begun, type="dir")]
+    return [CompletionItem(root) for root in found if root.startswith(typed)] or [CompletionItem(typed, type="dir")]
 
 
-def store_folders(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
-    """Completion of a store's folder, like `run_folders`."""
+def store_folders(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+    """Complete the folder of a store below ALPHAFUSE_ROOT or any root in the current folder."""
     given = os.environ.get("ALPHAFUSE_ROOT") or DEFAULT_ROOT
-    places = {Path(given)} | {path.parent for path in Path().glob("*/dataset.json")}
-    stores = sorted({str(store) for root in places for store in root.glob("stores/*") if store.is_dir()})
-    return [CompletionItem(store) for store in stores if store.startswith(begun)] or [CompletionItem(begun, type="dir")]
+    roots = {Path(given)} | {path.parent for path in Path().glob("*/dataset.json")}
+    stores = sorted({str(store) for root in roots for store in root.glob("stores/*") if store.is_dir()})
+    return [CompletionItem(store) for store in stores if store.startswith(typed)] or [CompletionItem(typed, type="dir")]
 
 
 # ----------------------------------------------------------------------------------------------------------- options
 
 
 class Place(click.Path):
-    """A path, or a URL (s3://, gs://, hf://, ...), as `alphafuse.system.files.to_path` makes them."""
+    """A path or a URL (s3://, gs://, hf://, ...), converted by `alphafuse.system.files.to_path`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The place that was named; `AlphafuseError` where its file system can't be had."""
+        """Return the path; raise `AlphafuseError` if the file system of a URL is not available."""
         if isinstance(value, str) and "://" in value:
             from alphafuse.system.files import to_path
 
@@ -111,14 +111,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print json f
 
 
 class Context(click.Context):
-    """click's, with headings that stand out on a terminal."""
+    """click's context, with coloured headings on a terminal."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.color = use_colour(sys.stdout)
 
     def make_formatter(self) -> click.HelpFormatter:
-        """A formatter for this terminal's width."""
+        """Return a formatter for the width of this terminal."""
         return _Formatter(width=self.terminal_width, max_width=self.max_content_width)
 
 
@@ -128,11 +128,11 @@ class _Formatter(click.HelpFormatter):
 
 
 class Commands(click.Group):
-    """A group whose help shows whole summaries, in the order of the work, and that knows what was probably meant.
+    """A group of commands: help shows whole summaries in working order; an unknown name gets a suggestion.
 
     Attributes:
-        sections: heading -> command -> its summary; commands that are in none follow with their own.
-        broken: why other commands than those that are there couldn't be loaded, "" if they all are.
+        sections: heading -> command -> its summary. Commands in no section come last, with their own summary.
+        broken: why some commands could not be loaded; "" if all were.
     """
 
     context_class = Context
@@ -145,32 +145,32 @@ class Commands(click.Group):
         self.broken = ""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """As click's; the command gets the summary that its section gives it."""
+        """Add a command, with the summary from its section."""
         super().add_command(cmd, name)
         for section in self.sections.values():
             cmd.short_help = section.get(name or cmd.name or "", cmd.short_help)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the sections, else in the order in which they were added."""
+        """Return the names in the order of the sections; names in no section come last."""
         ordered = [name for section in self.sections.values() for name in section if name in self.commands]
         return ordered + [name for name in self.commands if name not in ordered]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with another message for a command that doesn't exist."""
+        """Resolve a command; an unknown name gets a message of ours."""
         name = str(args[0])
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             raise click.UsageError(self.broken or self._unknown(name), ctx)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Commands first: they are what one looks for."""
+        """Write the commands before the options."""
         self.format_commands(ctx, formatter)
         click.Command.format_options(self, ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Section by section."""
+        """Write the commands, section by section."""
         names = self.list_commands(ctx)
         width = max((len(name) for name in names), default=0)
         sections = {heading: list(section) for heading, section in self.sections.items()} or {"Commands": []}
@@ -184,7 +184,7 @@ class Commands(click.Group):
 
     def _unknown(self, name: str) -> str:
         names = [*self.commands]
-        # commands of groups too: `alphafuse demo` means `alphafuse data demo`
+        # also search inside groups: for `alphafuse demo`, suggest `data demo`
         nested = {path[-1]: " ".join(path) for path, _ in walk(self) if len(path) > 1}
         near = get_close_matches(name, names, n=1) or [nested[n] for n in get_close_matches(name, nested, n=1)]
         if near:
@@ -193,7 +193,7 @@ class Commands(click.Group):
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command and group below a command, with the words that lead there; the command itself first, with ()."""
+    """Yield (path, command) for a command, with path (), and for every command and group below it."""
     yield path, command
     for name, child in getattr(command, "commands", {}).items():
         yield from walk(child, (*path, name))
@@ -216,11 +216,12 @@ _RULE = re.compile(r"^-{8,}$", re.MULTILINE)
 
 
 def use_colour(stream: TextIO | None) -> bool:
-    """Whether to colour what goes there: a terminal that can, unless NO_COLOR; anything with FORCE_COLOR.
+    """Return whether to write colours to this stream.
 
-    See no-color.org and force-color.org; CLICOLOR_FORCE counts as well.
+    Yes for a terminal that supports colours, and for any stream if FORCE_COLOR or CLICOLOR_FORCE is set; never if
+    NO_COLOR is set. See no-color.org and force-color.org.
     """
-    if stream is None or os.environ.get("NO_COLOR"):  # None: it was closed before we began
+    if stream is None or os.environ.get("NO_COLOR"):  # None: the stream was closed before Python started
         return False
     if any(os.environ.get(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
         return True
@@ -228,12 +229,12 @@ def use_colour(stream: TextIO | None) -> bool:
 
 
 def paint(text: str, kind: str, *, stream: TextIO | None = None) -> str:
-    """The text in the colour of a kind of `STYLES`, if the stream (stdout by default) takes colours."""
+    """Return the text in the style `STYLES[kind]` if the stream (default stdout) takes colours."""
     return click.style(text, **STYLES[kind]) if use_colour(stream or sys.stdout) else text
 
 
 def print_text(text: str) -> None:
-    """Print a result for people, which ends with one newline; on a terminal its next command stands out."""
+    """Print a result as text that ends with one newline; a terminal shows the next command in colour."""
     text = text.removesuffix("\n")
     if use_colour(sys.stdout):
         text = _NEXT.sub(lambda found: found[1] + paint(found[2], "command"), text)
@@ -243,7 +244,7 @@ def print_text(text: str) -> None:
 
 
 def print_json(content: object) -> None:
-    """Print figures for programs."""
+    """Print a result as json."""
     click.echo(json.dumps(content, indent=2, allow_nan=False), color=False)
 
 

@@ -1,4 +1,4 @@
-"""`alphafuse convert`: original checkpoints become HuggingFace folders."""
+"""`alphafuse convert`: convert original checkpoints to HuggingFace folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def convert() -> None:
-    """Turn original checkpoints into HuggingFace folders that extract takes.
+    """Convert original checkpoints to HuggingFace folders for extract.
 
     \b
     Example:
@@ -26,10 +26,10 @@ def convert() -> None:
 @convert.command("timesformer")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--image-size", type=int, help="Pixels that the original is built for. [default: from the tensors]")
-@click.option("--frames", type=int, help="Frames that the original is built for. [default: from the tensors]")
-@click.option("--fed-image-size", type=int, help="Pixels that it is then fed. [default: as built]")
-@click.option("--fed-frames", type=int, help="Frames that it is then fed. [default: as built]")
+@click.option("--image-size", type=int, help="Pixels the original model is built for. [default: from the tensors]")
+@click.option("--frames", type=int, help="Frames the original model is built for. [default: from the tensors]")
+@click.option("--fed-image-size", type=int, help="Pixels of the frames given to it. [default: --image-size]")
+@click.option("--fed-frames", type=int, help="Frames given to it. [default: --frames]")
 @click.option(
     "--attention-type",
     shell_complete=one_of("divided_space_time", "joint_space_time", "space_only"),
@@ -42,7 +42,7 @@ def convert_timesformer(as_json: bool, **arguments: Any) -> None:
     \b
     Example:
       alphafuse convert timesformer TimeSformer_divST_8x32_224_K400.pyth timesformer-k400
-    The seed paper's model, a 224-pixel 64-frame file built for 448 pixels and fed 8 frames of 224:
+    The seed paper's model: built for 448 pixels and 64 frames, fed 8 frames of 224 pixels:
       alphafuse convert timesformer TimeSformer_divST_64x32_224_HowTo100M.pyth timesformer-howto \\
         --image-size 448 --frames 64 --fed-image-size 224 --fed-frames 8
     """

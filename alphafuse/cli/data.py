@@ -1,4 +1,4 @@
-"""Dataset roots on the command line: made, audited, split. Each command is a thin call of one public function."""
+"""`alphafuse data`: make, audit and split dataset roots. Each command is a thin call of one public function."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DEFAULT_DEMO_ROOT = "demo"
 
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides everything that is drawn by lot."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random choices."
 )
 
 
@@ -49,8 +49,8 @@ seed_option = click.option(
             "ucf101": "From UCF-101's official split files and its clips.",
             "kinetics": "From Kinetics' official csv files and its clips.",
             "folder": "From your own clips: a folder per class, or a csv.",
-            "audit": "What a root's splits can show, what is wrong with its clips.",
-            "split": "Split a root anew: by source video, balanced over labels.",
+            "audit": "Check a root: what its splits can show, problems with clips.",
+            "split": "Make a new split of a root, by source video, balanced by label.",
         }
     },
 )
@@ -65,25 +65,25 @@ def data() -> None:
 
 
 _val_fraction_option = click.option(
-    "--val-fraction", default=0.1, show_default=True, help="Share of train carved out for validation."
+    "--val-fraction", default=0.1, show_default=True, help="Share of train moved to validation."
 )
 _stores_option = click.option(
     "--stores",
     type=Place(),
-    help="Folder or URL (s3://, gs://, ...) for the embedding stores. [default: ROOT/stores, or as the root has it]",
+    help="Folder or URL (s3://, gs://, ...) for the embedding stores. [default: the root's, else ROOT/stores]",
 )
-_ENCODER = "Hub id, HuggingFace folder, or 'compact' to try without weights; remembered for extract."
+_ENCODER = "Hub id, HuggingFace folder, or 'compact' to try without weights; saved in the root for extract."
 
 
 def _defaults(command: Callable[..., None]) -> Callable[..., None]:
-    """The encoders and protocol that a root remembers."""
+    """Add the options for what a root saves: encoders and protocol."""
     options = (
-        click.option("--timesformer", help=f"{_ENCODER} [default: {DEFAULT_TIMESFORMER}, or as the root has it]"),
-        click.option("--ast", help=f"{_ENCODER} [default: {DEFAULT_AST}, or as the root has it]"),
+        click.option("--timesformer", help=f"{_ENCODER} [default: the root's, else {DEFAULT_TIMESFORMER}]"),
+        click.option("--ast", help=f"{_ENCODER} [default: the root's, else {DEFAULT_AST}]"),
         click.option(
             "--protocol",
             shell_complete=one_of(*PROTOCOLS),
-            help=f"standard, or the paper's notebook. [default: {DEFAULT_PROTOCOL}, or as the root has it]",
+            help=f"standard, or the paper's notebook. [default: the root's, else {DEFAULT_PROTOCOL}]",
         ),
         _stores_option,
     )
@@ -104,7 +104,7 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
 @_stores_option
 @json_option
 def data_demo(root: Path, seed: int, stores: Path | None, as_json: bool) -> None:
-    """Generate the demo: small clips with picture and sound, in VGGSound's own layout.
+    """Generate the demo: small clips with video and audio, in VGGSound's own layout.
 
     \b
     Example:
@@ -118,7 +118,7 @@ def data_demo(root: Path, seed: int, stores: Path | None, as_json: bool) -> None
 
 
 @data.command("vggsound")
-@click.option("--csv", type=click.Path(path_type=Path), help="VGGSound's vggsound.csv; --subset paper does without.")
+@click.option("--csv", type=click.Path(path_type=Path), help="VGGSound's vggsound.csv; not needed with --subset paper.")
 @click.option("--clips", type=Place(), required=True, help="Folder or URL with {id}_{start:06d}.mp4 files.")
 @root_option
 @click.option("--subset", help="'paper' (the seed paper's 130 clips), a number of clips, or a fraction.")
@@ -141,9 +141,9 @@ def data_vggsound(as_json: bool, **arguments: Any) -> None:
 
 
 def _audio_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--require-audio and --workers, which become the command's `leave_out`."""
+    """Add --require-audio and --workers; they become the command's argument `leave_out`."""
 
-    @click.option("--require-audio", is_flag=True, help="Leave out clips without a sound track (reads their headers).")
+    @click.option("--require-audio", is_flag=True, help="Leave out clips without an audio track (reads their headers).")
     @workers_option
     @functools.wraps(command)
     def with_leave_out(require_audio: bool, workers: int, **arguments: Any) -> None:
@@ -153,7 +153,7 @@ def _audio_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _without_audio(workers: int) -> LeaveOut:
-    """`files_without_audio` with a progress bar."""
+    """Return `files_without_audio` with a progress bar."""
     from alphafuse.extract.decoding.probe import files_without_audio
 
     def leave_out(files: Sequence[Path]) -> dict[Path, str]:
@@ -179,8 +179,8 @@ _subset_option = click.option("--subset", help="A number of clips, or a fraction
 def data_ucf101(as_json: bool, **arguments: Any) -> None:
     """Make a root from UCF-101's official split files and a folder of its clips.
 
-    About half of its classes have no sound: --require-audio leaves such clips out; else they stay, and --absent of fit
-    says what becomes of them.
+    About half of its classes have no audio. --require-audio leaves these clips out; without it they stay, and
+    --absent of fit decides how they are used.
 
     \b
     Examples:
@@ -203,7 +203,7 @@ def data_ucf101(as_json: bool, **arguments: Any) -> None:
 )
 @click.option("--clips", type=Place(), required=True, help="Folder or URL with {id}_{start:06d}_{end:06d}.mp4 files.")
 @root_option
-@click.option("--name", help="What to call the dataset. [default: kinetics400, 600 or 700, by the listed classes]")
+@click.option("--name", help="Name of the dataset. [default: kinetics400, 600 or 700, by the number of classes]")
 @_audio_options
 @_subset_option
 @seed_option
@@ -213,8 +213,8 @@ def data_ucf101(as_json: bool, **arguments: Any) -> None:
 def data_kinetics(as_json: bool, **arguments: Any) -> None:
     """Make a root from Kinetics' official csv files (400, 600 or 700) and a folder of its clips.
 
-    Most test lists have no labels. Without labelled test clips, test is the official validation list, and val is
-    carved out of train.
+    Most test lists have no labels. Without labelled test clips, the official validation list becomes test, and part
+    of train becomes val.
 
     \b
     Examples:
@@ -233,7 +233,7 @@ def data_kinetics(as_json: bool, **arguments: Any) -> None:
 @root_option
 @seed_option
 @_val_fraction_option
-@click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips carved out for testing.")
+@click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips moved to test.")
 @_defaults
 @json_option
 def data_folder(as_json: bool, **arguments: Any) -> None:
@@ -255,12 +255,12 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
 @root_option
 @click.option("--strict", is_flag=True, help="Exit code 1 when there is an error or a warning.")
 @click.option(
-    "--no-decode", is_flag=True, help="Leave out what needs decoding: copies encoded again, silent clips, ..."
+    "--no-decode", is_flag=True, help="Skip the checks that decode clips: re-encoded copies, silent clips, ..."
 )
 @workers_option
 @json_option
 def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json: bool) -> None:
-    """Say what a root's splits can show, and what is wrong with its clips.
+    """Report what a root's splits can show, and problems with its clips.
 
     \b
     Examples:
@@ -291,13 +291,13 @@ def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json:
 )
 @click.option("--val", default="0.1", show_default=True, help="Clips for validation: a number, or a share of all.")
 @click.option("--test", help="Clips for testing: a number, or a share of all. [default: 0.2]")
-@click.option("--folds", type=int, help="Make so many roots instead; each tests another part of the clips.")
+@click.option("--folds", type=int, help="Make this many roots; each tests another part of the clips.")
 @seed_option
 @json_option
 def data_split(root: Path, out: Path, val: str, test: str | None, folds: int | None, seed: int, as_json: bool) -> None:
-    """Split a root anew into another: by source video, balanced over labels, every label in training.
+    """Make a root with a new split: by source video, balanced by label, every label in training.
 
-    Embeddings that are there already carry over. Labels with a single source video are only trained on.
+    Embeddings of the old root are reused. Labels with a single source video are in train only.
 
     \b
     Examples:
@@ -339,7 +339,7 @@ def _print_split(report: SplitReport) -> None:
     click.echo(f"{root}: {len(manifest)} clips in {len(manifest.labels)} classes ({sizes})")
     if report.single_video_labels:
         labels = report.single_video_labels
-        click.echo(f"  only trained: {len(labels)} labels with a single source video, such as {', '.join(labels[:3])}")
+        click.echo(f"  train only: {len(labels)} labels with a single source video, such as {', '.join(labels[:3])}")
     carried = sum(report.carried.values())
     if carried:
         click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")

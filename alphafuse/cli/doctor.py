@@ -1,10 +1,10 @@
-"""`alphafuse doctor`: does this installation work, and which command mends what doesn't.
+"""`alphafuse doctor`: check this installation, and name the command that fixes each problem.
 
     examine(root) -> findings, one line each: libraries, devices, codecs, disk, weights, the root, a self test
 
-All looks are taken in a child process, which says what it finds at once: a library that crashes or hangs ends the child
-and not the doctor, and another child goes on with the next look. Outside of the child only the standard library and
-click are imported, so that the doctor works where nothing else does.
+All checks run in a child process, which reports each finding at once. A library that crashes or hangs ends the child,
+not the doctor; another child continues with the next check. Outside the child only the standard library and click are
+imported, so that the doctor works even if every other library is broken.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import click
 
 from .common import DEFAULT_ROOT, EXIT_FOUND, json_option, paint, print_json, roots
 
-CHILD_SECONDS = 180.0  # importing torch took 23 s on two cores that ten processes wanted
+CHILD_SECONDS = 180.0  # importing torch took 23 s on two cores shared by ten processes
 LITTLE_DISK_BYTES = 2 * 10**9  # both published encoders take 0.8 GB, the embeddings of VGGSound 1.2 GB
-MODULES = {"scikit-learn": "sklearn", "pillow": "PIL"}  # where a distribution's module has another name
-DECODERS = {  # codec -> what FFmpeg calls its decoders in software
+MODULES = {"scikit-learn": "sklearn", "pillow": "PIL"}  # distributions whose module has another name
+DECODERS = {  # codec -> FFmpeg's names of its software decoders
     **{codec: (codec,) for codec in ("h264", "aac", "hevc", "mpeg4", "flac")},
     "vp9": ("vp9", "libvpx-vp9"),
     "av1": ("libdav1d", "libaom-av1"),
@@ -41,21 +41,21 @@ DECODERS = {  # codec -> what FFmpeg calls its decoders in software
     "mp3": ("mp3float", "mp3"),
     "vorbis": ("vorbis", "libvorbis"),
 }
-NEEDED_CODECS = ("h264", "aac")  # of VGGSound's and Kinetics' clips
-OTHER_LOOKS = ("devices", "codecs", "disk", "weights")  # beside libraries, root and self test
+NEEDED_CODECS = ("h264", "aac")  # the codecs of VGGSound's and Kinetics' clips
+OTHER_CHECKS = ("devices", "codecs", "disk", "weights")  # besides libraries, root and self test
 REINSTALL = "pip install --force-reinstall"
 Status = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """The result of one check.
 
     Attributes:
-        name: of the thing.
-        status: "ok"; "note": works, but there is something to know; "problem": something that alphafuse needs doesn't.
-        line: one line for people.
-        mend: the command that mends it, "" if none is needed.
+        name: what was checked.
+        status: "ok"; "note": works, with a limitation; "problem": something that alphafuse needs does not work.
+        line: the result in one line of text.
+        mend: the command that fixes it; "" if none is needed.
 
     >>> from alphafuse import Finding
     >>> Finding("h5py", "problem", "h5py is not installed", 'pip install "h5py>=3.10"').mend
@@ -69,41 +69,41 @@ class Finding:
 
 
 def examine(root: str | Path | None = None, *, self_test: bool = True) -> Iterator[Finding]:
-    """Look at this installation, and at a dataset root if one is named. Whatever is broken is a finding, not an error.
+    """Check this installation, and a dataset root if one is named. A failure is a finding, not an exception.
 
     Args:
-        root: a dataset root; its disk, its manifest and its encoders are looked at too.
-        self_test: take a generated clip through stage one.
+        root: a dataset root; its disk, manifest, stores and encoders are checked too.
+        self_test: run stage one on a generated clip.
 
     >>> from alphafuse import examine
     >>> [finding.line for finding in examine(self_test=False) if finding.status == "problem"]
     []
     """
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
-    left = [*requirements(), *OTHER_LOOKS]
+    left = [*requirements(), *OTHER_CHECKS]
     left += ["root"] * (root is not None) + ["self test"] * self_test
     while left:
         with _child(left, str(Path(root or ".").expanduser())) as process:
             assert process.stdout is not None
-            begun = left[0]
+            current = left[0]
             for line in process.stdout:
-                said = json.loads(line)
-                if "begun" in said:
-                    begun = said["begun"]
+                message = json.loads(line)
+                if "check" in message:
+                    current = message["check"]
                 else:
-                    yield Finding(**said)
+                    yield Finding(**message)
         if process.returncode == 0:
             return
         code = process.returncode
         end = (
             f"crashed, or took more than {CHILD_SECONDS:.0f} s ({signal.Signals(-code).name})" if code < 0 else "failed"
         )
-        yield Finding(begun, "problem", f"{begun}: the process that looked at it {end}", _mend(begun))
-        left = left[left.index(begun) + 1 :]
+        yield Finding(current, "problem", f"{current}: the process that checked it {end}", _fix(current))
+        left = left[left.index(current) + 1 :]
 
 
 def requirements() -> dict[str, str]:
-    """Distribution -> the versions that alphafuse needs ("" = any), without the extras."""
+    """Return distribution -> required versions ("" = any), without the extras."""
     try:
         lines = [line.partition(";")[0] for line in metadata.requires("alphafuse") or [] if "extra ==" not in line]
     except metadata.PackageNotFoundError:
@@ -112,20 +112,20 @@ def requirements() -> dict[str, str]:
     return {line[:end]: line[end:].strip() for line, end in zip(lines, ends, strict=True)}
 
 
-def _mend(look: str) -> str:
-    """The command that installs anew what a look is about: a library, with its twin where both must fit, or all."""
+def _fix(check: str) -> str:
+    """Return the command that reinstalls the library of a check (torch and torchaudio together), or alphafuse."""
     asked = requirements()
-    names = [name for name in ("torch", "torchaudio") if name in asked] if look in ("torch", "torchaudio") else [look]
-    return " ".join([REINSTALL, *(f'"{n}{asked[n]}"' for n in names)]) if look in asked else f"{REINSTALL} alphafuse"
+    names = [name for name in ("torch", "torchaudio") if name in asked] if check in ("torch", "torchaudio") else [check]
+    return " ".join([REINSTALL, *(f'"{n}{asked[n]}"' for n in names)]) if check in asked else f"{REINSTALL} alphafuse"
 
 
 @contextmanager
-def _child(looks: list[str], place: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that takes these looks; it is killed after `CHILD_SECONDS`, and when the block ends early."""
-    # -P: a folder named alphafuse, data or torch where the user happens to be is none of ours
-    command = [sys.executable, "-P", "-c", "from alphafuse.cli.doctor import take_looks; take_looks()"]
+def _child(checks: list[str], folder: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run these checks in a child process; kill it after `CHILD_SECONDS`, or when the block ends early."""
+    # -P: do not import a folder named alphafuse, data or torch from the current folder
+    command = [sys.executable, "-P", "-c", "from alphafuse.cli.doctor import run_checks; run_checks()"]
     process = subprocess.Popen(
-        [*command, place, *looks], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*command, folder, *checks], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     timer = threading.Timer(CHILD_SECONDS, process.kill)
     timer.start()
@@ -141,18 +141,19 @@ def _child(looks: list[str], place: str) -> Iterator[subprocess.Popen[bytes]]:
 # ------------------------------------------------------------------------------------------------ in the child process
 
 
-def take_looks() -> None:
-    """Take the looks that the command line names; print the name of each, then its findings, as lines of json."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback when a Ctrl-C reaches it
-    place, looks = sys.argv[1], sys.argv[2:]
+def run_checks() -> None:
+    """Run the checks named in `sys.argv`; print the name of each, then its findings, as lines of json."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback after a Ctrl-C
+    folder, checks = sys.argv[1], sys.argv[2:]
     with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)  # what libraries print goes nowhere
-        for look in looks:
-            print(json.dumps({"begun": look}), file=out, flush=True)
+        os.dup2(2, 1)  # libraries print to stderr, not into the json
+        for check in checks:
+            print(json.dumps({"check": check}), file=out, flush=True)
             try:
-                found = list(LOOKS[look](place) if look in LOOKS else _library(look))
-            except Exception as error:  # any: whatever it is, it is a finding
-                found = [Finding(look, "problem", f"{look} doesn't work: {type(error).__name__}: {error}", _mend(look))]
+                found = list(CHECKS[check](folder) if check in CHECKS else _library(check))
+            except Exception as error:  # every exception becomes a finding
+                reason = f"{type(error).__name__}: {error}"
+                found = [Finding(check, "problem", f"{check} doesn't work: {reason}", _fix(check))]
             for finding in found:
                 print(
                     json.dumps(asdict(finding) | {"line": " ".join(finding.line.split())[:300]}), file=out, flush=True
@@ -167,16 +168,16 @@ def _library(name: str) -> Iterator[Finding]:
         yield Finding(name, "problem", f"{name} is not installed", f'pip install "{name}{asked}"')
         return
     import_module(MODULES.get(name, name.replace("-", "_")))
-    from packaging.specifiers import SpecifierSet  # huggingface_hub needs it, so it is there or the line above said why
+    from packaging.specifiers import SpecifierSet  # a requirement of huggingface_hub
 
     if SpecifierSet(asked).contains(version, prereleases=True):
         yield Finding(name, "ok", version)
     else:
-        line = f"{name} {version} is installed, needed is {name}{asked}"
+        line = f"{name} {version} is installed, but alphafuse needs {name}{asked}"
         yield Finding(name, "problem", line, f'pip install --upgrade "{name}{asked}"')
 
 
-def _devices(place: str) -> Iterator[Finding]:
+def _devices(folder: str) -> Iterator[Finding]:
     import torch
     from loky import cpu_count
 
@@ -192,48 +193,48 @@ def _devices(place: str) -> Iterator[Finding]:
         return
     has_driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
     if has_driver and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for the CPU alone"
-        line = f"an NVIDIA driver is here, but PyTorch {built} and finds no device that it can use"
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for the CPU only"
+        line = f"an NVIDIA driver is installed, but PyTorch {built} and finds no usable device"
         yield Finding("cuda", "problem", line, "nvidia-smi")
     else:
-        yield Finding("cuda", "ok", "none that may be used: everything runs on the CPU")
+        yield Finding("cuda", "ok", "no usable device: everything runs on the CPU")
 
 
-def _codecs(place: str) -> Iterator[Finding]:
+def _codecs(folder: str) -> Iterator[Finding]:
     from av.codec import codecs_available
 
     missing = [codec for codec, names in DECODERS.items() if not codecs_available.intersection(names)]
     line = f"PyAV decodes {', '.join(codec for codec in DECODERS if codec not in missing)}"
     status: Status = "problem" if set(missing) & set(NEEDED_CODECS) else "note" if missing else "ok"
     if missing:
-        line += f"; not {', '.join(missing)}, which its own wheel holds"
-    yield Finding("codecs", status, line, _mend("av") if missing else "")
+        line += f"; not {', '.join(missing)}, which PyAV's own wheel decodes"
+    yield Finding("codecs", status, line, _fix("av") if missing else "")
 
 
-def _disk(place: str) -> Iterator[Finding]:
+def _disk(folder: str) -> Iterator[Finding]:
     from alphafuse.system.claims import Claims
     from alphafuse.system.files import write_atomically
 
-    folder = next(each for each in (Path(place).resolve(), *Path(place).resolve().parents) if each.is_dir())
-    free = shutil.disk_usage(folder).free
-    line = f"{free / 1e9:.1f} GB free at {folder}"
+    existing = next(each for each in (Path(folder).resolve(), *Path(folder).resolve().parents) if each.is_dir())
+    free = shutil.disk_usage(existing).free
+    line = f"{free / 1e9:.1f} GB free at {existing}"
     if free < LITTLE_DISK_BYTES:
-        yield Finding("disk", "note", f"{line}: little for weights and embeddings", "df -h")
+        yield Finding("disk", "note", f"{line}: weights and embeddings may not fit", "df -h")
     else:
         yield Finding("disk", "ok", line)
     try:
-        with tempfile.TemporaryDirectory(prefix=".alphafuse-doctor-", dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".alphafuse-doctor-", dir=existing) as scratch:
             write_atomically(Path(scratch) / "file", bytes(4096))
-            with Claims(scratch) as mine, Claims(scratch) as other:
-                locks = mine.is_shared and mine.claim(["clip"]) == ["clip"] and other.claim(["clip"]) == []
+            with Claims(scratch) as first, Claims(scratch) as second:
+                locks = first.is_shared and first.claim(["clip"]) == ["clip"] and second.claim(["clip"]) == []
     except OSError as error:
-        yield Finding("writing", "problem", f"can't write at {folder}: {error.strerror}", f"chmod u+rwx {folder}")
+        yield Finding("writing", "problem", f"can't write at {existing}: {error.strerror}", f"chmod u+rwx {existing}")
         return
-    line = "files are written and locked" if locks else "no file locks: run one extraction of a store at a time"
+    line = "files can be written and locked" if locks else "no file locks: run one extraction of a store at a time"
     yield Finding("writing", "ok" if locks else "note", line)
 
 
-def _weights(place: str) -> Iterator[Finding]:
+def _weights(folder: str) -> Iterator[Finding]:
     import urllib.request
 
     from huggingface_hub import constants
@@ -247,7 +248,7 @@ def _weights(place: str) -> Iterator[Finding]:
         try:
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
         except OSError as error:
-            if getattr(error, "code", None) is None:  # with one, it is an answer, if not the one hoped for
+            if getattr(error, "code", None) is None:  # an error with a code is an answer of the hub
                 line = f"{constants.ENDPOINT} can't be reached: weights come from folders or the hub's cache only"
                 hub = Finding("hub", "note", line, "export HF_HUB_OFFLINE=1")
     yield hub
@@ -257,33 +258,36 @@ def _weights(place: str) -> Iterator[Finding]:
 
 
 def _encoder(modality: str, name: str, lacking: Status) -> Finding:
-    """Whether an encoder's weights are on this machine; `lacking` is the status if they aren't."""
+    """Report whether an encoder's weights are on this machine; `lacking` is the status if they are not."""
     from alphafuse.errors import EncoderError
     from alphafuse.extract.encoders.hub import local_folder
 
-    mend = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {modality} FILE OUT"
+    fix = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {modality} FILE OUT"
     try:
         folder = local_folder(modality, name)
     except EncoderError as error:
-        return Finding(modality, lacking, str(error), mend)
+        return Finding(modality, lacking, str(error), fix)
     if folder is not None and any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         return Finding(modality, "ok", f"{name} ({folder})")
-    line = f"the weights of {name} are not on this machine: they come from the hub, or from the original checkpoint"
-    return Finding(modality, lacking, line, mend)
+    line = (
+        f"the weights of {name} are not on this machine: extract downloads them from the hub, "
+        "or convert the original checkpoint"
+    )
+    return Finding(modality, lacking, line, fix)
 
 
-def _root(place: str) -> Iterator[Finding]:
+def _root(folder: str) -> Iterator[Finding]:
     from alphafuse.data.dataset import Dataset
     from alphafuse.errors import AlphafuseError
 
-    if not (Path(place) / "dataset.json").exists():
-        yield Finding("root", "note", f"no dataset at {place} yet", f"alphafuse data demo --root {place}")
+    if not (Path(folder) / "dataset.json").exists():
+        yield Finding("root", "note", f"no dataset at {folder} yet", f"alphafuse data demo --root {folder}")
         return
     try:
-        dataset = Dataset.open(place)
+        dataset = Dataset.open(folder)
         dataset.require_clips()
     except AlphafuseError as error:
-        yield Finding("root", "problem", str(error), f"alphafuse data audit --root {place}")
+        yield Finding("root", "problem", str(error), f"alphafuse data audit --root {folder}")
         return
     yield Finding("root", "ok", f"{dataset.name}: {len(dataset.manifest)} clips, {len(dataset.classes)} classes")
     lacking: Status = "note"
@@ -292,19 +296,19 @@ def _root(place: str) -> Iterator[Finding]:
         try:
             done = len(dataset.store(split).done())
         except AlphafuseError as error:
-            mend = f"alphafuse store verify {Path(place) / 'stores' / split}"
-            yield Finding(f"store {split}", "problem", str(error), mend)
+            fix = f"alphafuse store verify {Path(folder) / 'stores' / split}"
+            yield Finding(f"store {split}", "problem", str(error), fix)
             continue
-        line, mend = f"{done} of {clips} clips embedded", f"alphafuse extract --split {split} --root {place}"
+        line, fix = f"{done} of {clips} clips embedded", f"alphafuse extract --split {split} --root {folder}"
         if done < clips:
-            lacking = "problem"  # encoders that are not here
-        yield Finding(f"store {split}", "note", line, mend) if done < clips else Finding(f"store {split}", "ok", line)
+            lacking = "problem"  # extraction needs the encoders
+        yield Finding(f"store {split}", "note", line, fix) if done < clips else Finding(f"store {split}", "ok", line)
     yield _encoder("timesformer", dataset.timesformer, lacking)
     yield _encoder("ast", dataset.ast, lacking)
 
 
-def _self_test(place: str) -> Iterator[Finding]:
-    """Encode half a second of noise and a tone, and take it through stage one with the compact encoders."""
+def _self_test(folder: str) -> Iterator[Finding]:
+    """Run stage one with the compact encoders on a generated clip: half a second of noise and a tone."""
     import numpy as np
 
     from alphafuse.data.dataset import Dataset
@@ -315,16 +319,16 @@ def _self_test(place: str) -> Iterator[Finding]:
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="alphafuse-doctor-") as name:
-        folder = Path(name)
+        scratch = Path(name)
         frames = np.random.default_rng(0).integers(0, 256, (6, 120, 160, 3), dtype=np.uint8)
         tone = 0.5 * np.sin(np.arange(22_050) * 2 * np.pi * 440 / 44_100).astype(np.float32)
-        write_mp4(folder / "clip.mp4", frames, tone[None], sample_rate_hz=44_100, frames_per_second=12)
+        write_mp4(scratch / "clip.mp4", frames, tone[None], sample_rate_hz=44_100, frames_per_second=12)
         manifest = Manifest([Clip("clip", "clip.mp4", "noise", "test", "clip")])
         dataset = Dataset.create(
-            folder / "root",
+            scratch / "root",
             manifest,
             name="self test",
-            clip_folder=folder,
+            clip_folder=scratch,
             classes=("noise",),
             timesformer="compact",
             ast="compact",
@@ -338,7 +342,7 @@ def _self_test(place: str) -> Iterator[Finding]:
     )
 
 
-LOOKS: dict[str, Callable[[str], Iterator[Finding]]] = {
+CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "devices": _devices,
     "codecs": _codecs,
     "disk": _disk,
@@ -358,16 +362,15 @@ LOOKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     envvar="ALPHAFUSE_ROOT",
     show_envvar=True,
     shell_complete=roots,
-    help=f"Also look at this dataset root. [default: {DEFAULT_ROOT}, if it is there]",
+    help=f"Also check this dataset root. [default: {DEFAULT_ROOT}, if it exists]",
 )
-@click.option("--quick", is_flag=True, help="Without the self test, which takes a generated clip through stage one.")
+@click.option("--quick", is_flag=True, help="Skip the self test, which runs stage one on a generated clip.")
 @json_option
 def doctor(root: Path | None, quick: bool, as_json: bool) -> None:
     """Check this installation: versions, devices, codecs, disk, weights.
 
-    Each finding is one line: ok, a note (works, but there is something to know), or a problem, with the command that
-    mends it. Exit code 1 when there is a problem. It works where nothing else does: a library that is missing, doesn't
-    fit or crashes is a finding.
+    Each finding is one line: ok, a note (works, with a limitation), or a problem, with the command that fixes it.
+    Exit code 1 when there is a problem. A library that is missing, has the wrong version or crashes is a finding.
 
     \b
     Examples:

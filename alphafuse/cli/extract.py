@@ -1,4 +1,4 @@
-"""`alphafuse extract`, and with --dry-run the plan of a run."""
+"""`alphafuse extract`: run the encoders; with --dry-run, plan a run."""
 
 from __future__ import annotations
 
@@ -30,17 +30,21 @@ PLANNING = ("clips", "gpus", "cpus", "decode_seconds", "embed_seconds")
 
 
 def planning_options(command: Command) -> Command:
-    """The options of a run to plan; they come to the command as `PLANNING`."""
+    """Add the options of a planned run; the command receives them as the arguments named in `PLANNING`."""
     positive = click.FloatRange(min=0, min_open=True)
     options = (
-        click.option("--clips", type=int, help="With --dry-run: plan a run of so many clips."),
-        click.option("--gpus", type=int, default=0, show_default=True, help="Planned: GPUs; 0 = the cores run models."),
-        click.option("--cpus", type=int, help="Planned: cores of all machines. [default: those of this one]"),
+        click.option("--clips", type=int, help="With --dry-run: plan a run of this many clips."),
         click.option(
-            "--decode-seconds", type=positive, help="Planned: of a core per clip. [default: measured on the root]"
+            "--gpus",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Planned number of GPUs; 0 = models run on the CPU cores.",
         ),
+        click.option("--cpus", type=int, help="Planned CPU cores of all machines. [default: of this one]"),
+        click.option("--decode-seconds", type=positive, help="Planned seconds of a core per clip. [default: measured]"),
         click.option(
-            "--embed-seconds", type=positive, help="Planned: of a GPU (or a core) per clip. [default: measured]"
+            "--embed-seconds", type=positive, help="Planned seconds of a GPU (or core) per clip. [default: measured]"
         ),
     )
     for option in reversed(options):
@@ -52,7 +56,7 @@ def planning_options(command: Command) -> Command:
 @click.option("--split", shell_complete=one_of(*SPLITS, "all"), help="train, val, test or all.")
 @root_option
 @options_of(ExtractSettings, into="settings")
-@click.option("--dry-run", is_flag=True, help="Only say what there is to do, and how long it takes at a measured rate.")
+@click.option("--dry-run", is_flag=True, help="Only report the work to do and its time at a measured rate.")
 @planning_options
 @json_option
 @click.pass_context
@@ -65,7 +69,7 @@ def extract(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Run the frozen encoders over a split's clips, once; resumes by itself.
+    """Run the frozen encoders once over the clips of a split; a repeated command resumes.
 
     \b
     Examples:
@@ -76,7 +80,7 @@ def extract(
       alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
       alphafuse extract --split train --engine ray --address auto
     """
-    # before torch is loaded: OpenMP threads that wait actively take the decode workers' processors
+    # set before torch is loaded: OpenMP threads that spin take processors from the decode workers
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from alphafuse.extract.pipeline import extract_embeddings
     from alphafuse.extract.planning import plan_extraction
@@ -110,10 +114,10 @@ def extract(
 
 
 def take_planned(context: click.Context, arguments: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:
-    """Take the planning options out of a command's arguments; {} where no run is to be planned.
+    """Remove the planning options from a command's arguments; return them, or {} if no run is planned.
 
     Raises:
-        click.UsageError: some are given, and --clips or --dry-run isn't.
+        click.UsageError: a planning option is given without --clips or --dry-run.
     """
     planned = {name: arguments.pop(name) for name in PLANNING}
     if planned["clips"] is None or not dry_run:
@@ -128,7 +132,7 @@ def take_planned(context: click.Context, arguments: dict[str, Any], *, dry_run: 
 
 
 def require_option(context: click.Context, name: str, value: str | None) -> str:
-    """The value of an option that must be there; click's own error where it isn't."""
+    """Return the value of a required option; raise click's own error if it is missing."""
     if value is None:
         option = next(parameter for parameter in context.command.params if parameter.name == name)
         raise click.MissingParameter(ctx=context, param=option)
@@ -147,9 +151,9 @@ def print_run_plan(
     decode_seconds: float | None,
     embed_seconds: float | None,
 ) -> None:
-    """Plan the run by the seconds per clip that are given; those that aren't are measured in the root.
+    """Plan the run from the given seconds per clip; measure those not given on clips of the root.
 
-    With both given no root is needed, and embeddings count as `DEFAULT_DIM` numbers each unless one is named.
+    With both given, no root is needed: unless --root is typed, an embedding has `DEFAULT_DIM` numbers.
     """
     from dataclasses import replace
 

@@ -35,11 +35,11 @@ engine_options = options_of(ExtractSettings, "engine", "address")
 
 
 def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """--seeds and --first-seed."""
+    """Add --seeds and --first-seed."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         command = click.option(
-            "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them."
+            "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="First seed."
         )(command)
         return click.option("--seeds", default=default, show_default=True, help="Heads of each kind, one per seed.")(
             command
@@ -85,7 +85,7 @@ def fit(
 
     on, is_typed = context.params["on"], context.get_parameter_source("transform") != ParameterSource.DEFAULT
     if on and experiment.transform == "none" and not is_typed:
-        raise click.UsageError(f"--on {on} needs a --transform; to read one modality alone: --modalities {on}")
+        raise click.UsageError(f"--on {on} needs a --transform; to train on one modality, use --modalities {on}")
     dataset = Dataset.open(root)
     replaces = run_folder(dataset.root, run or experiment.name).is_dir()
     result = fit_experiment(
@@ -167,14 +167,14 @@ def table1(
     default="scale",
     show_default=True,
     shell_complete=one_of(*ALPHA_TRANSFORMS),
-    help="scale, or another that takes an alpha, such as power.",
+    help="scale, or another transform with an alpha, such as power.",
 )
 @seeds_options(5)
 @click.option("--run", help="Name of the run. [default: sweep-ON]")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="config.json of an earlier sweep: the same again; only --root, --run, --engine and --address still count.",
+    help="config.json of an earlier sweep to repeat; besides it, only --root, --run, --engine and --address are used.",
 )
 @training_options
 @engine_options
@@ -194,7 +194,7 @@ def sweep(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Accuracy and loss against alpha, chosen on validation, tested once; writes ROOT/runs/sweep-ON/.
+    """Measure accuracy and loss against alpha, chosen on validation, tested once; writes ROOT/runs/sweep-ON/.
 
     \b
     Examples:
@@ -243,7 +243,7 @@ def compare(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Each modality alone, late fusion, every fusion, every transform and the controls, in one table.
+    """Compare single modalities, late fusion, all fusions, all transforms and controls in one table.
 
     Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
 
@@ -279,18 +279,18 @@ def compare(
     "--against",
     type=click.Path(path_type=Path),
     shell_complete=run_folders,
-    help="Another run: paired test on the same clips.",
+    help="Another run, for a paired test on the same clips.",
 )
-@click.option("--vggsounder", is_flag=True, help="Also VGGSounder's multi-label scores (needs that package).")
+@click.option("--vggsounder", is_flag=True, help="Also VGGSounder's multi-label scores (needs the package vggsounder).")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
     shell_complete=roots,
-    help="Dataset root. [default: the one the run lies in]",
+    help="Dataset root. [default: the root that holds the run]",
 )
 @json_option
 def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, as_json: bool) -> None:
-    """Every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
+    """Compute every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
 
     \b
     Examples:

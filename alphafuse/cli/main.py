@@ -1,9 +1,9 @@
 """The command line: each command is a thin call of one public function with the same keywords.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check found something (`store verify`,
-`data audit --strict`, `doctor`) or a clip got no answer; 2 a mistake of the user's (one line says what, why, and how to
-mend it); 130 and 143 interrupted (what was done is kept); 141 whoever read the output went away.
-Heavy libraries are imported inside the commands, so that `--help` and completion answer at once.
+`data audit --strict`, `doctor`) or a clip got no answer; 2 a mistake of the user (one line: what is wrong, why, how
+to fix it); 130 and 143 interrupted (finished work is kept); 141 the reader of the output closed it.
+Heavy libraries are imported inside the commands, so that `--help` and completion are fast.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ try:
     from . import predict as cli_predict
     from . import report as cli_report
     from . import store as cli_store
-except ImportError as error:  # a library is missing or broken; doctor is there to say which
+except ImportError as error:  # a library is missing or broken; doctor still loads and names it
     _cannot_load = error
 
 EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports of a command that Ctrl-C ended
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports a command ended by Ctrl-C
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_NO_READER = 128 + 13  # SIGPIPE, which Windows lacks
 
@@ -70,17 +70,17 @@ SECTIONS = {
 EPILOG = """
 \b
 Environment:
-  ALPHAFUSE_ROOT       --root, wherever a command works in a dataset root.
-  ALPHAFUSE_FIT_SEEDS  --seeds of fit; so every option has its variable, named
-                       ALPHAFUSE_<COMMAND>_<OPTION>; what is typed goes first.
-  HF_HOME              Where the hub's models are kept.
-  HF_HUB_OFFLINE=1     Never ask the hub.
+  ALPHAFUSE_ROOT       --root of every command that has it.
+  ALPHAFUSE_FIT_SEEDS  --seeds of fit. Every option has a variable
+                       ALPHAFUSE_<COMMAND>_<OPTION>; the command line wins.
+  HF_HOME              Folder of the models from the hub.
+  HF_HUB_OFFLINE=1     Never connect to the hub.
   NO_COLOR=1           No colours; FORCE_COLOR=1: also when piped.
 
 \b
 Exit codes: 0 done, 1 a check found something or a clip got no answer, 2 a
-mistake in the command, 130 interrupted (what was finished is kept). Results
-go to stdout, the rest to stderr; --json prints exactly one document.
+mistake in the command, 130 interrupted (finished work is kept). Results go
+to stdout, the rest to stderr; --json prints exactly one document.
 """
 
 
@@ -103,7 +103,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Console entry point: runs the command and turns every foreseen error into one line and an exit code."""
+    """Console entry point: runs the command and turns every user error into one line and an exit code."""
     heed_interrupts()
     stdout = sys.stdout
     try:
@@ -120,7 +120,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as error:
         _interrupted(error, _kept())
     except SystemExit:
-        if sys.stdout is not stdout:  # click replaces it, and exits with 1, when its reader is gone
+        if sys.stdout is not stdout:  # click replaces stdout and exits with 1 when its reader is closed
             _no_reader()
         raise
     except BrokenPipeError:
@@ -131,12 +131,12 @@ def main() -> None:
         _fail(f"{error.filename or 'disk'}: {error.strerror or error}: check the path, its rights and the free space")
     except Exception as error:
         if _interrupt_of(error):
-            _interrupted(error)  # libraries that are interrupted while they are imported turn it into errors of theirs
+            _interrupted(error)  # a library interrupted during its import raises an error of its own
         raise
 
 
 def _message(error: click.ClickException) -> str:
-    """click's message, with ours for an option that doesn't exist, or is missing."""
+    """Return click's message, or our own if an option is unknown or missing."""
     if isinstance(error, click.NoSuchOption):
         near = f" (did you mean '{error.possibilities[0]}'?)" if error.possibilities else ""
         files = [word for word in sys.argv[1:] if word.startswith("-") and Path(word).exists()]
@@ -155,16 +155,16 @@ def _message(error: click.ClickException) -> str:
 
 
 def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM among the causes of an error."""
+    """Return the Ctrl-C or SIGTERM among the causes of an error; None if there is none."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _kept() -> str:
-    """What is left of a command's work: those that resume say so."""
+    """Return a hint for commands that resume; "" for the others."""
     resumes = sys.argv[1:2] == ["extract"] or sys.argv[1:3] == ["data", "demo"]
-    return "; what was finished is kept, the same command goes on from there" if resumes else ""
+    return "; finished work is kept, run the same command again to resume" if resumes else ""
 
 
 def _interrupted(error: BaseException, more: str = "") -> NoReturn:
@@ -174,7 +174,7 @@ def _interrupted(error: BaseException, more: str = "") -> NoReturn:
 
 
 def _no_reader() -> NoReturn:
-    """End quietly when head, less or the like has read enough: what Python still wants to write goes nowhere."""
+    """Exit without a message when the reader of stdout (head, less) closes it; discard the rest of the output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
     sys.exit(EXIT_NO_READER)
 
@@ -185,7 +185,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _name_variables() -> None:
-    """Give every option its environment variable, named as the option is (click would name it after its parameter)."""
+    """Give every option an environment variable named after the option (click's own is named after the parameter)."""
     for path, command in walk(cli):
         command.context_class = Context
         for option in command.params:

@@ -1,12 +1,12 @@
-"""Options of commands, made of the fields of dataclasses.
+"""Command-line options generated from the fields of dataclasses.
 
-A field whose metadata has a `help` is an option: --batch-size of `batch_size`, with the field's type and default. More
-metadata, all optional:
+A field whose metadata has a `help` becomes an option: `batch_size` becomes --batch-size, with the field's type and
+default. More metadata, all optional:
 
-    choices     names that completion offers; else those of the field's Literal
-    flags       ("--timeout",): what the option is called instead
-    multiple    whether several values are typed as several options; else as one, with commas
-    least       the smallest whole number that is taken
+    choices     names that completion offers [default: the values of the field's Literal]
+    flags       ("--timeout",): another name of the option
+    multiple    True: several values are several options; False: one option, values separated by commas
+    least       smallest allowed integer
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ import click
 from .common import one_of, some_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-ONE_DEVICE = {"help": "auto, cpu, cuda or cuda:N.", "choices": ("auto", "cpu", "cuda")}  # of commands that take one
+ONE_DEVICE = {
+    "help": "auto, cpu, cuda or cuda:N.",
+    "choices": ("auto", "cpu", "cuda"),
+}  # for commands that use one device
 
 
 class InvalidOption(click.BadParameter):
-    """A value that can't be read: says which, and what is expected."""
+    """A value that can't be parsed; the message names the option, the value and what is expected."""
 
     def __init__(self, value: str, expected: str, param: click.Parameter | None, ctx: click.Context | None) -> None:
         super().__init__(expected, ctx, param)
         self.value = value
 
     def format_message(self) -> str:
-        """The one line."""
+        """Return the message, one line."""
         return f"invalid {self.param.opts[0] if self.param else 'value'} '{self.value}': expected {self.message}"
 
 
 class Names(click.ParamType):
-    """Names with commas: "timesformer,ast" -> ("timesformer", "ast")."""
+    """Names separated by commas: "timesformer,ast" -> ("timesformer", "ast")."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """The names; what exists is decided where they are used."""
+        """Return the names. Whether a name exists is decided by the code that uses it."""
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return tuple(value)
 
     def to_text(self, value: tuple[str, ...]) -> str:
-        """What is typed for these names."""
+        """Return these names as typed on the command line."""
         return ",".join(value)
 
 
@@ -59,7 +62,7 @@ class Widths(click.ParamType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The widths; `InvalidOption` where there is anything but whole numbers."""
+        """Return the widths; raise `InvalidOption` for anything but integers."""
         if not isinstance(value, str):
             return tuple(value)
         if value.strip() in ("linear", ""):
@@ -70,19 +73,19 @@ class Widths(click.ParamType):
             raise InvalidOption(value, "1024,512 or linear", param, ctx) from None
 
     def to_text(self, value: tuple[int, ...]) -> str:
-        """What is typed for these widths."""
+        """Return these widths as typed on the command line."""
         return ",".join(map(str, value)) or "linear"
 
 
 def options_of(
     kind: type, *names: str, into: str | None = None, change: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Callable[[Command], Command]:
-    """Give a command the options of a dataclass's fields.
+    """Return a decorator that adds options for the fields of a dataclass to a command.
 
     Args:
-        kind: the dataclass; its fields that have a `help` become options, in their order.
-        names: of the fields that are wanted; all by default.
-        into: the command's argument that becomes an instance made of the options; None passes each value by itself.
+        kind: the dataclass; its fields with a `help` become options, in the same order.
+        names: only these fields; all by default.
+        into: the command's argument that receives an instance of `kind`; None passes each value as an argument.
         change: field -> metadata that differs in this command.
     """
     hints = get_type_hints(kind)
@@ -116,7 +119,7 @@ def _option(
     multiple: bool = False,
     least: int | None = None,
 ) -> Callable[[Command], Command]:
-    """The option of one field."""
+    """Return the option for one field."""
     flags = flags or (f"--{name.replace('_', '-')}",)
     hint = _without_none(hint)
     if hint is bool:
@@ -144,7 +147,7 @@ def _option(
 
 
 def _without_none(hint: Any) -> Any:
-    """The type that isn't None: int of `int | None`."""
+    """Return the type without None: `int | None` -> int."""
     if get_origin(hint) is UnionType:
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     return hint

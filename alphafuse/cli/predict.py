@@ -1,4 +1,4 @@
-"""Trained runs on the command line: what they say of a clip, and how they travel."""
+"""`alphafuse predict` and `alphafuse export`: label clips with a trained run; bundle a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alphafuse.system.progress import Bar
 from .common import EXIT_FOUND, json_option, print_json, print_text, root_option, run_folders
 from .options import ONE_DEVICE, options_of
 
-MOVED = "Where its encoder is now. [default: as the run says]"
+ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the run]"
 
 
 @click.command()
@@ -28,14 +28,14 @@ MOVED = "Where its encoder is now. [default: as the run says]"
 )
 @root_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
-@click.option("--why", is_flag=True, help="Also: without the sound, without the picture, and along alpha.")
+@click.option("--why", is_flag=True, help="Also predict with audio muted, with video black, and along alpha.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
 @options_of(
     ExtractSettings,
     *("timesformer", "ast", "device", "workers"),
     change={
-        "timesformer": {"help": MOVED},
-        "ast": {"help": MOVED},
+        "timesformer": {"help": ENCODER_HELP},
+        "ast": {"help": ENCODER_HELP},
         "device": ONE_DEVICE,
         "workers": {"help": "Decode processes; 0 = one per processor.", "flags": ("--workers",)},
     },
@@ -56,7 +56,7 @@ def predict(
 ) -> None:
     """Label clips (files, or folders of them) with a trained run.
 
-    Exit code 1 when a clip got no answer; its reason is printed.
+    Exit code 1 when a clip got no answer; the reason is printed.
 
     \b
     Examples:
@@ -65,8 +65,8 @@ def predict(
       alphafuse predict clips/ --run exported --top 1 --csv > labels.csv
     """
     if as_csv and (why or as_json):
-        raise click.UsageError("--csv goes without --why and --json: use --json for everything")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in extract: before torch is loaded
+        raise click.UsageError("--csv can't be combined with --why or --json: use --json for everything")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set before torch is loaded, as in extract
     from alphafuse.heads.studies.runs import best_run, read_run
     from alphafuse.predict.explain import Explanation
     from alphafuse.predict.model import AlphaFuse, find_clips
@@ -78,14 +78,16 @@ def predict(
         click.echo(f"run: {run} ({report.format_best(read_run(run))})", err=True)
     model = AlphaFuse.from_pretrained(run, timesformer=timesformer, ast=ast, device=device, workers=workers)
     if report.is_guessing(model.run):
-        click.echo("note: on test clips this run can't be told from guessing; don't build on its answers", err=True)
+        click.echo(
+            "note: on test clips, this run can't be distinguished from guessing; don't rely on its answers", err=True
+        )
     answers, rows = 0, []
     if as_csv:
         click.echo(report.to_csv([]), nl=False)
     for one in model.stream(files, top=top, why=why, progress=Bar(disable=None if len(files) > 1 else True)):
         prediction = one.prediction if isinstance(one, Explanation) else one
         answers += bool(prediction.top)
-        with tqdm.external_write_mode(file=sys.stdout):  # what is known is printed: an interrupt costs no answer
+        with tqdm.external_write_mode(file=sys.stdout):  # print each answer at once: an interrupt loses none
             if as_json:
                 rows += report.to_json([one])
             elif as_csv:
@@ -104,13 +106,13 @@ def predict(
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--with-encoders", is_flag=True, help="Also copy the encoders' files into the folder.")
-@click.option("--push", metavar="OWNER/NAME", help="Then push it to the hub (needs a token: `hf auth login`).")
+@click.option("--push", metavar="OWNER/NAME", help="Also push it to the hub (needs a token: `hf auth login`).")
 @click.option("--private", is_flag=True, help="With --push: a private repository.")
 @json_option
 def export(run: Path, out: Path, with_encoders: bool, push: str | None, private: bool, as_json: bool) -> None:
     """Bundle a run into one folder: heads, preprocessing, encoders' ids, metrics, and a model card.
 
-    What it makes is all that `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
+    The folder is all that `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
 
     \b
     Examples:

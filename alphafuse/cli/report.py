@@ -1,4 +1,4 @@
-"""The report page on the command line."""
+"""`alphafuse report`: write the html page of a root's runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from .common import json_option, print_json, print_text, root_option, run_folder
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="The html file. [default: ROOT/report.html]"
 )
 @click.option(
-    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Also write each figure there, .png and .svg."
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write each figure to this folder, as .png and .svg.",
 )
 @root_option
 @json_option
@@ -29,8 +31,9 @@ def report(
 ) -> None:
     """Write one self-contained page of a root's runs: for an appendix, or to send to a colleague.
 
-    Shows all runs in ROOT/runs, or the RUN folders named; without --root, the root that these lie in. Heads are asked
-    from the first RUN with fused heads, else from the run of fit of highest validation accuracy, else from table 1.
+    Shows all runs in ROOT/runs, or the named RUN folders (then --root defaults to the root that holds them). The heads
+    shown are those of the first RUN with fused heads, else of the fit run with the highest validation accuracy, else of
+    table 1.
 
     \b
     Examples:

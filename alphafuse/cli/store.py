@@ -1,4 +1,4 @@
-"""`alphafuse store`: look into embedding stores, check, merge and export them."""
+"""`alphafuse store`: inspect, verify, pack and export embedding stores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from alphafuse.system.files import one_line
 from .common import EXIT_FOUND, Commands, Place, json_option, print_json, roots, store_folders
 from .options import ONE_DEVICE, options_of
 
-MOVED = "Where its encoder is now. [default: as the store was made]"
-checking_options = options_of(  # those of commands that embed a few clips again
+ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the store]"
+checking_options = options_of(  # options of commands that embed a few clips again
     ExtractSettings,
     *("timesformer", "ast", "device"),
-    change={"timesformer": {"help": MOVED}, "ast": {"help": MOVED}, "device": ONE_DEVICE},
+    change={"timesformer": {"help": ENCODER_HELP}, "ast": {"help": ENCODER_HELP}, "device": ONE_DEVICE},
 )
 
 
@@ -29,15 +29,15 @@ checking_options = options_of(  # those of commands that embed a few clips again
     cls=Commands,
     sections={
         "Commands": {
-            "info": "Counts, settings and failures of a store.",
-            "verify": "Check every shard; compare settings; extract some anew.",
+            "info": "Show counts, recipes and failures of a store.",
+            "verify": "Check every shard; compare recipes; extract some clips again.",
             "pack": "Merge all shards into one.",
             "export": "Write all embeddings as .npz or .parquet.",
         }
     },
 )
 def store() -> None:
-    """Look into embedding stores, check them, merge their shards, export them.
+    """Inspect embedding stores, verify them, merge their shards, export them.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ store_argument = click.argument("folder", type=Place(), shell_complete=store_fol
 @store_argument
 @json_option
 def store_info(folder: Path, as_json: bool) -> None:
-    """Counts, settings and failures of a store.
+    """Show counts, recipes and failures of a store.
 
     \b
     Example:
@@ -95,9 +95,9 @@ def _brief(value: object) -> str:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Also extract so many clips again, drawn by lot, and compare.",
+    help="Also extract this many random clips again, and compare.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which clips.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice of clips.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -107,7 +107,7 @@ def _brief(value: object) -> str:
 @checking_options
 @json_option
 def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_json: bool, **arguments: Any) -> None:
-    """Re-read every shard against its checksum and compare settings; exit code 1 when something is wrong.
+    """Check every shard against its checksum and compare recipes; exit code 1 when there is a problem.
 
     \b
     Examples:
@@ -143,19 +143,19 @@ def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_j
 
 
 def _dataset_of(folder: Path, root: Path | None) -> Dataset:
-    """The dataset that a store belongs to."""
+    """Return the dataset that a store belongs to."""
     if isinstance(folder, Path):
         folder = folder.resolve()
     if folder.name not in SPLITS or (root is None and folder.parent.name != "stores"):
-        raise DatasetError(
-            f"{folder} is no ROOT/stores/SPLIT: to extract clips again, their root is needed: name it with --root"
-        )
+        raise DatasetError(f"{folder} is not ROOT/stores/SPLIT: extracting clips again needs their root: give --root")
     if root is None and not isinstance(folder, Path):
-        raise DatasetError(f"{folder} is behind a URL: name its root with --root, to extract clips again")
+        raise DatasetError(f"{folder} is a URL: extracting clips again needs their root: give --root")
     dataset = Dataset.open(folder.parents[1] if root is None else root)
     own = dataset.store(folder.name).folder
     if (own.resolve() if isinstance(own, Path) else own) != folder:
-        raise DatasetError(f"{folder} is no store of {dataset.root}, whose {folder.name} is in {own}: name that one")
+        raise DatasetError(
+            f"{folder} is not a store of {dataset.root}, whose {folder.name} store is {own}: name that one"
+        )
     return dataset
 
 

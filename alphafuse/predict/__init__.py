@@ -1,9 +1,9 @@
-"""A trained run at work.
+"""Predictions with a trained run.
 
 model        `AlphaFuse`: clips in, labels out
-prediction   what it says of a clip
-explain      why: the same clip with a modality blank, and along alpha
-bundle       a run in one folder that travels
-card         the model card inside of it
-push         a bundle to the hub
+prediction   the labels of one clip
+explain      why: predictions with a modality blank, and along alpha
+bundle       export a run as one folder
+card         the model card of that folder
+push         push a bundle to the hub
 """

@@ -1,13 +1,13 @@
-"""A run that travels: its heads, what they expect of embeddings, how they did, and a card that says so.
+"""Export a run as one folder: its heads, the recipes of their embeddings, their metrics, and a model card.
 
     out/
       README.md          model card: data, protocol, metrics with intervals, limits
       config.json        as in the run: experiment, classes, encoders, every preprocessing number, settings, seeds
       metrics.json       as in the run
       head/, heads/      as in the run
-      encoders/<name>/  the encoders' own files, where they were asked for
+      encoders/<name>/  the encoders' own files, if requested
 
-It is a run folder without training curves and predictions: whatever takes a run takes it.
+It is a run folder without training curves and predictions: every command that takes a run takes it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def export_run(run: str | Path, out: str | Path, *, with_encoders: bool = False)
 
     Args:
         run: folder of a run with heads.
-        out: folder to make; it appears whole.
-        with_encoders: also copy the encoders' files, so that the folder is all that prediction needs. Without them
-            their hub ids travel, and of an encoder in a local folder its name and the sha256 of its weights.
+        out: folder to make, written atomically.
+        with_encoders: also copy the encoders' files, so that prediction needs nothing else. Without them, the
+            folder holds their hub ids; for an encoder in a local folder, its name and the sha256 of its weights.
 
     Returns:
         `out`.
 
     Raises:
-        ExperimentError: no run there, or something at `out` already.
-        EncoderError: an encoder that isn't on this machine.
+        ExperimentError: `run` is not a run, or `out` exists.
+        EncoderError: an encoder is not on this machine.
 
     >>> from alphafuse import export_run, read_run
     >>> folder = export_run("demo/runs/sqrt-ast", "bundle")
@@ -65,7 +65,7 @@ def export_run(run: str | Path, out: str | Path, *, with_encoders: bool = False)
 
 
 def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) -> None:
-    """Write all but the card; a run that carries its encoders goes on carrying them."""
+    """Write all but the card; encoders that the run contains are copied too."""
     folder.mkdir(parents=True, exist_ok=True)
     encoders: dict[str, dict[str, Any]] = {}
     for modality, encoder in run.encoders.items():
@@ -85,7 +85,7 @@ def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) 
 
 
 def carried_encoder(folder: Path, modality: str) -> Path | None:
-    """The encoder's folder inside a bundle, where it carries one."""
+    """Return the folder of an encoder inside a bundle; None if the bundle does not contain it."""
     inside = folder / "encoders" / modality
     return inside if (inside / "config.json").is_file() else None
 
@@ -94,4 +94,4 @@ def _copy_encoder(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for pattern in ENCODER_FILES:
         for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)  # of a link in the hub's cache its content
+            shutil.copyfile(file, target / file.name)  # files in the hub's cache are links: copy their content

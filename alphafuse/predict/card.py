@@ -1,4 +1,4 @@
-"""The model card of a run that travels: what it is, what it was trained and tested on, and what it can't do."""
+"""The model card of an exported run: what it is, its training and test data, and its limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN_CLASSES = 30
 
 
 def model_card(run: TrainedRun) -> ModelCard:
-    """The card, from what the run recorded: nothing in it is measured anew."""
+    """Return the card, made from the records of the run; nothing is measured again."""
     config, head = run.config, run.heads[0].config
     hub_names = [made["name"] for made in run.encoders.values() if "/" in made.get("name", "")]
     data = ModelCardData(
@@ -48,7 +48,7 @@ def model_card(run: TrainedRun) -> ModelCard:
         encoders=[_encoder(run, modality) for modality in run.modalities],
         carries_encoders=(run.folder / "encoders").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
-        looked_at=" and ".join(_looked_at(run.embeddings[modality]) for modality in run.modalities),
+        inputs=" and ".join(_input(run.embeddings[modality]) for modality in run.modalities),
         is_compact=any(made.get("name") == COMPACT for made in run.encoders.values()),
         absent=head.settings.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
@@ -72,19 +72,19 @@ def _encoder(run: TrainedRun, modality: str) -> dict[str, Any]:
     }
 
 
-def _looked_at(made: Mapping[str, Any]) -> str:
-    """What of a clip its encoder is fed."""
+def _input(made: Mapping[str, Any]) -> str:
+    """Return which part of a clip an encoder reads."""
     if "frames" in made:
         return f"{made['frames']} frames, spread over the whole clip,"
     return (
-        f"the first {made['max_length'] * HOP_SAMPLES / SAMPLE_RATE_HZ:.1f} seconds of sound"
+        f"the first {made['max_length'] * HOP_SAMPLES / SAMPLE_RATE_HZ:.1f} seconds of audio"
         if "max_length" in made
-        else "the sound"
+        else "the audio"
     )
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """One split's line: numbers as people read them."""
+    """Format the metrics of one split."""
     k = next(int(name[3:]) for name in figures if name.startswith("top") and name != "top1")
     top1, topk, loss = figures["top1"], figures[f"top{k}"], figures["loss"]
     return {

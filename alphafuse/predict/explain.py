@@ -1,4 +1,4 @@
-"""Why a run says what it says: the same clip with a modality blank, and along alpha."""
+"""Explanations of predictions: the same clip with a modality blank, and along alpha."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from alphafuse.data.embeddings import Embeddings
 
 from .prediction import Prediction, Ranked
 
-ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, what the heads were trained at
+ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, the alpha in training
 Ask = Callable[[Embeddings, Mapping[str, float] | None], np.ndarray]
 
 
 @dataclass(frozen=True)
 class ChangedAnswer:
-    """What the run says when something of the clip is changed.
+    """The prediction for a changed clip.
 
     Attributes:
-        top: the most probable label then, and its probability.
-        probability: of the label that the unchanged clip gets.
+        top: the most probable label of the changed clip, and its probability.
+        probability: probability of the label predicted for the unchanged clip.
     """
 
     top: Ranked
     probability: float
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
+        """Return the fields as json-able values."""
         return {"label": self.top.label, "label_probability": self.top.probability, "probability": self.probability}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a prediction depends on what is seen and on what is heard.
+    """How a prediction depends on video and on audio.
 
     Attributes:
-        prediction: of the clip as it is.
-        blanked: modality -> what is said when that one is blank (a black picture, silence) and the other as it is.
-        blank: what is said when all are blank.
+        prediction: prediction for the unchanged clip.
+        blanked: modality -> prediction with this modality blank (black frames, silence) and the other unchanged.
+        blank: prediction with all modalities blank.
         shares: modality -> its share of the answer's probability over that of the blank clip: Shapley values of the
             game whose players are the modalities (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
             sum to probability - `blank.probability` and may be negative.
-        along: modality -> (alpha, what is said) with alpha on what is fused of it; 1 is the prediction itself.
+        along: modality -> (alpha, prediction) with this modality multiplied by alpha before fusion; 1 is `prediction`.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
@@ -61,11 +61,11 @@ class Explanation:
 
     @property
     def decided(self) -> tuple[str, ...]:
-        """The modalities without which the answer is another, when the other one is as it is."""
+        """The modalities that change the answer when they alone are blank."""
         return tuple(name for name, changed in self.blanked.items() if changed.top.label != self.prediction.label)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, json-able."""
+        """Return the fields as json-able values."""
         return {
             "decided": list(self.decided),
             "blanked": {modality: changed.to_json() for modality, changed in self.blanked.items()},
@@ -88,16 +88,16 @@ def explain(
     names: Sequence[str],
     alphas: Sequence[float],
 ) -> list[Explanation | Prediction]:
-    """Explain predictions; one without an answer, or of a clip without a modality to change, stays as it is.
+    """Explain predictions; a prediction without an answer, or without a modality to change, is returned unchanged.
 
     Args:
-        predictions: of these clips.
+        predictions: predictions of the clips.
         rows: the clips' embeddings.
-        blank: those of a black picture and of silence, row for row.
+        blank: embeddings of black frames and silence, in the same order.
         ask: (embeddings, modality -> alpha) -> probabilities (heads, clips, C) float64.
         classes: C labels.
-        names: the modalities that the heads read.
-        alphas: factors on what is fused of a modality.
+        names: modalities that the heads use.
+        alphas: factors on a modality before fusion.
     """
 
     def changed(probabilities: np.ndarray, answer: int) -> ChangedAnswer:
@@ -132,24 +132,24 @@ def explain(
 
 
 def _mixed(rows: Embeddings, blank: Embeddings, modalities: Sequence[str]) -> Embeddings:
-    """The rows, with those of some modalities blank."""
+    """Return the rows, with the embeddings of some modalities replaced by blank ones."""
     features = {name: blank.features[name] if name in modalities else rows.features[name] for name in rows.features}
     return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
 
 
 def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], players: Sequence[str]) -> dict[str, float]:
-    """Shapley values of one or two players.
+    """Return the Shapley values of one or two players.
 
     Args:
-        blanked: which modalities are blank -> probability of the answer.
-        names: all modalities; one that the clip lacks is the same blank or not.
+        blanked: set of blank modalities -> probability of the answer.
+        names: all modalities; blanking one that the clip lacks changes nothing.
         players: the modalities that the clip has.
     """
     everything = frozenset(names)
     shares = {}
     for name in players:
         others = everything - {name}
-        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins when the other is there
+        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins the other modality
         first = blanked[others] - blanked[everything]  # it joins the blank clip
         shares[name] = (last + first) / 2
     return shares

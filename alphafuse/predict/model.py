@@ -1,4 +1,4 @@
-"""Clips in, labels out: a trained run's heads behind the encoders whose embeddings they were trained on.
+"""`AlphaFuse`: label clips with the heads of a trained run and the encoders they were trained with.
 
 clip file -> extract's decoders and encoders -> embeddings -> the run's heads -> probabilities, and why
 """
@@ -34,11 +34,11 @@ from .explain import ALPHAS, Explanation, explain
 from .prediction import Prediction, Ranked
 
 TOP = 5
-STREAMED = 64  # clips that go together: their workers start once, and no more than these are lost
+STREAMED = 64  # clips per batch: workers start once per batch, and an interrupt loses at most one batch
 
 
 class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "video-classification"]):
-    """A classifier of clips: the encoders, and the heads of a trained run behind them.
+    """A classifier of clips: encoders followed by the heads of a trained run.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> clips = find_clips(["demo/clips"])
@@ -50,21 +50,21 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     >>> model.explain(clips[:1])[0].decided
     ('timesformer',)
 
-    Where a run has several heads (one per seed), probabilities are their means. The accuracies that a run reports are
+    If a run has several heads (one per seed), probabilities are means over heads. The accuracies in a run's metrics are
     means over its single heads.
 
     Attributes:
-        run: the run.
-        embedder: the encoders at work.
+        run: the trained run.
+        embedder: computes the embeddings of clips.
     """
 
     def __init__(
         self, run: TrainedRun, models: Mapping[str, Encoder], extract_settings: ExtractSettings | None = None
     ) -> None:
-        """Put a run and loaded encoders together (argument names must not be those of a run's config.json).
+        """Combine a run and loaded encoders (argument names must differ from the keys of a run's config.json).
 
         Raises:
-            RecipeMismatchError: an encoder or its preprocessing is not the one that the run was trained on.
+            RecipeMismatchError: an encoder or its preprocessing differs from the run's.
         """
         self.run = run
         for modality in run.modalities:
@@ -74,7 +74,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                 run.embeddings[modality],
                 models[modality].recipe(),
                 than=f"{models[modality].name} gives",
-                way_out=f": name the one that it was trained on (--{modality})",
+                way_out=f": name the encoder it was trained with (--{modality})",
             )
         self.embedder = Embedder({name: models[name] for name in run.modalities}, extract_settings or ExtractSettings())
 
@@ -88,7 +88,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         return self.run.classes
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # no **model_kwargs: what is misspelt should be an error
+    def from_pretrained(  # type: ignore[override]  # no **model_kwargs: a misspelt argument is an error
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -106,16 +106,16 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         """Load a run with its encoders: a run folder, a folder that `alphafuse export` wrote, or a hub id of one.
 
         Args:
-            pretrained_model_name_or_path: the folder or hub id; of a run of `table1` the untransformed heads.
-            timesformer, ast: where the encoders are now, if not where the run says.
+            pretrained_model_name_or_path: the folder or hub id; a run of `table1` gives its untransformed heads.
+            timesformer, ast: folder or hub id of the encoder, if not as recorded in the run.
             device: "auto", "cpu", "cuda" or "cuda:N".
-            workers, timeout_seconds: of decoding, as in `ExtractSettings`.
+            workers, timeout_seconds: settings of decoding, as in `ExtractSettings`.
             revision, token, cache_dir, force_download, local_files_only: huggingface_hub's own, for a hub id.
 
         Raises:
-            ExperimentError: no run there.
-            EncoderError: an encoder that can't be had.
-            RecipeMismatchError: an encoder or its preprocessing is not the one that the run was trained on.
+            ExperimentError: there is no such run.
+            EncoderError: an encoder is not available.
+            RecipeMismatchError: an encoder or its preprocessing differs from the run's.
         """
         name = str(pretrained_model_name_or_path)
         how: dict[str, Any] = {"timesformer": timesformer, "ast": ast, "device": device}
@@ -123,7 +123,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         if Path(name).exists():
             return cls._load(Path(name), **how)
         huggingface_hub.logging.set_verbosity_error()
-        local_files_only = local_files_only or not hub_reachable()  # its client would retry for half a minute
+        local_files_only = local_files_only or not hub_reachable()  # else its client retries for half a minute
         try:
             return super().from_pretrained(
                 name,
@@ -139,7 +139,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         except (LocalEntryNotFoundError, OfflineModeIsEnabled):
             why = "no such folder, and the hub can't be reached"
         except OSError as error:  # HfHubHTTPError is one
-            why = f"no such folder, and the hub says: {str(error).splitlines()[0]}"
+            why = f"no such folder, and the hub answers: {str(error).splitlines()[0]}"
         raise ExperimentError(
             f"no trained run '{name}' ({why}): name a run folder, such as <root>/runs/sqrt-ast"
         ) from None
@@ -156,7 +156,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         token: str | bool | None,
         **model_kwargs: Any,
     ) -> AlphaFuse:
-        """Load from a hub id; the mixin's `from_pretrained` calls it."""
+        """Load a run from a hub id; called by the mixin's `from_pretrained`."""
         folder = huggingface_hub.snapshot_download(
             model_id,
             revision=revision,
@@ -190,7 +190,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         write_bundle(self.run, save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card that `save_pretrained` and `push_to_hub` write: data, protocol, metrics with intervals, limits."""
+        """Return the card that `save_pretrained` and `push_to_hub` write: data, protocol, metrics, limits."""
         return model_card(self.run)
 
     def __call__(self, clip: str | Path, *, top: int = TOP) -> Prediction:
@@ -204,18 +204,18 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         top: int = TOP,
         progress: Progress = NO_PROGRESS,
     ) -> list[Prediction]:
-        """Label clips, in their order.
+        """Label clips, in the given order.
 
-        A clip that lacks a modality has an answer where the heads were trained with `absent="zeros"`, and none
-        otherwise; `Prediction.missing` says why. Files that can't be read are predictions without an answer.
+        A clip that lacks a modality gets an answer only from heads trained with `absent="zeros"`; `Prediction.missing`
+        says what it lacks and why. A file that can't be read gives a prediction without an answer.
 
         Args:
             clips: files.
-            top: how many labels of each, at least 1; all when there are fewer.
-            progress: told of every clip that is embedded.
+            top: number of labels per clip, at least 1; all labels if there are fewer.
+            progress: called for every embedded clip.
 
         Raises:
-            DatasetError: no such file.
+            DatasetError: a file does not exist.
         """
         found = self.stream(clips, top=top, progress=progress)
         return [one for one in found if isinstance(one, Prediction)]
@@ -228,18 +228,18 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         alphas: Sequence[float] = ALPHAS,
         progress: Progress = NO_PROGRESS,
     ) -> list[Explanation | Prediction]:
-        """Label clips and say how the answer depends on sight and sound; a clip without an answer stays a `Prediction`.
+        """Label clips and explain how the answers depend on video and audio; without an answer, return a `Prediction`.
 
-        What is blank goes through its encoder as a clip with a black picture, or with silence, of the same length. No
-        training clip may have looked like that: read it as "how much the answer leans on this", not as what a head that
-        was trained without the modality would say.
+        A blank modality is black frames or silence of the same length, passed through its encoder. Possibly no training
+        clip was like that: the result tells how much the answer depends on the modality, not what a head trained
+        without the modality predicts.
 
         Args:
             clips, top, progress: as in `predict`.
-            alphas: factors on what is fused of a modality, after transform and normalisation.
+            alphas: factors on a modality before fusion, after transform and normalisation.
 
         Raises:
-            DatasetError: no such file.
+            DatasetError: a file does not exist.
         """
         return list(self.stream(clips, top=top, why=True, alphas=alphas, progress=progress))
 
@@ -252,10 +252,10 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         alphas: Sequence[float] = ALPHAS,
         progress: Progress = NO_PROGRESS,
     ) -> Iterator[Prediction | Explanation]:
-        """Yield what `predict`, or with `why` what `explain`, says of clips, in their order, as soon as it is known.
+        """Yield the results of `predict`, or with `why` of `explain`, in the given order, as soon as they are known.
 
-        For many clips: memory does not grow with their number, and what was yielded is not lost when a later clip, or
-        Ctrl-C, ends it. 64 clips go together.
+        Use it for many clips: memory does not grow with their number, and an error or Ctrl-C loses at most one batch
+        of 64 clips.
         """
         if top < 1:
             raise ExperimentError(f"top must be at least 1, not {top}")
@@ -282,7 +282,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
             progress.stop()
 
     def embed(self, clips: Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
-        """The clips' embeddings, {modality: (clips, dim)}; clip_ids are "0", "1", ..., rows of NaN have a failure."""
+        """Return embeddings {modality: (clips, dim)}; clip_ids are "0", "1", ...; a row of NaN has a failure."""
         files = _files(clips)
         progress.start("embed", total=len(files))
         try:
@@ -291,7 +291,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
             progress.stop()
 
     def _probabilities(self, embeddings: Embeddings, alphas: Mapping[str, float] | None = None) -> np.ndarray:
-        """(heads, clips, C) float64."""
+        """Return probabilities (heads, clips, C) float64."""
         return np.stack([head.predict_proba(embeddings, alphas) for head in self.run.heads]).astype(np.float64)
 
     def _predictions(
@@ -316,10 +316,10 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
 
 def find_clips(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are given, and of folders all video files below them, sorted.
+    """Return the given files, and all video files below given folders, sorted per folder.
 
     Raises:
-        DatasetError: nothing there, or a folder without a video file.
+        DatasetError: a path does not exist, or a folder has no video file.
 
     >>> from alphafuse import find_clips
     >>> clips = find_clips(["demo/clips"])
@@ -348,7 +348,5 @@ def _encoder_name(run: TrainedRun, modality: str) -> str:
     carried = carried_encoder(run.folder, modality)
     name = run.encoders.get(modality, {}).get("name", "")
     if carried is None and not name:
-        raise ExperimentError(
-            f"the run {run.folder} doesn't say which {modality} it was trained on: name it (--{modality})"
-        )
+        raise ExperimentError(f"the run {run.folder} doesn't record its {modality} encoder: give --{modality}")
     return str(carried or name)

@@ -1,4 +1,4 @@
-"""What a run says of a clip."""
+"""The prediction of a run for one clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ranked:
-    """A label and its probability in [0, 1], the mean over the run's heads."""
+    """A label and its probability in [0, 1], a mean over the run's heads."""
 
     label: str
     probability: float
@@ -20,15 +20,15 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of a clip.
+    """The prediction of a run for one clip.
 
     Attributes:
         clip: the file.
-        top: the most probable labels, the most probable first; none where there is no answer.
-        agreeing: how many of the run's heads put the first label first.
-        heads: how many heads there are.
-        missing: modality -> why the clip has no such embedding, of those that the heads read.
-        probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN where there is no answer.
+        top: the most probable labels, in descending order; empty without an answer.
+        agreeing: number of heads that rank the first label first.
+        heads: number of heads.
+        missing: modality -> why the clip has no such embedding; only modalities that the heads use.
+        probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN without an answer.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> prediction = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")(find_clips(["demo/clips"])[0])
@@ -49,11 +49,11 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The most probable label; None where there is no answer."""
+        """The most probable label; None without an answer."""
         return self.top[0].label if self.top else None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, json-able, without the probabilities of all classes."""
+        """Return the fields as json-able values, without the probabilities of all classes."""
         return {
             "clip": str(self.clip),
             "top": [{"label": ranked.label, "probability": ranked.probability} for ranked in self.top],

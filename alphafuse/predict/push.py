@@ -1,4 +1,4 @@
-"""A run or a bundle to the hub."""
+"""Push a run or a bundle to the hub."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .model import AlphaFuse
 
 
 def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -> str:
-    """Push a run or a bundle to the hub, once it is certain that it loads here; returns the commit's address.
+    """Push a run or a bundle to the hub after loading it once as a check; return the URL of the commit.
 
     Raises:
-        ExperimentError: the hub can't be reached, or refuses.
+        ExperimentError: the hub can't be reached, or refuses the push.
         EncoderError, RecipeMismatchError: as `AlphaFuse.from_pretrained`.
 
     >>> from alphafuse import push_bundle
     >>> push_bundle("demo/runs/sqrt-ast", "me/demo-sqrt-ast", private=True)  # doctest: +SKIP
     """
-    # HTTPError of the client that this huggingface_hub is built on
+    # HTTPError of huggingface_hub's HTTP client
     transport_error: type[Exception] = HfHubHTTPError.__mro__[1]
     model = AlphaFuse.from_pretrained(folder)
     try:
@@ -29,5 +29,5 @@ def push_bundle(folder: str | Path, repository: str, *, private: bool = False) -
     except (HFValidationError, transport_error, OSError) as error:
         raise ExperimentError(
             f"can't push to '{repository}': {str(error).splitlines()[0]}: log in (`hf auth login`), check the name and "
-            f"the network, then run it again ({folder} is whole)"
+            f"the network, then run it again ({folder} is complete)"
         ) from None

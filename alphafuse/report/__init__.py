@@ -1,9 +1,9 @@
-"""Results as people read them.
+"""Results as text, tables, figures and an html page.
 
-tables      the one renderer: text, markdown and csv; how figures are written (85.4, p .047)
-studies     what fit, table1, sweep, compare and evaluate found: their tables, and their run folders' content
-contents    what figures and the page show, as data read from run folders
-figures     plots of it
+tables      the one renderer: text, markdown and csv; formats of numbers (85.4, p .047)
+studies     results of fit, table1, sweep, compare and evaluate: their tables, and the files of their run folders
+contents    the data of the figures and the page, read from run folders
+figures     plots of these data
 page/       `write_report`: everything on one html page
-audit, extract, plan, predict    what the commands of these names print
+audit, extract, plan, predict    the output of the commands of these names
 """

@@ -1,4 +1,4 @@
-"""The audit of a dataset for people: what is wrong first, then the counts."""
+"""The audit of a dataset as text: problems first, then counts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from alphafuse.data.audit import AuditReport, Copies, Problem
 TEXT_COLUMNS = 118
 HEADER = ("split", "clips", "classes", "source videos", "reachable", "ceiling", "unseen labels")
 MARKS = {"error": "ERROR", "warning": "warning", "note": "note"}
-LISTED = 10  # clips or sets that a list shows
+LISTED = 10  # largest number of clips or sets in a list
 
 
 def format_audit(report: AuditReport) -> str:
-    """Problems as sentences with their mend, the counts of each split, and lists of the clips concerned."""
+    """Format the problems with what to do, the counts of each split, and lists of the affected clips."""
     sections = [[_title(report)], _problems(report.problems), _table(report), _details(report)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
@@ -90,7 +90,7 @@ def _sets(found: Sequence[Copies]) -> list[str]:
 
 
 def _listed(title: str, names: Sequence[str]) -> list[str]:
-    """One line of names, shortened; none for an empty list."""
+    """Return one shortened line of names; no line for an empty list."""
     if not names:
         return []
     more = len(names) - LISTED

@@ -1,7 +1,7 @@
-"""What the report shows, as data: read from the runs' own files, drawn by `figures`, written out by the page.
+"""The data of the report: read from run folders, plotted by `figures`, shown by the page.
 
-Shares (accuracies, gains) are in [-1, 1], losses in nats. Where a section has nothing to show, an `Absent` stands in
-its place: one line that says why, and which command adds it.
+Shares (accuracies, gains) are in [-1, 1], losses in nats. A section without data is an `Absent`: one line
+that says why, and the command that adds the data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROLES: tuple[Role, ...] = ("fused", "timesformer", "ast")
 
 @dataclass(frozen=True)
 class Absent:
-    """A section without data: the line that stands in its place, and the command that adds it (or "")."""
+    """A section without data: the line shown instead, and the command that adds the data (or "")."""
 
     line: str
     command: str = ""
@@ -33,7 +33,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure with its 95% interval, the method that made the interval, and the clips that it is of."""
+    """A figure with its 95% interval, the method of the interval, and the number of clips."""
 
     mean: float
     low: float
@@ -43,29 +43,29 @@ class Measure:
 
     @classmethod
     def of(cls, estimate: Estimate | None, n: int) -> Measure | None:
-        """From an `Estimate`; None stays None."""
+        """Make one from an `Estimate`; None stays None."""
         if estimate is None:
             return None
         return cls(estimate.mean, estimate.interval.low, estimate.interval.high, estimate.interval.method, n)
 
     @classmethod
     def between(cls, mean: float, interval: Interval, n: int) -> Measure:
-        """From a mean and its interval."""
+        """Make one from a mean and its interval."""
         return cls(mean, interval.low, interval.high, interval.method, n)
 
     @classmethod
     def from_json(cls, split: Mapping[str, Any], name: str) -> Measure:
-        """From what a run's json holds of a split: `name` is "top1", "loss", ..."""
+        """Make one from a split in a run's json: `name` is "top1", "loss", ..."""
         return cls(float(split[name]["mean"]), *_ends(split[name]["interval"]), int(split["n"]))
 
     @classmethod
     def of_difference(cls, against: Mapping[str, Any] | None, n: int) -> Measure | None:
-        """From what a run's json holds of a comparison; None for the row that the others are compared with."""
+        """Make one from a comparison in a run's json; None for the row that the others are compared with."""
         return cls(float(against["difference"]), *_ends(against["interval"]), n) if against else None
 
     @property
     def has_interval(self) -> bool:
-        """Whether there was anything to resample, and it gave more than one figure."""
+        """Whether the interval was estimated and has a width."""
         return not self.method.startswith("none") and self.high > self.low
 
 
@@ -74,13 +74,13 @@ def _ends(interval: Mapping[str, Any]) -> tuple[float, float, str]:
 
 
 def ceiling_from_json(split: Mapping[str, Any]) -> Ceiling:
-    """The reachable ceiling that a run's json holds."""
+    """Read the reachable ceiling from a run's json."""
     found = split["reachable_ceiling"]
     return Ceiling(int(found["reachable"]), int(found["clips"]))
 
 
 def role_of(experiment: Mapping[str, Any] | Experiment | None) -> Role:
-    """Whose head it is: one modality's, or fused (late fusion has no experiment)."""
+    """Return what a head reads: one modality, or "fused" for several (late fusion has no experiment)."""
     if experiment is None:
         return "fused"
     modalities = experiment.modalities if isinstance(experiment, Experiment) else tuple(experiment["modalities"])
@@ -89,7 +89,7 @@ def role_of(experiment: Mapping[str, Any] | Experiment | None) -> Role:
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """What the paper reports of an experiment, and Wilson's interval of its notebook's correct test clips."""
+    """The paper's figures of an experiment, and Wilson's interval of its notebook's correct test clips."""
 
     experiment: int
     accuracy: float
@@ -99,7 +99,7 @@ class PaperFigures:
 
     @property
     def measure(self) -> Measure:
-        """The notebook's accuracy: correct of so few clips."""
+        """Return the notebook's accuracy with its interval."""
         return Measure.between(self.correct / self.clips, wilson_interval(self.correct, self.clips), self.clips)
 
 
@@ -133,7 +133,7 @@ class Table:
 
     @classmethod
     def from_json(cls, run: Run, content: Mapping[str, Any]) -> Table:
-        """From table1.json."""
+        """Make one from table1.json."""
         rows = tuple(_table_row(row) for row in content["rows"])
         compared = [row["against_baseline"] for row in content["rows"] if row["against_baseline"]]
         return cls(
@@ -175,11 +175,11 @@ class LossCurves:
     """Losses per epoch.
 
     Attributes:
-        title: of the experiment.
-        name: of our side.
+        title: title of the experiment.
+        name: name of our curves, beside the paper's.
         train, val: (seeds, epochs) float64.
         paper_train, paper_val: (epochs,), or None where the paper has no such curve.
-        run: where ours come from; None while that is being written.
+        run: the run of our curves; None while the run is being written.
     """
 
     title: str
@@ -205,7 +205,7 @@ class AlphaPoint:
 
 @dataclass(frozen=True)
 class ChosenAlpha:
-    """The alpha that validation chose, on test clips: its scores, and its difference from the untransformed heads."""
+    """The alpha chosen on validation: its test scores, and its difference from the untransformed heads."""
 
     alpha: float
     top1: Measure
@@ -222,7 +222,7 @@ class AlphaCurves:
         curves, chosen: "timesformer", "ast" or "both" -> points in order of alpha, and the chosen one.
         untransformed: split -> "top1" and "loss" of the untransformed heads.
         ceilings: split -> ceiling.
-        run: where it comes from; None while that is being written.
+        run: the run of the sweep; None while the run is being written.
     """
 
     dataset: str
@@ -237,7 +237,7 @@ class AlphaCurves:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], run: Run | None = None) -> AlphaCurves:
-        """From sweep.json."""
+        """Make one from sweep.json."""
         return cls(
             dataset=str(content["dataset"]),
             transform=str(content["transform"]),
@@ -276,7 +276,7 @@ def _chosen(found: Mapping[str, Any]) -> ChosenAlpha:
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one modality as it is."""
+    """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one untransformed modality."""
 
     group: str
     title: str
@@ -289,13 +289,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What each part contributes.
+    """The contribution of each part.
 
     Attributes:
-        bars: accuracies on test clips, in the order of drawing.
-        runs: where they come from.
-        ceiling: of the test split.
-        note: what `compare` says of the gain over the better modality; empty without `compare`.
+        bars: accuracies on test clips, from top to bottom.
+        runs: the runs of the bars.
+        ceiling: ceiling of the test split.
+        note: sentence of `compare` on the gain over the better modality; empty without `compare`.
     """
 
     bars: tuple[Bar, ...]
@@ -306,14 +306,14 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Voter:
-    """The heads of one side.
+    """The heads of one role: fused, or one modality.
 
     Attributes:
-        role: what they read.
-        title: of their experiment.
-        run: where they come from; path: their own folder.
-        seeds: how many heads.
-        metrics: name -> figure on the test clips that all sides can use; None where it is not defined.
+        role: what the heads read.
+        title: title of their experiment.
+        run: the run of the heads; path: folder of the heads.
+        seeds: number of heads.
+        metrics: name -> figure on the test clips that all heads can use; None if it is undefined.
     """
 
     role: Role
@@ -326,7 +326,7 @@ class Voter:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What fusing gains over one modality alone, in test top-1, with a paired test (Holm-corrected over the two)."""
+    """Gain of fusion over one modality alone in test top-1, with a paired test (Holm-corrected over the two)."""
 
     over: Role
     gain: Measure
@@ -349,13 +349,13 @@ class ClassGain:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What the fused heads take for what.
+    """Confusions of the fused heads.
 
     Attributes:
         labels: the classes that occur among the clips or the predictions, in the order of the dataset.
-        shares: (labels, labels) float64, mean share of the row's clips that are taken for the column's.
-        n: clips of each label.
-        pairs: (label, taken for, mean share, n), the most frequent mistakes first.
+        shares: (labels, labels) float64, mean share of the row's clips that are predicted as the column's label.
+        n: number of clips of each label.
+        pairs: (true label, predicted label, mean share, n), the most frequent mistakes first.
     """
 
     labels: tuple[str, ...]
@@ -369,7 +369,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Vote:
-    """What one side says of a clip: the label of highest mean probability over seeds, and the true label's."""
+    """The prediction of one role for a clip: the label of highest mean probability over seeds, and the true label's."""
 
     label: str
     probability: float
@@ -382,11 +382,11 @@ class HardClip:
     """A test clip on which the fused heads' mean loss is high.
 
     Attributes:
-        loss: mean over seeds, in nats.
+        loss: mean loss over seeds, in nats.
         is_reachable: whether its label occurs in training.
-        votes: side -> vote; a side that can't use the clip is missing.
-        finding: which side misled, in words.
-        thumbnail: data URI of a middle frame, or "" where the file can't be had.
+        votes: role -> vote; a role whose heads can't use the clip is missing.
+        finding: which modality misled the fused heads, in words.
+        thumbnail: data URI of a middle frame; "" if the file can't be read.
     """
 
     clip_id: str
@@ -400,17 +400,17 @@ class HardClip:
 
 @dataclass(frozen=True)
 class Votes:
-    """What trained heads say of the test clips.
+    """The predictions of trained heads on the test clips.
 
     Attributes:
-        fused: the fused heads; alone: modality -> its own heads (either may be missing).
-        clips, source_videos: of the test clips that all these heads can use; dropped: those that some can't.
-        ceiling: of those clips.
-        contributions: fused against each modality alone.
-        gains: per class, the largest first; empty without TimeSformer's own heads.
-        confusion: of the fused heads.
-        hardest: the hardest first.
-        unreachable: test clips whose label no head has seen.
+        fused: the fused heads; alone: modality -> heads of that modality (some may be missing).
+        clips, source_videos: counts of the test clips that all these heads can use; dropped: the other test clips.
+        ceiling: ceiling on those clips.
+        contributions: gain of the fused heads over each modality alone.
+        gains: gain per class, the largest first; empty without heads of TimeSformer alone.
+        confusion: confusions of the fused heads.
+        hardest: clips of highest loss, the hardest first.
+        unreachable: number of test clips whose label never occurs in training.
     """
 
     fused: Voter
@@ -427,7 +427,7 @@ class Votes:
 
     @property
     def voters(self) -> tuple[Voter, ...]:
-        """All sides, the fused first."""
+        """All heads, the fused ones first."""
         return (self.fused, *self.alone.values())
 
 
@@ -436,17 +436,17 @@ class Report:
     """Everything that the page shows, apart from the explorer.
 
     Attributes:
-        root: as commands name it.
-        name: of the dataset; is_demo: whether it is the generated demo.
-        classes: how many.
-        clips: split -> how many are listed.
-        facts: (what, value) about embeddings: encoders, protocol, versions, the csv that the root was made of.
-        extract_command: what makes the embeddings again.
-        audit: of the splits, without decoding.
-        runs: all that were read.
-        left_out: why a run folder was not used, a line each.
+        root: path of the root, as commands take it.
+        name: name of the dataset; is_demo: whether it is the generated demo.
+        classes: number of classes.
+        clips: split -> number of listed clips.
+        facts: (name, value) pairs: encoders, protocol, versions, the source csv of the root.
+        extract_command: the command that reproduces the embeddings.
+        audit: audit of the splits, without decoding.
+        runs: all runs that were read.
+        left_out: one line per unused run folder: why it was left out.
         explorer: html of the alpha explorer.
-        is_chosen: whether the runs were named by hand.
+        is_chosen: whether the caller named the runs.
     """
 
     root: Path

@@ -1,4 +1,4 @@
-"""What stage one did and found, for people and for programs."""
+"""Reports of stage one as text and json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alphafuse.data.embeddings import Failure
 
 from .tables import aligned
 
-if TYPE_CHECKING:  # commands that only look into stores need no torch
+if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.extract.pipeline import ExtractReport
     from alphafuse.extract.resample import Resampling
 
@@ -18,21 +18,21 @@ LISTED_PROBLEMS = 10
 
 
 def format_report(report: ExtractReport) -> str:
-    """Clips, embeddings, rate; below, the failures by reason."""
+    """Format clips, embeddings and rate, then the failures by reason."""
     new = report.clips - report.already
     if not new:
-        return f"{report.split}: all {report.clips} clips are there already, nothing to do\n"
+        return f"{report.split}: all {report.clips} clips are already in the store, nothing to do\n"
     made = ", ".join(f"{modality} {count}" for modality, count in report.embedded.items())
-    before = f", {report.already} were there before" if report.already else ""
+    before = f", {report.already} were embedded before" if report.already else ""
     rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
     line = f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}\n"
     if not report.is_shared:
-        line += f"  no file locks in {report.store.folder}: a second extraction at once would do the same clips again\n"
+        line += f"  no file locks in {report.store.folder}: a second extraction at the same time would repeat clips\n"
     return line + format_failures(report.failures)
 
 
 def report_json(report: ExtractReport) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the report as json-able values."""
     return {
         "split": report.split,
         "clips": report.clips,
@@ -47,7 +47,7 @@ def report_json(report: ExtractReport) -> dict[str, Any]:
 
 
 def format_failures(failures: Sequence[Failure]) -> str:
-    """A table: how many clips lack which modality for which reason, with one of them; "" without failures."""
+    """Format a table: number of clips without a modality, the reason, and an example; "" without failures."""
     examples: dict[tuple[str, str], list[str]] = {}
     for failure in failures:
         examples.setdefault((failure.modality, failure.reason), []).append(failure.clip_id)
@@ -60,7 +60,7 @@ def format_failures(failures: Sequence[Failure]) -> str:
 
 
 def format_resampling(found: Resampling) -> str:
-    """How far embeddings that were made again lie from the stored ones."""
+    """Format the differences between stored embeddings and new ones of the same clips."""
     lines = [
         f"{found.clips} clips extracted again: {len(found.differences)} embeddings, the largest difference "
         f"{found.largest:.1e} of an embedding's largest value (at most {found.tolerance:.0e}), "
@@ -73,7 +73,7 @@ def format_resampling(found: Resampling) -> str:
 
 
 def resampling_json(found: Resampling) -> dict[str, Any]:
-    """The same for programs; a difference is null where there is no embedding now."""
+    """Return the differences as json-able values; null if there is no new embedding."""
     differences = [
         {**asdict(difference), "relative": None if difference.reason else difference.relative}
         for difference in found.differences

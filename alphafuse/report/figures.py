@@ -1,7 +1,7 @@
 """The report's figures: data (`contents`) -> matplotlib figures, as files and as SVG inside a page.
 
-All are drawn in `PALETTE`, the page's light theme. `inline_svg` puts the page's css variables in the place of these
-colours, so that the same drawing follows dark and light.
+All use the colours of `PALETTE`, the page's light theme. `inline_svg` replaces these colours with the page's css
+variables, so that one drawing serves the dark and the light theme.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ PALETTE = {  # as in page/page.css, light; blue, orange and green of Okabe and I
     "fused": "#00755e",
 }
 COLORS = {"timesformer": PALETTE["sight"], "ast": PALETTE["sound"], "fused": PALETTE["fused"], "both": PALETTE["fused"]}
-MARKERS = {"timesformer": "^", "ast": "s", "fused": "o", "both": "o"}  # shapes too, for those who see no colours
+MARKERS = {"timesformer": "^", "ast": "s", "fused": "o", "both": "o"}  # shapes tell the curves apart without colour
 WIDTH = 7.4  # inches; 710 px in the page
-NARROW = 3.55  # inches; 341 px, for phones: labels above their rows, panels below each other
+NARROW = 3.55  # inches; 341 px, for phones: labels are above their rows, panels one below the other
 DPI = 200  # of PNG files
 LONGEST_LABEL = 44  # characters
-NARROW_ROW, NARROW_LABEL, ABOVE = 0.47, 38, 0.42  # inches, characters, rows above the row that is named
+NARROW_ROW, NARROW_LABEL, ABOVE = 0.47, 38, 0.42  # inches; characters; rows between a label and its row
 PAPER_CEILING = (
     4 / 18
 )  # of the paper's test clips, these have a label that occurs in its training clips (docs/paper.md)
 UNSEEN = " \u2020"  # a dagger: the label never occurs in training
-ENDS = 20  # classes at either end of the gains
-MOST_CELLS = 40  # classes whose confusions are written out
+ENDS = 20  # number of classes shown at each end of the gains
+MOST_CELLS = 40  # up to this many classes, the matrix shows labels and figures
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -75,7 +75,7 @@ _STYLE: dict[str, Any] = {
     "legend.fontsize": 8.0,
     "lines.linewidth": 1.6,
     "text.color": PALETTE["ink"],
-    "text.parse_math": False,  # labels are anything, "$" included
+    "text.parse_math": False,  # a label may contain "$"
     "xtick.color": PALETTE["line"],
     "ytick.color": PALETTE["line"],
     "xtick.labelcolor": PALETTE["muted"],
@@ -93,7 +93,7 @@ P = ParamSpec("P")
 
 @contextmanager
 def _style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Our settings of matplotlib, whatever the caller's are; fonts that lack a label's characters are no matter."""
+    """Use our settings of matplotlib instead of the caller's; ignore warnings about characters missing in a font."""
     settings: Any = {**_STYLE, **(more or {})}
     with warnings.catch_warnings(), rc_context(settings):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -107,20 +107,20 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         with _style():
             figure = draw(*args, **kwargs)
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once: a second time, things would move by a hair
+            figure.set_layout_engine("none")  # a second layout would shift elements slightly
         return figure
 
     return in_style
 
 
 def shortened(label: str, most: int = LONGEST_LABEL) -> str:
-    """A label that leaves room for the drawing, without characters that XML can't hold."""
+    """Shorten a label, and drop characters that XML can't hold."""
     return re.sub("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", one_line(label, most))
 
 
 @_styled
 def forest(table: Table, *, narrow: bool = False) -> Figure:
-    """Table 1: accuracies with their intervals, the paper's beside them, and both ceilings."""
+    """Plot table 1: accuracies with intervals, the paper's beside them, and both ceilings."""
     rows = table.rows
     figure, axes = _rows_figure(len(rows), row_inches=0.4, narrow=narrow)
     for place, row in enumerate(rows):
@@ -138,7 +138,7 @@ def forest(table: Table, *, narrow: bool = False) -> Figure:
         beside = "center" if abs(apart) > 0.45 else "right" if apart > 0 else "left"
         _name_above(axes, "paper's ceiling 22.2", 100 * PAPER_CEILING, beside)
     _ceiling(axes, table.ceiling, is_leftmost=table.ceiling.accuracy < PAPER_CEILING and not table.is_paper_split)
-    axes.plot([], [], "o-", color=PALETTE["fused"], markersize=5, label="here, with 95% interval")
+    axes.plot([], [], "o-", color=PALETTE["fused"], markersize=5, label="this dataset, with 95% interval")
     axes.plot(
         [],
         [],
@@ -164,7 +164,7 @@ def _papers(axes: Axes, place: float, row: TableRow) -> None:
 
 @_styled
 def ablation(found: Ablation, *, narrow: bool = False) -> Figure:
-    """Bars of accuracy: fused, each modality alone, and other ways to fuse."""
+    """Plot bars of accuracy: fused, each modality alone, and other fusions."""
     groups = list(dict.fromkeys(bar.group for bar in found.bars))
     places, place = [], 0.0
     for position, bar in enumerate(found.bars):
@@ -193,7 +193,7 @@ def _bar(axes: Axes, place: float, bar: Bar, *, height: float) -> None:
 
 @_styled
 def losses(found: LossCurves, *, narrow: bool = False) -> Figure:
-    """Train and validation loss per epoch: ours (mean and range over seeds), beside the paper's on the same scale."""
+    """Plot train and validation loss per epoch: ours (mean, range over seeds) beside the paper's on one scale."""
     has_paper = found.paper_train is not None and found.paper_val is not None
     count = 2 if has_paper else 1
     if narrow:
@@ -219,9 +219,9 @@ def losses(found: LossCurves, *, narrow: bool = False) -> Figure:
 
 def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, color: str) -> None:
     for name, curves, style in (("train", train, "-"), ("validation", val, "--")):
-        there = ~np.isnan(curves).all(axis=0)
-        epochs = np.arange(1, curves.shape[1] + 1)[there]
-        shown = curves[:, there]
+        has_values = ~np.isnan(curves).all(axis=0)
+        epochs = np.arange(1, curves.shape[1] + 1)[has_values]
+        shown = curves[:, has_values]
         axes.plot(epochs, np.nanmean(shown, axis=0), style, color=color, label=name)
         if len(curves) > 1:
             low, high = np.nanmin(shown, axis=0), np.nanmax(shown, axis=0)
@@ -234,7 +234,7 @@ def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, colo
 
 @_styled
 def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
-    """Validation accuracy and loss against alpha with 95% bands; the chosen alphas' test scores; the ceiling."""
+    """Plot validation accuracy and loss against alpha with 95% bands, the chosen alphas' test scores and ceilings."""
     figure = Figure(figsize=(NARROW, 6.6) if narrow else (WIDTH, 3.7), layout="constrained")
     accuracy, loss = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes, name, scale in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):
@@ -262,9 +262,13 @@ def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
                 capsize=2.5,
                 label=f"{TITLES[on]} {chosen.alpha:g} (chosen), test",
             )
-        for split, said, style in (("val", "validation", ":"), ("test", "test", (0, (6, 2, 1, 2, 1, 2)))):
-            base = scale * found.untransformed[split][name].mean  # lines are compared with val's, diamonds with test's
-            axes.axhline(base, color=PALETTE["ink"], linewidth=1, linestyle=style, label=f"untransformed, {said}")
+        for split, split_title, style in (("val", "validation", ":"), ("test", "test", (0, (6, 2, 1, 2, 1, 2)))):
+            base = (
+                scale * found.untransformed[split][name].mean
+            )  # curves are compared with validation, diamonds with test
+            axes.axhline(
+                base, color=PALETTE["ink"], linewidth=1, linestyle=style, label=f"untransformed, {split_title}"
+            )
         axes.set_xlabel(f"alpha ({found.transform})")
         axes.grid(axis="y")
     ceiling = 100 * found.ceilings["val"].accuracy
@@ -286,7 +290,7 @@ def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
 
 @_styled
 def class_gains(gains: Sequence[ClassGain], *, narrow: bool = False) -> Figure:
-    """What adding audio does to each class's recall; of many classes those at either end."""
+    """Plot the change in each class's recall from adding audio; of many classes, those at each end."""
     shown = shown_gains(gains)
     figure, axes = _rows_figure(len(shown), row_inches=0.25, narrow=narrow)
     ends = [100 * end for one in shown for end in (one.gain.low, one.gain.high, one.gain.mean)]
@@ -320,13 +324,13 @@ def _whole_points(share: float) -> str:
 
 
 def shown_gains(gains: Sequence[ClassGain]) -> list[ClassGain]:
-    """All, or of more than twice `ENDS` those at either end."""
+    """Return all gains; of more than twice `ENDS`, those at each end."""
     return list(gains) if len(gains) <= 2 * ENDS else [*gains[:ENDS], *gains[-ENDS:]]
 
 
 @_styled
 def confusion(found: Confusion) -> Figure:
-    """What the fused heads take for what: rows are true labels; the darker, the larger the share of the row's clips."""
+    """Plot the confusion matrix of the fused heads: rows are true labels; darker means a larger share of the row."""
     count = len(found.labels)
     is_written = count <= MOST_CELLS
     side = max(0.27 * count, 2.2) if is_written else 5.4
@@ -338,7 +342,7 @@ def confusion(found: Confusion) -> Figure:
     picture = np.zeros((count, count, 4))
     picture[..., :3] = to_rgb(PALETTE["fused"])
     strongest, power = (0.62, 1 / 2) if is_written else (1.0, 1 / 3)
-    picture[..., 3] = strongest * found.shares**power  # see-through, so that it suits dark and light paper alike
+    picture[..., 3] = strongest * found.shares**power  # transparent, to suit the dark and the light theme
     axes.imshow(picture, interpolation="nearest", aspect="equal")
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
@@ -350,17 +354,17 @@ def confusion(found: Confusion) -> Figure:
         axes.set_yticks(range(count), [f"{label}  {number}" for label, number in zip(labels, numbers, strict=True)])
         for i, j in zip(*np.nonzero(found.shares >= 0.005), strict=True):
             axes.text(j, i, f"{100 * found.shares[i, j]:.0f}", ha="center", va="center", fontsize=7)
-        axes.set_xlabel("taken for (% of the row's clips, mean over seeds)", color=PALETTE["muted"])
+        axes.set_xlabel("predicted label (% of the row's clips, mean over seeds)", color=PALETTE["muted"])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axes.set_xlabel(f"taken for ({count} classes, in the dataset's order)", color=PALETTE["muted"])
+        axes.set_xlabel(f"predicted label ({count} classes, in the dataset's order)", color=PALETTE["muted"])
         axes.set_ylabel("true label")
         axes.yaxis.label.set_color(PALETTE["muted"])
     return figure
 
 
 def _rows_figure(rows: float, *, row_inches: float, narrow: bool) -> tuple[Figure, Axes]:
-    """A figure of rows from the top down, on a percent scale, with room for labels and values."""
+    """Return a figure of rows from top to bottom on a percent scale, with room for labels and values."""
     row_inches = max(row_inches, NARROW_ROW) if narrow else row_inches
     figure = Figure(figsize=(NARROW if narrow else WIDTH, rows * row_inches + 1.0), layout="constrained")
     axes = figure.subplots()
@@ -374,10 +378,10 @@ def _rows_figure(rows: float, *, row_inches: float, narrow: bool) -> tuple[Figur
 def _row_labels(
     axes: Axes, labels: Sequence[str], places: Sequence[float] | None = None, *, narrow: bool = False
 ) -> None:
-    """To the left of each row, or above it."""
+    """Write the label of each row to its left, or above it."""
     places = range(len(labels)) if places is None else places
     axes.set_yticks([] if narrow else places, [] if narrow else [shortened(label) for label in labels])
-    axes.tick_params(axis="y", pad=7)  # a mark at 0 doesn't touch them
+    axes.tick_params(axis="y", pad=7)  # keep clear of a mark at 0
     for place, label in zip(places, labels, strict=True) if narrow else ():
         text = shortened(label, NARROW_LABEL)
         axes.text(0, place - ABOVE, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
@@ -386,13 +390,13 @@ def _row_labels(
 def _values(
     axes: Axes, measures: Sequence[Measure], places: Sequence[float] | None = None, *, narrow: bool = False
 ) -> None:
-    """Mean and interval in figures."""
+    """Write the mean and interval of each row as text."""
     values = [(percent(one.mean), f"{percent(one.low)} to {percent(one.high)}") for one in measures]
     _texts(axes, values, range(len(values)) if places is None else places, narrow=narrow)
 
 
 def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float], *, narrow: bool) -> None:
-    """A figure and a remark to the right of each row, or above its right end."""
+    """Write a number and a remark to the right of each row, or above its right end."""
     right, muted = axes.get_yaxis_transform(), PALETTE["muted"]
     figure_at = 0.98 - 0.018 * max(len(remark) for _, remark in values)
     for place, (figure, remark) in zip(places, values, strict=True):
@@ -407,7 +411,7 @@ def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float
 def _interval(axes: Axes, place: float, measure: Measure, role: str, *, is_full: bool) -> None:
     color = COLORS[role]
     ends = [100 * measure.low, 100 * measure.high]
-    whole: dict[str, Any] = {"color": color, "clip_on": False}  # marks at 0 are not cut in half by the axes' edge
+    whole: dict[str, Any] = {"color": color, "clip_on": False}  # the axes' edge must not cut off marks at 0
     axes.plot(ends, [place, place], linewidth=2, solid_capstyle="round", **whole)
     face = color if is_full else PALETTE["paper"]
     axes.plot([100 * measure.mean], [place], MARKERS[role], mfc=face, markersize=6, mew=1.6, **whole)
@@ -426,7 +430,7 @@ def _ceiling(axes: Axes, ceiling: Ceiling, *, is_leftmost: bool = False) -> None
 
 
 def _name_above(axes: Axes, name: str, place: float, align: str) -> None:
-    """Name a vertical line, above the axes."""
+    """Write the name of a vertical line above the axes."""
     axes.annotate(
         name,
         (place, 1),
@@ -444,7 +448,7 @@ def _name_above(axes: Axes, name: str, place: float, align: str) -> None:
 
 
 def png(figure: Figure, *, dpi: int = DPI) -> bytes:
-    """A figure as a PNG on white; the same figure gives the same bytes."""
+    """Return a figure as PNG bytes on white; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with _style():
         FigureCanvasAgg(figure)
@@ -453,7 +457,7 @@ def png(figure: Figure, *, dpi: int = DPI) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-    """A figure as an SVG file on white, its text as outlines: it looks the same everywhere."""
+    """Return a figure as SVG bytes on white, its text as outlines, so that no font is needed."""
     return _svg(figure, fonttype="path", facecolor="white").encode()
 
 
@@ -466,7 +470,7 @@ def _svg(figure: Figure, *, fonttype: str, facecolor: str) -> str:
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each as <name>.png and <name>.svg; returns the files."""
+    """Write each figure as <name>.png and <name>.svg; return the files."""
     written = []
     for name, figure in figures.items():
         for suffix, content in ((".png", png(figure)), (".svg", svg(figure))):
@@ -476,17 +480,17 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> str:
-    """A figure as an <svg> element for a page that has the css variables of `PALETTE`.
+    """Return a figure as an <svg> element for a page that defines the css variables of `PALETTE`.
 
     Args:
-        figure: drawn in `PALETTE`.
-        name: of letters, digits and "-", unique in the page: begins all ids.
-        title: what it shows, for those who can't see it.
+        figure: a figure in the colours of `PALETTE`.
+        name: letters, digits and "-", unique in the page; prefix of all ids.
+        title: description for screen readers.
     """
     drawing = ElementTree.fromstring(_svg(figure, fonttype="none", facecolor="none"))
     for parent in drawing.iter():
         for child in list(parent):
-            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):  # the style is for every element; page.css has it
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):  # the style applies to every element; page.css has it
                 parent.remove(child)
     for element in drawing.iter():
         element.tag = element.tag.removeprefix(_SVG)
@@ -512,7 +516,7 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
 
 
 def _inlined(attribute: str, value: str, name: str) -> str:
-    """An attribute's value with ids of this figure alone, and css variables in the place of colours."""
+    """Return an attribute's value with ids made unique to this figure, and colours replaced by css variables."""
     if attribute == "id":
         return f"{name}-{value}"
     if attribute == "href" and value.startswith("#"):

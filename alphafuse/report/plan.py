@@ -1,4 +1,4 @@
-"""What extraction would do and take, for people and for programs."""
+"""Plans of extraction as text and json: the work to do, and its time."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from alphafuse.data.dataset import Dataset
 
 from .tables import aligned
 
-if TYPE_CHECKING:  # commands that only look into stores need no torch
+if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.extract.planning import ClipsPlan, ExtractPlan, Rates
 
 
 def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Dataset) -> str:
-    """What there is to do in each split, at which rate, and what it makes."""
-    rows: list[tuple[str, ...]] = [("split", "clips", "there", "to do", "no file", "MB now", "MB more", "time")]
+    """Format the work to do in each split, the rate, the time and the size of the new embeddings."""
+    rows: list[tuple[str, ...]] = [("split", "clips", "done", "to do", "no file", "MB now", "MB more", "time")]
     for plan in plans:
-        there = plan.clips - plan.pending
-        cells = (plan.clips, there, plan.pending, plan.missing_files)
+        done = plan.clips - plan.pending
+        cells = (plan.clips, done, plan.pending, plan.missing_files)
         sizes = (f"{plan.store_bytes / 1e6:.1f}", f"{plan.new_bytes / 1e6:.1f}")
         rows.append((plan.split, *(str(cell) for cell in cells), *sizes, duration(plan.seconds or 0.0)))
     lines = aligned(rows, left=("split",))
     pending = sum(plan.pending for plan in plans)
     if rates is None:
-        files = "none of their files is there" if pending else "everything is there already"
+        files = "no clip to do has a file" if pending else "all clips are already in the store"
         return "\n".join([*lines, f"nothing to do: {files}"]) + "\n"
     total = sum(plan.seconds or 0.0 for plan in plans)
     lines += [
@@ -38,12 +38,12 @@ def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Data
 
 
 def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the plan as json-able values."""
     return {"splits": [asdict(plan) for plan in plans], "rates": None if rates is None else _rates_json(rates)}
 
 
 def format_clips_plan(plan: ClipsPlan) -> str:
-    """Time, rate, hours of cores and GPUs, store, and what would balance them."""
+    """Format time, rate, core and GPU hours, store size, and the balance of cores and GPUs."""
     rates = plan.rates
     hours = [f"{number(plan.core_hours)} core hours"]
     if plan.gpu_hours:
@@ -59,12 +59,12 @@ def format_clips_plan(plan: ClipsPlan) -> str:
 
 
 def clips_plan_json(plan: ClipsPlan) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the plan as json-able values."""
     return {**asdict(plan), "rates": _rates_json(plan.rates)}
 
 
 def duration(seconds: float) -> str:
-    """A time that people can take in: "40 s", "12 min", "5.2 h", "3.1 days"."""
+    """Format a duration: "40 s", "12 min", "5.2 h", "3.1 days"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     for unit, size, most in (("min", 60, 100), ("h", 3600, 72)):
@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count, thousands apart."""
+    """Format a number with about three significant digits and thousands separators."""
     size = abs(value)
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"

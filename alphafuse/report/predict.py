@@ -1,4 +1,4 @@
-"""Predictions for people and programs: text, json, csv."""
+"""Predictions and explanations as text, json and csv."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from alphafuse.system.files import one_line
 
 from .tables import aligned
 
-BLANKED = {"timesformer": "picture black", "ast": "sound muted"}
-SENSES = {"timesformer": "picture", "ast": "sound"}
-LABEL_COLUMNS = 44  # of a label in the table of what is said when a clip is changed
+BLANKED = {"timesformer": "video black", "ast": "audio muted"}
+SENSES = {"timesformer": "video", "ast": "audio"}
+LABEL_COLUMNS = 44  # width of a label in the table of changed answers
 
 
 def format_prediction(prediction: Prediction) -> str:
-    """One clip: its labels with their probabilities, or why there is none."""
+    """Format one clip: its labels with probabilities, or why there are none."""
     lines = [one_line(prediction.clip, 1000)]
     for rank, ranked in enumerate(prediction.top):
         heads = prediction.heads if rank == 0 and prediction.heads > 1 else 0
@@ -33,18 +33,18 @@ def format_prediction(prediction: Prediction) -> str:
 
 
 def _missing(prediction: Prediction) -> str:
-    """Why a clip lacks modalities, and what would answer it all the same."""
+    """Return why a clip lacks modalities, and which heads would label it without them."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in prediction.missing.items():
         by_reason.setdefault(one_line(reason), []).append(SENSES[name])
     reasons = "; ".join(f"no {' and no '.join(senses)}: {reason}" for reason, senses in by_reason.items())
     if not prediction.top and len(prediction.missing) == 1:
-        reasons += " (heads of `alphafuse fit --absent zeros` answer from the other)"
+        reasons += " (heads of `alphafuse fit --absent zeros` use the other modality)"
     return reasons
 
 
 def format_explanation(explanation: Explanation) -> str:
-    """Under a clip's labels: which modality decided, and along alpha."""
+    """Format an explanation: labels, the modality that decided, and the probabilities along alpha."""
     prediction = explanation.prediction
     first = prediction.top[0]
     lines = [f"  why: {verdict(explanation)}", ""]
@@ -64,41 +64,42 @@ def format_explanation(explanation: Explanation) -> str:
         table.append((f"{TITLES[name]} x alpha", *cells))
     lines += [f"    {line}" for line in aligned(table, left=(table[0][0],))]
     if any("*" in cell for row in table[1:] for cell in row):
-        lines.append("    * the answer is another one there")
+        lines.append("    * the answer changes at this alpha")
     return "\n".join(lines) + "\n"
 
 
 def verdict(explanation: Explanation) -> str:
-    """One sentence: which modality decided."""
-    here, decided, prediction = tuple(explanation.blanked), explanation.decided, explanation.prediction
+    """Return one sentence: which modality decided."""
+    present, decided, prediction = tuple(explanation.blanked), explanation.decided, explanation.prediction
     if 2 * prediction.agreeing <= prediction.heads and prediction.heads > 1:
-        return f"no clear answer: {prediction.agreeing} of {prediction.heads} heads put it first; what follows is weak."
-    if len(here) == 1:
-        return f"only the {SENSES[here[0]]} was looked at."
+        return (
+            f"no clear answer: {prediction.agreeing} of {prediction.heads} heads put it first; the explanation is weak."
+        )
+    if len(present) == 1:
+        return f"only the {SENSES[present[0]]} was used."
     if len(decided) == 2:
-        return "it takes both: without the picture, or without the sound, the answer is another."
+        return "both are needed: without the video, or without the audio, the answer changes."
     if not decided:
-        return "either is enough: the answer stays without the picture, and without the sound."
-    (other,) = (name for name in here if name not in decided)
-    ways = {"timesformer": "the picture is black", "ast": "the sound is muted"}
-    return (
-        f"the {SENSES[decided[0]]} decided: the answer changes when {ways[decided[0]]}, and stays when {ways[other]}."
-    )
+        return "either is enough: the answer stays the same without the video, and without the audio."
+    (other,) = (name for name in present if name not in decided)
+    ways = {"timesformer": "the video is black", "ast": "the audio is muted"}
+    change, same = ways[decided[0]], ways[other]
+    return f"the {SENSES[decided[0]]} decided: the answer changes when {change}, and stays the same when {same}."
 
 
 def format_best(run: TrainedRun) -> str:
-    """Why this run was taken."""
+    """Return why this run was chosen."""
     val = run.metrics["val"]
     return f"the root's best on validation: {_percent(val['top1']['mean'])}% of {val['n']} clips"
 
 
 def is_guessing(run: TrainedRun) -> bool:
-    """Whether the interval of its test accuracy holds that of guessing, 1 / C."""
+    """Whether the interval of the run's test accuracy contains the accuracy of guessing, 1 / C."""
     return float(run.metrics["test"]["top1"]["interval"]["low"]) <= 1 / len(run.classes)
 
 
 def to_json(found: Sequence[Prediction | Explanation]) -> list[dict[str, Any]]:
-    """One object per clip; explanations have a "why"."""
+    """Return one json-able object per clip; explanations have a "why"."""
     rows = []
     for one in found:
         if isinstance(one, Explanation):
@@ -109,7 +110,7 @@ def to_json(found: Sequence[Prediction | Explanation]) -> list[dict[str, Any]]:
 
 
 def to_csv(predictions: Sequence[Prediction], *, header: bool = True) -> str:
-    """A line per clip and rank: clip, rank, label, probability, missing; a clip without an answer has one line."""
+    """Return csv lines, one per clip and rank: clip, rank, label, probability, missing; one line without an answer."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     if header:

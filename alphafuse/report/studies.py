@@ -1,7 +1,7 @@
-"""What fit, table1, sweep, compare and evaluate found, for people and programs.
+"""Results of fit, table1, sweep, compare and evaluate as tables and files.
 
-`describe` says what a result's tables are, for `tables` to render; the `write_...` functions hand a result with its
-tables and pictures to `heads.studies.runs`, which knows the files.
+`describe` turns a result into a `Document` that `tables` renders. The `write_...` functions pass a result with its
+tables and pictures to `heads.studies.runs`, which writes the run folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ METRIC_NAMES = {
     "log_loss": "log loss (nats)",
     "ece": "calibration error (ECE)",
 }
-LISTED_CLASSES = 5  # at either end
+LISTED_CLASSES = 5  # number of best and of worst classes shown
 PUBLISHED_NOTE = (
     "Published top-1 in %, for orientation: other features, other training, and some choose the epoch on test clips, "
     "which alphafuse never does."
@@ -65,15 +65,15 @@ Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation
 
 @singledispatch
 def describe(result: Result) -> Document:
-    """What people see of a study's result: its title, its tables, and the notes that say what the figures mean."""
-    raise TypeError(f"{type(result).__name__} is no study's result")
+    """Return a result as a document: its title, its tables, and notes that explain the figures."""
+    raise TypeError(f"{type(result).__name__} is not a study's result")
 
 
-# columns that several tables have
+# columns shared by several tables
 
 
 def _accuracy(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
-    """An accuracy in percent, and its interval."""
+    """Columns: an accuracy in percent, and its interval."""
     return [
         Column(title, lambda row: percent(found.mean) if (found := of(row)) else None),
         Column("interval", lambda row: percent_range(found.interval) if (found := of(row)) else None),
@@ -81,7 +81,7 @@ def _accuracy(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
 
 
 def _loss(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column]:
-    """A loss in nats, and its interval."""
+    """Columns: a loss in nats, and its interval."""
     return [
         Column(title, lambda row: f"{of(row).mean:.{digits}f}"),
         Column("interval", lambda row: loss_range(of(row))),
@@ -89,7 +89,7 @@ def _loss(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column
 
 
 def _against(title: str) -> list[Column]:
-    """The difference of a row's `comparison` in points, its interval, and its corrected p."""
+    """Columns: the difference of a row's `comparison` in points, its interval, and its corrected p."""
 
     def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
         return lambda row: write(row.comparison) if row.comparison else None
@@ -102,7 +102,7 @@ def _against(title: str) -> list[Column]:
 
 
 def _spread(name: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
-    """An estimate in a csv: its mean and both ends of its interval."""
+    """Columns of a csv: the mean of an estimate and both ends of its interval."""
     return [
         Column(name, lambda row: found.mean if (found := of(row)) else None),
         Column(f"{name}_low", lambda row: found.interval.low if (found := of(row)) else None),
@@ -111,7 +111,7 @@ def _spread(name: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
 
 
 def _on(table: Table1 | Sweep | CompareTable) -> str:
-    """The dataset and its clips, for a title."""
+    """Return the dataset and its numbers of clips, for a title."""
     clips = f"{table.clips['train']} train, {table.clips['val']} val, {table.clips['test']} test clips"
     if isinstance(table, Sweep):
         return f"{table.dataset_name}: {clips}, {seeds_text(table.seeds)}"
@@ -128,7 +128,7 @@ def _left_out(dropped: Mapping[str, int]) -> list[str]:
 
 @describe.register
 def describe_fit(result: RunResult) -> Document:
-    """Both splits with n and intervals."""
+    """Describe both splits with n and intervals."""
     test = result.splits["test"]
     k = test.scores.k
     columns = [
@@ -143,7 +143,7 @@ def describe_fit(result: RunResult) -> Document:
     means = f"mean over {seeds}" if len(result.seeds) > 1 else f"of {seeds}"
     notes = [
         f"Accuracies in %, {means}. {methods(test)}",
-        "Ceiling: share of clips whose label occurs in training; no head can pass it.",
+        "Ceiling: share of clips whose label occurs in training; no head can exceed it.",
         *([f"Top-{k} instead of top-5: there are only {k} classes."] if k < 5 else []),
         *_left_out(result.dropped),
     ]
@@ -156,7 +156,7 @@ def describe_fit(result: RunResult) -> Document:
 
 @describe.register
 def describe_table1(table: Table1) -> Document:
-    """Table 1 beside the paper's figures."""
+    """Describe table 1, beside the paper's figures."""
     columns = [
         Column("#", lambda row: row.paper and row.paper.experiment),
         Column("experiment", lambda row: row.experiment.title, left=True),
@@ -181,7 +181,7 @@ def _table1_notes(table: Table1) -> list[str]:
     notes = [
         table.verdict,
         f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
-        f"pass {percent(ceiling.accuracy)}%.",
+        f"exceed {percent(ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos "
         f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
         methods(baseline),
@@ -201,7 +201,7 @@ def _table1_notes(table: Table1) -> list[str]:
 
 
 def figure3(table: Table1) -> bytes:
-    """PNG of experiment 2's losses per epoch: ours (mean and range over seeds) and the paper's, on one scale."""
+    """Return a PNG of experiment 2's losses per epoch: ours (mean, range over seeds) and the paper's, on one scale."""
     row = next(row for row in table.rows if row.experiment == FIGURE3)
     assert row.paper is not None
     histories = [trained.history for trained in row.heads]
@@ -217,7 +217,7 @@ def figure3(table: Table1) -> bytes:
 
 
 def write_table1(table: Table1, dataset: Dataset) -> Path:
-    """Write `<root>/runs/table1/` whole, in place of an older one, and return the folder.
+    """Write `<root>/runs/table1/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, TrainSettings, table1, write_table1
     >>> dataset = Dataset.open("demo")
@@ -243,7 +243,7 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
 
 @describe.register
 def describe_sweep(sweep: Sweep) -> Document:
-    """The curves as a table, and what the chosen alphas reach on test clips."""
+    """Describe the curves as a table, with the test scores of the chosen alphas."""
 
     def alpha(point: Trained) -> str | None:
         return None if point.experiment.alpha is None else f"{point.experiment.alpha:g}"
@@ -273,13 +273,13 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
     for on, found in sweep.chosen.items():
         interval = percent_range(found.comparison.interval, sign="+")
         gap = f"{100 * found.comparison.test.difference:+.1f} points ({interval})"
-        verdict = "differs from" if found.comparison.is_found else "can't be told from"
+        verdict = "differs from" if found.comparison.is_found else "can't be distinguished from"
         notes.append(f"{TITLES[on]} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}.")
     notes += [
-        f"{test.n} test clips resolve differences from about {percent(sweep.resolvable_gap)} points on (paired test, "
-        "80% power).",
-        "Chosen: highest mean validation accuracy, of equals the least loss; its validation figure is that of the best "
-        f"of {len(sweep.alphas)}, so look at its test figure, which was scored once.",
+        f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired "
+        "test, 80% power).",
+        "Chosen: highest mean validation accuracy, ties by lowest loss; its validation figure is that of the best "
+        f"of {len(sweep.alphas)}, so use its test figure, which was scored once.",
         f"Ceiling: val {percent(sweep.baseline.val.ceiling.accuracy)}%, test {percent(test.ceiling.accuracy)}% (share "
         "of clips whose label occurs in training).",
         f"Accuracies in %, means over seeds; n = {sweep.baseline.val.n} val and {test.n} test clips. {methods(test)}",
@@ -310,7 +310,7 @@ def _sweep_csv(sweep: Sweep) -> Table:
 
 
 def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Path:
-    """Write the run folder whole, in place of an older one, and return it; `run` is its name if not `sweep.name`.
+    """Write the run folder, replacing an older one as a whole, and return it; `run` is its name [`sweep.name`].
 
     >>> from alphafuse import Dataset, TrainSettings, sweep, write_sweep
     >>> dataset = Dataset.open("demo")
@@ -337,7 +337,7 @@ def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Pa
 
 @describe.register
 def describe_compare(table: CompareTable) -> Document:
-    """The table, what its figures mean, and what others published."""
+    """Describe the table, with notes and figures that others published."""
     first_of_group = {row.group: row for row in reversed(table.rows)}
     columns = [
         Column("", lambda row: row.group if first_of_group[row.group] is row else None, left=True),
@@ -377,17 +377,17 @@ def _compare_notes(table: CompareTable) -> list[str]:
     names = ", ".join(f"{row.title} ({100 * row.comparison.test.difference:+.1f})" for row in found if row.comparison)
     return [
         f"Fusing gains {points} over the better modality alone, {table.better_single.title.removesuffix(' only')}.",
-        f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be told from the untransformed concat"
-        + (f": {names}." if found else "."),
-        f"{test.n} test clips resolve differences from about {percent(table.resolvable_gap)} points on (paired test "
-        f"among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
+        f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be distinguished from the "
+        "untransformed concat" + (f": {names}." if found else "."),
+        f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired "
+        f"test among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {test.n} test clips of {len(set(test.groups))} source videos (val: "
         f"{table.clips['val']} clips). {methods(test)}",
         f"vs concat: points; p: {gain.test.method}, Holm-corrected for all "
         f"{len(table.rows) - 1} rows. Chosen: on val, from "
         f"{', '.join(f'{ratio:g}' for ratio in (1, *RATIOS))}; test was scored once.",
-        "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for AST in "
-        "the place of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
+        "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for AST "
+        "instead of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
         "Gradient blending: loss weights "
         + ", ".join(f"{name} {weight:.2f}" for name, weight in table.blend.items())
         + " (from how single heads generalise and overfit on val).",
@@ -418,7 +418,7 @@ def _compare_csv(table: CompareTable) -> Table:
 
 
 def write_compare(table: CompareTable, dataset: Dataset) -> Path:
-    """Write `<root>/runs/compare/` whole, in place of an older one, and return the folder.
+    """Write `<root>/runs/compare/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, TrainSettings, compare, write_compare
     >>> dataset = Dataset.open("demo")
@@ -441,14 +441,14 @@ def write_compare(table: CompareTable, dataset: Dataset) -> Path:
 
 
 def metric_title(name: str) -> tuple[str, float, int]:
-    """A metric's name for people, its scale and its digits: "top1" -> ("top-1 accuracy (%)", 100, 1)."""
+    """Return a metric's title, scale and digits: "top1" -> ("top-1 accuracy (%)", 100, 1)."""
     title = METRIC_NAMES.get(name, f"{name.replace('top', 'top-')} accuracy (%)")
     return (title, 100.0, 1) if title.endswith("(%)") else (title, 1.0, 3)
 
 
 @describe.register
 def describe_evaluation(found: RunEvaluation) -> Document:
-    """The figures, the best and worst classes, VGGSounder's labels where they were asked for, and what they mean."""
+    """Describe the figures, the best and worst classes, and VGGSounder's scores if they were requested."""
     figures = found.evaluation
     seeds = f"{found.seeds} seeds" if found.seeds > 1 else "one head"
     title = f"{found.run} on {found.split}: {figures.clips} clips of {figures.source_videos} source videos, {seeds}"
@@ -481,12 +481,12 @@ def _evaluation_notes(found: RunEvaluation) -> list[str]:
         )
     notes.append(
         f"Ceiling: {found.ceiling.reachable} of {found.ceiling.clips} clips have a label that occurs in training: no "
-        f"accuracy can pass {percent(found.ceiling.accuracy)}%. Means over seeds."
+        f"accuracy can exceed {percent(found.ceiling.accuracy)}%. Means over seeds."
     )
     if figures.absent_classes:
         notes.append(
-            f"{len(figures.absent_classes)} of {len(figures.classes)} classes have no clip here: left out of the means "
-            "over classes."
+            f"{len(figures.absent_classes)} of {len(figures.classes)} classes have no clip in this split: left out of "
+            "the means over classes."
         )
     if found.dropped:
         notes.append(f"Left out because they lack a modality: {found.dropped} clips.")
@@ -494,7 +494,7 @@ def _evaluation_notes(found: RunEvaluation) -> list[str]:
 
 
 def _classes(rows: Sequence[ClassRow]) -> Table:
-    """The classes that are found most often, and those that are found least often."""
+    """Return the table of the classes with the highest and the lowest recall."""
     present = sorted((row for row in rows if row.n), key=lambda row: (-(row.recall or 0), row.label))
     shown: list[ClassRow | str] = list(present)
     more = len(present) - 2 * LISTED_CLASSES
@@ -508,7 +508,7 @@ def _classes(rows: Sequence[ClassRow]) -> Table:
         Column("interval", lambda row: row.interval and percent_range(row.interval)),
         Column("AP", lambda row: None if row.average_precision is None else f"{row.average_precision:.3f}"),
         Column(
-            "most often taken for",
+            "most often predicted as",
             lambda row: row.confused_with and taken.format(row, percent(row.confused or 0))[:48],
             left=True,
         ),
@@ -533,7 +533,7 @@ def _vggsounder(found: RunEvaluation) -> list[Table]:
     ]
     note = (
         f"VGGSounder {scores.version}: {scores.n} clips listed, {scores.missing} not. A head names one class per clip: "
-        f"on all labels, subset accuracy can't pass {percent(scores.rows[0].best_subset_accuracy)}% and micro F1 "
+        f"on all labels, subset accuracy can't exceed {percent(scores.rows[0].best_subset_accuracy)}% and micro F1 "
         f"{percent(scores.rows[0].best_micro_f1)}%."
     )
     return [Table(columns, scores.rows, [note], ruled=False)]

@@ -1,8 +1,8 @@
-"""Tables as text, markdown and csv: the one renderer of what commands print and write, and how figures are written.
+"""Tables as text, markdown and csv: the one renderer of what commands print and write; formats of numbers.
 
-    what is described -> `Document` of `Table`s of `Column`s -> `to_text`, `to_markdown`, `csv_rows`
+    result -> `Document` of `Table`s of `Column`s -> `to_text`, `to_markdown`, `csv_rows`
 
-Json needs no renderer: it is what a result's own `to_json` says.
+Json needs no renderer: it is the result's own `to_json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # commands that only look into stores need no torch
+if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.heads.scoring.statistics import Estimate, Interval
     from alphafuse.heads.studies.same_clips import SplitResult
 
@@ -25,9 +25,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: its header.
-        cell: row -> what stands there: text where people read it, any value in a csv; None leaves it empty.
-        left: whether it starts at the left, as words do.
+        title: the header.
+        cell: row -> content of the cell: text, or any value for a csv; None leaves it empty.
+        left: whether it is aligned to the left.
     """
 
     title: str
@@ -37,13 +37,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in columns, with notes underneath.
+    """Rows in columns, with notes below.
 
     Attributes:
-        columns: its columns; without any it is notes alone.
-        rows: what their cells are made of; a text stands as a line of its own.
-        notes: sentences that say what the figures mean.
-        ruled: whether lines above and below set it apart, in text.
+        columns: the columns; none for notes only.
+        rows: arguments of the columns' `cell`; a str is a line of its own.
+        notes: sentences that explain the figures.
+        ruled: whether text output has a rule above and below.
     """
 
     columns: Sequence[Column]
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Document:
-    """A result for people: a title, tables, and in markdown a picture: (what it shows, its file)."""
+    """A title and tables; in markdown also a picture: (alternative text, file)."""
 
     title: str
     tables: Sequence[Table]
@@ -62,7 +62,7 @@ class Document:
 
 
 def to_text(document: Document) -> str:
-    """The document in at most 120 columns, where its cells are short enough."""
+    """Return the document as text, in at most 120 columns unless its cells are too long."""
     lines = [document.title]
     for table in document.tables:
         rows = _ruled(table) if table.ruled else _aligned(table) if table.columns else []
@@ -71,7 +71,7 @@ def to_text(document: Document) -> str:
 
 
 def to_markdown(document: Document) -> str:
-    """The same as a markdown document."""
+    """Return the document as markdown."""
     lines = [f"# {document.title}"]
     for table in document.tables:
         rule = ["---" if column.left else "---:" for column in table.columns]
@@ -84,7 +84,7 @@ def to_markdown(document: Document) -> str:
 
 
 def csv_rows(table: Table) -> Iterator[list[object]]:
-    """The table's header and rows, for a csv file."""
+    """Yield the table's header and rows, for a csv file."""
     yield [column.title for column in table.columns]
     for row in table.rows:
         values = [column.cell(row) for column in table.columns]
@@ -92,7 +92,7 @@ def csv_rows(table: Table) -> Iterator[list[object]]:
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Header and rows as text; a row that is a text of its own is a list of that text alone."""
+    """Return header and rows as text; a row that is a str becomes a list of that str."""
     rows: list[list[str]] = [[column.title for column in table.columns]]
     for row in table.rows:
         values = [row] if isinstance(row, str) else [column.cell(row) for column in table.columns]
@@ -111,9 +111,9 @@ def _ruled(table: Table) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
-    """Lines of columns; the first row is the header, and the columns named in `left` start at the left.
+    """Return aligned lines; the first row is the header, and the columns named in `left` are aligned to the left.
 
-    A row of a single text is a line of its own.
+    A row of a single cell is a line of its own.
     """
     header = rows[0]
     widths = [max(len(row[i]) for row in rows if len(row) == len(header)) for i in range(len(header))]
@@ -128,11 +128,11 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
 
 
 def wrapped(notes: Sequence[str]) -> list[str]:
-    """Sentences in lines that fit below a table."""
+    """Return sentences wrapped to the width of the text."""
     return [line for note in notes for line in textwrap.wrap(note, TEXT_COLUMNS, subsequent_indent="  ")]
 
 
-# how figures are written
+# formats of numbers
 
 
 def percent(share: float) -> str:
@@ -147,12 +147,12 @@ def points(share: float) -> str:
 
 
 def percent_range(interval: Interval, *, sign: str = "") -> str:
-    """An interval of shares in percent: "78.0..88.4", with sign="+" "-3.1..+1.2"."""
+    """Format an interval of shares in percent: "78.0..88.4", with sign="+" "-3.1..+1.2"."""
     return f"{100 * interval.low:{sign}.1f}..{100 * interval.high:{sign}.1f}"
 
 
 def loss_range(loss: Estimate) -> str:
-    """The interval of a loss: "0.33..0.66"."""
+    """Format the interval of a loss: "0.33..0.66"."""
     return f"{loss.interval.low:.2f}..{loss.interval.high:.2f}"
 
 
@@ -162,12 +162,12 @@ def p_value(p: float) -> str:
 
 
 def p_phrase(p: float) -> str:
-    """A p-value in a sentence, in one piece: "p <.001", "p = .047"."""
+    """Format a p-value for a sentence, with a no-break space: "p <.001", "p = .047"."""
     return f"p\u00a0{p_value(p)}" if p < 0.001 else f"p\u00a0=\u00a0{p_value(p)}"
 
 
 def methods(result: SplitResult) -> str:
-    """A sentence that names the methods of a result's intervals."""
+    """Return a sentence that names the methods of a result's intervals."""
     accuracy, loss = result.top1.interval.method, result.loss.interval.method
     if accuracy == loss:
         return f"95% intervals: {accuracy}."
@@ -180,5 +180,5 @@ def split_counts(counts: Mapping[str, int]) -> str:
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
-    """How many seeds there are, in words."""
+    """Format the number of seeds: "5 seeds", "one seed"."""
     return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"

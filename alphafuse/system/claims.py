@@ -1,10 +1,10 @@
-"""Which process extracts which clip, so that several processes fill one store and do no clip twice.
+"""Claims: several processes fill one store without extracting a clip twice.
 
-A claim is a lock on one byte of the file `.claims` in the store's folder; the byte's place follows from the clip_id.
-Locks belong to the open file, so they end with their process however it ends, and nothing is ever left to clean up.
-What a process does with them:
+A claim is a lock on one byte of the file `.claims` in the store's folder; the byte's offset is a hash of the clip_id.
+Locks belong to the open file: they end when their process ends, even if it is killed, and leave nothing to clean up.
+The steps of a process:
 
-    claim some clips -> drop those that are `finished` meanwhile -> embed -> write the shard -> release
+    claim some clips -> drop those `finished` by others -> embed -> write the shard -> release
 
 The shard is written before the release, so the next process that claims a clip finds it finished.
 """
@@ -35,27 +35,27 @@ except ImportError:  # Windows
 
 NAME = ".claims"
 _CLIP_BITS = 62  # offsets are signed 64-bit numbers
-_PRESENCE = 1 << _CLIP_BITS  # the byte behind those of the clips: a shared lock on it says that someone is here
-_COMMITS = _PRESENCE + 1  # and the next: a shared lock on it says that a shard is being written for whoever has claimed
-_MOST_RUN = 200  # bytes of the name of a run
+_PRESENCE = 1 << _CLIP_BITS  # the byte after those of the clips: each process holds a shared lock on it
+_COMMITS = _PRESENCE + 1  # the next byte: a shared lock while a shard is written for the run that holds all claims
+_MOST_RUN = 200  # largest length of a run's name, in bytes
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 class Claims:
     """Claims of one process on the clips of one store: a context manager, to be used by any thread.
 
-    Two objects exclude each other, in one process too (there on Linux only). Processes that are forked while it is open
-    share its claims and keep them until they end as well; processes that are spawned don't.
+    Two objects exclude each other, on Linux also in one process. Processes that are forked while it is open share its
+    claims, which then last until all of them end; spawned processes do not share them.
 
     Attributes:
-        is_shared: False where locks can't be had (a URL, a read-only folder, a file system without them, Windows): then
-            every claim succeeds, and two extractions at once do clips twice. Rows stored twice are read once.
+        is_shared: False if locks are not available (a URL, a read-only folder, a file system without locks, Windows).
+            Then every claim succeeds, and two extractions at once repeat clips. Rows stored twice are read once.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open, or make, the store's file of claims."""
+        """Open the store's file of claims; make it if it does not exist."""
         self.path = to_path(folder) / NAME
-        self._held: dict[str, int] = {}  # clip_id -> its byte
+        self._held: dict[str, int] = {}  # clip_id -> offset of its byte
         self._has_all = self._is_fenced = False
         self._lock = threading.Lock()
         self._file: int | None = None
@@ -77,12 +77,12 @@ class Claims:
         return f"Claims({str(self.path)!r}, {len(self._held)} held{'' if self.is_shared else ', not shared'})"
 
     def claim(self, clip_ids: Iterable[str]) -> list[str]:
-        """Those of these clips that this object has now and had not before; never waits.
+        """Claim clips without waiting; return those that are newly claimed.
 
-        A few microseconds a clip, as long as all processes together hold some thousands.
+        It takes a few microseconds per clip while all processes together hold some thousands.
         """
         with self._lock:
-            if self.is_shared and not self._is_current():  # someone removed the file
+            if self.is_shared and not self._is_current():  # the file was removed
                 self._open()
             got = []
             for clip_id in clip_ids:
@@ -95,17 +95,17 @@ class Claims:
             return got
 
     def claim_all(self, run: str = "") -> bool:
-        """Claim every clip, also those that have not been named yet, until `close`.
+        """Claim every clip, also future ones, until `close`.
 
-        Waits only for shards that are being written for an earlier run (`committing`): they are in the store when it
-        returns, and that run can write no more.
+        It waits only for shards that are being written for an earlier run (`committing`): they are in the store when it
+        returns, and the earlier run can't write more.
 
         Args:
-            run: names this run, for those who write its shards.
+            run: name of this run, for the processes that write its shards.
 
         Returns:
-            False when another has claimed any clip; then nothing more is held than before. Where claims aren't shared,
-            True.
+            Whether it succeeded: False, with nothing changed, if another process has claimed a clip. True if claims are
+            not shared.
         """
         with self._lock:
             if self.is_shared and not self._is_current():
@@ -116,20 +116,20 @@ class Claims:
             return self._has_all
 
     def _fence(self, run: str) -> None:
-        """Let only this run have shards written by others from now on; call it with claims, once is enough."""
+        """Allow only this run to commit shards from now on. Call it once, while holding claims."""
         if self._file is None or self._is_fenced:
             return
         self._is_fenced = True
         if os.pread(self._file, _MOST_RUN, 0) == run.encode():
             return
-        with contextlib.suppress(OSError):  # no locks any more: as without them
+        with contextlib.suppress(OSError):  # locks are no longer available: continue without them
             _set_lock(self._file, _COMMITS, _EXCLUSIVE, wait=True)
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, run.encode(), 0)
             _set_lock(self._file, _COMMITS, _UNLOCK)
 
     def release(self, clip_ids: Iterable[str]) -> None:
-        """Give claims back; clips that are not held are ignored. After `claim_all` others get none before `close`."""
+        """Release claims; clips that are not held are ignored. After `claim_all`, only `close` releases them."""
         with self._lock:
             for clip_id in clip_ids:
                 place = self._held.pop(clip_id, None)
@@ -137,20 +137,22 @@ class Claims:
                     _set_lock(self._file, place, _UNLOCK)
 
     def close(self) -> None:
-        """Give all claims back; the last one removes the file."""
+        """Release all claims; the last process removes the file."""
         file, self._file = self._file, None
         self._held.clear()
         self._has_all = False
         if file is None:
             return
         with contextlib.suppress(OSError):
-            _set_lock(file, _PRESENCE, _UNLOCK)  # first: of two that close at once, one must be the last
+            _set_lock(
+                file, _PRESENCE, _UNLOCK
+            )  # before the check below: if two close at once, one must see that it is the last
             if _set_lock(file, _PRESENCE, _EXCLUSIVE) and _is_same(file, self.path):
                 self.path.unlink()
         os.close(file)
 
     def _open(self) -> None:
-        """Open the file of now, and claim there what is held."""
+        """Open the current file, and repeat there the claims that are held."""
         if self._file is not None:
             os.close(self._file)
         self._file = _open_present(self.path) if fcntl is not None and not is_remote(self.path) else None
@@ -167,27 +169,29 @@ class Claims:
             return True
         try:
             return _set_lock(self._file, place, _EXCLUSIVE, length=length)
-        except OSError:  # the file system has run out of locks: better a clip done twice than not at all
+        except OSError:  # the file system has run out of locks: repeating a clip is better than losing it
             return True
 
 
 @contextlib.contextmanager
 def committing(folder: Path, run: str) -> Iterator[None]:
-    """Write a shard for the run that has claimed a whole store, in this block; from any process on any machine.
+    """Context in which any process on any machine writes a shard for the run that has claimed the whole store.
 
     Raises:
-        StoreError: the run has ended and another has claimed clips since, or this machine sees another folder.
+        StoreError: another run has claimed clips since this run ended, or this machine sees another folder.
     """
-    mend = "every machine of the cluster must see the store (a shared file system), or the root's stores must be a URL"
+    advice = (
+        "every machine of the cluster must see the store (a shared file system), or the root's stores must be a URL"
+    )
     try:
         file = os.open(folder / NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        raise StoreError(f"{folder} isn't the same folder on {socket.gethostname()}: {mend}") from None
+        raise StoreError(f"{folder} isn't the same folder on {socket.gethostname()}: {advice}") from None
     try:
         with contextlib.suppress(OSError):
             _set_lock(file, _COMMITS, _SHARED, wait=True)
         if os.pread(file, _MOST_RUN, 0) != run.encode():
-            raise StoreError(f"another extraction has taken over {folder}: nothing is written for the one before")
+            raise StoreError(f"another extraction has taken over {folder}: nothing is written for the earlier one")
         yield
     finally:
         os.close(file)
@@ -199,19 +203,19 @@ def _place(clip_id: str) -> int:
 
 
 def _open_present(path: Path) -> int | None:
-    """The number of the open file, on which this process's presence is marked; None where locks can't be had."""
+    """Open the file and lock its presence byte; return its descriptor, or None if locks are not available."""
     while True:
         file = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # neither follows a link nor waits for the writer of a named pipe
+            # do not follow a link, do not wait for the writer of a named pipe
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OSError(errno.EINVAL, "no regular file")
-            _set_lock(file, _PRESENCE, _SHARED, wait=True)  # at most while the last of the others removes the file
+                raise OSError(errno.EINVAL, "not a regular file")
+            _set_lock(file, _PRESENCE, _SHARED, wait=True)  # waits at most while another process removes the file
             if _is_same(file, path):
                 return file
-            os.close(file)  # it did: make it anew
+            os.close(file)  # the file was removed: make it again
         except OSError:
             if file is not None:
                 os.close(file)
@@ -219,7 +223,7 @@ def _open_present(path: Path) -> int | None:
 
 
 def _is_same(file: int, path: Path) -> bool:
-    """Whether the file of that name is the one that is open."""
+    """Whether the file at `path` is the open one."""
     try:
         return os.path.samestat(os.fstat(file), path.lstat())
     except FileNotFoundError:
@@ -234,12 +238,12 @@ else:
 
 
 def _set_lock(file: int, place: int, kind: int, *, length: int = 1, wait: bool = False) -> bool:
-    """Lock or unlock bytes; False when another has one of them.
+    """Lock or unlock bytes; return False if another holder has locked one of them.
 
-    On Linux the lock belongs to the open file; elsewhere to the process.
+    On Linux the lock belongs to the open file; on other systems to the process.
 
     Raises:
-        OSError: no locks here.
+        OSError: locks are not available.
     """
     try:
         if _OWN_LOCKS:

@@ -1,4 +1,4 @@
-"""Which devices run the models: the one chooser, for encoders and for heads. torch is imported when it is needed."""
+"""Choice of the devices that run encoders and heads. torch is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ NO_CUDA = "this machine has no usable CUDA device: use --device cpu (or auto)"
 
 
 def choose_device(device: str) -> torch.device:
-    """Turn a device setting into a device that exists on this machine.
+    """Return the device for a device setting.
 
     Args:
-        device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+        device: "auto" (CUDA if available, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        DeviceError: PyTorch knows no such device, or this machine has no CUDA device.
+        DeviceError: PyTorch does not know the device, or this machine has no CUDA device.
     """
     import torch
 
@@ -38,7 +38,7 @@ def list_devices(device: str) -> tuple[str, ...]:
     """Split a device setting: "cuda:0,cuda:1" names two, "all" is every CUDA device of this machine, others are one.
 
     Raises:
-        DeviceError: "all" where there is no CUDA device, or an empty name.
+        DeviceError: "all" without a CUDA device, or an empty name.
     """
     if device != "all":
         names = tuple(name.strip() for name in device.split(","))

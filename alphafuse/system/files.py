@@ -162,7 +162,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remedy(error: OSError) -> str:
-    """What the user can do about it."""
+    """Return what the user can do about an error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space or choose another folder"
     if error.errno == errno.EFBIG:

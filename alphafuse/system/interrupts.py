@@ -29,7 +29,7 @@ def heed_interrupts() -> None:
     """Make SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt; lose neither. Call it in the main thread.
 
     Python raises both at whatever the main thread is running. If that is a callback of the interpreter, such as a weak
-    reference's callback or a `__del__`, Python prints the exception, drops it, and the program goes on. Such an
+    reference's callback or a `__del__`, Python prints the exception, drops it, and the program continues. Such an
     interrupt is sent again.
     """
     signal.signal(signal.SIGTERM, _terminate)
@@ -87,7 +87,7 @@ def wait_for_any(futures: Collection[Future[Result]], seconds: float = math.inf)
 def map_in(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`pool.map`, safe against interrupts: submit all items at once, yield the results in the order of the items.
 
-    The first failure is raised; items that haven't begun by then are cancelled.
+    The first failure is raised; items that have not started by then are cancelled.
     """
     futures = [submit(pool, function, item) for item in items]
     try:

@@ -7,37 +7,37 @@ import time
 
 from tqdm import tqdm
 
-REFRESH_SECONDS = 0.2  # between two looks of figures that change more often than the bar moves
+REFRESH_SECONDS = 0.2  # shortest time between two updates of the figures beside the bar
 
 
 class Progress:
-    """Callbacks during long work; called from several threads, never two at once. These do nothing: override some.
+    """Callbacks during long work; called from several threads, never two at once. Override some; these do nothing.
 
-    Work is told in rounds: `start`, any number of `advance` and `note`, `stop`, also when it is interrupted.
+    Work is reported in rounds: `start`, any number of `advance` and `note`, then `stop`, also after an interrupt.
     """
 
     def start(self, title: str, *, total: int, done: int = 0, unit: str = "clip") -> None:
         """A round begins.
 
         Args:
-            title: what is done, such as a split's name or a command's.
-            total: items of this round, those that are done already included.
-            done: items that were done before.
-            unit: what an item is, in the singular: "clip", "epoch", "head".
+            title: name of the work, such as a split or a command.
+            total: number of items of this round, including those already done.
+            done: number of items already done.
+            unit: name of an item, in the singular: "clip", "epoch", "head".
         """
 
     def advance(self, count: int = 1, **of_which: int) -> None:
-        """`count` more items are done; `of_which` counts special ones among them: incomplete=2, elsewhere=5."""
+        """`count` more items are done; `of_which` counts subsets of them: incomplete=2, elsewhere=5."""
 
     def note(self, **figures: int) -> None:
-        """Figures to show beside the bar, each time as a whole: decoded=120, embedded=96, nodes=3."""
+        """Show these figures beside the bar, instead of the previous ones: decoded=120, embedded=96, nodes=3."""
 
     def stop(self) -> None:
         """The round is finished or interrupted."""
 
 
 class Bar(Progress):
-    """tqdm: items a second, time left, figures; nothing where stderr is not a terminal.
+    """A tqdm bar: items per second, time left, figures; nothing if stderr is not a terminal.
 
     Attributes:
         bar: the tqdm of the round.
@@ -47,7 +47,7 @@ class Bar(Progress):
         """Show nothing yet.
 
         Args:
-            title: stands before the bar; "" = the round's own.
+            title: text before the bar; "" = the title of the round.
             disable: True = show nothing; None = only on a terminal.
         """
         self._title, self._disable = title, disable
@@ -57,7 +57,7 @@ class Bar(Progress):
         self._shown = 0.0
         self.bar = tqdm(total=total - done, desc=self._title or title, unit=unit, disable=self._disable, smoothing=0.05)
         if done and not self.bar.disable:
-            self.bar.write(f"{title}: {done} {unit}s are there already", file=sys.stderr)
+            self.bar.write(f"{title}: {done} {unit}s already done", file=sys.stderr)
 
     def advance(self, count: int = 1, **of_which: int) -> None:  # noqa: D102
         if of_which.get("incomplete"):

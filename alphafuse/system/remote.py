@@ -64,7 +64,7 @@ def _filesystem(path: Path) -> tuple[Any, str]:
 def list_objects(folder: Path, *, recursive: bool = False) -> dict[str, int]:
     """Map the names of the objects in `folder`, relative to it, to their bytes; {} if there is no such folder.
 
-    Lists anew at each call (S3: a request per 1000 objects).
+    Lists the folder at each call (S3: a request per 1000 objects).
 
     Raises:
         AlphafuseError: the bucket doesn't exist, or can't be reached.
@@ -103,7 +103,7 @@ def _is_plain(name: str) -> bool:
 
 
 def object_size(path: Path) -> int | None:
-    """Return an object's bytes, asked anew at each call; None if there is no such object."""
+    """Return an object's bytes, requested at each call; None if there is no such object."""
     with one_line_errors(path):
         system, name = _filesystem(path)
         system.invalidate_cache(name.rpartition("/")[0])
@@ -135,7 +135,7 @@ def write_object(path: Path, content: bytes, *, replace: bool = True) -> None:
     """Write an object in one request, so that it appears whole or not at all.
 
     With `replace=False` an existing object stays as it is. That holds for two writers at the same moment too if the
-    file system has conditional requests (S3, Google's, memory); elsewhere the last writer wins.
+    file system has conditional requests (S3, Google's, memory); on others the last writer wins.
 
     Raises:
         AlphafuseError: it can't be written.

@@ -1,4 +1,4 @@
-"""Work in processes of their own, which may crash, hang or eat memory without harming more than the task at hand."""
+"""Worker processes: a task that crashes, hangs or uses too much memory fails alone."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .processes import start_worker
 
 try:
     import resource
-except ImportError:  # Windows: no limits there
+except ImportError:  # Windows: no limits
     resource = None  # type: ignore[assignment]
 
 Key = TypeVar("Key")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-TASKS_PER_WORKER = 2  # one at work and one waiting, so that no worker waits for this process
-START_SECONDS = 10.0  # that a new process may take beyond its first task's time
-# reasons of failed tasks; every task decodes a clip, and its failure is stored under these words
+TASKS_PER_WORKER = 2  # one running and one waiting, so that no worker waits for this process
+START_SECONDS = 10.0  # extra time for a new process's first task
+# reasons of failed tasks; every task decodes a clip, and stores keep these texts
 CRASHED = "the decoder crashed"
 HUNG = "the decoder took too long"
 NO_MEMORY = "needs more memory than a decode worker may take"
@@ -48,9 +48,9 @@ def map_tasks(
     memory_bytes: int = 0,
     preload: str = "",
 ) -> Generator[tuple[Key, Result], None, None]:
-    """Apply `function` to tasks in worker processes and yield (key, result) as they are finished.
+    """Apply `function` to tasks in worker processes; yield (key, result) as tasks finish.
 
-    A `TaskPool`, which explains the arguments, for one iteration; its processes end with it.
+    A `TaskPool` for one iteration; the processes end with it. `TaskPool` documents the arguments.
     """
     with TaskPool(
         function,
@@ -66,8 +66,8 @@ def map_tasks(
 class TaskPool(Generic[Task, Result]):
     """Worker processes that apply a function to tasks, one iteration after another; a context manager.
 
-    No more than two tasks per worker are under way or finished and not yet taken. A task that ends its process, or
-    takes too long, costs itself and the time of starting another process.
+    At most two tasks per worker are running, waiting or not yet yielded. A task that ends its process or takes too long
+    loses only its own result and the time of starting another process.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class TaskPool(Generic[Task, Result]):
         memory_bytes: int = 0,
         preload: str = "",
     ) -> None:
-        """Start nothing yet: processes begin with their first tasks.
+        """Store the settings; processes start with their first tasks.
 
         Args:
-            function: what to do, for instance with a file; it must be picklable, and its exceptions end the iteration.
-            failed: reason -> the result of a task that crashed its process, took too long or wanted too much memory.
-            workers: processes; 0 = one per processor.
-            timeout_seconds: wall time that a task may take; 0 = any.
-            memory_bytes: memory that a worker may take for a task, beyond what it has at its start; 0 = any. Beyond
-                that, allocations fail (on Linux; elsewhere as far as the system follows RLIMIT_AS).
-            preload: a module that a worker imports before its memory is limited, so that it doesn't count as a task's.
+            function: picklable function of a task; its exceptions end the iteration.
+            failed: reason -> the result of a task that crashed its process, took too long or used too much memory.
+            workers: number of processes; 0 = one per processor.
+            timeout_seconds: wall-time limit per task; 0 = no limit.
+            memory_bytes: memory limit per worker, beyond its memory at the start; 0 = no limit. Beyond it, allocations
+                fail (on Linux; on other systems as far as they follow RLIMIT_AS).
+            preload: a module that a worker imports before its memory is limited, so that it does not count.
         """
         if workers < 0:
             raise DatasetError(f"workers must be at least 0, not {workers}")
@@ -99,12 +99,12 @@ class TaskPool(Generic[Task, Result]):
         ]
 
     def map(self, tasks: Iterable[tuple[Key, Task]]) -> Generator[tuple[Key, Result], None, None]:
-        """Yield (key, result) as tasks are finished; one iteration at a time.
+        """Yield (key, result) as tasks finish; one iteration at a time.
 
         An iteration that is left early ends the processes.
 
         Args:
-            tasks: (what names the task to the caller, the argument); taken one by one, as workers become free.
+            tasks: (key, argument) pairs; taken one by one, as workers become free.
         """
         waiting = iter(tasks)
         try:
@@ -113,14 +113,14 @@ class TaskPool(Generic[Task, Result]):
                 _wait_for_any(self._workers)
                 for worker in self._workers:
                     while (entry := worker.finished(self._failed)) is not None:
-                        _fill([worker], waiting)  # before the result is dealt with: the worker goes on meanwhile
+                        _fill([worker], waiting)  # before the result is yielded: the worker continues meanwhile
                         yield entry
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """End the processes, whatever they are doing."""
+        """End the processes, even during a task."""
         for worker in self._workers:
             worker.end()
 
@@ -134,7 +134,7 @@ class TaskPool(Generic[Task, Result]):
 
 
 class _Worker(Generic[Key, Task, Result]):
-    """One process, and the tasks that it was given, the one at work first."""
+    """One process and its queue of tasks; the first one is running."""
 
     def __init__(
         self, function: Callable[[Task], Result], timeout_seconds: float, memory_bytes: int, preload: str
@@ -142,18 +142,18 @@ class _Worker(Generic[Key, Task, Result]):
         self._function, self._timeout, self._limits = function, timeout_seconds, (memory_bytes, preload)
         self._pool: ProcessPoolExecutor | None = None
         self.queue: deque[tuple[Key, Task, Future[Result]]] = deque()
-        self._deadline = math.inf  # of the task at work
+        self._deadline = math.inf  # of the running task
 
     def give(self, key: Key, task: Task) -> None:
-        """Let the process do another task, after those it has."""
+        """Add a task to the queue of the process."""
         with hold_interrupts():
             is_new = self._pool is None
             try:
                 future = self._process().submit(self._function, task)
             except BrokenProcessPool:
-                if self.queue:  # the task at work ended the process: `finished` finds that and gives this one again
+                if self.queue:  # the running task ended the process: `finished` detects that and gives this task again
                     future = Future()
-                else:  # it was killed from outside while it had nothing to do
+                else:  # the process was killed from outside while idle
                     self.end()
                     is_new, future = True, self._process().submit(self._function, task)
             if not self.queue:
@@ -162,7 +162,7 @@ class _Worker(Generic[Key, Task, Result]):
 
     def _process(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
+            # loky: its workers do not import the caller's main module, so scripts need no __main__ guard
             self._pool = ProcessPoolExecutor(
                 max_workers=1, initializer=_start_worker, initargs=(os.getpid(), *self._limits)
             )
@@ -170,11 +170,11 @@ class _Worker(Generic[Key, Task, Result]):
 
     @property
     def seconds_left(self) -> float:
-        """For the task at work; infinite where it may take any time."""
+        """Return the time left for the running task; infinite without a limit."""
         return max(0.0, self._deadline - time.monotonic()) if self.queue else math.inf
 
     def finished(self, failed: Callable[[str], Result]) -> tuple[Key, Result] | None:
-        """A task that is done with, one way or another; None when there is none yet."""
+        """Return a task that has a result or has failed; None if there is none yet."""
         with hold_interrupts():
             if self.queue and self.queue[0][2].done():
                 key, _, future = self.queue.popleft()
@@ -182,18 +182,18 @@ class _Worker(Generic[Key, Task, Result]):
                 try:
                     return key, future.result()
                 except BrokenProcessPool:
-                    self._begin_anew()
+                    self._restart()
                     return key, failed(CRASHED)
                 except MemoryError:
                     return key, failed(NO_MEMORY)
             if self.seconds_left == 0.0:
                 key, _, _ = self.queue.popleft()
-                self._begin_anew()
+                self._restart()
                 return key, failed(HUNG)
             return None
 
     def end(self) -> None:
-        """End the process, whatever it is doing, and forget its tasks."""
+        """End the process, even during a task, and drop its tasks."""
         self.queue.clear()
         with hold_interrupts():
             if self._pool is not None:
@@ -203,8 +203,8 @@ class _Worker(Generic[Key, Task, Result]):
     def _start_clock(self, extra: float = 0.0) -> None:
         self._deadline = time.monotonic() + self._timeout + extra if self._timeout else math.inf
 
-    def _begin_anew(self) -> None:
-        """Another process for the tasks that were waiting behind the one that ended this one."""
+    def _restart(self) -> None:
+        """Start another process for the tasks that were waiting when this process ended."""
         rest = [(key, task) for key, task, _ in self.queue]
         self.end()
         for key, task in rest:
@@ -212,7 +212,7 @@ class _Worker(Generic[Key, Task, Result]):
 
 
 def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Task]]) -> None:
-    """Give each worker as many tasks as it may have, as long as there are any."""
+    """Fill the queue of each worker while there are tasks."""
     for _ in range(TASKS_PER_WORKER):
         for worker in pool:
             if len(worker.queue) < TASKS_PER_WORKER:
@@ -223,7 +223,7 @@ def _fill(pool: Sequence[_Worker[Key, Task, Any]], tasks: Iterator[tuple[Key, Ta
 
 
 def _wait_for_any(pool: Sequence[_Worker[Any, Any, Any]]) -> None:
-    """Until a task is finished or has taken too long."""
+    """Wait until a task is finished or has taken too long."""
     wait_for_any([worker.queue[0][2] for worker in pool if worker.queue], min(worker.seconds_left for worker in pool))
 
 
@@ -235,4 +235,4 @@ def _start_worker(parent: int, memory_bytes: int, preload: str) -> None:
         limit = psutil.Process().memory_info().vms + memory_bytes
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, most))  # `fetch` lifts it for its libraries
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))  # `fetch` raises it for its libraries

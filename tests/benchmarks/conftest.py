@@ -1,4 +1,4 @@
-"""Scripts run in this process, as their command lines would run them."""
+"""Run scripts in this process as from their command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every part of extraction's benchmark at sizes that say nothing about speed."""
+"""Every part of the benchmark of extraction, at sizes too small to measure speed."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(clips: Path) -> Bench:
-    """All parts but the one that starts Ray; contenders run in this process, which saves their starts."""
+    """All parts except the one that starts Ray; contenders run in this process, which saves starting others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "in_new_process", lambda contender, turn: contender(Turn(turn, 0.0)))
         return bench_extract(clips, [part for part in PARTS if part != "engines"], repeats=1, quick=True)
 
 
 @pytest.mark.slow
-def test_every_part_measures_what_it_names(quick: Bench) -> None:
+def test_every_part_measures_its_figures(quick: Bench) -> None:
     assert [part.name for part in quick.parts] == list(PARTS)[:-1]
     for part in quick.parts:
         for figure in part.figures:
             assert len(figure.values) == 1 and all(value >= 0 for value in figure.values), figure
-            assert figure.is_met is None, "quick sizes promise nothing"
+            assert figure.is_met is None, "quick sizes have no targets"
     assert quick["decode"]["clips whose frames are those of decoding everything"].median == 100
     assert quick["models"]["largest difference of embeddings from HuggingFace's"].median < 10
     assert quick["overlap"]["wall time x cores by seconds of decoding and models"].median > 0
@@ -67,7 +67,7 @@ def test_the_script_measures_in_new_processes_and_prints_json(clips: Path) -> No
     assert json.loads(ran.stdout)["parts"][0]["name"] == "decode"
 
 
-def test_what_can_not_be_measured_is_refused(clips: Path, tmp_path: Path, script: Script) -> None:
+def test_invalid_benchmarks_are_refused(clips: Path, tmp_path: Path, script: Script) -> None:
     with pytest.raises(DatasetError, match="no video files in"):
         bench_extract(tmp_path)
     with pytest.raises(DatasetError, match="no such clip folder"):

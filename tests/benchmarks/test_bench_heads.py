@@ -1,4 +1,4 @@
-"""Every part of the benchmark at sizes that say nothing about speed: what is measured, and that all of it is shown."""
+"""Every part of the benchmark of heads, at sizes too small to measure speed: figures and output."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ FIRST = Turn(0, 0.0)
 
 
 def run_here(patch: pytest.MonkeyPatch) -> None:
-    """Let contenders run in this process."""
-    for module in (bench, measuring):  # both call it by their own name
+    """Run contenders in this process."""
+    for module in (bench, measuring):  # both modules import it by name
         patch.setattr(module, "in_new_process", lambda contender, turn: contender(Turn(turn, 0.0)))
 
 
-MAY_BE_ZERO = ("MB", "bytes per clip", "%", "points")  # units of what may be 0 at small sizes
+MAY_BE_ZERO = ("MB", "bytes per clip", "%", "points")  # units of figures that may be 0 at small sizes
 
 
 @pytest.fixture(scope="module")
 def quick() -> tuple[Bench, list[str]]:
-    """All parts, two turns; contenders run in this process, which saves twenty starts."""
-    said: list[str] = []
+    """All parts, two turns; contenders run in this process, which saves starting twenty others."""
+    messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         run_here(patch)
-        return bench_heads(repeats=2, quick=True, progress=said.append), said
+        return bench_heads(repeats=2, quick=True, progress=messages.append), messages
 
 
-def test_every_part_has_figures_of_every_turn_that_make_sense(quick: tuple[Bench, list[str]]) -> None:
+def test_every_part_has_plausible_figures_of_every_turn(quick: tuple[Bench, list[str]]) -> None:
     result, _ = quick
     assert [part.name for part in result.parts] == list(PARTS)
     for part in result.parts:
@@ -59,7 +59,7 @@ def test_every_part_has_figures_of_every_turn_that_make_sense(quick: tuple[Bench
     assert all(0 <= value <= 100 for value in result["stream"]["accuracy, streamed"].values)
 
 
-def test_part_clips_takes_as_many_as_one_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_part_clips_takes_the_requested_number_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     run_here(monkeypatch)
     part = bench_heads(["clips"], repeats=1, quick=True, clips=3000)["clips"]
     assert part.setup.startswith("3000 x 8 from a root whose store is sorted by class")
@@ -88,8 +88,8 @@ def test_ratios_are_taken_within_a_turn(quick: tuple[Bench, list[str]]) -> None:
 
 
 def test_contenders_take_turns(quick: tuple[Bench, list[str]]) -> None:
-    _, said = quick
-    assert [line for line in said if line.startswith("table1")] == [
+    _, messages = quick
+    assert [line for line in messages if line.startswith("table1")] == [
         f"table1: {contender}, turn {turn} of 2"
         for turn in (1, 2)
         for contender in ("alphafuse", "plain loop", "plain loop, fused Adam", "MLPClassifier")
@@ -112,7 +112,7 @@ def test_text_shows_every_figure_and_where_it_was_measured(quick: tuple[Bench, l
     for word in (machine.cpu, f"{machine.cores} cores", f"torch {torch.__version__}", f"{machine.threads} threads"):
         assert word in text
     assert "quick" in text
-    assert "met" not in text.split()  # what was promised was promised of full sizes
+    assert "met" not in text.split()  # targets are for full sizes only
 
 
 def test_json_holds_every_figure(quick: tuple[Bench, list[str]]) -> None:
@@ -127,7 +127,7 @@ def test_json_holds_every_figure(quick: tuple[Bench, list[str]]) -> None:
     assert content["machine"]["versions"]["torch"]
 
 
-def test_promises_are_met_or_missed_and_said_so() -> None:
+def test_targets_are_reported_as_met_or_missed() -> None:
     fast = Figure("fast", "x", (4.5, 3.9, 5.0), least=4.0)
     slow = Figure("slow", "s", (3.5, 2.9, 4.0), most=3.0)
     assert (fast.is_met, slow.is_met, Figure("free", "s", (1.0,)).is_met) == (True, False, None)
@@ -138,14 +138,14 @@ def test_promises_are_met_or_missed_and_said_so() -> None:
     assert "a note" in text
 
 
-def test_a_measurement_has_a_process_of_its_own_and_knows_when_it_was_asked_for() -> None:
+def test_a_measurement_runs_in_its_own_process_and_knows_the_time_of_the_request() -> None:
     found = in_new_process(who_and_when, 3)
     assert found["process"] != os.getpid()
     assert found["turn"] == 3
     assert found["waited"] > 0
 
 
-def test_a_killed_measurement_is_an_error_of_one_line() -> None:
+def test_a_killed_measurement_is_a_one_line_error() -> None:
     with pytest.raises(ExperimentError, match="killed from outside, probably for lack of memory"):
         in_new_process(die, 0)
 
@@ -159,13 +159,13 @@ def test_a_killed_measurement_is_an_error_of_one_line() -> None:
         ({"clips": 5}, "clips must be a whole number of at least 1000, not 5"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_measured(arguments: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_measured(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         bench_heads(**{"quick": True, **arguments})  # type: ignore[arg-type]
 
 
 def test_operations_are_those_of_the_products_that_autograd_computes() -> None:
-    """Counted by PyTorch's own counter in a plain step; ours count weights, not biases, as it does."""
+    """Compare with PyTorch's own counter in a plain step; both count weights, not biases."""
     from torch.utils.flop_counter import FlopCounterMode
 
     widths, batch = (12, 8, 6, 5), 7
@@ -186,7 +186,7 @@ def test_plain_loop_trains_and_scikit_learn_trains_all_epochs() -> None:
     assert bench._sklearn_head(sizes, x.numpy(), y.numpy(), seed=0) == sizes.epochs
 
 
-def test_constants_of_training_are_as_before_after_stacks_were_measured(quick: tuple[Bench, list[str]]) -> None:
+def test_measuring_stacks_restores_the_constants_of_training(quick: tuple[Bench, list[str]]) -> None:
     assert (training.STACK_CPU, training.SMALL_HEAD, training.THREADS_AT_MOST) == (4, 400_000, 4)
     assert (training.SMALL_STEP_SECONDS, training.PROCESS_START_SECONDS) == (0.01, 5.0)
 
@@ -204,13 +204,13 @@ def test_large_splits_repeat_drawn_rows_and_first_clips_share_their_memory(monke
     assert all(np.shares_memory(part.features[name], split.features[name]) for name in part.features)
 
 
-def test_clips_are_as_many_as_a_third_of_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_clips_fits_into_a_third_of_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "free_memory_bytes", lambda: 3 * 4 * 2 * 100 * 50)  # 50 clips of 2 x 100 float32
     assert bench._affordable_clips(40, 100) == 40
     assert bench._affordable_clips(60, 100) == 50
 
 
-def test_smaller_machines_measure_less_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_machines_measure_less_and_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     run_here(monkeypatch)
     monkeypatch.setattr(bench, "free_memory_bytes", lambda: 3 * 4 * 2 * 8 * 500)  # 500 clips of 2 x 8, 1000 of 2 x 4
     result = bench_heads(["vggsound", "scaling", "stream"], repeats=1, quick=True)
@@ -222,7 +222,7 @@ def test_smaller_machines_measure_less_and_say_so(monkeypatch: pytest.MonkeyPatc
     assert any("At most 100 clips" in note for note in result["scaling"].notes)
 
 
-def test_stored_clips_lie_around_their_classes_centres(tmp_path: Path) -> None:
+def test_stored_clips_are_close_to_the_centres_of_their_classes(tmp_path: Path) -> None:
     bench._write_stores(QUICK, 600, tmp_path, FIRST)
     train, val = (EmbeddingStore(tmp_path / name).read() for name in ("train", "val"))
     assert (len(train), len(val)) == (600, QUICK.stream_val_clips)
@@ -232,7 +232,7 @@ def test_stored_clips_lie_around_their_classes_centres(tmp_path: Path) -> None:
     assert (nearest == bench._targets(val)).mean() > 0.8
 
 
-def test_peak_memory_sees_what_was_there_for_a_moment() -> None:
+def test_peak_memory_includes_short_allocations() -> None:
     with PeakMemory() as peak:
         block = np.ones(25_000_000)  # 200 MB
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The simulation, held against runs that can be computed by hand, and against what would break its promises."""
+"""The simulation compared with runs computed by hand, and with faults that must break its promises."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_three_steps_take_three_decodings_an_embedding_and_a_commit() -> None:
     assert found.ideal_seconds == found.seconds and found.promises_held
 
 
-def test_a_shard_is_begun_every_flush_seconds_and_the_last_at_once() -> None:
-    found = simulate(replace(PLAIN, flush_seconds=4.0))  # embedded at 6, 11 and 16: begun at 10, 15 and 16
+def test_a_shard_is_started_every_flush_seconds_and_the_last_at_once() -> None:
+    found = simulate(replace(PLAIN, flush_seconds=4.0))  # embedded at 6, 11 and 16: started at 10, 15 and 16
     assert found.seconds == pytest.approx(18, abs=1e-6)
     assert (found.shards, found.least_clips, found.most_clips) == (3, 10, 10)
 
 
-def test_a_shard_is_begun_when_its_embeddings_are_64_mb() -> None:
+def test_a_shard_is_started_when_its_embeddings_are_64_mb() -> None:
     found = simulate(replace(PLAIN, clips=50, clip_bytes=4 * 2**20))  # 10 clips: 40 MB
     assert (found.shards, found.most_clips, found.least_clips) == (3, 20, 10)
 
@@ -75,13 +75,13 @@ def test_slow_models_hold_decoding_back() -> None:
     assert losses(lost, "node lost").clips == 10 * (1 + slow.waiting_steps + 1) + 10 * 7  # 7 embedded since the start
 
 
-def test_a_driver_that_is_slow_is_waited_for() -> None:
+def test_nodes_wait_for_a_slow_driver() -> None:
     found = simulate(replace(PLAIN, block_seconds=1.0))  # two blocks a step: 2 s before each 5 s of decoding
     assert found.seconds == pytest.approx(3 * 7 + 1 + 2)
     assert found.driver_busy == pytest.approx(6 / 24) and found.blocks_per_second == pytest.approx(6 / 24)
 
 
-def test_what_a_lost_node_held_is_done_by_others_and_counted() -> None:
+def test_the_clips_of_a_lost_node_are_done_by_others_and_counted() -> None:
     found = simulate(replace(PLAIN, clips=40, nodes=2, schedule=((7.0, "node lost", 1),)))
     # node 0: steps at 0..5, 5..10, then the two of node 1: one that it had embedded (at 6), one 2 s in the decoder
     assert found.seconds == pytest.approx(20 + 1 + 2, abs=1e-6)
@@ -92,7 +92,7 @@ def test_what_a_lost_node_held_is_done_by_others_and_counted() -> None:
     assert found.promises_held and found.redone_though_stored == 0
 
 
-def test_what_is_flushed_survives_a_driver_and_the_rest_is_found_by_listing() -> None:
+def test_flushed_embeddings_survive_a_killed_driver_and_the_rest_is_found_by_listing() -> None:
     killed = replace(PLAIN, flush_seconds=4.0, schedule=((13.0, "driver killed", 0),))
     found = simulate(killed)  # the first step is stored at 12; the second is held, the third 3 s in the decoder
     cost = losses(found, "driver killed")
@@ -109,7 +109,7 @@ def test_listing_takes_a_request_for_every_thousand_shards_and_one_shard_after_t
     assert resume_cost(1001, run).pages == 2
 
 
-# what would break the promises
+# faults that break the promises
 
 
 def test_attempts_that_do_not_agree_on_a_name_store_clips_twice() -> None:
@@ -123,7 +123,7 @@ def test_attempts_that_do_not_agree_on_a_name_store_clips_twice() -> None:
     assert "promised: 0: BROKEN" in format_simulation(broken)
 
 
-def test_a_driver_that_is_back_before_its_predecessors_commits_have_ended_stores_clips_twice() -> None:
+def test_a_driver_restarted_before_the_commits_of_the_previous_one_end_stores_clips_twice() -> None:
     # a commit of the first step gathers from 10 to 12, and its shard appears 2 s later at the earliest
     killed = replace(
         PLAIN, flush_seconds=4.0, put_seconds=4.0, orphan_seconds=100.0, schedule=((12.5, "driver killed", 0),)
@@ -141,7 +141,7 @@ def test_a_commit_that_lost_its_node_or_its_embeddings_is_tried_again_under_the_
         for node in (0, 1):
             found = simulate(replace(two, schedule=((moment, "node lost", node),)))
             assert found.promises_held and found.commits >= found.shards
-    # nobody is left until others come
+    # no node is left until others start
     all_gone = ((10.5, "node lost", 0), (10.5, "node lost", 1))
     found = simulate(replace(two, node_return_seconds=50.0, schedule=all_gone))
     assert found.promises_held and found.seconds > 60
@@ -156,7 +156,7 @@ def test_a_commit_that_lost_its_node_or_its_embeddings_is_tried_again_under_the_
     commits_at_once=st.sampled_from([1, 32]),
     commits_read_headers=st.booleans(),
 )
-def test_whatever_fails_every_clip_is_stored_once(seed: int, nodes: int, clips: int, **others: Any) -> None:
+def test_every_clip_is_stored_once_whatever_fails(seed: int, nodes: int, clips: int, **others: Any) -> None:
     roots = min(1 + seed % 3, nodes, clips)
     found = simulate(
         SimulationSettings(
@@ -184,26 +184,26 @@ def test_whatever_fails_every_clip_is_stored_once(seed: int, nodes: int, clips: 
 # at size
 
 
-def test_a_thousand_nodes_are_simulated_and_a_seed_decides_everything() -> None:
+def test_a_thousand_nodes_are_simulated_and_the_seed_determines_the_result() -> None:
     thousand = SimulationSettings(
         clips=4_000_000, nodes=1000, node_hours=1.0, preemption_hours=0.03, driver_hours=0.5, most_steps=5000
     )
     found = simulate(thousand)
     assert found == simulate(thousand) and found != simulate(replace(thousand, seed=1))
     assert found.promises_held and found.lost_clips > 0 and losses(found, "preemption").count >= 1
-    # a node may hold a step in the decoder, those that wait, one in the models, and what isn't flushed
+    # a node may hold one step in the decoder, waiting steps, one step in the models, and unflushed embeddings
     holds = thousand.step_clips * (2 + thousand.waiting_steps) + thousand.models_per_second * 60
     assert losses(found, "node lost").most_clips <= holds
     assert found.seconds > found.ideal_seconds > 4_000_000 / 74_000
 
 
-def test_a_run_whose_failures_come_faster_than_its_work_is_given_up() -> None:
+def test_a_run_that_fails_faster_than_it_works_is_an_error() -> None:
     hopeless = replace(PLAIN, node_hours=0.0003, node_return_seconds=1.0)  # a node lives for a second, a step takes six
     with pytest.raises(ClusterError, match=r"comes to no end: 0 of 30 clips are stored after \d+ h"):
         simulate(hopeless)
 
 
-def test_numbers_that_make_no_sense_are_refused_in_one_line() -> None:
+def test_invalid_numbers_are_one_line_errors() -> None:
     for name, value in (
         ("clips", 0),
         ("nodes", -1),
@@ -217,7 +217,7 @@ def test_numbers_that_make_no_sense_are_refused_in_one_line() -> None:
             SimulationSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_without_simpy_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_simpy_the_error_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simpy", None)
     monkeypatch.delitem(sys.modules, "cluster", raising=False)
     with pytest.raises(ClusterError, match=r"needs simpy .*pip install 'alphafuse\[dev\]'"):

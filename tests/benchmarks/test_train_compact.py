@@ -1,4 +1,4 @@
-"""The compact encoders' training, on a handful of clips: its script writes folders that extraction takes."""
+"""Training of the compact encoders on a few clips: the script writes folders that extraction accepts."""
 
 from __future__ import annotations
 

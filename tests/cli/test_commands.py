@@ -27,7 +27,7 @@ MakeRoot = Callable[..., Path]
 
 
 @pytest.mark.parametrize("path", [path for path, _ in walk(cli)], ids=lambda path: " ".join(("alphafuse", *path)))
-def test_every_command_and_group_explains_itself_with_an_example(run: Run, path: tuple[str, ...]) -> None:
+def test_the_help_of_every_command_and_group_has_an_example(run: Run, path: tuple[str, ...]) -> None:
     code, out, err = run(*path, "--help")
     assert code == 0 and not err
     assert "Example" in out and f"{' '.join(('alphafuse', *path))} " in out.split("Example", 1)[1]
@@ -49,7 +49,7 @@ def test_the_options_defaults_are_those_of_python() -> None:
         assert {name: options(command)[name] for name in shared} == shared
     assert options("table1")["seeds"] == TABLE1_SEEDS
     (timesformer,) = (o for o in cli.commands["data"].commands["vggsound"].params if o.name == "timesformer")
-    assert f"[default: {DEFAULT_TIMESFORMER}, or as the root has it]" in timesformer.help
+    assert f"[default: the root's, else {DEFAULT_TIMESFORMER}]" in timesformer.help
     assert options("data", "vggsound")["val_fraction"] == VAL_FRACTION
     assert options("data", "folder")["test_fraction"] == TEST_FRACTION
 
@@ -58,7 +58,7 @@ def test_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"{__version__}\n", "")
 
 
-def test_commands_that_only_look_into_stores_import_no_torch(extracted: Path) -> None:
+def test_commands_that_only_read_stores_import_no_torch(extracted: Path) -> None:
     script = (
         "import sys\nfrom alphafuse.cli.main import main\nmain()\n"
         "sys.exit(bool({'torch', 'sklearn'} & sys.modules.keys()))"
@@ -89,7 +89,7 @@ def test_vggsound_to_store_in_two_commands(run: Run, tiny_encoders: dict[str, Pa
     code, out, _ = run("extract", "--split", "all", "--root", root)  # the root remembers the encoders
     assert code == 0 and "train: 2 clips embedded (timesformer 2, ast 2)" in out
     code, out, _ = run("extract", "--split", "all", "--root", root)
-    assert code == 0 and out.count("there already, nothing to do") == 3
+    assert code == 0 and out.count("already in the store, nothing to do") == 3
     code, out, _ = run("extract", "--split", "val", "--root", root, "--json")
     assert code == 0 and json.loads(out)[0]["already"] == 1
 
@@ -141,7 +141,7 @@ def test_audit_says_what_the_splits_can_show_and_strict_fails(run: Run, extracte
     assert report["splits"]["test"]["clips"] == 6 and report["problems"]
 
 
-def test_a_root_split_anew_keeps_its_embeddings(run: Run, extracted: Path, tmp_path: Path) -> None:
+def test_a_new_split_of_a_root_keeps_its_embeddings(run: Run, extracted: Path, tmp_path: Path) -> None:
     code, out, _ = run("data", "split", "--root", extracted, "--out", tmp_path / "new", "--val", "3", "--test", "3")
     assert code == 0 and "18 clips in 3 classes" in out and "embeddings of 18 of 18 clips carried over" in out
     assert run("fit", "--root", tmp_path / "new", "--epochs", 1)[0] == 0
@@ -167,7 +167,7 @@ def test_convert_makes_folders_that_extract_takes(run: Run, tmp_path: Path) -> N
     assert_one_line_error(run("convert", "ast", tmp_path / "nowhere.pth", tmp_path / "wrong"), "nowhere.pth")
 
 
-def test_store_commands_look_check_merge_and_export(run: Run, extracted: Path, tmp_path: Path) -> None:
+def test_store_commands_inspect_verify_merge_and_export(run: Run, extracted: Path, tmp_path: Path) -> None:
     store = extracted / "stores" / "train"
     assert run("store", "verify", store)[:2] == (0, f"{store}: 1 shards, 0 problems\n")
     assert run("store", "pack", store)[0] == 0
@@ -206,7 +206,7 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     )
     assert_one_line_error(run("data", "demo", "--root", tmp_path / "bad.csv"), "can't make the folder")
     assert_one_line_error(run("data", "demo", "--root", extracted), "is the root of another dataset ('root')")
-    assert not list(clips.glob("*_0000[1-9]*")), "nothing was drawn into somebody else's root"
+    assert not list(clips.glob("*_0000[1-9]*")), "no clip was written into another dataset's root"
     assert_one_line_error(run("data", "demo", "--root", tmp_path / "d", "--seed", "-1"), "--seed")
     assert_one_line_error(run("data", "audit", "--root", extracted, "--workers", "-1"), "--workers")
     assert_one_line_error(
@@ -253,7 +253,7 @@ def test_an_empty_split_is_refused(run: Run, extracted: Path) -> None:
     assert_one_line_error(run("fit", "--root", extracted), "split 'val' has no clips")
 
 
-def test_fit_says_that_it_replaces_a_run_and_wants_a_transform_for_on(run: Run, tmp_path: Path) -> None:
+def test_fit_reports_a_replaced_run_and_requires_a_transform_for_on(run: Run, tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "toy").root
     quick = ("fit", "--root", root, "--epochs", "1", "--hidden", "8")
     assert run(*quick)[2] == ""
@@ -261,10 +261,10 @@ def test_fit_says_that_it_replaces_a_run_and_wants_a_transform_for_on(run: Run, 
     assert code == 0 and err == f"replaced: the older run {root / 'runs' / 'untransformed'} (--run NAME keeps both)\n"
     assert "mean over 2 seeds" in out
     code, _, err = run(*quick, "--on", "ast")
-    assert code == 2 and "--on ast needs a --transform; to read one modality alone: --modalities ast" in err
+    assert code == 2 and "--on ast needs a --transform; to train on one modality, use --modalities ast" in err
     assert run(*quick, "--transform", "none", "--on", "ast")[0] == 0, "the baseline of a loop over transforms"
 
 
-def test_a_name_where_an_experiment_is_wanted_is_one_line(tmp_path: Path) -> None:
+def test_a_name_instead_of_an_experiment_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="fit takes an Experiment, not 'sqrt'"):
         fit(make_dataset(tmp_path / "toy"), "sqrt")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ Broken = Callable[[str, str], None]
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
-    """Let a library do something else when it is imported in a process of its own."""
+    """Replace the code of a library that a child process imports."""
 
     def break_library(name: str, code: str) -> None:
         (tmp_path / "broken").mkdir(exist_ok=True)
@@ -33,10 +33,10 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *libraries: str) -> None:
-    """Have `examine` look at these libraries and nothing else."""
+    """Make `examine` check these libraries only."""
     asked = {name: versions for name, versions in doctor.requirements().items() if name in libraries}
     monkeypatch.setattr(doctor, "requirements", lambda: asked)
-    monkeypatch.setattr(doctor, "OTHER_LOOKS", ())
+    monkeypatch.setattr(doctor, "OTHER_CHECKS", ())
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -57,12 +57,12 @@ def test_a_healthy_installation_has_no_problem_and_embeds_a_clip(extracted: Path
     assert all(codec in names["codecs"].line for codec in ("h264", "aac", *doctor.DECODERS))
     assert re.match(r"clip -> embeddings -> store in \d+\.\d s", names["self test"].line)
     assert [names[f"store {split}"].line for split in ("train", "val", "test")] == ["6 of 6 clips embedded"] * 3
-    assert names["writing"].line == "files are written and locked"
+    assert names["writing"].line == "files can be written and locked"
     assert names["hub"].line == "not asked (HF_HUB_OFFLINE)"
     assert not [path for path in extracted.iterdir() if "doctor" in path.name], "nothing is left behind"
 
 
-def test_doctor_says_in_json_what_it_says_in_text(run: Run, extracted: Path) -> None:
+def test_the_json_of_doctor_has_the_content_of_the_text(run: Run, extracted: Path) -> None:
     code, out, _ = run("doctor", "--root", extracted, "--quick", "--json")
     content = json.loads(out)
     assert code == 0 and content["problems"] == 0 and set(content) == {"problems", "findings"}
@@ -74,7 +74,9 @@ def test_doctor_says_in_json_what_it_says_in_text(run: Run, extracted: Path) -> 
             assert finding["line"] in out and finding["mend"] in out
 
 
-def test_a_torchaudio_that_does_not_fit_is_named_with_what_mends_it(broken: Broken, run: Run, tmp_path: Path) -> None:
+def test_a_torchaudio_that_does_not_fit_is_named_with_the_command_that_fixes_it(
+    broken: Broken, run: Run, tmp_path: Path
+) -> None:
     broken("torchaudio", "raise OSError('libtorchaudio.so: undefined symbol: _ZN3c10')")
     code, out, _ = run("doctor", "--root", tmp_path, "--json")
     found = by_name([Finding(**finding) for finding in json.loads(out)["findings"]])
@@ -84,7 +86,7 @@ def test_a_torchaudio_that_does_not_fit_is_named_with_what_mends_it(broken: Brok
     assert found["torch"].status == "ok" and "libtorchaudio.so" in found["self test"].line
 
 
-def test_a_library_that_crashes_stops_neither_doctor_nor_the_look_at_the_others(
+def test_a_library_that_crashes_stops_neither_doctor_nor_the_other_checks(
     broken: Broken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken("h5py", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
@@ -96,7 +98,7 @@ def test_a_library_that_crashes_stops_neither_doctor_nor_the_look_at_the_others(
     assert found[1].mend.startswith('pip install --force-reinstall "h5py')
 
 
-def test_a_library_that_hangs_is_given_up(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_hangs_is_stopped_after_the_time_limit(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
     broken("numpy", "import time\ntime.sleep(600)")
     monkeypatch.setattr(doctor, "CHILD_SECONDS", 4.0)
     only(monkeypatch, "click", "numpy", "tqdm")
@@ -120,11 +122,11 @@ def test_a_command_that_cannot_be_loaded_points_to_doctor_which_works(broken: Br
     assert found["h5py"].mend.startswith('pip install --force-reinstall "h5py')
 
 
-def test_versions_are_held_against_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_versions_are_compared_with_the_required_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"numpy": ">=99", "nonsense": ">=1", "click": ">=8.1"}
     monkeypatch.setattr(doctor, "requirements", lambda: asked)
     (old,), (missing,), (fine,) = (list(doctor._library(name)) for name in asked)
-    assert re.fullmatch(r"numpy \S+ is installed, needed is numpy>=99", old.line) and old.status == "problem"
+    assert re.fullmatch(r"numpy \S+ is installed, but alphafuse needs numpy>=99", old.line) and old.status == "problem"
     assert old.mend == 'pip install --upgrade "numpy>=99"'
     assert (missing.line, missing.mend) == ("nonsense is not installed", 'pip install "nonsense>=1"')
     assert fine.status == "ok"
@@ -135,7 +137,7 @@ def test_requirements_are_those_of_the_installed_distribution_without_the_extras
     assert asked["torch"].startswith(("<", ">")) and asked["safetensors"] == "" and "pytest" not in asked
 
 
-def test_a_root_says_what_is_still_to_be_done(make_root: MakeRoot, tmp_path: Path) -> None:
+def test_a_root_with_missing_embeddings_names_the_command_that_makes_them(make_root: MakeRoot, tmp_path: Path) -> None:
     root = make_root()
     dataset = json.loads((root / "dataset.json").read_text())
     (root / "dataset.json").write_text(json.dumps(dataset | {"ast": str(tmp_path / "nowhere")}))
@@ -149,7 +151,7 @@ def test_a_root_says_what_is_still_to_be_done(make_root: MakeRoot, tmp_path: Pat
     assert nothing.status == "note" and nothing.mend.startswith("alphafuse data demo --root")
 
 
-def test_a_damaged_store_is_a_problem_with_the_command_that_looks_into_it(extracted: Path) -> None:
+def test_a_damaged_store_is_a_problem_with_the_command_that_checks_it(extracted: Path) -> None:
     shard = next((extracted / "stores" / "val").glob("*.h5"))
     shard.write_bytes(shard.read_bytes()[:-100])
     found = list(doctor._root(str(extracted)))
@@ -157,7 +159,7 @@ def test_a_damaged_store_is_a_problem_with_the_command_that_looks_into_it(extrac
     assert by_name(found)["store val"].mend == f"alphafuse store verify {extracted / 'stores' / 'val'}"
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -177,14 +179,14 @@ def test_a_folder_that_cannot_be_written_is_a_problem(monkeypatch: pytest.Monkey
     assert (found.status, found.line) == ("problem", f"can't write at {tmp_path}: Read-only file system")
 
 
-def test_a_look_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def fail(place: str) -> None:
         raise OSError("stale\nfile handle")
 
-    monkeypatch.setitem(doctor.LOOKS, "disk", fail)
+    monkeypatch.setitem(doctor.CHECKS, "disk", fail)
     monkeypatch.setattr(sys, "argv", ["doctor", "/somewhere", "disk"])
     monkeypatch.setattr(doctor.signal, "signal", lambda *_: None)
     monkeypatch.setattr(doctor.os, "dup2", lambda *_: None)
-    doctor.take_looks()
-    begun, found = (json.loads(line) for line in capfd.readouterr().out.splitlines())
-    assert begun == {"begun": "disk"} and found["line"] == "disk doesn't work: OSError: stale file handle"
+    doctor.run_checks()
+    started, found = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert started == {"check": "disk"} and found["line"] == "disk doesn't work: OSError: stale file handle"

@@ -29,7 +29,7 @@ CORES = Rates(clips=8, decode_seconds=0.1, embed_seconds=2.0, cores=2, workers=2
 GPU = Rates(clips=8, decode_seconds=0.1, embed_seconds=0.01, cores=16, workers=16, device="cuda:0")
 
 
-def test_every_figure_is_what_one_computes_by_hand() -> None:
+def test_every_figure_equals_the_one_computed_by_hand() -> None:
     plan = plan_clips(36_000, GPU.on(cpus=12, gpus=2), DIMS)
     assert plan.rates.decoded_per_second == pytest.approx((12 - 2) / 0.1)
     assert plan.rates.embedded_per_second == pytest.approx(2 / 0.01)
@@ -48,7 +48,9 @@ def test_on_the_cpu_decoding_and_models_share_the_cores() -> None:
 
 def test_two_cores_extract_as_fast_as_docs_extraction_measured() -> None:
     measured = replace(CORES, decode_seconds=0.148, embed_seconds=2 * 1.69)
-    assert measured.clips_per_second == pytest.approx(0.56, rel=0.15)  # it allows for more overhead than was there
+    assert measured.clips_per_second == pytest.approx(
+        0.56, rel=0.15
+    )  # the plan assumes more overhead than was measured
 
 
 def test_balanced_cores_make_decoding_as_fast_as_the_models() -> None:
@@ -75,7 +77,7 @@ def test_machines_that_make_no_sense_are_refused(rates: Rates, machines: dict[st
 
 
 @pytest.mark.parametrize("clips", [0, -5])
-def test_less_than_a_clip_is_refused(clips: int) -> None:
+def test_fewer_than_one_clip_is_refused(clips: int) -> None:
     with pytest.raises(ClusterError, match=f"clips must be at least 1, not {clips}"):
         plan_clips(clips, CORES, DIMS)
 
@@ -107,7 +109,7 @@ def test_a_root_is_measured_and_gives_the_size_that_its_own_dry_run_gives(
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine that seems to have two GPUs like `GPU`; the devices that encoders are loaded for, in turn."""
+    """Simulate a machine with two GPUs like `GPU`; return the devices that encoders are loaded on, in order."""
     asked: list[str] = []
 
     def load(dataset: Dataset, settings: ExtractSettings, device: str) -> dict[str, Encoder]:
@@ -147,7 +149,7 @@ def test_all_devices_of_a_machine_without_any_are_refused_in_one_line(run: Run, 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
-    """The resources of each machine of a Ray cluster, empty at first; it is seen where Ray isn't started."""
+    """Simulate a Ray cluster without starting Ray; the list holds the resources of each machine, empty at first."""
     nodes: list[dict[str, float]] = []
 
     @contextmanager
@@ -193,7 +195,7 @@ def test_gpus_of_a_ray_cluster_are_all_counted(
 
 
 @pytest.mark.cluster
-def test_a_ray_that_is_started_for_it_is_asked(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
+def test_a_ray_started_for_the_dry_run_is_measured(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     settings = tiny(tiny_encoders, engine="ray", address="local")
     _, rates = plan_extraction(Dataset.open(make_root()), ["train"], settings)
     assert rates is not None and rates.cores >= 1
@@ -205,7 +207,7 @@ ASKED = ("extract", "--dry-run", "--clips", 10_000_000, "--gpus", 8, "--cpus", 5
 GIVEN = ("--decode-seconds", 0.148, "--embed-seconds", 0.0016)
 
 
-def test_the_command_needs_no_root_where_both_rates_are_given(
+def test_the_command_needs_no_root_if_both_rates_are_given(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -224,9 +226,7 @@ def test_the_command_needs_no_root_where_both_rates_are_given(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_measures_a_root_that_is_named(
-    run: Run, make_root: MakeRoot, tiny_encoders: dict[str, Path]
-) -> None:
+def test_the_command_measures_a_named_root(run: Run, make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     tiny = ("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"], "--workers", 1)
     root = make_root()
     code, out, _ = run(*ASKED[:4], "--cpus", 4, "--root", root, "--device", "cpu", *tiny)
@@ -238,7 +238,7 @@ def test_the_command_measures_a_root_that_is_named(
     assert_one_line_error(asked, "measured on the CPU, which says nothing of GPUs", "--embed-seconds")
 
 
-def test_mistakes_are_said_in_one_line(run: Run, tmp_path: Path) -> None:
+def test_mistakes_are_one_line_errors(run: Run, tmp_path: Path) -> None:
     assert_one_line_error(run("extract", "--dry-run", "--clips", 0, *GIVEN), "clips must be at least 1, not 0")
     assert_one_line_error(run(*ASKED, *GIVEN, "--embed-seconds", 0), "'--embed-seconds'", "0")
     assert_one_line_error(run(*ASKED, "--root", tmp_path / "nowhere"), "no dataset root at")

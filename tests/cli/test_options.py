@@ -1,4 +1,4 @@
-"""Options made of dataclass fields: names, types, defaults, variables, completion, errors."""
+"""Options generated from dataclass fields: names, types, defaults, variables, completion, errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alphafuse.heads.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Cooking:
-    """Every kind of field."""
+    """A dataclass with every kind of field."""
 
     minutes: int = field(default=10, metadata={"help": "How long.", "least": 0})
     heat: float | None = field(default=None, metadata={"help": "How hot. [default: by taste]"})
@@ -50,7 +50,7 @@ def given(*words: str, **environment: str) -> Cooking:
     return cooked.pop()
 
 
-def test_without_options_the_instance_is_that_of_python() -> None:
+def test_without_options_the_instance_has_its_defaults() -> None:
     assert given() == Cooking()
 
 
@@ -60,11 +60,11 @@ def test_values_arrive_with_their_fields_types() -> None:
     assert given("--pots", "linear").pots == ()
 
 
-def test_a_variable_gives_what_is_not_typed() -> None:
+def test_an_environment_variable_sets_an_option_that_is_not_typed() -> None:
     assert given(COOK_POTS="7,8", COOK_SAUCES="pepper") == Cooking(pots=(7, 8), sauces=("pepper",))
 
 
-def test_a_field_without_help_is_no_option() -> None:
+def test_a_field_without_help_is_not_an_option() -> None:
     assert "secret" not in {option.name for option in cook.params}
 
 
@@ -85,7 +85,7 @@ def test_literals_and_choices_are_completed() -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "8,x", "8.5", "8,,4"])
-def test_widths_that_cannot_be_read_say_what_is_expected(run: Run, text: str) -> None:
+def test_invalid_widths_name_the_expected_form(run: Run, text: str) -> None:
     for words in (("fit",), ("table1",), ("sweep",), ("compare",)):
         assert_one_line_error(
             run(*words, "--hidden", text), f"invalid --hidden '{text}': expected 1024,512 or linear (see `alphafuse"

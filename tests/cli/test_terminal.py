@@ -24,7 +24,7 @@ ALPHAFUSE = [sys.executable, "-P", "-m", "alphafuse"]
 
 
 def command(*arguments: object, cwd: Path | str = "/", **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a shell starts it."""
+    """Run the command in a new process, as a shell does."""
     words = [*ALPHAFUSE, *(str(argument) for argument in arguments)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ALPHAFUSE_")}
     return subprocess.run(
@@ -62,14 +62,14 @@ def test_help_answers_without_loading_torch(words: tuple[str, ...]) -> None:
     assert result.returncode == 0 and "Example" in result.stdout, result.stderr
 
 
-def test_help_and_completion_answer_fast_enough_for_a_keystroke(tmp_path: Path) -> None:
+def test_help_and_completion_are_fast(tmp_path: Path) -> None:
     def seconds(**environment: str) -> float:
         began = time.monotonic()
         assert command("--help", cwd=tmp_path, **environment).returncode == 0
         return time.monotonic() - began
 
     completing = {"_ALPHAFUSE_COMPLETE": "bash_complete", "COMP_WORDS": "alphafuse fit --tr", "COMP_CWORD": "2"}
-    # about 0.2 s on an idle machine; the best of some, and a wide margin, for one that is not
+    # about 0.2 s on an idle machine; the best of several runs and a wide margin allow for a busy one
     assert min(seconds() for _ in range(3)) < 2 and min(seconds(**completing) for _ in range(3)) < 2
 
 
@@ -77,13 +77,13 @@ def test_help_and_completion_answer_fast_enough_for_a_keystroke(tmp_path: Path) 
 
 
 def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **environment: str) -> list[str]:
-    """What a shell is offered for the last of these words."""
-    told = {
+    """Return the completions of the last of these words."""
+    shell_variables = {
         "_ALPHAFUSE_COMPLETE": f"{shell}_complete",
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
-    result = command(cwd=cwd, **told, **environment)
+    result = command(cwd=cwd, **shell_variables, **environment)
     assert result.returncode == 0 and not result.stderr
     return [line.partition(",")[2] for line in result.stdout.splitlines()]
 
@@ -137,7 +137,7 @@ def test_the_installed_command_completes_runs_stores_and_roots(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script_that_asks_the_command(run: Run, shell: str) -> None:
+def test_completion_prints_a_script_that_calls_the_command(run: Run, shell: str) -> None:
     code, out, err = run("completion", shell)
     assert code == 0 and "_ALPHAFUSE_COMPLETE" in out and f"{shell}_complete" in out and not err
     assert_one_line_error(run("completion", f"{shell}x"), f"did you mean '{shell}'?", "bash, zsh, fish")
@@ -163,7 +163,7 @@ def test_bash_completes_a_line_with_the_script(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- variables
 
 
-def test_every_option_has_a_variable_of_its_own_name_and_the_command_line_goes_first(
+def test_every_option_has_a_variable_of_its_name_and_the_command_line_wins(
     run: Run, extracted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variables = [
@@ -185,7 +185,7 @@ def test_every_option_has_a_variable_of_its_own_name_and_the_command_line_goes_f
     assert_one_line_error(run("fit"), "'--seeds'", "'many' is not a valid integer", "from ALPHAFUSE_FIT_SEEDS")
 
 
-def test_a_variable_for_the_root_does_not_say_where_another_runs_dataset_is() -> None:
+def test_the_variable_of_the_root_does_not_replace_the_root_of_a_named_run() -> None:
     def variable(*path: str) -> object:
         found: click.Command = cli
         for name in path:
@@ -201,7 +201,7 @@ def test_a_variable_for_the_root_does_not_say_where_another_runs_dataset_is() ->
 
 
 @pytest.mark.parametrize(
-    ("environment", "on_terminal", "elsewhere"),
+    ("environment", "on_terminal", "to_file"),
     [
         ({}, True, False),
         ({"NO_COLOR": "1"}, False, False),
@@ -214,8 +214,8 @@ def test_a_variable_for_the_root_does_not_say_where_another_runs_dataset_is() ->
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
     ],
 )
-def test_colours_are_for_terminals_that_want_them(
-    environment: dict[str, str], on_terminal: bool, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+def test_colours_are_used_on_terminals_that_support_them(
+    environment: dict[str, str], on_terminal: bool, to_file: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
@@ -224,14 +224,12 @@ def test_colours_are_for_terminals_that_want_them(
         monkeypatch.setenv(name, value)
     main_end, terminal = pty.openpty()
     with os.fdopen(terminal, "w") as stream, Path(os.devnull).open("w") as file:
-        assert use_colour(stream) is on_terminal and use_colour(file) is elsewhere
+        assert use_colour(stream) is on_terminal and use_colour(file) is to_file
     os.close(main_end)
     assert use_colour(None) is False
 
 
-def test_the_next_command_stands_out_where_colours_are_wanted(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_command_is_coloured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = "demo: 3 clips\n  next: alphafuse fit --root demo\n----------\nwritten: demo/runs/x\n"
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     print_text(text)
@@ -244,7 +242,7 @@ def test_the_next_command_stands_out_where_colours_are_wanted(
 
 
 def on_terminal(*arguments: str, **environment: str) -> str:
-    """What a command writes to a terminal of 80 columns, stdout and stderr."""
+    """Return what a command writes to a terminal of 80 columns, stdout and stderr."""
     main_end, terminal = pty.openpty()
     base = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     with subprocess.Popen(
@@ -279,7 +277,7 @@ def test_a_terminal_gets_headings_and_errors_in_colour_unless_it_declines() -> N
 
 # ------------------------------------------------------------------------------------------------ stdout and stderr
 
-JSON_KEYS = {  # what programs rely on: change it deliberately, and say so in the changelog
+JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     "data folder": "classes clips left_out listed missing name notes reachable root",
     "data split": "carried clips root single_video_labels",
     "data audit": ("balance byte_identical content is_sound missing name problems resolution root splits straddling"),
@@ -350,7 +348,7 @@ def test_warnings_and_progress_never_reach_stdout(extracted: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("data", "audit", "--no-decode", "--json")], ids=" ".join)
-def test_a_reader_that_goes_away_ends_the_command_quietly(extracted: Path, arguments: tuple[str, ...]) -> None:
+def test_a_closed_reader_ends_the_command_without_a_message(extracted: Path, arguments: tuple[str, ...]) -> None:
     with subprocess.Popen(
         [*ALPHAFUSE, *arguments],
         cwd="/",
@@ -363,7 +361,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(extracted: Path, argum
         assert process.wait(60) == 141 and process.stderr.read() == b""
 
 
-def test_a_closed_stdout_is_no_error(extracted: Path) -> None:
+def test_a_closed_stdout_is_not_an_error(extracted: Path) -> None:
     words = " ".join([*ALPHAFUSE, "store", "info", str(extracted / "stores" / "train")])
     result = subprocess.run(f"{words} >&-", shell=True, cwd="/", capture_output=True, text=True, check=False)
     assert result.returncode == 0 and not result.stderr
@@ -380,7 +378,7 @@ def test_ctrl_c_during_any_import_ends_in_one_line(module: str, tmp_path: Path) 
         "sys.meta_path.insert(0, Interrupt())\n"
     )
     process = [*ALPHAFUSE, "convert", "ast", str(tmp_path / "missing.pth"), str(tmp_path / "out")]
-    if module == "transformers":  # which turns what interrupts its loading into errors of its own
+    if module == "transformers":  # an interrupt during its import becomes an error of its own
         script = "from alphafuse.cli.main import cli, main\nimport sys\n"
         script += "@cli.command('load')\ndef load() -> None:\n    import transformers\n    transformers.ASTModel\n"
         script += "sys.argv = ['alphafuse', 'load']\nmain()\n"
@@ -394,7 +392,7 @@ def test_ctrl_c_during_any_import_ends_in_one_line(module: str, tmp_path: Path) 
         timeout=100,
         check=False,
     )
-    assert result.returncode in (130, -signal.SIGINT)  # Python ends by the signal itself where exec was interrupted
+    assert result.returncode in (130, -signal.SIGINT)  # Python ends by the signal itself if exec was interrupted
     assert result.stdout == "" and result.stderr.strip().count("\n") == 0
     assert result.stderr.strip().startswith("alphafuse: interrupted")
 
@@ -406,7 +404,7 @@ def test_ctrl_c_during_any_import_ends_in_one_line(module: str, tmp_path: Path) 
 def test_an_interrupt_in_a_callback_of_the_interpreters_own_is_not_lost(
     number: int, code: int, word: str, where: str
 ) -> None:
-    """Python can't pass an exception on from there: it would print it and go on."""
+    """Python can't raise an exception from such a callback: it prints it and continues."""
     script = "from alphafuse.cli.main import cli, main\nimport signal, sys, time, weakref\n"
     script += f"def interrupt(*_): signal.raise_signal({int(number)})\n"
     script += "class Thing: pass\n"
@@ -423,7 +421,7 @@ def test_an_interrupt_in_a_callback_of_the_interpreters_own_is_not_lost(
     )
     assert (result.returncode, result.stdout) == (code, "lost for now\n"), result.stderr
     assert result.stderr == f"\nalphafuse: {word}\n"
-    assert time.monotonic() - began < 30, "what the main thread waited for was cut short"
+    assert time.monotonic() - began < 30, "the main thread's wait was interrupted"
 
 
 def test_the_module_runs_as_the_command_does() -> None:

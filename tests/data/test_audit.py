@@ -24,7 +24,7 @@ RATE_HZ = 22_050
 
 
 def film(seed: int, *, seconds: float = 2.0, height: int = 96, width: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures that drift and tones that change: (frames, height, width, 3) uint8 and (1, samples) float32."""
+    """Return moving images and changing tones: (frames, height, width, 3) uint8 and (1, samples) float32."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (2, 6, 8, 3)).astype(np.uint8)
     first, last = (
@@ -71,7 +71,7 @@ def message(report: AuditReport, kind: str) -> str:
 
 
 def collapse(rows: list[Row]) -> list[Row]:
-    """The last clip of each source video within its split, as the paper's code kept them."""
+    """Keep the last clip of each source video within its split, as the paper's code did."""
     return list({(row.split, row.youtube_id): row for row in rows}.values())
 
 
@@ -79,7 +79,7 @@ def paper_dataset(root: Path, rows: list[Row]) -> Dataset:
     return make_dataset(root, [clip(row.clip_id, row.label, row.split, row.youtube_id) for row in rows])
 
 
-# the paper's split: counted by hand from its list
+# the paper's split, counted by hand from its list
 
 
 def test_audit_says_that_4_of_the_papers_18_test_clips_are_reachable(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_audit_counts_all_130_clips_of_the_paper_when_they_are_not_collapsed(tmp
     assert report.splits["test"].ceiling.reachable == 4
 
 
-def test_audit_says_that_the_papers_test_split_cannot_tell_heads_apart(tmp_path: Path) -> None:
+def test_audit_says_that_the_papers_test_split_cannot_distinguish_heads(tmp_path: Path) -> None:
     report = audit(paper_dataset(tmp_path, collapse(paper_rows())))
     assert report.resolution is not None and report.resolution.is_hopeless
     assert report.resolution.source_videos == 18
@@ -117,7 +117,7 @@ def test_audit_says_that_the_papers_test_split_cannot_tell_heads_apart(tmp_path:
     assert "can't tell any two heads apart" in message(report, "resolution")
 
 
-def test_audit_of_the_paper_works_without_a_single_file_and_says_so(tmp_path: Path) -> None:
+def test_audit_of_the_paper_works_without_files_and_reports_that_they_are_missing(tmp_path: Path) -> None:
     report = audit(paper_dataset(tmp_path, paper_rows()), signatures={})
     assert len(report.missing) == 130
     assert "130 of 130 clips have no file" in message(report, "missing")
@@ -168,7 +168,7 @@ def test_problems_come_worst_first_and_decide_soundness(tmp_path: Path) -> None:
 # files and their content
 
 
-def test_byte_identical_files_are_found_and_named_by_where_they_lie(tmp_path: Path) -> None:
+def test_byte_identical_files_are_found_with_their_splits(tmp_path: Path) -> None:
     clips = [clip("a"), clip("b"), clip("c", split="test"), clip("d", "cat"), clip("e", "cat"), clip("f", "cow")]
     dataset = make_dataset(tmp_path, clips)
     for name, content in (("a", b"12"), ("b", b"34"), ("c", b"12"), ("d", b"56"), ("e", b"56"), ("f", b"34")):
@@ -186,7 +186,7 @@ def test_byte_identical_files_are_found_and_named_by_where_they_lie(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Fourteen small clips with one thing wrong with each of most of them; one has no file."""
+    """A dataset of fourteen small clips; most have one fault each, one has no file."""
     root = tmp_path_factory.mktemp("films")
     folder = root / "clips"
     original = write_film(folder / "original.mp4", 1)
@@ -248,13 +248,13 @@ def test_text_names_the_worst_first_within_120_columns(films_report: AuditReport
     json.dumps(films_report.to_json(), allow_nan=False)
 
 
-def test_audit_without_decoding_says_so(films: Dataset) -> None:
+def test_audit_without_decoding_reports_that(films: Dataset) -> None:
     report = audit(films)
     assert report.content is None and report.to_json()["content"] is None
     assert "Nothing was decoded" in format_audit(report)
 
 
-def test_another_sound_under_the_same_picture_is_another_clip(tmp_path: Path) -> None:
+def test_clips_with_the_same_video_and_other_audio_are_different(tmp_path: Path) -> None:
     frames, wave = film(1)
     write_mp4(tmp_path / "a.mp4", frames, wave, sample_rate_hz=RATE_HZ)
     write_mp4(tmp_path / "b.mp4", frames, film(2)[1], sample_rate_hz=RATE_HZ)
@@ -262,7 +262,7 @@ def test_another_sound_under_the_same_picture_is_another_clip(tmp_path: Path) ->
     assert near_identical_pairs({name: sign_file(tmp_path / f"{name}.mp4") for name in "abc"}) == []
 
 
-def test_plain_pictures_and_steady_tones_are_told_apart(tmp_path: Path) -> None:
+def test_plain_images_and_constant_tones_are_distinguished(tmp_path: Path) -> None:
     signatures = {}
     for name, colour, hertz in (("red", (200, 0, 0), 300), ("blue", (0, 0, 200), 300), ("high", (200, 0, 0), 900)):
         wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE_HZ) / RATE_HZ)

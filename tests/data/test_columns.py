@@ -1,4 +1,4 @@
-"""Texts of clips held as bytes: they behave as tuples of str do."""
+"""Texts stored as bytes: they behave like tuples of str."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw(count: int, alphabet: str, seed: int = 0) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few at a time, so that parts end everywhere."""
+    """Make parts small, so that they end at many positions."""
     monkeypatch.setattr(columns, "AT_ONCE", 64)
     monkeypatch.setattr(columns, "MOST_NAMES", 100)
 
@@ -52,7 +52,7 @@ def test_texts_behave_as_a_tuple_of_str(alphabet: str, count: int) -> None:
         texts[count]
 
 
-def test_texts_that_repeat_are_held_once() -> None:
+def test_repeated_texts_are_stored_once() -> None:
     labels = Texts(f"class {i % 50}" for i in range(10_000))
     assert labels.nbytes < 11_000
     assert Texts(["a"]).take(np.zeros(1000, np.int64)).nbytes < 1100
@@ -60,12 +60,12 @@ def test_texts_that_repeat_are_held_once() -> None:
     assert ids.nbytes == 14 * 10_000
 
 
-def test_a_small_part_of_many_texts_travels_without_the_others() -> None:
+def test_a_pickled_part_of_many_texts_contains_only_that_part() -> None:
     ids = Texts(f"clip{i:06d}" for i in range(10_000))
     assert len(pickle.dumps(ids.take(np.array([5, 7])))) < 500
 
 
-@pytest.mark.parametrize("hashed", [hash, lambda text: len(text)], ids=["Python's hash", "a hash that many share"])
+@pytest.mark.parametrize("hashed", [hash, lambda text: len(text)], ids=["Python's hash", "a hash with many collisions"])
 @pytest.mark.parametrize("alphabet", KINDS.values(), ids=KINDS)
 def test_places_find_texts_as_a_dict_does(alphabet: str, hashed: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "hash", hashed, raising=False)

@@ -69,7 +69,7 @@ def test_clip_refuses_control_characters_empty_fields_and_unknown_splits() -> No
         "50% #1 & 'two' \"three\", four; five|six?*<>",
         "back\\slash",
         "déjà vu 猫 кошка قطة बिल्ली",
-        "کتاب\u200cخانه",  # a joiner belongs to the word
+        "کتاب\u200cخانه",  # a joiner is part of the word
         "👩\u200d🚀",
         "non-breaking\xa0space",
         "=1+1",
@@ -84,7 +84,7 @@ def test_legitimate_names_are_kept_as_they_are(tmp_path: Path, name: str) -> Non
 
 
 def test_a_link_in_the_clip_folder_may_lead_out_of_it(tmp_path: Path) -> None:
-    """Whoever put it there meant it to; a manifest alone names nothing outside."""
+    """A link is made on purpose; a path in a manifest alone can't leave the folder."""
     (tmp_path / "root" / "clips").mkdir(parents=True)
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "a.mp4").write_bytes(b"a film")
@@ -104,13 +104,13 @@ def test_a_link_in_the_clip_folder_may_lead_out_of_it(tmp_path: Path) -> None:
         ("", "is not a manifest"),
     ],
 )
-def test_manifest_names_what_is_wrong_and_where(tmp_path: Path, content: str, message: str) -> None:
+def test_errors_of_a_manifest_name_the_line_and_the_reason(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "manifest.csv").write_text(content)
     with pytest.raises(DatasetError, match=message):
         Manifest.read(tmp_path / "manifest.csv")
 
 
-def test_manifest_that_is_absent_or_no_csv_is_refused(tmp_path: Path) -> None:
+def test_a_missing_manifest_or_one_that_is_not_csv_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such csv: "):
         Manifest.read(tmp_path / "manifest.csv")
     header = b"clip_id,path,label,split,group\na,a.mp4,dog,train,a\n"
@@ -120,8 +120,8 @@ def test_manifest_that_is_absent_or_no_csv_is_refused(tmp_path: Path) -> None:
             Manifest.read(tmp_path / "manifest.csv")
 
 
-def test_labels_splits_and_groups_that_repeat_are_held_once(tmp_path: Path) -> None:
-    """Millions of clips must not hold as many copies of each label; nor a dictionary each."""
+def test_repeated_labels_splits_and_groups_are_stored_once(tmp_path: Path) -> None:
+    """Millions of clips must not hold a copy of each label, or a dictionary each."""
     cuts = [Clip(f"video_{cut:06d}", f"{cut}.mp4", "dog, barking", "train", "video") for cut in range(3)]
     Manifest(cuts).write(tmp_path / "manifest.csv")
     read = Manifest.read(tmp_path / "manifest.csv")
@@ -130,7 +130,7 @@ def test_labels_splits_and_groups_that_repeat_are_held_once(tmp_path: Path) -> N
         assert len({id(getattr(clip, name)) for clip in read}) == 1
 
 
-def test_clips_travel_to_other_processes() -> None:
+def test_clips_can_be_pickled_for_other_processes() -> None:
     assert pickle.loads(pickle.dumps(CAT)) == CAT and replace(CAT, split="val").split == "val"
 
 
@@ -139,7 +139,7 @@ def test_empty_split_is_refused_with_the_sizes_of_all() -> None:
         Manifest([DOG, CAT]).require_split("val")
 
 
-def test_root_remembers_a_clip_folder_inside_it_relatively_so_that_it_can_be_moved(tmp_path: Path) -> None:
+def test_a_root_stores_a_relative_path_of_a_clip_folder_inside_it_so_that_it_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / "root" / "clips").mkdir(parents=True)
     Dataset.create(
         tmp_path / "root",
@@ -157,7 +157,9 @@ def test_root_refuses_a_manifest_label_that_is_not_among_its_classes(tmp_path: P
         Dataset.create(tmp_path, Manifest([DOG]), name="d", clip_folder=tmp_path, classes=("dog, barkin",))
 
 
-def test_a_root_is_made_anew_but_another_dataset_split_or_edited_manifest_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_root_can_be_made_again_but_another_dataset_split_or_edited_manifest_is_not_overwritten(
+    tmp_path: Path,
+) -> None:
     def create(name: str, **source: object) -> None:
         classes = ("dog, barking",)
         Dataset.create(tmp_path, Manifest([DOG]), name=name, clip_folder=tmp_path, classes=classes, source=source)
@@ -176,7 +178,7 @@ def test_a_root_is_made_anew_but_another_dataset_split_or_edited_manifest_is_not
         create("mine", seed=1)
 
 
-def test_opening_a_folder_that_is_no_root_says_how_to_make_one(tmp_path: Path) -> None:
+def test_opening_a_folder_that_is_not_a_root_is_an_error_that_names_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError,
         match=r"no dataset root at .* make one with `alphafuse data demo\|vggsound\|ucf101\|kinetics\|folder",

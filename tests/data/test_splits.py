@@ -17,7 +17,7 @@ SETTINGS = {"timesformer": {"weights": "t"}, "ast": {"weights": "a"}}
 
 
 def make_clips(videos: dict[str, int], cuts: int = 2) -> list[Clip]:
-    """`cuts` clips of each source video, all in test: the old split must not matter."""
+    """Return `cuts` clips of each source video, all in test: the old split must not matter."""
     return [
         Clip(f"{label}{video}_{cut}", "x.mp4", label, "test", f"{label}{video}")
         for label, count in videos.items()
@@ -27,7 +27,7 @@ def make_clips(videos: dict[str, int], cuts: int = 2) -> list[Clip]:
 
 
 def check_split(clips: list[Clip]) -> None:
-    """No source video straddles, and what is evaluated is trained."""
+    """Assert that no source video is in two splits, and that every evaluated label is in training."""
     groups = {split: {c.group for c in clips if c.split == split} for split in SPLITS}
     assert not (groups["train"] & groups["val"] or groups["train"] & groups["test"] or groups["val"] & groups["test"])
     trained = {c.label for c in clips if c.split == "train"}
@@ -39,14 +39,14 @@ def sizes(clips: list[Clip]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_resplit_gives_the_sizes_asked_for_by_source_video_with_every_label_in_training(seed: int) -> None:
+def test_resplit_gives_the_requested_sizes_by_source_video_with_every_label_in_training(seed: int) -> None:
     clips = make_clips({"dog": 20, "cat": 20, "cow": 10})
     split = resplit(clips, val=10, test=0.2, seed=seed)
     assert sizes(split) == {"train": 70, "val": 10, "test": 20}
     assert [c.clip_id for c in split] == [c.clip_id for c in clips]
     check_split(split)
     per_label = Counter(c.label for c in split if c.split == "test")
-    assert per_label == {"dog": 8, "cat": 8, "cow": 4}  # a fifth of each
+    assert per_label == {"dog": 8, "cat": 8, "cow": 4}  # a fifth of each label
 
 
 def test_resplit_is_the_same_for_the_same_seed_only() -> None:
@@ -75,7 +75,7 @@ def test_resplit_of_the_papers_clips_leaves_no_unreachable_label() -> None:
     assert sizes(split) == {"train": 110, "val": 5, "test": 15}
 
 
-def test_resplit_says_why_a_split_must_stay_empty() -> None:
+def test_resplit_explains_why_a_split_must_stay_empty() -> None:
     with pytest.raises(DatasetError, match=r"no source video can go into test \(2 clips asked for\)"):
         resplit(make_clips({"dog": 1, "cat": 1}), val=0, test=2, seed=0)
     with pytest.raises(DatasetError, match="no source video can go into val"):
@@ -144,7 +144,7 @@ def test_folds_refuse_more_than_the_largest_label_has_clips() -> None:
 
 
 def fill_stores(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Write distinct rows for all clips but one, whose sound failed; clip_id -> its timesformer row."""
+    """Write distinct rows for all clips; the audio of one failed. Return clip_id -> its timesformer row."""
     rng = np.random.default_rng(0)
     rows = {}
     for split in SPLITS:
@@ -178,11 +178,11 @@ def test_embeddings_failures_and_settings_carry_over_to_a_new_root(make_root: Ca
             np.testing.assert_array_equal(row, rows[clip_id])
     failures = [failure for embeddings in loaded.values() for failure in embeddings.failures]
     assert failures == [Failure(old.manifest.of_split("val")[0].clip_id, "ast", "no audio stream")]
-    assert old.all_embeddings()["train"].clip_ids  # the old root stays as it was
+    assert old.all_embeddings()["train"].clip_ids  # the old root is unchanged
     assert new.source["split"] == {"val": 2, "test": 4, "seed": 3}
 
 
-def test_what_was_not_extracted_is_left_to_extract(make_root: Callable[..., Path]) -> None:
+def test_clips_that_were_not_extracted_remain_to_be_extracted(make_root: Callable[..., Path]) -> None:
     old = Dataset.open(make_root(frames=2))
     fill_stores(old)
     for shard in old.store("test").shards():

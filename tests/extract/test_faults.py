@@ -1,4 +1,4 @@
-"""Nothing is lost: extraction is killed, interrupted, starved of disk and shared, for real, and ends the same."""
+"""Extraction is really killed, interrupted, run out of disk and shared, and the store ends the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from alphafuse.extract.pipeline import extract_embeddings
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Processes whose working directory is this folder (Linux only; elsewhere none are seen)."""
+    """Return the processes whose working directory is this folder (Linux only; else none)."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -49,7 +49,7 @@ from alphafuse.extract.engines.local import LocalEngine
 from alphafuse.extract.pipeline import fill_store
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.extract.work import Work
-import alphafuse.extract.encoders.encoder, transformers  # what takes seconds, once for all lives
+import alphafuse.extract.encoders.encoder, transformers  # slow imports, once for all lives
 dataset = Dataset.open(sys.argv[1])
 settings = ExtractSettings(timesformer=sys.argv[2], ast=sys.argv[3], device="cpu", workers=1, flush_seconds=0.05)
 for line in sys.stdin:
@@ -77,7 +77,7 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
         cwd=killed.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # of the semaphores that a killed life leaves to be cleaned up
+        stderr=subprocess.DEVNULL,  # drop warnings about semaphores left by killed lives
         text=True,
     )
     assert parent.stdin is not None and parent.stdout is not None
@@ -85,7 +85,7 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
         parent.stdin.write("live\n")
         parent.stdin.flush()
         life = int(parent.stdout.readline())
-        if number % 3:  # at work: after one or two more shards, and a bit
+        if number % 3:  # at work: shortly after one or two more shards
             goal = len(store.shards()) + rng.randint(1, 2)
             wait_for(lambda goal=goal: len(store.shards()) >= goal)
             time.sleep(rng.uniform(0, 0.08))
@@ -93,12 +93,12 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
             time.sleep(rng.uniform(0, 1.5))
         os.kill(life, signal.SIGKILL)
         done = len(store.done())
-        assert done >= before, "rows that were flushed are there after the kill"
+        assert done >= before, "flushed rows survive the kill"
         early, before = early + (done == before), done
     parent.stdin.close()
     parent.wait()
     assert 0 < before < clips and 0 < early < KILLS, "the kills came neither before the first flush nor after the last"
-    wait_for(lambda: not processes_in(killed.root), 30)  # workers end with the process that they worked for
+    wait_for(lambda: not processes_in(killed.root), 30)  # workers end with their parent process
     (last,) = extract_embeddings(killed, ["train"], settings(tiny_encoders))
     assert last.already == before
     assert_same_stores(killed, calm)
@@ -107,7 +107,7 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_an_interrupt_flushes_says_how_to_go_on_and_exits_with_its_code(
+def test_an_interrupt_flushes_prints_how_to_resume_and_exits_with_its_code(
     files: Path, tmp_path: Path, tiny_encoders: Names, number: int, code: int, word: str
 ) -> None:
     dataset = make(tmp_path / "root", files, 3000)
@@ -121,16 +121,16 @@ def test_an_interrupt_flushes_says_how_to_go_on_and_exits_with_its_code(
     run.send_signal(number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == code, errors
-    assert f"alphafuse: {word}; what was finished is kept, the same command goes on from there" in errors
+    assert f"alphafuse: {word}; finished work is kept, run the same command again to resume" in errors
     assert "Traceback" not in errors
     store = dataset.store("train")
     assert store.verify() == [] and 0 < len(store.done()) < 3000
     wait_for(lambda: not processes_in(dataset.root), 30)
-    assert all(path.name.startswith("shard-") for path in store.folder.iterdir()), "nothing but shards is left behind"
+    assert all(path.name.startswith("shard-") for path in store.folder.iterdir()), "only shards are left"
 
 
-def test_what_is_embedded_when_an_interrupt_comes_is_written(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
-    """With a flush interval that never comes, whatever is in the store was flushed by the interrupt."""
+def test_embeddings_made_before_an_interrupt_are_written(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
+    """With an infinite flush interval, everything in the store was flushed by the interrupt."""
     dataset = make(tmp_path / "root", files, 3000)
     run = subprocess.Popen(
         command(dataset.root, tiny_encoders, "--flush-seconds", "3600"), cwd=dataset.root, stderr=subprocess.PIPE
@@ -143,9 +143,7 @@ def test_what_is_embedded_when_an_interrupt_comes_is_written(files: Path, tmp_pa
     assert len(dataset.store("train").shards()) == 1 and len(dataset.store("train").done()) > 10
 
 
-def test_an_interrupt_while_the_last_shard_is_written_lets_it_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_during_the_last_write_lets_it_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, write = EmbeddingStore(tmp_path / "store"), EmbeddingStore.write
 
     def write_slowly(*arguments: Any, **options: Any) -> Any:
@@ -164,7 +162,7 @@ def test_an_interrupt_while_the_last_shard_is_written_lets_it_be_written(
     assert len(store.shards()) == 1 and store.finished()["ast"] == {"clip_000000"}
 
 
-def test_two_extractions_at_once_share_the_work_and_no_row_is_double(
+def test_two_extractions_at_once_share_the_work_without_duplicate_rows(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, shared = (make(tmp_path / name, files, 300) for name in ("calm", "shared"))
@@ -185,7 +183,7 @@ def test_two_extractions_at_once_share_the_work_and_no_row_is_double(
     assert_same_stores(shared, calm)
 
 
-def test_when_one_of_two_is_killed_the_other_does_its_clips_too(
+def test_when_one_of_two_is_killed_the_other_also_embeds_its_clips(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, shared = (make(tmp_path / name, files, 300) for name in ("calm", "shared"))
@@ -205,12 +203,12 @@ def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_disk_that_fills_up_is_one_line_and_nothing_is_corrupted(
+def test_a_full_disk_is_a_one_line_error_and_nothing_is_corrupted(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, full = (make(tmp_path / name, files, 120) for name in ("calm", "full"))
     extract_embeddings(calm, ["train"], settings(tiny_encoders))
-    # the first shards are small enough, a shard of all the rest is not
+    # the first shards are below the limit, a shard of the rest is not
     ended = subprocess.run(
         command(full.root, tiny_encoders, "--flush-seconds", "3600"),
         preexec_fn=limited(20_000),
@@ -249,7 +247,9 @@ def test_a_small_real_file_system_that_fills_up(files: Path, tmp_path: Path, tin
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_store_that_can_not_be_a_folder_is_one_line(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
+def test_a_file_in_the_place_of_the_store_is_a_one_line_error(
+    files: Path, tmp_path: Path, tiny_encoders: Names
+) -> None:
     dataset = make(tmp_path / "root", files, 3)
     (dataset.root / "stores").write_text("in the way")
     ended = subprocess.run(command(dataset.root, tiny_encoders), capture_output=True, text=True, timeout=120)
@@ -257,8 +257,8 @@ def test_a_store_that_can_not_be_a_folder_is_one_line(files: Path, tmp_path: Pat
     assert ended.stderr.count("\n") == 1 and "stores" in ended.stderr
 
 
-def test_memory_stays_within_what_was_allowed(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
-    """Clips of very different sizes; memory of all processes is looked at from outside, often."""
+def test_memory_stays_within_the_limit(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
+    """Clips of very different sizes; the memory of all processes is measured often from outside."""
     import psutil
 
     large = tmp_path / "clips"
@@ -286,7 +286,7 @@ def test_memory_stays_within_what_was_allowed(files: Path, tmp_path: Path, tiny_
     assert 0 < most / 1e9 < limit
 
 
-def test_too_little_memory_is_said_before_anything_is_done(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
+def test_too_little_memory_is_an_error_before_any_work(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     dataset = make(tmp_path / "root", files, 3)
     ended = subprocess.run(
         command(dataset.root, tiny_encoders, "--max-memory", "0.1"), capture_output=True, text=True, timeout=120
@@ -295,10 +295,10 @@ def test_too_little_memory_is_said_before_anything_is_done(files: Path, tmp_path
     assert not dataset.store("train").folder.exists()
 
 
-def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
+def test_clips_that_crash_or_hang_the_decoder_are_recorded_and_the_rest_is_embedded(
     files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faults are put into the decode workers themselves: by a file's name these really crash, hang or eat."""
+    """The decode workers really crash, hang or use too much memory, depending on the file's name."""
     from alphafuse.extract.decoding import decode as inputs
     from alphafuse.system import workers
 
@@ -337,7 +337,7 @@ def test_clips_that_crash_hang_or_lie_are_recorded_and_the_rest_is_embedded(
     assert all(reasons[name].startswith("can't be opened: ") for name in ("empty", "text"))
     monkeypatch.undo()
     (again,) = extract_embeddings(dataset, ["train"], settings(tiny_encoders))
-    assert again.already == 6, "a recorded failure is not tried again by itself"
+    assert again.already == 6, "a recorded failure is not retried by default"
     (retried,) = extract_embeddings(dataset, ["train"], settings(tiny_encoders, retry_failed=True))
     assert retried.already == 1 and retried.embedded == {"timesformer": 3, "ast": 3}
     assert len(retried.failures) == 4 and dataset.store("train").info().rows == {"timesformer": 4, "ast": 4}

@@ -1,4 +1,4 @@
-"""Extraction end to end: against a plain loop, resumed, killed, with clips that fail."""
+"""Extraction end to end: compared with a plain loop, resumed, killed, with clips that fail."""
 
 import shutil
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def make_embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
 
 
 def plain_loop(path: Path, encoders: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
-    """One clip the straightforward way: decode everything, HuggingFace's processors, HuggingFace's models."""
+    """Embed one clip with full decoding, HuggingFace's processors and HuggingFace's models."""
     import av
 
     with av.open(str(path)) as container:
@@ -77,7 +77,9 @@ def test_stored_embeddings_equal_a_plain_huggingface_loop(make_root: MakeRoot, t
             np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
 
 
-def test_protocol_notebook_feeds_what_the_authors_code_fed(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
+def test_protocol_notebook_makes_the_inputs_of_the_authors_code(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
+) -> None:
     dataset = Dataset.open(make_root(frames=30))
     extract_embeddings(dataset, ["test"], tiny(tiny_encoders, protocol="notebook"))
     stored = dataset.embeddings("test")
@@ -101,7 +103,7 @@ def test_protocol_notebook_feeds_what_the_authors_code_fed(make_root: MakeRoot, 
         np.testing.assert_allclose(stored.features["ast"][i], pooled, atol=1e-5)
 
 
-def test_a_second_extract_does_nothing_and_a_new_clip_only_itself(
+def test_a_second_extract_does_nothing_and_then_embeds_only_a_new_clip(
     make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
@@ -143,7 +145,7 @@ def test_a_failing_modality_is_recorded_and_the_other_is_stored(
     assert again.already == 4  # recorded failures are not tried again ...
     write_clip(clips / f"{gone}.mp4")
     (retried,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders, retry_failed=True))
-    assert retried.already == 0 and retried.embedded == {"timesformer": 1, "ast": 1}  # ... unless asked for
+    assert retried.already == 0 and retried.embedded == {"timesformer": 1, "ast": 1}  # ... unless requested
     assert dataset.embeddings("train").present("ast").tolist() == [False, True, False, True]
 
 
@@ -174,7 +176,7 @@ def test_splits_extracted_with_different_encoders_are_not_mixed(
         dataset.all_embeddings()
 
 
-def test_stage_two_is_told_which_clips_are_not_extracted_yet(
+def test_stage_two_reports_the_clips_that_are_not_extracted_yet(
     make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
@@ -186,7 +188,7 @@ def test_stage_two_is_told_which_clips_are_not_extracted_yet(
         dataset.embeddings("val")
 
 
-def test_what_interrupts_a_forward_pass_costs_only_that_batch(
+def test_an_interrupt_in_a_forward_pass_loses_only_that_batch(
     make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset.open(make_root(labels=("dog", "cat", "owl")))
@@ -208,7 +210,7 @@ def test_what_interrupts_a_forward_pass_costs_only_that_batch(
     assert dataset.store("train").verify() == []
 
 
-def test_where_the_file_system_has_no_locks_the_report_says_so(
+def test_the_report_says_if_the_file_system_has_no_locks(
     make_root: MakeRoot, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset.open(make_root())
@@ -239,7 +241,7 @@ def test_empty_and_unknown_splits_are_refused(make_root: MakeRoot, tiny_encoders
         extract_embeddings(Dataset.open(dataset.root), ["val"], tiny(tiny_encoders))
 
 
-def test_one_encoder_alone_leaves_the_others_embeddings_as_they_are(
+def test_extracting_one_stream_leaves_the_others_embeddings_unchanged(
     make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
@@ -250,7 +252,7 @@ def test_one_encoder_alone_leaves_the_others_embeddings_as_they_are(
     assert first.embedded == {"ast": 4} and dataset.store("train").info().rows == {"ast": 4}
     shards = {path: path.read_bytes() for path in dataset.store("train").shards()}
     (second,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
-    assert second.embedded == {"timesformer": 4, "ast": 0}, "what is there is not made again"
+    assert second.embedded == {"timesformer": 4, "ast": 0}, "existing embeddings are not made again"
     assert all(path.read_bytes() == content for path, content in shards.items())
     assert dataset.store("train").info().duplicates == 0
     for modality in ("timesformer", "ast"):
@@ -258,21 +260,21 @@ def test_one_encoder_alone_leaves_the_others_embeddings_as_they_are(
         np.testing.assert_allclose(ours, together, atol=1e-5)
 
 
-def test_only_what_a_encoder_looks_at_is_decoded(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
+def test_only_the_input_of_an_encoder_is_decoded(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
     embedder = make_embedder(dataset, tiny(tiny_encoders))
     jobs = [Job(clip, dataset.path_of(clip), ("ast",)) for clip in dataset.manifest.of_split("val")]
     for _, decoded in embedder.decode(jobs):
         assert decoded.frames is None and decoded.waveform is not None
-        assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms look at"
+        assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms need"
     for _, decoded in embedder.decode([replace(job, modalities=("timesformer",)) for job in jobs]):
         assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
 
 
-def test_frames_that_travel_as_they_were_decoded_are_embedded_alike(
+def test_frames_resized_beside_the_model_give_the_same_embeddings(
     make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
-    """The path of CUDA devices (resized there, in batches), on the CPU."""
+    """Run the code path of CUDA devices (frames resized in batches on the device) on the CPU."""
     dataset = Dataset.open(make_root(size=(120, 90)))
     embedder = make_embedder(dataset, tiny(tiny_encoders))
     jobs = Work(dataset, "train", embedder.recipes).jobs
@@ -309,7 +311,7 @@ def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_
     assert rates is None and [plan.pending for plan in plans] == [0, 0, 0]
 
 
-def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
+def test_the_size_of_the_store_is_that_of_the_dry_run(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
     clips = [
         Clip(f"clip{i:05d}_000000", clip.path, clip.label, "train", f"clip{i:05d}")
@@ -323,7 +325,7 @@ def test_the_stores_size_is_what_the_dry_run_said(make_root: MakeRoot, tiny_enco
     assert made == pytest.approx(plan.new_bytes, rel=0.3)
 
 
-def test_resampling_finds_the_store_as_it_was_made_and_tells_when_it_is_not(
+def test_resampling_confirms_a_correct_store_and_detects_changed_clips(
     make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     dataset = Dataset.open(make_root())
@@ -333,7 +335,7 @@ def test_resampling_finds_the_store_as_it_was_made_and_tells_when_it_is_not(
     found = resample(dataset, "train", 10)
     assert found.clips == 4 and len(found.differences) == 7 and found.largest == 0.0 and found.problems == ()
     assert len(resample(dataset, "train", 2, seed=1).differences) <= 4
-    write_clip(dataset.path_of(dataset.manifest.of_split("train")[1]), look=9)  # another film under its name
+    write_clip(dataset.path_of(dataset.manifest.of_split("train")[1]), look=9)  # another clip under the same name
     dataset.path_of(dataset.manifest.of_split("train")[2]).unlink()
     problems = {(problem.clip_id, problem.modality): problem for problem in resample(dataset, "train", 10).problems}
     changed, gone = (clip.clip_id for clip in dataset.manifest.of_split("train")[1:3])

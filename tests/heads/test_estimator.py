@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of an estimator, and that what it trains is what `train_heads` trains."""
+"""The estimator passes scikit-learn's own checks, and trains the same heads as `train_heads`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK = {"hidden": (16,), "learning_rate": 1e-2, "epochs": 4}
 
 
 def clips(count: int = 60, *, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """X = [timesformer | ast]: both modalities know the class, but what TimeSformer says is faint and AST's noisy."""
+    """X = [timesformer | ast]: both modalities identify the class, TimeSformer weakly and AST noisily."""
     rng = np.random.default_rng(seed)
     targets = np.arange(count) % len(classes)
     means = np.random.default_rng(99).normal(size=(len(classes), sum(DIMS.values())))
@@ -52,7 +52,7 @@ def estimator(**parameters: object) -> AlphaFusionClassifier:
 def trained_directly(
     x: np.ndarray, y: np.ndarray, *, seed: int = 3, settings: dict[str, object] | None = None, **head: object
 ) -> AlphaFusion:
-    """The head that `train_heads` makes of the same clips; validated on other clips, which must change nothing."""
+    """Return the head that `train_heads` trains on the same clips; the validation clips must not matter."""
     config = head_config(**{"dims": DIMS, "classes": CLASSES, "hidden": (16,), **head})  # type: ignore[arg-type]
     train, val = embeddings(x, y), embeddings(*clips(12, seed=1))
     chosen = TrainSettings(**{"epochs": 4, "learning_rate": 1e-2, **(settings or {})})  # type: ignore[arg-type]
@@ -65,11 +65,11 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
     return Embeddings(ids, tuple(str(label) for label in y), ids, parts)
 
 
-# scikit-learn's checks use 3 and 5 columns, which have no halves
+# scikit-learn's checks use 3 and 5 columns, which can't be halved
 @pytest.mark.filterwarnings("ignore:an odd number of columns")
 @parametrize_with_checks(
     [
-        AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3),  # else the defaults
+        AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3),  # otherwise the defaults
         AlphaFusionClassifier(
             "learned-dim", on="both", fusion="matrix", absent="zeros", hidden=(32,), learning_rate=2e-3, epochs=10
         ),
@@ -109,7 +109,7 @@ def test_probabilities_equal_those_of_the_head_that_train_heads_makes(
     assert fitted.loss_curve_.shape == (8 if settings.get("schedule") == "two-phase" else 4,)
 
 
-def test_class_weights_given_one_by_one_do_what_balanced_does() -> None:
+def test_class_weights_as_a_dict_equal_balanced_ones() -> None:
     rows = np.arange(60) % 4 != 0
     x, y = X[rows], np.where(Y[rows] == "moo", "bark", Y[rows])
     weights = {label: len(y) / (2 * np.sum(y == label)) for label in ("bark", "meow")}
@@ -124,14 +124,14 @@ def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_def
     left_out = {"patience", "memory_gb", "class_weights"}
     names = {field.name for kind in (TrainSettings, Experiment) for field in fields(kind)} - left_out
     assert names <= set(parameters)
-    for kind in (TrainSettings, Experiment):  # both have normalize: the settings' is the parameter
+    for kind in (TrainSettings, Experiment):  # both have normalize: the parameter is that of the settings
         for field in fields(kind):
             if field.name not in left_out:
                 assert parameters.pop(field.name, field.default) == field.default
     assert parameters == {"timesformer_dim": None, "random_state": None, "class_weight": None}
 
 
-def test_grid_search_over_transforms_and_alphas_finds_what_a_loop_finds() -> None:
+def test_grid_search_over_transforms_and_alphas_equals_a_loop() -> None:
     grid = [{"transform": ["none", "sqrt"]}, {"transform": ["scale"], "alpha": np.array([0.0, 0.1])}]
     groups = np.arange(60) // 3
     folds = list(GroupKFold(3).split(X, Y, groups))
@@ -165,7 +165,7 @@ def test_in_a_pipeline_the_scaler_comes_first_and_parameters_keep_their_names() 
     assert not hasattr(pipeline, "transform")  # a classifier at its end makes it a classifier
 
 
-def test_the_parameter_transform_makes_no_transformer_of_a_classifier() -> None:
+def test_the_parameter_transform_does_not_make_the_classifier_a_transformer() -> None:
     classifier = AlphaFusionClassifier("sqrt", on="ast")
     assert not hasattr(classifier, "transform")
     assert clone(classifier).get_params() == classifier.get_params()
@@ -173,7 +173,7 @@ def test_the_parameter_transform_makes_no_transformer_of_a_classifier() -> None:
     assert repr(classifier.set_params(transform="power")) == "AlphaFusionClassifier(on='ast', transform='power')"
 
 
-def test_decision_function_is_what_probabilities_are_made_of() -> None:
+def test_probabilities_are_the_softmax_of_the_decision_function() -> None:
     fitted = estimator().fit(X, Y)
     np.testing.assert_allclose(softmax(fitted.decision_function(X), axis=1), fitted.predict_proba(X), rtol=1e-5)
     x, y = clips(classes=("meow", "bark"))
@@ -205,7 +205,7 @@ def test_a_row_without_any_embedding_is_not_trained_on_and_predicted_from_zeros(
     np.testing.assert_array_equal(fitted.predict_proba(x[7:8]), fitted.predict_proba(np.zeros((1, 8))))
 
 
-def test_nan_is_refused_unless_zeros_are_to_replace_it() -> None:
+def test_nan_is_refused_unless_zeros_replace_it() -> None:
     x = X.copy()
     x[3, 5:] = np.nan
     with pytest.raises(ValueError, match="Input X contains NaN"):
@@ -223,7 +223,7 @@ def test_columns_follow_the_order_of_the_modalities() -> None:
     np.testing.assert_array_equal(swapped.fit(x, Y).predict_proba(x), usual.predict_proba(X))
 
 
-def test_columns_are_halved_unless_told_otherwise() -> None:
+def test_columns_are_halved_by_default() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert estimator(timesformer_dim=None).fit(X, Y).head_.config.dims == {"timesformer": 4, "ast": 4}
@@ -238,7 +238,7 @@ def test_one_modality_alone_takes_all_columns() -> None:
     np.testing.assert_array_equal(fitted.predict_proba(X[:, 5:]), expected.predict_proba(embeddings(X, Y)))
 
 
-def test_a_seed_decides_and_a_random_state_draws_seeds() -> None:
+def test_a_seed_determines_the_head_and_a_random_state_draws_seeds() -> None:
     def probabilities(random_state: object) -> np.ndarray:
         return estimator(random_state=random_state).fit(X, Y).predict_proba(X)
 
@@ -251,7 +251,7 @@ def test_a_seed_decides_and_a_random_state_draws_seeds() -> None:
     np.testing.assert_array_equal(probabilities(None), first)
 
 
-def test_numbers_of_numpy_are_welcome_in_grids() -> None:
+def test_numpy_numbers_are_accepted_in_grids() -> None:
     numpys = {
         "epochs": np.int64(4),
         "hidden": np.array([16]),
@@ -280,7 +280,7 @@ def test_a_fitted_estimator_survives_pickling_and_its_head_a_folder(tmp_path: Pa
     assert loaded.config.classes == CLASSES
 
 
-def test_a_fit_that_fails_leaves_the_head_as_it_was() -> None:
+def test_a_failed_fit_keeps_the_previous_head() -> None:
     fitted = estimator().fit(X, Y)
     before = fitted.predict_proba(X)
     with pytest.raises(ValueError, match="only one class, bark"):
@@ -296,7 +296,7 @@ def test_more_rows_than_fit_into_one_step_are_predicted_in_order(monkeypatch: py
     np.testing.assert_allclose(fitted.predict_proba(X), whole, rtol=1e-5)
 
 
-def test_the_answer_to_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+def test_the_prediction_for_a_row_does_not_depend_on_the_other_rows() -> None:
     x = np.random.default_rng(0).normal(size=(60, 192)).astype(np.float32)
     fitted = estimator(timesformer_dim=96, hidden=(64, 40)).fit(x, Y)
     whole = fitted.predict_proba(x)
@@ -330,7 +330,7 @@ def test_bad_parameters_are_named_as_scikit_learn_and_alphafuse_expect(
             estimator(**parameters).fit(X, Y)
 
 
-def test_clips_that_make_no_head_are_refused() -> None:
+def test_clips_that_no_head_can_be_trained_on_are_refused() -> None:
     with pytest.raises(ExperimentError, match=r"X has 1 feature\(s\), and timesformer and ast need at least one each"):
         AlphaFusionClassifier().fit(X[:, :1], Y)
     with pytest.raises(ExperimentError, match="none of the 60 train clips"):

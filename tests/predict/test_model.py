@@ -1,4 +1,4 @@
-"""Clips in, labels out: predictions, explanations, and runs that travel."""
+"""Predictions, explanations, and exported runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from support.clips import write_clip
-from support.progress import Told
+from support.progress import RecordedProgress
 
 from alphafuse.cli.main import main
 from alphafuse.data.dataset import Dataset
@@ -107,23 +107,23 @@ def test_answers_keep_the_order_in_which_clips_were_given(root: Dataset, model: 
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
 
-def test_what_is_known_is_yielded_before_later_clips_are_looked_at(
+def test_a_prediction_is_yielded_before_later_clips_are_decoded(
     root: Dataset, model: AlphaFuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [root.path_of(clip) for clip in root.manifest][:5]
     together = model.predict(paths)
     monkeypatch.setattr("alphafuse.predict.model.STREAMED", 2)
-    told = Told()
-    stream = model.stream(paths, progress=told)
+    progress = RecordedProgress()
+    stream = model.stream(paths, progress=progress)
     first = next(stream)
-    assert isinstance(first, Prediction) and sum(told.done) == 2
+    assert isinstance(first, Prediction) and sum(progress.done) == 2
     for one, other in zip([first, *stream], together, strict=True):
         assert isinstance(one, Prediction) and one.clip == other.clip
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
-    assert sum(told.done) == told.rounds[0][1] == 5 and told.stopped == 1
+    assert sum(progress.done) == progress.rounds[0][1] == 5 and progress.stopped == 1
 
 
-def test_heads_that_need_both_say_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
+def test_heads_that_need_both_modalities_report_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
     silent = write_clip(tmp_path / "silent.mp4", audio=False)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")
@@ -131,8 +131,8 @@ def test_heads_that_need_both_say_why_they_have_no_answer(model: AlphaFuse, tmp_
     assert of_silent.label is None and of_silent.top == () and of_silent.missing == {"ast": "no audio stream"}
     assert np.isnan(of_silent.probabilities).all()
     assert set(of_broken.missing) == {"timesformer", "ast"}
-    mend = "(heads of `alphafuse fit --absent zeros` answer from the other)"
-    assert format_prediction(of_silent).endswith(f"silent.mp4\n  no answer: no sound: no audio stream {mend}\n")
+    advice = "(heads of `alphafuse fit --absent zeros` use the other modality)"
+    assert format_prediction(of_silent).endswith(f"silent.mp4\n  no answer: no audio: no audio stream {advice}\n")
     assert format_prediction(of_broken).count("can't be opened") == 1
     assert isinstance(model.explain([silent])[0], Prediction)
 
@@ -144,7 +144,7 @@ def test_heads_trained_with_zeros_answer_from_the_modality_that_is_there(root: D
     assert isinstance(explained, Explanation)
     assert explained.prediction.label in root.classes and explained.prediction.missing == {"ast": "no audio stream"}
     assert set(explained.shares) == {"timesformer"}
-    assert verdict(explained) == "only the picture was looked at."
+    assert verdict(explained) == "only the video was used."
     assert explained.shares["timesformer"] == pytest.approx(
         explained.prediction.top[0].probability - explained.blank.probability
     )
@@ -157,7 +157,7 @@ def test_a_head_of_one_modality_needs_only_its_encoder(root: Dataset, tmp_path: 
     assert model(blind).label in root.classes and model(blind).missing == {}
 
 
-def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_what_the_clip_adds(
+def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_the_difference_from_the_blank_clip(
     root: Dataset, model: AlphaFuse
 ) -> None:
     clip = root.path_of(root.manifest.of_split("test")[0])
@@ -210,7 +210,7 @@ def test_an_explanation_reads_as_text_and_json(root: Dataset, model: AlphaFuse) 
     (explained,) = model.explain([root.path_of(root.manifest.of_split("test")[0])])
     assert isinstance(explained, Explanation)
     text = format_explanation(explained)
-    assert "sound muted" in text and "picture black" in text and "AST x alpha" in text and verdict(explained) in text
+    assert "audio muted" in text and "video black" in text and "AST x alpha" in text and verdict(explained) in text
     (row,) = to_json([explained])
     json.dumps(row, allow_nan=False)
     assert row["why"]["shares"] == dict(explained.shares) and len(row["why"]["along"]["ast"]) == len(ALPHAS)
@@ -224,7 +224,7 @@ def test_csv_has_a_line_per_rank_and_one_for_a_clip_without_an_answer(model: Alp
     assert rows[2]["label"] == "" and rows[2]["missing"] == "ast: no audio stream"
 
 
-def test_folders_are_searched_for_clips_and_what_is_not_there_is_named(root: Dataset, tmp_path: Path) -> None:
+def test_folders_are_searched_for_clips_and_missing_paths_are_named(root: Dataset, tmp_path: Path) -> None:
     assert len(find_clips([root.clip_folder])) == len(root.manifest)
     with pytest.raises(DatasetError, match="no video files in"):
         find_clips([tmp_path])
@@ -232,7 +232,7 @@ def test_folders_are_searched_for_clips_and_what_is_not_there_is_named(root: Dat
         find_clips([tmp_path / "nothing.mp4"])
 
 
-def test_another_encoder_than_the_run_s_is_refused(
+def test_an_encoder_other_than_the_run_s_is_refused(
     root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     other = tmp_path / "ast"
@@ -242,7 +242,7 @@ def test_another_encoder_than_the_run_s_is_refused(
         AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", ast=str(other))
 
 
-def test_runs_without_heads_and_what_is_no_run_are_named(root: Dataset, tmp_path: Path) -> None:
+def test_runs_without_heads_and_folders_that_are_not_runs_are_refused(root: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"no trained run in .*config.json.*alphafuse fit"):
         AlphaFuse.from_pretrained(tmp_path)
     write_json(tmp_path / "config.json", {"kind": "sweep"})
@@ -256,7 +256,7 @@ def test_runs_without_heads_and_what_is_no_run_are_named(root: Dataset, tmp_path
             AlphaFuse.from_pretrained(name)
 
 
-def test_the_best_run_is_that_of_validation(root: Dataset, tmp_path: Path) -> None:
+def test_the_best_run_has_the_highest_validation_accuracy(root: Dataset, tmp_path: Path) -> None:
     dataset = Dataset.open(shutil.copytree(root.root, tmp_path / "root"))
     figures = {}
     for run in ("sqrt-ast", "ast-only", "zeros"):
@@ -274,7 +274,7 @@ def test_the_best_run_is_that_of_validation(root: Dataset, tmp_path: Path) -> No
         best_run(dataset)
 
 
-def test_table_1_s_untransformed_heads_are_a_run_too(root: Dataset, tmp_path: Path) -> None:
+def test_the_untransformed_heads_of_table1_can_be_used_as_a_run(root: Dataset, tmp_path: Path) -> None:
     dataset = Dataset.open(shutil.copytree(root.root, tmp_path / "root"))
     table = table1(dataset, seeds=2, settings=replace(SETTINGS, epochs=2))
     run = read_run(write_table1(table, dataset))
@@ -302,7 +302,7 @@ def test_an_exported_run_predicts_the_same_on_a_machine_that_has_nothing_else(
     assert carried_encoder(Path(moved), "ast") is not None
 
 
-def test_without_encoders_a_bundle_names_them_and_takes_them_from_elsewhere(
+def test_a_bundle_without_encoders_names_them_and_loads_them_from_given_folders(
     root: Dataset, model: AlphaFuse, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle")
@@ -314,7 +314,7 @@ def test_without_encoders_a_bundle_names_them_and_takes_them_from_elsewhere(
     np.testing.assert_array_equal(found(clip).probabilities, model(clip).probabilities)
 
 
-def test_a_bundle_that_is_there_is_not_overwritten(root: Dataset, tmp_path: Path) -> None:
+def test_an_existing_bundle_is_not_overwritten(root: Dataset, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(ExperimentError, match="mine exists: name another folder"):
         export_run(root.root / "runs" / "sqrt-ast", tmp_path / "mine")
@@ -336,7 +336,7 @@ def test_the_model_card_states_data_protocol_metrics_with_intervals_and_limits(r
 def test_push_to_hub_and_back_is_a_round_trip(
     root: Dataset, model: AlphaFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub is a folder here: huggingface_hub's own mixin does all but the transfer."""
+    """A folder replaces the hub: huggingface_hub's own mixin does everything except the transfer."""
     hub = tmp_path / "hub"
 
     def create_repo(self: HfApi, repo_id: str, **given: object) -> Any:
@@ -365,7 +365,7 @@ def test_push_to_hub_and_back_is_a_round_trip(
     np.testing.assert_array_equal(back(clip).probabilities, model(clip).probabilities)
 
 
-def test_a_push_that_fails_is_one_line(root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:
+def test_a_failed_push_is_a_one_line_error(root: Dataset, tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:
     out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle", with_encoders=True)
     with pytest.raises(ExperimentError, match=r"can't push to 'me/toy': .*hf auth login"):
         push_bundle(out, "me/toy")
@@ -397,7 +397,7 @@ def test_the_command_takes_the_best_run_and_prints_labels(
     assert code == 0 and out.splitlines()[0] == str(clip) and len(out.splitlines()) == 3
     val = read_run(best_run(root)).metrics["val"]["top1"]["mean"]
     assert err.startswith(f"run: {best_run(root)} (the root's best on validation: {100 * val:.1f}% of 3 clips)\n")
-    assert "this run can't be told from guessing" in err  # on 3 test clips nothing can
+    assert "this run can't be distinguished from guessing" in err  # 3 test clips are too few
 
 
 def test_json_is_one_document_and_clips_without_an_answer_exit_with_1(
@@ -420,24 +420,26 @@ def test_mistakes_are_one_line(root: Dataset, run: Callable[..., tuple[int, str,
     for arguments, message in (
         (("predict", tmp_path / "no.mp4", "--root", root.root), "no such clip"),
         (("predict", root.clip_folder, "--run", tmp_path), "no trained run in"),
-        (("predict", root.clip_folder, "--csv", "--json"), "--csv goes without"),
+        (("predict", root.clip_folder, "--csv", "--json"), "--csv can't be combined with"),
         (("export", tmp_path, tmp_path / "out"), "no trained run in"),
     ):
         code, out, err = run(*arguments)
         assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1, err
 
 
-def test_export_says_what_it_made(root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_export_prints_the_folder_and_its_size(
+    root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     code, out, _ = run("export", root.root / "runs" / "sqrt-ast", tmp_path / "out", "--json")
     assert code == 0 and set(json.loads(out)) == {"folder", "pushed", "bytes"}
     assert read_run(tmp_path / "out").heads[0].config.experiment.transform == "sqrt"
 
 
-def test_what_half_of_the_heads_deny_is_no_clear_answer(root: Dataset, model: AlphaFuse) -> None:
+def test_an_answer_of_half_of_the_heads_is_not_clear(root: Dataset, model: AlphaFuse) -> None:
     (explained,) = model.explain([root.path_of(root.manifest.of_split("test")[0])])
     assert isinstance(explained, Explanation)
     torn = replace(explained, prediction=replace(explained.prediction, agreeing=1))
-    assert verdict(torn) == "no clear answer: 1 of 2 heads put it first; what follows is weak."
+    assert verdict(torn) == "no clear answer: 1 of 2 heads put it first; the explanation is weak."
 
 
 def test_a_file_that_looks_like_an_option_is_explained(
@@ -449,7 +451,7 @@ def test_a_file_that_looks_like_an_option_is_explained(
     assert code == 2 and "'-odd.mp4' looks like an option: write ./-odd.mp4" in err
 
 
-def test_a_black_picture_is_embedded_once_whatever_the_clips_sound_lasts(
+def test_black_frames_are_embedded_once_for_clips_of_any_duration(
     model: AlphaFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = [write_clip(tmp_path / f"{i}.mp4", seconds=0.5 + 0.1 * i) for i in range(6)]
@@ -464,5 +466,5 @@ def test_a_black_picture_is_embedded_once_whatever_the_clips_sound_lasts(
     assert all(isinstance(one, Explanation) for one in model.explain(clips))
     assert (
         len(clips) < calls.count("timesformer") <= len(clips) + model.embedder.threads
-    )  # threads may begin it together
+    )  # several threads may start it at once
     assert calls.count("ast") == 2 * len(clips)

@@ -1,4 +1,4 @@
-"""The report page's alpha explorer: the head that travels is the head, in Python and in a real browser."""
+"""The alpha explorer of the report page: its packed head equals the head, in Python and in a real browser."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def data_of(html: str) -> dict[str, Any]:
 
 
 def text_of(html: str) -> str:
-    """What a reader sees, roughly: without style, scripts and tags."""
+    """Return the visible text, approximately: without style, scripts and tags."""
     bare = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", html, flags=re.DOTALL)
     return re.sub(r"\s+", " ", bare)
 
@@ -120,7 +120,7 @@ def test_absent_embeddings_add_nothing_when_the_head_takes_them_as_zeros() -> No
     np.testing.assert_allclose(packed.logits(alphas), head.predict_logits(embeddings, alphas), atol=0.02)
 
 
-def test_packing_is_off_by_half_a_step_at_most_and_exact_for_zeros() -> None:
+def test_the_rounding_error_of_packing_is_at_most_half_a_step_and_zeros_are_exact() -> None:
     matrix = np.random.default_rng(0).normal(size=(5, 300)).astype(np.float32) * np.array(
         [[1e-6], [1], [1e6], [0], [3]]
     )
@@ -130,7 +130,7 @@ def test_packing_is_off_by_half_a_step_at_most_and_exact_for_zeros() -> None:
     assert (packed.unpacked[3] == 0).all()
 
 
-def test_page_tells_the_agreement_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_states_the_measured_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
     head, embeddings = make_head(), make_embeddings(dims={"timesformer": 8, "ast": 6})
     assert "same prediction for all of the clips at alpha 1" in text_of(make_html(head, embeddings))
     monkeypatch.setattr(explorer, "QUANTA", 3)  # three bits
@@ -143,14 +143,14 @@ def test_page_tells_the_agreement_that_was_measured(monkeypatch: pytest.MonkeyPa
     assert f"for {np.floor(10_000 * equal) / 100:.2f}% of them over 81 pairs of alphas from 0 to 2" in coarse
 
 
-@pytest.mark.parametrize(("share", "said"), [(1.0, "all"), (0.99999, "99.99%"), (0.5, "50.00%"), (0.0, "0.00%")])
-def test_agreement_is_never_rounded_up_to_all(share: float, said: str) -> None:
-    assert explorer._share(share) == said
+@pytest.mark.parametrize(("share", "text"), [(1.0, "all"), (0.99999, "99.99%"), (0.5, "50.00%"), (0.0, "0.00%")])
+def test_agreement_is_never_rounded_up_to_all(share: float, text: str) -> None:
+    assert explorer._share(share) == text
 
 
-@pytest.mark.parametrize(("difference", "said"), [(3.12e-5, "0.00004"), (0.0054, "0.006"), (0.1, "0.1"), (0.0, "0")])
-def test_largest_difference_is_never_rounded_down(difference: float, said: str) -> None:
-    assert explorer._bound(difference) == said
+@pytest.mark.parametrize(("difference", "text"), [(3.12e-5, "0.00004"), (0.0054, "0.006"), (0.1, "0.1"), (0.0, "0")])
+def test_largest_difference_is_never_rounded_down(difference: float, text: str) -> None:
+    assert explorer._bound(difference) == text
 
 
 @pytest.mark.parametrize("fusion", ["matrix", "gate", "attention"])
@@ -159,7 +159,7 @@ def test_fusions_that_do_not_split_by_modality_are_refused(fusion: str) -> None:
         make_html(make_head(fusion=fusion), make_embeddings(dims={"timesformer": 8, "ast": 6}))
 
 
-def test_heads_that_do_not_fit_are_refused_in_one_line() -> None:
+def test_heads_that_do_not_fit_are_one_line_errors() -> None:
     embeddings = make_embeddings(dims={"timesformer": 8, "ast": 6})
     with pytest.raises(ExperimentError, match="needs a head"):
         explorer_html([], embeddings, ceiling=CEILING, title="")
@@ -174,11 +174,11 @@ def test_heads_that_do_not_fit_are_refused_in_one_line() -> None:
 
 def test_head_that_is_too_large_for_a_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "MAX_PAGE_BYTES", 8_000)
-    with pytest.raises(ExperimentError, match=r"too large to travel in a page: 0 MB.*hidden layers 32, 16"):
+    with pytest.raises(ExperimentError, match=r"too large for a page: 0 MB.*hidden layers 32, 16"):
         make_html(make_head(), make_embeddings(dims={"timesformer": 8, "ast": 6}))
 
 
-def test_of_many_clips_the_same_ones_are_drawn_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_clips_every_call_samples_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "MAX_CLIPS", 15)
     head, embeddings = make_head(), make_embeddings(dims={"timesformer": 8, "ast": 6})
     embeddings.features["ast"][:4] = np.nan
@@ -187,7 +187,7 @@ def test_of_many_clips_the_same_ones_are_drawn_at_every_call(monkeypatch: pytest
     assert [clip["id"] for clip in data_of(html)["clips"]] == list(drawn)
     assert list(drawn) == sorted(drawn, key=embeddings.clip_ids.index)
     assert len(drawn) == 15 and not set(drawn) & set(embeddings.clip_ids[:4])
-    assert "15 of 36 val clips, drawn by lot" in text_of(html) and "4 val clips lack an embedding" in text_of(html)
+    assert "15 of 36 val clips, a random sample" in text_of(html) and "4 val clips lack an embedding" in text_of(html)
     assert len(data_of(html)["votes"]["ast"]) == 15
 
 
@@ -199,12 +199,12 @@ def test_page_without_script_shows_the_head_as_trained() -> None:
     assert f"{100 * right / 40:.1f}% {right} of 40 clips right" in text
     assert "88.9%: 40 of 45 test clips have a label that occurs in training" in text
     assert "these 40 come from 20 source videos" in text
-    assert "<noscript>" in html and "needs JavaScript" in text
+    assert "<noscript>" in html and "The sliders need JavaScript" in text
     assert html.count('class="explorer-square"') == 81
 
 
 def test_label_that_the_head_does_not_know_is_never_right() -> None:
-    embeddings = make_embeddings(dims={"timesformer": 8, "ast": 6}, labels=("unheard of",))
+    embeddings = make_embeddings(dims={"timesformer": 8, "ast": 6}, labels=("unknown label",))
     html = make_html(make_head(), embeddings)
     assert {clip["target"] for clip in data_of(html)["clips"]} == {-1} and "0 of 40 clips right" in text_of(html)
 
@@ -216,7 +216,7 @@ def test_head_of_one_modality_has_one_slider_and_no_votes() -> None:
     assert data_of(html)["votes"] == {} and html.count('class="explorer-square"') == 9
 
 
-def test_only_pictures_inside_the_page_are_thumbnails_and_only_of_its_clips() -> None:
+def test_thumbnails_are_data_uris_of_clips_in_the_page_only() -> None:
     head, embeddings = make_head(), make_embeddings(dims={"timesformer": 8, "ast": 6})
     picture = "data:image/png;base64,AAAA"
     html = make_html(head, embeddings, thumbnails={embeddings.clip_ids[3]: picture, "elsewhere": picture})

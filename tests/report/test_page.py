@@ -1,4 +1,4 @@
-"""The report: what it collects is what the runs say, its figures show it, and its page works in a real browser."""
+"""The report: its data equal the runs' files, its figures show them, and its page works in a real browser."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ QUICK = replace(SETTINGS, epochs=6)
 
 
 def make_root(root: Path) -> Dataset:
-    """A root whose labels are anything, with two unseen ones, two silent test clips and all kinds of runs."""
+    """Make a root with unusual labels, two unseen ones, two silent test clips and all kinds of runs."""
     dataset = make_dataset(root, unseen_test_labels=2, silent_test_clips=2, classes=LABELS, name="toy <i>&amp;</i> co")
     write_table1(table1(dataset, seeds=3, settings=QUICK), dataset)
     write_sweep(sweep(dataset, on=("timesformer", "ast"), alphas=(0.5, 1.0), seeds=2, settings=QUICK), dataset)
@@ -101,7 +101,7 @@ def predictions(run: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-# which runs, which heads
+# choice of runs and heads
 
 
 def test_all_kinds_of_runs_are_found_and_a_damaged_one_is_left_out_with_a_line(
@@ -127,7 +127,7 @@ def test_all_kinds_of_runs_are_found_and_a_damaged_one_is_left_out_with_a_line(
     assert len(left_out) == 2
 
 
-def test_damaged_files_of_runs_cost_their_sections_and_not_the_page(dataset: Dataset, tmp_path: Path) -> None:
+def test_damaged_files_of_runs_remove_their_sections_and_not_the_page(dataset: Dataset, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(dataset.root, root)
     (root / "runs" / "sqrt-ast" / "metrics.json").write_text('{"val": {"top1"')
@@ -139,31 +139,31 @@ def test_damaged_files_of_runs_cost_their_sections_and_not_the_page(dataset: Dat
     runs, left_out = find_runs(Dataset.open(root), [])
     sides = find_sides(runs, False, left_out)
     assert sides["fused"].path == root / "runs" / "table1" / "heads" / "untransformed"
-    report = collect(Dataset.open(root), runs, left_out, Absent("not asked"))
+    report = collect(Dataset.open(root), runs, left_out, Absent("no predictions"))
     assert isinstance(report.table, Absent) and isinstance(report.losses, Absent) and not report.sweeps
     assert isinstance(report.ablation, Ablation)
     assert {bar.group for bar in report.ablation.bars} == {"single runs"}
     for run in ("sqrt-ast", "badly-trained", "table1", "compare", "sweep-timesformer-ast"):
         assert any(f"runs/{run}" in line for line in report.left_out), run
     page = render_page(report, draw_figures(report))
-    assert 'things could not be used: see <a href="#left-out">' in page and page.count('id="left-out"') == 1
+    assert 'runs or files could not be used: see <a href="#left-out">' in page and page.count('id="left-out"') == 1
     assert "TimeSformer only: right on" in answer(report)[0]
 
 
-def test_runs_named_by_hand_are_the_only_ones_and_must_be_runs(dataset: Dataset, tmp_path: Path) -> None:
+def test_only_named_runs_are_shown_and_they_must_be_runs(dataset: Dataset, tmp_path: Path) -> None:
     named = dataset.root / "runs" / "table1"
     assert [run.folder for run in find_runs(dataset, [named])[0]] == [named]
     with pytest.raises(ExperimentError, match=r"no run in .*nothing \(it has no config.json\)"):
         find_runs(dataset, [tmp_path / "nothing"])
 
 
-def test_a_root_without_runs_says_which_command_makes_one(tmp_path: Path) -> None:
+def test_a_root_without_runs_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"no run in .* to report on: make one with `alphafuse table1 --root"):
         write_report(make_dataset(tmp_path / "empty"), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_heads_asked_are_those_of_best_validation_accuracy_or_of_the_run_named(
+def test_the_heads_shown_are_those_of_best_validation_accuracy_or_of_the_named_run(
     dataset: Dataset, votes: Votes
 ) -> None:
     runs = dataset.root / "runs"
@@ -193,7 +193,7 @@ def test_the_command_of_a_run_makes_the_same_run_again(dataset: Dataset, tmp_pat
     assert again == before
 
 
-def test_what_the_command_line_cannot_say_is_said_in_python(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_run_that_no_command_line_makes_is_reproduced_in_python(dataset: Dataset, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(dataset.root, root)
     made = fit(Dataset.open(root), Experiment(rates={"ast": 2.0}), settings=QUICK, run="rates")
@@ -206,7 +206,7 @@ def test_what_the_command_line_cannot_say_is_said_in_python(dataset: Dataset, tm
     assert (made.folder / "config.json").read_bytes() == config
 
 
-# what the heads say
+# predictions of the heads
 
 
 def test_contributions_are_the_differences_of_the_runs_own_predictions(dataset: Dataset, votes: Votes) -> None:
@@ -282,20 +282,20 @@ RIGHT, WRONG, OTHER = Vote("dog", 0.9, 0.9, True), Vote("cat", 0.8, 0.1, False),
         (WRONG, WRONG, RIGHT, "sound was right, sight misled"),
         (WRONG, WRONG, OTHER, "both wrong; fusion followed sight"),
         (WRONG, WRONG, WRONG, "both wrong"),
-        (WRONG, RIGHT, RIGHT, "each alone is right: fusion lost it"),
-        (RIGHT, WRONG, WRONG, "right, but unsure"),
+        (WRONG, RIGHT, RIGHT, "each alone is right, fused is wrong"),
+        (RIGHT, WRONG, WRONG, "right, with low confidence"),
     ],
 )
-def test_a_finding_says_which_side_misled(fused: Vote, sight: Vote, sound: Vote, finding: str) -> None:
+def test_a_finding_names_the_modality_that_misled(fused: Vote, sight: Vote, sound: Vote, finding: str) -> None:
     assert finding_of({"fused": fused, "timesformer": sight, "ast": sound}, is_reachable=True) == finding
 
 
-def test_nobody_misled_on_a_label_that_never_occurs_in_training() -> None:
+def test_no_modality_misled_on_a_label_that_never_occurs_in_training() -> None:
     assert finding_of({"fused": WRONG}, is_reachable=False) == "its label never occurs in training"
     assert finding_of({"fused": WRONG, "timesformer": RIGHT}, is_reachable=True) == ""
 
 
-def test_a_run_trained_on_other_embeddings_is_not_asked_and_the_page_says_why(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_run_trained_on_other_embeddings_is_not_used_and_the_page_says_why(dataset: Dataset, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(dataset.root, root)
     config = root / "runs" / "sqrt-ast" / "config.json"
@@ -305,13 +305,13 @@ def test_a_run_trained_on_other_embeddings_is_not_asked_and_the_page_says_why(da
     report, _ = build_report(Dataset.open(root), runs=[root / "runs" / "sqrt-ast"])
     assert isinstance(report.votes, Absent)
     assert "was trained on another ast protocol" in report.votes.line
-    assert isinstance(report.ablation.runs[0], Run)  # type: ignore[union-attr]  # its own figures stay
+    assert isinstance(report.ablation.runs[0], Run)  # type: ignore[union-attr]  # its recorded figures stay
 
 
-# what the runs' files say
+# data from the runs' files
 
 
-def test_table1_is_what_the_run_wrote_with_wilsons_interval_for_the_papers_18_clips(
+def test_table1_equals_the_files_of_the_run_with_wilsons_interval_for_the_papers_18_clips(
     dataset: Dataset, report: Report
 ) -> None:
     content = read_json(dataset.root / "runs" / "table1" / "table1.json")
@@ -344,13 +344,13 @@ def test_the_paragraph_names_gain_interval_verdict_and_ceiling(report: Report) -
 def test_without_heads_the_paragraph_and_the_tiles_come_from_table1(dataset: Dataset, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(dataset.root, root)
-    shutil.rmtree(root / "runs" / "table1" / "heads")  # as an older alphafuse wrote it
+    shutil.rmtree(root / "runs" / "table1" / "heads")  # a run without saved heads
     report, drawn = build_report(Dataset.open(root), runs=[root / "runs" / "table1"])
     assert isinstance(report.votes, Absent)
     assert "TimeSformer only: " in " ".join(answer(report))
     page = render_page(report, drawn)
     assert page.count('<div class="tile">') == 3
-    assert "None of the runs here has fused heads: <code>alphafuse table1 --root" in page
+    assert "No run has fused heads: <code>alphafuse table1 --root" in page
 
 
 def test_a_section_without_data_is_one_line_with_the_command_that_adds_it(dataset: Dataset) -> None:
@@ -371,7 +371,7 @@ def test_a_section_without_data_is_one_line_with_the_command_that_adds_it(datase
 
 
 def ceiling_lines(figure: Any, place: float) -> int:
-    """How many of the figure's axes have a straight line at the ceiling, upright or level."""
+    """Return how many axes of the figure have a vertical or horizontal line at the ceiling."""
     return sum(
         any(
             len(set(coordinates)) == 1 and abs(coordinates[0] - place) < 1e-6
@@ -394,7 +394,7 @@ def test_the_ceiling_is_drawn_into_every_plot_of_accuracies(built: tuple[Report,
     assert "ceiling, test 81.4" in [text.get_text() for text in drawn["alpha"].legends[0].get_texts()]
 
 
-def test_every_svg_is_whole_named_and_painted_in_the_pages_variables_alone(
+def test_every_svg_is_complete_named_and_coloured_by_the_pages_variables_only(
     built: tuple[Report, dict[str, Any]],
 ) -> None:
     ids: list[str] = []
@@ -421,7 +421,7 @@ def test_labels_with_markup_mathematics_and_any_length_are_drawn(votes: Votes) -
     assert "x" * 40 in text and "x" * 50 not in text
 
 
-def test_of_many_classes_both_ends_are_drawn_and_confusions_are_a_picture() -> None:
+def test_of_many_classes_both_ends_are_drawn_and_confusions_are_an_image() -> None:
     measure = Measure(0.1, 0.0, 0.2, "bootstrap", 5)
     gains = [ClassGain(f"class {i}", 5, 4, 0.5, 0.4, replace(measure, mean=(150 - i) / 200), True) for i in range(309)]
     shown = draw.shown_gains(gains)
@@ -436,7 +436,7 @@ def test_of_many_classes_both_ends_are_drawn_and_confusions_are_a_picture() -> N
     assert len(draw.inline_svg(figure, "confusion", "c")) < 200_000
 
 
-def test_an_interval_that_leaves_nothing_to_resample_is_not_drawn() -> None:
+def test_an_interval_without_variation_is_not_drawn() -> None:
     none = Measure(-1.0, -1.0, -1.0, "none: no variation to resample", 1)
     gain = ClassGain("owl", 1, 1, 0.0, 1.0, none, True)
     assert not none.has_interval
@@ -480,31 +480,31 @@ def test_labels_and_names_are_text_and_never_markup(html: str) -> None:
     assert "<i>&amp;</i>" not in html
 
 
-def test_the_page_forbids_itself_to_load_anything_and_names_no_address(html: str) -> None:
+def test_the_page_forbids_loading_anything_and_contains_no_address(html: str) -> None:
     assert "default-src 'none'" in html
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", html)
     assert set(re.findall(r"https?://[\w./]+", html)) <= {"http://www.w3.org/2000/svg"}
 
 
-def test_pictures_of_clips_that_have_a_file_and_a_placeholder_for_the_others(html: str, votes: Votes) -> None:
+def test_clips_with_a_file_have_an_image_and_the_others_a_placeholder(html: str, votes: Votes) -> None:
     hardest = html[html.index('<section id="hardest">') : html.index('<section id="audit">')]
     shown = sum(bool(clip.thumbnail) for clip in votes.hardest)
     assert 0 < shown <= 6
     assert hardest.count("<img ") == shown
-    assert hardest.count("no picture: the file can't be had") == HARDEST - shown
+    assert hardest.count("no image: the file can't be read") == HARDEST - shown
 
 
 def test_every_section_says_where_its_numbers_come_from(html: str, report: Report) -> None:
     for section in ("table1", "losses", "alpha", "ablation", "classes", "confusion", "hardest", "audit"):
         text = re.search(rf'<section id="{section}">.*?</section>', html, re.DOTALL)
         assert text and "Where these numbers come from" in text[0], section
-        assert "again with" in text[0], section
+        assert "reproduce with" in text[0], section
     for run in report.runs:
         assert str(run.folder) in html
 
 
 def css_colors() -> dict[str, dict[str, str]]:
-    """theme -> variable -> colour, as page.css has them: light, dark as the system's, dark as chosen, paper."""
+    """Return theme -> variable -> colour from page.css: light, the system's dark, chosen dark, paper."""
     css = (TEMPLATES / "page.css").read_text()
     blocks = re.findall(r"color-scheme: (\w+);(.*?)}", css, re.DOTALL)
     assert [theme for theme, _ in blocks] == ["light", "dark", "dark", "light"]
@@ -546,8 +546,8 @@ def test_the_command_writes_the_page_into_the_root_of_the_run(dataset: Dataset, 
     shutil.copytree(dataset.root, root)
     result = CliRunner().invoke(cli, ["report", str(root / "runs" / "sqrt-ast"), "--json"])
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
-    assert said == {
+    content = json.loads(result.stdout)
+    assert content == {
         "report": str(root / "report.html"),
         "bytes": (root / "report.html").stat().st_size,
         "figures": None,
@@ -555,7 +555,7 @@ def test_the_command_writes_the_page_into_the_root_of_the_run(dataset: Dataset, 
     assert "None of" not in (root / "report.html").read_text()[:2000]
 
 
-def test_the_command_says_in_one_line_what_is_wrong(dataset: Dataset, tmp_path: Path) -> None:
+def test_mistakes_of_the_command_are_one_line_errors(dataset: Dataset, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["report", str(tmp_path / "nothing"), "--root", str(dataset.root)])
     assert isinstance(result.exception, ExperimentError)
     assert "name folders that fit, table1, sweep or compare wrote" in str(result.exception)
@@ -578,20 +578,20 @@ def address(html: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Tab:
-    """A page in the browser, and everything that it said or asked for."""
+    """A page in the browser, with its console messages, errors and requests."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.page = browser.new_page(**options)
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.route("**/*", self._route)
         self.page.goto(address)
         self.page.wait_for_load_state()
 
     def _route(self, route: Any) -> None:
-        self.asked.append(route.request.url)
+        self.requests.append(route.request.url)
         route.continue_() if route.request.url.startswith("file:") else route.abort()
 
     def color(self, what: str = "background-color") -> str:
@@ -601,7 +601,7 @@ class Tab:
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_the_page_shows_at_every_width_in_both_themes_without_a_word_or_a_request(
+def test_the_page_shows_at_every_width_in_both_themes_without_a_console_message_or_request(
     browser: Any, address: str, tmp_path: Path, width: int, theme: str
 ) -> None:
     tab = Tab(browser, address, viewport={"width": width, "height": 900}, color_scheme=theme)
@@ -618,7 +618,9 @@ def test_the_page_shows_at_every_width_in_both_themes_without_a_word_or_a_reques
     cut = (
         f"{plots}.filter(one => one.closest('.scroll')?.scrollWidth > innerWidth).map(one => one.closest('figure').id)"
     )
-    assert tab.page.evaluate(cut) == (["figure-confusion"] if width == 360 else [])  # the others have a narrow drawing
+    assert tab.page.evaluate(cut) == (
+        ["figure-confusion"] if width == 360 else []
+    )  # the other figures have a narrow version
     ink = tab.page.evaluate("getComputedStyle(document.querySelector('#figure-table1 text')).fill")
     assert (
         ink
@@ -630,13 +632,13 @@ def test_the_page_shows_at_every_width_in_both_themes_without_a_word_or_a_reques
     assert tab.page.evaluate(broken) == 0
     picture = keep_screenshot(tab.page, f"report-{width}-{theme}", tmp_path)
     assert picture.stat().st_size > 50_000
-    assert tab.said == []
-    assert tab.asked == [address]
+    assert tab.messages == []
+    assert tab.requests == [address]
     tab.page.close()
 
 
 @pytest.mark.slow
-def test_the_button_turns_light_into_dark_and_back(browser: Any, address: str) -> None:
+def test_the_button_switches_between_light_and_dark(browser: Any, address: str) -> None:
     tab = Tab(browser, address, color_scheme="light")
     light = tab.color()
     tab.page.click("button.theme")
@@ -648,7 +650,7 @@ def test_the_button_turns_light_into_dark_and_back(browser: Any, address: str) -
 
 
 @pytest.mark.slow
-def test_on_paper_the_page_is_light_without_buttons_and_nothing_is_folded_or_cut(
+def test_in_print_the_page_is_light_without_buttons_and_nothing_is_collapsed_or_cut(
     browser: Any, address: str, tmp_path: Path
 ) -> None:
     tab = Tab(browser, address, viewport={"width": 700, "height": 900}, color_scheme="dark")
@@ -667,7 +669,7 @@ def test_on_paper_the_page_is_light_without_buttons_and_nothing_is_folded_or_cut
     assert tab.page.evaluate("[...document.querySelectorAll('details')].every(one => !one.open)")
     tab.page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
-    assert tab.said == []
+    assert tab.messages == []
     tab.page.close()
 
 
@@ -683,7 +685,7 @@ def test_the_explorers_sliders_change_its_numbers_inside_the_page(browser: Any, 
     )
     wait_until(tab.page, f"document.querySelector('{right}').innerText !== '{before}'")
     assert int(tab.page.inner_text(right)) < int(before)
-    assert tab.said == [] and tab.asked == [address]
+    assert tab.messages == [] and tab.requests == [address]
     tab.page.close()
 
 
@@ -692,7 +694,7 @@ def test_reachability_of_a_split_is_counted_on_the_clips_that_all_heads_use(vote
     assert votes.ceiling.clips == 43
 
 
-def test_intervals_made_in_several_ways_are_each_called_what_they_are() -> None:
+def test_intervals_of_several_methods_are_named() -> None:
     drawn = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
     none_right = Measure(0.0, 0.0, 0.2, "Wilson", 20)
     assert interval_methods([("fused", drawn), ("sight alone", drawn)]) == "bootstrap over source videos"
@@ -701,15 +703,15 @@ def test_intervals_made_in_several_ways_are_each_called_what_they_are() -> None:
     assert not Measure(0.0, 0.0, 0.0, "bootstrap over source videos", 20).has_interval
 
 
-def test_the_page_says_whose_heads_speak_and_why_the_explorers_are_others(html: str, report: Report) -> None:
-    assert "The fused heads are those of run sqrt-ast: of 2 runs the best on validation clips." in html
+def test_the_page_says_how_heads_were_chosen_and_why_the_explorer_shows_others(html: str, report: Report) -> None:
+    assert "The fused heads are those of run sqrt-ast: the best of 2 runs on validation clips." in html
     assert whose_heads(replace(report, is_chosen=True)).endswith(
         "run sqrt-ast, the first that was named for this page."
     )
-    assert "The fused heads at the top of this page are others" not in html  # sqrt-ast can be explored itself
+    assert "The fused heads at the top of this page can't be explored" not in html  # sqrt-ast can be explored itself
 
 
-def test_the_tiles_ceiling_is_that_of_the_clips_that_were_asked(html: str, votes: Votes) -> None:
+def test_the_ceiling_of_the_tiles_is_that_of_the_clips_used(html: str, votes: Votes) -> None:
     assert f"the ceiling of these 43 clips, {100 * votes.ceiling.accuracy:.1f}" in html
     assert html.count(f'<line x1="{100 * votes.ceiling.accuracy}"') == 3
 
@@ -730,9 +732,7 @@ def test_classes_that_never_occur_in_training_have_a_dagger_and_no_interval(vote
     assert [label.endswith(" \u2020") for label in labels] == [not one.is_reachable for one in votes.gains]
 
 
-def test_a_run_is_left_out_of_the_ablation_only_where_the_same_heads_are_there_already(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_a_run_is_left_out_of_the_ablation_only_if_it_shows_the_same_heads(dataset: Dataset, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(dataset.root, root)
     runs = root / "runs"
@@ -745,7 +745,7 @@ def test_a_run_is_left_out_of_the_ablation_only_where_the_same_heads_are_there_a
         (runs / name / "metrics.json").write_text(json.dumps(metrics))
     opened = Dataset.open(root)
     chosen = find_runs(opened, [runs / name for name in ("table1", "again", "other")])[0]
-    ablation = collect(opened, chosen, [], Absent("not asked")).ablation
+    ablation = collect(opened, chosen, [], Absent("no predictions")).ablation
     assert isinstance(ablation, Ablation)
     titles = [bar.title for bar in ablation.bars]
     assert titles == ["untransformed", "TimeSformer only", "AST only", "TimeSformer only (run other)"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [  # no sandbox: CI runs as root; the others keep it from looking for updates
+FLAGS = [  # no sandbox: CI runs as root; the other flags disable updates
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
@@ -21,12 +21,12 @@ FLAGS = [  # no sandbox: CI runs as root; the others keep it from looking for up
 
 @contextmanager
 def running_chromium() -> Iterator[Any]:
-    """A browser; the test is skipped, saying why, where there is none."""
+    """Start a browser; the test is skipped with a reason if none is installed."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
     named = os.environ.get("ALPHAFUSE_CHROMIUM")
     found = named or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
-        pytest.skip("no Chromium here: install the system's package, or name one with ALPHAFUSE_CHROMIUM")
+        pytest.skip("no Chromium found: install the system's package, or name one with ALPHAFUSE_CHROMIUM")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
@@ -34,7 +34,7 @@ def running_chromium() -> Iterator[Any]:
 
 
 def wait_until(page: Any, expression: str, *, seconds: float = 30.0) -> None:
-    """Until a JavaScript expression is true; asked from outside, for a page may forbid itself to evaluate text."""
+    """Wait until a JavaScript expression is true; polled from outside, because a page may forbid eval."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {expression}"
@@ -42,7 +42,7 @@ def wait_until(page: Any, expression: str, *, seconds: float = 30.0) -> None:
 
 
 def keep_screenshot(page: Any, name: str, folder: Path) -> Path:
-    """A picture of the whole page, in ALPHAFUSE_SCREENSHOTS or else in this folder."""
+    """Save a screenshot of the whole page in ALPHAFUSE_SCREENSHOTS, or else in this folder."""
     path = Path(os.environ.get("ALPHAFUSE_SCREENSHOTS") or folder) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Commands run in this process, and what their errors must look like."""
+"""Checks of the errors of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small clips that tests encode."""
+"""Encode small clips for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-THOROUGH = os.environ.get("ALPHAFUSE_TEST_THOROUGH") == "1"  # as CI tests: minutes more
+THOROUGH = os.environ.get("ALPHAFUSE_TEST_THOROUGH") == "1"  # as in CI: takes minutes longer
 
 
 def moving_square(frames: int, height: int, width: int, *, look: int = 0) -> np.ndarray:
@@ -55,7 +55,7 @@ def write_clip(
     `pixels` and `options` are the video encoder's, `rotation` the counterclockwise angle in the file's header.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if codec == "libx264":  # whose macroblock tree depends on what memory held before, by a few pixels now and then
+    if codec == "libx264":  # its macroblock tree depends on uninitialised memory, by a few pixels in some runs
         options = {"mbtree": "0"} | (options or {})
     with av.open(str(path), "w") as container:
         if video:

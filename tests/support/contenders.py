@@ -9,10 +9,10 @@ from measuring import Turn
 
 
 def who_and_when(turn: Turn) -> dict[str, float]:
-    """Who measured, in which turn, and how long after it was asked for."""
+    """Return the process id, the turn, and the seconds since the request."""
     return {"process": os.getpid(), "turn": turn.number, "waited": time.time() - turn.asked}
 
 
 def die(turn: Turn) -> dict[str, float]:
-    """End the process that measures, as a kill does."""
+    """End the measuring process, as a kill does."""
     os._exit(9)

@@ -16,7 +16,7 @@ from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.claims import Claims
 
 Names = dict[str, Path]
-LOOKS = 6  # different files; more clips than that share them
+LOOKS = 6  # number of different files; further clips share them
 
 
 def make(root: Path, files: Path, clips: int) -> Dataset:
@@ -37,14 +37,14 @@ def settings(encoders: Names, **changes: object) -> ExtractSettings:
 
 
 def assert_same_stores(found: Dataset, expected: Dataset) -> None:
-    """Equal to the bit: on the CPU an embedding is a function of its clip alone."""
+    """Assert that two stores are equal to the bit: on the CPU an embedding depends on its clip alone."""
     store = found.store("train")
     assert store.verify() == [] and store.info().duplicates == 0
     for modality in ("timesformer", "ast"):
         ours, theirs = (dataset.embeddings("train").features[modality] for dataset in (found, expected))
         np.testing.assert_array_equal(ours, theirs)
     with Claims(store.folder):
-        pass  # one that was still dying of its kill when the last one ended leaves the file to whoever comes next
+        pass  # a process that was still ending after its kill leaves the file to the next one
     left = [path.name for path in store.folder.iterdir() if not path.name.startswith("shard-")]
     # a shard that was being written when its writer was killed; the first write an hour later removes it
     assert [name for name in left if not re.fullmatch(r"\.shard-.*\.partial", name)] == []
@@ -53,5 +53,5 @@ def assert_same_stores(found: Dataset, expected: Dataset) -> None:
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "what the test waits for never came"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Functions of test modules in spawned processes, which can't import test modules: they travel by value."""
+"""Run functions of test modules in spawned processes, which can't import test modules: pickle them by value."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def spawned(function: Callable[..., None], *arguments: object) -> BaseProcess:
-    """A process, not started yet, that calls the function; connections among the arguments work."""
+    """Return a process, not started yet, that calls the function; arguments may be connections."""
     module = sys.modules[function.__module__]
     cloudpickle.register_pickle_by_value(module)
     try:
-        travelling = cloudpickle.dumps(function)
+        pickled = cloudpickle.dumps(function)
     finally:
         cloudpickle.unregister_pickle_by_value(module)
-    return SPAWN.Process(target=_call, args=(travelling, arguments))
+    return SPAWN.Process(target=_call, args=(pickled, arguments))
 
 
-def _call(travelling: bytes, arguments: tuple[object, ...]) -> None:
-    pickle.loads(travelling)(*arguments)
+def _call(pickled: bytes, arguments: tuple[object, ...]) -> None:
+    pickle.loads(pickled)(*arguments)

@@ -1,12 +1,12 @@
-"""A Progress that tests look at."""
+"""A Progress that records its calls."""
 
 from __future__ import annotations
 
 from alphafuse.system.progress import Progress
 
 
-class Told(Progress):
-    """What a study was told to show: rounds as (title, total, unit), and what was done of them."""
+class RecordedProgress(Progress):
+    """Progress that records rounds as (title, total, unit), counts of advance, and the number of stops."""
 
     def __init__(self) -> None:
         self.rounds: list[tuple[str, int, str]] = []

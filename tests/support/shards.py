@@ -1,4 +1,4 @@
-"""What tests need to know of shards, computed without the code that is tested."""
+"""Properties of shards, computed without the tested code."""
 
 import hashlib
 

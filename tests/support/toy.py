@@ -1,4 +1,4 @@
-"""A small store with two modalities that only together tell the class; shared by the tests of stage two."""
+"""A small store whose two modalities identify the class only together; for the tests of stage two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_dataset(
     classes: tuple[str, ...] = CLASSES,
     name: str = "toy",
 ) -> Dataset:
-    """Nine classes: the picture tells the sight, the sound tells the sound, only both tell the class."""
+    """Make a dataset of nine classes: each modality identifies three groups, only both together the class."""
     rng = np.random.default_rng(0)
     sights, sounds = rng.normal(size=(3, 8)), rng.normal(size=(3, 6))
     rows = []
@@ -64,7 +64,7 @@ def make_dataset(
 
 
 def silence_label(dataset: Dataset, label: str) -> None:
-    """Store the training clips again, those of one label without sound."""
+    """Store the training clips again, without audio for those of one label."""
     store = dataset.store("train")
     kept = store.read()
     for shard in store.shards():

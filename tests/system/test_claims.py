@@ -29,7 +29,7 @@ def embed(clip_ids: list[str]) -> Embeddings:
 
 
 def extract(folder: Path, seed: int, start: float) -> None:
-    """What extraction does, a few clips at a time."""
+    """Extract as the pipeline does, a few clips at a time."""
     store = EmbeddingStore(folder)
     time.sleep(max(0, start - time.time()))
     waiting = np.random.default_rng(seed).permutation(IDS).tolist()
@@ -67,7 +67,7 @@ def hold(folder: Path, clip_ids: list[str], pipe: Connection) -> None:
 
 
 def holder(folder: Path, clip_ids: list[str]) -> tuple[BaseProcess, Connection, list[str]]:
-    """A process that holds claims until it is told otherwise, and what it got."""
+    """Start a process that holds claims until a message arrives; return it with the claims it got."""
     here, there = SPAWN.Pipe()
     process = spawned(hold, folder, clip_ids, there)
     process.start()
@@ -111,17 +111,17 @@ def test_claims_outlive_the_removal_of_their_file(tmp_path: Path) -> None:
     assert not (tmp_path / ".claims").exists()
 
 
-def test_who_claims_everything_keeps_others_out_until_it_closes(tmp_path: Path) -> None:
+def test_claiming_everything_excludes_others_until_close(tmp_path: Path) -> None:
     with Claims(tmp_path) as one, Claims(tmp_path) as other:
         assert other.claim(["a"]) == ["a"] and not one.claim_all()
-        assert one.claim("ab") == ["b"]  # the refusal took nothing, and kept nothing from anybody
+        assert one.claim("ab") == ["b"]  # the failed claim_all claimed nothing and blocks nobody
         other.release(["a"])
         assert one.claim_all() and one.claim_all() and not other.claim_all()
-        assert other.claim("abc") == [] and one.claim("abc") == ["a", "c"]  # b it has had
+        assert other.claim("abc") == [] and one.claim("abc") == ["a", "c"]  # it already holds b
         one.release("abc")
         assert other.claim("abc") == [] and one.claim("ab") == ["a", "b"]
         (tmp_path / ".claims").unlink()
-        assert one.claim(["d"]) == ["d"] and other.claim("abcde") == []  # both go on in a new file
+        assert one.claim(["d"]) == ["d"] and other.claim("abcde") == []  # both continue in a new file
         one.close()
         assert other.claim("abc") == ["a", "b", "c"]
     assert not (tmp_path / ".claims").exists()
@@ -137,7 +137,7 @@ def test_claiming_everything_sees_a_claim_of_another_process_and_its_death(tmp_p
 
 
 def come_and_go(folder: Path, seconds: float, log: Path) -> None:
-    """Open, claim one clip, mark it for a moment, close: two marks at once would be two owners."""
+    """Open, claim one clip, mark it briefly, close: two marks at once mean two owners."""
     end, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         with Claims(folder) as claims:
@@ -149,7 +149,7 @@ def come_and_go(folder: Path, seconds: float, log: Path) -> None:
     log.write_text(str(rounds))
 
 
-def test_no_clip_has_two_owners_while_the_file_comes_and_goes(tmp_path: Path) -> None:
+def test_no_clip_has_two_owners_while_the_file_is_made_and_removed(tmp_path: Path) -> None:
     workers = [spawned(come_and_go, tmp_path, 2, tmp_path / f"log{i}") for i in range(3)]
     for worker in workers:
         worker.start()
@@ -165,7 +165,7 @@ def no_locks(*arguments: object) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["no locks", "no fcntl", "a link", "a named pipe", "a file in the folder's place"])
-def test_where_locks_cannot_be_had_everything_is_claimed_and_the_caller_can_tell(
+def test_without_locks_everything_is_claimed_and_is_shared_is_false(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
     folder = tmp_path / "store"
@@ -192,7 +192,7 @@ def test_where_locks_cannot_be_had_everything_is_claimed_and_the_caller_can_tell
         assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_processes_exclude_each_other_where_locks_belong_to_processes(
+def test_processes_exclude_each_other_if_locks_belong_to_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims_module, "_OWN_LOCKS", False)  # as on macOS

@@ -1,4 +1,4 @@
-"""Interrupts that come where they could be lost, or leave a lock taken: held back, and raised after that."""
+"""Interrupts at moments when they could be lost or leave a lock taken are delayed, then raised."""
 
 import signal
 import subprocess
@@ -11,8 +11,8 @@ from support.clips import THOROUGH
 
 from alphafuse.system.interrupts import hold_interrupts
 
-# An interrupt wherever Python looks for one in the libraries that take locks (when a function begins, when one of C's
-# returns), one per run of a pool; the main thread must get each, and no thread may wait for ever.
+# Raise an interrupt at every point where Python checks for one in the libraries that take locks (at a function's start,
+# after a C function's return), one per run of a pool. The main thread must receive each, and no thread may deadlock.
 EVERYWHERE = """
 import concurrent.futures, faulthandler, signal, sys, threading, time
 import loky.process_executor
@@ -75,7 +75,7 @@ if __name__ == "__main__":
     ("pool", "step", "least"),
     [("threads", 1, 200), ("mapped", 1, 150), ("processes", 23, 15) if THOROUGH else ("processes", 71, 5)],
 )
-def test_an_interrupt_anywhere_in_a_pool_ends_it(pool: str, step: int, least: int) -> None:
+def test_an_interrupt_at_any_moment_ends_a_pool(pool: str, step: int, least: int) -> None:
     result = subprocess.run(
         [sys.executable, "-P", "-c", EVERYWHERE, pool, str(step)],
         cwd="/",
@@ -115,12 +115,12 @@ def test_handlers_of_the_callers_own_are_called_and_kept() -> None:
         assert calls == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is handle
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with hold_interrupts():
-            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "what ends the process ends it"
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the default handler ends the process"
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_other_threads_hold_nothing_back() -> None:
+def test_other_threads_do_not_delay_interrupts() -> None:
     inside, over = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -54,7 +54,7 @@ SETTINGS = {"timesformer": {"protocol": "standard"}, "ast": {"protocol": "standa
 
 
 def rows(count: int = 40, *, first: int = 0, dim: int = 768) -> Embeddings:
-    """Random embeddings of files that are known; the first clip has no audio."""
+    """Random embeddings with file sizes and digests; the first clip has no audio."""
     rng = np.random.default_rng(first)
     ids = tuple(f"abcdefghijk_{i:06d}" for i in range(first, first + count))
     features = {modality: rng.normal(size=(count, dim)).astype(np.float32) for modality in ("timesformer", "ast")}
@@ -80,7 +80,7 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What the memory file system was asked for: (kind of request, bytes that it gave)."""
+    """Requests to the memory file system: (kind of request, bytes returned)."""
     kind, made = type(fsspec.filesystem("memory")), list[tuple[str, int]]()
 
     def record(name: str, size: Callable[[Any], int]) -> None:
@@ -129,7 +129,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
     ("text", "message"),
     [("nowhere://x", "Unsupported filesystem"), ("s3://", "names no bucket"), ("s3://a\nb", "control")],
 )
-def test_an_address_that_means_nothing_is_one_line(text: str, message: str) -> None:
+def test_an_invalid_address_is_a_one_line_error(text: str, message: str) -> None:
     with pytest.raises(AlphafuseError, match=message) as caught:
         to_path(text)
     assert "\n" not in str(caught.value)
@@ -146,7 +146,7 @@ def test_keys_that_no_path_can_name_are_not_listed(memory: str) -> None:
 # --------------------------------------------------------------------------------------------------------- the store
 
 
-def test_every_verb_of_a_store_gives_behind_a_url_what_it_gives_on_a_disk(memory: str, tmp_path: Path) -> None:
+def test_every_method_of_a_store_gives_the_same_behind_a_url_as_on_a_disk(memory: str, tmp_path: Path) -> None:
     there, here = EmbeddingStore(f"{memory}/train"), EmbeddingStore(tmp_path / "train")
     assert there.shards() == [] and there.recipes() == {} and there.done() == set() and there.size_bytes() == 0
     for store in (there, here):
@@ -168,7 +168,7 @@ def test_every_verb_of_a_store_gives_behind_a_url_what_it_gives_on_a_disk(memory
     assert len(np.load(tmp_path / "out.npz")["clip_id"]) == 50 and not list(scratch_folder().glob("shard-*"))
 
 
-def test_resuming_reads_one_block_of_each_shard_once_and_lists_once_a_look(
+def test_resuming_reads_one_block_of_each_shard_once_and_lists_once_per_query(
     memory: str, requests: list[tuple[str, int]]
 ) -> None:
     for number in range(5):
@@ -202,7 +202,7 @@ def test_rows_are_read_from_whole_shards_that_are_fetched_once(memory: str, requ
     assert sum(fetched) == size and len(fetched) == 3
 
 
-def test_the_cache_keeps_to_its_bytes_and_what_is_too_large_is_read_in_ranges(
+def test_the_cache_stays_within_its_limit_and_larger_files_are_read_in_ranges(
     memory: str, monkeypatch: pytest.MonkeyPatch, requests: list[tuple[str, int]]
 ) -> None:
     paths = [EmbeddingStore(memory).write(rows(100, first=1000 * number)) for number in range(3)]
@@ -224,7 +224,7 @@ def test_the_cache_keeps_to_its_bytes_and_what_is_too_large_is_read_in_ranges(
     assert not any(local.exists() for local in kept)
 
 
-def test_a_file_of_ranges_reads_what_the_object_holds(memory: str) -> None:
+def test_a_file_read_in_ranges_equals_the_object(memory: str) -> None:
     content = random.Random(0).randbytes(5 * remote_module.BLOCK_BYTES + 123)
     path = to_path(f"{memory}/x")
     path.write_bytes(content)
@@ -251,7 +251,7 @@ def test_claims_behind_a_url_are_not_shared(memory: str) -> None:
     assert list_objects(to_path(memory)) == {}
 
 
-def test_a_shard_that_vanishes_or_a_store_that_breaks_off_is_no_damage(
+def test_a_vanished_shard_or_a_broken_connection_is_not_reported_as_damage(
     memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = EmbeddingStore(memory)
@@ -283,7 +283,7 @@ def with_variable_text(content: bytes, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_a_shard_behind_a_url_is_trusted_no_more_than_a_local_one(memory: str, tmp_path: Path) -> None:
+def test_a_shard_behind_a_url_is_checked_like_a_local_one(memory: str, tmp_path: Path) -> None:
     path = EmbeddingStore(memory).write(rows(20, dim=8))
     content, rng = path.read_bytes(), random.Random(0)
     cases = [content[: len(content) // 2], content[:10], b"", b"not a shard" * 100, content.replace(b"ast", b"abt")]
@@ -320,7 +320,7 @@ def small_root(root: Path, **keywords: Any) -> Dataset:
     return Dataset.create(root, Manifest(clips), name="mine", clip_folder=root / "clips", classes=("dog",), **keywords)
 
 
-def test_a_root_remembers_where_its_stores_are(memory: str, tmp_path: Path) -> None:
+def test_a_root_saves_the_address_of_its_stores(memory: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     assert small_root(root).store_folder == root / "stores"
     assert "stores" not in json.loads((root / "dataset.json").read_text())
@@ -361,7 +361,7 @@ def test_stores_in_dataset_json_must_be_a_text_that_can_be_shown(tmp_path: Path,
         Dataset.open(tmp_path)
 
 
-def test_an_empty_store_elsewhere_names_its_root(memory: str, tmp_path: Path) -> None:
+def test_an_empty_store_outside_of_its_root_names_the_root(memory: str, tmp_path: Path) -> None:
     dataset = small_root(tmp_path / "root", stores=f"{memory}/stores")
     with pytest.raises(
         StoreError, match=rf"no embeddings in memory://.*/stores/val: run .* --split val --root {dataset.root}"
@@ -450,7 +450,9 @@ sys.stdin.read()
 """
 
 
-def test_what_a_killed_process_leaves_is_removed_by_the_next_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+def test_scratch_files_of_a_killed_process_are_removed_by_the_next_and_those_of_a_living_one_stay(
+    tmp_path: Path,
+) -> None:
     def start() -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", LEAVES],
@@ -525,7 +527,7 @@ def assert_same_stores(one: Dataset, other: Dataset, split: str) -> None:
 
 
 def make_pair(files: Path, tmp_path: Path, url: str, copies: int = 1) -> tuple[Dataset, Dataset]:
-    """A root with clips and stores on the server, and the same one here; of each clip there are so many copies."""
+    """A root with clips and stores on the server, and the same root on disk, with `copies` copies of each clip."""
     local = tmp_path / "files"
     for path in files.rglob("*.mp4"):
         for copy in range(copies):
@@ -558,7 +560,7 @@ def test_extraction_from_and_into_a_bucket_equals_the_local_one_to_the_bit(
     verified = alphafuse("store", "verify", store, "--resample", 2, "--root", there.root, "--device", "cpu")
     assert verified.returncode == 0 and "0 problems" in verified.stdout, verified.stderr
     unnamed = alphafuse("store", "verify", store, "--resample", 2)
-    assert unnamed.returncode == 2 and "name its root with --root" in unnamed.stderr
+    assert unnamed.returncode == 2 and "needs their root: give --root" in unnamed.stderr
     assert alphafuse("store", "pack", store).returncode == 0 and len(there.store("train").shards()) == 1
     assert_same_stores(there, here, "train")
     fitted = [alphafuse("fit", "--root", dataset.root, "--epochs", 2) for dataset in (there, here)]
@@ -602,7 +604,7 @@ def test_a_killed_extraction_into_a_bucket_is_resumed_and_loses_nothing_that_was
 
 
 @pytest.mark.cluster
-def test_two_extractions_at_once_begin_at_different_clips_and_leave_a_store_that_is_right(
+def test_two_extractions_at_once_start_at_different_clips_and_make_a_correct_store(
     server: str, files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, here = make_pair(files, tmp_path, "s3://bucket/two", copies=20)
@@ -628,7 +630,7 @@ def test_two_extractions_at_once_begin_at_different_clips_and_leave_a_store_that
 
 
 @pytest.mark.cluster
-def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_object(server: str) -> None:
+def test_simultaneous_attempts_at_one_commit_leave_one_complete_object(server: str) -> None:
     names = [shard_name(stamp, ["a"]) for stamp in range(8)]
     stores = [EmbeddingStore("s3://bucket/commits") for _ in range(32)]
     with ThreadPoolExecutor(8) as pool:
@@ -642,7 +644,7 @@ def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_object(server
 
 
 @pytest.mark.cluster
-def test_what_is_transferred_to_resume_is_one_range_of_each_shard(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_transfers_one_range_of_each_shard(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
     for number in range(4):
@@ -676,7 +678,7 @@ def test_a_damaged_object_is_named_by_verify_and_refused_by_reading(server: str)
 
 
 @pytest.mark.cluster
-def test_what_is_wrong_with_the_address_or_the_credentials_is_one_line(server: str, tmp_path: Path) -> None:
+def test_a_wrong_address_or_wrong_credentials_are_one_line_errors(server: str, tmp_path: Path) -> None:
     dataset = small_root(tmp_path / "root", stores="s3://nobucket/stores")
     with pytest.raises(StoreError, match="there is no bucket 'nobucket' for s3://nobucket/stores/val: make it"):
         dataset.store("val").write(rows())

@@ -1,4 +1,4 @@
-"""Worker processes that crash, hang, eat memory or are killed cost one task each; each of these happens for real."""
+"""Worker processes that really crash, hang, exceed their memory or are killed lose one task each."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def test_tasks_are_answered_under_their_own_keys() -> None:
     assert run(lambda task: str(task), []) == {}
 
 
-def test_a_task_that_ends_its_process_costs_only_itself() -> None:
+def test_a_task_that_ends_its_process_fails_alone() -> None:
     def work(task: int) -> str:
         if task % 4 == 1:
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -42,12 +42,12 @@ def test_the_very_last_task_may_crash_too() -> None:
     }
 
 
-def test_a_task_that_hangs_is_ended_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_hangs_is_ended_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "START_SECONDS", 3.0)
 
     def work(task: int) -> str:
         if task == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)  # as deaf as a read from a dead network disk
+            os.kill(os.getpid(), signal.SIGSTOP)  # like a read from a dead network disk, it ignores other signals
         if task == 2:
             time.sleep(60)
         return str(task)
@@ -59,7 +59,7 @@ def test_a_task_that_hangs_is_ended_and_the_others_go_on(monkeypatch: pytest.Mon
     assert time.monotonic() - began < 40
 
 
-def test_a_task_that_wants_more_memory_than_it_may_take_is_refused_it() -> None:
+def test_a_task_that_exceeds_its_memory_limit_fails() -> None:
     def work(task: int) -> str:
         if task == 1:
             return str(np.ones(200_000_000).sum())  # 1.6 GB
@@ -84,10 +84,10 @@ def test_workers_killed_from_outside_are_replaced() -> None:
             if len(seen) < 4:
                 os.kill(answer, signal.SIGKILL)
     assert len(answers) == 60 and len(seen) >= 4
-    assert 1 <= answers.count(CRASHED) <= 3, "a kill costs at most the task at work"
+    assert 1 <= answers.count(CRASHED) <= 3, "a kill loses at most the running task"
 
 
-def test_no_more_is_taken_than_two_tasks_per_worker_ahead() -> None:
+def test_at_most_two_tasks_per_worker_are_taken_ahead() -> None:
     taken: list[int] = []
 
     def tasks() -> object:

@@ -1,6 +1,6 @@
-"""`write_report`: a root's runs on one page.
+"""`write_report`: write the html page of a root's runs.
 
-runs -> which heads are asked (`votes`) -> what every section shows (`sections`) -> figures -> `html` -> the file
+runs -> predictions of heads (`votes`) -> data of every section (`sections`) -> figures -> `html` -> the file
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .sentences import named
 from .thumbnails import thumbnails
 from .votes import Side, ask_heads, explorable_sides, find_sides
 
-EXPLORER_EDGE = 112  # pixels of the explorer's pictures: up to 400 of them, about 3 kB each
+EXPLORER_EDGE = 112  # pixels of the explorer's images: up to 400 images of about 3 kB
 
 
 def write_report(
@@ -40,23 +40,24 @@ def write_report(
 ) -> Path:
     """Write one self-contained html page of a root's runs.
 
-    It shows what is there: table 1 beside the paper's, loss curves, accuracy against alpha, what each modality
-    contributes in all and per class, what is taken for what, the hardest clips, the splits' ceiling, and where every
-    number comes from. What is missing is named with the command that adds it.
+    It shows table 1 beside the paper's, loss curves, accuracy against alpha, the contribution of each modality in all
+    and per class, confusions, the hardest clips, the splits' ceiling, and the source of every number. A section
+    without data names the command that adds it.
 
     Args:
-        dataset: the root; its test split should be extracted, else sections that ask heads are missing.
-        out: the html file; it appears whole or not at all.
-        runs: run folders to show; by default all of the root's. Votes, confusions and gains are those of the first that
-            has fused heads; by default of the run of `fit` of highest validation accuracy, or else of table 1's.
-        figures: a folder for each figure as .png and .svg.
-        progress: called with what is being done, a few words, now and then.
+        dataset: the root. Sections that need predictions are missing unless its test split is extracted.
+        out: the html file, written atomically.
+        runs: run folders to show; by default all of the root's. Votes, confusions and gains are those of the first
+            named run with fused heads; by default, of the `fit` run with the highest validation accuracy, else of
+            table 1.
+        figures: folder to write each figure to, as .png and .svg.
+        progress: called with a few words at each step.
 
     Returns:
         `out`.
 
     Raises:
-        ExperimentError: a folder among `runs` that is no run, or nothing to report on.
+        ExperimentError: a folder in `runs` is not a run, or there is no run to report on.
         AlphafuseError: `out` or `figures` can't be written.
 
     >>> from alphafuse import Dataset, write_report
@@ -75,7 +76,7 @@ def write_report(
 def build_report(
     dataset: Dataset, *, runs: Sequence[Path] = (), progress: Callable[[str], object] = lambda doing: None
 ) -> tuple[Report, dict[str, Figure]]:
-    """What the page shows, and its figures by name; see `write_report`."""
+    """Return the data of the page, and its figures by name; see `write_report`."""
     found, left_out = find_runs(dataset, runs)
     if not found:
         raise ExperimentError(
@@ -95,27 +96,27 @@ def build_report(
 def _votes(dataset: Dataset, sides: Mapping[Role, Side], progress: Callable[[str], object]) -> Votes | Absent:
     root = shlex.quote(str(dataset.root))
     if "fused" not in sides:
-        return Absent("None of the runs here has fused heads", f"alphafuse table1 --root {root}")
+        return Absent("No run has fused heads", f"alphafuse table1 --root {root}")
     try:
         votes = ask_heads(dataset, sides, progress=progress)
     except AlphafuseError as error:
-        return Absent(f"The heads can't be asked: {one_line(error)}")
+        return Absent(f"The heads can't be used: {one_line(error)}")
     paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
-    progress("taking pictures from the hardest clips")
+    progress("reading images of the hardest clips")
     pictures = thumbnails({clip.clip_id: paths[clip.clip_id] for clip in votes.hardest})
     hardest = tuple(replace(clip, thumbnail=pictures.get(clip.clip_id, "")) for clip in votes.hardest)
     return replace(votes, hardest=hardest)
 
 
 def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: Callable[[str], object]) -> str | Absent:
-    """The explorer of the first of these heads that can be explored."""
+    """Return the explorer of the first of these heads that can be explored."""
     reason = ""
-    embeddings = load_embeddings_of(dataset, "test")  # they could be read before: the heads at the top were asked
+    embeddings = load_embeddings_of(dataset, "test")  # `votes` has already read them without an error
     paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
     for side in sides:
         try:
             chosen = set(explored_clip_ids(side.heads, embeddings))
-            progress("taking pictures for the explorer")
+            progress("reading images for the explorer")
             pictures = thumbnails({one: path for one, path in paths.items() if one in chosen}, edge=EXPLORER_EDGE)
             labels = [label for one, label in zip(embeddings.clip_ids, embeddings.labels, strict=True) if one in chosen]
             return explorer_html(
@@ -123,7 +124,7 @@ def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: C
                 embeddings,
                 ceiling=reachable_ceiling(trained_labels(dataset, side.heads[0].config), labels),
                 title=named(side.title, side.run),
-                note=f"The fused heads at the top of this page are others: {reason}." if reason else "",
+                note=f"The fused heads at the top of this page can't be explored: {reason}." if reason else "",
                 thumbnails=pictures,
             )
         except AlphafuseError as error:

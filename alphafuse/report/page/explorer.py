@@ -1,12 +1,12 @@
-"""The report page's alpha explorer: a trained head that recomputes its predictions in the reader's browser.
+"""The alpha explorer of the report page: a trained head that recomputes its predictions in the browser.
 
-Alphas weigh what is fused of each modality. Where fusion is linear and without bias in what it fuses (`concat`, `add`),
-the product of the first layer splits into a part per modality, whatever the transforms and normalisations before it:
+An alpha is a factor on a modality before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
+first layer splits into one part per modality, for any transform and normalisation before it:
 
     z1 = W1 fuse(aS S, aA A) + b1 = aS (W1 fuse(S, 0)) + aA (W1 fuse(0, A)) + b1
 
-So these parts are computed here, once per clip, and the page needs neither embeddings nor W1: it adds the parts up,
-takes ReLU, and goes through the layers that follow. Parts and weights travel as int16 with a scale per row.
+These parts are computed once per clip, in Python. The page needs neither embeddings nor W1: it adds the parts, applies
+ReLU and the layers that follow. The page stores parts and weights as int16 with a scale per row.
 
 Measured on the demo's untransformed and sqrt-ast heads (192 clips, 192-1024-512-16), at 81 pairs of alphas from 0 to 2,
 the worse of the two heads:
@@ -17,7 +17,7 @@ the worse of the two heads:
     int8, int16        1.9 MB                99.89%                        0.0056
     int16, int16       2.5 MB                100%                          0.00003
 
-People look here at one or two clips that change sides, which is what int8 gets wrong. Each page says what it measured.
+Readers examine the few clips whose prediction changes, and int8 gets these wrong. Each page states its own measurement.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ from alphafuse.heads.scoring.statistics import wilson_interval
 from alphafuse.report.tables import SENSES, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
-EXPLORABLE = ("concat", "add")  # fusions that are linear and without bias in what they fuse
+EXPLORABLE = ("concat", "add")  # fusions that are linear without bias
 MAX_CLIPS = 400  # with 309 classes: 0.15 s per recomputation on a busy core of an Intel Xeon, 4.1 MB of page
-MAX_PAGE_BYTES = 12_000_000  # of parts and weights as they are written into the page
+MAX_PAGE_BYTES = 12_000_000  # limit of parts and weights as written into the page
 HIGHEST_ALPHA = 2.0
-ALPHA_STEP = 0.05  # of the sliders
+ALPHA_STEP = 0.05  # step of the sliders
 MAP_ALPHAS = tuple(np.linspace(0, HIGHEST_ALPHA, 9).tolist())
-QUANTA = 32_767  # int16
+QUANTA = 32_767  # largest int16
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the head as it travels compares with the head itself, on the clips that travel.
+    """Agreement of the packed head with the original head, on the clips in the page.
 
     Attributes:
-        clips: how many.
-        points: combinations of alphas that were tried, each with all clips.
+        clips: number of clips.
+        points: number of compared combinations of alphas, each on all clips.
         at_one: share of equal predictions at alpha 1, in [0, 1].
         over_points: share of equal predictions over all points, in [0, 1].
-        largest_difference: of any class's probability at any point, in [0, 1].
+        largest_difference: largest difference of a class's probability at any point, in [0, 1].
     """
 
     clips: int
@@ -80,14 +80,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix as it travels, `quanta` (rows, columns) int16 times `scales` (rows,) float32."""
+    """A quantised matrix: `quanta` (rows, columns) int16 times `scales` (rows,) float32."""
 
     quanta: np.ndarray
     scales: np.ndarray
 
     @classmethod
     def of(cls, matrix: np.ndarray) -> Packed:
-        """The nearest such matrix, (rows, columns) of finite floats."""
+        """Quantise `matrix`, (rows, columns) of finite floats, to the nearest values."""
         largest = np.abs(matrix).max(axis=1, initial=0)
         scales = np.where(largest > 0, largest / QUANTA, 1).astype(np.float32)
         quanta = np.rint(matrix.astype(np.float64) / scales[:, None])
@@ -95,22 +95,22 @@ class Packed:
 
     @functools.cached_property
     def unpacked(self) -> np.ndarray:
-        """(rows, columns) float32, as the page has it."""
+        """Return (rows, columns) float32, as the page computes it."""
         return self.quanta.astype(np.float32) * self.scales[:, None]
 
     def to_json(self) -> dict[str, str]:
-        """Both arrays as base64 of little-endian numbers."""
+        """Return both arrays as base64 of little-endian numbers."""
         return {"quanta": _base64(self.quanta), "scales": _base64(self.scales.astype("<f4"))}
 
 
 @dataclass(frozen=True)
 class PackedHead:
-    """A head at some clips, as it travels.
+    """A quantised head, with its first layer already applied to some clips.
 
     Attributes:
-        parts: modality -> (clips, width of the first layer): what the modality adds to that layer.
-        bias: (width,) float32 of that layer.
-        layers: of the layers that follow, each (outputs, inputs) and its bias (outputs,) float32.
+        parts: modality -> (clips, width of the first layer): the modality's part of that layer's output.
+        bias: (width,) float32, bias of that layer.
+        layers: the layers that follow: weights (outputs, inputs) and bias (outputs,) float32 of each.
     """
 
     parts: Mapping[str, Packed]
@@ -120,7 +120,7 @@ class PackedHead:
     @classmethod
     @torch.no_grad()
     def of(cls, head: AlphaFusion, embeddings: Embeddings) -> PackedHead:
-        """Split the first layer's product by modality; `embeddings` are of clips that the head can use."""
+        """Split the first layer's product by modality; the head must be able to use all clips of `embeddings`."""
         modalities = head.config.modalities
         first, *others = head.linears
         device = first.weight.device
@@ -136,14 +136,14 @@ class PackedHead:
         )
 
     def logits(self, alphas: Mapping[str, float]) -> np.ndarray:
-        """Logits (clips, C) float32 at these alphas: what the page computes."""
+        """Return logits (clips, C) float32 at these alphas, as the page computes them."""
         x = self.bias + sum(alphas[name] * part.unpacked for name, part in self.parts.items())
         for weight, bias in self.layers:
             x = np.maximum(x, 0) @ weight.unpacked.T + bias
         return x.astype(np.float32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
-        """For the page."""
+        """Return the json that the page reads."""
         return {
             "parts": {name: part.to_json() for name, part in self.parts.items()},
             "bias": _base64(self.bias.astype("<f4")),
@@ -152,9 +152,9 @@ class PackedHead:
 
 
 def explored_clip_ids(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> tuple[str, ...]:
-    """The clips that `explorer_html` carries, in the order of `embeddings`: those worth making a thumbnail of.
+    """Return the clips that `explorer_html` shows, in the order of `embeddings`; make thumbnails of these.
 
-    All clips that the head can use, or 400 of them, drawn by lot, the same ones at every call.
+    All clips that the head can use; of more than 400, a random sample of 400, the same at every call.
 
     Raises:
         ExperimentError: the head can't be explored.
@@ -172,26 +172,26 @@ def explorer_html(
     thumbnails: Mapping[str, str] | None = None,
     split: str = "test",
 ) -> str:
-    """The alpha explorer as a fragment of html: `<section id="explorer">` with its own style, data and script.
+    """Return the alpha explorer as html: `<section id="explorer">` with its own style, data and script.
 
-    It uses nothing but what it contains. Colours and typefaces are the custom properties `--ink`, `--muted`, `--paper`,
-    `--panel`, `--line`, `--sight`, `--sound`, `--fused`, `--good`, `--bad`, `--accent`, `--mono` and `--sans` where the
+    It loads nothing. Colours and typefaces are the custom properties `--ink`, `--muted`, `--paper`,
+    `--panel`, `--line`, `--sight`, `--sound`, `--fused`, `--good`, `--bad`, `--accent`, `--mono` and `--sans` if the
     page defines them.
 
     Args:
-        heads: of one experiment, the first seed's first; that one is explored.
-        embeddings: of the split; clips that the head can't use are left out, and of more than 400 that it can use, 400
-            are drawn by lot.
-        ceiling: of these clips (`explored_clip_ids`).
-        title: what the head is, for people: "sqrt on ast".
-        note: a sentence on why it is this head, or "".
-        thumbnails: clip_id -> `data:image/...` address of a picture, for any of the clips.
+        heads: heads of one experiment, ordered by seed; the first one is explored.
+        embeddings: embeddings of the split. Clips that the head can't use are left out; of more than 400 others, a
+            random sample of 400 is shown.
+        ceiling: ceiling on these clips (`explored_clip_ids`).
+        title: title of the head: "sqrt on ast".
+        note: a sentence that says why this head is explored, or "".
+        thumbnails: clip_id -> `data:image/...` URI; clips may be missing.
         split: name of the split.
 
     Raises:
-        ExperimentError: the head can't be explored: another fusion than concat or add, more than 12 MB of weights, no
-            clip that it can use, or embeddings that don't fit it.
-        ValueError: a thumbnail that isn't a `data:image/` address.
+        ExperimentError: the head can't be explored: its fusion is not concat or add, it has more than 12 MB of weights,
+            it can use no clip, or the embeddings have other dimensions.
+        ValueError: a thumbnail is not a `data:image/` URI.
     """
     rows = _explored_rows(heads, embeddings)
     head, clips = heads[0], _in_memory(embeddings, rows)
@@ -202,10 +202,10 @@ def explorer_html(
     ]
     exact = [head.predict_logits(clips, point) for point in points]
     position = {label: index for index, label in enumerate(classes)}
-    targets = np.array([position.get(label, -1) for label in clips.labels])  # -1: never right
+    targets = np.array([position.get(label, -1) for label in clips.labels])  # -1: a label that the head does not know
     right = [int((logits.argmax(axis=1) == targets).sum()) for logits in exact]
     at_one = points.index(dict.fromkeys(modalities, 1.0))
-    votes = {  # of each modality alone
+    votes = {  # predictions with one modality alone
         name: exact[points.index({other: float(other == name) for other in modalities})].argmax(axis=1).tolist()
         for name in (modalities if len(modalities) > 1 else ())
     }
@@ -254,13 +254,13 @@ def explorer_html(
 
 
 def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
-    """Positions of the clips that travel, ascending; `ExperimentError` if the first head can't be explored."""
+    """Return the positions of the clips in the page; raise `ExperimentError` if the head can't be explored."""
     if not heads:
         raise ExperimentError("the alpha explorer needs a head")
     config = heads[0].config
     if config.experiment.fusion not in EXPLORABLE:
         raise ExperimentError(
-            f"fusion '{config.experiment.fusion}' can't be explored in the page: it isn't linear in what it fuses, as "
+            f"fusion '{config.experiment.fusion}' can't be explored in the page: it isn't linear, as "
             f"{' and '.join(EXPLORABLE)} are"
         )
     for modality, dim in config.dims.items():
@@ -278,7 +278,7 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
     numbers = len(rows) * len(config.modalities) * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
     if (page_bytes := numbers * 2 * 4 // 3) > MAX_PAGE_BYTES:  # int16, then base64
         raise ExperimentError(
-            f"the head is too large to travel in a page: {page_bytes / 1e6:.0f} MB, of at most "
+            f"the head is too large for a page: {page_bytes / 1e6:.0f} MB, of at most "
             f"{MAX_PAGE_BYTES / 1e6:.0f} MB (hidden layers {', '.join(map(str, config.settings.hidden))})"
         )
     return rows
@@ -299,14 +299,14 @@ def _agreement(
 ) -> Agreement:
     equal, difference = [], 0.0
     for point, logits in zip(points, exact, strict=True):
-        here = packed.logits(point)
-        equal.append(float((here.argmax(axis=1) == logits.argmax(axis=1)).mean()))
-        difference = max(difference, float(np.abs(softmax(here, axis=1) - softmax(logits, axis=1)).max()))
+        approximate = packed.logits(point)
+        equal.append(float((approximate.argmax(axis=1) == logits.argmax(axis=1)).mean()))
+        difference = max(difference, float(np.abs(softmax(approximate, axis=1) - softmax(logits, axis=1)).max()))
     return Agreement(len(exact[0]), len(points), equal[at_one], float(np.mean(equal)), difference)
 
 
 def _presets(modalities: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Buttons in groups: what they say and the alphas they set, as json."""
+    """Return buttons in groups: their text and the alphas they set, as json."""
     ones = dict.fromkeys(modalities, 1.0)
     simple = [("as trained", ones)]
     if len(modalities) > 1:
@@ -327,7 +327,7 @@ def _presets(modalities: Sequence[str]) -> dict[str, list[dict[str, str]]]:
 def _map(
     modalities: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
 ) -> dict[str, Any]:
-    """Accuracy over the alphas as the template draws it: x is the last modality's alpha, y the other's.
+    """Return accuracy over the alphas for the template: x is the last modality's alpha, y the other's.
 
     `shade` is in [0, 1], from the lowest accuracy of the map to its highest.
     """
@@ -361,12 +361,12 @@ def _environment() -> Environment:
 
 
 def _share(share: float) -> str:
-    """1.0 -> "all", 0.99958 -> "99.95%": never rounded up to all of them."""
+    """Format a share, rounded down: 1.0 -> "all", 0.99958 -> "99.95%"."""
     return "all" if share == 1 else f"{math.floor(10_000 * share) / 100:.2f}%"
 
 
 def _bound(difference: float) -> str:
-    """The next number of one significant digit that isn't smaller: 0.0000312 -> "0.00004"."""
+    """Round up to one significant digit: 0.0000312 -> "0.00004"."""
     if difference <= 0:
         return "0"
     digits = -math.floor(math.log10(difference))

@@ -1,7 +1,7 @@
-"""What the page shows (`contents.Report`) -> html: one self-contained file that needs no network and no other file.
+"""Render a `contents.Report` as html: one self-contained file that needs no network and no other file.
 
-The page forbids itself to load anything (a content security policy), so that it shows the same wherever it is sent.
-Labels, names and paths are anybody's text: the template escapes all of it.
+A content security policy forbids the page to load anything, so that it is the same on every machine.
+Labels, names and paths are untrusted text: the template escapes all of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIDES: Mapping[Role, str] = {"fused": "fused", "timesformer": "sight alone", "as
 
 
 def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
-    """The figures that there is data for, by name, in the page's order; as `narrow` as a phone, those that can be."""
+    """Plot the figures that have data, by name, in the page's order; `narrow`: only those with a layout for phones."""
     drawn: dict[str, Figure] = {}
     if not isinstance(report.table, Absent):
         drawn["table1"] = draw.forest(report.table, narrow=narrow)
@@ -61,7 +61,7 @@ def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the three figures at the top."""
+    """One of the three accuracies at the top."""
 
     role: Role
     title: str
@@ -70,7 +70,7 @@ class Tile:
 
 
 def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
-    """The page as html."""
+    """Return the page as html."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -133,9 +133,9 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Text with `commands` in backticks as code; the rest is escaped."""
+    """Return text as html: `commands` in backticks as code, the rest escaped."""
     parts = text.split("`")
-    if len(parts) % 2 == 0:  # one backtick too many: it is no markup
+    if len(parts) % 2 == 0:  # unpaired backtick: no markup
         return escape(text)
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if position % 2 else escape(part) for position, part in enumerate(parts)
@@ -143,7 +143,7 @@ def _code(text: str) -> Markup:
 
 
 def _tiles(report: Report) -> list[Tile]:
-    """Fused and each modality alone: as the asked heads say, or else table 1's rows."""
+    """Return the accuracies of the fused heads and each modality alone, from `votes` or else from table 1."""
     if isinstance(report.votes, Votes):
         voters = [(voter, voter.metrics["top1"]) for voter in report.votes.voters]
         return [
@@ -159,7 +159,7 @@ def _tiles(report: Report) -> list[Tile]:
 
 
 def _ceiling_of_tiles(report: Report) -> Ceiling:
-    """Of the clips that the tiles are about."""
+    """Return the ceiling on the clips of the tiles."""
     if isinstance(report.votes, Votes):
         return report.votes.ceiling
     return report.audit.splits["test"].ceiling if isinstance(report.table, Absent) else report.table.ceiling
@@ -174,7 +174,7 @@ def _tile_title(role: Role) -> str:
 
 
 def _metric_names(votes: Votes | Absent) -> list[tuple[str, str, float, int]]:
-    """(name, title, scale, digits) of the metrics that the heads were scored by."""
+    """Return (name, title, scale, digits) of the metrics in `votes`."""
     if isinstance(votes, Absent):
         return []
     return [(name, *metric_title(name)) for name in votes.fused.metrics]

@@ -1,6 +1,6 @@
-"""What each section of the page shows, read from the runs' own files, or the line that stands in its place.
+"""The data of each section of the page, read from run folders, or the line shown instead.
 
-What heads must be asked for (votes, confusion, gains per class) is `votes`' work. Nothing is chosen by test figures.
+Module `votes` computes what needs predictions (votes, confusions, gains per class). Test figures choose nothing.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from alphafuse.report.contents import (
 from alphafuse.report.tables import p_phrase, points
 from alphafuse.system.files import one_line
 
-OUTLINE = ("baseline", "alone", "fusion")  # groups of `compare` that the ablation shows; the others are its own table
+OUTLINE = ("baseline", "alone", "fusion")  # groups of `compare` in the ablation
 
 T = TypeVar("T")
 
 
 def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The chosen run folders, or all of the root's; and why others were left out.
+    """Return the chosen runs, or all of the root's, and a line for each folder that was left out.
 
     Raises:
-        ExperimentError: a chosen folder is no run (one found by itself is left out, with a line).
+        ExperimentError: a chosen folder is not a run (without a choice, such a folder is left out, with a line).
     """
     if chosen:
         return [Run.open(Path(folder), dataset.root) for folder in chosen], []
@@ -55,12 +55,12 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
 
 
 def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], votes: Votes | Absent) -> Report:
-    """Everything on the page, with `votes` from `votes.ask_heads` and no explorer yet."""
+    """Collect the data of the page, with `votes` from `votes.ask_heads`; the explorer is still absent."""
     problems = list(left_out)
     tables = _of_kind(runs, "table1", _table, problems)
     sweeps = _of_kind(runs, "sweep", _sweep, problems)
     root = dataset.root
-    no_table = Absent("No run of table 1 here", f"alphafuse table1 --root {shlex.quote(str(root))}")
+    no_table = Absent("No run of table 1", f"alphafuse table1 --root {shlex.quote(str(root))}")
     losses = _losses(runs, votes, no_table, problems)
     ablation = _ablation(runs, tables, votes, problems, root)
     return Report(
@@ -73,7 +73,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         extract_command=f"alphafuse extract --split all --root {shlex.quote(str(root))}",
         audit=audit(dataset),
         runs=tuple(runs),
-        left_out=tuple(dict.fromkeys(problems)),  # all of the above add to it
+        left_out=tuple(dict.fromkeys(problems)),  # extended by the calls above
         table=tables[0] if tables else no_table,
         losses=losses,
         sweeps=tuple(sweeps),
@@ -84,7 +84,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
 
 
 def _of_kind(runs: Sequence[Run], kind: str, read: Callable[[Run], T], problems: list[str]) -> list[T]:
-    """What `read` makes of the runs of a kind; a damaged one is left out with a line."""
+    """Read the runs of a kind with `read`; leave out a damaged one, with a line in `problems`."""
     found = []
     for run in runs:
         if run.kind == kind:
@@ -104,7 +104,7 @@ def _sweep(run: Run) -> AlphaCurves:
 
 
 def _losses(runs: Sequence[Run], votes: Votes | Absent, no_table: Absent, problems: list[str]) -> LossCurves | Absent:
-    """Experiment 2's of table 1 beside the paper's figure 3; without table 1, the fused run's own."""
+    """Return the curves of table 1's experiment 2 beside the paper's figure 3; without table 1, the fused run's."""
     curves = _of_kind(runs, "table1", _figure3, problems)
     if not curves and isinstance(votes, Votes) and votes.fused.run.kind == "fit":
         curves = _of_kind([votes.fused.run], "fit", _own_losses, problems)
@@ -126,7 +126,7 @@ def _own_losses(run: Run) -> LossCurves:
 def _ablation(
     runs: Sequence[Run], tables: Sequence[Table], votes: Votes | Absent, problems: list[str], root: Path
 ) -> Ablation | Absent:
-    """Bars of `compare` where it is there, else of table 1; then those of single runs that they lack."""
+    """Return bars of `compare`, else of table 1, and bars of single runs with other experiments."""
     bars: list[Bar] = []
     used: list[Run] = []
     ceilings = []
@@ -148,19 +148,17 @@ def _ablation(
     for bar, run, ceiling in _of_kind(runs, "fit", _fit_bar, problems):
         is_named = bar.title in titles or (bar.is_plain and bar.role in plain)
         if is_named and (bar.role, round(bar.test.mean, 9), bar.test.n) in scores:
-            continue  # the same heads, trained once more
+            continue  # the same heads, trained again
         bars.append(replace(bar, title=f"{bar.title} (run {run.name})") if bar.title in titles else bar)
         used.append(run)
         ceilings.append(ceiling)
     if not bars:
-        return Absent(
-            "No fused and single heads to set side by side", f"alphafuse compare --root {shlex.quote(str(root))}"
-        )
+        return Absent("No fused and single heads to compare", f"alphafuse compare --root {shlex.quote(str(root))}")
     return Ablation(tuple(bars), tuple(used), ceilings[0], note)
 
 
 def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
-    """Bars of a run of `compare`, their ceiling, and what it says of the gain over the better modality."""
+    """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the better modality."""
     content = run.figures()
     bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
     gain = content["gain_over_better_modality"]
@@ -197,7 +195,7 @@ def _fit_bar(run: Run) -> tuple[Bar, Run, Any]:
 
 
 def _facts(dataset: Dataset) -> list[tuple[str, str]]:
-    """What is known of the embeddings and the root."""
+    """Return facts about the embeddings and the root."""
     facts = [("dataset", dataset.name)]
     for name, value in dataset.source.items():
         if value not in (None, "", {}, []):

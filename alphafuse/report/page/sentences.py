@@ -1,4 +1,4 @@
-"""The page's sentences: the answer in a paragraph, whose heads speak, and where every number comes from."""
+"""The sentences of the page: the answer, the choice of the fused heads, and the source of every number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alphafuse.report.tables import p_phrase, percent, points
 
 
 def answer(report: Report) -> list[str]:
-    """The report in a paragraph, as sentences: what each modality contributes, the transforms, the ceiling."""
+    """Return the answer as sentences: the contribution of each modality, the transforms, the ceiling."""
     sentences = []
     votes, table = report.votes, report.table
     if isinstance(votes, Votes):
@@ -29,7 +29,7 @@ def answer(report: Report) -> list[str]:
             sentences.append(
                 f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
                 f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
-                + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be told from nothing.")
+                + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be distinguished from 0.")
             )
     elif not isinstance(table, Absent):
         base_row = table.rows[0]
@@ -73,10 +73,10 @@ def _changes(gain: float) -> str:
 
 
 def sweep_verdicts(curves: Any) -> list[str]:
-    """What test clips say of the alphas that validation chose."""
+    """Return sentences on the test scores of the alphas chosen on validation."""
     sentences = []
     for on, found in curves.chosen.items():
-        verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be told from"
+        verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be distinguished from"
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
         sentences.append(
             f"Alpha {found.alpha:g} of {TITLES[on]}, chosen on validation, {verdict} the untransformed heads on test "
@@ -85,13 +85,13 @@ def sweep_verdicts(curves: Any) -> list[str]:
     if not curves.ceilings["val"].reachable:
         sentences.append(
             "No validation clip has a label that occurs in training, so validation accuracy is 0 at every alpha: "
-            "the alphas were chosen by validation loss alone, which says little here."
+            "the alphas were chosen by validation loss alone, which is weak evidence."
         )
     return sentences
 
 
 def whose_heads(report: Report) -> str:
-    """Why these fused heads are the ones that speak, and on which clips that was decided."""
+    """Return a sentence that says how the fused heads were chosen."""
     if isinstance(report.votes, Absent):
         return ""
     run = report.votes.fused.run
@@ -99,15 +99,15 @@ def whose_heads(report: Report) -> str:
         return f"The fused heads are the untransformed ones of run {run.name}; nothing was chosen."
     rivals = [one for one in report.runs if one.kind == "fit" and len(one.experiment.modalities) > 1]
     if len(rivals) == 1:
-        return f"The fused heads are those of run {run.name}, the only run of fused heads by itself."
+        return f"The fused heads are those of run {run.name}, the only run with fused heads."
     if report.is_chosen:
         return f"The fused heads are those of run {run.name}, the first that was named for this page."
     among = f"{len(rivals)} runs" if not report.left_out else "those that can be used"
-    return f"The fused heads are those of run {run.name}: of {among} the best on validation clips."
+    return f"The fused heads are those of run {run.name}: the best of {among} on validation clips."
 
 
 def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
-    """How the intervals of these figures were made, by name where they were made in several ways.
+    """Return the methods of these intervals; with the figures' names if there are several methods.
 
     >>> one = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
     >>> interval_methods([("fused", one), ("sight alone", Measure(0.0, 0.0, 0.2, "Wilson", 20))])
@@ -122,7 +122,7 @@ def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
 
 
 def described(name: str, report: Report) -> str:
-    """What a figure shows, for those who can't see it: its main figures in words."""
+    """Return the description of a figure for screen readers: its main numbers in words."""
     if name == "table1" and not isinstance(report.table, Absent):
         rows = ", ".join(f"{row.title} {percent(row.test.mean)}%" for row in report.table.rows)
         return f"Test accuracies of table 1 with 95% intervals, beside the paper's: {rows}"
@@ -141,19 +141,19 @@ def described(name: str, report: Report) -> str:
 
 
 def named(title: str, run: Run) -> str:
-    """An experiment with the name of its run, where that says more."""
-    says_all = run.name == title.lower().replace(" ", "-")
-    return title if says_all else f"{title}, run {run.name}"
+    """Return an experiment's title, with the run's name if the name differs."""
+    is_named_so = run.name == title.lower().replace(" ", "-")
+    return title if is_named_so else f"{title}, run {run.name}"
 
 
 def all_seeds(report: Report) -> str:
-    """How many seeds the runs have: "5", or "1 to 5"."""
+    """Return the number of seeds of the runs: "5", or "1 to 5"."""
     counts = sorted({len(run.seeds) for run in report.runs})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
-    """Where a run's numbers come from, for its list."""
+    """Return (name, value) pairs: the source of a run's numbers."""
     config = run.config
     settings, usual = dict(config["settings"]), TrainSettings().to_json()
     changed = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) != value]
@@ -184,12 +184,12 @@ def _text(value: object) -> str:
 
 
 def between(measure: Measure, scale: float = 100.0, digits: int = 1) -> str:
-    """The ends of an interval: "78.0 to 88.4", or "-" where there is none."""
+    """Format an interval: "78.0 to 88.4", or "-" if there is none."""
     if not measure.has_interval:
         return "-"
     return f"{number(measure.low, scale, digits)} to {number(measure.high, scale, digits)}"
 
 
 def number(value: float, scale: float, digits: int) -> str:
-    """A scaled figure with a true minus."""
-    return f"{scale * value:.{digits}f}".replace("-", "\u2212")  # a true minus
+    """Format a scaled number with a true minus."""
+    return f"{scale * value:.{digits}f}".replace("-", "\u2212")

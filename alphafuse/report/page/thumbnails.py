@@ -1,4 +1,4 @@
-"""A clip's file -> a small middle frame as a data URI, for pages that need no other file."""
+"""Thumbnails: the middle frame of a clip's file as a small data URI."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from alphafuse.extract.decoding.fetch import fetched
 from alphafuse.system.remote import is_remote
 from alphafuse.system.workers import map_tasks
 
-EDGE = 224  # pixels of the longer side, unless asked for otherwise
-QUALITY = 70  # of the JPEG: about 6 kB for a frame of VGGSound
-TIMEOUT_SECONDS = 30.0  # that a file may take
+EDGE = 224  # default pixels of the longer side
+QUALITY = 70  # quality of the JPEG: about 6 kB for a frame of VGGSound
+TIMEOUT_SECONDS = 30.0  # limit per file
 
 
 def thumbnails(
     files: Mapping[str, Path], *, edge: int = EDGE, workers: int = 0, progress: Callable[[], object] = lambda: None
 ) -> dict[str, str]:
-    """clip_id -> data URI of a middle frame, for the files that have one; the others are left out.
+    """Return clip_id -> data URI of the middle frame; files without one are left out.
 
-    Decoded in processes of their own: a file that crashes or hangs the decoder costs only itself.
+    Worker processes decode the files: a file that crashes or hangs the decoder loses only its own thumbnail.
 
     Args:
-        files: clip_id -> file; it may be missing or damaged.
-        edge: pixels of the longer side, at most.
+        files: clip_id -> file, which may be missing or damaged.
+        edge: largest number of pixels of the longer side.
         workers: decode processes; 0 = one per processor.
         progress: called after each file.
     """
@@ -46,7 +46,7 @@ def thumbnails(
 
 
 def thumbnail(path: Path, *, edge: int = EDGE) -> str:
-    """The data URI of one file's middle frame, "" where it has none."""
+    """Return the data URI of a file's middle frame; "" if it has none."""
     try:
         with fetched(path) as file:
             frames = decode_clip(file, frames=3, prepare=partial(_shrink, edge=edge), sound=False).frames
@@ -60,7 +60,7 @@ def thumbnail(path: Path, *, edge: int = EDGE) -> str:
 
 
 def _shrink(image: np.ndarray, *, edge: int) -> np.ndarray:
-    """(height, width, 3) uint8 -> the same, its longer side at most `edge`."""
+    """Shrink an image (height, width, 3) uint8 until its longer side is at most `edge`."""
     small = Image.fromarray(image)
     small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     return np.asarray(small)

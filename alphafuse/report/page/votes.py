@@ -1,6 +1,6 @@
-"""What trained heads say of the test clips: what each modality contributes, per class and per clip.
+"""Predictions of trained heads on the test clips: the contribution of each modality, per class and per clip.
 
-Three sides are asked: the fused heads, and each modality's own. They are compared on the clips that all can use.
+Three sides are compared on the clips that all can use: the fused heads, and the heads of each modality alone.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from alphafuse.report.contents import (
 )
 from alphafuse.report.tables import SENSES
 
-HARDEST = 24  # clips shown
-PAIRS = 20  # confusions listed
+HARDEST = 24  # number of clips shown
+PAIRS = 20  # number of confusions listed
 ALONE: tuple[Role, ...] = ("timesformer", "ast")
 
 
 @dataclass(frozen=True)
 class Side:
-    """The heads of one side, before they are asked."""
+    """The heads of one side: fused, or one modality."""
 
     role: Role
     run: Run
@@ -53,18 +53,19 @@ class Side:
 
     @property
     def title(self) -> str:
-        """The title of their experiment."""
+        """Title of the heads' experiment."""
         if self.run.kind == "fit":
             return self.run.experiment.title
         return "untransformed" if self.role == "fused" else f"{TITLES[self.role]} only"
 
 
 def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[Role, Side]:
-    """Whose heads are asked: the fused ones, and each modality's own, as far as there are any.
+    """Find the fused heads and the heads of each modality alone, as far as they exist.
 
-    The fused ones are those of the first run that has such heads when runs were `chosen` by hand. Else those of the run
-    of `fit` of highest validation accuracy (of equals the one of least loss there), else table 1's untransformed ones.
-    The modalities' own are found in the same way. A damaged run is left out, with a line in `problems`.
+    If the caller has `chosen` the runs, the fused heads are those of the first run that has fused heads. Else they are
+    those of the `fit` run with the highest validation accuracy (ties: lowest validation loss), else the untransformed
+    ones of table 1. The heads of each modality are found in the same way. A damaged run is left out, with a line in
+    `problems`.
     """
     sides: dict[Role, Side] = {}
     for role in ROLES:
@@ -79,7 +80,7 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
         for run in candidates:
             path = run.heads_folder(BASELINE.name if role == "fused" else f"{role}-only")
             if run.kind == "table1" and not path.is_dir():
-                continue  # written by an alphafuse that kept none
+                continue  # a run without saved heads
             try:
                 heads = tuple(load_heads(path))
             except AlphafuseError as error:
@@ -103,16 +104,16 @@ def _best_first(fits: Sequence[Run], problems: list[str]) -> list[Run]:
 def ask_heads(
     dataset: Dataset, sides: Mapping[Role, Side], *, progress: Callable[[str], object] = lambda _: None
 ) -> Votes:
-    """Ask the heads about the test clips.
+    """Compute the predictions of the heads on the test clips.
 
     Args:
-        dataset: whose test split is extracted.
-        sides: from `find_sides`, with the fused one.
-        progress: called with what is being done.
+        dataset: a root whose test split is extracted.
+        sides: result of `find_sides`; must contain the fused heads.
+        progress: called with a few words at each step.
 
     Raises:
-        ExperimentError: labels that heads don't know, or no clip that all can use.
-        RecipeMismatchError: the test embeddings were made otherwise than a run's own.
+        ExperimentError: the heads have different classes, or there is no clip that all can use.
+        RecipeMismatchError: the test embeddings have another recipe than a run's.
         DatasetError, StoreError: the test split isn't extracted.
     """
     embeddings = load_embeddings_of(dataset, "test")
@@ -124,8 +125,8 @@ def ask_heads(
         _require_same_recipes(side, embeddings)
         if side.heads[0].config.classes != classes:
             raise ExperimentError(f"{side.path} has other classes than {sides['fused'].path}: train one of them again")
-        progress(f"asking the heads of {side.run.name}")
-        probabilities[role] = softmax(side.heads, embeddings)  # (seeds, clips, C), NaN where they can't say
+        progress(f"computing predictions of {side.run.name}")
+        probabilities[role] = softmax(side.heads, embeddings)  # (seeds, clips, C), NaN for unusable clips
     usable = {role: ~np.isnan(asked[0, :, 0]) for role, asked in probabilities.items()}
     common = np.logical_and.reduce(list(usable.values()))
     if not common.any():
@@ -161,7 +162,7 @@ def _require_same_recipes(side: Side, embeddings: EmbeddingSource) -> None:
             modality,
             side.run.config["embeddings"].get(modality, {}),
             embeddings.recipes.get(modality, {}),
-            than="the test clips here",
+            than="the test clips of this root",
             way_out=f": make it again: {side.run.command}",
         )
 
@@ -172,7 +173,7 @@ def _voter(side: Side, found: Evaluation) -> Voter:
 
 
 def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) -> tuple[Contribution, ...]:
-    """The fused heads against each modality's own, on the same clips."""
+    """Compare the fused heads with the heads of each modality alone, on the same clips."""
     alone = [role for role in correct if role != "fused"]
     pairs = [(correct["fused"], correct[role]) for role in alone]
     return tuple(
@@ -189,7 +190,7 @@ def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) ->
 def _class_gains(
     correct: Mapping[Role, np.ndarray], kept: EmbeddingSource, classes: Sequence[str], trained: set[str]
 ) -> tuple[ClassGain, ...]:
-    """Recall of the fused heads minus that of TimeSformer's own, the largest gain first."""
+    """Return the recall of the fused heads minus that of TimeSformer alone, the largest gain first."""
     if "timesformer" not in correct:
         return ()
     labels, groups = np.asarray(kept.labels, dtype=object), np.asarray(kept.groups, dtype=object)
@@ -203,7 +204,7 @@ def _class_gains(
         is_reachable = label in trained
         if is_reachable:
             interval = difference_interval(fused, alone, videos)
-        else:  # both are 0 whatever the clips: an interval would speak of chance where there is none
+        else:  # both recalls are always 0: there is no sampling error
             interval = Interval(0.0, 0.0, "none: its label never occurs in training")
         gain = float(fused.mean() - alone.mean())
         found.append(
@@ -221,11 +222,11 @@ def _class_gains(
 
 
 def _confusion(found: Evaluation) -> Confusion:
-    """Of the classes that have clips or are predicted."""
+    """Return confusions of the classes that have clips or are predicted."""
     counts = found.confusion  # (C, C), summed over seeds
-    there = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    counts = counts[np.ix_(there, there)]
-    labels = tuple(found.classes[i] for i in there)
+    occurring = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    counts = counts[np.ix_(occurring, occurring)]
+    labels = tuple(found.classes[i] for i in occurring)
     total = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(total, 1)
     n = tuple((total[:, 0] // found.seeds).tolist())
@@ -247,7 +248,7 @@ def _hardest(
     classes: Sequence[str],
     trained: set[str],
 ) -> tuple[HardClip, ...]:
-    """Clips of highest mean loss of the fused heads; those whose label no head has seen come after all others."""
+    """Return the clips of highest mean loss of the fused heads; labels that never occur in training come last."""
     rows = np.flatnonzero(usable["fused"])
     of_truth = probabilities["fused"][:, rows, targets[rows]]  # (seeds, rows)
     losses = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean(axis=0)
@@ -271,16 +272,16 @@ def _hardest(
 
 
 def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
-    """Which side misled the fused heads on a clip, in words."""
+    """Return which modality misled the fused heads on a clip, in words."""
     if not is_reachable:
         return "its label never occurs in training"
     fused = votes["fused"]
     if fused.is_right:
-        return "right, but unsure"
+        return "right, with low confidence"
     right = [role for role in ALONE if role in votes and votes[role].is_right]
     wrong = [role for role in ALONE if role in votes and not votes[role].is_right]
     if not wrong:
-        return "each alone is right: fusion lost it" if len(right) == len(ALONE) else ""
+        return "each alone is right, fused is wrong" if len(right) == len(ALONE) else ""
     if right:
         return f"{SENSES[right[0]]} was right, {SENSES[wrong[0]]} misled"
     followed = [SENSES[role] for role in wrong if votes[role].label == fused.label]
@@ -290,7 +291,7 @@ def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
 
 
 def explorable_sides(runs: Sequence[Run], fused: Side) -> list[Side]:
-    """Heads for the explorer: the fused ones, then those of other runs, by validation accuracy, and table 1's."""
+    """Return heads for the explorer: the fused ones, then other runs by validation accuracy, then table 1's."""
     sides = [fused]
     fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == fused.role]
     for run in [*_best_first(fits, []), *runs]:

@@ -1,4 +1,4 @@
-"""The embedded demo: what `write_demo_clips` promises, and that the shipped encoders never saw the demo's events."""
+"""The demo: properties of `write_demo_clips`, and that the shipped encoders were not trained on its events."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ COMPACT = Path(alphafuse.extract.encoders.compact.__file__).parent
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small demo: 3 clips per class."""
+    """A small demo with 3 clips per class."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo_clips(folder, seed=5, clips_per_class=3, workers=2)
     return folder
 
 
-def test_same_seed_draws_the_same_bytes_whatever_the_order(demo: Path, tmp_path: Path) -> None:
+def test_the_same_seed_writes_the_same_bytes_in_any_order(demo: Path, tmp_path: Path) -> None:
     clips = list_demo_clips(seed=5, clips_per_class=3)
     for clip in reversed(clips[10:13]):
         again = tmp_path / f"{clip.clip_id}.mp4"
@@ -58,7 +58,7 @@ def test_same_seed_draws_the_same_bytes_whatever_the_order(demo: Path, tmp_path:
         assert again.read_bytes() == (demo / "clips" / again.name).read_bytes()
 
 
-def test_another_seed_draws_other_clips() -> None:
+def test_another_seed_generates_other_clips() -> None:
     ids = {clip.clip_id for clip in list_demo_clips(seed=0)}
     assert ids.isdisjoint(clip.clip_id for clip in list_demo_clips(seed=1))
 
@@ -75,7 +75,7 @@ def test_csv_is_headerless_vggsound_and_every_row_has_its_file(demo: Path) -> No
     assert all(len(youtube_id) == 11 for youtube_id, _, _, _ in rows)
 
 
-def test_writing_again_keeps_whole_clips_draws_missing_ones_and_reports_each(demo: Path, tmp_path: Path) -> None:
+def test_writing_again_keeps_complete_clips_generates_missing_ones_and_reports_each(demo: Path, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     clips = list_demo_clips(seed=5, clips_per_class=2)
     for clip in clips[1:]:
@@ -94,7 +94,7 @@ def test_one_clip_per_class_is_refused(tmp_path: Path) -> None:
         write_demo_clips(tmp_path, clips_per_class=1)
 
 
-def test_each_sight_and_each_sound_is_in_exactly_two_classes_and_no_pair_repeats() -> None:
+def test_each_video_and_each_audio_event_is_in_exactly_two_classes_and_no_pair_repeats() -> None:
     assert len(set(DEMO_PAIRS)) == len(set(DEMO_CLASSES)) == 16
     assert Counter(sight for sight, _ in DEMO_PAIRS) == dict.fromkeys(range(8), 2)
     assert Counter(sound for _, sound in DEMO_PAIRS) == dict.fromkeys(range(8), 2)
@@ -139,7 +139,7 @@ def test_files_are_h264_and_aac_of_two_to_two_and_a_half_seconds(demo: Path) -> 
     assert len(rates) > 1
 
 
-def test_decoded_picture_and_sound_are_those_that_were_drawn(demo: Path) -> None:
+def test_decoded_frames_and_audio_equal_the_generated_ones(demo: Path) -> None:
     clip = list_demo_clips(seed=5, clips_per_class=3)[0]
     frames, waveform, sample_rate_hz = draw_clip(clip)
     with av.open(str(demo / "clips" / f"{clip.clip_id}.mp4")) as container:
@@ -154,7 +154,7 @@ def test_decoded_picture_and_sound_are_those_that_were_drawn(demo: Path) -> None
 
 
 @pytest.mark.parametrize(("shape", "motion"), list(zip(SHAPES, MOTIONS, strict=True)))
-def test_every_shape_and_motion_draws_something_that_moves(shape: str, motion: str) -> None:
+def test_every_shape_and_motion_gives_moving_frames(shape: str, motion: str) -> None:
     look = draw_look(np.random.default_rng(3), difficulty=0.0)
     event = VisualEvent("any", shape, motion)
     frames = render_frames(event, look, np.random.default_rng(4), times=np.arange(24) / 12)

@@ -38,7 +38,7 @@ def vggsound(tmp_path: Path) -> tuple[Path, Path]:
     return csv, clips
 
 
-def test_vggsound_finds_any_video_suffix_in_nested_folders_and_reports_what_is_missing(
+def test_vggsound_finds_any_video_suffix_in_nested_folders_and_reports_missing_clips(
     vggsound: tuple[Path, Path], tmp_path: Path
 ) -> None:
     report = import_vggsound(*vggsound, tmp_path / "root", val_fraction=0)
@@ -149,7 +149,7 @@ def test_impossible_subsets_are_refused(vggsound: tuple[Path, Path], tmp_path: P
         import_vggsound(*vggsound, tmp_path / "root", subset=subset)
 
 
-def test_no_listed_clip_in_the_folder_says_how_files_must_be_named(tmp_path: Path) -> None:
+def test_a_folder_without_any_listed_clip_is_an_error_that_shows_how_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "vggsound.csv").write_text(CSV)
     (tmp_path / "clips").mkdir()
     with pytest.raises(DatasetError, match=r"none of the 6 listed clips .* named like aaaaaaaaaa-_000030.mp4"):
@@ -175,14 +175,14 @@ def test_subset_is_drawn_in_proportion_to_labels_and_by_whole_source_videos() ->
     assert take_subset(clips, 40, seed=1) == taken != take_subset(clips, 40, seed=2)
 
 
-def test_carved_split_is_balanced_over_labels_and_never_splits_a_source_video() -> None:
+def test_a_new_split_is_balanced_over_labels_and_never_divides_a_source_video() -> None:
     carved = carve_split(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
     val = [clip for clip in carved if clip.split == "val"]
     assert sorted(clip.label for clip in val) == sorted(f"label {i}" for i in range(4) for _ in range(2))
     assert not {clip.group for clip in val} & {clip.group for clip in carved if clip.split == "train"}
 
 
-def test_carving_takes_a_labels_last_video_only_when_nothing_else_is_left() -> None:
+def test_a_new_split_takes_the_last_video_of_a_label_only_if_no_other_is_left() -> None:
     carved = carve_split(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
     assert sum(clip.split == "val" for clip in carved) == 4
     assert reachable_ceiling(
@@ -190,7 +190,7 @@ def test_carving_takes_a_labels_last_video_only_when_nothing_else_is_left() -> N
     ) == Ceiling(reachable=0, clips=4)
 
 
-def test_folder_takes_one_folder_per_class_and_carves_test_and_val(tmp_path: Path) -> None:
+def test_a_folder_per_class_is_imported_and_test_and_val_are_split_off(tmp_path: Path) -> None:
     for label in ("dog", "big cat"):
         for i in range(10):
             path = tmp_path / "clips" / label / f"{i}.mp4"
@@ -216,7 +216,7 @@ def test_folder_with_split_folders_keeps_them(tmp_path: Path) -> None:
     }
 
 
-def test_folder_csv_says_labels_splits_and_groups_and_missing_files_are_reported(tmp_path: Path) -> None:
+def test_a_folder_csv_gives_labels_splits_and_groups_and_missing_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b c.mp4").touch()
     (tmp_path / "list.csv").write_text(
@@ -259,7 +259,7 @@ def test_folder_links_back_to_a_folder_above_do_not_hang(tmp_path: Path) -> None
     assert len(import_folder(tmp_path / "clips", tmp_path / "root").dataset.manifest) == 1
 
 
-def test_real_sample_is_found_whole(real_csv: Path, real_clips: list[Path], tmp_path: Path) -> None:
+def test_all_clips_of_the_real_sample_are_found(real_csv: Path, real_clips: list[Path], tmp_path: Path) -> None:
     nested = tmp_path / "nested"
     (nested / "a").mkdir(parents=True)
     for i, clip in enumerate(real_clips):
@@ -269,7 +269,7 @@ def test_real_sample_is_found_whole(real_csv: Path, real_clips: list[Path], tmp_
     shutil.rmtree(nested)
 
 
-def test_importing_again_keeps_the_encoders_that_the_root_remembers(tmp_path: Path) -> None:
+def test_importing_again_keeps_the_encoders_of_the_root(tmp_path: Path) -> None:
     for label in ("dog", "cat"):
         for number in range(6):
             path = tmp_path / "clips" / label / f"{label}{number}.mp4"
@@ -284,7 +284,7 @@ def test_importing_again_keeps_the_encoders_that_the_root_remembers(tmp_path: Pa
     assert (other.timesformer, other.ast) == ("compact", "me/mine")
 
 
-def test_a_csv_whose_files_are_elsewhere_is_told_from_an_empty_folder(tmp_path: Path) -> None:
+def test_a_csv_whose_files_are_missing_and_an_empty_folder_are_different_errors(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "labels.csv").write_text("path,label\nhail/zz.mp4,hail\n")
     with pytest.raises(DatasetError, match=r"none of its 1 files is in .*clips, such as hail/zz"):

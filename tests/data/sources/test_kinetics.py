@@ -15,7 +15,7 @@ from alphafuse.data.sources.kinetics import import_kinetics, read_kinetics_csv
 from alphafuse.errors import DatasetError
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
-# DeepMind's lines: ids may begin with dashes, labels with commas or brackets are quoted or not
+# DeepMind's lines: ids may start with dashes; labels with commas or brackets may be quoted
 TRAIN = (
     HEADER
     + """\
@@ -49,7 +49,7 @@ def lists(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """Empty files of all listed clips but one of train, in the layout of the class archives."""
+    """Empty files of all listed clips except one of train, in the layout of the class archives."""
     folder = tmp_path / "k600"
     for line in (TRAIN + VALIDATE + TEST_LABELLED).splitlines():
         label, youtube_id, start, end, split = line.replace('"', "").split(",")
@@ -58,7 +58,7 @@ def clips(tmp_path: Path) -> Path:
         path = folder / split / label / f"{youtube_id}_{int(start):06d}_{int(end):06d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (folder / "train" / "testifying" / "._---QUuC4vJs_000084_000094.mp4").touch()  # macOS leaves such in archives
+    (folder / "train" / "testifying" / "._---QUuC4vJs_000084_000094.mp4").touch()  # macOS leaves such files in archives
     return folder
 
 
@@ -68,7 +68,7 @@ def sizes(root: Path) -> list[int]:
     return [len(Dataset.open(root).manifest.of_split(split)) for split in ("train", "val", "test")]
 
 
-def test_without_labelled_test_clips_the_validation_list_is_test_and_val_is_carved_by_source_video(
+def test_without_labelled_test_clips_the_validation_list_is_test_and_val_is_split_off_by_source_video(
     lists: Path, clips: Path, tmp_path: Path
 ) -> None:
     for seed in range(4):
@@ -121,7 +121,7 @@ def test_clips_are_named_by_id_start_and_end_and_grouped_by_source_video(
 
 
 @pytest.mark.parametrize(("classes", "name"), [(400, "kinetics400"), (600, "kinetics600"), (700, "kinetics700")])
-def test_the_name_says_which_kinetics_by_the_number_of_listed_classes(
+def test_the_name_follows_from_the_number_of_listed_classes(
     tmp_path: Path, clips: Path, classes: int, name: str
 ) -> None:
     rows = [f"class {i},{i:011d},0,10,train\n" for i in range(classes - 1)]
@@ -201,7 +201,9 @@ def test_a_label_with_control_characters_is_refused_before_it_reaches_a_terminal
     assert "\x1b" not in str(caught.value)
 
 
-def test_no_listed_clip_in_the_folder_or_no_csv_says_what_is_needed(lists: Path, tmp_path: Path) -> None:
+def test_a_folder_without_any_listed_clip_or_no_csv_is_an_error_that_names_what_is_needed(
+    lists: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"none of the 6 listed clips .* like ---QUuC4vJs_000084_000094.mp4"):
         import_kinetics(tmp_path / "empty", tmp_path / "root", csv=lists / "train.csv")
@@ -232,7 +234,7 @@ def test_class_folders_of_kinetics_clips_are_grouped_by_source_video_without_a_c
 # the command line
 
 
-def test_data_kinetics_prints_what_the_splits_are_and_leaves_out_clips_without_audio_on_demand(
+def test_data_kinetics_prints_the_splits_and_leaves_out_clips_without_audio_on_request(
     run: Run, lists: Path, tmp_path: Path
 ) -> None:
     clips, root = tmp_path / "clips", tmp_path / "root"
@@ -254,7 +256,7 @@ def test_data_kinetics_prints_what_the_splits_are_and_leaves_out_clips_without_a
     assert code == 0 and content["left_out"] == {} and len(content["notes"]) == 2 and content["classes"] == 3
 
 
-def test_data_kinetics_errors_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
+def test_errors_of_data_kinetics_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
     there = ("--clips", clips, "--root", tmp_path / "root")
     assert_one_line_error(run("data", "kinetics", "--csv", lists / "test.csv", *there), "--csv train.csv")
     assert_one_line_error(run("data", "kinetics", *there), "--csv")

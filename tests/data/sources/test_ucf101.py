@@ -1,4 +1,4 @@
-"""UCF-101's official lists and clips, and clips without audio, as they are found in the wild."""
+"""UCF-101's official lists and clips, and clips without audio, in their published forms."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from support.cli import Run, assert_one_line_error
 from support.clips import write_clip
-from support.progress import Told
+from support.progress import RecordedProgress
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.sources.ucf101 import import_ucf101, read_ucf101_splits
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.probe import files_without_audio
 
-# lines as the archive has them: CRLF in some files, no class index in the test lists
+# lines as in the archive: CRLF in some files, no class index in the test lists
 CLASSES = "1 ApplyEyeMakeup\r\n37 HandstandPushups\r\n101 YoYo\r\n"
 TRAIN = """\
 ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r
@@ -34,7 +34,7 @@ STEMS = [line.split("/")[1].split(".")[0] for line in (TRAIN + TEST).split("\n")
 
 @pytest.fixture
 def lists(tmp_path: Path) -> Path:
-    """The folder ucfTrainTestlist, shortened; split 2 tests what split 1 trains on."""
+    """The folder ucfTrainTestlist, shortened; split 2 tests on the training clips of split 1."""
     folder = tmp_path / "ucfTrainTestlist"
     folder.mkdir()
     contents = {"classInd": CLASSES, "trainlist01": TRAIN, "testlist01": TEST, "trainlist02": TEST, "testlist02": TRAIN}
@@ -45,7 +45,7 @@ def lists(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """All listed clips but the last as empty files: some in class folders, some not, some converted."""
+    """Empty files for all listed clips except the last: some in class folders, some not, some converted."""
     folder = tmp_path / "clips"
     for i, stem in enumerate(STEMS[:-1]):
         path = folder / stem.split("_")[1] / f"{stem}.avi" if i % 2 else folder / f"{stem}.mp4"
@@ -54,7 +54,7 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def test_official_lists_become_train_and_test_with_groups_of_one_video_and_what_is_missing_is_listed(
+def test_official_lists_become_train_and_test_grouped_by_video_and_missing_clips_are_listed(
     lists: Path, clips: Path, tmp_path: Path
 ) -> None:
     report = import_ucf101(clips, tmp_path / "root", splits=lists, val_fraction=0)
@@ -63,22 +63,20 @@ def test_official_lists_become_train_and_test_with_groups_of_one_video_and_what_
     assert [len(report.dataset.manifest.of_split(split)) for split in ("train", "val", "test")] == [5, 0, 2]
     assert manifest["v_ApplyEyeMakeup_g08_c02"].group == "v_ApplyEyeMakeup_g08"
     assert manifest["v_ApplyEyeMakeup_g08_c02"].path == "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c02.avi"
-    assert manifest["v_HandStandPushups_g01_c01"].label == "HandstandPushups"  # the lists spell it in both ways
+    assert manifest["v_HandStandPushups_g01_c01"].label == "HandstandPushups"  # the lists use both spellings
     assert report.missing == ("v_YoYo_g07_c04",) and report.listed == 8 and not report.left_out
     assert (tmp_path / "root" / "missing.csv").read_text() == "clip_id\nv_YoYo_g07_c04\n"
     assert not (tmp_path / "root" / "left_out.csv").exists()
     assert report.dataset.name == "ucf101" and report.dataset.source["official_split"] == 1
 
 
-def test_classes_keep_the_order_of_the_official_list_and_only_those_that_occur_are_there(
-    lists: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_classes_that_occur_are_listed_in_the_official_order(lists: Path, clips: Path, tmp_path: Path) -> None:
     (lists / "classInd.txt").write_text("101 YoYo\n5 BalanceBeam\n37 HandstandPushups\n1 ApplyEyeMakeup\n")
     dataset = import_ucf101(clips, tmp_path / "root", splits=lists).dataset
     assert dataset.classes == ("YoYo", "HandstandPushups", "ApplyEyeMakeup")
 
 
-def test_validation_is_carved_out_of_train_by_group_and_never_out_of_test(
+def test_validation_is_split_off_from_train_by_group_and_never_from_test(
     lists: Path, clips: Path, tmp_path: Path
 ) -> None:
     for seed in range(4):
@@ -99,7 +97,7 @@ def test_each_official_split_reads_its_own_lists(lists: Path, clips: Path, tmp_p
         import_ucf101(clips, tmp_path / "root", splits=lists, split=4)
 
 
-def test_a_byte_order_mark_blank_lines_and_an_index_in_the_test_list_are_no_trouble(lists: Path) -> None:
+def test_a_byte_order_mark_blank_lines_and_an_index_in_the_test_list_are_accepted(lists: Path) -> None:
     expected = read_ucf101_splits(lists)
     for name in ("classInd", "trainlist01"):
         content = (lists / f"{name}.txt").read_text()
@@ -137,13 +135,15 @@ def test_list_errors_name_file_line_and_reason(lists: Path, name: str, content: 
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
-def test_a_list_that_is_no_text_is_one_sentence(lists: Path) -> None:
+def test_a_list_that_is_not_text_is_a_one_line_error(lists: Path) -> None:
     (lists / "trainlist01.txt").write_bytes(b"\xff\xfe\x00video")
     with pytest.raises(DatasetError, match=r"trainlist01.txt can't be read: 'utf-8' codec can't decode"):
         read_ucf101_splits(lists)
 
 
-def test_no_listed_clip_in_the_folder_says_how_files_must_be_named(lists: Path, tmp_path: Path) -> None:
+def test_a_folder_without_any_listed_clip_is_an_error_that_shows_how_files_are_named(
+    lists: Path, tmp_path: Path
+) -> None:
     (tmp_path / "clips").mkdir()
     with pytest.raises(DatasetError, match=r"none of the 8 listed clips .* named like v_ApplyEyeMakeup_g08_c01.mp4"):
         import_ucf101(tmp_path / "clips", tmp_path / "root", splits=lists)
@@ -154,7 +154,7 @@ def test_no_listed_clip_in_the_folder_says_how_files_must_be_named(lists: Path, 
 
 @pytest.fixture
 def sounding(tmp_path: Path) -> Path:
-    """All listed clips: YoYo's have no sound track, one file is no video."""
+    """All listed clips: those of YoYo have no audio track, one file is not a video."""
     folder = tmp_path / "UCF-101"
     with_sound = write_clip(tmp_path / "sound.mp4", frames=4, size=(16, 16))
     without = write_clip(tmp_path / "silent.mp4", frames=4, size=(16, 16), audio=False)
@@ -169,12 +169,12 @@ def test_files_without_audio_names_those_without_a_track_and_those_that_cannot_b
     sounding: Path,
 ) -> None:
     files = [sounding / f"{stem}.mp4" for stem in reversed(STEMS)]
-    told = Told()
-    found = files_without_audio(files, workers=2, progress=told)
+    progress = RecordedProgress()
+    found = files_without_audio(files, workers=2, progress=progress)
     assert [file.stem for file in found] == ["v_YoYo_g07_c04", "v_HandStandPushups_g01_c01", "v_YoYo_g25_c05"]
     reasons = list(found.values())
     assert reasons[0] == reasons[2] == "no audio stream" and reasons[1].startswith("can't be opened: ")
-    assert sum(told.done) == len(files) and told.stopped == 1
+    assert sum(progress.done) == len(files) and progress.stopped == 1
     assert files_without_audio([], workers=1) == {}
 
 
@@ -194,7 +194,7 @@ def test_a_named_pipe_does_not_block_the_search_for_audio(tmp_path: Path) -> Non
     assert files_without_audio([tmp_path / "pipe.mp4"], workers=1) == {tmp_path / "pipe.mp4": "not a regular file"}
 
 
-def test_clips_without_audio_stay_unless_they_are_to_be_left_out_and_then_are_listed_with_reasons(
+def test_clips_without_audio_stay_by_default_and_are_listed_with_reasons_if_left_out(
     lists: Path, sounding: Path, tmp_path: Path
 ) -> None:
     stay = import_ucf101(sounding, tmp_path / "root", splits=lists, val_fraction=0)
@@ -217,7 +217,7 @@ def test_leaving_every_clip_out_is_an_error_that_says_why(lists: Path, sounding:
     assert not (tmp_path / "root").exists()
 
 
-def test_a_subset_is_drawn_of_the_clips_that_stay_in_proportion_to_the_splits(
+def test_a_subset_is_sampled_from_the_remaining_clips_in_proportion_to_the_splits(
     lists: Path, clips: Path, tmp_path: Path
 ) -> None:
     manifest = import_ucf101(clips, tmp_path / "root", splits=lists, subset=4, val_fraction=0).dataset.manifest
@@ -229,7 +229,7 @@ def test_a_subset_is_drawn_of_the_clips_that_stay_in_proportion_to_the_splits(
 # the command line
 
 
-def test_data_ucf101_prints_splits_missing_clips_what_was_left_out_and_the_next_command(
+def test_data_ucf101_prints_splits_missing_clips_left_out_clips_and_the_next_command(
     run: Run,
     lists: Path,
     sounding: Path,
@@ -249,7 +249,7 @@ def test_data_ucf101_prints_splits_missing_clips_what_was_left_out_and_the_next_
     assert len(Dataset.open(root).manifest) == 4
 
 
-def test_data_ucf101_json_holds_what_the_text_says(
+def test_data_ucf101_json_has_the_content_of_the_text(
     run: Run,
     lists: Path,
     clips: Path,
@@ -261,7 +261,7 @@ def test_data_ucf101_json_holds_what_the_text_says(
     assert content["left_out"] == {} and content["notes"][0].startswith("test is official split 1")
 
 
-def test_data_ucf101_errors_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
+def test_errors_of_data_ucf101_are_one_line(run: Run, lists: Path, clips: Path, tmp_path: Path) -> None:
     there = ("--clips", clips, "--root", tmp_path / "root")
     assert_one_line_error(run("data", "ucf101", "--splits", clips, *there), "no classInd.txt in", "--splits is the")
     assert_one_line_error(
@@ -270,7 +270,7 @@ def test_data_ucf101_errors_are_one_line(run: Run, lists: Path, clips: Path, tmp
     )
 
 
-def test_clips_without_sound_are_recorded_by_extraction_and_dropped_or_fed_zeros_by_training(
+def test_clips_without_audio_are_recorded_by_extraction_and_dropped_or_replaced_by_zeros_in_training(
     lists: Path, sounding: Path, tmp_path: Path, tiny_encoders: dict[str, Path]
 ) -> None:
     from alphafuse.extract.pipeline import extract_embeddings
@@ -286,4 +286,4 @@ def test_clips_without_sound_are_recorded_by_extraction_and_dropped_or_fed_zeros
     assert ("v_YoYo_g07_c04", "ast", "no audio stream") in failures
     dropped = fit(dataset, Experiment("none"), settings=TrainSettings(absent="drop", epochs=1), run="drop")
     zeros = fit(dataset, Experiment("none"), settings=TrainSettings(absent="zeros", epochs=1), run="zeros")
-    assert dropped.splits["test"].n == 1 and zeros.splits["test"].n == 2  # the third is no video at all
+    assert dropped.splits["test"].n == 1 and zeros.splits["test"].n == 2  # the third is not a video

@@ -1,4 +1,4 @@
-"""Shards, manifests and json that somebody made to harm: each ends in one line, in bounded time and memory."""
+"""Hostile shards, manifests and json: each is a one-line error, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FEATURES = "streams/ast/features"
 
 
 def make(folder: Path) -> Path:
-    """A good shard of three clips."""
+    """Make a valid shard of three clips."""
     ids = ("a", "b", "c")
     features = {"timesformer": np.ones((3, 4), np.float32), "ast": np.full((3, 2), 2, np.float32)}
     features["ast"][1] = np.nan
@@ -51,8 +51,8 @@ def assert_one_line(message: str) -> None:
     assert not hidden and 0 < len(message) < 1500
 
 
-def look(store: EmbeddingStore) -> set[str]:
-    """Read a store in every way: what the messages say; anything but a StoreError passes through."""
+def read_in_every_way(store: EmbeddingStore) -> set[str]:
+    """Read a store in every way; return the messages of all StoreErrors. Other exceptions are raised."""
     messages = set()
     started = time.monotonic()
     for name in ("finished", "read", "open_rows", "info", "pack"):
@@ -72,7 +72,7 @@ def look(store: EmbeddingStore) -> set[str]:
 
 
 def replaced(name: str, **keywords: object) -> Callable[[h5py.File], None]:
-    """Put another dataset in a dataset's place."""
+    """Replace a dataset by another."""
 
     def change(shard: h5py.File) -> None:
         del shard[name]
@@ -82,13 +82,13 @@ def replaced(name: str, **keywords: object) -> Callable[[h5py.File], None]:
 
 
 def texts(*values: str) -> np.ndarray:
-    """Text of fixed length, as shards have it."""
+    """Return text of fixed length, as in shards."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
 def attribute(name: str, value: object) -> Callable[[h5py.File], None]:
-    """Give an attribute another value; text of fixed length."""
+    """Change the value of an attribute; text has fixed length."""
 
     def change(shard: h5py.File) -> None:
         shard.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
@@ -101,7 +101,7 @@ def recipes_of(content: object) -> Callable[[h5py.File], None]:
 
 
 def damage_heap(shard: h5py.File) -> None:
-    """Give the first object of the file's global heap no length, which hangs libhdf5 once it looks."""
+    """Set the length of the first object of the file's global heap to 0, which hangs libhdf5 when it reads it."""
     path = Path(shard.filename)
     shard.close()
     content = bytearray(path.read_bytes())
@@ -111,7 +111,7 @@ def damage_heap(shard: h5py.File) -> None:
 
 
 def variable(name: str, *, damaged: bool = False) -> Callable[[h5py.File], None]:
-    """Put text of variable length in a dataset's place."""
+    """Replace a dataset by text of variable length."""
 
     def change(shard: h5py.File) -> None:
         values = shard[name].asstr()[()].tolist()
@@ -132,7 +132,7 @@ def variable_attribute(name: str, *, damaged: bool = False) -> Callable[[h5py.Fi
 
 
 def many_attributes(shard: h5py.File) -> None:
-    """So many that the header goes on elsewhere, the last one of variable length."""
+    """Write so many attributes that the header needs another block; the last one has variable length."""
     for i in range(200):
         shard.attrs[f"a{i}"] = i
     shard.attrs["last"] = "of variable length"
@@ -324,13 +324,13 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_shard_made_to_harm_is_one_line(tmp_path: Path, name: str) -> None:
+def test_a_hostile_shard_is_a_one_line_error(tmp_path: Path, name: str) -> None:
     store = EmbeddingStore(tmp_path / "store")
     path = make(store.folder)
     change, message = HOSTILE[name]
     with h5py.File(path, "r+") as shard:
         change(shard)
-    found = look(store)
+    found = read_in_every_way(store)
     assert found and all("precious" not in text for text in found)
     assert path.exists() and len(store.shards()) == 1  # nothing was packed
     with pytest.raises(StoreError, match=rf"shard .*{path.name} is damaged \(.*({message})") as caught:
@@ -338,7 +338,7 @@ def test_a_shard_made_to_harm_is_one_line(tmp_path: Path, name: str) -> None:
     assert store.verify() == [str(caught.value)]
 
 
-def test_settings_that_differ_are_quoted_as_one_line(tmp_path: Path) -> None:
+def test_differing_recipes_are_quoted_in_one_line(tmp_path: Path) -> None:
     paths = [make(tmp_path / "store") for _ in range(2)]
     hostile = {"\x1b[31m" * 500: "\r\n", "protocol": "\u202e", "dim": 4, "deep": [[["\n"]]]}
     with h5py.File(paths[1], "r+") as shard:
@@ -347,10 +347,10 @@ def test_settings_that_differ_are_quoted_as_one_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeMismatchError, match="was made with another timesformer protocol") as caught:
         EmbeddingStore(tmp_path / "store").read()
     assert_one_line(str(caught.value))
-    assert len(look(EmbeddingStore(tmp_path / "store"))) == 2  # the checksum, too, differs
+    assert len(read_in_every_way(EmbeddingStore(tmp_path / "store"))) == 2  # the checksum differs too
 
 
-def test_what_a_shard_said_before_it_was_found_damaged_is_forgotten(tmp_path: Path) -> None:
+def test_the_content_of_a_shard_found_to_be_damaged_is_discarded(tmp_path: Path) -> None:
     path = make(tmp_path)
     with h5py.File(path, "r+") as shard:
         shard["failures/stream"][0] = b"x"
@@ -361,7 +361,7 @@ def test_what_a_shard_said_before_it_was_found_damaged_is_forgotten(tmp_path: Pa
     assert store.finished() == {"timesformer": set(), "ast": set()}
 
 
-def test_a_mask_that_lies_about_the_rows_is_found_by_verify(tmp_path: Path) -> None:
+def test_a_wrong_mask_of_rows_is_found_by_verify(tmp_path: Path) -> None:
     path = make(tmp_path)
     with h5py.File(path, "r+") as shard:
         shard["streams/ast/present"][1] = 1
@@ -369,7 +369,7 @@ def test_a_mask_that_lies_about_the_rows_is_found_by_verify(tmp_path: Path) -> N
     assert len(problems) == 2 and "checksum" in problems[0] and "/streams/ast/present differs" in problems[1]
 
 
-def test_provenance_that_is_no_json_is_one_line(tmp_path: Path) -> None:
+def test_provenance_that_is_not_json_is_a_one_line_error(tmp_path: Path) -> None:
     path = make(tmp_path)
     with h5py.File(path, "r+") as shard:
         attribute("provenance", DEEP[:50_000])(shard)
@@ -379,7 +379,7 @@ def test_provenance_that_is_no_json_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "named pipe", "socket", "link to nothing", "link to itself", "/dev/zero"])
-def test_what_is_no_file_is_one_line_and_never_waited_for(
+def test_a_shard_that_is_not_a_regular_file_is_a_one_line_error_without_waiting(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = EmbeddingStore(tmp_path / "store")
@@ -400,7 +400,7 @@ def test_what_is_no_file_is_one_line_and_never_waited_for(
             path.symlink_to(path)
         case _:
             path.symlink_to(kind)
-    messages = look(store)
+    messages = read_in_every_way(store)
     assert len(messages) == 1 and r"shard-1\n.h5 " in messages.pop()
 
 
@@ -441,7 +441,7 @@ def damage(content: bytes, seed: int) -> bytes:
 
 
 def damage_often(folder: Path, shard: Path, count: int, least_read: int) -> None:
-    """Run in a process of its own, with little memory and time, for it is libhdf5 that reads the damaged shards."""
+    """Run in a new process with little memory and time, because libhdf5 reads the damaged shards."""
     import resource
     import signal
 
@@ -452,7 +452,7 @@ def damage_often(folder: Path, shard: Path, count: int, least_read: int) -> None
     outcomes = {"refused": 0, "read": 0}
     for seed in range(count):
         shard.write_bytes(damage(content, seed))
-        print(seed, flush=True)  # the last one is the culprit
+        print(seed, flush=True)  # the last printed seed is the one that failed
         signal.alarm(5)
         store.verify()
         for name in ("finished", "read"):
@@ -535,7 +535,7 @@ trees = st.recursive(
 
 
 def plant(group: h5py.Group, name: str, tree: object) -> None:
-    """Put a random tree of groups and datasets under a name."""
+    """Write a random tree of groups and datasets under a name."""
     if name in group:
         del group[name]
     if isinstance(tree, dict):
@@ -562,7 +562,7 @@ def test_a_shard_with_any_tree_in_it_is_read_or_refused(tree: dict, attributes: 
                 plant(shard, name, branch)
             for name, value in attributes.items():
                 shard.attrs[name] = value
-        look(EmbeddingStore(path.parent))
+        read_in_every_way(EmbeddingStore(path.parent))
 
 
 @quick
@@ -576,7 +576,7 @@ def test_any_hdf5_file_is_read_or_refused(tree: dict) -> None:
                 plant(shard, name, branch)
             shard.attrs["format_version"] = 2
             recipes_of({"ast": {}, "timesformer": {}})(shard)
-        assert look(EmbeddingStore(path.parent))
+        assert read_in_every_way(EmbeddingStore(path.parent))
 
 
 # manifests, csv, json
@@ -595,7 +595,7 @@ def written(path: Path, text: str) -> Path:
 
 @quick
 @given(st.lists(st.lists(fields, min_size=4, max_size=6), max_size=4), st.sampled_from([",", '","', "\t", ",,"]))
-def test_any_csv_is_a_manifest_or_one_line(rows: list[list[str]], comma: str) -> None:
+def test_any_csv_is_a_manifest_or_a_one_line_error(rows: list[list[str]], comma: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = [",".join(COLUMNS), *(comma.join(row) for row in rows)]
         path = written(Path(folder) / "manifest.csv", "\n".join(lines))
@@ -612,14 +612,14 @@ def test_any_csv_is_a_manifest_or_one_line(rows: list[list[str]], comma: str) ->
 
 
 def assert_stays_inside(path: str) -> None:
-    inside = os.path.normpath(os.path.join("/clips", path))  # noqa: PTH118  # what the kernel would do with it
+    inside = os.path.normpath(os.path.join("/clips", path))  # noqa: PTH118  # as the kernel resolves it
     assert inside.startswith("/clips"), path
     assert not Path(path).is_absolute() and "\0" not in path
 
 
 @quick
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_are_a_csv_and_a_json_object_or_one_line(content: bytes, header: bool) -> None:
+def test_any_bytes_are_read_as_csv_and_json_or_are_a_one_line_error(content: bytes, header: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         path.write_bytes((",".join(COLUMNS) + "\n").encode() * header + content)
@@ -648,7 +648,7 @@ def test_any_bytes_are_a_csv_and_a_json_object_or_one_line(content: bytes, heade
         ("a,a.mp4,dog,train,a\n" * 2, "clip_id 'a' occurs 2 times"),
     ],
 )
-def test_a_manifest_made_to_harm_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+def test_a_hostile_manifest_is_a_one_line_error(tmp_path: Path, content: str, message: str) -> None:
     path = written(tmp_path / "manifest.csv", ",".join(COLUMNS) + "\n" + content)
     started = time.monotonic()
     with pytest.raises(DatasetError, match=message) as caught:
@@ -661,13 +661,13 @@ def test_a_manifest_made_to_harm_is_one_line(tmp_path: Path, content: str, messa
     ("content", "message"),
     [(DEEP, "recursion"), ("9" * 9999, "digits"), ("\ud800", "utf-8"), ("[1]", "object, not list"), ("\0", "json")],
 )
-def test_json_made_to_harm_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+def test_hostile_json_is_a_one_line_error(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as caught:
         read_json(written(tmp_path / "dataset.json", content))
     assert_one_line(str(caught.value))
 
 
-def test_json_that_begins_with_a_byte_order_mark_is_json(tmp_path: Path) -> None:
+def test_json_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert read_json(written(tmp_path / "dataset.json", '\ufeff{"a": 1}')) == {"a": 1}
 
 
@@ -695,7 +695,7 @@ def dataset_of(root: Path, content: dict) -> Dataset:
 @given(
     st.dictionaries(st.sampled_from(list(GOOD)), anything, max_size=2), st.sets(st.sampled_from(list(GOOD)), max_size=1)
 )
-def test_any_dataset_json_is_a_root_or_one_line(changed: dict, absent: set) -> None:
+def test_any_dataset_json_is_a_root_or_a_one_line_error(changed: dict, absent: set) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = {name: value for name, value in {**GOOD, **changed}.items() if name not in absent}
         try:
@@ -723,7 +723,7 @@ def test_any_dataset_json_is_a_root_or_one_line(changed: dict, absent: set) -> N
         ({"format_version": 2}, "has format version 2, this alphafuse reads 1"),
     ],
 )
-def test_a_dataset_json_made_to_harm_is_one_line(tmp_path: Path, changed: dict, message: str) -> None:
+def test_a_hostile_dataset_json_is_a_one_line_error(tmp_path: Path, changed: dict, message: str) -> None:
     assert len(dataset_of(tmp_path, GOOD).classes) == 1
     with pytest.raises(DatasetError, match=message) as caught:
         dataset_of(tmp_path, {**GOOD, **changed})
@@ -732,15 +732,15 @@ def test_a_dataset_json_made_to_harm_is_one_line(tmp_path: Path, changed: dict, 
 
 @given(st.text(), st.integers(5, 50))
 @quick
-def test_one_line_is_one_clean_line_of_bounded_length(text: str, most: int) -> None:
+def test_one_line_returns_a_single_printable_line_of_bounded_length(text: str, most: int) -> None:
     shown = one_line(text, most)
     assert shown == "" or (is_clean(shown) and len(shown) <= 10 * most)
     if is_clean(text) and len(text) <= most:
         assert shown == text
 
 
-def test_a_good_shard_is_read_by_all_that_the_others_are_refused_by(tmp_path: Path) -> None:
+def test_a_valid_shard_passes_all_checks_that_refuse_hostile_ones(tmp_path: Path) -> None:
     path = make(tmp_path / "store")
-    assert look(EmbeddingStore(path.parent)) == set()
+    assert read_in_every_way(EmbeddingStore(path.parent)) == set()
     with open_shard(EmbeddingStore(path.parent).shards()[0]) as shard:
         assert shard.dims == {"timesformer": 4, "ast": 2} and shard.embedded("ast").tolist() == [True, False, True]

@@ -62,7 +62,7 @@ def names(count: int, prefix: str = "clip") -> list[str]:
 
 
 def joined(store: EmbeddingStore, clip_ids: list[str]) -> dict[str, np.ndarray]:
-    """What a store holds of these clips, looked up row by row: the first finite row of the oldest shard."""
+    """Read the rows of these clips one by one: the first finite row of the oldest shard."""
     found: dict[tuple[str, str], np.ndarray] = {}
     for path in sorted(store.folder.glob("*.h5")):
         with h5py.File(path) as shard:
@@ -89,11 +89,11 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rows_equal_a_row_by_row_join_whatever_the_shards_look_like(
+def test_rows_equal_a_row_by_row_join_for_all_kinds_of_shards(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Clips stored twice, within and across shards, absent rows, float16, modalities apart, strangers, empty shards."""
-    monkeypatch.setattr(hdf5_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end everywhere
+    """Clips stored twice in and across shards, absent rows, float16, separate modalities, empty shards."""
+    monkeypatch.setattr(hdf5_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end at many positions
     monkeypatch.setattr(hdf5_module, "GAP_BYTES", 40)
     monkeypatch.setattr(hdf5_module, "ID_ROWS", 7)
     generator = np.random.default_rng(seed)
@@ -124,7 +124,7 @@ def test_rows_equal_a_row_by_row_join_whatever_the_shards_look_like(
     assert_same(half.read_rows(np.arange(80)[::-1]), {m: x[positions[::-1]] for m, x in expected.items()})
 
 
-def test_embeddings_in_memory_and_on_disk_answer_alike(store: EmbeddingStore) -> None:
+def test_embeddings_in_memory_and_on_disk_have_the_same_methods_and_results(store: EmbeddingStore) -> None:
     write(store, names(9), absent={"ast": ["clip2", "clip5"]})
     asked = clips(["clip5", "clip0", "elsewhere", "clip7", "clip2"])
     here: EmbeddingSource = store.read(asked)
@@ -166,10 +166,10 @@ def test_storage_order_is_the_order_of_the_rows_on_disk(store: EmbeddingStore) -
     for path in store.shards():
         with h5py.File(path) as shard:
             on_disk += shard["clip_id"].asstr()[()].tolist()
-    on_disk.remove("a4")  # has no row: comes last, with what was never extracted
+    on_disk.remove("a4")  # has no row: comes last, with clips that were never extracted
     assert [asked[i] for i in order][:-2] == on_disk
     assert {asked[i] for i in order[-2:]} == {"a4", "never"}
-    with pytest.raises(ValueError, match="read-only"):  # it is shared by all who ask
+    with pytest.raises(ValueError, match="read-only"):  # the array is shared by all callers
         order[0] = 1
 
 
@@ -209,7 +209,7 @@ def test_a_shuffled_window_is_read_in_whole_slices_and_single_rows_alone(
     opened.read_rows(np.random.default_rng(1).permutation(window))
     assert reads == [800, 800]
     reads.clear()
-    opened.read_rows(np.random.default_rng(1).permutation(window[np.arange(800) % 3 > 0]))  # gaps are read over
+    opened.read_rows(np.random.default_rng(1).permutation(window[np.arange(800) % 3 > 0]))  # gaps are read too
     assert reads == [799, 799]
     reads.clear()
     opened.read_rows(order[900:1100])
@@ -224,7 +224,7 @@ def test_a_shuffled_window_is_read_in_whole_slices_and_single_rows_alone(
     assert max(reads) <= 100 * DIMS["timesformer"] // DIMS["ast"] and sum(reads) == 500
 
 
-def test_rows_that_no_one_asked_for_are_not_read(store: EmbeddingStore, reads: list[int]) -> None:
+def test_rows_that_were_not_requested_are_not_read(store: EmbeddingStore, reads: list[int]) -> None:
     write(store, names(500))
     write(store, names(500), seed=1)  # the same clips again
     reads.clear()
@@ -241,7 +241,7 @@ from alphafuse.data.store.store import EmbeddingStore
 folder, count, allowed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 clips = [Clip(f"clip{i}", "x.mp4", "label", "train", "group") for i in np.random.default_rng(0).permutation(count)]
 store = EmbeddingStore(folder)
-store.open_rows(clips[:10]).read_rows(np.arange(10))  # what libraries set up once
+store.open_rows(clips[:10]).read_rows(np.arange(10))  # memory that the libraries take once
 with open("/proc/self/statm") as file:
     pages = int(file.read().split()[0])
 limit = pages * resource.getpagesize() + allowed
@@ -262,7 +262,7 @@ except MemoryError:
 
 
 def test_a_store_larger_than_memory_is_opened_and_read_within_a_limit(tmp_path: Path) -> None:
-    """98 MB of features with 32 MB of address space to spare, in which reading them all at once must fail."""
+    """98 MB of features and 32 MB of free address space: reading all at once must fail, reading in parts must not."""
     store, per_shard, shards, dims = EmbeddingStore(tmp_path / "store"), 4000, 2, {"timesformer": 2048, "ast": 1024}
     generator, total = np.random.default_rng(0), 0.0
     for number in range(shards):
@@ -273,7 +273,7 @@ def test_a_store_larger_than_memory_is_opened_and_read_within_a_limit(tmp_path: 
     count, allowed = shards * per_shard, 32_000_000
     assert 4 * count * sum(dims.values()) > 3 * allowed
     command = [sys.executable, "-c", BOUNDED, str(store.folder), str(count), str(allowed)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)  # not the checkout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)  # not in the checkout
     shutil.rmtree(tmp_path / "store")
     assert result.returncode == 0, result.stderr
     done, rows, read, room = result.stdout.splitlines()
@@ -281,7 +281,7 @@ def test_a_store_larger_than_memory_is_opened_and_read_within_a_limit(tmp_path: 
     assert float(read) == pytest.approx(total, rel=1e-9)
 
 
-def test_rows_are_found_again_once_when_another_process_packs_the_store(
+def test_rows_are_located_again_once_when_another_process_packs_the_store(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(store, names(10), absent={"ast": ["clip3"]}, dtype=np.float16)
@@ -306,7 +306,7 @@ def test_rows_are_found_again_once_when_another_process_packs_the_store(
     np.testing.assert_array_equal(opened.storage_order(), order)
 
 
-def test_what_is_extracted_after_opening_is_not_seen_even_when_the_store_is_packed(store: EmbeddingStore) -> None:
+def test_clips_extracted_after_opening_are_not_visible_even_if_the_store_is_packed(store: EmbeddingStore) -> None:
     write(store, names(2), absent={"ast": ["clip1"]})
     opened = store.open_rows(clips([*names(2), "late"]))
     write(store, ["clip1", "late"], seed=1)
@@ -316,7 +316,7 @@ def test_what_is_extracted_after_opening_is_not_seen_even_when_the_store_is_pack
     assert store.open_rows(clips([*names(2), "late"])).present("ast").all()
 
 
-def test_embeddings_that_are_gone_are_a_store_error(store: EmbeddingStore) -> None:
+def test_embeddings_removed_after_opening_are_a_store_error(store: EmbeddingStore) -> None:
     write(store, names(4))
     write(store, names(4, "b"))
     opened = store.open_rows(clips(names(4)))
@@ -328,7 +328,7 @@ def test_embeddings_that_are_gone_are_a_store_error(store: EmbeddingStore) -> No
         opened.read_rows(np.array([0]))
 
 
-def test_a_store_made_anew_under_other_settings_is_not_mixed_in(store: EmbeddingStore) -> None:
+def test_a_store_replaced_by_one_of_another_recipe_is_not_mixed_in(store: EmbeddingStore) -> None:
     write(store, names(4))
     opened = store.open_rows(clips(names(4)))
     store.shards()[0].unlink()
@@ -373,7 +373,7 @@ def test_a_shard_damaged_after_opening_is_a_store_error(store: EmbeddingStore, d
         opened.read_rows(np.arange(4))
 
 
-def test_an_empty_store_and_a_clip_asked_for_twice_are_store_errors(store: EmbeddingStore) -> None:
+def test_an_empty_store_and_a_clip_requested_twice_are_store_errors(store: EmbeddingStore) -> None:
     with pytest.raises(
         StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train --root .*` first"
     ):
@@ -392,7 +392,7 @@ def test_dims_are_known_without_reading_features(store: EmbeddingStore, reads: l
     assert list(store.dims().items()) == [("timesformer", 5), ("ast", 3)] and reads == []
 
 
-def test_stored_embeddings_travel_to_other_processes(store: EmbeddingStore) -> None:
+def test_stored_embeddings_can_be_pickled_for_other_processes(store: EmbeddingStore) -> None:
     write(store, names(4))
     opened = store.open_rows(clips(names(4)))
     copy = pickle.loads(pickle.dumps(opened))
@@ -432,7 +432,9 @@ def test_unfinished_and_unusable_splits_are_refused_in_memory_and_on_disk(tmp_pa
         dataset.embeddings("val", max_bytes=max_bytes)
     write(dataset.store("val"), names(3, "val"), absent={"timesformer": ["val0"], "ast": ["val0"]})
     write(dataset.store("val"), ["val3"], absent={key: ["val3"] for key in MODALITIES}, failures=False)
-    write(dataset.store("val"), ["val3"], modalities=("ast",), absent={"ast": ["val3"]})  # half of it has its reason
+    write(
+        dataset.store("val"), ["val3"], modalities=("ast",), absent={"ast": ["val3"]}
+    )  # only one modality of it has a failure
     with pytest.raises(DatasetError, match=r"1 of 4 val clips are not extracted yet: run `alphafuse extract --split"):
         dataset.embeddings("val", max_bytes=max_bytes)
     write(dataset.store("val"), ["val3"])
@@ -443,7 +445,7 @@ def test_unfinished_and_unusable_splits_are_refused_in_memory_and_on_disk(tmp_pa
         dataset.embeddings("val", max_bytes=max_bytes)
 
 
-def test_splits_of_different_settings_are_refused_on_disk_too(tmp_path: Path) -> None:
+def test_splits_of_different_recipes_are_also_refused_on_disk(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     shutil.rmtree(dataset.store("test").folder)
     notebook = {modality: {**recipes, "protocol": "notebook"} for modality, recipes in SETTINGS.items()}
@@ -452,7 +454,7 @@ def test_splits_of_different_settings_are_refused_on_disk_too(tmp_path: Path) ->
         dataset.all_embeddings(max_bytes=0)
 
 
-def test_a_shard_is_checked_once_and_anew_when_its_file_changes(
+def test_a_shard_is_checked_once_and_again_when_its_file_changes(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(store, names(4), dtype=np.float16)
@@ -472,7 +474,7 @@ def test_a_shard_is_checked_once_and_anew_when_its_file_changes(
         opened.read_rows(np.arange(4))
 
 
-def test_what_a_clip_takes_in_memory_stays_small(tmp_path: Path) -> None:
+def test_a_clip_takes_little_memory(tmp_path: Path) -> None:
     """Python strings and clips took 350 bytes, and rows of int64 another 16."""
     count = 30_000
     ids = [f"abcdefgh{i:05d}_{i % 300:06d}" for i in range(count)]
@@ -490,7 +492,7 @@ def test_what_a_clip_takes_in_memory_stays_small(tmp_path: Path) -> None:
     assert opened.storage_order().nbytes == 4 * count
 
 
-def test_opening_reads_no_features_and_a_row_that_is_no_embedding_after_all_is_damage(
+def test_opening_reads_no_features_and_a_row_that_is_not_finite_is_damage(
     store: EmbeddingStore, reads: list[int]
 ) -> None:
     write(store, names(50), absent={"ast": ["clip3"]})

@@ -27,7 +27,7 @@ from alphafuse.system.files import file_digest, write_atomically
 
 
 def rows(*clip_ids: str, offset: float = 0.0, recipes: dict = RECIPES, absent: tuple[str, ...] = ()) -> Embeddings:
-    """Embeddings whose numbers follow from the clip_id; the clips in `absent` have no audio."""
+    """Return embeddings whose values depend on the clip_id; the clips in `absent` have no audio."""
     ast = np.array([[len(c), offset] for c in clip_ids], np.float32).reshape(-1, 2)
     ast[[c in absent for c in clip_ids]] = np.nan
     return Embeddings(
@@ -100,7 +100,7 @@ def test_rows_stored_twice_are_read_once_and_pack_drops_them(store: EmbeddingSto
     np.testing.assert_array_equal(after.features["ast"], before.features["ast"])
 
 
-def test_a_reader_beside_a_packer_starts_over_and_loses_nothing(
+def test_a_reader_during_packing_starts_again_and_loses_nothing(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "abc":
@@ -109,7 +109,7 @@ def test_a_reader_beside_a_packer_starts_over_and_loses_nothing(
 
     def pack_after_listing(self: EmbeddingStore) -> list[Path]:
         shards.append(listed(self))
-        if len(shards) == 2:  # the reader has its list: now the shards on it go
+        if len(shards) == 2:  # the reader has listed the shards: now remove them
             monkeypatch.setattr(EmbeddingStore, "shards", listed)
             EmbeddingStore(self.folder).pack()
         return shards[-1]
@@ -118,7 +118,7 @@ def test_a_reader_beside_a_packer_starts_over_and_loses_nothing(
     assert store.read().clip_ids == ("a", "b", "c") and len(shards) == 2
 
 
-def test_writing_looks_at_each_shard_once(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_opens_each_shard_once(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     original = h5py.File
 
@@ -133,7 +133,7 @@ def test_writing_looks_at_each_shard_once(store: EmbeddingStore, monkeypatch: py
     assert len(opened) == len(set(opened)) == 11
 
 
-def test_a_commit_that_is_tried_again_writes_nothing(store: EmbeddingStore) -> None:
+def test_a_repeated_commit_writes_nothing(store: EmbeddingStore) -> None:
     name = shard_name(1_700_000_000_000_000_000, ["a", "b"])
     assert name == shard_name(1_700_000_000_000_000_000, ["b", "a"]) != shard_name(1_700_000_000_000_000_000, ["a"])
     path = store.write(rows("a", "b"), name=name)
@@ -149,18 +149,18 @@ def test_named_shards_sort_among_the_others_by_time(store: EmbeddingStore) -> No
     assert store.shards() == [early, late] and store.read().features["ast"][0, 0] == rows("a").features["ast"][0, 0]
 
 
-def test_attempts_at_one_commit_at_the_same_moment_leave_one_whole_shard(
+def test_simultaneous_attempts_at_one_commit_leave_one_complete_shard(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [shard_name(stamp, ["a", "b"]) for stamp in range(20)]
-    monkeypatch.setattr(files_module.os.path, "lexists", lambda path: False)  # all find nothing there
+    monkeypatch.setattr(files_module.os.path, "lexists", lambda path: False)  # every attempt finds no file
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: store.write(rows("a", "b", offset=i % 4), name=names[i // 4]), range(80)))
     assert [path.name for path in store.shards()] == names and store.verify() == []
     assert len(list(store.folder.iterdir())) == 20
 
 
-def test_the_first_attempt_counts_where_files_can_have_one_name_only(
+def test_the_first_attempt_counts_on_file_systems_without_hard_links(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*arguments: object) -> None:
@@ -188,7 +188,7 @@ def test_pack_keeps_failures_and_absent_rows(store: EmbeddingStore) -> None:
     assert store.verify() == []
 
 
-def test_store_refuses_rows_made_under_other_settings_naming_the_difference(store: EmbeddingStore) -> None:
+def test_the_store_refuses_rows_of_another_recipe_and_names_the_difference(store: EmbeddingStore) -> None:
     store.write(rows("a"))
     other = {**RECIPES, "ast": {"protocol": "notebook", "dim": 2}}
     with pytest.raises(RecipeMismatchError, match=r"another ast protocol \(there: standard, here: notebook\)"):
@@ -196,7 +196,7 @@ def test_store_refuses_rows_made_under_other_settings_naming_the_difference(stor
     assert len(store.shards()) == 1
 
 
-def test_a_shard_copied_in_from_another_store_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
+def test_a_shard_copied_from_another_store_is_detected(store: EmbeddingStore, tmp_path: Path) -> None:
     store.write(rows("a"))
     other = EmbeddingStore(tmp_path / "other")
     stranger = other.write(rows("b", recipes={**RECIPES, "ast": {"protocol": "standard", "dim": 3}}))
@@ -224,7 +224,7 @@ def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
 
 
 def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
-    """One modality's embeddings of these clips, in this order."""
+    """Return one modality's embeddings of these clips, in this order."""
     chosen = embeddings.take(np.array([embeddings.clip_ids.index(c) for c in clip_ids], int))
     return replace(
         chosen,
@@ -234,8 +234,8 @@ def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
     )
 
 
-def test_a_encoder_is_added_beside_the_other_without_touching_its_shards(store: EmbeddingStore) -> None:
-    """Each clip's timesformer row lies in another shard than its ast row; everything reads them as one."""
+def test_a_stream_is_added_without_changing_the_shards_of_the_other(store: EmbeddingStore) -> None:
+    """The timesformer row and the ast row of a clip are in different shards; every reader joins them."""
     both = rows("a", "bb", "c", "d", absent=("c",))
     first = store.write(only(both, "ast", "c", "a", "bb"))
     before = first.read_bytes()
@@ -267,7 +267,7 @@ def test_a_encoder_is_added_beside_the_other_without_touching_its_shards(store: 
         store.write(other)
 
 
-def test_a_retried_success_is_no_duplicate(store: EmbeddingStore) -> None:
+def test_a_success_after_a_failure_is_not_a_duplicate(store: EmbeddingStore) -> None:
     store.write(only(rows("a", absent=("a",)), "ast", "a"))
     store.write(only(rows("a"), "ast", "a"))
     assert store.info().duplicates == 0 and store.info().rows == {"ast": 1}
@@ -275,7 +275,7 @@ def test_a_retried_success_is_no_duplicate(store: EmbeddingStore) -> None:
     assert store.info().duplicates == 1
 
 
-def test_asking_again_what_is_finished_opens_new_shards_only_and_reads_no_features(
+def test_a_second_query_for_finished_clips_opens_only_new_shards_and_reads_no_features(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
@@ -319,7 +319,7 @@ def test_float16_shards_read_as_float32(store: EmbeddingStore) -> None:
     assert store.read().features["ast"].dtype == np.float32
 
 
-def test_reading_an_empty_store_says_what_to_run(store: EmbeddingStore) -> None:
+def test_reading_an_empty_store_is_an_error_that_names_the_command_to_run(store: EmbeddingStore) -> None:
     with pytest.raises(
         StoreError, match=r"no embeddings in .*train: run `alphafuse extract --split train --root .*` first"
     ):
@@ -343,7 +343,7 @@ def test_changed_truncated_and_foreign_shards_are_found_by_verify(store: Embeddi
         store.read()
 
 
-def test_damage_beyond_the_header_is_a_store_error_that_says_how_to_find_it(store: EmbeddingStore) -> None:
+def test_damage_beyond_the_header_is_a_store_error_that_names_the_command_to_find_it(store: EmbeddingStore) -> None:
     path = store.write(rows("a", "b"))
     content = bytearray(path.read_bytes())
     for i in range(800, 2200):
@@ -369,14 +369,14 @@ def test_temporary_files_of_a_killed_writer_are_ignored(store: EmbeddingStore) -
 
 
 def many(prefix: str, count: int = 200) -> Embeddings:
-    """Rows that take some 100 kB."""
+    """Return rows of about 100 kB."""
     ids = tuple(f"{prefix}{i}" for i in range(count))
     features = {"ast": np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)}
     return Embeddings(ids, ids, ids, features, recipes={"ast": {}})
 
 
 def assert_refused(store: EmbeddingStore, write: Callable[[], object], message: str) -> None:
-    """Writing ends in this line, and leaves the store as it was."""
+    """Assert that writing fails with this one-line error and does not change the store."""
     there = sorted(store.folder.glob("*")) if store.folder.is_dir() else []
     with pytest.raises(AlphafuseError, match=message) as caught:
         write()
@@ -386,7 +386,7 @@ def assert_refused(store: EmbeddingStore, write: Callable[[], object], message: 
         assert EmbeddingStore(store.folder).verify() == []
 
 
-def test_a_file_in_the_folders_place_is_one_line(store: EmbeddingStore) -> None:
+def test_a_file_in_the_place_of_the_folder_is_a_one_line_error(store: EmbeddingStore) -> None:
     store.folder.parent.mkdir(parents=True)
     store.folder.write_text("a file where the store should be")
     refused = r"can't write .*: a file or folder of that name is in the way: move it or choose another folder"
@@ -397,7 +397,7 @@ def test_a_file_in_the_folders_place_is_one_line(store: EmbeddingStore) -> None:
     assert store.read().clip_ids == ("a",)
 
 
-def test_a_folder_that_vanishes_while_it_is_written_to_is_one_line(
+def test_a_folder_removed_during_writing_is_a_one_line_error(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.write(rows("a"))
@@ -415,7 +415,7 @@ def test_a_folder_that_vanishes_while_it_is_written_to_is_one_line(
 
 
 def limited(folder: Path, path: Path) -> None:
-    """Run in a process of its own: no file may grow beyond a limit, wherever in writing that strikes."""
+    """Run in a new process: no file may grow beyond a limit, at any point of writing."""
     import resource
 
     store = EmbeddingStore(folder)
@@ -434,7 +434,7 @@ def limited(folder: Path, path: Path) -> None:
     assert len(store.read()) == 600 and store.verify() == [] and len(store.shards()) == 1
 
 
-def test_a_limit_on_file_sizes_leaves_the_store_as_it_was(store: EmbeddingStore, tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_does_not_change_the_store(store: EmbeddingStore, tmp_path: Path) -> None:
     for prefix in "ab":
         store.write(many(prefix))
     run(limited, store.folder, tmp_path / "all.npz")
@@ -450,7 +450,7 @@ def run(function: Callable[..., None], *arguments: object) -> None:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a file system on a folder; skips where that is not permitted."""
+    """Mount a file system on a folder; skip the test if that is not permitted."""
     points = []
 
     def mount(*options: str) -> Path:
@@ -459,18 +459,20 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         source = [point] if "--bind" in options else ["none"]
         done = subprocess.run(["mount", *options, *source, point], capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"no mounting here: {done.stderr.strip()}")
+            pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
         points.append(point)
         return point
 
     if shutil.which("mount") is None:
-        pytest.skip("no mount here")
+        pytest.skip("no mount command")
     yield mount
     for point in reversed(points):
         subprocess.run(["umount", point], check=True)
 
 
-def test_a_full_disk_is_one_line_and_writing_goes_on_once_there_is_room(mounted: Callable[..., Path]) -> None:
+def test_a_full_disk_is_a_one_line_error_and_writing_continues_when_there_is_space(
+    mounted: Callable[..., Path],
+) -> None:
     store = EmbeddingStore(mounted("-t", "tmpfs", "-o", "size=400k") / "store")
     store.write(many("a"))
     store.write(many("b", 100))
@@ -485,7 +487,7 @@ def test_a_full_disk_is_one_line_and_writing_goes_on_once_there_is_room(mounted:
     assert len(store.read()) == 350
 
 
-def test_a_read_only_store_is_read_and_one_line_when_written_to(mounted: Callable[..., Path]) -> None:
+def test_a_read_only_store_can_be_read_and_writing_is_a_one_line_error(mounted: Callable[..., Path]) -> None:
     store = EmbeddingStore(mounted("--bind") / "store")
     store.write(rows("a"))
     subprocess.run(["mount", "-o", "remount,ro,bind", store.folder.parent], check=True)
@@ -496,7 +498,7 @@ def test_a_read_only_store_is_read_and_one_line_when_written_to(mounted: Callabl
         assert not claims.is_shared and claims.claim(["b"]) == ["b"]
 
 
-def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: EmbeddingStore) -> None:
+def test_threads_write_at_the_same_time_and_only_old_temporary_files_are_removed(store: EmbeddingStore) -> None:
     store.folder.mkdir(parents=True)
     fresh, old = (store.folder / f".shard-{i}.h5.0123.partial" for i in range(2))
     for partial in (fresh, old):
@@ -523,7 +525,7 @@ def test_threads_write_side_by_side_and_only_old_leftovers_are_removed(store: Em
         ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
     ],
 )
-def test_what_no_reader_would_accept_is_not_written(store: EmbeddingStore, wrong: dict, message: str) -> None:
+def test_content_that_readers_refuse_is_not_written(store: EmbeddingStore, wrong: dict, message: str) -> None:
     with pytest.raises(StoreError, match=message):
         store.write(replace(rows("a"), **wrong))
     assert not store.folder.exists()
@@ -573,7 +575,7 @@ def _write_many(folder: Path, first: int) -> None:
         store.write(rows(f"clip{i}"))
 
 
-def test_several_processes_append_at_once_and_nothing_is_lost(store: EmbeddingStore) -> None:
+def test_several_processes_append_at_once_without_loss(store: EmbeddingStore) -> None:
     writers = [spawned(_write_many, store.folder, first) for first in (0, 5)]
     for writer in writers:
         writer.start()
@@ -584,14 +586,14 @@ def test_several_processes_append_at_once_and_nothing_is_lost(store: EmbeddingSt
     assert store.verify() == [] and not list(store.folder.glob(".*"))
 
 
-def test_a_row_that_is_not_finite_throughout_is_neither_read_nor_done(store: EmbeddingStore) -> None:
+def test_a_row_that_is_not_finite_is_neither_read_nor_done(store: EmbeddingStore) -> None:
     half = rows("a", "b")
     half.features["ast"][1, 1] = np.inf
     store.write(half)
     assert store.read().present("ast").tolist() == [True, False] and store.done() == {"a"}
 
 
-def test_of_a_clip_that_a_shard_holds_twice_the_first_row_counts(store: EmbeddingStore) -> None:
+def test_the_first_row_counts_if_a_shard_has_a_clip_twice(store: EmbeddingStore) -> None:
     twice = rows("a", "b", "a")
     twice.features["ast"][:, 1] = [1, 2, 3]
     store.write(twice)
@@ -599,14 +601,14 @@ def test_of_a_clip_that_a_shard_holds_twice_the_first_row_counts(store: Embeddin
     assert store.info().duplicates == 1 and store.info().rows == {"timesformer": 2, "ast": 2}
 
 
-def test_the_checksum_is_that_of_the_whole_content(store: EmbeddingStore) -> None:
+def test_the_checksum_covers_the_whole_content(store: EmbeddingStore) -> None:
     many = tuple(f"clip{i}" for i in range(5000))
     with h5py.File(store.write(rows(*many))) as shard:
         assert checksum(shard) == shard.attrs["sha256"].decode()
 
 
 def ragged(*clip_ids: str, recipes: dict = RECIPES) -> Embeddings:
-    """Clip i has i windows of two seconds, of which the last has no sound; its file is known."""
+    """Return embeddings in which clip i has i windows of two seconds, the last without audio, and a known file."""
     counts = np.arange(len(clip_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     starts = 2.0 * np.concatenate([np.arange(count) for count in counts])
@@ -635,7 +637,7 @@ DIMS = {"timesformer": 3, "ast": 2}
 
 
 def means(made: Embeddings, modality: str) -> list[np.ndarray]:
-    """Each clip's mean over its windows that have an embedding."""
+    """Return each clip's mean over its windows that have an embedding."""
     found = []
     for first, last in zip(made.offsets[:-1], made.offsets[1:], strict=True):
         there = [row.astype(np.float64) for row in made.features[modality][first:last] if not np.isnan(row[0])]
@@ -644,7 +646,7 @@ def means(made: Embeddings, modality: str) -> list[np.ndarray]:
 
 
 def assert_same(ours: Embeddings, theirs: Embeddings) -> None:
-    """All fields, to the bit."""
+    """Assert that all fields are equal to the bit."""
     for name in ("clip_ids", "labels", "groups", "recipes", "digests", "label_lists"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert sorted(map(str, ours.failures)) == sorted(map(str, theirs.failures))
@@ -655,7 +657,7 @@ def assert_same(ours: Embeddings, theirs: Embeddings) -> None:
         np.testing.assert_array_equal(matrix, theirs.features[name])
 
 
-def test_rows_of_windows_come_back_to_the_bit_with_their_clips(store: EmbeddingStore) -> None:
+def test_rows_of_windows_are_read_back_to_the_bit_with_their_clips(store: EmbeddingStore) -> None:
     made = ragged("a", "b", "c", "d")
     store.write(made)
     for _ in ("written", "packed"):
@@ -672,7 +674,7 @@ def test_rows_of_windows_come_back_to_the_bit_with_their_clips(store: EmbeddingS
         store.pack()
 
 
-def test_pooled_rows_are_means_over_the_windows_that_are_there(store: EmbeddingStore, tmp_path: Path) -> None:
+def test_pooled_rows_are_means_over_the_present_windows(store: EmbeddingStore, tmp_path: Path) -> None:
     made = ragged("a", "b", "c", "d")
     store.write(made)
     read, stored = store.read(), store.open_rows()
@@ -699,7 +701,7 @@ def test_streams_of_a_clip_from_two_shards_are_joined_window_by_window(store: Em
     assert_same(store.read(pooled=False), made)
 
 
-def test_shards_that_disagree_about_a_clips_windows_are_one_line(store: EmbeddingStore) -> None:
+def test_shards_that_disagree_about_a_clips_windows_are_a_one_line_error(store: EmbeddingStore) -> None:
     store.write(only(ragged("a", "b", "c"), "timesformer", "c"))
     second = store.write(only(ragged("a", "c", "b"), "ast", "c"))
     assert store.read().present("ast").tolist() == [False]
@@ -712,7 +714,7 @@ def test_shards_that_disagree_about_a_clips_windows_are_one_line(store: Embeddin
         store.pack()
 
 
-def test_a_file_that_was_replaced_under_its_name_can_be_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
+def test_a_file_replaced_under_the_same_name_is_detected(store: EmbeddingStore, tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.mp4" for name in "abc"]
     for file in files:
         file.write_bytes(file.name.encode() * 100_000)
@@ -731,7 +733,7 @@ def test_a_file_that_was_replaced_under_its_name_can_be_noticed(store: Embedding
     assert store.read().digests == digests and store.read().file_bytes.tolist() == sizes.tolist()
 
 
-def test_streams_may_be_called_like_anything_else_in_a_shard(
+def test_streams_may_have_the_name_of_any_other_part_of_a_shard(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("clip-id", "labels", "present", "failures", "streams", "x0")
@@ -762,7 +764,7 @@ def test_columns_that_do_not_fit_each_other_are_refused(wrong: dict, message: st
         replace(rows("a", "b"), **wrong)
 
 
-def test_verify_finds_files_and_windows_that_cannot_be(store: EmbeddingStore) -> None:
+def test_verify_finds_impossible_files_and_windows(store: EmbeddingStore) -> None:
     known = replace(rows("a"), digests=("0" * 64,), windows=np.array([[0.0, 1.0]]))
     for wrong in ({"digests": ("x",)}, {"file_bytes": np.array([-2])}, {"windows": np.array([[1.0, 0.0]])}):
         path = store.write(replace(known, **wrong))

@@ -11,7 +11,7 @@ from alphafuse.extract.decoding.specs import SAMPLE_RATE_HZ, frame_indices, note
 
 
 def every_frame(path: Path) -> np.ndarray:
-    """All shown frames by a plain loop: the independent reading that decode_clip is held against."""
+    """Decode all shown frames in a plain loop, as an independent reference for decode_clip."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -68,7 +68,7 @@ def test_notebook_sampling_of_an_edit_listed_file_repeats_the_last_frame(tmp_pat
     np.testing.assert_array_equal(decoded.frames, shown[expected])
 
 
-def test_notebook_sampling_of_real_clips_gives_what_opencv_read(real_clips: list[Path]) -> None:
+def test_notebook_sampling_of_real_clips_equals_opencvs_frames(real_clips: list[Path]) -> None:
     cv2 = pytest.importorskip("cv2")
     repeated = 0
     for clip in real_clips[6::14]:
@@ -83,7 +83,7 @@ def test_notebook_sampling_of_real_clips_gives_what_opencv_read(real_clips: list
         repeated += len(read) < 8
         read += read[-1:] * (8 - len(read))
         np.testing.assert_array_equal(decode_clip(clip, frames=8, sampling="notebook").frames, np.stack(read))
-    assert repeated, "no clip among these was read past its end: the test lost its point"
+    assert repeated, "no clip was read past its end: the test checks nothing"
 
 
 def test_decoded_frames_are_those_of_full_decoding(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_frames_that_an_edit_list_hides_are_neither_counted_nor_taken(tmp_path: 
     with av.open(str(clip)) as container:
         discarded = sum(packet.is_discard for packet in container.demux(video=0))
     shown = every_frame(clip)
-    assert discarded > 0 and len(shown) < 48, "the file has no edit list that hides frames: the test is void"
+    assert discarded > 0 and len(shown) < 48, "the file has no edit list that hides frames: the test checks nothing"
     decoded = decode_clip(clip, frames=8)
     np.testing.assert_array_equal(decoded.frames, shown[frame_indices(len(shown), 8)])
 
@@ -136,7 +136,7 @@ def test_each_frame_is_prepared_as_it_is_decoded(tmp_path: Path) -> None:
     ("name", "codec", "audio_codec"),
     [("a.webm", "libvpx-vp9", "libopus"), ("a.avi", "mpeg4", "libmp3lame"), ("a.mkv", "libx265", "flac")],
 )
-def test_other_formats_decode_alike(tmp_path: Path, name: str, codec: str, audio_codec: str) -> None:
+def test_other_formats_decode_to_the_same_frames(tmp_path: Path, name: str, codec: str, audio_codec: str) -> None:
     clip = write_clip(tmp_path / name, codec=codec, audio_codec=audio_codec, rate=48_000)
     decoded = decode_clip(clip, frames=8)
     shown = every_frame(clip)
@@ -144,7 +144,7 @@ def test_other_formats_decode_alike(tmp_path: Path, name: str, codec: str, audio
     assert decoded.waveform is not None and abs(len(decoded.waveform) - 32_000) < 3_000
 
 
-def test_what_is_wrong_with_one_modality_leaves_the_other_whole(tmp_path: Path) -> None:
+def test_a_failure_of_one_modality_does_not_affect_the_other(tmp_path: Path) -> None:
     silent = decode_clip(write_clip(tmp_path / "silent.mp4", audio=False), frames=2)
     assert silent.frames is not None and silent.waveform is None and silent.no_waveform == "no audio stream"
     blind = decode_clip(write_clip(tmp_path / "blind.mp4", video=False), frames=2)
@@ -152,7 +152,7 @@ def test_what_is_wrong_with_one_modality_leaves_the_other_whole(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"", b"text named .mp4", b"\x00" * 5000])
-def test_a_file_that_is_no_clip_gives_a_reason_for_both(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_clip_gives_a_reason_for_both_modalities(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.mp4").write_bytes(content)
     decoded = decode_clip(tmp_path / "bad.mp4", frames=2)
     assert decoded.frames is None and decoded.waveform is None
@@ -164,7 +164,7 @@ def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     assert decode_clip(tmp_path / "pipe.mp4", frames=2).no_frames == "not a regular file"
 
 
-def test_a_missing_file_is_named_as_such(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_as_missing(tmp_path: Path) -> None:
     assert decode_clip(tmp_path / "nowhere.mp4", frames=2).no_frames == "can't be opened: No such file or directory"
 
 
@@ -187,7 +187,7 @@ def test_real_clips_decode_exactly_like_full_decoding(real_clips: list[Path]) ->
         np.testing.assert_array_equal(decoded.frames, shown[frame_indices(len(shown), 8)], err_msg=clip.name)
         reference = mono_16_khz(clip)
         assert decoded.waveform is not None and len(decoded.waveform) == len(reference)
-        unclipped = np.abs(decoded.waveform) < 1  # 16 bits clip what float keeps
+        unclipped = np.abs(decoded.waveform) < 1  # 16-bit samples are clipped, float samples are not
         np.testing.assert_allclose(
             decoded.waveform[unclipped], reference[unclipped], atol=1.1 / 2**15, err_msg=clip.name
         )

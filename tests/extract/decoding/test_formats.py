@@ -1,6 +1,6 @@
-"""Real encodings of many kinds, each held against independent full decoding, bit for bit.
+"""Encodings of many kinds, each compared bit for bit with independent full decoding.
 
-`handed` counts the video packets that reach a decoder, so that a short cut is seen to be taken, or not to be.
+`handed` counts the video packets that reach a decoder, which shows whether the decoder skipped packets.
 """
 
 import io
@@ -27,13 +27,13 @@ from alphafuse.extract.decoding.specs import SAMPLINGS, Decoded, frame_indices
 from alphafuse.extract.decoding.video import MAX_PIXELS, NO_SIZE
 from alphafuse.system.workers import NO_MEMORY
 
-FRAMES = 60  # of the clips here, in groups of 12
+FRAMES = 60  # per clip, in groups of 12
 SIZE = (48, 80)
 X265 = "log-level=none:"
 
 
 def shown_frames(path: Path) -> tuple[list[np.ndarray], int]:
-    """All frames that decoding everything shows, by a plain loop that goes on where it can; and how many are listed."""
+    """Decode everything in a plain loop that continues after errors; return shown frames and number of listed ones."""
     shown: list[np.ndarray] = []
     with av.open(str(path), metadata_errors="replace") as container:
         stream = container.streams.video[0]
@@ -48,7 +48,7 @@ def shown_frames(path: Path) -> tuple[list[np.ndarray], int]:
                 shown += [frame.to_ndarray(format="rgb24") for frame in stream.decode(packet)]
             except InvalidDataError:
                 continue
-            except EOFError:  # the file's own flush came before
+            except EOFError:  # the decoder was already flushed
                 break
             if packet is None:
                 break
@@ -74,7 +74,7 @@ def assert_delivers_or_says_why(decoded: Decoded) -> None:
 
 
 class Handed:
-    """How many video packets were handed to decoders, and how often a file was opened."""
+    """Counts of video packets given to decoders, and of openings of a file."""
 
     def __init__(self) -> None:
         self.packets = self.opened = 0
@@ -148,7 +148,7 @@ def remux(source: Path, target: Path, change: object = None, **settings: object)
         ("av1.webm", "libsvtav1", "yuv420p", {"svtav1-params": "lp=1", "preset": "12"}),
     ],
 )
-def test_pictures_that_no_one_looks_at_are_not_decoded_and_the_others_are_exact(
+def test_unneeded_frames_are_not_decoded_and_the_others_are_exact(
     tmp_path: Path, handed: Handed, name: str, codec: str, pixels: str, options: dict[str, str]
 ) -> None:
     clip = write_clip(
@@ -157,7 +157,7 @@ def test_pictures_that_no_one_looks_at_are_not_decoded_and_the_others_are_exact(
     if name == "fragmented.mp4":
         clip = remux(clip, tmp_path / "fragments.mp4", options={"movflags": "frag_keyframe+empty_moov"})
     assert handed.count(clip, 2, "notebook") < 0.7 * FRAMES
-    assert handed.opened == 1, "a second opening: the short cut was tried and abandoned"
+    assert handed.opened == 1, "a second opening: skipping was tried and abandoned"
     assert handed.count(clip, 1) == 1
     assert_exact(clip)
 
@@ -178,7 +178,7 @@ def test_pictures_that_no_one_looks_at_are_not_decoded_and_the_others_are_exact(
         ("old.flv", "flv", "yuv420p", {}),
     ],
 )
-def test_streams_beyond_the_short_cuts_are_decoded_in_full_once(
+def test_streams_whose_packets_cannot_be_skipped_are_decoded_in_full_once(
     tmp_path: Path, handed: Handed, name: str, codec: str, pixels: str, options: dict[str, str]
 ) -> None:
     clip = write_clip(
@@ -188,7 +188,7 @@ def test_streams_beyond_the_short_cuts_are_decoded_in_full_once(
     assert_exact(clip)
 
 
-def test_av1_clips_here_do_have_hidden_frames(tmp_path: Path) -> None:
+def test_the_generated_av1_clips_have_hidden_frames(tmp_path: Path) -> None:
     options = {"svtav1-params": "lp=1", "preset": "12"}
     clip = write_clip(tmp_path / "a.mp4", frames=FRAMES, size=SIZE, codec="libsvtav1", options=options, audio=False)
     units = [[kind for kind, _ in _Av1._units(memoryview(packet))] for packet in packets_of(clip)]
@@ -218,7 +218,7 @@ def test_vp9_frames_hidden_in_the_packet_of_another_are_not_counted(tmp_path: Pa
     assert_exact(clip)
 
 
-def test_groups_without_a_wanted_frame_are_passed_over(tmp_path: Path, handed: Handed) -> None:
+def test_groups_without_a_wanted_frame_are_skipped(tmp_path: Path, handed: Handed) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=FRAMES, options={"x264-params": "bframes=0"}, audio=False)
     shown, _ = shown_frames(clip)
     numbers = frame_indices(FRAMES, 2).tolist()
@@ -227,16 +227,16 @@ def test_groups_without_a_wanted_frame_are_passed_over(tmp_path: Path, handed: H
     np.testing.assert_array_equal(decode_clip(clip, frames=2).frames, [shown[number] for number in numbers])
 
 
-def test_timestamps_that_contradict_the_order_of_the_stream_send_to_full_decoding(tmp_path: Path) -> None:
+def test_timestamps_that_contradict_the_order_of_the_stream_cause_full_decoding(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "a.mp4", frames=FRAMES, options={"x264-params": "bframes=3:b-adapt=0"}, audio=False)
 
-    def forget_reordering(packet: av.Packet, number: int) -> None:  # as muxers that know no B frames do
+    def forget_reordering(packet: av.Packet, number: int) -> None:  # as muxers without support for B frames do
         packet.pts = packet.dts
 
     assert_exact(remux(source, tmp_path / "b.mp4", forget_reordering))
 
 
-def test_timestamps_that_occur_twice_send_to_full_decoding(tmp_path: Path) -> None:
+def test_repeated_timestamps_cause_full_decoding(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "a.mkv", frames=FRAMES, options={"x264-params": "bframes=0"}, audio=False)
 
     def repeat(packet: av.Packet, number: int) -> None:
@@ -250,25 +250,25 @@ def test_timestamps_that_occur_twice_send_to_full_decoding(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "left_out", [{5, 6, 21}, set(range(5))], ids=["pictures in between", "the first ones up to a predicted one"]
 )
-def test_streams_that_lack_pictures_are_decoded_in_full_once(
+def test_streams_with_missing_frames_are_decoded_in_full_once(
     tmp_path: Path, handed: Handed, left_out: set[int]
 ) -> None:
     source = write_clip(tmp_path / "a.mkv", frames=FRAMES, options={"x264-params": "bframes=0"}, audio=False)
     clip = remux(source, tmp_path / "b.mkv", lambda packet, number: number not in left_out)
-    assert handed.count(clip) % (FRAMES - len(left_out)) == 0  # twice where some are not shown
+    assert handed.count(clip) % (FRAMES - len(left_out)) == 0  # twice if some frames are not shown
     assert_exact(clip)
 
 
-def test_hevc_that_begins_with_pictures_which_decoders_drop_is_decoded_in_full(tmp_path: Path) -> None:
+def test_hevc_that_starts_with_frames_that_decoders_drop_is_decoded_in_full(tmp_path: Path) -> None:
     options = {"x265-params": X265 + "bframes=3:b-adapt=0"}
     source = write_clip(tmp_path / "a.mkv", frames=FRAMES, codec="libx265", options=options, audio=False)
     second = [number for number, packet in enumerate(packets_of(source)) if packet.is_keyframe][1]
     clip = remux(source, tmp_path / "b.mkv", lambda packet, number: number >= second)
-    assert len(shown_frames(clip)[0]) < len(packets_of(clip)), "none is dropped: the test is void"
+    assert len(shown_frames(clip)[0]) < len(packets_of(clip)), "no frame is dropped: the test checks nothing"
     assert_exact(clip)
 
 
-def test_h264_that_promises_less_reordering_than_it_has_is_decoded_in_full(tmp_path: Path, handed: Handed) -> None:
+def test_h264_that_declares_less_reordering_than_it_has_is_decoded_in_full(tmp_path: Path, handed: Handed) -> None:
     clip = write_clip(
         tmp_path / "a.mp4", frames=FRAMES, options={"x264-params": "bframes=3:b-adapt=0:ref=4"}, audio=False
     )
@@ -296,7 +296,7 @@ def test_h264_that_promises_less_reordering_than_it_has_is_decoded_in_full(tmp_p
         ("b.mp4", "libsvtav1", {"svtav1-params": "lp=1", "preset": "12"}),
     ],
 )
-def test_damage_that_the_decoder_notices_sends_to_full_decoding(
+def test_damage_that_the_decoder_detects_causes_full_decoding(
     tmp_path: Path, handed: Handed, name: str, codec: str, options: dict[str, str]
 ) -> None:
     clip = write_clip(tmp_path / name, frames=FRAMES, gop=FRAMES, codec=codec, options=options, audio=False)
@@ -344,7 +344,7 @@ def test_negative_timestamps_hide_or_keep_frames_as_full_decoding_does(
     assert_exact(clip)
 
 
-def test_one_frame_and_a_tenth_of_a_second_are_enough(tmp_path: Path) -> None:
+def test_a_clip_of_one_frame_and_a_tenth_of_a_second_is_decoded(tmp_path: Path) -> None:
     one = write_clip(tmp_path / "one.mp4", frames=1, fps=25)
     assert_exact(one)
     tenth = write_clip(tmp_path / "tenth.mp4", frames=3, fps=30)
@@ -373,12 +373,12 @@ def test_rotated_clips_are_shown_upright(tmp_path: Path, name: str, rotation: in
     sizes = []
     decoded = decode_clip(clip, frames=4, prepare=lambda image: sizes.append(image.shape) or image)  # type: ignore[func-returns-value]
     np.testing.assert_array_equal(decoded.frames, expected)
-    assert sizes[0] == expected.shape[1:], "prepared before it was turned"
+    assert sizes[0] == expected.shape[1:], "prepared before it was rotated"
 
 
 @pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_turns_and_mirrors_are_those_of_ffmpegs_own_player(
+def test_rotations_and_mirrorings_equal_those_of_ffmpegs_own_player(
     tmp_path: Path, rotation: int, mirrored: tuple[bool, bool]
 ) -> None:
     clip = tmp_path / "clip.mp4"
@@ -393,7 +393,7 @@ def test_turns_and_mirrors_are_those_of_ffmpegs_own_player(
     try:
         picture = subprocess.run(command, capture_output=True, check=True).stdout
     except FileNotFoundError:
-        pytest.skip("no ffmpeg command here")
+        pytest.skip("the ffmpeg command is not installed")
     frames = decode_clip(clip, frames=1).frames
     assert frames is not None
     np.testing.assert_array_equal(frames[0], np.frombuffer(picture, np.uint8).reshape(frames[0].shape))
@@ -424,7 +424,7 @@ def test_orientation_beside_side_data_without_a_name_still_counts(tmp_path: Path
     plain = decode_clip(write_jpegs(tmp_path / "plain.mkv", [jpeg_of(image)]), frames=1).frames
     turned = decode_clip(write_jpegs(tmp_path / "turned.mkv", [jpeg_of(image, orientation=6)]), frames=1).frames
     assert plain is not None and turned is not None
-    np.testing.assert_array_equal(turned[0], np.rot90(plain[0], -1))  # 6: to be turned clockwise
+    np.testing.assert_array_equal(turned[0], np.rot90(plain[0], -1))  # 6: rotate clockwise
 
 
 def lie_about_size(jpeg: bytes, height: int, width: int) -> bytes:
@@ -432,12 +432,12 @@ def lie_about_size(jpeg: bytes, height: int, width: int) -> bytes:
     return jpeg[:at] + height.to_bytes(2) + width.to_bytes(2) + jpeg[at + 4 :]
 
 
-def test_absurd_sizes_are_refused_whether_the_container_tells_or_only_the_stream(tmp_path: Path) -> None:
+def test_impossible_sizes_in_the_container_or_the_stream_are_refused(tmp_path: Path) -> None:
     assert MAX_PIXELS < 16_000**2
     assert NO_SIZE == "frames of no known size, or larger than this reads (67 megapixels)"
     jpeg = lie_about_size(jpeg_of(moving_square(2, *SIZE)[1]), 16_000, 16_000)
-    told = write_jpegs(tmp_path / "told.mkv", [jpeg] * 3, (16_000, 16_000))
-    assert decode_clip(told, frames=2).no_frames == NO_SIZE
+    declared = write_jpegs(tmp_path / "declared.mkv", [jpeg] * 3, (16_000, 16_000))
+    assert decode_clip(declared, frames=2).no_frames == NO_SIZE
     untold = write_clip(tmp_path / "untold.webm", size=(48, 64), codec="libvpx", audio_codec="libopus", rate=48_000)
     content = untold.read_bytes()
     start = b"\x9d\x01\x2a" + (64).to_bytes(2, "little") + (48).to_bytes(2, "little")  # RFC 6386, 9.1
@@ -447,7 +447,7 @@ def test_absurd_sizes_are_refused_whether_the_container_tells_or_only_the_stream
     assert decoded.no_frames == NO_SIZE and decoded.waveform is not None
 
 
-def test_a_header_that_exaggerates_the_size_does_no_harm(tmp_path: Path) -> None:
+def test_a_header_with_too_large_a_size_is_harmless(tmp_path: Path) -> None:
     jpegs = [jpeg_of(image) for image in moving_square(3, *SIZE)]
     honest = decode_clip(write_jpegs(tmp_path / "honest.mkv", jpegs), frames=3).frames
     np.testing.assert_array_equal(
@@ -455,7 +455,7 @@ def test_a_header_that_exaggerates_the_size_does_no_harm(tmp_path: Path) -> None
     )
 
 
-def test_frames_that_change_their_size_are_a_reason_unless_preparing_evens_them_out(tmp_path: Path) -> None:
+def test_frames_that_change_their_size_are_a_failure_unless_prepare_makes_them_equal(tmp_path: Path) -> None:
     small, large = (jpeg_of(moving_square(2, *size)[1]) for size in (SIZE, (48, 96)))
     clip = write_jpegs(tmp_path / "clip.mkv", [small, small, large, large])
     assert decode_clip(clip, frames=4).no_frames == "frames change their size"
@@ -463,7 +463,7 @@ def test_frames_that_change_their_size_are_a_reason_unless_preparing_evens_them_
     assert even.frames is not None and even.frames.shape == (4, 8, 8, 3)
 
 
-def test_what_preparing_refuses_costs_the_frames_only(tmp_path: Path) -> None:
+def test_an_error_in_prepare_loses_only_the_frames(tmp_path: Path) -> None:
     def refuse(image: np.ndarray) -> np.ndarray:
         raise DecodeError("a frame of 48x64 is smaller than the crop 224x224")
 
@@ -484,7 +484,7 @@ def test_what_preparing_refuses_costs_the_frames_only(tmp_path: Path) -> None:
         ("a.mkv", "vorbis", 44_100, 2),
     ],
 )
-def test_only_as_much_audio_is_decoded_as_is_looked_at(
+def test_only_the_needed_audio_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, audio_codec: str, rate: int, channels: int
 ) -> None:
     clip = write_clip(tmp_path / name, frames=120, codec="mpeg4", audio_codec=audio_codec, rate=rate, channels=channels)
@@ -498,10 +498,10 @@ def test_only_as_much_audio_is_decoded_as_is_looked_at(
         first = decode_clip(clip, frames=1, max_samples=limit).waveform
         np.testing.assert_array_equal(first, whole[:limit], err_msg=f"{limit} samples")
         if limit <= 40_001:
-            assert sum(pushed) / rate < limit / 16_000 + 5, "decoded much more than was looked at"
+            assert sum(pushed) / rate < limit / 16_000 + 5, "decoded much more than was needed"
 
 
-def test_a_file_without_video_is_read_no_further_than_its_audio_is_looked_at(
+def test_a_file_without_video_is_read_only_as_far_as_its_audio_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = write_clip(tmp_path / "clip.mp4", video=False, seconds=60)
@@ -520,7 +520,7 @@ def test_less_than_one_frame_or_sample_is_an_error(tmp_path: Path, settings: dic
         decode_clip(tmp_path / "clip.mp4", **settings)  # type: ignore[arg-type]
 
 
-def test_a_modality_that_is_not_asked_for_is_not_decoded(tmp_path: Path, handed: Handed) -> None:
+def test_a_modality_that_is_not_requested_is_not_decoded(tmp_path: Path, handed: Handed) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
     both = decode_clip(clip, frames=2)
     handed.packets = 0
@@ -548,7 +548,7 @@ def test_sound_in_many_small_frames_resamples_like_sound_in_one(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
-def test_long_files_are_read_twice_instead_of_being_held(
+def test_long_files_are_read_twice_instead_of_being_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed: Handed, name: str
 ) -> None:
     codec, audio_codec = ("libx264", "aac") if name == "a.mp4" else ("libvpx-vp9", "libopus")
@@ -563,7 +563,7 @@ def test_long_files_are_read_twice_instead_of_being_held(
     np.testing.assert_array_equal(again.waveform, whole.waveform)
 
 
-def test_a_decoder_without_memory_is_a_reason_and_leaves_the_sound(tmp_path: Path) -> None:
+def test_a_video_decoder_without_memory_is_a_failure_and_the_audio_is_kept(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", size=(4096, 4096), frames=2, options={"preset": "ultrafast"})
     program = (
         "import resource, sys\n"
@@ -599,7 +599,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["start.mp4", "end.mp4", "a.mkv", "a.webm", "a.avi", "a.ts"])
-def test_a_file_cut_short_gives_what_is_left_of_it_exactly(
+def test_a_truncated_file_gives_its_remaining_frames_exactly(
     tmp_path: Path, whole_files: dict[str, bytes], name: str
 ) -> None:
     content, clip, delivered = whole_files[name], tmp_path / name, []
@@ -623,7 +623,7 @@ def damaged(content: bytes, times: int, seed: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("name", ["start.mp4", "a.mkv", "a.webm", "a.avi", "a.ts", "hevc.mp4"])
-def test_a_damaged_bit_never_raises_and_rarely_goes_unnoticed(
+def test_a_damaged_bit_never_raises_and_is_usually_detected(
     tmp_path: Path, whole_files: dict[str, bytes], name: str
 ) -> None:
     clip, exact, differing = tmp_path / name, 0, 0
@@ -635,7 +635,7 @@ def test_a_damaged_bit_never_raises_and_rarely_goes_unnoticed(
             continue
         try:
             shown, _ = shown_frames(clip)
-        except (FFmpegError, IndexError):  # PyAV's own, of streams that turn up on the way
+        except (FFmpegError, IndexError):  # PyAV raises these for streams that appear during reading
             continue
         same = np.array_equal(decoded.frames, [shown[i] for i in frame_indices(len(shown), 8)])
         exact, differing = exact + same, differing + (not same)
@@ -656,7 +656,7 @@ def test_names_with_spaces_umlauts_and_colons_and_links_are_read(
     np.testing.assert_array_equal(decode_clip("a:b.mp4", frames=2).frames, expected)
 
 
-def test_damaged_audio_packets_cost_only_themselves(tmp_path: Path) -> None:
+def test_damaged_audio_packets_lose_only_their_own_samples(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", seconds=2.0)
     whole = decode_clip(clip, frames=1).waveform
     with av.open(str(clip)) as container:
@@ -674,7 +674,7 @@ def test_damaged_audio_packets_cost_only_themselves(tmp_path: Path) -> None:
     assert decode_clip(clip, frames=1).no_waveform.startswith("audio can't be decoded: ")
 
 
-def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_picture_is_not_video(tmp_path: Path) -> None:
     song = tmp_path / "song.mp3"
     with av.open(str(song), "w") as container:
         sound = container.add_stream("libmp3lame", rate=44_100, layout="mono")
@@ -695,12 +695,12 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         container.mux(sound.encode(frame))
         container.mux(sound.encode())
     with av.open(str(song)) as container:
-        assert len(container.streams.video) == 1, "no cover was written: the test is void"
+        assert len(container.streams.video) == 1, "no cover was written: the test checks nothing"
     decoded = decode_clip(song, frames=2)
     assert decoded.no_frames == "no video stream" and decoded.waveform is not None
 
 
-def test_a_title_in_another_encoding_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_title_in_another_text_encoding_is_accepted(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mkv"
     write_clip(tmp_path / "plain.mkv")
     with av.open(str(tmp_path / "plain.mkv")) as reader, av.open(str(clip), "w") as writer:
@@ -717,7 +717,7 @@ def test_a_title_in_another_encoding_is_no_obstacle(tmp_path: Path) -> None:
     assert decoded.frames is not None and decoded.waveform is not None
 
 
-def test_a_codec_that_ffmpeg_does_not_know_is_a_reason_and_leaves_the_other(tmp_path: Path) -> None:
+def test_an_unknown_codec_is_a_failure_and_the_other_modality_is_kept(tmp_path: Path) -> None:
     content = write_clip(tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "blind.mp4").write_bytes(content.replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
     blind = decode_clip(tmp_path / "blind.mp4", frames=2)

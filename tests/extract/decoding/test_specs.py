@@ -1,4 +1,4 @@
-"""Inputs and embeddings are held against HuggingFace's own processors and models."""
+"""Inputs and embeddings are compared with HuggingFace's own processors and models."""
 
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def test_settings_that_are_not_implemented_are_refused_not_ignored() -> None:
         (900, 380),
     ],
 )
-def test_frames_resized_on_the_device_are_pils_to_the_bit(size: tuple[int, int], resample: int) -> None:
+def test_frames_resized_on_the_device_equal_pils_to_the_bit(size: tuple[int, int], resample: int) -> None:
     frames = noise(2, *size, 3)
     for spec in (
         FrameSpec(resample=resample),
@@ -127,7 +127,7 @@ def test_frames_resized_on_the_device_are_pils_to_the_bit(size: tuple[int, int],
     assert can_resize(FrameSpec(resample=resample)) and not can_resize(FrameSpec(resample=1))
 
 
-def test_frames_that_were_resized_on_the_device_go_with_prepared_ones_in_one_batch() -> None:
+def test_frames_resized_on_the_device_and_prepared_frames_share_a_batch() -> None:
     spec, clips = FrameSpec(shortest_edge=256), [noise(3, 300, 400, 3), noise(3, 230, 224, 3)]
     prepared = [np.stack([prepare_frame(frame, spec) for frame in clip]) for clip in clips]
     fed = frame_inputs([resize_frames(torch.from_numpy(clips[0]), spec), prepared[1]], spec, device=CPU)
@@ -135,7 +135,7 @@ def test_frames_that_were_resized_on_the_device_go_with_prepared_ones_in_one_bat
     torch.testing.assert_close(fed, frame_inputs(prepared, spec, device=CPU), rtol=0, atol=0)
 
 
-def test_filter_banks_of_a_batch_are_those_of_its_clips_alone() -> None:
+def test_filter_banks_do_not_depend_on_the_batch() -> None:
     rng = np.random.default_rng(0)
     waveforms = [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (400, 7_000, 160_000, 200_000)]
     together = audio_inputs(waveforms, AudioSpec(), device=CPU)
@@ -221,7 +221,7 @@ def test_a_classifier_checkpoint_loads_without_its_head(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.embed([waveform]), body.embed([waveform]))
 
 
-def test_what_is_no_encoder_gets_one_clear_line(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_encoder_is_a_one_line_error(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"no such folder for --ast: '/nowhere/ast'"):
         load_ast("/nowhere/ast")
     with pytest.raises(EncoderError, match=r"no config.json\): .* `alphafuse convert ast FILE OUT`"):
@@ -251,7 +251,7 @@ def test_incomplete_weights_are_refused_not_filled_with_random_numbers(
         load_ast(str(folder))
 
 
-def test_an_unreachable_hub_names_three_ways_out() -> None:
+def test_an_unreachable_hub_names_three_alternatives() -> None:
     with pytest.raises(EncoderError) as caught:
         load_timesformer("facebook/timesformer-base-finetuned-k400")
     message = str(caught.value)
@@ -303,7 +303,7 @@ def test_notebook_frames_are_squashed_to_a_square_in_zero_to_one() -> None:
     np.testing.assert_allclose(fed, expected.transpose(2, 0, 1), atol=1e-6)
 
 
-def test_protocols_are_told_apart_by_the_store(tiny_encoders: dict[str, Path]) -> None:
+def test_the_recipes_of_protocols_differ(tiny_encoders: dict[str, Path]) -> None:
     for load, name in ((load_timesformer, "timesformer"), (load_ast, "ast")):
         standard = load(str(tiny_encoders[name])).recipe()
         notebook = load(str(tiny_encoders[name]), Placement(protocol="notebook")).recipe()
@@ -318,8 +318,8 @@ def test_notebook_spectrograms_of_real_clips_equal_librosas(real_clips: list[Pat
         np.testing.assert_allclose(decibel_spectrogram(waveform, 128), librosa_decibels(waveform), atol=1e-3)
 
 
-def test_all_of_the_way_to_an_embedding_stays_on_the_device(tiny_encoders: dict[str, Path]) -> None:
-    """On PyTorch's meta device, which computes nothing and refuses what mixes devices, as CUDA would."""
+def test_all_computation_of_an_embedding_stays_on_the_device(tiny_encoders: dict[str, Path]) -> None:
+    """PyTorch's meta device computes nothing and refuses tensors of different devices, as CUDA does."""
     device = torch.device("meta")
     resized = resize_frames(torch.zeros(2, 300, 400, 3, dtype=torch.uint8, device=device), FrameSpec())
     assert frame_inputs([resized, resized], FrameSpec(), device=device).shape == (2, 2, 3, 224, 224)

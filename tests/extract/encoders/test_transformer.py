@@ -1,4 +1,4 @@
-"""The forward passes are held against HuggingFace's models, for every shape that these allow."""
+"""The forward passes are compared with HuggingFace's models, for every shape that these allow."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 
 
 
 def timesformer(**changes: Any) -> TimesformerModel:
-    torch.manual_seed(0)  # initial weights come from it too: no test depends on those before it
+    torch.manual_seed(0)  # the seed also decides the initial weights: tests do not depend on their order
     config = {"hidden_size": 48, "image_size": 32, "patch_size": 8, "num_frames": 4, **SMALL, **changes}
     return randomized(TimesformerModel(TimesformerConfig(**config)))
 
@@ -33,7 +33,7 @@ def pooled(model: Any) -> torch.nn.Module:
 
 
 def randomized(model: Any, spread: float = 0.2) -> Any:
-    """Every weight away from its initial value: zero biases and unit norms would hide mistakes."""
+    """Move every weight away from its initial value: zero biases and unit norms would hide mistakes."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.data += spread * torch.randn_like(parameter)
@@ -102,7 +102,7 @@ def test_full_size_embeddings_are_huggingfaces_within_1e_5(kind: str) -> None:
         model, inputs = TimesformerModel(TimesformerConfig()), pixels(1, 8, 224, 224)
     else:
         model, inputs = ASTModel(ASTConfig()), torch.randn(1, 1024, 128, generator=torch.Generator().manual_seed(1))
-    randomized(model, spread=0.03)  # larger weights of this many would make the models chaotic
+    randomized(model, spread=0.03)  # with larger weights, models of this size are chaotic
     reference = expected(model, inputs)
     with torch.inference_mode():
         ours = pooled(model).eval()(inputs)
@@ -121,7 +121,7 @@ def test_an_embedding_does_not_depend_on_the_batch(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [timesformer, ast])
-def test_inputs_are_left_as_they_were(make: Any) -> None:
+def test_inputs_are_not_changed(make: Any) -> None:
     model = pooled(make())
     inputs = pixels() if make is timesformer else banks()
     before, weights = inputs.clone(), copy.deepcopy(model.state_dict())
@@ -134,7 +134,7 @@ def test_inputs_are_left_as_they_were(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [timesformer, ast])
 def test_oneDNNs_products_give_the_same(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of AMD's CPUs, on any."""
+    """Run the code path of AMD's CPUs on any CPU."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         pytest.skip("this PyTorch has no oneDNN")
     model = pooled(make())
@@ -172,7 +172,7 @@ def test_compiled_models_give_the_same(make: Any) -> None:
             compiled = torch.compile(model)(inputs)
         except Exception as error:
             if "compiler" in str(error).lower():
-                pytest.skip("no C++ compiler here")
+                pytest.skip("no C++ compiler found")
             raise
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_compiled_models_give_the_same(make: Any) -> None:
     [timesformer(), timesformer(attention_type="joint_space_time"), ast(attn_implementation="eager")],
     ids=["divided", "joint", "ast"],
 )
-def test_model_flops_are_those_that_pytorch_counts_in_huggingfaces_pass(model: Any) -> None:
+def test_model_flops_equal_pytorchs_count_of_huggingfaces_forward_pass(model: Any) -> None:
     if model.config.model_type != "timesformer":
         model.set_attn_implementation("eager")  # PyTorch doesn't count the CPU's fused attention
     inputs = (pixels(1) if model.config.model_type == "timesformer" else banks(1)).clone()

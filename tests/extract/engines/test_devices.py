@@ -22,7 +22,7 @@ from alphafuse.system.progress import Progress
 
 
 class Watch(Progress):
-    """Progress that remembers."""
+    """Progress that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
@@ -32,7 +32,7 @@ class Watch(Progress):
         self.calls.append((title, total - done, done))
 
     def advance(self, count: int = 1, **of_which: int) -> None:
-        assert "elsewhere" not in of_which, "each process tells what it did itself"
+        assert "elsewhere" not in of_which, "each process reports only its own work"
         self.done += count
 
     def note(self, **figures: int) -> None:
@@ -52,7 +52,7 @@ def test_devices_are_named_with_commas() -> None:
 
 
 @pytest.mark.slow
-def test_two_devices_do_each_clip_once_and_tell_it_once(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
+def test_two_devices_embed_and_count_each_clip_once(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     calm, shared = (make(tmp_path / name, files, 200) for name in ("calm", "shared"))
     extract_embeddings(calm, ["train"], settings(tiny_encoders))
     how, watch = replace(settings(tiny_encoders), device="cpu,cpu", workers=2), Watch()
@@ -85,7 +85,7 @@ def test_without_locks_each_process_does_its_own_part(
 
 
 @pytest.mark.cluster
-def test_a_killed_process_leaves_its_clips_to_the_other_and_an_interrupt_flushes(
+def test_the_other_process_embeds_the_clips_of_a_killed_one_and_an_interrupt_flushes(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     calm, shared = (make(tmp_path / name, files, 1500) for name in ("calm", "shared"))
@@ -101,7 +101,7 @@ def test_a_killed_process_leaves_its_clips_to_the_other_and_an_interrupt_flushes
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert errors == "\nalphafuse: interrupted; what was finished is kept, the same command goes on from there\n"
+    assert errors == "\nalphafuse: interrupted; finished work is kept, run the same command again to resume\n"
     done, shards = len(store.done()), len(store.shards())
     assert 0 < done < 1500
     run = start()

@@ -1,4 +1,4 @@
-"""Stage one on Ray: what runs on its nodes, alone; and on clusters of several nodes that are harmed meanwhile."""
+"""Stage one on Ray: the code of its nodes alone, and clusters of several nodes with injected failures."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def make(root: Path, files: Path, clips: int) -> Dataset:
 
 
 def assert_same_stores(found: Dataset, expected: Dataset) -> None:
-    """Equal to the bit on the CPU; no row double; the same failures."""
+    """Assert equal embeddings to the bit on the CPU, no duplicate row, the same failures."""
     ours, theirs = found.store("train"), expected.store("train")
     assert ours.verify() == []
     assert ours.info().duplicates == 0
@@ -123,10 +123,10 @@ def test_pools_of_any_size_fit_into_the_cpus() -> None:
         assert pools.block_clips == BLOCK_CLIPS
 
 
-def test_with_little_memory_a_clip_gets_little_and_with_too_little_it_is_said() -> None:
+def test_the_memory_per_clip_follows_the_machine_and_too_little_is_an_error() -> None:
     small = replace(NODE, memory_bytes=9 * GB)
     pools = plan_pools([NODE, small], ExtractSettings(), decoded_bytes=10**6, forward_bytes=10**7)
-    assert pools.clip_bytes == 256 * 2**20, "the least that decoding is given; fewer decoders will run at once"
+    assert pools.clip_bytes == 256 * 2**20, "the minimum per clip; fewer decoders run at once"
     ample = plan_pools([NODE], ExtractSettings(), decoded_bytes=10**6, forward_bytes=10**7)
     assert ample.clip_bytes == 2 * 2**30 < ample.decoder_bytes
     with pytest.raises(ClusterError, match=r"no machine of the Ray cluster has the 1\.\d GB for a decoder and"):
@@ -149,12 +149,14 @@ def test_an_unknown_engine_is_refused() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_encoders_that_travelled_embed_to_the_bit_as_before(names: dict[str, str], precision: str, files: Path) -> None:
+def test_pickled_encoders_give_the_same_embeddings_to_the_bit(
+    names: dict[str, str], precision: str, files: Path
+) -> None:
     from alphafuse.extract.encoders.encoder import Placement
 
     encoders = load_encoders(names, Placement(precision=precision))
     pickled, arrays = pickle.loads(pickle.dumps(stages.ship_encoders(encoders)))
-    assert sum(map(len, arrays)) > 50 * len(pickled) / 100, "weights travel apart"
+    assert sum(map(len, arrays)) > 50 * len(pickled) / 100, "weights are pickled separately"
     for array in arrays:
         array.setflags(write=False)  # as in Ray's object store
     travelled = stages.unship_encoders((pickled, arrays))
@@ -170,7 +172,7 @@ def test_encoders_that_travelled_embed_to_the_bit_as_before(names: dict[str, str
 
 
 class Silent:
-    """Stands for the counting actor."""
+    """Replaces the counting actor."""
 
     class add:  # as an actor's method
         @staticmethod
@@ -183,7 +185,7 @@ def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
     return stages.Decoding(library_versions(), specs, 60.0, 2**29, folder, Silent)
 
 
-def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: Path, names: dict[str, str]) -> None:
+def test_a_block_is_decoded_in_order_even_if_a_clip_fails(files: Path, names: dict[str, str]) -> None:
     dataset_clips = ("2.mp4", "broken.mp4", "0.mp4", "missing.mp4", "silent.mp4")
     jobs = tuple(
         Job(Clip(f"c{i}", name, "dog", "train", "g"), files / name, ("timesformer", "ast"))
@@ -205,7 +207,7 @@ def test_a_block_is_decoded_in_its_own_order_whatever_happens_to_a_clip(files: P
     decode._pool.close()
 
 
-def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
+def test_a_machine_without_access_to_the_clips_or_the_store_is_an_error(
     tmp_path: Path, files: Path, names: dict[str, str]
 ) -> None:
     elsewhere = tmp_path / "mounted elsewhere"
@@ -237,7 +239,7 @@ def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: P
     assert shard.name.startswith("shard-00000000000000000005-")
 
 
-def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+def test_a_run_that_another_has_taken_over_can_no_longer_write(tmp_path: Path) -> None:
     with Claims(tmp_path) as dead:
         assert dead.claim_all("first")
         with committing(tmp_path, "first"):
@@ -245,10 +247,12 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
         os.close(dead._file)  # as a kill does
         dead._file = None
     with committing(tmp_path, "first"):
-        pass  # nobody has looked at the store since
+        pass  # nobody has opened the store since
     with Claims(tmp_path) as second:
         assert second.claim_all("second")
-        with pytest.raises(StoreError, match=r"another extraction has taken over .*: nothing is written for the one"):
+        with pytest.raises(
+            StoreError, match=r"another extraction has taken over .*: nothing is written for the earlier"
+        ):
             committing(tmp_path, "first").__enter__()
         with committing(tmp_path, "second"):
             pass
@@ -260,7 +264,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
             committing(tmp_path, "second").__enter__()
 
 
-def test_who_claims_a_store_waits_for_shards_that_are_being_written(tmp_path: Path) -> None:
+def test_claiming_a_store_waits_for_shards_that_are_being_written(tmp_path: Path) -> None:
     (tmp_path / ".claims").write_text("first")
     moments = []
     with Claims(tmp_path) as second:
@@ -275,14 +279,14 @@ def test_who_claims_a_store_waits_for_shards_that_are_being_written(tmp_path: Pa
 
 def test_while_another_fills_a_store_ray_does_not(tmp_path: Path, files: Path, names: dict[str, str]) -> None:
     dataset = make(tmp_path / "root", files, 3)
-    engine = object.__new__(ray_engine.RayEngine)  # without a cluster: it must not come to that
+    engine = object.__new__(ray_engine.RayEngine)  # without a cluster: the error must come before one is needed
     with Claims(dataset.store("train").folder) as other:
         assert other.claim(["clip00000_000000"])
         with pytest.raises(StoreError, match=r"another extraction is filling .*train, and the Ray engine"):
             next(engine.fill(Work(dataset, "train", {"timesformer": {}, "ast": {}})))
 
 
-def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterError, match=r"--engine ray needs Ray .*: run `pip install 'alphafuse\[ray\]'`"):
         import_ray()
@@ -294,7 +298,7 @@ OBJECTS = 150 * 2**20  # bytes, of each node's object store
 
 
 class Watch(Progress):
-    """Progress that remembers."""
+    """Progress that records its calls."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -332,7 +336,7 @@ def settings(names: dict[str, str], **changes: Any) -> ExtractSettings:
 
 
 class Running:
-    """An extraction in a thread, to be watched and harmed."""
+    """An extraction in a thread, to observe and to inject failures into."""
 
     def __init__(self, dataset: Dataset, how: ExtractSettings) -> None:
         self.watch = Watch()
@@ -363,7 +367,7 @@ class Running:
 
 
 def processes(title: str) -> list[psutil.Process]:
-    """Those whose title begins so; Ray gives its workers titles."""
+    """Return the processes whose title starts with this; Ray gives its workers titles."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -403,7 +407,7 @@ def test_several_nodes_make_the_store_that_one_machine_makes(
     assert watch.seen["decoded"] > 0 < watch.seen["embedded"] and watch.seen["nodes"] == 3
     assert len(dataset.store("train").shards()) <= 3, "a shard every 30 seconds"
     assert dataset.store("train").provenance()["device"] == "cpu"
-    # what is there stays, whichever engine asks
+    # existing embeddings stay, for any engine
     (again,) = extract_embeddings(dataset, ["train"], how)
     assert (again.already, again.embedded["ast"]) == (700, 0)
     other = replace(how, ast="compact")
@@ -412,7 +416,7 @@ def test_several_nodes_make_the_store_that_one_machine_makes(
 
 
 @pytest.mark.cluster
-def test_a_node_that_is_lost_costs_nothing_in_the_end(
+def test_losing_a_node_loses_no_embedding(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
@@ -420,13 +424,13 @@ def test_a_node_that_is_lost_costs_nothing_in_the_end(
     running.wait_until(lambda watch: watch.done >= 200)
     cluster.remove_node(cluster.extra.pop(), allow_graceful=False)
     report = running.result()
-    assert report.clips == running.watch.done == 2000, "each clip is told once"
+    assert report.clips == running.watch.done == 2000, "each clip is counted once"
     assert running.watch.seen["nodes"] == 2
     assert_same_stores(dataset, expected)
 
 
 @pytest.mark.cluster
-def test_workers_that_are_killed_cost_nothing_in_the_end(
+def test_killing_workers_loses_no_embedding(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
@@ -444,7 +448,7 @@ def test_workers_that_are_killed_cost_nothing_in_the_end(
     assert_same_stores(dataset, expected)
 
 
-def test_an_interrupt_while_a_commit_is_asked_for_does_not_ask_for_it_twice() -> None:
+def test_an_interrupt_during_a_commit_does_not_request_it_twice() -> None:
     asked: list[list[str]] = []
 
     def commit(references: list[str]) -> str:
@@ -452,8 +456,8 @@ def test_an_interrupt_while_a_commit_is_asked_for_does_not_ask_for_it_twice() ->
         signal.raise_signal(signal.SIGINT)
         return "reference"
 
-    class Nobody:
-        """Of Ray what a committer calls: all is done at once."""
+    class InstantRay:
+        """Replaces the functions of Ray that a committer calls: everything is done at once."""
 
         def wait(self, references: list[str], **how: Any) -> tuple[list[str], list[str]]:
             return references, []
@@ -461,7 +465,7 @@ def test_an_interrupt_while_a_commit_is_asked_for_does_not_ask_for_it_twice() ->
         def get(self, reference: str) -> stages.Committed:
             return stages.Committed((7,), Done.of([]))
 
-    committer = ray_engine._Committer(Nobody(), commit, 0.0)
+    committer = ray_engine._Committer(InstantRay(), commit, 0.0)
     committer.add(SimpleNamespace(block_refs=["block"], size_bytes=lambda: 1))
     with pytest.raises(KeyboardInterrupt):
         committer.look()
@@ -477,7 +481,7 @@ def command(root: Path, names: dict[str, str], *options: str) -> list[str]:
 
 
 @pytest.mark.cluster
-def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
+def test_a_killed_driver_loses_only_unflushed_embeddings_and_any_engine_resumes(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
@@ -490,7 +494,7 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
     wait_for(lambda: not any(map(processes, ("ray::Map", "ray::commit_blocks"))))
     before = len(store.done())
     assert 0 < before < 2000
-    # the next drivers are interrupted: they flush, say how to go on, and print nothing else
+    # the next drivers are interrupted: they flush, print how to resume, and nothing else
     for number, code, word in ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")):
         driver = subprocess.Popen(
             command(dataset.root, names, *on_ray, "--json"),
@@ -504,7 +508,7 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
         driver.send_signal(number)
         output, errors = driver.communicate(timeout=120)
         assert (driver.returncode, output) == (code, ""), errors
-        assert errors == f"\nalphafuse: {word}; what was finished is kept, the same command goes on from there\n"
+        assert errors == f"\nalphafuse: {word}; finished work is kept, run the same command again to resume\n"
         between = len(store.done())
         assert before < between < 2000
         before = between
@@ -515,7 +519,7 @@ def test_a_killed_driver_loses_what_was_not_flushed_and_any_engine_goes_on(
 
 
 @pytest.mark.cluster
-def test_ray_is_started_here_within_the_memory_that_is_allowed(
+def test_ray_is_started_within_the_allowed_memory(
     tmp_path: Path, files: Path, names: dict[str, str], calm: Callable[[int], Dataset]
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 700), calm(700)
@@ -532,7 +536,7 @@ def test_ray_is_started_here_within_the_memory_that_is_allowed(
 
 
 @pytest.mark.cluster
-def test_what_goes_wrong_on_a_node_is_one_line_here(
+def test_a_failure_on_a_node_is_a_one_line_error_of_the_driver(
     cluster: Any, tmp_path: Path, files: Path, names: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make(tmp_path / "root", files, 40)

@@ -1,4 +1,4 @@
-"""Fusions against NumPy in float64, and what a fair comparison of them needs."""
+"""Fusions compared with NumPy in float64, and properties that a fair comparison of fusions needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def built(name: str, dims: Mapping[str, int], seed: int = 0) -> Fusion:
 
 
 def moved(name: str, dims: Mapping[str, int]) -> Fusion:
-    """A fusion away from its start, where identities and zeros would hide mistakes."""
+    """Return a fusion away from its initial state, where identities and zeros would hide mistakes."""
     fusion = built(name, dims)
     with torch.no_grad():
         for parameter in fusion.parameters():
@@ -57,7 +57,7 @@ def add_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
 
 
 def matrix_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
-    """Each fused number as a bilinear form: x M_i + s^T (sum_r P_ir u_r v_r^T) a."""
+    """Compute each fused number as a bilinear form: x M_i + s^T (sum_r P_ir u_r v_r^T) a."""
     m_s, m_a = w["influence.timesformer"], w["influence.ast"]
     m = np.block([[m_s, np.zeros((len(m_s), len(m_a)))], [np.zeros((len(m_a), len(m_s))), m_a]])
     forms = np.einsum("ir,rs,ra->isa", w["spread"], w["factors.timesformer.weight"], w["factors.ast.weight"])
@@ -75,7 +75,7 @@ def gate_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
 
 
 def attention_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
-    """One clip, one attention head and one token at a time."""
+    """Compute one clip, one attention head and one token at a time."""
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         return w[f"{name}.weight"] @ x + w.get(f"{name}.bias", 0)
@@ -128,7 +128,7 @@ def test_fusion_equals_its_formula_in_numpy(name: str, dims: dict[str, int]) -> 
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_the_order_of_the_modalities_given_changes_nothing(name: str) -> None:
+def test_the_order_of_the_given_modalities_does_not_matter(name: str) -> None:
     one, other = built(name, UNEQUAL), built(name, dict(reversed(UNEQUAL.items())))
     x = features(UNEQUAL)
     assert torch.equal(one(x), other(dict(reversed(x.items()))))
@@ -214,17 +214,17 @@ def test_matrix_starts_as_concat_and_leaves_it_at_the_first_step(dims: dict[str,
     assert all(not torch.equal(value, before[key]) for key, value in matrix.state_dict().items())
 
 
-def test_gate_weighs_what_its_experts_say() -> None:
+def test_gate_weighs_the_outputs_of_its_experts() -> None:
     fusion, x = moved("gate", UNEQUAL), features(UNEQUAL)
     assert isinstance(fusion, Gate)
     experts, weights = fusion.experts(x), fusion.weights(x)
     assert list(experts) == ["timesformer", "ast"]
-    assert all(said.shape == (7, fusion.output_dim) and said.min() >= 0 for said in experts.values())
+    assert all(output.shape == (7, fusion.output_dim) and output.min() >= 0 for output in experts.values())
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(7))
-    assert weights.std(dim=0).min() > 0.01, "the gate doesn't listen to its input"
+    assert weights.std(dim=0).min() > 0.01, "the gate ignores its input"
     torch.testing.assert_close(fusion(x), weights[:, :1] * experts["timesformer"] + weights[:, 1:] * experts["ast"])
     lone = Gate.experts(fusion, {**x, "ast": torch.zeros(7, 4)})
-    assert torch.equal(lone["timesformer"], experts["timesformer"]), "an expert reads its own modality alone"
+    assert torch.equal(lone["timesformer"], experts["timesformer"]), "an expert reads only its own modality"
 
 
 def test_each_attention_token_sees_the_other() -> None:
@@ -237,7 +237,7 @@ def test_each_attention_token_sees_the_other() -> None:
 @pytest.mark.parametrize(
     ("dims", "width"), [((6, 4), 8), ((4, 3), 4), ((1, 1), 4), ((257, 3), 256), ((768, 768), 256), ((192, 768), 256)]
 )
-def test_attention_tokens_divide_among_the_heads_whatever_the_dims(dims: tuple[int, int], width: int) -> None:
+def test_attention_tokens_divide_among_the_heads_for_any_dims(dims: tuple[int, int], width: int) -> None:
     fusion = built("attention", {"timesformer": dims[0], "ast": dims[1]})
     assert fusion.output_dim == 2 * width
     assert fusion(features({"timesformer": dims[0], "ast": dims[1]})).shape == (7, 2 * width)
@@ -253,7 +253,7 @@ def test_attention_tokens_divide_among_the_heads_whatever_the_dims(dims: tuple[i
         ("attention", 1_183_744, 512),  # 2 * (768 + 1) * 256 + 12 * 256^2 + (2 + 1 + 4 + 1) * 256 + 3 * 2 * 256
     ],
 )
-def test_parameter_counts_are_those_of_the_docstrings(name: str, count: int, output_dim: int) -> None:
+def test_parameter_counts_equal_those_of_the_docstrings(name: str, count: int, output_dim: int) -> None:
     fusion = build_fusion(name, {"timesformer": 768, "ast": 768})
     assert (sum(p.numel() for p in fusion.parameters()), fusion.output_dim) == (count, output_dim)
     assert not count or f"{count:,} parameters" in str(LAYERS[name].__doc__)
@@ -273,13 +273,13 @@ def test_a_fusion_of_two_modalities_refuses_one(name: str) -> None:
         build_fusion(name, {"ast": 4})
 
 
-def test_concat_takes_one_modality_as_it_is() -> None:
+def test_concat_passes_one_modality_unchanged() -> None:
     x = features({"ast": 4})
     check_fusion("concat", ("ast",))
     assert torch.equal(build_fusion("concat", {"ast": 4})(x), x["ast"])
 
 
-def test_an_unknown_fusion_names_those_there_are() -> None:
+def test_an_unknown_fusion_is_an_error_that_names_the_choices() -> None:
     message = r"unknown fusion 'gates' \(did you mean 'gate'\?\): choose from concat, add, matrix, gate, attention"
     with pytest.raises(ExperimentError, match=message):
         check_fusion("gates", ("timesformer", "ast"))

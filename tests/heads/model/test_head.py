@@ -83,13 +83,13 @@ def test_a_config_keeps_the_dimensions_that_its_experiment_reads() -> None:
         HeadConfig({"timesformer": 6}, CLASSES)
 
 
-def test_an_experiments_normalisation_goes_before_the_settings() -> None:
+def test_an_experiments_normalisation_overrides_the_settings() -> None:
     settings = HeadSettings(normalize="l2")
     assert HeadConfig(DIMS, CLASSES, Experiment(normalize="zscore"), settings).normalize == "zscore"
     assert HeadConfig(DIMS, CLASSES, Experiment(), settings).normalize == "l2"
 
 
-def test_a_config_keeps_of_its_settings_what_makes_a_head() -> None:
+def test_a_config_keeps_only_the_settings_of_a_head() -> None:
     config = HeadConfig(DIMS, CLASSES, settings=TrainSettings(hidden=(8,), epochs=3))
     assert config == HeadConfig(DIMS, CLASSES, settings=HeadSettings(hidden=(8,)))
     assert "epochs" not in config.to_json()["settings"]
@@ -111,7 +111,7 @@ def test_a_single_modality_head_reads_that_modality_alone(modality: str) -> None
     np.testing.assert_array_equal(head({modality: x[modality]}).detach(), head(x).detach())
 
 
-def test_normalisation_comes_after_the_transform_and_absent_embeddings_are_fused_as_zeros() -> None:
+def test_normalisation_follows_the_transform_and_absent_embeddings_are_fused_as_zeros() -> None:
     head = AlphaFusion(config(transform="pos-scalar", on="ast", normalize="zscore", absent="zeros"))
     head.normalizations["ast"].mean.fill_(2.0)
     head.normalizations["ast"].std.fill_(4.0)
@@ -172,7 +172,7 @@ def test_a_saved_head_comes_back_the_same(tmp_path: Path, transform: str) -> Non
     assert not list((tmp_path / "run" / "head").glob(".*"))
 
 
-def test_a_missing_damaged_or_misfitting_head_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_missing_damaged_or_mismatched_head_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"no head in .*: train one with `alphafuse fit`"):
         AlphaFusion.from_pretrained(tmp_path)
     AlphaFusion(config()).save_pretrained(tmp_path)
@@ -233,7 +233,7 @@ def test_prediction_of_a_clip_without_audio_is_nan_or_made_of_zeros() -> None:
     np.testing.assert_allclose(zeroed.predict_logits(clips), zeroed.eval()(x).detach(), rtol=1e-5, atol=1e-6)
     only = AlphaFusion(config(dims={"timesformer": 6}))
     assert np.isfinite(only.predict_logits(clips)).all()
-    assert np.isnan(clips.features["ast"][2]).all(), "the store's arrays stay as they are"
+    assert np.isnan(clips.features["ast"][2]).all(), "the store's arrays are not changed"
 
 
 def test_embeddings_without_a_modality_are_refused() -> None:
@@ -254,7 +254,7 @@ def test_an_alpha_of_1_changes_nothing_and_of_0_is_an_absent_modality(fusion: st
     assert not torch.equal(head(features, {"ast": 0.5}), head(features))
 
 
-def test_an_alpha_weighs_what_is_fused_after_transform_and_normalisation() -> None:
+def test_an_alpha_is_applied_after_transform_and_normalisation() -> None:
     config = head_config(dims={"ast": 6}, classes=("a", "b"), transform="sqrt", on="ast", normalize="l2", hidden=())
     head = AlphaFusion(config).eval()
     x = torch.rand(4, 6)
@@ -273,7 +273,7 @@ def test_an_alpha_that_fits_no_modality_is_refused(alphas: dict[str, float], mes
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_answer_to_a_clip_does_not_depend_on_the_clips_that_come_with_it(fusion: str) -> None:
+def test_the_prediction_for_a_clip_does_not_depend_on_the_other_clips(fusion: str) -> None:
     rng = np.random.default_rng(0)
     dims = {"timesformer": 96, "ast": 96}
     head = AlphaFusion(config(dims=dims, fusion=fusion, hidden=(64, 40)))

@@ -1,4 +1,4 @@
-"""Transforms against NumPy in float64."""
+"""Transforms compared with NumPy in float64."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REFERENCES: list[tuple[str, float | None, Callable[[np.ndarray], np.ndarray]]] =
 ALPHAS = {name: alpha for name, alpha, _ in REFERENCES}  # the last of each
 
 
-def test_every_transform_has_a_reference_here() -> None:
+def test_every_transform_has_a_reference() -> None:
     assert set(ALPHAS) == set(TRANSFORMS)
 
 
@@ -53,7 +53,7 @@ def test_transform_equals_its_formula_in_numpy(
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_leading_dimensions_change_nothing(name: str) -> None:
+def test_leading_dimensions_do_not_matter(name: str) -> None:
     transform = AlphaTransform(name, ALPHAS[name], DIM)
     heads = torch.from_numpy(X).expand(2, 3, DIM)
     torch.testing.assert_close(transform(heads), transform(torch.from_numpy(X)).expand(2, 3, DIM), rtol=0, atol=0)
@@ -82,7 +82,7 @@ def test_learned_alpha_per_dimension_multiplies_each_dimension_by_its_own() -> N
     np.testing.assert_allclose(transform(torch.from_numpy(X)).detach(), X * alphas, rtol=1e-6)
 
 
-def test_gradient_of_a_learned_alpha_is_the_sum_of_what_it_multiplied() -> None:
+def test_gradient_of_a_learned_alpha_is_the_sum_over_the_multiplied_values() -> None:
     weights = np.random.default_rng(0).normal(size=X.shape)
     products = X.astype(np.float64) * weights
     for name, expected in (("learned", products.sum()), ("learned-dim", products.sum(axis=0))):
@@ -92,7 +92,7 @@ def test_gradient_of_a_learned_alpha_is_the_sum_of_what_it_multiplied() -> None:
         np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
-def test_only_learned_alphas_are_parameters_with_the_shape_and_start_they_were_told() -> None:
+def test_only_learned_alphas_are_parameters_with_the_given_shape_and_start() -> None:
     shapes = {name: [tuple(p.shape) for p in AlphaTransform(name, ALPHAS[name], DIM).parameters()] for name in ALPHAS}
     assert {name: shape for name, shape in shapes.items() if shape} == {"learned": [()], "learned-dim": [(DIM,)]}
     assert {name for name, transform in TRANSFORMS.items() if transform.learns} == {"learned", "learned-dim"}
@@ -103,7 +103,7 @@ def test_only_learned_alphas_are_parameters_with_the_shape_and_start_they_were_t
 
 
 @pytest.mark.parametrize("name", ["learned", "learned-dim"])
-def test_reset_puts_a_learned_alpha_back(name: str) -> None:
+def test_reset_restores_a_learned_alpha(name: str) -> None:
     transform = AlphaTransform(name, 0.25, DIM)
     with torch.no_grad():
         transform.alpha.add_(3)
@@ -112,7 +112,7 @@ def test_reset_puts_a_learned_alpha_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_standardisation_undoes_exactly_the_transforms_that_say_they_scale(name: str) -> None:
+def test_standardisation_undoes_exactly_the_transforms_declared_as_scaling(name: str) -> None:
     alpha = {"scale": 0.3}.get(name, ALPHAS[name])
     transform = AlphaTransform(name, alpha, DIM)
     if name == "learned-dim":
@@ -141,7 +141,7 @@ def test_standardisation_undoes_exactly_the_transforms_that_say_they_scale(name:
         ("pos-scalar", 2.0, r"transform 'pos-scalar' \(1.5 x\) takes no alpha"),
     ],
 )
-def test_a_transform_and_an_alpha_that_do_not_fit_are_one_clear_error(
+def test_a_transform_and_an_alpha_that_do_not_fit_are_a_one_line_error(
     name: str, alpha: float | None, message: str
 ) -> None:
     with pytest.raises(ExperimentError, match=message):

@@ -1,4 +1,4 @@
-"""Scores and evaluations against scikit-learn, NumPy and figures worked by hand."""
+"""Scores and evaluations compared with scikit-learn, NumPy and figures computed by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def names(classes: int) -> list[str]:
 def random_heads(
     seeds: int, clips: int, classes: int, *, seed: int = 0, skill: float = 1.5, occurring: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(seeds, clips, C) probabilities and (clips,) targets among the first `occurring` classes."""
+    """Return (seeds, clips, C) probabilities and (clips,) targets among the first `occurring` classes."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, occurring or classes, clips)
     logits = rng.normal(size=(seeds, clips, classes))
@@ -82,7 +82,7 @@ def test_equal_logits_count_for_the_first_class_only() -> None:
     assert scores.loss.ravel() == pytest.approx(math.log(3))
 
 
-def test_scores_refuse_what_is_not_a_score() -> None:
+def test_scores_refuse_invalid_arrays() -> None:
     with pytest.raises(ValueError, match="don't fit"):
         score(np.zeros((1, 3, 3)), np.zeros(4, int))
     with pytest.raises(ValueError, match="finite"):
@@ -222,7 +222,7 @@ def test_resampled_rankings_equal_scikit_learns_weighted_ones(decimals: int, mon
     probabilities = probabilities.round(decimals)  # one decimal: many ties
     correct = probabilities.argmax(axis=2) == targets
     _, counts = bootstrap_counts(2, [f"v{i // 2}" for i in range(40)], resamples=12)
-    counts[0, targets == 2] = 0  # a class that isn't drawn
+    counts[0, targets == 2] = 0  # a class that is not sampled
     drawn = _resample_classes(probabilities, correct, targets, counts)
     for r, weights in enumerate(counts):
         classes = [c for c in range(5) if weights[targets == c].sum()]
@@ -243,7 +243,7 @@ def test_resampled_rankings_equal_scikit_learns_weighted_ones(decimals: int, mon
             assert drawn.auc[r, seed] == pytest.approx(np.mean(area), abs=1e-6)
 
 
-def test_resampled_rankings_are_undefined_where_one_class_is_drawn() -> None:
+def test_resampled_rankings_are_undefined_if_only_one_class_is_sampled() -> None:
     probabilities, targets = random_heads(1, 20, 2)
     counts = np.stack([targets == 0, np.ones(20)]).astype(np.float32)
     drawn = _resample_classes(probabilities, probabilities.argmax(axis=2) == targets, targets, counts)
@@ -262,7 +262,7 @@ def test_resampled_calibration_error_equals_that_of_repeated_clips() -> None:
         assert drawn[r] == pytest.approx(expected, abs=1e-6)
 
 
-def test_intervals_of_map_and_auc_hold_what_splits_of_this_size_give() -> None:
+def test_intervals_of_map_and_auc_contain_the_values_of_other_splits_of_this_size() -> None:
     points, intervals, uncentred = [], [], []
     for seed in range(40):
         probabilities, targets = random_heads(1, 200, 20, seed=seed, skill=1)
@@ -314,7 +314,7 @@ def test_evaluation_is_the_same_twice() -> None:
     assert evaluate(probabilities, targets).estimates == evaluate(probabilities, targets).estimates
 
 
-def test_evaluation_refuses_what_is_not_a_probability() -> None:
+def test_evaluation_refuses_arrays_that_are_not_probabilities() -> None:
     probabilities, targets = random_heads(1, 20, 4)
     with pytest.raises(ValueError, match="softmax scores"):
         evaluate(np.log(probabilities), targets)

@@ -1,6 +1,6 @@
-"""Intervals and tests against scipy, statsmodels and figures worked by hand.
+"""Intervals and tests compared with scipy, statsmodels and figures computed by hand.
 
-statsmodels is no dependency: its figures were computed with statsmodels 0.15.0 and are quoted.
+statsmodels is not a dependency: its figures were computed with statsmodels 0.15.0 and are copied here.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def test_bootstrap_of_zero_width_falls_back_to_wilson() -> None:
     assert (constant.low, constant.high, constant.method) == (0.7, 0.7, "none: no variation to resample")
 
 
-def test_bootstrap_counts_draw_clips_of_a_video_together_as_many_videos_as_there_are(
+def test_bootstrap_counts_resample_whole_videos_as_many_as_the_data_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     groups = ["b", "a", "b", "c", "a", "b"]
@@ -133,7 +133,7 @@ def test_resampled_interval_of_a_mean_over_clips_is_the_bootstrap_interval() -> 
     assert ours.method == expected.method == "bootstrap over seeds and source videos"
 
 
-def test_centred_interval_takes_the_bootstraps_bias_off_by_hand() -> None:
+def test_centred_interval_removes_the_bias_of_the_bootstrap_by_hand() -> None:
     resampled = np.linspace(0.3, 0.5, 1001)[:, None]  # mean 0.4, where the figure is 0.35: a bias of 0.05
     ones = np.ones((1001, 1), np.int64)
     plain = resampled_interval([0.35], resampled, ones)
@@ -141,7 +141,7 @@ def test_centred_interval_takes_the_bootstraps_bias_off_by_hand() -> None:
     assert (plain.low, plain.high) == pytest.approx((0.305, 0.495))
     assert (centred.low, centred.high) == pytest.approx((0.255, 0.445))
     assert centred.method == "centred bootstrap over source videos"
-    assert resampled_interval([0.06], resampled - 0.3, ones, centred=True).low == 0  # 0.005 - 0.04, cut
+    assert resampled_interval([0.06], resampled - 0.3, ones, centred=True).low == 0  # 0.005 - 0.04, cut at 0
 
 
 def test_resampled_interval_leaves_undefined_resamples_out_and_keeps_infinite_ones() -> None:
@@ -151,7 +151,7 @@ def test_resampled_interval_leaves_undefined_resamples_out_and_keeps_infinite_on
     assert (interval.low, interval.high) == (1, np.inf)
 
 
-def test_resampled_interval_says_when_nothing_varies_over_videos() -> None:
+def test_resampled_interval_reports_that_nothing_varies_over_videos() -> None:
     seed_counts, clip_counts = bootstrap_counts(2, ["v"] * 5, resamples=50)
     assert (clip_counts == 1).all()
     interval = resampled_interval([0.2, 0.6], np.tile([0.2, 0.6], (50, 1)), seed_counts)
@@ -215,7 +215,7 @@ def test_exact_permutation_test_equals_scipys(clips: int) -> None:
     assert "exact" in ours.method
 
 
-def test_drawn_permutation_test_is_close_to_the_exact_one() -> None:
+def test_random_permutation_test_is_close_to_the_exact_one() -> None:
     rng = np.random.default_rng(5)
     a, b = (rng.random(300) < 0.55).astype(float), (rng.random(300) < 0.45).astype(float)
     discordant = int(np.sum(a != b))
@@ -290,7 +290,7 @@ def test_smallest_resolvable_gap_is_found_with_80_percent_power() -> None:
     assert found.mean() == pytest.approx(0.8, abs=0.03)
 
 
-def test_eighteen_clips_can_not_tell_11_from_22_percent() -> None:
+def test_eighteen_clips_cannot_distinguish_11_from_22_percent() -> None:
     assert smallest_resolvable_gap(18) > 4 / 18 - 2 / 18
     assert smallest_resolvable_gap(2) == 1.0
     assert smallest_resolvable_gap(15_446, discordance=0.1) < 0.01

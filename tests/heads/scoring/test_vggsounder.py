@@ -1,4 +1,4 @@
-"""Multi-label scores against a table worked by hand, and against the package `vggsounder` where it is installed."""
+"""Multi-label scores compared with a table computed by hand, and with the package `vggsounder` if installed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SCORES = np.array(
 
 
 def top(*classes: str) -> np.ndarray:
-    """(clips, C) scores whose highest are these classes."""
+    """Return (clips, C) scores whose highest are these classes."""
     return np.array([[0.7 if name == chosen else 0.1 for name in CLASSES] for chosen in classes])
 
 
@@ -135,7 +135,7 @@ def test_modality_confusion_refuses_heads_of_other_seeds() -> None:
         modality_confusion(CLIP_IDS, SCORES, {}, CLASSES, table=TABLE)
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_one_line_errors() -> None:
     with pytest.raises(ExperimentError, match=r"1 of the 4 classes, such as 'tram', are not VGGSound's"):
         vggsounder_scores(CLIP_IDS, SCORES, ("dog", "cat", "tram", "rain"), k=2, table=TABLE)
     with pytest.raises(ExperimentError, match=r"none of the 1 clips, such as 'x_000000', is among VGGSounder's 3"):
@@ -153,7 +153,9 @@ def test_scores_refuse_shapes_that_do_not_fit() -> None:
         vggsounder_scores(CLIP_IDS, SCORES, CLASSES, table=TABLE)
 
 
-def test_missing_package_is_one_line_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_one_line_error_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "vggsounder", None)
     with pytest.raises(ExperimentError) as caught:
         vggsounder_scores(CLIP_IDS, SCORES, CLASSES)
@@ -182,7 +184,7 @@ def test_real_labels_have_our_class_names_and_clip_ids(real_table: LabelTable) -
 def test_best_scores_of_real_labels_are_the_published_ones(
     real_table: LabelTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 36 bootstraps over 12,000 clips are not the matter here
+    # skip 36 bootstraps over 12,000 clips: this test needs no intervals
     monkeypatch.setattr(
         "alphafuse.heads.scoring.vggsounder.accuracy_interval", lambda values, groups: wilson_interval(0, 1)
     )

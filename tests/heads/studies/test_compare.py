@@ -1,4 +1,4 @@
-"""The comparison of everything, on data where only both modalities together tell the class."""
+"""The comparison of everything, on data where only both modalities together identify the class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from support.progress import Told
+from support.progress import RecordedProgress
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -22,7 +22,7 @@ from alphafuse.heads.studies.fit import fit
 from alphafuse.report.studies import describe, write_compare
 from alphafuse.report.tables import to_markdown, to_text
 
-TOLD = Told()
+PROGRESS = RecordedProgress()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def table(dataset: Dataset) -> CompareTable:
-    return compare(dataset, seeds=2, settings=SETTINGS, progress=TOLD)
+    return compare(dataset, seeds=2, settings=SETTINGS, progress=PROGRESS)
 
 
 def test_every_fusion_every_transform_and_the_controls_have_a_row(table: CompareTable) -> None:
@@ -46,11 +46,11 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     assert any(e.auxiliary for e in experiments)
     groups = [row.group for row in table.rows]
     assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
-    assert TOLD.rounds == [("compare", sum(TOLD.done), "epoch")] and TOLD.stopped == 1
-    assert sum(TOLD.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
+    assert PROGRESS.rounds == [("compare", sum(PROGRESS.done), "epoch")] and PROGRESS.stopped == 1
+    assert sum(PROGRESS.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
 
 
-def test_concat_is_above_both_modalities_and_the_gap_outside_of_the_interval(table: CompareTable) -> None:
+def test_concat_beats_both_modalities_by_more_than_the_interval(table: CompareTable) -> None:
     concat, *others = table.rows
     alone = [row for row in others if row.group == "alone"]
     assert concat.test.top1.mean > max(row.test.top1.mean for row in alone) + 0.2
@@ -74,7 +74,7 @@ def test_late_fusion_is_the_mean_of_the_modalities_probabilities(dataset: Datase
         np.testing.assert_array_equal(late.test.scores.predicted[position], mean.argmax(axis=1))
 
 
-def test_what_is_tuned_was_chosen_on_validation(table: CompareTable) -> None:
+def test_tuned_settings_are_chosen_on_validation(table: CompareTable) -> None:
     chosen = [row for row in table.rows if "(chosen)" in row.title]
     assert [row.group for row in chosen] == ["transform", "control"]
     baseline = table.rows[0]
@@ -114,7 +114,7 @@ def test_the_comparisons_folder_holds_csv_json_and_markdown(dataset: Dataset, ta
     assert json.loads((folder / "config.json").read_text())["kind"] == "compare"
 
 
-def test_published_results_name_where_they_were_read() -> None:
+def test_published_results_name_their_source() -> None:
     rows = published_results()
     assert len(rows) >= 5 and all(row.repository and row.file for row in rows)
     shares = [share for row in rows for share in (row.audio, row.visual, row.both) if share is not None]

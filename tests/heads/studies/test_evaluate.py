@@ -38,7 +38,7 @@ def single(dataset: Dataset) -> RunResult:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_runs_figures_are_those_that_training_reported(fused: RunResult, split: str) -> None:
+def test_the_figures_of_a_run_equal_those_reported_by_training(fused: RunResult, split: str) -> None:
     found, trained = evaluate(fused.folder, split=split), fused.splits[split]
     assert found.evaluation.top1.mean == pytest.approx(trained.top1.mean, abs=1e-12)
     assert found.evaluation.top1.interval == trained.top1.interval
@@ -68,9 +68,7 @@ def test_runs_are_compared_on_the_clips_that_both_can_use(tmp_path: Path) -> Non
     assert found.against.top1 == pytest.approx(both.splits["test"].top1.mean)
 
 
-def test_a_difference_comes_with_its_interval_and_test_whatever_the_number_of_seeds(
-    fused: RunResult, single: RunResult
-) -> None:
+def test_a_difference_has_an_interval_and_a_test_for_any_number_of_seeds(fused: RunResult, single: RunResult) -> None:
     against = evaluate(fused.folder, against=single.folder).against
     assert against is not None
     gap = fused.splits["test"].top1.mean - single.splits["test"].top1.mean
@@ -116,7 +114,7 @@ def test_embeddings_of_another_encoder_or_protocol_are_refused(tmp_path: Path, f
         evaluate(fused.folder, dataset=other)
 
 
-def test_what_is_no_run_is_named(dataset: Dataset, fused: RunResult, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused_by_name(dataset: Dataset, fused: RunResult, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="lies in no dataset root"):
         evaluate(tmp_path / "nothing")
     with pytest.raises(ExperimentError, match=r"no such run: .*missing"):
@@ -142,7 +140,7 @@ def test_a_split_without_a_usable_clip_is_named(tmp_path: Path) -> None:
 
 
 def test_the_ceiling_is_that_of_the_clips_that_could_be_trained_on(tmp_path: Path) -> None:
-    """A label whose training clips all lack a modality is unknown to heads that need it, whatever the manifest says."""
+    """A label whose training clips all lack a modality is unknown to heads that need it."""
     dataset = make_dataset(tmp_path / "toy")
     silence_label(dataset, CLASSES[0])
     result = fit(dataset, Experiment(), settings=SETTINGS)

@@ -1,4 +1,4 @@
-"""Experiments on a small store: run folders, table 1 and what is printed of them."""
+"""Experiments on a small store: run folders, table 1 and their printed output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.progress import Told
+from support.progress import RecordedProgress
 from support.toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
@@ -76,7 +76,7 @@ def test_the_papers_figures_come_from_its_json() -> None:
         (Experiment(fusion="gate", auxiliary={"ast": 0.5}), "gate-blended", "gate, blended"),
     ],
 )
-def test_experiments_name_themselves(experiment: Experiment, name: str, title: str) -> None:
+def test_experiments_have_a_name_and_a_title(experiment: Experiment, name: str, title: str) -> None:
     assert (experiment.name, experiment.title) == (name, title)
 
 
@@ -156,7 +156,7 @@ def test_table1_folder_holds_json_markdown_history_and_figure(dataset: Dataset, 
     assert json.loads((folder / "config.json").read_text())["settings"] == SETTINGS.to_json()
 
 
-def test_a_split_too_small_says_so(tmp_path: Path) -> None:
+def test_table1_on_a_split_that_is_too_small_says_so(tmp_path: Path) -> None:
     small = make_dataset(tmp_path, unseen_test_labels=5, silent_test_clips=27)
     result = table1(small, seeds=2, settings=TrainSettings(epochs=1, hidden=(4,)))
     assert result.clips["test"] == 18 and result.dropped == {"train": 0, "val": 0, "test": 27}
@@ -167,10 +167,10 @@ def test_a_split_too_small_says_so(tmp_path: Path) -> None:
 
 
 def test_fit_writes_a_complete_run_and_predictions_that_add_up(dataset: Dataset) -> None:
-    told = Told()
-    result = fit(dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=told)
-    assert told.rounds == [("AST sqrt", 2 * SETTINGS.epochs, "epoch")] and told.stopped == 1
-    assert sum(told.done) == 2 * SETTINGS.epochs
+    progress = RecordedProgress()
+    result = fit(dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=progress)
+    assert progress.rounds == [("AST sqrt", 2 * SETTINGS.epochs, "epoch")] and progress.stopped == 1
+    assert sum(progress.done) == 2 * SETTINGS.epochs
     assert result.folder == dataset.root / "runs" / "sqrt-ast"
     config = json.loads((result.folder / "config.json").read_text())
     assert config["seeds"] == [5, 6] and config["experiment"]["transform"] == "sqrt"
@@ -205,7 +205,7 @@ def test_fit_prints_both_splits_with_n_and_intervals(dataset: Dataset) -> None:
     assert "RunResult(untransformed, 1 seeds, val top1=" in repr(result)
 
 
-def test_fit_leaves_out_silent_clips_and_says_so(tmp_path: Path) -> None:
+def test_fit_leaves_out_silent_clips_and_reports_them(tmp_path: Path) -> None:
     silent = make_dataset(tmp_path, silent_test_clips=3)
     dropped = fit(silent, BASELINE, settings=SETTINGS)
     assert dropped.splits["test"].n == 42 and dropped.splits["test"].dropped == 3

@@ -1,4 +1,4 @@
-"""Sweeps along alpha: chosen on validation, tested once, made again from their config.json."""
+"""Sweeps along alpha: chosen on validation, tested once, reproduced from their config.json."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_alphas_are_decimal_and_include_the_end(text: str, alphas: tuple[float, 
 
 
 @pytest.mark.parametrize("text", ["", "a:b:c", "0:1", "0:1:0", "1:0:0.1", "0:1:1e-9", "0:inf:1"])
-def test_alphas_that_are_none_are_refused(text: str) -> None:
+def test_text_that_is_not_a_list_of_alphas_is_refused(text: str) -> None:
     with pytest.raises(ExperimentError, match=r"are no alphas|means \d+ alphas"):
         parse_alphas(text)
 
@@ -82,7 +82,7 @@ def test_a_chosen_alpha_is_the_same_experiment_that_fit_trains(dataset: Dataset,
     np.testing.assert_allclose(alone.splits["test"].scores.loss, chosen.test.scores.loss, rtol=1e-4)
 
 
-def test_a_sweep_comes_out_the_same_to_the_digit_from_its_config(dataset: Dataset, found: Sweep) -> None:
+def test_a_sweep_is_reproduced_to_the_digit_from_its_config(dataset: Dataset, found: Sweep) -> None:
     folder = write_sweep(found, dataset)
     again = sweep(dataset, **read_sweep_config(folder / "config.json"))
     assert json.dumps(again.to_json()) == json.dumps(found.to_json())
@@ -117,7 +117,7 @@ def test_a_sweep_prints_in_120_columns_with_its_caveats(found: Sweep) -> None:
     assert "change nothing" in to_text(describe(replace(found, settings=replace(SETTINGS, normalize="zscore"))))
 
 
-def test_of_equal_accuracies_the_least_loss_is_chosen(found: Sweep) -> None:
+def test_ties_of_accuracy_are_decided_by_the_lowest_loss(found: Sweep) -> None:
     def point(top1: float, loss: float) -> Trained:
         val = found.baseline.val
         return replace(
@@ -143,14 +143,14 @@ def test_bad_sweeps_are_named(dataset: Dataset, arguments: dict[str, object], me
         sweep(dataset, **arguments)  # type: ignore[arg-type]
 
 
-def test_a_config_that_is_no_sweeps_is_named(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_config_that_is_not_of_a_sweep_is_refused_by_name(dataset: Dataset, tmp_path: Path) -> None:
     run = fit(dataset, Experiment(), settings=replace(SETTINGS, epochs=1))
     with pytest.raises(ExperimentError, match=r"is not the config.json of a sweep"):
         read_sweep_config(run.folder / "config.json")
 
 
 @pytest.mark.parametrize("train", [sweep, fit, table1, compare])
-def test_an_unknown_engine_is_named_before_anything_is_read(train: Callable[..., object]) -> None:
+def test_an_unknown_engine_is_refused_before_anything_is_read(train: Callable[..., object]) -> None:
     more: dict[str, object] = {"on": ["ast"], "alphas": [1]} if train is sweep else {}
     arguments = [None, BASELINE] if train is fit else [None]
     with pytest.raises(ClusterError, match=r"unknown engine 'rya' .did you mean 'ray'"):

@@ -1,4 +1,4 @@
-"""Windows of training clips: from memory or streamed from a store, and that heads come out as good either way."""
+"""Windows of training clips, in memory or streamed from a store: heads are equally accurate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROW_BYTES = 4 * sum(DIMS.values())
 
 
 def sorted_clips(count: int, *, seed: int, spread: float = 1.0) -> Embeddings:
-    """Clips in the order of their classes, as a store made from one folder per class has them."""
+    """Return clips in the order of their classes, as in a store made from one folder per class."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).normal(size=(len(CLASSES), sum(DIMS.values())))
     targets = np.sort(rng.integers(len(CLASSES), size=count))
@@ -62,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, clips: Embeddings) -> Embedd
 
 def streamed(store: EmbeddingStore, windows: int = 5) -> Streamed:
     source = store.open_rows()
-    targets = np.arange(len(source))  # each clip its own, to see where it comes by
+    targets = np.arange(len(source))  # each clip has its own target, to follow it
     memory = len(source) * ROW_BYTES * 3 // windows
     made = make_source(source, BOTH, targets, device=CPU, memory_bytes=memory)
     assert isinstance(made, Streamed)
@@ -88,7 +88,7 @@ def test_an_epoch_of_windows_has_every_clip_once_with_its_own_embeddings(
     windows = list(source.windows(0))
     assert 5 <= len(windows) <= 8
     sizes = [len(window.targets) for window in windows]
-    assert max(sizes) <= source.window_rows and min(sizes) >= max(sizes) - BLOCK_ROWS  # none is small
+    assert max(sizes) <= source.window_rows and min(sizes) >= max(sizes) - BLOCK_ROWS  # no window is small
     seen = torch.cat([window.targets for window in windows]).numpy()
     np.testing.assert_array_equal(np.sort(seen), np.arange(2000))
     for modality in BOTH:
@@ -96,11 +96,11 @@ def test_an_epoch_of_windows_has_every_clip_once_with_its_own_embeddings(
         np.testing.assert_array_equal(rows, clips.features[modality][seen])
 
 
-def test_windows_mix_far_places_of_the_store_and_differ_by_epoch_alone(store: EmbeddingStore) -> None:
+def test_windows_mix_distant_rows_of_the_store_and_differ_only_by_epoch(store: EmbeddingStore) -> None:
     source = streamed(store)
     first = next(iter(source.windows(0))).targets
     assert len(np.unique(first.numpy() // BLOCK_ROWS)) == len(first) // BLOCK_ROWS
-    assert first.float().std() > 400  # a stretch of the store would have 116
+    assert first.float().std() > 400  # contiguous rows of the store have 116
     assert torch.equal(first, next(iter(source.windows(0))).targets)
     assert not torch.equal(first, next(iter(source.windows(1))).targets)
 
@@ -119,7 +119,7 @@ def train(train_clips: object, val: Embeddings, memory_gb: float | None, **chang
 
 
 @pytest.mark.parametrize("normalize", ["none", "zscore"])
-def test_streamed_heads_are_as_accurate_as_those_in_memory_even_on_a_store_sorted_by_class(
+def test_streamed_heads_are_as_accurate_as_those_in_memory_also_on_a_store_sorted_by_class(
     tmp_path: Path, normalize: str
 ) -> None:
     clips, val = sorted_clips(30_000, seed=1), sorted_clips(2000, seed=2)
@@ -139,7 +139,7 @@ def test_streamed_heads_are_as_accurate_as_those_in_memory_even_on_a_store_sorte
                     np.testing.assert_allclose(found.std, x.std(axis=0, dtype=np.float64), rtol=1e-4)
 
 
-def test_a_streamed_head_is_the_same_alone_and_in_company(store: EmbeddingStore) -> None:
+def test_a_streamed_head_is_the_same_alone_and_with_others(store: EmbeddingStore) -> None:
     val, tight = sorted_clips(100, seed=2), 2000 * ROW_BYTES / 2 / 1e9
     company = train(store.open_rows(), val, tight, transform="learned", on="ast")
     config, settings = company[1].head.config, TrainSettings(epochs=3, batch_size=64, learning_rate=3e-3)
@@ -161,7 +161,7 @@ KINDS = [
 
 @pytest.fixture
 def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Training clips of each read from a store."""
+    """Numbers of training clips of each read from a store."""
     counts: list[int] = []
     original = StoredEmbeddings.read_rows
 
@@ -178,13 +178,13 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_heads_of_all_kinds_read_the_store_once_per_epoch_and_are_the_same_alone(
     store: EmbeddingStore, rows_read: list[int], workers: int
 ) -> None:
-    """As table 1 has them: both modalities, each alone, transformed, fused otherwise, several seeds."""
+    """Train heads as in table 1: both modalities, each alone, transformed, other fusions, several seeds."""
     val = sorted_clips(100, seed=2)
     settings = TrainSettings(epochs=3, batch_size=64, memory_gb=2000 * ROW_BYTES / 2 / 1e9)
     configs = [head_config(classes=CLASSES, hidden=(8,), **kind) for kind in KINDS]  # type: ignore[arg-type]
     company = train_heads(store.open_rows(), val, configs, [0, 1, 2], settings=settings, workers=workers)
     assert sum(rows_read) == 3 * 2000
-    for position in (4, 5 * 3):  # alone in one stack as in company
+    for position in (4, 5 * 3):  # a stack of one head equals a stack of many
         chosen = company[position]
         alone = train_heads(store.open_rows(), val, [chosen.head.config], [0, 1, 2], settings=settings)
         same = next(one for one in alone if one.seed == chosen.seed)
@@ -205,8 +205,8 @@ def test_sweep_and_table1_read_a_streamed_store_once_per_epoch(
     assert sum(rows_read) == 4 * clips and max(rows_read) <= 16
 
 
-def test_what_was_made_of_a_window_is_not_kept_for_every_head(store: EmbeddingStore) -> None:
-    """Else many streamed heads would each hold a window's worth."""
+def test_prepared_windows_are_not_kept_for_every_head(store: EmbeddingStore) -> None:
+    """Otherwise every streamed head would hold the memory of a window."""
     config = head_config(DIMS, CLASSES, hidden=(8,))
     source = streamed(store)
     stack = Stack([(config, 0)], TrainSettings(), steps=100, device=CPU, moments=[{}], class_weights=None)
@@ -226,7 +226,7 @@ from alphafuse.heads.training.train import train_heads
 train, val = (EmbeddingStore(folder).open_rows() for folder in sys.argv[1:3])
 config = HeadConfig(train.dims, ("a", "b"), settings=HeadSettings(hidden=(8,)))
 def run(): train_heads(train, val, [config], [0], settings=TrainSettings(epochs=1, batch_size=512, memory_gb=0.012))
-train_heads(val, val, [config], [0], settings=TrainSettings(epochs=1))  # what the libraries take at first
+train_heads(val, val, [config], [0], settings=TrainSettings(epochs=1))  # memory that the libraries take once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
@@ -235,7 +235,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
 
 @pytest.mark.slow
 def test_training_on_a_store_larger_than_its_memory_stays_within_it(tmp_path: Path) -> None:
-    """123 MB of features, 12 MB for them: the process may grow by a part of the difference only."""
+    """With 123 MB of features and a limit of 12 MB, the process grows by only a part of the difference."""
     rng = np.random.default_rng(0)
     for name, count in (("train", 40_000), ("val", 100)):
         ids = tuple(f"{name}{i}_000000" for i in range(count))

@@ -1,4 +1,4 @@
-"""Heads on a Ray cluster of several nodes in one process, which are killed meanwhile: the same files to the digit."""
+"""Heads on a Ray cluster whose processes and nodes are killed meanwhile: the same files to the digit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def at_work() -> list[psutil.Process]:
             try:
                 if "_train_here" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except psutil.Error:  # ended just now
+            except psutil.Error:  # the process has just ended
                 continue
         if found:
             return found
@@ -115,26 +115,26 @@ def lose(nodes: Any) -> tuple[psutil.Process, Any]:
 
 
 def processes_of(node: Any) -> list[Any]:
-    """What Ray started for a node."""
+    """Return the processes that Ray started for a node."""
     return [info for infos in node.all_processes.values() for info in infos]
 
 
 def test_a_streamed_store_is_read_once_per_node_and_epoch(dataset: Dataset, nodes: Any) -> None:
-    """Two nodes: two tasks, whatever the number of heads."""
+    """Two nodes run two tasks for any number of heads."""
     members = [[object()] for _ in range(7)]
     groups, side_by_side = heads_cluster._per_node(members, [0, 1, 1])  # type: ignore[arg-type]
     assert [len(group) for group in groups] == [4, 3] and side_by_side == 1
     assert heads_cluster._per_node(members, [2, 64, 40])[1] == 40  # type: ignore[arg-type]
 
 
-def test_few_more_tasks_are_begun_than_the_cluster_can_run() -> None:
-    """They would go on after an error in a session that isn't ours."""
+def test_few_more_tasks_are_started_than_the_cluster_can_run() -> None:
+    """Otherwise they would continue after an error if the Ray session is not ours."""
     nodes = [{"Resources": {"CPU": 8.0}}, {"Resources": {"CPU": 6.0}}, {"Resources": {}}]
     assert heads_cluster._at_once(nodes, 4) == 6
     assert heads_cluster._at_once(nodes, 64) == 2  # while the large node is away
 
 
-def test_what_is_wrong_on_a_node_is_the_same_error_as_here(
+def test_an_error_on_a_node_is_the_same_error_in_the_driver(
     dataset: Dataset, nodes: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     train, val = dataset.embeddings("train"), dataset.embeddings("val")

@@ -1,4 +1,4 @@
-"""Training against autograd and PyTorch's own Adam, and the promise that a head is a function of its seed alone."""
+"""Training compared with autograd and PyTorch's Adam; a head depends on its seed alone, not on other heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.heads import head_config
-from support.progress import Told
+from support.progress import RecordedProgress
 from torch.nn import functional
 
 from alphafuse.data.embeddings import Embeddings
@@ -52,7 +52,7 @@ def train(*configs: HeadConfig, seeds: tuple[int, ...] = (0,), **options: object
 
 
 def close(a: TrainedHead, b: TrainedHead) -> bool:
-    """Equal but for rounding."""
+    """Return whether two heads are equal except for rounding."""
     columns = ("train_loss", "val_loss", "val_accuracy")
     same_history = all(np.allclose(getattr(a.history, c), getattr(b.history, c), rtol=1e-5) for c in columns)
     weights = zip(a.head.state_dict().values(), b.head.state_dict().values(), strict=True)
@@ -60,7 +60,7 @@ def close(a: TrainedHead, b: TrainedHead) -> bool:
 
 
 class Reference:
-    """The plain loop: autograd, torch.optim.Adam as it comes, chance drawn as each head draws it."""
+    """The plain loop: autograd, the standard torch.optim.Adam, random numbers from the generators of each head."""
 
     def __init__(self, head_config: HeadConfig, settings: TrainSettings, seed: int) -> None:
         self.config, self.settings = head_config, settings
@@ -215,7 +215,7 @@ def test_validation_history_is_that_of_the_head_without_dropout() -> None:
     assert trained.history.train_loss.shape == (3,)
 
 
-def test_a_head_alone_equals_itself_in_company_and_in_any_order() -> None:
+def test_a_head_trained_alone_equals_the_one_trained_with_others_in_any_order() -> None:
     first, learned, small = config(), config(transform="learned", on="ast"), config(dims={"ast": 4}, hidden=(5,))
     scaled = config(transform="scale", alpha=0.5, on="ast", normalize="zscore")
     company = train(learned, first, small, scaled, seeds=(4, 2))
@@ -244,7 +244,7 @@ def test_stacked_heads_equal_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, r
 def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = config(), config(transform="sqrt", on="ast")
     monkeypatch.setattr(training, "STACK_CPU", 1)
-    counts = {"alone": Told(), "threads": Told(), "processes": Told()}
+    counts = {"alone": RecordedProgress(), "threads": RecordedProgress(), "processes": RecordedProgress()}
     alone = train(*heads, seeds=(0, 1), workers=1, progress=counts["alone"])
     threads = train(*heads, seeds=(0, 1), workers=2, progress=counts["threads"])
     monkeypatch.setattr(training, "THREADS_AT_MOST", 1)
@@ -254,8 +254,8 @@ def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypat
     assert {name: sum(found.done) for name, found in counts.items()} == dict.fromkeys(counts, 2 * 2 * QUICK.epochs)
 
 
-def test_early_stopping_takes_the_epoch_of_least_validation_loss() -> None:
-    progress = Told()
+def test_early_stopping_takes_the_epoch_of_lowest_validation_loss() -> None:
+    progress = RecordedProgress()
     settings = TrainSettings(epochs=60, learning_rate=1e-2, patience=3)
     heads = train(config(), seeds=(0, 1, 2), settings=settings, progress=progress)
     assert sum(progress.done) == 3 * 60
@@ -276,12 +276,12 @@ def test_scalar_alphas_vanish_under_standardisation() -> None:
 
 
 def test_modality_dropout_makes_one_head_serve_clips_without_audio() -> None:
-    """Labels follow from either modality alone; a head that never lost one leans on what it then lacks."""
+    """Either modality alone identifies the label; a head that never lacked one depends on both."""
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=400)
     arrays = {m: np.eye(3)[labels] @ rng.normal(size=(3, d)) for m, d in DIMS.items()}
     arrays = {m: (x + 0.3 * rng.normal(size=x.shape)).astype(np.float32) for m, x in arrays.items()}
-    arrays["timesformer"] *= 0.3  # audio is the louder one
+    arrays["timesformer"] *= 0.3  # audio has the larger values
     ids = tuple(f"c{i}" for i in range(400))
     both = Embeddings(ids, tuple(CLASSES[i] for i in labels), ids, arrays)
     deaf = without_audio(both, list(range(400)))
@@ -303,7 +303,7 @@ def test_an_interrupt_ends_all_threads_at_their_next_step() -> None:
         train(config(hidden=(2000, 200)), seeds=(0, 1, 2, 3), settings=settings, progress=Interrupt(), workers=2)
 
 
-def test_training_leaves_torchs_threads_and_random_state_alone() -> None:
+def test_training_does_not_change_torchs_threads_and_random_state() -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -379,7 +379,7 @@ def test_bad_settings_are_named(changes: dict[str, object], message: str) -> Non
         TrainSettings(**changes)  # type: ignore[arg-type]
 
 
-def test_settings_come_back_from_json() -> None:
+def test_settings_survive_a_round_trip_through_json() -> None:
     settings = TrainSettings(hidden=(), schedule="cosine", patience=4, memory_gb=1.5)
     assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     with pytest.raises(ExperimentError, match="unknown training setting 'epoch'"):

@@ -1,4 +1,4 @@
-// The alpha explorer of one page: adds a head's parts up at the reader's alphas, and shows what it then predicts.
+// The alpha explorer: adds the parts of a head at the chosen alphas, and shows its predictions.
 (function () {
   "use strict";
   const root = document.currentScript.closest(".explorer-root");
@@ -6,8 +6,8 @@
   const { clips, classes, votes } = data;
   const modalities = data.modalities.map((modality) => modality.id);
   const PER_PAGE = 24;
-  const SLICE_MS = 11; // of a frame's 16: leaves the browser time to draw
-  const SPEAK_AFTER_MS = 500; // a screen reader hears where the sliders came to rest, not every step
+  const SLICE_MS = 11; // of the 16 ms of a frame: leaves the browser time to draw
+  const SPEAK_AFTER_MS = 500; // a screen reader announces the final position of a slider, not every step
 
   // ---- The head
 
@@ -56,7 +56,7 @@
     });
     let x = first;
     for (const { weight, bias, output } of layers) {
-      // ReLU leaves 52 to 63% of the first layer's units in the demo's heads: only their rows are read, four at a time
+      // ReLU keeps 52 to 63% of the first layer's units in the demo's heads: read only their rows, four at a time
       let count = 0;
       for (let i = 0; i < x.length; i++) if (x[i] > 0) active[count++] = i;
       const width = output.length;
@@ -94,7 +94,7 @@
   }
 
   // ---- Recomputing. A pass goes over all clips, in slices of a frame. It always ends, and the next one starts with
-  // the alphas of then, so that dragging shows one consistent state after the other.
+  // the current alphas, so that each state shown while dragging is consistent.
 
   const ONES = modalities.map(() => 1);
   const same = (a, b) => a.every((value, i) => value === b[i]);
@@ -134,7 +134,7 @@
   function moved() {
     if (!pass) startPass();
     showAlphas();
-    if (!pass) render(); // as trained, which is known
+    if (!pass) render(); // at alpha 1, already computed
     else root.dataset.busy = "true";
     if (pass && !frame) frame = requestAnimationFrame(onFrame);
   }
@@ -144,7 +144,7 @@
     render();
   }
 
-  // ---- What is on the page
+  // ---- The page
 
   const one = (selector, within = root) => within.querySelector(selector);
   const all = (selector, within = root) => [...within.querySelectorAll(selector)];
@@ -178,7 +178,7 @@
     return [successes === 0 ? 0 : Math.max(0, centre - half), successes === n ? 1 : Math.min(1, centre + half)];
   }
 
-  /** Sliders, their values, presets and the ring: what follows the hand at once. */
+  /** Update what follows the pointer at once: sliders, their values, presets and the ring. */
   function showAlphas() {
     const alphas = wanted();
     alphas.forEach((alpha, m) => {
@@ -236,7 +236,7 @@
     for (const name of Object.keys(KINDS)) {
       one(`[data-count="${name}"]`).textContent = String(clips.filter((_, clip) => KINDS[name](clip)).length);
     }
-    if (atStart) return; // nobody asked yet
+    if (atStart) return; // no alpha has been changed yet
     const where = data.modalities.map(({ name }, m) => `${name} ${shown.alphas[m].toFixed(2)}`).join(", ");
     speak(`At alpha ${where}: accuracy ${accuracy}, ${counts.right} of ${n} clips right; ${change}.`);
   }
@@ -267,7 +267,7 @@
     one(".explorer-pager-end").hidden = pages === 1;
   }
 
-  /** Labels and ids are other people's text: they only ever become text. */
+  /** Labels and ids are untrusted: insert them as text only. */
   function showCard(card, clip) {
     const { id, label, target, thumbnail } = clips[clip];
     const predicted = shown.predicted[clip];
@@ -305,7 +305,7 @@
     one(`[data-row="${row}"] .explorer-bar span`, card).style.transform = `scaleX(${share.toFixed(4)})`;
   }
 
-  // ---- Hands
+  // ---- Input
 
   function setAlphas(alphas) {
     alphas.forEach((alpha, m) => (sliders[m].value = String(alpha)));
@@ -332,14 +332,14 @@
     const alphas = wanted();
     alphas[alphas.length - 1] = ((x - left) / cell - 0.5) / 4;
     if (alphas.length > 1) alphas[0] = (rows - 0.5 - (y - 2) / cell) / 4;
-    setAlphas(alphas.map((alpha) => Math.min(2, Math.max(0, alpha)))); // a range input rounds to its own step
+    setAlphas(alphas.map((alpha) => Math.min(2, Math.max(0, alpha)))); // a range input rounds to its step
   }
   map.addEventListener("click", goTo);
   map.addEventListener("pointerdown", (event) => {
     if (event.pointerType === "mouse") map.setPointerCapture(event.pointerId);
   });
   map.addEventListener("pointermove", (event) => {
-    if (event.pointerType === "mouse" && event.buttons === 1) goTo(event); // a finger that moves scrolls the page
+    if (event.pointerType === "mouse" && event.buttons === 1) goTo(event); // dragging a finger scrolls the page
   });
 
   for (const choice of all('[name="explorer-filter"]')) {

@@ -7,7 +7,7 @@
     root.dataset.theme = isDark() ? "light" : "dark";
   });
 
-  // what is folded away on the screen is there on paper
+  // print what is collapsed on the screen
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];
@@ -15,7 +15,7 @@
   });
   addEventListener("afterprint", () => { opened.forEach((one) => { one.open = false; }); });
 
-  // a figure or table that is wider than the screen can be moved with the keyboard too
+  // a figure or table wider than the screen can be scrolled with the keyboard
   const wide = () => document.querySelectorAll(".scroll").forEach((one) => {
     if (one.scrollWidth > one.clientWidth + 1) one.tabIndex = 0; else one.removeAttribute("tabindex");
   });

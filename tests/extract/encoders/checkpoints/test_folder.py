@@ -1,4 +1,4 @@
-"""The converted folder and its report: the folder is complete, readable, and written completely or not at all."""
+"""The converted folder and its report: the folder is complete, readable, and written atomically."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_converted_folder_survives_saving_and_loading(tmp_path: Path) -> None:
     assert torch.equal(first, second)
 
 
-def test_folder_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
+def test_folder_has_the_permissions_of_a_new_file(tmp_path: Path) -> None:
     convert_timesformer(save_timesformer(tmp_path / "m.pyth", timesformer_tensors(depth=1)), tmp_path / "out")
     (tmp_path / "new").touch()
     for file in (tmp_path / "out").iterdir():

@@ -226,7 +226,7 @@ def test_wrong_tensor_is_named(tmp_path: Path, name: str, tensor: torch.Tensor, 
     assert_refused(convert_timesformer, tmp_path / "m.pyth", match)
 
 
-def test_width_that_gives_no_whole_number_of_heads_is_refused(tmp_path: Path) -> None:
+def test_a_width_that_is_not_a_multiple_of_the_head_width_is_refused(tmp_path: Path) -> None:
     save_timesformer(tmp_path / "m.pyth", timesformer_tensors(width=96))
     assert_refused(convert_timesformer, tmp_path / "m.pyth", "width of 96 is not a multiple of 64")
 
