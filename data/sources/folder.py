@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
-from alphafuse.data.splits import VAL_FRACTION, carve_split
+from alphafuse.data.splits import VAL_FRACTION, split_off
 from alphafuse.errors import DatasetError
 from alphafuse.system.files import read_csv, to_path
 from alphafuse.system.remote import is_remote
@@ -81,9 +81,9 @@ def import_folder(
     given = {split for _, split in listed if split}
     clips = [Clip(c.clip_id, c.path, c.label, split or "train", c.group) for c, split in listed]
     if "test" not in given:
-        clips = carve_split(clips, test_fraction, into="test", seed=seed)
+        clips = split_off(clips, test_fraction, into="test", seed=seed)
     if "val" not in given:
-        clips = carve_split(clips, val_fraction, into="val", seed=seed)
+        clips = split_off(clips, val_fraction, into="val", seed=seed)
     manifest = Manifest(clips)
     dataset = Dataset.create(
         root,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alphafuse.data.manifest import Clip
-from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import iterate_csv, one_line, to_path
 
@@ -194,7 +194,7 @@ def import_kinetics(
     if subset is not None:
         found = take_share(found, subset, seed=seed)
     if not any(clip.split == "val" for clip in found):
-        found = carve_split(found, val_fraction, into="val", seed=seed)
+        found = split_off(found, val_fraction, into="val", seed=seed)
     notes += _count_oddities(listed, found)
     number = len(classes)
     return create_root(

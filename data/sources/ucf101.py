@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import MAX_LINE, one_line, to_path
 
@@ -159,7 +159,7 @@ def import_ucf101(
     found, left_out = leave_out_files(found, clips, leave_out)
     if subset is not None:
         found = take_share(found, subset, seed=seed)
-    found = carve_split(found, val_fraction, into="val", seed=seed)
+    found = split_off(found, val_fraction, into="val", seed=seed)
     lists = ("classInd.txt", f"trainlist0{split}.txt", f"testlist0{split}.txt")
     return create_root(
         root,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alphafuse.data.dataset import root_defaults
 from alphafuse.data.manifest import Clip
-from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import read_csv, to_path
 
@@ -146,7 +146,7 @@ def import_vggsound(
     if subset != "paper":
         if subset is not None:
             found = take_share(found, subset, seed=seed, others="'paper' nor ")
-        found = carve_split(found, val_fraction, into="val", seed=seed)
+        found = split_off(found, val_fraction, into="val", seed=seed)
     if (protocol or root_defaults(root)["protocol"]) == "notebook":
         found = last_of_each_video(found)
     return create_root(

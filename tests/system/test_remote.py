@@ -348,7 +348,7 @@ def test_a_root_is_local(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_export_is_local(memory: str) -> None:
     store = EmbeddingStore(memory)
     store.write(rows())
-    with pytest.raises(StoreError, match="is a URL: export to a local file, and copy it there"):
+    with pytest.raises(StoreError, match="is a URL: export to a local file and copy that"):
         store.export(f"{memory}/x.npz")
 
 

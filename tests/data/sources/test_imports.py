@@ -6,7 +6,7 @@ import pytest
 from alphafuse.data.manifest import Clip
 from alphafuse.data.sources.folder import import_folder
 from alphafuse.data.sources.vggsound import import_vggsound, official_classes, paper_rows, read_vggsound_csv
-from alphafuse.data.splits import Ceiling, carve_split, reachable_ceiling, take_subset
+from alphafuse.data.splits import Ceiling, split_off, reachable_ceiling, take_subset
 from alphafuse.errors import DatasetError
 
 CSV = """\
@@ -176,14 +176,14 @@ def test_subset_is_drawn_in_proportion_to_labels_and_by_whole_source_videos() ->
 
 
 def test_carved_split_is_balanced_over_labels_and_never_splits_a_source_video() -> None:
-    carved = carve_split(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
+    carved = split_off(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
     val = [clip for clip in carved if clip.split == "val"]
     assert sorted(clip.label for clip in val) == sorted(f"label {i}" for i in range(4) for _ in range(2))
     assert not {clip.group for clip in val} & {clip.group for clip in carved if clip.split == "train"}
 
 
 def test_carving_takes_a_labels_last_video_only_when_nothing_else_is_left() -> None:
-    carved = carve_split(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
+    carved = split_off(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
     assert sum(clip.split == "val" for clip in carved) == 4
     assert reachable_ceiling(
         [clip.label for clip in carved if clip.split == "train"], [c.label for c in carved if c.split == "val"]

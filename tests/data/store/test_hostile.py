@@ -712,8 +712,8 @@ def test_any_dataset_json_is_a_root_or_one_line(changed: dict, absent: set) -> N
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"classes": [["dog"]]}, r"has '\['dog'\]', which is no text"),
-        ({"classes": ["dog", "d\nog"]}, r"has 'd\\nog', which is no text, empty, longer"),
+        ({"classes": [["dog"]]}, r"has '\['dog'\]', which is not text"),
+        ({"classes": ["dog", "d\nog"]}, r"has 'd\\nog', which is not text, is empty, longer"),
         ({"classes": ["dog", "dog"]}, "lists a class twice"),
         ({"classes": ["x" * 4000 + str(i) for i in range(20)]}, "unknown label 'dog'"),
         ({"clips": "a\0b"}, r"has 'a\\x00b'"),
