@@ -338,7 +338,9 @@ def _content(
         unreadable={clip_id: s.no_frames for clip_id, s in signed.items() if clip_id not in readable},
         without_video=tuple(clip_id for clip_id, s in readable.items() if s.no_frames),
         without_audio=tuple(clip_id for clip_id, s in readable.items() if s.no_waveform),
-        short=tuple(clip_id for clip_id, s in readable.items() if median_seconds and s.seconds < SHORT_SHARE * median_seconds),
+        short=tuple(
+            clip_id for clip_id, s in readable.items() if median_seconds and s.seconds < SHORT_SHARE * median_seconds
+        ),
         silent=tuple(clip_id for clip_id, s in readable.items() if s.is_silent),
         frozen=tuple(clip_id for clip_id, s in readable.items() if s.is_frozen),
     )

@@ -304,8 +304,8 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
     for text in (*texts, *content["classes"]):
         if not isinstance(text, str) or not is_clean(text):
             raise DatasetError(
-                f"{path} has '{one_line(text, 80)}', which is not text, is empty, longer than {MAX_TEXT} characters or has "
-                "control characters: make the root again"
+                f"{path} has '{one_line(text, 80)}', which is not text, is empty, longer than {MAX_TEXT} characters or "
+                "has control characters: make the root again"
             )
     if len(set(content["classes"])) < len(content["classes"]):
         raise DatasetError(f"{path} lists a class twice: make the root again")

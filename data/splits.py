@@ -200,7 +200,9 @@ def _split_off_trained(clips: Sequence[Clip], wanted: int, *, into: str, seed: i
     return moved
 
 
-def _split_off(clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_labels: tuple[bool, ...]) -> list[Clip]:
+def _split_off(
+    clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_labels: tuple[bool, ...]
+) -> list[Clip]:
     """Move at most `wanted` training clips into another split by whole source videos; at least one video stays.
 
     `keep_labels` has an entry per pass over the source videos; True passes leave each label's last ones in training.

@@ -121,7 +121,9 @@ def choose_engine(dataset: Dataset, settings: ExtractSettings) -> Iterator[Engin
         from .engines.ray import RayEngine
 
         with connected(settings.address, memory_bytes=int(settings.max_memory_gb * 1e9)) as ray:
-            encoders = load_encoders(dataset, replace(settings, compile=False), "cpu")  # each node compiles its own copy
+            encoders = load_encoders(
+                dataset, replace(settings, compile=False), "cpu"
+            )  # each node compiles its own copy
             yield RayEngine(ray, encoders, replace(settings, device=devices[0]))
     elif len(devices) > 1:
         from .engines.devices import DevicesEngine

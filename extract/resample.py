@@ -16,7 +16,7 @@ from .engines.embedder import Embedder, load_encoders
 from .jobs import Job
 from .settings import ExtractSettings
 
-# largest difference divided by the embedding's largest value; float32 on another machine or batch: 1e-5, with room for more
+# largest difference divided by the embedding's largest value; another machine or batch changes float32 by 1e-5
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 
 

@@ -26,14 +26,14 @@ class ExtractSettings:
         compile: compile the models with torch.compile (minutes at the start; on the CPU needs a C++ compiler).
         batch_size: clips per forward pass; 0 = 1 on the CPU, 16 on CUDA.
         workers: decode processes, on all machines together; 0 = one per processor.
-        models: workers that run the models, on all machines together: threads of one core each on the CPU, else devices;
-            0 = one per processor, or per device.
+        models: workers that run the models, on all machines together: threads of one core each on the CPU, else
+            devices; 0 = one per processor, or per device.
         max_memory_gb: memory limit of extraction, workers included, in 10^9 bytes; 0 = 80% of the free memory.
         timeout_seconds: a clip whose decoding takes longer is recorded as failed; 0 = no limit.
         flush_seconds: a shard is appended at least this often, so that a kill loses at most this much work.
         engine: "local" (this machine) or "ray" (the machines of a Ray cluster).
-        address: address of the Ray cluster, such as "auto"; None = that of the variable RAY_ADDRESS, else Ray is started
-            on this machine.
+        address: address of the Ray cluster, such as "auto"; None = that of the variable RAY_ADDRESS, else Ray is
+            started on this machine.
         retry_failed: also retry clips whose failure is recorded.
 
     >>> from alphafuse import ExtractSettings
@@ -104,7 +104,9 @@ class ExtractSettings:
             "flags": ("--timeout",),
         },
     )
-    flush_seconds: float = field(default=30.0, metadata={"help": "Seconds between shards; a kill loses at most this much work."})
+    flush_seconds: float = field(
+        default=30.0, metadata={"help": "Seconds between shards; a kill loses at most this much work."}
+    )
     engine: str = field(
         default="local",
         metadata={
@@ -114,7 +116,9 @@ class ExtractSettings:
     )
     address: str | None = field(
         default=None,
-        metadata={"help": "With --engine ray: address of its cluster, such as auto. [default: Ray is started on this machine]"},
+        metadata={
+            "help": "With --engine ray: address of its cluster, such as auto. [default: Ray is started on this machine]"
+        },
     )
     retry_failed: bool = field(default=False, metadata={"help": "Also retry clips whose failure is recorded."})
 

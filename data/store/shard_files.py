@@ -107,7 +107,7 @@ class ShardFiles:
                 self._heads.popitem(last=False)
 
     def add(self, content: bytes, name: str | None) -> Path:
-        """Write a shard atomically and return its path; an existing shard of this name stays. `name` None = a new name."""
+        """Write a shard atomically, unless one of this name exists; return its path. `name`: None = a new name."""
         path = self.new(name)
         if is_remote(path):
             write_object(path, content, replace=name is None)

@@ -148,7 +148,9 @@ def _require_storable(rows: Embeddings, modalities: Iterable[str]) -> None:
         require_stream(failure.modality)
     for modality in modalities:
         if modality not in rows.recipes:
-            raise StoreError(f"{modality} embeddings without a recipe can't be stored: describe in recipes['{modality}'] what made them")
+            raise StoreError(
+                f"{modality} embeddings without a recipe can't be stored: recipes['{modality}'] must say what made them"
+            )
 
 
 def _text(values: Iterable[str], encoding: str = "utf-8") -> np.ndarray:

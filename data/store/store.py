@@ -85,7 +85,7 @@ class StoreInfo:
 
 
 class EmbeddingStore:
-    """A folder of shards, local or behind a URL (s3://, gs://, hf://, ...). Creating the object reads and writes nothing.
+    """A folder of shards, local or behind a URL (s3://, gs://, hf://, ...). The constructor reads and writes nothing.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, EmbeddingStore
@@ -220,7 +220,7 @@ class EmbeddingStore:
         return {modality: dims[modality] for modality in in_order(dims)}
 
     def read(self, clips: Sequence[Clip] | None = None, *, pooled: bool = True) -> Embeddings:
-        """Read the embeddings of these clips in their order (with the clips' labels and groups), or of all stored clips.
+        """Read the embeddings of these clips in their order (with the clips' labels and groups), or of all clips.
 
         Clips that the store lacks get rows of NaN. Features are float32. If `pooled`, they are (clips, dim), for a clip
         with several windows the mean over those that have an embedding; else (rows, dim), a row per window, as stored.
@@ -275,14 +275,14 @@ class EmbeddingStore:
                 entries = {name: numbers.astype(kind, copy=False) for name, numbers in entries.items()}
                 for modality in shard.dims:
                     shard.features(modality, dims)
-                there = {"": targets >= 0} | {name: (targets >= 0) & shard.embedded(name) for name in shard.dims}
-                for name, mask in there.items():
+                present = {"": targets >= 0} | {name: (targets >= 0) & shard.embedded(name) for name in shard.dims}
+                for name, mask in present.items():
                     if name not in entries:
                         entries[name] = np.full(len(clip_ids), -1, kind)
                     numbers = entries[name]
-                    here = np.flatnonzero(mask)
-                    here = here[numbers[targets[here]] < 0][::-1]  # if a clip occurs twice, the first one stays
-                    numbers[targets[here]] = starts[-1] + here
+                    rows = np.flatnonzero(mask)
+                    rows = rows[numbers[targets[rows]] < 0][::-1]  # if a clip occurs twice, the first one stays
+                    numbers[targets[rows]] = starts[-1] + rows
                 failed = shard.failures()
                 for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
                     if place >= 0:
@@ -311,7 +311,7 @@ class EmbeddingStore:
         among: Iterable[str] | None = None,
         look: bool = True,
     ) -> dict[str, set[str]]:
-        """Return modality -> clip_ids that need no more work: those with an embedding or (unless `retry_failed`) a failure.
+        """Return modality -> clip_ids that need no more work: with an embedding or (unless `retry_failed`) a failure.
 
         Shards never change, so each is read once: a repeated call lists the folder and reads the new shards. It reads
         no features.
@@ -473,7 +473,7 @@ class EmbeddingStore:
 
     @_reading
     def provenance(self) -> dict[str, Any]:
-        """Return how the newest shard was made, each modality's encoder from the newest shard with it; {} without shards.
+        """Return the newest shard's provenance, with the encoder of each modality's newest shard; {} without shards.
 
         `encoders` is modality -> {"name", "revision"}, if extraction wrote the store.
         """

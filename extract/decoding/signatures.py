@@ -60,8 +60,8 @@ def sign_clips(
     (26, False, False)
     """
     asked = dataset.manifest if clips is None else clips
-    there = dataset.file_sizes(asked)
-    chosen = [clip for clip in asked if clip.clip_id in there]
+    sizes = dataset.file_sizes(asked)
+    chosen = [clip for clip in asked if clip.clip_id in sizes]
     signed: dict[str, Signature] = {}
     files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
     progress.start("signatures", total=len(files))

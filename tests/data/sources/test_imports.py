@@ -176,17 +176,17 @@ def test_subset_is_drawn_in_proportion_to_labels_and_by_whole_source_videos() ->
 
 
 def test_carved_split_is_balanced_over_labels_and_never_splits_a_source_video() -> None:
-    carved = split_off(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
-    val = [clip for clip in carved if clip.split == "val"]
+    moved = split_off(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
+    val = [clip for clip in moved if clip.split == "val"]
     assert sorted(clip.label for clip in val) == sorted(f"label {i}" for i in range(4) for _ in range(2))
-    assert not {clip.group for clip in val} & {clip.group for clip in carved if clip.split == "train"}
+    assert not {clip.group for clip in val} & {clip.group for clip in moved if clip.split == "train"}
 
 
 def test_carving_takes_a_labels_last_video_only_when_nothing_else_is_left() -> None:
-    carved = split_off(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
-    assert sum(clip.split == "val" for clip in carved) == 4
+    moved = split_off(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
+    assert sum(clip.split == "val" for clip in split) == 4
     assert reachable_ceiling(
-        [clip.label for clip in carved if clip.split == "train"], [c.label for c in carved if c.split == "val"]
+        [clip.label for clip in moved if clip.split == "train"], [c.label for c in moved if c.split == "val"]
     ) == Ceiling(reachable=0, clips=4)
 
 
@@ -235,7 +235,7 @@ def test_folder_csv_says_labels_splits_and_groups_and_missing_files_are_reported
     [
         ("file,label\na.mp4,x\n", r"first line must be path,label\[,split\]\[,group\]"),
         ("path,label\na.mp4\n", "line 2 has 1 columns instead of 2"),
-        ("path,label,split\na.mp4,x,later\n", "line 2: split 'later' is none of train, val, test"),
+        ("path,label,split\na.mp4,x,later\n", "line 2: split 'later' is not one of train, val, test"),
         ("path,label\n../a.mp4,x\n", "line 2: clip ../a: path .* leaves the clip folder"),
         ("path,label\n", "no clips found"),
     ],
@@ -248,7 +248,7 @@ def test_folder_csv_errors_name_line_and_reason(tmp_path: Path, content: str, me
 
 def test_a_clip_outside_every_class_folder_is_not_skipped_silently(tmp_path: Path) -> None:
     (tmp_path / "stray.mp4").touch()
-    with pytest.raises(DatasetError, match=r"stray.mp4 lies in no class folder"):
+    with pytest.raises(DatasetError, match=r"stray.mp4 is not in a class folder"):
         import_folder(tmp_path, tmp_path / "root")
 
 

@@ -209,7 +209,7 @@ def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
     tmp_path: Path, files: Path, names: dict[str, str]
 ) -> None:
     elsewhere = tmp_path / "mounted elsewhere"
-    with pytest.raises(DatasetError, match=r"mounted elsewhere isn't there on \S+: every machine of the cluster must"):
+    with pytest.raises(DatasetError, match=r"mounted elsewhere doesn't exist on \S+: every machine of the cluster must"):
         stages.DecodeBlock(decoding(names, elsewhere))
     older = {"alphafuse": "0.0.9"}
     with pytest.raises(ClusterError, match=r"has alphafuse \d\S+, the machine that .* has 0\.0\.9: install the same"):
@@ -542,7 +542,7 @@ def test_what_goes_wrong_on_a_node_is_one_line_here(
     with connected(cluster.address), monkeypatch.context() as patched:
         # a folder that the driver sees and the nodes don't
         patched.setattr(Dataset, "require_clips", lambda dataset: None)
-        with pytest.raises(DatasetError, match=r"the clip folder .*nowhere isn't there on"):
+        with pytest.raises(DatasetError, match=r"the clip folder .*nowhere doesn't exist on"):
             extract_embeddings(replace(dataset, clip_folder=tmp_path / "nowhere"), ["train"], how)
     assert list(store.iterdir()) == []
     with pytest.raises(ClusterError, match=r"no Ray cluster at '127\.0\.0\.1:1' \(.*\): start one with `ray start"):
