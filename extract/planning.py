@@ -96,7 +96,8 @@ class Rates:
 
         Args:
             cpus: cores of all machines, each like the measured one.
-            gpus: GPUs of all machines, each like the measured one, with a core to feed it; 0 = the cores run the models.
+            gpus: GPUs of all machines, each like the measured one, with a core to feed it; 0 = the cores run the
+                models.
 
         Raises:
             ClusterError: there are too few cores, or the models were measured on a CPU and `gpus` > 0 (or vice versa).
@@ -105,16 +106,16 @@ class Rates:
             raise ClusterError(f"gpus must be at least 0, not {gpus}")
         if cpus <= gpus * FEEDING_CORES:
             raise ClusterError(
-                f"{cpus} cores are too few for {gpus} GPUs: each GPU needs a core to feed it, and decoding needs at least one; give "
+                f"{cpus} cores are too few for {gpus} GPUs: each GPU needs one, and decoding at least one; give "
                 "more --cpus or fewer --gpus"
             )
         if bool(gpus) != (self.device != "cpu"):
             raise ClusterError(
-                "the models were measured on the CPU, so the rate on GPUs is unknown: give --embed-seconds, or measure on "
-                "a machine with such a GPU"
+                "the models were measured on the CPU, so the rate on GPUs is unknown: give --embed-seconds, or measure "
+                "on a machine with such a GPU"
                 if gpus
-                else f"the models were measured on {self.device}, so the rate on cores is unknown: measure with --device "
-                "cpu, or give --gpus"
+                else f"the models were measured on {self.device}, so the rate on cores is unknown: measure with "
+                "--device cpu, or give --gpus"
             )
         return replace(self, cores=cpus, workers=cpus - gpus * FEEDING_CORES, devices=gpus or 1)
 

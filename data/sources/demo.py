@@ -4,8 +4,8 @@
     folder/clips/{youtube_id}_{start:06d}.mp4   H.264 video and AAC audio
 
 Sixteen classes combine eight visual events with eight sound events. Sight i occurs with sound i and with sound
-i + 1 (modulo 8), so each sight and each sound belongs to exactly two classes. A model of video alone, or of audio alone,
-is right in at most half of the clips; a model of both can always be right.
+i + 1 (modulo 8), so each sight and each sound belongs to exactly two classes. A model of only video, or only audio, is
+right for at most half of the clips; a model of both can always be right.
 
     sight 0 -- sound 0 -- sight 7 -- sound 7 -- sight 6 ... sound 1 -- sight 0      (one ring of 16 classes)
 

@@ -118,8 +118,8 @@ def _from_folders(source: Path) -> list[tuple[Clip, str]]:
         parts = path.parts[1:] if has_splits else path.parts
         if len(parts) < 2:
             raise DatasetError(
-                f"{source / path} is not in a class folder: move it into one (its name is the label), or list the clips "
-                "in a csv (--csv)"
+                f"{source / path} is not in a class folder: move it into one (its name is the label), or list the "
+                "clips in a csv (--csv)"
             )
         split = _SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else ""
         listed.append((Clip(stem, path.as_posix(), parts[0], split or "train", _group_of(stem)), split))

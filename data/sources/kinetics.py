@@ -97,8 +97,8 @@ def read_kinetics_csv(paths: Iterable[Path]) -> KineticsList:
             youtube_id = columns[id_at].strip()
             if not _YOUTUBE_ID.fullmatch(youtube_id):
                 raise DatasetError(
-                    f"{where}: '{one_line(youtube_id, 80)}' is not a YouTube id (spreadsheets damage ids that start with "
-                    "- or =): use the published file"
+                    f"{where}: '{one_line(youtube_id, 80)}' is not a YouTube id (spreadsheets damage ids that start "
+                    "with - or =): use the published file"
                 )
             start, end = (_SECONDS.fullmatch(columns[at].strip()) for at in (start_at, end_at))
             if start is None or end is None:

@@ -165,6 +165,6 @@ def _require_one_setting(stores: Sequence[EmbeddingStore]) -> None:
             difference = recipe_differences(made[0][1], recipes)
             if difference:
                 raise RecipeMismatchError(
-                    f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: their clips "
-                    "can't be mixed; remove one of them and extract again"
+                    f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: their "
+                    "clips can't be mixed; remove one of them and extract again"
                 )

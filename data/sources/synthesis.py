@@ -149,7 +149,9 @@ def _jump(phase: Array) -> Pose:
 MOTIONS: dict[str, Callable[[Array], Pose]] = {
     "bounce": _bounce,
     "swing": _swing,
-    "spin": lambda phase: Pose(angle=2.1 * phase),  # about a third of a turn per period, so that no blade takes another's place
+    "spin": lambda phase: Pose(
+        angle=2.1 * phase
+    ),  # about a third of a turn per period, so that no blade takes another's place
     "blink": _blink,
     "orbit": lambda phase: Pose(x=0.32 * np.cos(2 * np.pi * phase), y=0.26 * np.sin(2 * np.pi * phase)),
     "pulse": _pulse,

@@ -56,7 +56,7 @@ def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> li
         classes: labels to accept; by default the 309 official ones.
 
     Raises:
-        DatasetError: the file doesn't exist or is empty; a line hasn't exactly four columns, or has a start that isn't a
+        DatasetError: the file doesn't exist or is empty; a line doesn't have four columns, or has a start that isn't a
             whole number of seconds, an unknown label, or a split other than train and test; a clip is listed twice.
     """
     known = dict.fromkeys(official_classes() if classes is None else classes)

@@ -35,8 +35,8 @@ def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
 def write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
     """Write a row per window, in row groups of one block each.
 
-    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each modality as a list of float32. Unknown
-    and absent values are null.
+    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each modality as a list of float32.
+    Unknown and absent values are null.
     """
     import pyarrow
     import pyarrow.parquet

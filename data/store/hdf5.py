@@ -5,7 +5,7 @@ filters, virtual and external storage are refused.
 
 So is everything that uses a "global heap" (text of variable length, virtual datasets), before libhdf5 opens the object.
 libhdf5 (2.0) does not survive a damaged heap: of 2,692 files with such text and random damage, nine made it hang and
-one crashed it; of 28,000 without such text, none did. A damaged virtual dataset makes it hang on opening. Therefore this
+one crashed it; of 28,000 without such text, none did. A damaged virtual dataset makes it hang on opening. So this
 module reads an object's header first.
 """
 
@@ -98,7 +98,9 @@ def _open_file(path: Path) -> tuple[Any, os.stat_result]:
     shown = one_line(path, 1000)
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # checked before opening, because opening a named pipe waits for its writer
+        if not stat.S_ISREG(
+            status.st_mode
+        ):  # checked before opening, because opening a named pipe waits for its writer
             raise StoreError(f"shard {shown} is not a regular file: move it out of the store")
         return path.open("rb", buffering=0), status
     except FileNotFoundError:
@@ -106,7 +108,9 @@ def _open_file(path: Path) -> tuple[Any, os.stat_result]:
             raise StoreError(f"shard {shown} is a broken link: restore its file or remove the link") from None
         raise ShardGoneError(path) from None
     except OSError as error:
-        raise StoreError(f"shard {shown} can't be read ({error.strerror}): check its permissions and its disk") from None
+        raise StoreError(
+            f"shard {shown} can't be read ({error.strerror}): check its permissions and its disk"
+        ) from None
 
 
 def _open_object(path: Path, size: int | None, head: bytes, whole: bool) -> tuple[Any, os.stat_result]:
@@ -317,7 +321,9 @@ def _require_shallow(content: object, name: str) -> None:
 def strings(dataset: h5py.Dataset, *, clean: bool = False) -> Iterator[list[str]]:
     """Yield texts in order, `ID_ROWS` at a time; if `clean`, they must not be empty or have control characters."""
     for start in range(0, len(dataset), ID_ROWS):
-        part = [value.decode() for value in dataset[start : start + ID_ROWS].tolist()]  # NumPy has removed the NULs at the end
+        part = [
+            value.decode() for value in dataset[start : start + ID_ROWS].tolist()
+        ]  # NumPy has removed the NULs at the end
         if clean and not all(map(is_clean, part)):
             bad = next(value for value in part if not is_clean(value))
             raise ValueError(f"{dataset.name} has '{one_line(bad, 40)}': empty, too long, or with control characters")

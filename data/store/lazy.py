@@ -82,7 +82,7 @@ class EmbeddingSource(Protocol):
         """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent."""
 
     def storage_order(self) -> np.ndarray:
-        """Return (clips,) integers: all positions, in the order in which `read_rows` of block after block is fastest."""
+        """Return (clips,) integers: all positions, in the order in which `read_rows` is fastest, block by block."""
 
 
 class Locator(Protocol):
@@ -356,7 +356,9 @@ def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray |
                                 f"{index.shards[shard].name}, which came later, and extract again"
                             )
                     for part, values in _read_clips(features[modality], clips, ends, pooled=offsets is None):
-                        if offsets is None and np.isnan(values[:, 0]).any():  # although the shard's mask marks it as an embedding
+                        if (
+                            offsets is None and np.isnan(values[:, 0]).any()
+                        ):  # although the shard's mask marks it as an embedding
                             raise damaged(index.shards[shard], f"a row of {modality} is not an embedding")
                         result[modality][targets[part]] = values
     return result

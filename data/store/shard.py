@@ -121,7 +121,7 @@ class Shard:
     # content
 
     def clip_ids(self) -> Iterator[list[str]]:
-        """Yield clip_ids in order, some at a time. """
+        """Yield clip_ids in order, some at a time."""
         return strings(self._columns["clip_id"], clean=True)
 
     def columns(self) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[str]]]:

@@ -142,7 +142,7 @@ class EmbeddingStore:
         Args:
             rows: embeddings to store; `rows.recipes` must have a recipe for each modality in `rows.features`.
             provenance: json-able facts that don't decide the numbers (library versions, device, encoder names).
-            name: name of the shard, from `shard_name`, so that a commit can be repeated: if a shard of that name exists,
+            name: name of the shard, from `shard_name`, so that a commit can be repeated: if that shard exists,
                 nothing is written, and simultaneous attempts leave one shard. With a name, recipes are not compared:
                 call `require_recipes` once before many such commits. None = a new name.
 

@@ -52,7 +52,7 @@ class LocalEngine:
         return self._embedder.recipes
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
-        """Extract what is missing, and yield counts of stored clips. If it ends early, finished embeddings are stored."""
+        """Extract what is missing; yield counts of stored clips. If it ends early, finished embeddings are stored."""
         with Claims(work.store.folder) as claims:
             writer = ShardWriter(
                 EmbeddingStore(work.store.folder),

@@ -3,8 +3,8 @@
     jobs (the store claimed) -> blocks -> decode actors -> model actors -> references -> commit tasks -> shards
 
 Ray Data streams blocks through both stages and slows decoding down if the models are slower. Ray restarts workers and
-repeats what was lost with a machine. This process handles references only: every `flush_seconds` it starts a task, on any
-machine, that commits the embedded blocks as one shard. Blocks whose commit was lost are repeated.
+repeats what was lost with a machine. This process handles references only: every `flush_seconds` it starts a task,
+on any machine, that commits the embedded blocks as one shard. Blocks whose commit was lost are repeated.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class RayEngine:
             )
 
     def _commit(self, work: Work, run: str | None) -> Callable[[Sequence[Any]], Any]:
-        """Return a function: references to embedded blocks -> a reference to the result of writing them as one shard."""
+        """Return a function: references to embedded blocks -> reference to the result of writing them as one shard."""
         folder = _absolute_path(work.store.folder)
 
         def commit(references: Sequence[Any]) -> Any:
@@ -361,6 +361,5 @@ def _own_errors() -> Iterator[None]:
         if own is not None:
             raise own from None
         raise ClusterError(
-            f"the Ray cluster failed ({last_line(error)}): stored embeddings are kept, run the same command "
-            "again"
+            f"the Ray cluster failed ({last_line(error)}): stored embeddings are kept, run the same command again"
         ) from error

@@ -77,7 +77,8 @@ class DecodeBlock:
     """A Ray actor that decodes in a child process, whose crash, hang or lack of memory costs only one clip.
 
     It is an actor, not a task, because Ray ends idle task processes within a second if there are more than cores, and
-    starts them again. With tasks, and a varying number of model actors, small clips took 1.6 times as long (docs/scale.md).
+    starts them again. With tasks and a varying number of model actors, small clips took 1.6 times as long
+    (docs/scale.md).
     """
 
     def __init__(self, decoding: Decoding) -> None:

@@ -304,7 +304,9 @@ def test_a_shard_behind_a_url_is_trusted_no_more_than_a_local_one(memory: str, t
         found += bool(problems[0])
     assert found > 25  # else what is damaged is room that nothing uses
     to_path(f"{memory}/variable/{path.name}").write_bytes(with_variable_text(content, tmp_path))
-    with pytest.raises(StoreError, match=r"is damaged \(/clip_id is of variable length, which is not allowed in shards\)"):
+    with pytest.raises(
+        StoreError, match=r"is damaged \(/clip_id is of variable length, which is not allowed in shards\)"
+    ):
         EmbeddingStore(f"{memory}/variable").read()
 
 

@@ -6,7 +6,7 @@ import pytest
 from alphafuse.data.manifest import Clip
 from alphafuse.data.sources.folder import import_folder
 from alphafuse.data.sources.vggsound import import_vggsound, official_classes, paper_rows, read_vggsound_csv
-from alphafuse.data.splits import Ceiling, split_off, reachable_ceiling, take_subset
+from alphafuse.data.splits import Ceiling, reachable_ceiling, split_off, take_subset
 from alphafuse.errors import DatasetError
 
 CSV = """\
@@ -184,7 +184,7 @@ def test_carved_split_is_balanced_over_labels_and_never_splits_a_source_video() 
 
 def test_carving_takes_a_labels_last_video_only_when_nothing_else_is_left() -> None:
     moved = split_off(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
-    assert sum(clip.split == "val" for clip in split) == 4
+    assert sum(clip.split == "val" for clip in moved) == 4
     assert reachable_ceiling(
         [clip.label for clip in moved if clip.split == "train"], [c.label for c in moved if c.split == "val"]
     ) == Ceiling(reachable=0, clips=4)

@@ -281,7 +281,10 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "bytes in halves": (replaced("bytes", data=np.ones(3)), "/bytes is not int64"),
     "digests in numbers": (replaced("digest", data=np.arange(3)), "/digest is not text"),
     "a stream without a recipe": (lambda s: s.create_group("streams/clap"), "/streams holds objects other than"),
-    "something beside the features": (lambda s: s.create_group("streams/ast/x"), "/streams/ast holds objects other than"),
+    "something beside the features": (
+        lambda s: s.create_group("streams/ast/x"),
+        "/streams/ast holds objects other than",
+    ),
     "text of variable length": (variable("clip_id"), "/clip_id is of variable length"),
     "labels of variable length": (variable("labels"), "/labels is of variable length"),
     "groups of variable length": (variable("group"), "/group is of variable length"),
@@ -293,7 +296,10 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "a damaged heap of text": (variable("clip_id", damaged=True), "/clip_id is of variable length"),
     "a damaged heap of failures": (variable("failures/reason", damaged=True), "/failures/reason is of variable length"),
     "a damaged heap of recipes": (variable_attribute("recipes", damaged=True), "recipes is of variable length"),
-    "a damaged heap of a virtual dataset": (virtual_with_damaged_heap, "virtual or in another file: shards are contiguous"),
+    "a damaged heap of a virtual dataset": (
+        virtual_with_damaged_heap,
+        "virtual or in another file: shards are contiguous",
+    ),
     "turned text": (
         replaced("labels", data=texts(json.dumps(["\u202egpj.exe"]), *['["b"]', '["c"]'])),
         r"has '\\u202egpj.exe'",

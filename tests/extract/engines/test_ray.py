@@ -209,7 +209,9 @@ def test_a_machine_that_does_not_see_the_clips_or_the_store_says_so(
     tmp_path: Path, files: Path, names: dict[str, str]
 ) -> None:
     elsewhere = tmp_path / "mounted elsewhere"
-    with pytest.raises(DatasetError, match=r"mounted elsewhere doesn't exist on \S+: every machine of the cluster must"):
+    with pytest.raises(
+        DatasetError, match=r"mounted elsewhere doesn't exist on \S+: every machine of the cluster must"
+    ):
         stages.DecodeBlock(decoding(names, elsewhere))
     older = {"alphafuse": "0.0.9"}
     with pytest.raises(ClusterError, match=r"has alphafuse \d\S+, the machine that .* has 0\.0\.9: install the same"):
