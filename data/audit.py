@@ -376,7 +376,7 @@ def _problems(report: AuditReport) -> Iterator[Problem]:
         yield Problem(
             "error" if everything else "warning",
             "missing",
-            f"{len(report.missing)} of {total} clips have no file: {_some(report.missing)}.",
+            f"{len(report.missing)} of {total} clips have no file: {_first_names(report.missing)}.",
             "Bring the files back into the clip folder, or make the root again.",
         )
     if report.content is not None:
@@ -402,7 +402,7 @@ def _split_problems(report: AuditReport) -> Iterator[Problem]:
                 "unseen_labels",
                 f"Only {ceiling.reachable} of {ceiling.clips} {split} clips have a label that occurs in training: no "
                 f"head can score above {ceiling.accuracy:.1%}. {labels} never occur{'s' * (len(unseen) == 1)} in "
-                f"training: {_some(unseen)}.",
+                f"training: {_first_names(unseen)}.",
                 again,
             )
     if report.straddling:
@@ -410,8 +410,8 @@ def _split_problems(report: AuditReport) -> Iterator[Problem]:
         yield Problem(
             "error",
             "straddling",
-            f"{_count(len(examples), 'source video lies', 'source videos lie')} in more than one split, so that "
-            f"heads are tested on what they were trained on: {_some(examples)}.",
+            f"{_counted(len(examples), 'source video lies', 'source videos lie')} in more than one split, so that "
+            f"heads are tested on what they were trained on: {_first_names(examples)}.",
             again,
         )
 
@@ -432,8 +432,8 @@ def _copy_problems(found: Sequence[Copies], kind: str, adjective: str) -> Iterat
     for sets, severity, name, where, advice in cases:
         if sets:
             examples = [f"{' = '.join(copies.clip_ids[:4])} ({', '.join(copies.splits)})" for copies in sets]
-            number = _count(len(sets), "set", "sets")
-            yield Problem(severity, name, f"{number} of {adjective} clips {where}: {_some(examples)}.", advice)
+            number = _counted(len(sets), "set", "sets")
+            yield Problem(severity, name, f"{number} of {adjective} clips {where}: {_first_names(examples)}.", advice)
 
 
 def _content_problems(content: Content) -> Iterator[Problem]:
@@ -450,7 +450,7 @@ def _content_problems(content: Content) -> Iterator[Problem]:
     )
     for kind, verb, clip_ids, advice in cases:
         if clip_ids:
-            message = f"{len(clip_ids)} of {content.decoded} decoded clips {verb}: {_some(clip_ids)}."
+            message = f"{len(clip_ids)} of {content.decoded} decoded clips {verb}: {_first_names(clip_ids)}."
             yield Problem("warning", kind, message, advice)
 
 
@@ -458,7 +458,7 @@ def _resolution_problems(report: AuditReport) -> Iterator[Problem]:
     resolution = report.resolution
     if resolution is None:
         return
-    n = _count(resolution.source_videos, "source video", "source videos")
+    n = _counted(resolution.source_videos, "source video", "source videos")
     found = f"a paired test finds with {POWER:.0%} power"
     if resolution.is_hopeless:
         yield Problem(
@@ -498,11 +498,11 @@ def _balance_problems(report: AuditReport) -> Iterator[Problem]:
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     """Return the first few names, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _count(number: int, one: str, many: str) -> str:
+def _counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"

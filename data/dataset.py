@@ -119,7 +119,7 @@ class Dataset:
             for field, value in (("timesformer", timesformer), ("ast", ast), ("protocol", protocol))
             if value is not None
         }
-        where = _remembered_stores(root) if stores is None else _recorded(to_path(stores), root)
+        where = _existing_stores(root) if stores is None else _as_recorded(to_path(stores), root)
         manifest.write(root / "manifest.csv")
         # dataset.json is written last: a root exists once this file does
         write_json(
@@ -127,7 +127,7 @@ class Dataset:
             {
                 "format_version": FORMAT_VERSION,
                 "name": name,
-                "clips": _recorded(to_path(clip_folder), root),
+                "clips": _as_recorded(to_path(clip_folder), root),
                 **({"stores": where} if where not in (None, STORES) else {}),
                 "classes": list(classes),
                 **made_by,
@@ -165,14 +165,14 @@ class Dataset:
         return cls(
             root=root,
             name=content["name"],
-            clip_folder=_located(content["clips"], root),
+            clip_folder=_folder_of(content["clips"], root),
             classes=classes,
             timesformer=content["timesformer"],
             ast=content["ast"],
             protocol=content["protocol"],
             source=content["source"],
             manifest=manifest,
-            stores=_located(content["stores"], root) if "stores" in content else None,
+            stores=_folder_of(content["stores"], root) if "stores" in content else None,
         )
 
     def path_of(self, clip: Clip) -> Path:
@@ -276,8 +276,8 @@ class Dataset:
         loaded = {split: self.embeddings(split, max_bytes=max_bytes) for split in SPLITS}
         for split in SPLITS[1:]:
             for modality in MODALITIES:
-                ours, theirs = (loaded[name].recipes.get(modality, {}) for name in ("train", split))
-                difference = recipe_differences(ours, theirs)
+                train_recipe, other_recipe = (loaded[name].recipes.get(modality, {}) for name in ("train", split))
+                difference = recipe_differences(train_recipe, other_recipe)
                 if difference:
                     raise RecipeMismatchError(
                         f"train and {split} were extracted with another {modality} {difference}: remove "
@@ -322,7 +322,7 @@ def _require_local(root: str | Path) -> None:
         )
 
 
-def _recorded(folder: Path, root: Path) -> str:
+def _as_recorded(folder: Path, root: Path) -> str:
     """Return a folder as dataset.json names it: relative to the root if inside, else its absolute path or URL."""
     if is_remote(folder):
         return str(folder)
@@ -330,12 +330,12 @@ def _recorded(folder: Path, root: Path) -> str:
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
-def _located(recorded: str, root: Path) -> Path:
+def _folder_of(recorded: str, root: Path) -> Path:
     """Return the folder that dataset.json names."""
     return to_path(recorded) if "://" in recorded else root / recorded
 
 
-def _remembered_stores(root: Path) -> str | None:
+def _existing_stores(root: Path) -> str | None:
     content = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
     return content["stores"] if isinstance(content.get("stores"), str) else None
 

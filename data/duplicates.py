@@ -105,12 +105,12 @@ def _pairs(clip_ids: list[str], signatures: Mapping[str, Signature]) -> Iterator
     ]  # each (clips, bytes)
     for start in range(0, len(candidates), _PAIRS_AT_ONCE):
         left, right = candidates[start : start + _PAIRS_AT_ONCE].T
-        same = np.logical_and.reduce([_agree(rows[left], rows[right]) for rows in hashes])
+        same = np.logical_and.reduce([_hashes_agree(rows[left], rows[right]) for rows in hashes])
         for i, j in sorted(zip(left[same].tolist(), right[same].tolist(), strict=True)):
             yield clip_ids[i], clip_ids[j]
 
 
-def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _hashes_agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return (pairs,) bool: whether packed hashes (pairs, bytes) differ by little."""
     differing = _count_bits(a ^ b)
     return differing <= np.maximum(HASH_SLACK_BITS, HASH_TOLERANCE * _count_bits(a | b))

@@ -140,7 +140,7 @@ class Clips(Sequence[Clip]):
     def __iter__(self) -> Iterator[Clip]:
         for start in range(0, len(self), AT_ONCE):
             columns = (column.strings(start, start + AT_ONCE) for column in self._columns)
-            yield from map(_made, *columns)
+            yield from map(_make_clip, *columns)
 
     @overload
     def __getitem__(self, index: int) -> Clip: ...
@@ -151,7 +151,7 @@ class Clips(Sequence[Clip]):
     def __getitem__(self, index: int | slice) -> Clip | Clips:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        return _made(*(column[index] for column in self._columns))
+        return _make_clip(*(column[index] for column in self._columns))
 
     def take(self, positions: np.ndarray) -> Clips:
         """Return the clips at these positions (an integer array)."""
@@ -237,7 +237,7 @@ def as_clips(clips: Sequence[Clip]) -> Clips:
 _ROW = attrgetter(*COLUMNS)
 
 
-def _made(clip_id: str, file: str, label: str, split: str, group: str) -> Clip:
+def _make_clip(clip_id: str, file: str, label: str, split: str, group: str) -> Clip:
     """Make a clip from values that were checked before."""
     clip, set_field = Clip.__new__(Clip), object.__setattr__
     set_field(clip, "clip_id", clip_id)

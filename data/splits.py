@@ -150,18 +150,18 @@ def k_folds(clips: Sequence[Clip], k: int, seed: int, *, val: int | float = VAL_
     if k < 2:
         raise DatasetError(f"folds must be at least 2, not {k}")
     count = _clip_count("val", val, len(clips))
-    stays = _only_videos(clips)
-    free = [clip for clip in clips if clip.group not in stays]
+    always_train = _single_videos(clips)
+    free = [clip for clip in clips if clip.group not in always_train]
     largest = max(Counter(clip.label for clip in free).values(), default=0)
     if k > largest:
         raise DatasetError(
             f"{k} folds need a label with {k} clips that can be tested, the largest has {largest}: ask for fewer folds"
         )
     fold_of = _fold_of_group(free, k, seed)
-    stays |= _lonely_videos(clips, fold_of, stays)
+    always_train |= _single_fold_videos(clips, fold_of, always_train)
     ways = []
     for fold in range(k):
-        tested = {group for group, number in fold_of.items() if number == fold} - stays
+        tested = {group for group, number in fold_of.items() if number == fold} - always_train
         way = [replace(clip, split="test" if clip.group in tested else "train") for clip in clips]
         ways.append(_split_off_trained(way, count, into="val", seed=seed + fold))
     return ways
@@ -238,18 +238,18 @@ def _fold_of_group(clips: Sequence[Clip], k: int, seed: int) -> dict[str, int]:
     return {groups[position]: fold for fold, (_, tested) in enumerate(folds) for position in tested}
 
 
-def _only_videos(clips: Iterable[Clip]) -> set[str]:
+def _single_videos(clips: Iterable[Clip]) -> set[str]:
     """Return the source videos that are the only one of some label."""
     return {group for groups in _groups_of_label(clips).values() if len(groups) == 1 for group in groups}
 
 
-def _lonely_videos(clips: Iterable[Clip], fold_of: Mapping[str, int], stays: set[str]) -> set[str]:
+def _single_fold_videos(clips: Iterable[Clip], fold_of: Mapping[str, int], always_train: set[str]) -> set[str]:
     """For each label whose source videos all lie in one fold, return one that must stay in training."""
-    lonely: set[str] = set()
+    single_fold: set[str] = set()
     for groups in _groups_of_label(clips).values():
-        if not groups & (stays | lonely) and len({fold_of[group] for group in groups}) == 1:
-            lonely.add(min(groups))
-    return lonely
+        if not groups & (always_train | single_fold) and len({fold_of[group] for group in groups}) == 1:
+            single_fold.add(min(groups))
+    return single_fold
 
 
 def _groups_of_label(clips: Iterable[Clip]) -> dict[str, set[str]]:

@@ -189,14 +189,14 @@ def plan_extraction(
     """
     settings = settings or ExtractSettings()
     cluster = _cluster(settings) if settings.engine == "ray" else None
-    embedder = _embedder(dataset, _measured(settings, cluster))
+    embedder = _embedder(dataset, _settings_to_measure(settings, cluster))
     pending = {
         split: Work(dataset, split, embedder.recipes, retry_failed=settings.retry_failed).jobs for split in splits
     }
     files = {split: dataset.file_sizes(jobs.clips) for split, jobs in pending.items()}
     existing = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
     chosen = random.Random(0).sample(existing, min(SAMPLE_CLIPS, len(existing)))
-    rates = _shared(measure_rates(embedder, chosen), settings, cluster) if chosen else None
+    rates = _rates_of_all_devices(measure_rates(embedder, chosen), settings, cluster) if chosen else None
     missing = {split: len(jobs) - len(files[split]) for split, jobs in pending.items()}
     return [_plan(dataset, embedder, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
 
@@ -222,7 +222,7 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
         DatasetError: no clip has a file.
         EncoderError: an encoder can't be loaded.
     """
-    sampled = _some(dataset.manifest, SAMPLED_FILES)
+    sampled = _random_sample(dataset.manifest, SAMPLED_FILES)
     files = dataset.file_sizes(sampled)
     existing = [clip for clip in sampled if clip.clip_id in files]
     if not existing:
@@ -230,8 +230,8 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
             f"none of the first clips has a file in {dataset.clip_folder}: restore them, or give --decode-seconds "
             "and --embed-seconds instead of --root"
         )
-    embedder = _embedder(dataset, _measured(settings, None))
-    jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _some(existing, SAMPLE_CLIPS)]
+    embedder = _embedder(dataset, _settings_to_measure(settings, None))
+    jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _random_sample(existing, SAMPLE_CLIPS)]
     return measure_rates(embedder, jobs), {name: encoder.dim for name, encoder in embedder.encoders.items()}
 
 
@@ -258,7 +258,7 @@ def clip_bytes(dims: Mapping[str, int]) -> int:
     return TEXT_BYTES + FLOAT32_BYTES * sum(dims.values())
 
 
-def _some(items: Sequence, count: int) -> list:
+def _random_sample(items: Sequence, count: int) -> list:
     return random.Random(0).sample(items, min(count, len(items)))
 
 
@@ -274,7 +274,7 @@ def _embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
     return Embedder(load_encoders(dataset, settings, settings.device), settings)
 
 
-def _measured(settings: ExtractSettings, cluster: tuple[int, int] | None) -> ExtractSettings:
+def _settings_to_measure(settings: ExtractSettings, cluster: tuple[int, int] | None) -> ExtractSettings:
     """Return the settings for the one device of this machine that is measured."""
     if cluster is None:
         return replace(settings, device=list_devices(settings.device)[0], engine="local")
@@ -289,7 +289,7 @@ def _measured(settings: ExtractSettings, cluster: tuple[int, int] | None) -> Ext
     return replace(settings, device="cuda" if gpus else "cpu", engine="local")
 
 
-def _shared(rates: Rates, settings: ExtractSettings, cluster: tuple[int, int] | None) -> Rates:
+def _rates_of_all_devices(rates: Rates, settings: ExtractSettings, cluster: tuple[int, int] | None) -> Rates:
     """Return the rates measured on one device for all devices that would do the work."""
     if cluster is not None:
         cpus, gpus = cluster

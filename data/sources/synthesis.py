@@ -252,8 +252,8 @@ def render_frames_and_mask(
 
     picture = _background(look, rng, height, width, camera)  # (frames, height, width, 3) float32
     for shape, at_x, at_y, radius, shade in look.bystanders:
-        still = Pose(x=at_x, y=at_y)
-        picture += shade * _coverage(shape, still, radius, 0.0, x, y, height)[..., None]
+        static_pose = Pose(x=at_x, y=at_y)
+        picture += shade * _coverage(shape, static_pose, radius, 0.0, x, y, height)[..., None]
     sign = -1 if look.mirrored else 1
     moved = Pose(
         sign * np.asarray(pose.x) + look.centre[0],

@@ -88,7 +88,7 @@ def open_untrusted(path: Path, *, size: int | None = None, head: bytes = b"", wh
             raise
     except (*READ_ERRORS, AlphafuseError) as error:
         source.close()
-        raise _explained(path, source, error) from None
+        raise _error_for(path, source, error) from None
     except BaseException:
         source.close()
         raise
@@ -131,7 +131,7 @@ def _read_at(source: Any, address: int, count: int) -> bytes:
     return content
 
 
-def _explained(path: Path, source: Any, error: Exception) -> Exception:
+def _error_for(path: Path, source: Any, error: Exception) -> Exception:
     """Return the error to raise for an error of h5py, which may hide that the object is missing or unreachable."""
     failure = getattr(source, "failure", None) or error
     if isinstance(failure, FileNotFoundError):
@@ -166,7 +166,7 @@ class UntrustedFile:
         self.root.close()
         self._source.close()
         if isinstance(error, (*READ_ERRORS, AlphafuseError)) and getattr(self._source, "failure", None):
-            raise _explained(self.path, self._source, error) from error
+            raise _error_for(self.path, self._source, error) from error
         if isinstance(error, READ_ERRORS):
             raise damaged(self.path, error) from error
 

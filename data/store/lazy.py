@@ -396,9 +396,9 @@ def _read_columns(index: RowIndex) -> dict[str, Any]:
         targets, clips = order[first:last], numbers[first:last] - start
         with open_shard(index.shards[shard], whole=True) as opened:
             file_bytes[targets] = opened.file_bytes()[clips]
-            ours, theirs = opened.digests(), opened.labels()
+            shard_digests, shard_labels = opened.digests(), opened.labels()
             for target, clip in zip(targets.tolist(), clips.tolist(), strict=True):
-                digests[target], labels[target] = ours[clip], theirs[clip]
+                digests[target], labels[target] = shard_digests[clip], shard_labels[clip]
             rows, own = rows_of(opened.offsets(), clips)
             counts[targets] = np.diff(own)
             parts.append((targets, opened.windows()[rows]))

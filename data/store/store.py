@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 _EMBEDDED, _FAILED = 1, 2  # the two bits that each stream has in a clip's state
 
 
-def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
+def _retry_if_packed(method: Callable[..., Result]) -> Callable[..., Result]:
     """Decorate methods that read shards: start over if a listed shard was removed by packing."""
 
     @functools.wraps(method)
@@ -116,10 +116,10 @@ class EmbeddingStore:
             self.root = self.folder.parent.parent
         self._files = ShardFiles(self.folder)
         self._agreed: dict[str, dict[str, Any]] = {}  # recipes of the shards read so far; shards never change
-        self._recipes_of: set[str] = set()
+        self._recipes_read: set[str] = set()
         self._states: dict[str, int] = {}  # clip_id -> bits of all streams: 120 MB for a million clips
         self._shifts: dict[str, int] = {}  # stream -> position of its two bits
-        self._states_of: set[str] = set()  # names of the shards that these states are from
+        self._states_read: set[str] = set()  # names of the shards that these states are from
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "root": self.root}  # another process reads the shards itself
@@ -185,7 +185,7 @@ class EmbeddingStore:
         """Return the size of all shards in bytes; 0 if the store does not exist."""
         return self._files.size_bytes()
 
-    @_reading
+    @_retry_if_packed
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Return modality -> the recipe that all shards share; empty for an empty store.
 
@@ -193,9 +193,9 @@ class EmbeddingStore:
             RecipeMismatchError: two shards disagree (a shard was copied in from another store).
         """
         shards = self.shards()
-        if not self._recipes_of <= {path.name for path in shards}:  # shards were removed or packed: start over
-            self._agreed, self._recipes_of = {}, set()
-        for path in self._files.each(path for path in shards if path.name not in self._recipes_of):
+        if not self._recipes_read <= {path.name for path in shards}:  # shards were removed or packed: start over
+            self._agreed, self._recipes_read = {}, set()
+        for path in self._files.each(path for path in shards if path.name not in self._recipes_read):
             with self._files.open(path) as shard:
                 for modality, recipe in shard.recipes.items():
                     difference = recipe_differences(self._agreed.setdefault(modality, recipe), recipe)
@@ -204,10 +204,10 @@ class EmbeddingStore:
                             f"shard {one_line(path, 1000)} was made with another {modality} {difference} than the "
                             "shards before it: move it out of the store"
                         )
-            self._recipes_of.add(path.name)
+            self._recipes_read.add(path.name)
         return dict(self._agreed)
 
-    @_reading
+    @_retry_if_packed
     def dims(self) -> dict[str, int]:
         """Return modality -> dimension, for the stored modalities; reads no features."""
         recipes, dims = self.recipes(), dict[str, int]()
@@ -231,7 +231,7 @@ class EmbeddingStore:
         """
         return self.open_rows(clips).load(pooled=pooled)
 
-    @_reading
+    @_retry_if_packed
     def open_rows(self, clips: Sequence[Clip] | None = None) -> StoredEmbeddings:
         """Like `read`, but features stay on disk and are read in parts: for stores larger than memory.
 
@@ -249,7 +249,7 @@ class EmbeddingStore:
             index=index,
         )
 
-    @_reading
+    @_retry_if_packed
     def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
         """Find the rows of these clips, and the failures of those without; errors as in `read`."""
         return self._locate(clip_ids)
@@ -302,7 +302,7 @@ class EmbeddingStore:
         )
         return index, tuple(absent)
 
-    @_reading
+    @_retry_if_packed
     def finished(
         self,
         *,
@@ -323,14 +323,16 @@ class EmbeddingStore:
             look: list the folder; if False, the answer is that of the last listing.
         """
         shards = self.shards() if look else []
-        if look and not self._states_of <= {path.name for path in shards}:  # shards were removed or packed: start over
-            self._states, self._states_of = {}, set()
-        for path in self._files.each(path for path in shards if path.name not in self._states_of):
+        if look and not self._states_read <= {
+            path.name for path in shards
+        }:  # shards were removed or packed: start over
+            self._states, self._states_read = {}, set()
+        for path in self._files.each(path for path in shards if path.name not in self._states_read):
             with self._files.open(path) as shard:
                 found = self._states_in(shard)
             for clip_id, bits in found.items():
                 self._states[clip_id] = self._states.get(clip_id, 0) | bits
-            self._states_of.add(path.name)
+            self._states_read.add(path.name)
         states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
         end = _EMBEDDED if retry_failed else _EMBEDDED | _FAILED
         ends = {modality: end << self._shift(modality) for modality in modalities}
@@ -360,7 +362,7 @@ class EmbeddingStore:
         finished = self.finished(modalities=modalities, retry_failed=retry_failed).values()
         return set.intersection(*finished) if finished else set()
 
-    @_reading
+    @_retry_if_packed
     def info(self) -> StoreInfo:
         """Return counts, recipes and failures of what is stored."""
         embeddings = self.open_rows()
@@ -471,7 +473,7 @@ class EmbeddingStore:
                 write_parquet(file, rows)
         return path
 
-    @_reading
+    @_retry_if_packed
     def provenance(self) -> dict[str, Any]:
         """Return the newest shard's provenance, with the encoder of each modality's newest shard; {} without shards.
 
@@ -515,11 +517,11 @@ def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> s
     """Return the first three fields that differ, as "name (there: stored, here: asked)"; empty if none does."""
     names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     return ", ".join(
-        f"{one_line(name, 40)} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})"
+        f"{one_line(name, 40)} (there: {_shortened(stored.get(name))}, here: {_shortened(asked.get(name))})"
         for name in names[:3]
     )
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     text = str(value)
     return one_line(text if len(text) <= 24 else text[:12] + "...")

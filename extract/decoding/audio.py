@@ -31,13 +31,13 @@ class AudioTrack:
         self._resampler = MonoResampler()
 
     @property
-    def enough(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether further packets make no difference."""
         return bool(self._problem) or (self._max_samples is not None and self._resampler.samples >= self._max_samples)
 
     def add(self, packet: Packet | None) -> None:
         """Decode a packet; None flushes the decoder."""
-        if self.enough or self.stream is None:
+        if self.is_complete or self.stream is None:
             return
         try:
             for frame in self._decode(self.stream, packet):

@@ -98,7 +98,7 @@ def decode_clip(
                     picture_track.add(packet)
                 else:
                     sound_track.add(packet)
-                if picture_track.stream is None and sound_track.enough:
+                if picture_track.stream is None and sound_track.is_complete:
                     shown.is_whole = False
                     break
             waveform, no_waveform = sound_track.finish()

@@ -7,9 +7,9 @@ container's flags. The headers also give the decoder's output order, so that the
 decoding.
 
 If in doubt, everything is decoded: a stream with a feature that the rules are not proven for (`UnprovenError`), or
-whose timestamps contradict its own order, has no plan. Excluded after trials: VP9's and AV1's unreferenced frames (they pass
-probabilities on to the next frame), VP8 (its segment map outlives key frames), MPEG-4's B frames (often packed in pairs
-or without timestamps) and MPEG transport streams (a packet that was cut short can't be recognised).
+whose timestamps contradict its own order, has no plan. Excluded after trials: VP9's and AV1's unreferenced frames (they
+pass probabilities on to the next frame), VP8 (its segment map outlives key frames), MPEG-4's B frames (often packed in
+pairs or without timestamps) and MPEG transport streams (a packet that was cut short can't be recognised).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class PacketIndex:
             if not (self._flags or picture.fresh):
                 raise UnprovenError
         except UnprovenError:
-            self._forget()
+            self._discard()
             return
         self._timestamps.append(packet.pts)
         self._orders.append(picture.order)
@@ -113,13 +113,13 @@ class PacketIndex:
         wanted = shown[choose(len(shown))]
         last_of_group = np.full(group[-1] + 1, -1)
         np.maximum.at(last_of_group, group[wanted], wanted)
-        looked_at = np.zeros(len(flags), bool)
-        looked_at[wanted] = True
-        decoded = (reference | looked_at) & (np.arange(len(flags)) <= last_of_group[group])
+        is_wanted = np.zeros(len(flags), bool)
+        is_wanted[wanted] = True
+        decoded = (reference | is_wanted) & (np.arange(len(flags)) <= last_of_group[group])
         expected = timestamps[shown[decoded[shown]]]
         return PacketPlan(decoded, expected.tolist(), timestamps[wanted].tolist())
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         self._reader = None
         self._timestamps, self._orders, self._flags = array("q"), array("q"), array("B")
 
@@ -298,7 +298,7 @@ class _Hevc:
             elif unit[0] >> 1 == 34:
                 self._read_picture(_Bits(unit[2:]))
         self._previous_order: int | None = None  # PicOrderCntVal of the previous reference picture
-        self._begun_by_idr = False
+        self._started_by_idr = False
         self._reordering = _ReorderCheck(self._most_reordered)
 
     def _read_sequence(self, bits: _Bits) -> None:
@@ -349,8 +349,8 @@ class _Hevc:
         kind = kinds.pop()
         first = self._previous_order is None
         fresh = kind in (19, 20) or (first and kind == 21)
-        self._begun_by_idr |= first and kind in (19, 20)
-        if kind in (8, 9) and not self._begun_by_idr:  # a decoder drops the leading pictures of a first CRA picture
+        self._started_by_idr |= first and kind in (19, 20)
+        if kind in (8, 9) and not self._started_by_idr:  # a decoder drops the leading pictures of a first CRA picture
             raise UnprovenError
         reference = kind > 9 or kind % 2 == 1
         order = self._order(_Bits(head[2:]), kind)
@@ -479,15 +479,15 @@ class _ReorderCheck:
 
     def __init__(self, most_reordered: int) -> None:
         self._most_reordered = min(most_reordered, LONGEST_REORDER)
-        self._reorderingst: list[int] = []  # the highest orders so far, ascending
+        self._highest: list[int] = []  # the highest orders so far, ascending
 
     def check(self, order: int, fresh: bool) -> None:
         if fresh:
-            self._reorderingst = []
-        if len(self._reorderingst) - bisect_right(self._reorderingst, order) > self._most_reordered:
+            self._highest = []
+        if len(self._highest) - bisect_right(self._highest, order) > self._most_reordered:
             raise UnprovenError
-        insort(self._reorderingst, order)
-        del self._reorderingst[: -LONGEST_REORDER - 1]
+        insort(self._highest, order)
+        del self._highest[: -LONGEST_REORDER - 1]
 
 
 class _Bits:

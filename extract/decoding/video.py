@@ -96,7 +96,7 @@ class VideoTrack:
                 for frame in _decode(needed, strict=True):
                     if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
                         return None
-                    sampled.offer(frame.pts, frame)
+                    sampled.add_if_sampled(frame.pts, frame)
             except MemoryError:
                 raise
             except FFmpegError:
@@ -112,7 +112,7 @@ class VideoTrack:
             sampled, shown = _SampledFrames(choose(total), prepare), 0
             with self._packets(strict=False) as packets:
                 for frame in _decode(packets, strict=False):
-                    sampled.offer(shown, frame)
+                    sampled.add_if_sampled(shown, frame)
                     shown += 1
             if shown in (0, total):
                 break
@@ -143,7 +143,7 @@ class _SampledFrames:
         self._prepare = prepare
         self._frames: np.ndarray | None = None
 
-    def offer(self, key: int, frame: VideoFrame) -> None:
+    def add_if_sampled(self, key: int, frame: VideoFrame) -> None:
         """Store a frame if it is one of the sampled ones."""
         places = self._places.pop(key, None)
         if places is None:

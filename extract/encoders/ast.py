@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from alphafuse.extract.decoding.specs import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioSpec
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
-from .transformer import Attention, Block, Mlp, through
+from .transformer import Attention, Block, Mlp, run_blocks
 
 PREEMPHASIS = 0.97  # Kaldi's default
 FFT_SAMPLES = 512  # Kaldi's default: the window rounded up to a power of two
@@ -62,7 +62,7 @@ class PooledAst(nn.Module):
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         """Map (b, max_length, mel_bins) float32 to (b, d) float32."""
-        x = through(self.blocks, self.embeddings(input_values), 2)  # (b, 2, d): CLS, distillation
+        x = run_blocks(self.blocks, self.embeddings(input_values), 2)  # (b, 2, d): CLS, distillation
         return self.norm(x).mean(dim=1)
 
 

@@ -23,7 +23,7 @@ from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import FrameSpec, crop_box, resized_size
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
-from .transformer import Attention, Block, Mlp, through
+from .transformer import Attention, Block, Mlp, run_blocks
 
 COEFFICIENT_BITS = 22  # of PIL's 8-bit resampling (Resample.c: 32 - 8 - 2)
 FILTER_SUPPORT = {2: 1.0, 3: 2.0}  # PIL's bilinear and bicubic: half their width, in input pixels at scale 1
@@ -85,7 +85,7 @@ class PooledTimesformer(nn.Module):
         """Map (b, t, 3, height, width) float32 to (b, d) float32."""
         x = self.embeddings(pixel_values)  # (b, 1 + p t, d): CLS, then the frames of each patch
         if not self.is_divided:
-            return self.norm(through(self.blocks, x, 1)[:, 0])
+            return self.norm(run_blocks(self.blocks, x, 1)[:, 0])
         b, tokens, d = x.shape
         patches = x[:, 1:].view(b, (tokens - 1) // self.frames, self.frames, d).transpose(1, 2)  # (b, t, p, d)
         cls = x[:, None, :1].expand(b, self.frames, 1, d)
@@ -106,7 +106,7 @@ class _DividedBlock(nn.Module):
         self.norm_time, self.norm_space = layer.temporal_layernorm, layer.layernorm_before
         self.norm_after = layer.layernorm_after
         time, space = layer.temporal_attention, layer.attention
-        self.time = Attention([time.attention.qkv], _product(layer.temporal_dense, time.output.dense), heads)
+        self.time = Attention([time.attention.qkv], _merged(layer.temporal_dense, time.output.dense), heads)
         self.space = Attention([space.attention.qkv], space.output.dense, heads)
         self.mlp = Mlp(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn, config)
 
@@ -124,7 +124,7 @@ class _DividedBlock(nn.Module):
         """Map (b, t, 1 + p, d) to CLS after this block, (b, d)."""
         x = self._attend_over_time(x)
         b, t, n, d = x.shape
-        context = self.space.of_few(self.norm_space(x).view(b * t, n, d), 1).view(b, t, d).mean(dim=1)
+        context = self.space.first_tokens(self.norm_space(x).view(b * t, n, d), 1).view(b, t, d).mean(dim=1)
         cls = self.space.projection.add_to(x[:, 0, 0].contiguous(), context)
         return self.mlp.add_to(cls, self.norm_after(cls))
 
@@ -143,7 +143,7 @@ def _joint_block(layer: Any, config: Any) -> Block:
     return Block((layer.layernorm_before, layer.layernorm_after), attention, mlp)
 
 
-def _product(second: nn.Linear, first: nn.Linear) -> nn.Linear:
+def _merged(second: nn.Linear, first: nn.Linear) -> nn.Linear:
     """Return second(first(x)) as one layer; multiplied in float64, so that only one rounding is added."""
     product = nn.Linear(first.in_features, second.out_features)
     weight = second.weight.double()

@@ -44,13 +44,13 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, n, d) -> (b, n, d)"""
-        return self._rest(x, self.attention(self.norm_before(x)))
+        return self._finish(x, self.attention(self.norm_before(x)))
 
     def last(self, x: torch.Tensor, queries: int) -> torch.Tensor:
         """Map (b, n, d) to the first `queries` tokens after this block, (b, queries, d)."""
-        return self._rest(x[:, :queries].contiguous(), self.attention.of_few(self.norm_before(x), queries))
+        return self._finish(x[:, :queries].contiguous(), self.attention.first_tokens(self.norm_before(x), queries))
 
-    def _rest(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def _finish(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         x = self.attention.projection.add_to(x, context)
         return self.mlp.add_to(x, self.norm_after(x))
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         b, n, d = x.shape
         return self.gather(self.qkv(x).view(b, n, 3, d))
 
-    def of_few(self, x: torch.Tensor, queries: int) -> torch.Tensor:
+    def first_tokens(self, x: torch.Tensor, queries: int) -> torch.Tensor:
         """Attend from the first `queries` tokens, without all tokens' keys and values: (b, n, d) -> (b, queries, d)."""
         b, _, d = x.shape
         x = x.to(self.qkv.weight.dtype)
@@ -173,7 +173,7 @@ def _onednn_is_faster() -> bool:
     return "AuthenticAMD" in vendor
 
 
-def through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
+def run_blocks(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
     """Apply all blocks; the last one returns only the first `queries` tokens."""
     *others, last = blocks
     for block in others:

@@ -29,7 +29,7 @@ from .embedder import DecodedJobs, Embedder
 
 CLAIMED_AT_ONCE = 16  # clips: few enough to leave some for other processes, enough to list the store rarely
 POLL_SECONDS = 0.5  # time between checks whether other processes have finished their clips
-LOOK_SECONDS = 10.0  # time between checks of what others have stored, if there are no claims
+LIST_SECONDS = 10.0  # time between checks of what others have stored, if there are no claims
 SHARD_BYTES = 64 * 2**20  # when so many bytes of embeddings wait, a shard is written
 Written = Callable[[Sequence[str]], object]
 
@@ -126,7 +126,7 @@ class _ClaimedJobs(Iterator[Job]):
             is_own = np.array([clip_id in got for clip_id in some.clips.clip_ids])
             self.busy += (start + np.flatnonzero(~is_own)).tolist()
             # after the claim: another process may have stored them before it
-            look = claims.is_shared or time.monotonic() - listed_at >= LOOK_SECONDS
+            look = claims.is_shared or time.monotonic() - listed_at >= LIST_SECONDS
             missing = work.missing(some.take(is_own), look=look)
             listed_at = time.monotonic() if look else listed_at
             done = got.difference(missing.clips.clip_ids)

@@ -130,7 +130,7 @@ class RayEngine:
         stream = _Stream(self._stages(work, jobs, blocks, counts))
         asked = None
         try:
-            with _own_errors():
+            with _raise_own_errors():
                 is_over = False
                 while not is_over:
                     with hold_interrupts():  # no bundle is lost between the stream and the committer
@@ -138,13 +138,13 @@ class RayEngine:
                         is_over = bundle is stream.END
                         if bundle is not None and not is_over:
                             committer.add(bundle)
-                    yield from committer.look()
-                    figures, asked = self._ask(counts, asked)
+                    yield from committer.poll()
+                    figures, asked = self._read_counts(counts, asked)
                     if figures:
                         yield Done(figures=figures)
         finally:
             try:
-                with _own_errors():
+                with _raise_own_errors():
                     rest = committer.finish()
             finally:
                 stream.stop()  # not earlier: Ray Data cancels running tasks, and Ray has aborted drivers during that
@@ -215,7 +215,7 @@ class RayEngine:
 
         return commit
 
-    def _ask(self, counts: Any, asked: Any) -> tuple[dict[str, int], Any]:
+    def _read_counts(self, counts: Any, asked: Any) -> tuple[dict[str, int], Any]:
         """Return the counting actor's last answer, and the reference to its next one; doesn't wait."""
         if asked is None:
             return {}, counts.read.remote()
@@ -312,7 +312,7 @@ class _Committer:
         self._held += bundle.block_refs
         self._held_bytes += bundle.size_bytes()
 
-    def look(self) -> list[Done]:
+    def poll(self) -> list[Done]:
         """Start a due commit, and return counts of finished ones; waits only if many are running."""
         if self._held and (self._held_bytes >= SHARD_BYTES or time.monotonic() >= self._due):
             self._flush()
@@ -352,7 +352,7 @@ class _Committer:
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
+def _raise_own_errors() -> Iterator[None]:
     """Raise errors of nodes as the AlphafuseErrors that they were, or as a `ClusterError` of one line."""
     try:
         yield

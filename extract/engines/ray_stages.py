@@ -109,7 +109,7 @@ class DecodeBlock:
         """Turn a block of jobs into (job, decoded) in the same order."""
         jobs: Sequence[Job] = unpack_block(row)
         decoded = dict(self._pool.map((i, (job.path, job.modalities)) for i, job in enumerate(jobs)))
-        _count(self._decoding.counts, decoded=len(jobs))
+        _send_counts(self._decoding.counts, decoded=len(jobs))
         return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
 
 
@@ -151,7 +151,7 @@ class EmbedBlock:
         starts = range(0, len(decoded_jobs), self._batch_size)
         parts = (decoded_jobs[start : start + self._batch_size] for start in starts)
         batches = [embed_batch(self._encoders, part) for part in parts]
-        _count(self._counts, embedded=len(decoded_jobs))
+        _send_counts(self._counts, embedded=len(decoded_jobs))
         return pack_block(row["number"], batches)
 
 
@@ -164,7 +164,7 @@ def ship_encoders(encoders: Mapping[str, Encoder]) -> tuple[bytes, list[np.ndarr
 
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _WeightsApart(stream, protocol=5, buffer_callback=buffers.append).dump(dict(encoders))
+    _WeightSeparatingPickler(stream, protocol=5, buffer_callback=buffers.append).dump(dict(encoders))
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
@@ -175,7 +175,7 @@ def unship_encoders(shipped: tuple[bytes, list[np.ndarray]]) -> dict[str, Encode
     return encoders
 
 
-class _WeightsApart(pickle.Pickler):
+class _WeightSeparatingPickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         import torch
 
@@ -260,6 +260,6 @@ class Counts:
         return dict(self._counts)
 
 
-def _count(actor: Any, **counts: int) -> None:
+def _send_counts(actor: Any, **counts: int) -> None:
     """Send counts to the actor; it may be lost, and its answer isn't awaited."""
     actor.add.remote(**counts)

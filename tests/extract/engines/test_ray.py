@@ -466,7 +466,7 @@ def test_an_interrupt_while_a_commit_is_asked_for_does_not_ask_for_it_twice() ->
     committer = ray_engine._Committer(Nobody(), commit, 0.0)
     committer.add(SimpleNamespace(block_refs=["block"], size_bytes=lambda: 1))
     with pytest.raises(KeyboardInterrupt):
-        committer.look()
+        committer.poll()
     committer.finish()
     assert asked == [["block"]] and committer.done == {7}
 
