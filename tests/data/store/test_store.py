@@ -750,7 +750,7 @@ def test_streams_may_be_called_like_anything_else_in_a_shard(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"offsets": np.array([0, 2, 1])}, "offsets of shape .* are not ascending from 0 for 2 clips"),
+        ({"offsets": np.array([0, 2, 1])}, "offsets of shape .* don.t ascend from 0 for 2 clips"),
         ({"offsets": np.array([0, 1])}, "offsets of shape"),
         ({"windows": np.zeros((3, 2))}, "windows, file_bytes or digests do not fit 2 clips of 2 windows"),
         ({"digests": ("",)}, "do not fit 2 clips"),
