@@ -28,7 +28,7 @@ from .manifest import SPLITS, Clip
 from .power import POWER, smallest_resolvable_gap
 from .splits import Ceiling, reachable_ceiling
 
-SHORT_SHARE = 0.5  # of the median duration
+SHORT_SHARE = 0.5  # clips shorter than this share of the median duration are short
 TYPICAL_DISCORDANCE = 0.2  # share of clips that exactly one of two similar heads gets right
 IMBALANCE = 10.0  # largest over smallest training class worth a note
 _NAMED = 3  # examples in a sentence
@@ -75,7 +75,7 @@ class SplitAudit:
 
 @dataclass(frozen=True)
 class Balance:
-    """How evenly the training clips are spread over their classes.
+    """Balance of the training clips over their classes.
 
     Attributes:
         largest, smallest: clips of the largest and smallest class that occurs in training.
@@ -303,7 +303,7 @@ def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list
 
 
 def _sha256(path: Path) -> str | None:
-    """The file's sha256; None when it can't be read (decoding gives the reason)."""
+    """Return the file's sha256; None if it can't be read (decoding gives the reason)."""
     digest = hashlib.sha256()
     try:
         with local_copy(path) as local, local.open("rb") as file:

@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a clip has no embedding of a modality.
+    """A reason why a clip has no embedding of a modality.
 
     >>> from alphafuse import Failure
     >>> Failure("0mel8sIKhgk_000007", "ast", "no audio stream").reason

@@ -122,7 +122,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class ExtractPlan:
-    """What extracting a split would do.
+    """Plan of a split's extraction: work, time and size.
 
     Attributes:
         split: "train", "val" or "test".
@@ -158,7 +158,7 @@ class ClipsPlan:
         clips: number of clips.
         rates: seconds per clip, and the machines.
         seconds: time of the whole run, without starting a cluster and loading the models.
-        core_hours, gpu_hours: of all cores and all GPUs, busy or idle.
+        core_hours, gpu_hours: hours of all cores and all GPUs, busy or idle.
         store_bytes: size of all shards.
     """
 

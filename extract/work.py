@@ -15,7 +15,7 @@ from .jobs import Jobs
 
 
 class Work:
-    """What the store of a split lacks; picklable, so that it can be sent to another process.
+    """The jobs that the store of a split lacks; picklable, so that it can be sent to another process.
 
     Attributes:
         split: "train", "val" or "test".

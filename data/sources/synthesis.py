@@ -166,7 +166,7 @@ MOTIONS: dict[str, Callable[[Array], Pose]] = {
 
 @dataclass(frozen=True)
 class Look:
-    """What the clips of one source video share visually, independent of the event."""
+    """Visual properties that the clips of one source video share, independent of the event."""
 
     colour: Array  # (3,) float32, of the moving shape, 0..255
     background: Array  # (3, 3, 3) float32: colours of a coarse grid, blended over the frame, 0..255
@@ -391,7 +391,7 @@ TIMBRES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
 
 @dataclass(frozen=True)
 class Voice:
-    """What the clips of one source video share acoustically, independent of the event."""
+    """Acoustic properties that the clips of one source video share, independent of the event."""
 
     pitch_hz: float  # of the fundamental
     tempo: float  # 1 = as written in RHYTHMS

@@ -122,7 +122,7 @@ def import_ucf101(
             its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         splits: the folder ucfTrainTestlist.
-        split: which of the three official splits.
+        split: number of the official split: 1, 2 or 3.
         leave_out: function: files -> {file to leave out: reason}, for instance `alphafuse.files_without_audio`. These
             clips are written to the root's left_out.csv. None = all clips stay.
         subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.

@@ -24,7 +24,7 @@ DEVICE_RESIZE_PIXELS = 640 * 480  # largest frame that a device resizes; decode 
 
 @dataclass(frozen=True)
 class FrameSpec:
-    """How frames become TimeSformer's input.
+    """Preprocessing of frames into TimeSformer's input.
 
     The defaults are the published Kinetics-400 values (mean 0.45, std 0.225, short side and centre crop 224, bilinear);
     the ImageNet statistics that HuggingFace's processor classes fall back to are not TimeSformer's.
@@ -106,7 +106,7 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """How a waveform becomes AST's input.
+    """Preprocessing of a waveform into AST's input.
 
     The defaults are AST's published AudioSet values: 128 mel bands, 1024 frames of 10 ms, and the mean and standard
     deviation of AudioSet's log filter banks.

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 # the CPU's attention kernel reads a sequence this long several times, so that contiguous rows of each head are faster
 # (AST's 1214 tokens: 36 ms a layer without, 30.5 and a copy of 1.6 with; TimeSformer's 197: 8.8 and 9.6)
 LONG_TOKENS = 512
-CACHED_ROWS = 128  # of an MLP's hidden layer: 1.6 MB in the full-size models, about the size of a core's cache
+CACHED_ROWS = 128  # rows of an MLP's hidden layer that are computed at a time: 1.6 MB in the full-size models, about the size of a core's cache
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -43,7 +43,7 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d)"""
+        """Map (b, n, d) to (b, n, d)."""
         return self._finish(x, self.attention(self.norm_before(x)))
 
     def last(self, x: torch.Tensor, queries: int) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.projection = Linear(projection.weight, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d)"""
+        """Map (b, n, d) to (b, n, d)."""
         b, n, d = x.shape
         return self.gather(self.qkv(x).view(b, n, 3, d))
 
@@ -136,7 +136,7 @@ class Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d_in) -> (..., d_out)"""
+        """Map (..., d_in) to (..., d_out)."""
         weight = self.weight
         if _is_fp32_on_cpu(x, weight) and _onednn_is_faster():
             result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")

@@ -273,7 +273,7 @@ def _take_finished(running: set[Future[Result]]) -> list[Result]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How memory is divided among the decode workers.
+    """Division of memory among the decode workers.
 
     Attributes:
         limit_bytes: limit for this process and its workers.

@@ -54,7 +54,7 @@ def unpack_block(row: Row) -> Any:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How blocks are decoded.
+    """Settings of decoding.
 
     Attributes:
         libraries: name -> version that each machine must have.
