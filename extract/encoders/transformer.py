@@ -29,7 +29,7 @@ from torch.nn import functional as F
 # the CPU's attention kernel reads a sequence this long several times, so that contiguous rows of each head are faster
 # (AST's 1214 tokens: 36 ms a layer without, 30.5 and a copy of 1.6 with; TimeSformer's 197: 8.8 and 9.6)
 LONG_TOKENS = 512
-CACHED_ROWS = 128  # rows of an MLP's hidden layer that are computed at a time: 1.6 MB in the full-size models, about the size of a core's cache
+CACHED_ROWS = 128  # rows of an MLP's hidden layer at a time: 1.6 MB in the full-size models, about a core's cache
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
