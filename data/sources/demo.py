@@ -68,8 +68,9 @@ FRAMES_PER_SECOND = 12
 FRAME_HEIGHT, FRAME_WIDTH = 72, 96  # pixels, 4:3
 SHORTEST_SECONDS, LONGEST_SECONDS = 2.0, 2.5
 SAMPLE_RATES_HZ = (16_000, 22_050, 44_100)  # different, as in real clips; the extractor resamples to 16 kHz
-# difficulty of draw_look and draw_voice, chosen so that the demo is neither impossible nor solved: on the 192 test clips
-# of seed 0 the paper's head reaches 0.84 from both compact embeddings, 0.43 and 0.42 from either alone (mean of 5 seeds).
+# difficulty of draw_look and draw_voice, chosen so that the demo is neither impossible nor solved: on the 192 test
+# clips of seed 0 the paper's head reaches 0.84 from both compact embeddings, 0.43 and 0.42 from either alone (mean of
+# 5 seeds).
 LOOK_DIFFICULTY, VOICE_DIFFICULTY = 1.45, 1.5
 
 # Part of the ids: raise it with every change of the drawing, so that old clips are not mistaken for new ones.
