@@ -412,7 +412,7 @@ def test_a_root_of_clips_behind_a_url_is_that_of_a_local_folder(
     assert len(listed.dataset.manifest) == 2 and listed.missing == ("dog/none",)
     with pytest.raises(DatasetError, match="no such clip folder: memory://folder/nothing"):
         import_folder(f"{memory}/nothing", tmp_path / "nothing")
-    with pytest.raises(DatasetError, match="the clip folder memory://folder/clips is gone"):
+    with pytest.raises(DatasetError, match="the clip folder memory://folder/clips doesn't exist"):
         fsspec.filesystem("memory").rm("/folder/clips", recursive=True)
         there.require_clips()
 
