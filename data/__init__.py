@@ -1,4 +1,4 @@
-"""What a clip is, where clips come from, how they are split, and what is cached of them.
+"""Clips: what they are, where they come from, how they are split, and the store of their embeddings.
 
     streams      names of the streams, their default encoders and preprocessing protocols
     columns      ids and labels of millions of clips in little memory
@@ -12,5 +12,5 @@
     audit        what is wrong with a dataset's clips, labels and splits
     sources/     making a root from a folder, VGGSound, UCF101, Kinetics, the demo or another root
 
-An import goes upwards in this list only: sources use dataset, dataset uses the store, the store uses embeddings.
+Modules import only from modules above them: sources use dataset, dataset uses the store, the store uses embeddings.
 """

@@ -1,7 +1,7 @@
-"""What a dataset can show, and what is wrong with it: counted from the manifest, the files, and their signatures.
+"""Audit a dataset: what its splits can show, and what is wrong with its clips.
 
-`audit` reads the manifest and compares files byte by byte. What needs decoding (copies that were encoded again, clips
-without sound or picture, silent, frozen or short ones) it takes from signatures, which
+`audit` reads the manifest and compares files byte by byte. Some findings need decoding: copies that were encoded again,
+clips without sound or picture, silent, frozen or short ones. They come from signatures, which
 `alphafuse.extract.decoding.signatures.sign_clips` makes.
 """
 
@@ -28,7 +28,7 @@ from .manifest import SPLITS, Clip
 from .power import POWER, smallest_resolvable_gap
 from .splits import Ceiling, reachable_ceiling
 
-SHORT_SHARE = 0.5  # of the median duration
+SHORT_SHARE = 0.5  # clips shorter than this share of the median duration are short
 TYPICAL_DISCORDANCE = 0.2  # share of clips that exactly one of two similar heads gets right
 IMBALANCE = 10.0  # largest over smallest training class worth a note
 _NAMED = 3  # examples in a sentence
@@ -44,9 +44,9 @@ class Problem:
 
     Attributes:
         severity: "error": figures on these splits mislead or can't answer; "warning": some clips are not what they
-            should be; "note": good to know, nothing wrong.
-        kind: name for programs.
-        message: what is the case, for people.
+            should be; "note": information, nothing is wrong.
+        kind: name of the finding, for programs.
+        message: the finding, for people.
         mend: what to do about it; empty for notes.
     """
 
@@ -61,9 +61,9 @@ class SplitAudit:
     """Counts of one split.
 
     Attributes:
-        clips, classes, source_videos: how many are listed.
+        clips, classes, source_videos: numbers of listed ones.
         unseen_labels: labels that never occur in training, sorted.
-        ceiling: clips that any head can get right at all.
+        ceiling: clips that a head can get right.
     """
 
     clips: int
@@ -75,12 +75,12 @@ class SplitAudit:
 
 @dataclass(frozen=True)
 class Balance:
-    """How evenly the training clips are spread over their classes.
+    """Balance of the training clips over their classes.
 
     Attributes:
         largest, smallest: clips of the largest and smallest class that occurs in training.
         single_clip_classes: classes with one training clip.
-        entropy: of the classes' shares over its maximum, in [0, 1]; 1 = all classes equally large.
+        entropy: entropy of the classes' shares divided by its maximum, in [0, 1]; 1 = all classes equally large.
     """
 
     largest: int
@@ -94,10 +94,10 @@ class Resolution:
     """Smallest differences of two accuracies that a paired test finds with 80% power on the test split.
 
     Attributes:
-        source_videos: units of chance of the test split.
-        smallest_gap: if all differing clips favour one head: no test can do better.
+        source_videos: source videos of the test split, the units that the test samples.
+        smallest_gap: if all differing clips favour one head; no test finds less.
         typical_gap: if exactly one of the heads is right on a fifth of the clips.
-        largest_gap: that the split's labels allow: its reachable ceiling.
+        largest_gap: largest difference that the split's labels allow: its reachable ceiling.
     """
 
     source_videos: int
@@ -107,7 +107,7 @@ class Resolution:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether even the largest possible difference is too small to be found."""
+        """Whether the largest possible difference is too small to be found."""
         return self.largest_gap <= self.smallest_gap
 
 
@@ -117,7 +117,7 @@ class Copies:
 
     Attributes:
         clip_ids: the clips, in manifest order.
-        splits, labels: that they are in, each once.
+        splits, labels: their splits and labels, each once.
     """
 
     clip_ids: tuple[str, ...]
@@ -132,17 +132,17 @@ class Copies:
 
 @dataclass(frozen=True)
 class Content:
-    """What decoding found. All lists are clip_ids in manifest order.
+    """Findings of decoding. All lists are clip_ids in manifest order.
 
     Attributes:
         decoded: clips that have a signature.
-        median_seconds: of the readable ones; None when there is none.
+        median_seconds: median duration of the readable clips; None if no clip is readable.
         near_identical: sets of clips with the same content in different files.
-        unreadable: clip_id -> why neither picture nor sound can be had.
-        without_video, without_audio: have only the other one.
-        short: shorter than half the median.
-        silent: have a sound track whose peak is below -60 dBFS.
-        frozen: show one picture all the time.
+        unreadable: clip_id -> why neither picture nor sound can be decoded.
+        without_video, without_audio: clips that have only the other one.
+        short: clips shorter than half the median.
+        silent: clips that have a sound track whose peak is below -60 dBFS.
+        frozen: clips that show one picture all the time.
     """
 
     decoded: int
@@ -158,18 +158,18 @@ class Content:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What `audit` found.
+    """Result of `audit`.
 
     Attributes:
-        root, name: of the dataset.
+        root, name: the dataset's folder and name.
         splits: split -> its counts.
-        balance: of the training classes; None without training clips.
-        resolution: of the test split; None without test clips.
+        balance: sizes of the training classes; None without training clips.
+        resolution: smallest differences that the test split can show; None without test clips.
         straddling: source video -> splits that it lies in, for those in more than one.
         missing: clip_ids without a file.
         byte_identical: sets of clips whose files are the same.
-        content: what decoding found; None if it was left out.
-        problems: all of it as sentences, the worst first.
+        content: findings of decoding; None if nothing was decoded.
+        problems: all findings as sentences, the worst first.
 
     >>> from alphafuse import Dataset, audit
     >>> report = audit(Dataset.open("demo"))
@@ -192,11 +192,11 @@ class AuditReport:
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is neither an error nor a warning."""
+        """Whether there are no errors and no warnings."""
         return all(problem.severity == "note" for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, json-able (no NaN)."""
+        """Return everything as json-able values (no NaN)."""
         content = asdict(self)
         for split, counts in self.splits.items():
             content["splits"][split]["ceiling"]["accuracy"] = counts.ceiling.accuracy
@@ -209,9 +209,9 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
     """Count what the dataset's splits can show and find what is wrong with them.
 
     Args:
-        dataset: any root; clips whose files are missing are counted as such.
-        signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all that
-            needs decoding. Clips without one (their files are missing) are left out of the content findings.
+        dataset: any root; clips without a file are counted as missing.
+        signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all findings
+            that need decoding. Clips without a signature (their files are missing) are left out of those findings.
 
     >>> from alphafuse import Dataset, audit
     >>> report = audit(Dataset.open("demo"))
@@ -289,7 +289,7 @@ def _in_order(splits: set[str]) -> tuple[str, ...]:
 
 
 def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """Sets of clip_ids whose files are equal; only files of equal size are read."""
+    """Return sets of clip_ids whose files are equal; only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for clip_id in files:
         by_size[sizes[clip_id]].append(clip_id)
@@ -303,7 +303,7 @@ def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list
 
 
 def _sha256(path: Path) -> str | None:
-    """The file's sha256; None when it can't be read (decoding gives the reason)."""
+    """Return the file's sha256; None if it can't be read (decoding gives the reason)."""
     digest = hashlib.sha256()
     try:
         with local_copy(path) as local, local.open("rb") as file:
@@ -329,16 +329,18 @@ def _content(
     signed = {clip_id: signatures[clip_id] for clip_id in by_id if clip_id in signatures}
     readable = {clip_id: s for clip_id, s in signed.items() if not (s.no_frames and s.no_waveform)}
     seconds = [s.seconds for s in readable.values()]
-    usual = median(seconds) if seconds else None
+    median_seconds = median(seconds) if seconds else None
     near = _sets_of_copies(near_identical_pairs(readable), list(readable), identical)
     return Content(
         decoded=len(signed),
-        median_seconds=usual,
+        median_seconds=median_seconds,
         near_identical=tuple(_copies(clip_ids, by_id) for clip_ids in near),
         unreadable={clip_id: s.no_frames for clip_id, s in signed.items() if clip_id not in readable},
         without_video=tuple(clip_id for clip_id, s in readable.items() if s.no_frames),
         without_audio=tuple(clip_id for clip_id, s in readable.items() if s.no_waveform),
-        short=tuple(clip_id for clip_id, s in readable.items() if usual and s.seconds < SHORT_SHARE * usual),
+        short=tuple(
+            clip_id for clip_id, s in readable.items() if median_seconds and s.seconds < SHORT_SHARE * median_seconds
+        ),
         silent=tuple(clip_id for clip_id, s in readable.items() if s.is_silent),
         frozen=tuple(clip_id for clip_id, s in readable.items() if s.is_frozen),
     )
@@ -347,7 +349,7 @@ def _content(
 def _sets_of_copies(
     pairs: Iterable[tuple[str, str]], clip_ids: Sequence[str], identical: Iterable[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """Pairs that share a clip joined into sets, without pairs of byte-identical files."""
+    """Join pairs that share a clip into sets, without pairs of byte-identical files."""
     same_file = {clip_id: number for number, ids in enumerate(identical) for clip_id in ids}
     position = {clip_id: i for i, clip_id in enumerate(clip_ids)}
     edges = [(position[a], position[b]) for a, b in pairs if a not in same_file or same_file[a] != same_file.get(b)]
@@ -374,7 +376,7 @@ def _problems(report: AuditReport) -> Iterator[Problem]:
         yield Problem(
             "error" if everything else "warning",
             "missing",
-            f"{len(report.missing)} of {total} clips have no file: {_some(report.missing)}.",
+            f"{len(report.missing)} of {total} clips have no file: {_first_names(report.missing)}.",
             "Bring the files back into the clip folder, or make the root again.",
         )
     if report.content is not None:
@@ -400,7 +402,7 @@ def _split_problems(report: AuditReport) -> Iterator[Problem]:
                 "unseen_labels",
                 f"Only {ceiling.reachable} of {ceiling.clips} {split} clips have a label that occurs in training: no "
                 f"head can score above {ceiling.accuracy:.1%}. {labels} never occur{'s' * (len(unseen) == 1)} in "
-                f"training: {_some(unseen)}.",
+                f"training: {_first_names(unseen)}.",
                 again,
             )
     if report.straddling:
@@ -408,14 +410,14 @@ def _split_problems(report: AuditReport) -> Iterator[Problem]:
         yield Problem(
             "error",
             "straddling",
-            f"{_count(len(examples), 'source video lies', 'source videos lie')} in more than one split, so that "
-            f"heads are tested on what they were trained on: {_some(examples)}.",
+            f"{_counted(len(examples), 'source video lies', 'source videos lie')} in more than one split, so that "
+            f"heads are tested on what they were trained on: {_first_names(examples)}.",
             again,
         )
 
 
 def _copy_problems(found: Sequence[Copies], kind: str, adjective: str) -> Iterator[Problem]:
-    """One sentence for copies across splits, one for copies with different labels, one for the others."""
+    """Yield one problem each for copies across splits, copies with different labels, and others."""
     straddling = [copies for copies in found if copies.straddles]
     conflicting = [copies for copies in found if len(copies.labels) > 1]
     others = [copies for copies in found if not copies.straddles and len(copies.labels) == 1]
@@ -427,16 +429,16 @@ def _copy_problems(found: Sequence[Copies], kind: str, adjective: str) -> Iterat
         (conflicting, "error", f"{kind}_labels", "with different labels", "Keep the one whose label is right."),
         (others, "warning", kind, "within a split, which count twice", "Keep one of each in manifest.csv."),
     )
-    for sets, severity, name, where, mend in cases:
+    for sets, severity, name, where, advice in cases:
         if sets:
             examples = [f"{' = '.join(copies.clip_ids[:4])} ({', '.join(copies.splits)})" for copies in sets]
-            number = _count(len(sets), "set", "sets")
-            yield Problem(severity, name, f"{number} of {adjective} clips {where}: {_some(examples)}.", mend)
+            number = _counted(len(sets), "set", "sets")
+            yield Problem(severity, name, f"{number} of {adjective} clips {where}: {_first_names(examples)}.", advice)
 
 
 def _content_problems(content: Content) -> Iterator[Problem]:
-    drop = "Leave them out of manifest.csv, or know that they are there."
-    absent = "Fitting drops them or takes zeros: choose with `alphafuse fit --absent`."
+    drop = "Remove them from manifest.csv, or keep in mind that they are included."
+    absent = "Training drops them or feeds zeros: choose with `alphafuse fit --absent`."
     half = SHORT_SHARE * (content.median_seconds or 0.0)
     cases = (
         ("unreadable", "can't be decoded", list(content.unreadable), "Fetch these files again."),
@@ -446,17 +448,17 @@ def _content_problems(content: Content) -> Iterator[Problem]:
         ("silent", f"are silent (peak below {SILENT_PEAK_DBFS:g} dBFS)", content.silent, drop),
         ("frozen", "show one still picture", content.frozen, drop),
     )
-    for kind, verb, clip_ids, mend in cases:
+    for kind, verb, clip_ids, advice in cases:
         if clip_ids:
-            message = f"{len(clip_ids)} of {content.decoded} decoded clips {verb}: {_some(clip_ids)}."
-            yield Problem("warning", kind, message, mend)
+            message = f"{len(clip_ids)} of {content.decoded} decoded clips {verb}: {_first_names(clip_ids)}."
+            yield Problem("warning", kind, message, advice)
 
 
 def _resolution_problems(report: AuditReport) -> Iterator[Problem]:
     resolution = report.resolution
     if resolution is None:
         return
-    n = _count(resolution.source_videos, "source video", "source videos")
+    n = _counted(resolution.source_videos, "source video", "source videos")
     found = f"a paired test finds with {POWER:.0%} power"
     if resolution.is_hopeless:
         yield Problem(
@@ -496,11 +498,11 @@ def _balance_problems(report: AuditReport) -> Iterator[Problem]:
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+def _first_names(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _count(number: int, one: str, many: str) -> str:
+def _counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"

@@ -1,8 +1,8 @@
-"""Texts of clips by the million: ids, labels and groups as sequences of str that take little more than their bytes.
+"""Compact sequences of str for the ids, labels and groups of millions of clips.
 
 A Python string of 18 characters takes 67 bytes, and 8 more in a tuple. `Texts` holds the UTF-8 bytes of all its texts
-behind each other, and where each ends (4 bytes); of texts that repeat, such as labels, it holds each once and 1 to 4
-bytes per clip. `Places` finds texts again in 12 bytes per clip, where a dict takes about 100.
+in a row, and the end of each (4 bytes). Texts that repeat, such as labels, are held once, with 1 to 4 bytes per clip.
+ `Places` finds the position of a text with 12 bytes per clip; a dict takes about 100.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-AT_ONCE = 65_536  # texts that are strings at a time: about 5 MB
-MOST_NAMES = 2**16  # different texts up to which a column is held as codes of 1 or 2 bytes
+AT_ONCE = 65_536  # texts that are made strings at a time: about 5 MB
+MOST_NAMES = 2**16  # a column with up to this many different texts is held as codes of 1 or 2 bytes
 Item = TypeVar("Item")
 
 
 def in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items, so many at a time."""
+    """Yield the items in lists of `size`."""
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part
 
 
 class Texts(Sequence[str]):
-    """An immutable sequence of str that is equal to a tuple of the same; slices and `take` share its bytes."""
+    """An immutable sequence of str, equal to a tuple of the same; slices and `take` share its bytes."""
 
     __slots__ = ("_content", "_ends", "_rows")
     _content: np.ndarray
@@ -39,7 +39,7 @@ class Texts(Sequence[str]):
 
     @classmethod
     def of_parts(cls, content: np.ndarray, ends: np.ndarray, rows: np.ndarray | None) -> Texts:
-        """Texts from uint8 UTF-8 bytes, where each text ends in them, and which texts these are (None = all)."""
+        """Make texts from uint8 UTF-8 bytes, the end of each text in them, and the texts to take (None = all)."""
         texts = cls.__new__(cls)
         texts._content, texts._ends, texts._rows = content, ends, rows
         return texts
@@ -80,12 +80,12 @@ class Texts(Sequence[str]):
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, shared parts included."""
+        """Memory in bytes, shared parts included."""
         rows = 0 if self._rows is None else self._rows.nbytes
         return self._content.nbytes + self._ends.nbytes + rows
 
     def strings(self, start: int, stop: int) -> list[str]:
-        """The texts of a slice as strings: ask for some at a time."""
+        """Return the texts of a slice as strings; use short slices to save memory."""
         if self._rows is not None:
             rows = self._rows[start:stop]
             if len(self._ends) <= len(rows):  # a few texts that repeat
@@ -104,22 +104,22 @@ class Texts(Sequence[str]):
         return [whole[a:b].decode() for a, b in pairwise(bounds)]
 
     def take(self, positions: np.ndarray) -> Texts:
-        """The texts at these positions (an integer array)."""
+        """Return the texts at these positions (an integer array)."""
         kept = positions if self._rows is None else self._rows[positions]
         return self.of_parts(self._content, self._ends, kept.astype(smallest_int(len(self._ends)), copy=False))
 
     def copy(self) -> Texts:
-        """The same texts, without sharing bytes with those that this was taken from."""
+        """Return a copy that shares no bytes with other `Texts`."""
         return Texts(iter(self))
 
     def distinct(self) -> tuple[str, ...]:
-        """The texts that occur, sorted."""
+        """Return the different texts, sorted."""
         if self._rows is None or len(self._ends) > MOST_NAMES:
             return tuple(sorted(set(self)))
         return tuple(sorted(self._texts(np.unique(self._rows))))
 
     def indices_in(self, names: Sequence[str]) -> np.ndarray:
-        """(texts,) int64: the position of each in `names`; `KeyError` of the first that isn't there."""
+        """Return (texts,) int64: the position of each in `names`; `KeyError` names the first that isn't in them."""
         position = {name: index for index, name in enumerate(names)}
         if self._rows is None or len(self._ends) > MOST_NAMES:
             return np.fromiter((position[text] for text in self), np.int64, len(self))
@@ -134,15 +134,15 @@ class Texts(Sequence[str]):
         return self._content[first : int(self._ends[row])].tobytes().decode()
 
     def _texts(self, rows: np.ndarray) -> list[str]:
-        """Texts at any rows."""
-        rows = rows.astype(np.int64, copy=False)  # 0 - 1 of an unsigned one would be large
+        """Return the texts of any rows."""
+        rows = rows.astype(np.int64, copy=False)  # because 0 - 1 wraps around in unsigned integers
         starts = np.where(rows > 0, self._ends[rows - 1], 0).tolist()
         content = self._content.data
         return [str(content[a:b], "utf-8") for a, b in zip(starts, self._ends[rows].tolist(), strict=True)]
 
 
 class TextsBuilder:
-    """Makes `Texts` out of parts, which needs no more memory than they take in the end."""
+    """Makes `Texts` from parts, with no more memory than the result takes."""
 
     def __init__(self) -> None:
         self._codes: dict[str, int] | None = {}  # None: too many different texts
@@ -176,13 +176,13 @@ class TextsBuilder:
         return self
 
     def build(self) -> Texts:
-        """What was appended; the builder is empty then."""
+        """Return the appended texts and empty the builder."""
         rows = None
         if self._codes is not None:
             kind = smallest_int(len(self._codes))
             rows = np.concatenate([part.astype(kind, copy=False) for part in self._rows] or [np.zeros(0, kind)])
             self._add_plain(list(self._codes))
-        content = np.frombuffer(self._content, np.uint8)  # a copy would take as much again
+        content = np.frombuffer(self._content, np.uint8)  # not a copy, which would double the memory
         content.setflags(write=False)
         lengths, self._lengths = self._lengths, []
         kind = np.uint32 if len(content) < 2**32 else np.uint64
@@ -201,7 +201,7 @@ class TextsBuilder:
 
 
 def smallest_int(count: int) -> type[np.signedinteger[Any]] | type[np.unsignedinteger[Any]]:
-    """The smallest dtype that holds positions below `count`."""
+    """Return the smallest dtype that holds positions below `count`."""
     for kind in (np.uint8, np.uint16, np.int32):
         if count - 1 <= np.iinfo(kind).max:
             return kind
@@ -209,12 +209,12 @@ def smallest_int(count: int) -> type[np.signedinteger[Any]] | type[np.unsignedin
 
 
 def row_int(count: int) -> type[np.signedinteger[Any]]:
-    """The dtype of row numbers below `count` and -1: int32 as long as that will do."""
+    """Return the dtype of row numbers below `count` and -1: int32 if that is enough, else int64."""
     return np.int32 if count - 1 <= np.iinfo(np.int32).max else np.int64
 
 
 class Places:
-    """Where texts stand among others: a sorted array of Python's own hashes, and a look at the texts themselves."""
+    """Finds positions of texts: by a sorted array of Python's hashes, then by comparing the texts."""
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
@@ -228,7 +228,7 @@ class Places:
         self._hashes = hashes[self._order]
 
     def firsts(self) -> np.ndarray:
-        """Positions of the first occurrence of each text, ascending."""
+        """Return the positions of the first occurrence of each text, ascending."""
         same = np.zeros(len(self._hashes), bool)
         same[1:] = self._hashes[1:] == self._hashes[:-1]
         later = np.flatnonzero(same)
@@ -240,7 +240,7 @@ class Places:
         return np.sort(self._order[~same].astype(np.int64))
 
     def repeated(self) -> tuple[str, int] | None:
-        """The first text that occurs more than once, and how often it does; None if all are different."""
+        """Return the first text that occurs more than once and its count; None if all are different."""
         same = self._hashes[1:] == self._hashes[:-1]
         if not same.any():
             return None
@@ -252,20 +252,20 @@ class Places:
         return (min(several)[1], len(counts[min(several)[1]])) if several else None
 
     def find(self, texts: list[str]) -> np.ndarray:
-        """(texts,) int64: the position of each, -1 where there is none; of texts that are there twice, any."""
+        """Return (texts,) int64: the position of each, -1 if absent; of a repeated text, any of its positions."""
         found = np.full(len(texts), -1, np.int64)
         if not len(self._hashes):
             return found
         hashes = np.fromiter(map(hash, texts), np.int64, len(texts))
-        order = np.argsort(hashes)  # so that the search goes through memory once
+        order = np.argsort(hashes)  # so that the search passes through memory once
         place = np.empty(len(texts), np.int64)
         place[order] = np.searchsorted(self._hashes, hashes[order])
         open_ = np.flatnonzero(place < len(self._hashes))
         open_ = open_[self._hashes[place[open_]] == hashes[open_]]
         while len(open_):  # a second time only for different texts of one hash
             candidates = self._order[place[open_]]
-            there = self._texts.take(candidates).strings(0, len(candidates))
-            same = np.fromiter((texts[i] == text for i, text in zip(open_.tolist(), there, strict=True)), bool)
+            found_texts = self._texts.take(candidates).strings(0, len(candidates))
+            same = np.fromiter((texts[i] == text for i, text in zip(open_.tolist(), found_texts, strict=True)), bool)
             found[open_[same]] = candidates[same]
             open_ = open_[~same]
             place[open_] += 1

@@ -1,10 +1,10 @@
 """A dataset root: the folder that holds a manifest, the embedding stores and the runs.
 
 root/
-  dataset.json          name, clip folder, classes in order, default encoders and protocol, where it came from
+  dataset.json          name, clip folder, classes in order, default encoders and protocol, source
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
-  left_out.csv          clips that have a file and were left out all the same, and why (only when there are any)
+  left_out.csv          clips that have a file but were left out, and why (only when there are any)
   stores/<split>/       stage one: HDF5 shards of embeddings (or below the folder or URL that dataset.json names)
   runs/<name>/          stage two: trained heads and their figures
 """
@@ -33,7 +33,7 @@ from .streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, MODALIT
 FORMAT_VERSION = 1
 FLOAT32_BYTES = 4
 STORES = "stores"  # below the root, unless dataset.json says otherwise
-FEW = 64  # objects that are asked for one by one; of more, the folder is listed
+FEW = 64  # up to this many objects are queried one by one; for more, the folder is listed
 _FIELDS = {
     "format_version": int,
     "name": str,
@@ -52,8 +52,8 @@ class Dataset:
 
     Attributes:
         root: the folder.
-        name: what people call the dataset ("vggsound", "demo", a folder's name).
-        clip_folder: where `Clip.path` starts: a folder, or a URL's `upath.UPath`.
+        name: name of the dataset ("vggsound", "demo", a folder's name).
+        clip_folder: folder that `Clip.path` is relative to; a `upath.UPath` for a URL.
         classes: labels in the order of the heads' outputs.
         timesformer, ast: default encoders, each a hub id, a folder or "compact".
         protocol: default preprocessing protocol.
@@ -98,16 +98,16 @@ class Dataset:
         stores: str | Path | None = None,
         source: dict[str, Any] | None = None,
     ) -> Dataset:
-        """Write a root's dataset.json and manifest.csv; stores and runs already there stay.
+        """Write a root's dataset.json and manifest.csv; existing stores and runs stay.
 
-        A root that is there already is written anew only under its own name, and not when `data split` made it or its
-        manifest was edited since: `DatasetError`.
+        An existing root is overwritten only under its own name. If `data split` made it, or its manifest was edited
+        since, `DatasetError` is raised.
 
-        Encoders, protocol and stores that are None stay as the root remembers them; a new root gets the published
-        encoders, protocol `standard` and stores of its own.
+        Encoders, protocol and stores that are None stay as dataset.json records them; a new root gets the published
+        encoders, protocol `standard` and the folder `stores`.
 
-        The clip folder and the stores are recorded relative to the root when they lie inside (so that the root can be
-        moved), else absolutely, or as the URL that they are.
+        The clip folder and the stores are recorded relative to the root if they lie inside (so that the root can be
+        moved), else as absolute paths or URLs.
         """
         if protocol is not None and protocol not in PROTOCOLS:
             raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
@@ -119,15 +119,15 @@ class Dataset:
             for field, value in (("timesformer", timesformer), ("ast", ast), ("protocol", protocol))
             if value is not None
         }
-        where = _remembered_stores(root) if stores is None else _recorded(to_path(stores), root)
+        where = _existing_stores(root) if stores is None else _as_recorded(to_path(stores), root)
         manifest.write(root / "manifest.csv")
-        # dataset.json last: a root exists once it is there
+        # dataset.json is written last: a root exists once this file does
         write_json(
             root / "dataset.json",
             {
                 "format_version": FORMAT_VERSION,
                 "name": name,
-                "clips": _recorded(to_path(clip_folder), root),
+                "clips": _as_recorded(to_path(clip_folder), root),
                 **({"stores": where} if where not in (None, STORES) else {}),
                 "classes": list(classes),
                 **made_by,
@@ -142,7 +142,7 @@ class Dataset:
         """Open a root.
 
         Raises:
-            DatasetError: no root there, a field missing, or a manifest label that dataset.json's classes lack.
+            DatasetError: the folder is not a root, a field is missing, or dataset.json's classes lack a manifest label.
         """
         _require_local(root)
         root = Path(root)
@@ -165,22 +165,22 @@ class Dataset:
         return cls(
             root=root,
             name=content["name"],
-            clip_folder=_located(content["clips"], root),
+            clip_folder=_folder_of(content["clips"], root),
             classes=classes,
             timesformer=content["timesformer"],
             ast=content["ast"],
             protocol=content["protocol"],
             source=content["source"],
             manifest=manifest,
-            stores=_located(content["stores"], root) if "stores" in content else None,
+            stores=_folder_of(content["stores"], root) if "stores" in content else None,
         )
 
     def path_of(self, clip: Clip) -> Path:
-        """The clip's file: a path, or a `upath.UPath` where the clips lie behind a URL."""
+        """Return the path of the clip's file; a `upath.UPath` if the clip folder is a URL."""
         return self.clip_folder / clip.path
 
     def file_sizes(self, clips: Sequence[Clip]) -> dict[str, int]:
-        """clip_id -> bytes of its file, of these clips those that have one; behind a URL the folder is listed once.
+        """Return clip_id -> bytes of its file, for those of these clips that have one; a URL is listed once.
 
         Raises:
             DatasetError: the URL can't be reached.
@@ -197,21 +197,21 @@ class Dataset:
         return {clip.clip_id: listed[clip.path] for clip in clips if clip.path in listed}
 
     def require_clips(self) -> None:
-        """Raise `DatasetError` where the clip folder, or the bucket that it is in, is gone or can't be reached."""
+        """Raise `DatasetError` if the clip folder, or its bucket, doesn't exist or can't be reached."""
         try:
-            there = folder_exists(self.clip_folder)
+            exists = folder_exists(self.clip_folder)
         except AlphafuseError as error:
             raise DatasetError(str(error)) from None
-        if not there:
-            raise DatasetError(f"the clip folder {self.clip_folder} is gone: bring it back or make the root again")
+        if not exists:
+            raise DatasetError(f"the clip folder {self.clip_folder} doesn't exist: restore it or make the root again")
 
     @property
     def store_folder(self) -> Path:
-        """Where the embedding stores are, one folder per split."""
+        """Folder of the embedding stores, which are one folder per split."""
         return self.root / STORES if self.stores is None else self.stores
 
     def store(self, split: str) -> EmbeddingStore:
-        """The embedding store of a split (it may not exist yet)."""
+        """Return the embedding store of a split (it may not exist yet)."""
         if split not in SPLITS:
             raise DatasetError(unknown("split", split, SPLITS))
         return EmbeddingStore(self.store_folder / split, root=self.root)
@@ -223,12 +223,12 @@ class Dataset:
     def embeddings(self, split: str, *, max_bytes: int) -> Embeddings | StoredEmbeddings: ...
 
     def embeddings(self, split: str, *, max_bytes: int | None = None) -> Embeddings | StoredEmbeddings:
-        """The split's embeddings in manifest order: the one way in for stage two.
+        """Read the split's embeddings in manifest order; all of stage two reads them by this method.
 
         Args:
             split: "train", "val" or "test".
-            max_bytes: features (float32) that take more than this stay on disk, to be read in parts; None = they are
-                all read into memory.
+            max_bytes: features (float32) that take more than this stay on disk and are read in parts; None = all are
+                read into memory.
 
         Raises:
             EmptySplitError: the split has no clips, or none of them has an embedding.
@@ -265,10 +265,10 @@ class Dataset:
     def all_embeddings(
         self, *, max_bytes: int | None = None
     ) -> dict[str, Embeddings] | dict[str, Embeddings | StoredEmbeddings]:
-        """split -> embeddings of train, val and test, made under the same recipes.
+        """Return split -> embeddings of train, val and test, made under the same recipes.
 
         Args:
-            max_bytes: for each split, as in `embeddings`.
+            max_bytes: limit for each split, as in `embeddings`.
 
         Raises:
             RecipeMismatchError: two splits were extracted with different encoders, protocols or precisions.
@@ -276,8 +276,8 @@ class Dataset:
         loaded = {split: self.embeddings(split, max_bytes=max_bytes) for split in SPLITS}
         for split in SPLITS[1:]:
             for modality in MODALITIES:
-                ours, theirs = (loaded[name].recipes.get(modality, {}) for name in ("train", split))
-                difference = recipe_differences(ours, theirs)
+                train_recipe, other_recipe = (loaded[name].recipes.get(modality, {}) for name in ("train", split))
+                difference = recipe_differences(train_recipe, other_recipe)
                 if difference:
                     raise RecipeMismatchError(
                         f"train and {split} were extracted with another {modality} {difference}: remove "
@@ -287,7 +287,7 @@ class Dataset:
 
 
 def _require_fields(path: Path, content: dict[str, Any]) -> None:
-    """Raise `DatasetError` unless dataset.json has all its fields, each of its kind, and names that can be shown."""
+    """Raise `DatasetError` unless dataset.json has all fields, each of its type, and texts that can be displayed."""
     for field, kind in _FIELDS.items():
         if field not in content:
             raise DatasetError(f"{path} lacks '{field}': make the root again")
@@ -304,8 +304,8 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
     for text in (*texts, *content["classes"]):
         if not isinstance(text, str) or not is_clean(text):
             raise DatasetError(
-                f"{path} has '{one_line(text, 80)}', which is no text, empty, longer than {MAX_TEXT} characters or has "
-                "control characters: make the root again"
+                f"{path} has '{one_line(text, 80)}', which is not text, is empty, longer than {MAX_TEXT} characters or "
+                "has control characters: make the root again"
             )
     if len(set(content["classes"])) < len(content["classes"]):
         raise DatasetError(f"{path} lists a class twice: make the root again")
@@ -314,7 +314,7 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
 
 
 def _require_local(root: str | Path) -> None:
-    """Raise `DatasetError` for a URL, of which a `Path` has made `s3:/...`."""
+    """Raise `DatasetError` for a URL, which a `Path` turns into `s3:/...`."""
     if re.match(r"[a-z][a-z0-9+]+:/", str(root)):
         raise DatasetError(
             f"'{one_line(root)}' is a URL: a root is a local folder; its clips and stores may lie behind URLs "
@@ -322,22 +322,22 @@ def _require_local(root: str | Path) -> None:
         )
 
 
-def _recorded(folder: Path, root: Path) -> str:
-    """How dataset.json names a folder: relative to the root when inside, else absolutely, or its URL."""
+def _as_recorded(folder: Path, root: Path) -> str:
+    """Return a folder as dataset.json names it: relative to the root if inside, else its absolute path or URL."""
     if is_remote(folder):
         return str(folder)
     folder = folder.resolve()
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
-def _located(recorded: str, root: Path) -> Path:
-    """The folder that dataset.json names."""
+def _folder_of(recorded: str, root: Path) -> Path:
+    """Return the folder that dataset.json names."""
     return to_path(recorded) if "://" in recorded else root / recorded
 
 
-def _remembered_stores(root: Path) -> str | None:
-    there = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
-    return there["stores"] if isinstance(there.get("stores"), str) else None
+def _existing_stores(root: Path) -> str | None:
+    content = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
+    return content["stores"] if isinstance(content.get("stores"), str) else None
 
 
 def _file_size(path: Path) -> int | None:
@@ -345,23 +345,23 @@ def _file_size(path: Path) -> int | None:
 
 
 def root_defaults(root: Path) -> dict[str, str]:
-    """The timesformer, ast and protocol that a root remembers; where there is none, the published encoders."""
-    usual = {"timesformer": DEFAULT_TIMESFORMER, "ast": DEFAULT_AST, "protocol": DEFAULT_PROTOCOL}
-    there = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
-    return {name: there[name] if isinstance(there.get(name), str) else value for name, value in usual.items()}
+    """Return the root's default timesformer, ast and protocol; the published ones if there is no root."""
+    published = {"timesformer": DEFAULT_TIMESFORMER, "ast": DEFAULT_AST, "protocol": DEFAULT_PROTOCOL}
+    content = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
+    return {name: content[name] if isinstance(content.get(name), str) else value for name, value in published.items()}
 
 
 def require_own_root(root: Path, name: str) -> None:
-    """Raise `DatasetError` when writing this root would lose another dataset, a split, or a manifest edited by hand."""
+    """Raise `DatasetError` if writing this root would lose another dataset, a split, or a manifest edited by hand."""
     if not (root / "dataset.json").is_file():
         return
-    there = read_json(root / "dataset.json")
+    existing = read_json(root / "dataset.json")
     manifest = root / "manifest.csv"
-    if there.get("name") != name:
-        what = f"the root of another dataset ('{one_line(there.get('name'), 80)}')"
-    elif isinstance(there.get("source"), dict) and "split" in there["source"]:
+    if existing.get("name") != name:
+        what = f"the root of another dataset ('{one_line(existing.get('name'), 80)}')"
+    elif isinstance(existing.get("source"), dict) and "split" in existing["source"]:
         what = "a root that `alphafuse data split` made"
-    elif manifest.is_file() and _sha256(manifest) != there.get("manifest_sha256"):
+    elif manifest.is_file() and _sha256(manifest) != existing.get("manifest_sha256"):
         what = "a root whose manifest.csv was edited"
     else:
         return

@@ -1,7 +1,7 @@
-"""Embeddings of clips in memory: what stage one hands to the store, and the store to stage two.
+"""Embeddings of clips in memory: stage one writes them into the store, and the store returns them to stage two.
 
-A clip has one row per window, the stretches of it that all streams embed. Most clips have one window; then rows and
-clips are the same thing, and `windows` and `offsets` need not be given.
+A clip has one row per window, a part of the clip that all streams embed. Most clips have one window; then row i is
+clip i, and `windows` and `offsets` can be omitted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a clip has no embedding of a modality.
+    """A reason why a clip has no embedding of a modality.
 
     >>> from alphafuse import Failure
     >>> Failure("0mel8sIKhgk_000007", "ast", "no audio stream").reason
@@ -36,21 +36,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of clips, in the order asked for.
+    """Embeddings of clips, in the requested order.
 
     Attributes:
-        clip_ids, labels, groups: (clips,) each; of a clip with several labels, the first.
-        features: modality -> (rows, dim) float32, clip after clip; a row of NaN where there is no embedding.
-        failures: why rows are absent; a clip that is absent without a failure has not been extracted yet.
-        recipes: modality -> what decided its numbers.
+        clip_ids, labels, groups: (clips,) each; a clip's label is the first of its labels.
+        features: modality -> (rows, dim) float32, clip after clip; a row of NaN means that there is no embedding.
+        failures: reasons of absent rows; a clip that is absent without a failure has not been extracted yet.
+        recipes: modality -> everything that decides its numbers.
         windows: (rows, 2) float64: start and end of each row's window in seconds; NaN = unknown, the default.
         offsets: (clips + 1,) int64: clip i has the rows offsets[i] to offsets[i + 1]; default: one row per clip.
         file_bytes: (clips,) int64: size of the clip's file when it was extracted; -1 = unknown, the default.
         digests: (clips,): `alphafuse.system.files.file_digest` of that file; "" = unknown, the default.
-        label_lists: (clips,): all labels of each clip; default, and where the first isn't the clip's label: that one.
+        label_lists: (clips,): all labels of each clip; by default, and if the first isn't the clip's label, that label.
 
     Raises:
-        StoreError: an unknown modality, or arrays whose shapes don't fit each other.
+        StoreError: a modality is unknown, or shapes of arrays don't fit each other.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, Failure
@@ -86,7 +86,7 @@ class Embeddings:
         clips = len(self.clip_ids)
         self._default("offsets", lambda: np.arange(clips + 1))
         if len(self.offsets) != clips + 1 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
-            raise StoreError(f"offsets of shape {self.offsets.shape} are not ascending from 0 for {clips} clips")
+            raise StoreError(f"offsets of shape {self.offsets.shape} don't ascend from 0 for {clips} clips")
         rows = int(self.offsets[-1])
         self._default("windows", lambda: np.full((rows, 2), np.nan))
         self._default("file_bytes", lambda: np.full(clips, UNKNOWN_BYTES))
@@ -121,11 +121,11 @@ class Embeddings:
 
     @property
     def row_clips(self) -> np.ndarray:
-        """(rows,) int64: the position of each row's clip."""
+        """Return (rows,) int64: the position of each row's clip."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def present(self, modality: str) -> np.ndarray:
-        """(clips,) bool: which clips have this modality's embedding, of one window at least."""
+        """Return (clips,) bool: whether a clip has this modality's embedding, of at least one window."""
         if modality not in self.features:
             raise StoreError(unknown("modality", modality, self.features))
         matrix = self.features[modality]
@@ -135,7 +135,7 @@ class Embeddings:
         return any_row(finite, self.offsets)
 
     def take(self, rows: np.ndarray) -> Embeddings:
-        """The clips at these positions (an integer array) or under this mask (a boolean array)."""
+        """Return the clips at these positions (an integer array) or under this mask (a boolean array)."""
         if rows.dtype == bool and rows.all():
             return self
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -156,15 +156,15 @@ class Embeddings:
         )
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent.
+        """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent.
 
-        Of a clip with several windows, the mean over those that have an embedding.
+        A clip with several windows gets the mean over those that have an embedding.
         """
         taken, offsets = rows_of(self.offsets, positions)
         return {name: pool(matrix[taken], offsets) for name, matrix in self.features.items()}
 
     def pooled(self) -> Embeddings:
-        """One row per clip, as `read_rows` gives it; its window spans those of the clip."""
+        """Return one row per clip, as `read_rows` does; its window spans those of the clip."""
         if is_one_each(self.offsets):
             return self
         some, first, last = np.diff(self.offsets) > 0, self.offsets[:-1], self.offsets[1:] - 1
@@ -174,12 +174,12 @@ class Embeddings:
         return replace(self, features=features, windows=windows, offsets=np.arange(len(self) + 1))
 
     def storage_order(self) -> np.ndarray:
-        """(clips,) int64: all positions, which in memory may be read in any order."""
+        """Return (clips,) int64: all positions in order; in memory, every order is fast."""
         return np.arange(len(self))
 
 
 def failures_of(failures: Sequence[Failure], clip_ids: Sequence[str]) -> tuple[Failure, ...]:
-    """The failures of these clips."""
+    """Return the failures of these clips."""
     if not failures:
         return ()
     failed = {failure.clip_id for failure in failures}
@@ -188,7 +188,7 @@ def failures_of(failures: Sequence[Failure], clip_ids: Sequence[str]) -> tuple[F
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:
-    """(rows,) bool: which rows of a matrix are embeddings."""
+    """Return (rows,) bool: whether a row of a matrix is an embedding."""
     return np.isfinite(values).all(axis=1)
 
 
@@ -201,14 +201,14 @@ def is_one_each(offsets: np.ndarray) -> bool:
 
 
 def rows_of(offsets: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of these clips, clip after clip (rows,), and the offsets of these clips alone (clips + 1,)."""
+    """Return the rows of these clips, clip after clip (rows,), and these clips' own offsets (clips + 1,)."""
     starts = offsets[clips]
     own = np.concatenate([[0], np.cumsum(offsets[clips + 1] - starts)])
     return np.repeat(starts - own[:-1], np.diff(own)) + np.arange(own[-1]), own
 
 
 def any_row(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(rows,) bool -> (clips,) bool: whether any row of a clip is marked."""
+    """Turn (rows,) bool into (clips,) bool: whether any row of a clip is True."""
     if is_one_each(offsets):
         return mask
     before = np.concatenate([[0], np.cumsum(mask)])
@@ -216,9 +216,9 @@ def any_row(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def pool(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(rows, dim) -> (clips, dim) float32: the mean over each clip's rows that are embeddings, NaN where none is.
+    """Turn (rows, dim) into (clips, dim) float32: the mean over each clip's embeddings, NaN if it has none.
 
-    The mean is taken in float64; of a clip with one embedding it is that row, to the bit.
+    The mean is computed in float64; for a clip with one embedding it is that row, to the bit.
     """
     if is_one_each(offsets):
         return values.astype(np.float32, copy=False)

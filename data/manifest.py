@@ -1,4 +1,4 @@
-"""Clips and the manifest that lists them: the first arrow of the data flow.
+"""Clips and the manifest that lists them.
 
 A manifest is a csv with the columns `clip_id, path, label, split, group`. `path` is relative to the dataset's clip
 folder and may not leave it; `group` is the source video, the unit that must not straddle splits.
@@ -22,9 +22,9 @@ from alphafuse.system.files import MAX_TEXT, is_clean, iterate_csv, one_line, wr
 from .columns import AT_ONCE, Places, Texts, TextsBuilder, in_parts
 
 SPLITS = ("train", "val", "test")
-ROWS_AT_ONCE = 16_384  # of a csv: about 20 MB
-MAX_NAME_BYTES = 255  # of a file's name, on every common file system
-# absolute, on a drive, or with '..'; a backslash separates on Windows, and a manifest may go there
+ROWS_AT_ONCE = 16_384  # rows of a csv that are read at a time: about 20 MB
+MAX_NAME_BYTES = 255  # longest file name on every common file system
+# absolute, with a drive, or with '..'; backslashes separate folders on Windows, where a manifest may be used
 _LEAVES = re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])|(?:^|[/\\])\.\.(?:[/\\]|$)")
 
 
@@ -37,13 +37,13 @@ class Clip:
     Attributes:
         clip_id: unique name, in VGGSound `{youtube_id}_{start:06d}`.
         path: file, relative to the dataset's clip folder, with forward slashes.
-        label: class name as people read it.
+        label: name of the class.
         split: "train", "val" or "test".
         group: source video; clips of one group belong into one split.
 
     Raises:
-        DatasetError: a field is empty, longer than 4096 characters, or has control characters or such that hide or turn
-            around text; no such split; a path that leaves the clip folder or that no file can have.
+        DatasetError: a field is empty, longer than 4096 characters, or has control characters or characters that hide
+            or reverse text; the split is unknown; the path leaves the clip folder or is not possible for a file.
 
     >>> from alphafuse import Clip
     >>> Clip("0mel8sIKhgk_000007", "0mel8sIKhgk_000007.mp4", "dog barking", "train", "0mel8sIKhgk")
@@ -85,9 +85,9 @@ COLUMNS = tuple(field.name for field in fields(Clip))
 
 
 class Clips(Sequence[Clip]):
-    """An ordered, immutable sequence of clips that takes about 45 bytes per clip: `Clip`s are made when asked for.
+    """An ordered, immutable sequence of clips that takes about 45 bytes per clip; it makes `Clip`s on access.
 
-    Equal to a tuple of the same clips.
+    It is equal to a tuple of the same clips.
 
     Attributes:
         clip_ids, clip_labels, clip_splits, clip_groups: (clips,) texts.
@@ -113,7 +113,7 @@ class Clips(Sequence[Clip]):
 
     @classmethod
     def of_columns(cls, clip_ids: Texts, files: Texts, labels: Texts, splits: Texts, groups: Texts) -> Clips:
-        """Clips from columns that were checked; a file is its clip's path with NUL for the clip_id."""
+        """Make clips from checked columns; a file is its clip's path with NUL in place of the clip_id."""
         clips = Clips.__new__(Clips)
         clips.clip_ids, clips._files, clips.clip_labels, clips.clip_splits, clips.clip_groups = (
             clip_ids,
@@ -140,7 +140,7 @@ class Clips(Sequence[Clip]):
     def __iter__(self) -> Iterator[Clip]:
         for start in range(0, len(self), AT_ONCE):
             columns = (column.strings(start, start + AT_ONCE) for column in self._columns)
-            yield from map(_made, *columns)
+            yield from map(_make_clip, *columns)
 
     @overload
     def __getitem__(self, index: int) -> Clip: ...
@@ -151,10 +151,10 @@ class Clips(Sequence[Clip]):
     def __getitem__(self, index: int | slice) -> Clip | Clips:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        return _made(*(column[index] for column in self._columns))
+        return _make_clip(*(column[index] for column in self._columns))
 
     def take(self, positions: np.ndarray) -> Clips:
-        """The clips at these positions (an integer array)."""
+        """Return the clips at these positions (an integer array)."""
         return self.of_columns(*(column.take(positions) for column in self._columns))
 
     @property
@@ -190,13 +190,13 @@ class Manifest(Clips):
         return f"Manifest({len(self)} clips: {sizes})"
 
     def of_split(self, split: str) -> Clips:
-        """Clips of one split in manifest order; `DatasetError` for a name that is no split."""
+        """Return the clips of one split in manifest order; `DatasetError` for an unknown split."""
         if split not in SPLITS:
             raise DatasetError(unknown("split", split, SPLITS))
         return self.take(np.flatnonzero(self._split_of == SPLITS.index(split)))
 
     def require_split(self, split: str) -> Clips:
-        """Like `of_split`, but an empty split is an `EmptySplitError`."""
+        """Like `of_split`, but an empty split raises `EmptySplitError`."""
         clips = self.of_split(split)
         if not clips:
             sizes = ", ".join(f"{name} {len(self.of_split(name))}" for name in SPLITS)
@@ -230,31 +230,31 @@ class Manifest(Clips):
 
 
 def as_clips(clips: Sequence[Clip]) -> Clips:
-    """Any sequence of clips as columns."""
+    """Return any sequence of clips as columns."""
     return clips if isinstance(clips, Clips) else Clips(clips)
 
 
 _ROW = attrgetter(*COLUMNS)
 
 
-def _made(clip_id: str, file: str, label: str, split: str, group: str) -> Clip:
-    """A clip from values that were checked when they came in."""
-    clip, put = Clip.__new__(Clip), object.__setattr__
-    put(clip, "clip_id", clip_id)
-    put(clip, "path", file.replace("\0", clip_id))
-    put(clip, "label", label)
-    put(clip, "split", split)
-    put(clip, "group", group)
+def _make_clip(clip_id: str, file: str, label: str, split: str, group: str) -> Clip:
+    """Make a clip from values that were checked before."""
+    clip, set_field = Clip.__new__(Clip), object.__setattr__
+    set_field(clip, "clip_id", clip_id)
+    set_field(clip, "path", file.replace("\0", clip_id))
+    set_field(clip, "label", label)
+    set_field(clip, "split", split)
+    set_field(clip, "group", group)
     return clip
 
 
 def _columns(parts: Iterable[Iterable[Sequence[str]]]) -> Clips:
-    """Clips from parts of a table whose rows are (clip_id, path, label, split, group), checked."""
+    """Make clips from parts of a table with checked rows (clip_id, path, label, split, group)."""
     builders = [TextsBuilder() for _ in COLUMNS]
     for part in parts:
         columns = [list(column) for column in zip(*part, strict=True)]
         if columns:
-            # files are mostly named by their clip: with NUL for its id a few names remain
+            # most files are named by their clip: with NUL in place of its id few different names remain
             columns[1] = [file.replace(clip_id, "\0") for clip_id, file in zip(*columns[:2], strict=True)]
             for builder, column in zip(builders, columns, strict=True):
                 builder.add(column)
@@ -262,7 +262,7 @@ def _columns(parts: Iterable[Iterable[Sequence[str]]]) -> Clips:
 
 
 def _checked_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[list[str]]]:
-    """Rows of a csv in parts, each checked as `Clip` checks it; errors name the line."""
+    """Yield the rows of a csv in parts, each checked as `Clip` checks it; errors name the line."""
     part: list[tuple[int, list[str]]] = []
     try:
         for line, row in rows:
@@ -271,7 +271,7 @@ def _checked_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator
                 yield _checked(path, part)
                 part = []
     except DatasetError:
-        _checked(path, part)  # a bad row before the one that can't be read comes first
+        _checked(path, part)  # a bad row before the unreadable one is reported first
         raise
     yield _checked(path, part)
 
@@ -293,7 +293,7 @@ def _checked(path: Path, part: Sequence[tuple[int, list[str]]]) -> list[list[str
 
 
 def _are_plain(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether `Clip` would surely take all rows: a quick look at many at once, which may say no without need."""
+    """Whether `Clip` certainly accepts all rows: a quick check of many at once, with false negatives."""
     if not rows or set(map(len, rows)) != {len(COLUMNS)}:
         return not rows
     clip_ids, paths, labels, splits, groups = zip(*rows, strict=True)

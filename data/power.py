@@ -1,4 +1,4 @@
-"""How small a difference of two accuracies a split can show: needed to judge a dataset and to judge a result."""
+"""Statistical power: the smallest difference of two accuracies that a split can show."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ POWER = 0.8
 
 
 def smallest_resolvable_gap(n: int, *, discordance: float = 0.0, power: float = POWER, level: float = LEVEL) -> float:
-    """Smallest difference of two accuracies that a paired test on n clips detects with this power.
+    """Return the smallest difference of two accuracies that a paired test on n clips detects with this power.
 
     Solves gap sqrt(n) = z_level sqrt(d) + z_power sqrt(d - gap^2) for the gap (Connor 1987, for McNemar's test), where
-    d is the mean squared difference per clip: for two single heads the share of clips that exactly one gets right. d
+    d is the mean squared difference per clip: for two single heads, the share of clips that exactly one gets right. d
     can't be smaller than the gap itself: with `discordance=0`, all differences go one way (the most favourable case).
 
     >>> round(smallest_resolvable_gap(18), 2)

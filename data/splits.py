@@ -1,4 +1,4 @@
-"""Choosing clips for a subset and for a split: by source video, balanced over labels, the same for the same seed."""
+"""Choose clips for a subset and for a split: by source video, balanced over labels, decided by a seed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from alphafuse.errors import DatasetError
 
 from .manifest import Clip
 
-VAL_FRACTION = 0.1  # of the training clips; used where a source has no official validation split
+VAL_FRACTION = 0.1  # of the training clips; used if a source has no official validation split
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How many clips of an evaluation split any head can get right at all.
+    """The clips of an evaluation split that a head can get right: those whose label occurs in training.
 
     Attributes:
         reachable: clips whose label occurs in training.
@@ -45,7 +45,7 @@ def reachable_ceiling(train_labels: Iterable[str], labels: Sequence[str]) -> Cei
 
 
 def take_subset(clips: Sequence[Clip], clip_count: int, *, seed: int) -> list[Clip]:
-    """At most `clip_count` clips, whole source videos first, in proportion to the labels; manifest order."""
+    """Choose at most `clip_count` clips, whole source videos first, in proportion to labels; manifest order."""
     chosen: set[str] = set()
     for group in _stratified_groups(clips, seed=seed):
         for clip in group:
@@ -55,16 +55,16 @@ def take_subset(clips: Sequence[Clip], clip_count: int, *, seed: int) -> list[Cl
 
 
 def take_share(clips: Sequence[Clip], subset: str | int | float, *, seed: int, others: str = "") -> list[Clip]:
-    """A number of clips ("500") or a fraction of them ("0.1"), in proportion to splits and labels, by source video.
+    """Choose a number of clips ("500") or a fraction ("0.1"), in proportion to splits and labels, by source video.
 
     Args:
         clips: any clips; the order is kept.
         subset: an int or digits are a number of clips, anything else a fraction in (0, 1].
         seed: decides which ones.
-        others: what else the caller takes, for the message.
+        others: other values that the caller accepts, for the error message.
 
     Raises:
-        DatasetError: neither of these, or more clips than there are.
+        DatasetError: `subset` is neither of these, or larger than the number of clips.
     """
     text = str(subset)
     try:
@@ -85,14 +85,14 @@ def take_share(clips: Sequence[Clip], subset: str | int | float, *, seed: int, o
     return [clip for clip in clips if clip.clip_id in kept]
 
 
-def carve_split(clips: Sequence[Clip], fraction: float, *, into: str, seed: int) -> list[Clip]:
+def split_off(clips: Sequence[Clip], fraction: float, *, into: str, seed: int) -> list[Clip]:
     """Move about `fraction` of the training clips into another split, by whole source videos, balanced over labels.
 
-    Source videos that are a label's last ones in training are taken only when nothing else is left, so that labels
-    of the carved split occur in training wherever the data allow it. At least one source video stays.
+    A label's last source videos in training are taken only when no others are left, so that labels of the new split
+    occur in training if the data allow it. At least one source video stays.
 
     Args:
-        clips: any clips; those with another split than "train" come back as they are.
+        clips: any clips; those of other splits than "train" are returned unchanged.
         fraction: share of the training clips to move, in [0, 1).
         into: name of the split to move them to.
         seed: decides which source videos are taken.
@@ -101,24 +101,24 @@ def carve_split(clips: Sequence[Clip], fraction: float, *, into: str, seed: int)
     wanted = round(len(train) * fraction)
     if fraction > 0 and len(train) > 1:
         wanted = max(wanted, 1)
-    return _carve(clips, wanted, into=into, seed=seed, keep_labels=(True, False))
+    return _split_off(clips, wanted, into=into, seed=seed, keep_labels=(True, False))
 
 
 def resplit(clips: Sequence[Clip], *, val: int | float, test: int | float, seed: int) -> list[Clip]:
-    """All clips split anew: stratified by label, by whole source videos, every val and test label in training.
+    """Split all clips again: stratified by label, by whole source videos, every val and test label in training.
 
     Within a label, source videos are drawn by systematic sampling, so that a split holds each label's share to within
-    one source video. A label's last source video stays in training whatever is asked for (`single_video_labels` names
-    those that can't be evaluated at all), so a split may become smaller than asked for, never larger.
+    one source video. A label's last source video always stays in training (`single_video_labels` names the labels that
+    can't be evaluated), so a split may become smaller than requested, never larger.
 
     Args:
         clips: any clips; their present splits don't matter, their order is kept.
-        val, test: how many clips: an int is a number, a float below 1 a share of all clips.
+        val, test: sizes: an int is a number of clips, a float below 1 a share of all clips.
         seed: decides which source videos are taken; the same seed gives the same splits.
 
     Raises:
-        DatasetError: a size that is negative or leaves nothing to train on, or a split that must stay empty because no
-            label has another source video for it.
+        DatasetError: a size is negative or leaves nothing to train on, or a split stays empty because no label has a
+            source video for it.
     """
     wanted = {split: _clip_count(split, size, len(clips)) for split, size in (("test", test), ("val", val))}
     if sum(wanted.values()) >= max(len(clips), 1):
@@ -127,53 +127,53 @@ def resplit(clips: Sequence[Clip], *, val: int | float, test: int | float, seed:
         )
     split_anew = [replace(clip, split="train") for clip in clips]
     for split, count in wanted.items():
-        split_anew = _carve_trained(split_anew, count, into=split, seed=seed)
+        split_anew = _split_off_trained(split_anew, count, into=split, seed=seed)
     return split_anew
 
 
 def k_folds(clips: Sequence[Clip], k: int, seed: int, *, val: int | float = VAL_FRACTION) -> list[list[Clip]]:
-    """k ways to split the same clips, so that nearly every clip is in test exactly once.
+    """Split the same clips in k ways, so that nearly every clip is in test exactly once.
 
     Folds are scikit-learn's StratifiedGroupKFold (labels, source videos). In the i-th way fold i is test, and val is
-    drawn from the others as `resplit` draws. Every val and test label occurs in training: a source video that is its
-    label's only one, or without which a label would lie in one fold alone, is in training in every way.
+    drawn from the others as `resplit` draws. Every val and test label occurs in training. For that, some source
+    videos are in training in every way: a label's only one, and one of each label that would lie in a single fold.
 
     Args:
         clips: any clips; their present splits don't matter, their order is kept.
-        k: how many, at least 2 and at most the clips of the largest label.
+        k: number of folds, at least 2 and at most the clips of the largest label.
         seed: decides the folds and val.
         val: size of each val split, an int or a share of all clips.
 
     Raises:
-        DatasetError: a k or val that the clips don't allow.
+        DatasetError: the clips don't allow this k or val.
     """
     if k < 2:
         raise DatasetError(f"folds must be at least 2, not {k}")
     count = _clip_count("val", val, len(clips))
-    stays = _only_videos(clips)
-    free = [clip for clip in clips if clip.group not in stays]
+    always_train = _single_videos(clips)
+    free = [clip for clip in clips if clip.group not in always_train]
     largest = max(Counter(clip.label for clip in free).values(), default=0)
     if k > largest:
         raise DatasetError(
             f"{k} folds need a label with {k} clips that can be tested, the largest has {largest}: ask for fewer folds"
         )
     fold_of = _fold_of_group(free, k, seed)
-    stays |= _lonely_videos(clips, fold_of, stays)
+    always_train |= _single_fold_videos(clips, fold_of, always_train)
     ways = []
     for fold in range(k):
-        tested = {group for group, number in fold_of.items() if number == fold} - stays
+        tested = {group for group, number in fold_of.items() if number == fold} - always_train
         way = [replace(clip, split="test" if clip.group in tested else "train") for clip in clips]
-        ways.append(_carve_trained(way, count, into="val", seed=seed + fold))
+        ways.append(_split_off_trained(way, count, into="val", seed=seed + fold))
     return ways
 
 
 def single_video_labels(clips: Iterable[Clip]) -> tuple[str, ...]:
-    """Labels with a single source video, sorted: they can be trained or evaluated, not both."""
+    """Labels with a single source video, sorted: they can be trained on or evaluated, not both."""
     return tuple(sorted(label for label, groups in _groups_of_label(clips).items() if len(groups) == 1))
 
 
 def parse_size(name: str, text: str) -> int | float:
-    """A split's size as people write it: "20" clips, or "0.2" of all clips; `DatasetError` for anything else."""
+    """Parse a split's size: "20" clips, or "0.2" of all clips; `DatasetError` for anything else."""
     try:
         return int(text) if text.isascii() and text.isdigit() else float(text)
     except ValueError:
@@ -181,7 +181,7 @@ def parse_size(name: str, text: str) -> int | float:
 
 
 def _clip_count(name: str, size: int | float, clips: int) -> int:
-    """A split's size in clips."""
+    """Return a split's size in clips."""
     if size < 0 or (isinstance(size, float) and not size < 1):
         raise DatasetError(f"{name} must be a number of clips or a share of them in [0, 1), not {size}")
     if isinstance(size, int):
@@ -189,21 +189,23 @@ def _clip_count(name: str, size: int | float, clips: int) -> int:
     return max(round(size * clips), 1) if size else 0
 
 
-def _carve_trained(clips: Sequence[Clip], wanted: int, *, into: str, seed: int) -> list[Clip]:
-    """Like `_carve`, but labels always stay in training, and a split that stays empty is a `DatasetError`."""
-    carved = _carve(clips, wanted, into=into, seed=seed, keep_labels=(True,))
-    if wanted and not any(clip.split == into for clip in carved):
+def _split_off_trained(clips: Sequence[Clip], wanted: int, *, into: str, seed: int) -> list[Clip]:
+    """Like `_split_off`, but each label stays in training, and a split that stays empty raises `DatasetError`."""
+    moved = _split_off(clips, wanted, into=into, seed=seed, keep_labels=(True,))
+    if wanted and not any(clip.split == into for clip in moved):
         raise DatasetError(
             f"no source video can go into {into} ({wanted} clips asked for): each is its label's last one in training, "
             "or larger than the split; get more source videos per label, or ask for other sizes"
         )
-    return carved
+    return moved
 
 
-def _carve(clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_labels: tuple[bool, ...]) -> list[Clip]:
+def _split_off(
+    clips: Sequence[Clip], wanted: int, *, into: str, seed: int, keep_labels: tuple[bool, ...]
+) -> list[Clip]:
     """Move at most `wanted` training clips into another split by whole source videos; at least one video stays.
 
-    `keep_labels`: a pass over the source videos for each entry; True passes leave each label's last ones in training.
+    `keep_labels` has an entry per pass over the source videos; True passes leave each label's last ones in training.
     """
     train = [clip for clip in clips if clip.split == "train"]
     left = Counter(clip.label for clip in train)
@@ -236,18 +238,18 @@ def _fold_of_group(clips: Sequence[Clip], k: int, seed: int) -> dict[str, int]:
     return {groups[position]: fold for fold, (_, tested) in enumerate(folds) for position in tested}
 
 
-def _only_videos(clips: Iterable[Clip]) -> set[str]:
-    """Source videos that are the only one of some label."""
+def _single_videos(clips: Iterable[Clip]) -> set[str]:
+    """Return the source videos that are the only one of some label."""
     return {group for groups in _groups_of_label(clips).values() if len(groups) == 1 for group in groups}
 
 
-def _lonely_videos(clips: Iterable[Clip], fold_of: Mapping[str, int], stays: set[str]) -> set[str]:
-    """For each label whose source videos all lie in one fold, one that has to stay in training."""
-    lonely: set[str] = set()
+def _single_fold_videos(clips: Iterable[Clip], fold_of: Mapping[str, int], always_train: set[str]) -> set[str]:
+    """For each label whose source videos all lie in one fold, return one that must stay in training."""
+    single_fold: set[str] = set()
     for groups in _groups_of_label(clips).values():
-        if not groups & (stays | lonely) and len({fold_of[group] for group in groups}) == 1:
-            lonely.add(min(groups))
-    return lonely
+        if not groups & (always_train | single_fold) and len({fold_of[group] for group in groups}) == 1:
+            single_fold.add(min(groups))
+    return single_fold
 
 
 def _groups_of_label(clips: Iterable[Clip]) -> dict[str, set[str]]:
@@ -258,7 +260,7 @@ def _groups_of_label(clips: Iterable[Clip]) -> dict[str, set[str]]:
 
 
 def _stratified_groups(clips: Sequence[Clip], *, seed: int) -> list[list[Clip]]:
-    """Source videos in an order whose every beginning holds the labels in about their overall proportions.
+    """Order source videos so that the first n, for any n, hold the labels in about their overall proportions.
 
     Within a label the videos are shuffled; the k-th of n gets the key (k + u) / n with u uniform in [0, 1), and all
     are sorted by it (systematic sampling).

@@ -1,4 +1,4 @@
-"""The streams, named sources of embeddings: their names, default encoders and preprocessing. Loads no torch."""
+"""Streams, the named sources of embeddings: names, default encoders and preprocessing. Doesn't load torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DEFAULT_PROTOCOL = "standard"
 
 
 def require_stream(name: str) -> None:
-    """Raise `StoreError` unless there is a stream of this name."""
+    """Raise `StoreError` unless a stream has this name."""
     if name not in MODALITIES:
         raise StoreError(unknown("modality", name, MODALITIES))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names of streams in the order of `MODALITIES`."""
+    """Return these names in the order of `MODALITIES`."""
     return sorted(names, key=MODALITIES.index)

@@ -1,4 +1,4 @@
-"""Files of clips -> their embeddings in memory: what prediction needs, by the same way as stage one."""
+"""Embed clip files into memory, as prediction needs it, with the same code as stage one."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .jobs import Batch, Job
 
 @dataclass(frozen=True)
 class EmbeddedFiles:
-    """Embeddings of files, in the order in which they were given; rows of NaN where a file has none.
+    """Embeddings of files, in the given order; a row of NaN means that a file has none.
 
     Attributes:
-        rows: of the clips as they are; its failures say why a row is absent. Its clip_ids are positions, "0", "1", ...
-        blank: of the same clips with a black picture and silence, frame for frame and sample for sample; None unless
-            asked for.
+        rows: embeddings of the clips; its failures say why a row is absent. Its clip_ids are positions, "0", "1", ...
+        blank: embeddings of a black picture and silence of the same numbers of frames and samples; None unless
+            requested.
     """
 
     rows: Embeddings
     blank: Embeddings | None
 
     def reasons(self, position: int) -> dict[str, str]:
-        """modality -> why the file at this position has no such embedding."""
+        """Return modality -> why the file at this position has no such embedding."""
         return {f.modality: f.reason for f in self.rows.failures if f.clip_id == str(position)}
 
 
@@ -46,9 +46,9 @@ def embed_files(
     """Embed files as stage one embeds clips: the embeddings are the same, on the CPU to the bit.
 
     Args:
-        embedder: the encoders.
-        files: of clips; what can't be read becomes a failure with its reason.
-        blank: also embed a black picture and silence of each clip's own length, to ask what a modality contributed.
+        embedder: the encoders to use.
+        files: clip files; one that can't be read becomes a failure with its reason.
+        blank: also embed a black picture and silence of each clip's length, to measure what a modality contributes.
         progress: `advance` is called for each batch of files, within a round that the caller starts and stops.
     """
     modalities = tuple(embedder.encoders)
@@ -60,7 +60,7 @@ def embed_files(
     of_blank: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def embed(decoded_jobs: DecodedJobs) -> tuple[Batch, dict[tuple[str, int], np.ndarray]]:
-        """The batch, and (modality, its position in the batch) -> the row of the same clip made blank."""
+        """Return the batch, and (modality, position in the batch) -> the row of the same clip made blank."""
         blank_rows = {}
         for i, (job, decoded) in enumerate(decoded_jobs if blank else ()):
             for modality, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
@@ -69,7 +69,7 @@ def embed_files(
         return embedder.embed(decoded_jobs), blank_rows
 
     def blank_row(modality: str, shape: tuple[int, ...], job: Job, decoded: Decoded) -> np.ndarray:
-        if (modality, shape) not in of_blank:  # two threads may both embed it: the same row
+        if (modality, shape) not in of_blank:  # two threads may both compute it, with the same result
             made = embedder.embed([(replace(job, modalities=(modality,)), _blank(decoded))])
             of_blank[modality, shape] = made.rows[modality][0]
         return of_blank[modality, shape]
@@ -97,7 +97,7 @@ def embed_files(
 
 
 def _blank(decoded: Decoded) -> Decoded:
-    """The same clip with a black picture and without a sound."""
+    """Return the same clip with a black picture and without sound."""
     frames = None if decoded.frames is None else np.zeros_like(decoded.frames)
     waveform = None if decoded.waveform is None else np.zeros_like(decoded.waveform)
     return replace(decoded, frames=frames, waveform=waveform)

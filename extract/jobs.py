@@ -1,4 +1,4 @@
-"""What passes between the parts of stage one: a clip to embed, and clips that are embedded. No torch here."""
+"""Values that the parts of stage one exchange: clips to embed, and embedded clips. Doesn't load torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alphafuse.data.manifest import Clip, Clips
 
 @dataclass(frozen=True)
 class Job:
-    """A clip, its file, and the modalities that are wanted of it."""
+    """A clip, its file, and the modalities to extract."""
 
     clip: Clip
     path: Path
@@ -23,18 +23,18 @@ class Job:
 
 
 class Jobs(Sequence[Job]):
-    """Jobs of one root, made when asked for: what is held takes some 50 bytes per clip, shared with the manifest.
+    """Jobs of one root, made on access; about 50 bytes per clip, shared with the manifest.
 
     Slices are `Jobs` too.
     """
 
     def __init__(self, clips: Clips, path_of: Callable[[Clip], Path], wanted: Mapping[str, np.ndarray]) -> None:
-        """Put together what each clip wants.
+        """Combine clips with the modalities to extract.
 
         Args:
             clips: the clips.
-            path_of: a clip's file.
-            wanted: modality -> (clips,) bool: whether it is wanted of a clip.
+            path_of: clip -> path of its file.
+            wanted: modality -> (clips,) bool: whether to extract it.
         """
         self.clips, self._path_of, self._wanted = clips, path_of, dict(wanted)
 
@@ -60,13 +60,13 @@ class Jobs(Sequence[Job]):
         return (self._job(i, clip) for i, clip in enumerate(self.clips))
 
     def take(self, rows: np.ndarray) -> Jobs:
-        """Those at these positions (an integer array) or under this mask (a boolean array)."""
+        """Return the jobs at these positions (an integer array) or under this mask (a boolean array)."""
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         wanted = {modality: mask[positions] for modality, mask in self._wanted.items()}
         return Jobs(self.clips.take(positions), self._path_of, wanted)
 
     def restricted_to(self, lacking: Mapping[str, np.ndarray]) -> Jobs:
-        """The jobs that are left, each with what it still lacks; `lacking`: modality -> (clips,) bool."""
+        """Return the jobs that are left, each with what it lacks; `lacking`: modality -> (clips,) bool."""
         wanted = {modality: mask & lacking[modality] for modality, mask in self._wanted.items()}
         return Jobs(self.clips, self._path_of, wanted).take(np.any([*wanted.values()], axis=0))
 
@@ -77,17 +77,17 @@ class Jobs(Sequence[Job]):
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips that are embedded.
+    """Embedded clips.
 
     Attributes:
-        jobs: what was asked for.
-        rows: modality -> (clips, dim) float32; NaN where a clip has no such embedding, or it wasn't asked for.
-        failures: why, for those that were asked for.
-        seconds: (clips,) float64, duration of what a player shows of each clip; nan where unknown.
+        jobs: the jobs of these clips.
+        rows: modality -> (clips, dim) float32; NaN if a clip has no such embedding, or its job doesn't ask for it.
+        failures: reasons, for embeddings that the jobs ask for.
+        seconds: (clips,) float64, duration that a player shows of each clip; nan if unknown.
         file_bytes: (clips,) int64, size of each clip's file; -1 = unknown.
-        digests: (clips,) str, of each clip's file, see `Decoded.digest`; "" where unknown.
-        decode_seconds: of one core, that decoding its clips took.
-        embed_seconds: that embedding took, of one core on the CPU, of the device elsewhere.
+        digests: (clips,) str, digest of each clip's file, see `Decoded.digest`; "" if unknown.
+        decode_seconds: time of one core that decoding took.
+        embed_seconds: time that embedding took: of one core if the models run on the CPU, else of the device.
     """
 
     jobs: tuple[Job, ...]
@@ -101,28 +101,28 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its embeddings."""
+        """Size of its embeddings in bytes."""
         return sum(rows.nbytes for rows in self.rows.values())
 
     def embedded(self, modality: str) -> int:
-        """Embeddings made of this modality."""
+        """Return the number of embeddings of this modality."""
         asked = sum(modality in job.modalities for job in self.jobs)
         return asked - sum(failure.modality == modality for failure in self.failures)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What an engine has done since the last `Done` that it yielded; those of a split add up with `+`.
+    """Counts of what an engine has done since it last yielded a `Done`; `+` adds them up.
 
     Attributes:
         clips: clips that are in the store now, embedded or recorded as failed.
         embedded: modality -> embeddings made.
-        failures: why others could not be made.
-        decode_seconds: of one core.
-        embed_seconds: of one core on the CPU, of the device elsewhere.
+        failures: reasons why others could not be made.
+        decode_seconds: decoding time of one core.
+        embed_seconds: time in the models: of one core if they run on the CPU, else of the device.
         elsewhere: clips that another process has done meanwhile.
-        is_shared: whether other processes could share the work; False where the file system has no locks.
-        figures: how far the work is beyond the store, each time as a whole: embedded=96, nodes=3.
+        is_shared: whether other processes could share the work; False if the file system has no locks.
+        figures: progress beyond the store, as totals, not increments: embedded=96, nodes=3.
     """
 
     clips: int = 0
@@ -161,11 +161,11 @@ class Done:
 
 
 def join_batches(batches: Sequence[Batch], recipes: Mapping[str, Mapping[str, Any]]) -> Embeddings:
-    """Batches -> what a shard is made of.
+    """Join batches into the content of a shard.
 
     Args:
         batches: at least one.
-        recipes: modality -> what decides its numbers.
+        recipes: modality -> everything that decides its numbers.
     """
     jobs = [job for batch in batches for job in batch.jobs]
     modalities = [name for name in recipes if any(name in job.modalities for job in jobs)]

@@ -1,8 +1,8 @@
 """Stage one: the clips of a split -> decode workers -> encoders -> shards of the embedding store.
 
-An engine (`engines`) does what is missing (`work`) and yields what it has stored. What is in the store already is left
-alone, so a second call does only what is missing. What goes wrong with a clip is recorded with its reason, and the rest
-goes on.
+An engine (`engines`) extracts what is missing (`work`) and yields counts of what it has stored. Stored embeddings stay,
+so a second call extracts only what is missing. A clip that fails is recorded with its reason; the others are not
+affected.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from .work import Work
 
 
 class Engine(Protocol):
-    """Fills stores."""
+    """An object that fills stores."""
 
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
         """Modality -> everything that decides its numbers."""
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
-        """Do what is missing; yield clips once their shard is written, wherever that happens."""
+        """Extract what is missing; yield counts of clips after their shard is written, in whatever process."""
 
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What one split's extraction did.
+    """Counts and times of one split's extraction.
 
     Attributes:
         split: "train", "val" or "test".
         clips: clips of the split.
-        already: clips that were done before, or meanwhile by another process.
-        embedded: modality -> embeddings made now.
-        failures: failures recorded now.
+        already: clips that were done before, or by another process meanwhile.
+        embedded: modality -> embeddings made by this call.
+        failures: failures recorded by this call.
         seconds: wall time of this split, without loading the models.
-        decode_seconds: of one core, spent on decoding.
-        embed_seconds: spent in the models, of one core on the CPU, of the device elsewhere.
-        is_shared: whether other processes could share the work; False where the file system has no locks.
-        store: where the embeddings are.
+        decode_seconds: time of one core spent on decoding.
+        embed_seconds: time spent in the models: of one core if they run on the CPU, else of the device.
+        is_shared: whether other processes could share the work; False if the file system has no locks.
+        store: the store of the embeddings.
 
     >>> from alphafuse import Dataset, ExtractSettings, extract_embeddings
     >>> dataset = Dataset.open("demo")
@@ -77,7 +77,7 @@ def extract_embeddings(
     *,
     progress: Progress = NO_PROGRESS,
 ) -> list[ExtractReport]:
-    """Extract what the stores of these splits lack. Also when it is interrupted, what is embedded then is stored.
+    """Extract what the stores of these splits lack. An interrupt loses no finished embedding: they are stored first.
 
     Args:
         dataset: the root.
@@ -86,9 +86,9 @@ def extract_embeddings(
         progress: callbacks; a round for each split, `advance` counts clips that are stored.
 
     Raises:
-        DatasetError: there is no such split, it has no clips, or the clip folder is gone.
-        EncoderError, DeviceError: the encoders can't be loaded, or there is no such device.
-        RecipeMismatchError: a store was made with other recipes; nothing is done then.
+        DatasetError: a split is unknown or has no clips, or the clip folder doesn't exist.
+        EncoderError, DeviceError: the encoders can't be loaded, or the device doesn't exist.
+        RecipeMismatchError: a store was made with other recipes; nothing is extracted.
         StoreError: a store can't be written.
         ClusterError: Ray isn't installed, or the cluster failed.
 
@@ -104,7 +104,7 @@ def extract_embeddings(
     reports = []
     with choose_engine(dataset, settings) as engine:
         works = [Work(dataset, split, engine.recipes, retry_failed=settings.retry_failed) for split in splits]
-        for work in works:  # all stores have been looked at: none was made with other recipes
+        for work in works:  # all stores were checked before: none was made with other recipes
             dataset.require_clips()
             reports.append(fill_store(engine, work, progress))
     return reports
@@ -112,7 +112,7 @@ def extract_embeddings(
 
 @contextmanager
 def choose_engine(dataset: Dataset, settings: ExtractSettings) -> Iterator[Engine]:
-    """The engine that the settings ask for, with its encoders loaded: local, one process per device, or Ray."""
+    """Yield the engine that the settings name, with its encoders loaded: local, one process per device, or Ray."""
     devices = list_devices(settings.device)
     if settings.engine == "ray":
         from alphafuse.system.cluster import connected
@@ -121,7 +121,9 @@ def choose_engine(dataset: Dataset, settings: ExtractSettings) -> Iterator[Engin
         from .engines.ray import RayEngine
 
         with connected(settings.address, memory_bytes=int(settings.max_memory_gb * 1e9)) as ray:
-            encoders = load_encoders(dataset, replace(settings, compile=False), "cpu")  # nodes compile for themselves
+            encoders = load_encoders(
+                dataset, replace(settings, compile=False), "cpu"
+            )  # each node compiles its own copy
             yield RayEngine(ray, encoders, replace(settings, device=devices[0]))
     elif len(devices) > 1:
         from .engines.devices import DevicesEngine
@@ -136,12 +138,12 @@ def choose_engine(dataset: Dataset, settings: ExtractSettings) -> Iterator[Engin
 
 
 def fill_store(engine: Engine, work: Work, progress: Progress = NO_PROGRESS) -> ExtractReport:
-    """Have an engine do what one split's store lacks."""
+    """Let an engine extract what one split's store lacks."""
     started, tally = time.monotonic(), _Tally(work, progress)
     try:
         if work.jobs:
             with closing(engine.fill(work)) as filling:
-                for done in filling:  # its clips are in the store
+                for done in filling:  # the clips of `done` are in the store
                     tally.add(done)
     finally:
         progress.stop()
@@ -149,7 +151,7 @@ def fill_store(engine: Engine, work: Work, progress: Progress = NO_PROGRESS) -> 
 
 
 class _Tally:
-    """Counts what an engine yields, for progress and the report."""
+    """Adds up the counts that an engine yields, for progress and the report."""
 
     def __init__(self, work: Work, progress: Progress) -> None:
         self._work, self._progress = work, progress
@@ -157,7 +159,7 @@ class _Tally:
         progress.start(work.split, total=work.clips, done=work.clips - len(work.jobs))
 
     def add(self, done: Done) -> None:
-        """Count what the engine yields."""
+        """Add the counts that an engine yielded."""
         self._done += done
         if done.clips:
             self._progress.advance(done.clips, incomplete=len({failure.clip_id for failure in done.failures}))
@@ -167,7 +169,7 @@ class _Tally:
             self._progress.note(**done.figures)
 
     def report(self, seconds: float) -> ExtractReport:
-        """What was done, in so many seconds."""
+        """Return the report; `seconds` is the wall time."""
         done = self._done
         return ExtractReport(
             split=self._work.split,

@@ -1,9 +1,9 @@
-"""How long extraction takes: seconds per clip are measured on a few clips here, the rest is arithmetic.
+"""Plan extraction: measure seconds per clip on a few clips, and compute hours and sizes from that.
 
-    plan_extraction(dataset, splits) -> what each split's store lacks, its size, and the time at the rate measured here
-    plan_clips(clips, rates.on(cpus=512, gpus=8), dims) -> the same for clips and machines that are not here
+    plan_extraction(dataset, splits) -> what each split's store lacks, its size, and the time at the measured rate
+    plan_clips(clips, rates.on(cpus=512, gpus=8), dims) -> the same for any number of clips and other machines
 
-Decoding and models are the two stages that matter; docs/scale.md says when network, driver or commits do.
+Decoding and models are the two stages that matter; docs/scale.md says when network, driver or commits matter too.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from .settings import ExtractSettings
 from .work import Work
 
 SAMPLE_CLIPS = 8
-SAMPLED_FILES = 1000  # clips whose files are looked for, until some are found to measure
-OVERLAP = 1.15  # wall time x cores by the seconds of decoding and models; docs/extraction.md measured 1.02
-FEEDING_CORES = 1  # that each GPU takes for itself: they prepare batches and start kernels
-TEXT_BYTES = 120  # of a clip in a shard: clip_id, label, group and their places in the file
-DEFAULT_DIM = 768  # of an embedding of either published encoder
+SAMPLED_FILES = 1000  # clips whose files are checked, to find some to measure
+OVERLAP = 1.15  # wall time x cores divided by the seconds of decoding and models; docs/extraction.md measured 1.02
+FEEDING_CORES = 1  # cores per GPU that prepare batches and start kernels
+TEXT_BYTES = 120  # size of a clip's clip_id, label, group and their positions in a shard
+DEFAULT_DIM = 768  # dimension of both published encoders
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one clip takes, and the machines that share the work.
+    """Time per clip, and the machines that share the work.
 
     Attributes:
-        clips: that were measured; 0 where the seconds were given.
-        decode_seconds: of one core.
-        embed_seconds: of one core while all cores embed, or of one device.
-        cores: that there are.
-        workers: decode processes.
-        device: that runs the models: "cpu", "cuda:0", ...
-        devices: how many of that device there are; the CPU counts as one.
+        clips: number of measured clips; 0 if the seconds were given.
+        decode_seconds: decoding time of one core per clip.
+        embed_seconds: time in the models per clip: of one core while all cores embed, or of one device.
+        cores: number of cores.
+        workers: number of decode processes.
+        device: device of the models: "cpu", "cuda:0", ...
+        devices: number of these devices; the CPU counts as one.
 
     >>> from alphafuse import Rates
     >>> rates = Rates(clips=8, decode_seconds=0.15, embed_seconds=0.01, cores=16, workers=16, device="cuda:0")
@@ -64,75 +64,75 @@ class Rates:
 
     @property
     def clips_per_second(self) -> float:
-        """Expected of extraction: on the CPU decoding and models share the cores, else the slower of them decides."""
+        """Expected rate: on the CPU decoding and models share the cores, else the slower of the two decides."""
         if self.device == "cpu":
             return self.cores / (OVERLAP * (self.decode_seconds + self.embed_seconds))
         return min(self.decoded_per_second, self.embedded_per_second)
 
     @property
     def bottleneck(self) -> str:
-        """The stage that decides: "cores" (of both stages), "decoding" or "models"."""
+        """What limits the rate: "cores" (shared by both stages), "decoding" or "models"."""
         if self.device == "cpu":
             return "cores"
         return "decoding" if self.decoded_per_second < self.embedded_per_second else "models"
 
     @property
     def decoded_per_second(self) -> float:
-        """By all workers, while they have the cores for themselves."""
+        """Clips per second that all workers decode if nothing else uses the cores."""
         return self.workers / self.decode_seconds
 
     @property
     def embedded_per_second(self) -> float:
-        """By all devices, while they have clips."""
+        """Clips per second that all devices embed if decoding keeps up."""
         return self.devices / self.embed_seconds
 
     @property
     def cores_per_device(self) -> float:
-        """Cores that decode as much as one device (or one core) embeds."""
+        """Cores that decode as many clips as one device (or one core) embeds."""
         return self.decode_seconds / self.embed_seconds
 
     def on(self, *, cpus: int, gpus: int = 0) -> Rates:
-        """The same seconds per clip on other machines.
+        """Return rates with the same seconds per clip for other machines.
 
         Args:
-            cpus: cores of all machines; each like the one that was measured.
-            gpus: GPUs of all machines, each like the one that was measured and fed by a core of its own; 0 = the cores
-                run the models.
+            cpus: cores of all machines, each like the measured one.
+            gpus: GPUs of all machines, each like the measured one, with a core to feed it; 0 = the cores run the
+                models.
 
         Raises:
-            ClusterError: too few cores, or seconds measured on a CPU for models on GPUs (or the other way round).
+            ClusterError: there are too few cores, or the models were measured on a CPU and `gpus` > 0 (or vice versa).
         """
         if gpus < 0:
-            raise ClusterError(f"gpus must be at least 0, not {gpus}: give --gpus another")
+            raise ClusterError(f"gpus must be at least 0, not {gpus}")
         if cpus <= gpus * FEEDING_CORES:
             raise ClusterError(
-                f"{cpus} cores are too few for {gpus} GPUs: each GPU takes a core to feed it, the others decode; give "
+                f"{cpus} cores are too few for {gpus} GPUs: each GPU needs one, and decoding at least one; give "
                 "more --cpus or fewer --gpus"
             )
         if bool(gpus) != (self.device != "cpu"):
             raise ClusterError(
-                "the models were measured on the CPU, which says nothing of GPUs: give --embed-seconds, or measure on "
-                "a machine with such a GPU"
+                "the models were measured on the CPU, so the rate on GPUs is unknown: give --embed-seconds, or measure "
+                "on a machine with such a GPU"
                 if gpus
-                else f"the models were measured on {self.device}, which says nothing of cores: measure with --device "
-                "cpu, or give --gpus"
+                else f"the models were measured on {self.device}, so the rate on cores is unknown: measure with "
+                "--device cpu, or give --gpus"
             )
         return replace(self, cores=cpus, workers=cpus - gpus * FEEDING_CORES, devices=gpus or 1)
 
 
 @dataclass(frozen=True)
 class ExtractPlan:
-    """What extracting a split would do.
+    """Plan of a split's extraction: work, time and size.
 
     Attributes:
         split: "train", "val" or "test".
-        clips: of the split.
-        pending: clips that lack something.
-        finished: modality -> clips that are there, or have failed before.
-        missing_files: clips to do whose file isn't there.
-        store_bytes: that the store has now.
-        new_bytes: that it will grow by.
-        seconds: that it takes at the measured rate; None where nothing is to do.
+        clips: clips of the split.
+        pending: clips that lack an embedding.
+        finished: modality -> clips that have an embedding or a recorded failure.
+        missing_files: pending clips whose file doesn't exist.
+        store_bytes: present size of the store.
+        new_bytes: growth of the store.
+        seconds: time at the measured rate; None if nothing is pending.
 
     >>> from alphafuse import Dataset, plan_extraction
     >>> plans, _ = plan_extraction(Dataset.open("demo"), ["train", "val", "test"])
@@ -152,14 +152,14 @@ class ExtractPlan:
 
 @dataclass(frozen=True)
 class ClipsPlan:
-    """What extracting many clips would take.
+    """Time and space that extracting many clips would take.
 
     Attributes:
-        clips: how many.
+        clips: number of clips.
         rates: seconds per clip, and the machines.
-        seconds: of the whole run, without starting a cluster and loading the models.
-        core_hours, gpu_hours: of all cores and all GPUs, busy or idle.
-        store_bytes: of all shards.
+        seconds: time of the whole run, without starting a cluster and loading the models.
+        core_hours, gpu_hours: hours of all cores and all GPUs, busy or idle.
+        store_bytes: size of all shards.
     """
 
     clips: int
@@ -173,14 +173,14 @@ class ClipsPlan:
 def plan_extraction(
     dataset: Dataset, splits: Sequence[str], settings: ExtractSettings | None = None
 ) -> tuple[list[ExtractPlan], Rates | None]:
-    """What `extract_embeddings` would do, and the rate measured on a few of the clips; nothing is written.
+    """Plan what `extract_embeddings` would do, and measure the rate on a few of the clips; nothing is written.
 
-    Where several devices or a Ray cluster would do the work, one device of this machine is measured, and all of them
-    are counted.
+    If several devices or a Ray cluster would do the work, one device of this machine is measured, and the rate is
+    computed for all of them.
 
     Raises:
-        RecipeMismatchError, EncoderError, DatasetError: what extracting would raise.
-        ClusterError: the Ray cluster can't be had, or has GPUs while this machine has none to measure.
+        RecipeMismatchError, EncoderError, DatasetError: as `extract_embeddings` raises them.
+        ClusterError: the Ray cluster can't be reached, or has GPUs while this machine has none to measure.
 
     >>> from alphafuse import Dataset, plan_extraction
     >>> plans, rates = plan_extraction(Dataset.open("demo"), ["test"])
@@ -189,26 +189,26 @@ def plan_extraction(
     """
     settings = settings or ExtractSettings()
     cluster = _cluster(settings) if settings.engine == "ray" else None
-    embedder = _embedder(dataset, _measured(settings, cluster))
+    embedder = _embedder(dataset, _settings_to_measure(settings, cluster))
     pending = {
         split: Work(dataset, split, embedder.recipes, retry_failed=settings.retry_failed).jobs for split in splits
     }
     files = {split: dataset.file_sizes(jobs.clips) for split, jobs in pending.items()}
-    there = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
-    chosen = random.Random(0).sample(there, min(SAMPLE_CLIPS, len(there)))
-    rates = _shared(measure_rates(embedder, chosen), settings, cluster) if chosen else None
+    existing = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
+    chosen = random.Random(0).sample(existing, min(SAMPLE_CLIPS, len(existing)))
+    rates = _rates_of_all_devices(measure_rates(embedder, chosen), settings, cluster) if chosen else None
     missing = {split: len(jobs) - len(files[split]) for split, jobs in pending.items()}
     return [_plan(dataset, embedder, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
 
 
 def plan_clips(clips: int, rates: Rates, dims: Mapping[str, int]) -> ClipsPlan:
-    """What extracting `clips` clips takes at these rates; `dims`: stream -> numbers of its embedding.
+    """Compute what extracting `clips` clips takes at these rates; `dims`: stream -> dimension of its embeddings.
 
     Raises:
-        ClusterError: less than one clip.
+        ClusterError: `clips` is less than 1.
     """
     if clips < 1:
-        raise ClusterError(f"clips must be at least 1, not {clips}: give --clips another")
+        raise ClusterError(f"clips must be at least 1, not {clips}")
     seconds = clips / rates.clips_per_second
     gpus = 0 if rates.device == "cpu" else rates.devices
     hours = seconds / 3600
@@ -216,27 +216,27 @@ def plan_clips(clips: int, rates: Rates, dims: Mapping[str, int]) -> ClipsPlan:
 
 
 def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, dict[str, int]]:
-    """Seconds per clip and dimensions of the embeddings, measured on clips of a root, extracted or not; writes nothing.
+    """Measure seconds per clip and the dimensions of the embeddings on clips of a root; writes nothing.
 
     Raises:
-        DatasetError: no clip's file is there.
-        EncoderError: an encoder can't be had.
+        DatasetError: no clip has a file.
+        EncoderError: an encoder can't be loaded.
     """
-    looked_at = _some(dataset.manifest, SAMPLED_FILES)
-    files = dataset.file_sizes(looked_at)
-    there = [clip for clip in looked_at if clip.clip_id in files]
-    if not there:
+    sampled = _random_sample(dataset.manifest, SAMPLED_FILES)
+    files = dataset.file_sizes(sampled)
+    existing = [clip for clip in sampled if clip.clip_id in files]
+    if not existing:
         raise DatasetError(
-            f"none of the clip files looked at is in {dataset.clip_folder}: bring them back, or give --decode-seconds "
+            f"none of the first clips has a file in {dataset.clip_folder}: restore them, or give --decode-seconds "
             "and --embed-seconds instead of --root"
         )
-    embedder = _embedder(dataset, _measured(settings, None))
-    jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _some(there, SAMPLE_CLIPS)]
+    embedder = _embedder(dataset, _settings_to_measure(settings, None))
+    jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _random_sample(existing, SAMPLE_CLIPS)]
     return measure_rates(embedder, jobs), {name: encoder.dim for name, encoder in embedder.encoders.items()}
 
 
 def measure_rates(embedder: Embedder, jobs: Sequence[Job]) -> Rates:
-    """Decode these clips, then embed them, all threads at work; the first batch of each thread isn't counted."""
+    """Decode these clips, then embed them with all threads; the first batch of each thread isn't counted."""
     decoded_jobs = list(embedder.decode(jobs))
     size = embedder.batch_size
     batches = [decoded_jobs[start : start + size] for start in range(0, len(decoded_jobs), size)]
@@ -254,16 +254,16 @@ def measure_rates(embedder: Embedder, jobs: Sequence[Job]) -> Rates:
 
 
 def clip_bytes(dims: Mapping[str, int]) -> int:
-    """Of a clip in a shard, by the dimensions of the embeddings that it has."""
+    """Return the size of a clip in a shard in bytes; `dims`: dimensions of its embeddings."""
     return TEXT_BYTES + FLOAT32_BYTES * sum(dims.values())
 
 
-def _some(items: Sequence, count: int) -> list:
+def _random_sample(items: Sequence, count: int) -> list:
     return random.Random(0).sample(items, min(count, len(items)))
 
 
 def _cluster(settings: ExtractSettings) -> tuple[int, int]:
-    """Cores and GPUs of the Ray cluster; GPUs are 0 where the cores are to run the models."""
+    """Return cores and GPUs of the Ray cluster; GPUs are 0 if the cores run the models."""
     with connected(settings.address, memory_bytes=int(settings.max_memory_gb * 1e9)) as ray:
         resources = [node["Resources"] for node in alive_nodes(ray)]
     cpus, gpus = (int(sum(of_node.get(name, 0.0) for of_node in resources)) for name in ("CPU", "GPU"))
@@ -274,8 +274,8 @@ def _embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
     return Embedder(load_encoders(dataset, settings, settings.device), settings)
 
 
-def _measured(settings: ExtractSettings, cluster: tuple[int, int] | None) -> ExtractSettings:
-    """The same settings for the one device of this machine that is measured."""
+def _settings_to_measure(settings: ExtractSettings, cluster: tuple[int, int] | None) -> ExtractSettings:
+    """Return the settings for the one device of this machine that is measured."""
     if cluster is None:
         return replace(settings, device=list_devices(settings.device)[0], engine="local")
     import torch
@@ -289,8 +289,8 @@ def _measured(settings: ExtractSettings, cluster: tuple[int, int] | None) -> Ext
     return replace(settings, device="cuda" if gpus else "cpu", engine="local")
 
 
-def _shared(rates: Rates, settings: ExtractSettings, cluster: tuple[int, int] | None) -> Rates:
-    """What was measured on one device, for all devices that would do the work."""
+def _rates_of_all_devices(rates: Rates, settings: ExtractSettings, cluster: tuple[int, int] | None) -> Rates:
+    """Return the rates measured on one device for all devices that would do the work."""
     if cluster is not None:
         cpus, gpus = cluster
         return rates.on(cpus=cpus, gpus=gpus)

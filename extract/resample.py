@@ -1,4 +1,4 @@
-"""Embeddings of a store, made again from their clips and compared: does the store hold what it says?"""
+"""Check a store: extract some of its clips again and compare the embeddings."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .engines.embedder import Embedder, load_encoders
 from .jobs import Job
 from .settings import ExtractSettings
 
-# largest difference by the embedding's largest value; float32 on another machine or batch: 1e-5, with room for more
+# largest difference divided by the embedding's largest value; another machine or batch changes float32 by 1e-5
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A stored embedding beside the one made now.
+    """The difference between a stored embedding and the one extracted again.
 
     Attributes:
-        clip_id, modality: which.
-        relative: largest absolute difference by the stored embedding's largest absolute value; infinite where one of
-            them isn't there.
-        reason: why there is none now, else "".
+        clip_id, modality: the clip and modality of the embedding.
+        relative: largest absolute difference divided by the stored embedding's largest absolute value; infinite if one
+            of the two is absent.
+        reason: why extraction gave no embedding this time, else "".
     """
 
     clip_id: str
@@ -39,12 +39,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Resampling:
-    """What extracting some clips again gave.
+    """Result of extracting some clips again.
 
     Attributes:
-        clips: that were chosen.
-        differences: of each of their stored embeddings.
-        tolerance: above which a difference is a problem.
+        clips: number of clips in the sample.
+        differences: one for each of their stored embeddings.
+        tolerance: a larger difference is a problem.
 
     >>> from alphafuse import Dataset, resample
     >>> again = resample(Dataset.open("demo"), "test", 2)
@@ -63,7 +63,7 @@ class Resampling:
 
     @property
     def largest(self) -> float:
-        """Of all differences; 0 without any."""
+        """The largest difference; 0 if there are none."""
         return max((difference.relative for difference in self.differences), default=0.0)
 
 
@@ -74,14 +74,14 @@ def resample(
 
     Args:
         dataset: the root.
-        split: which of its stores.
-        clips: how many of the clips that have an embedding; all when there are fewer.
-        settings: how; encoders, protocol and precision that it leaves open are the store's own.
+        split: the split whose store is checked.
+        clips: size of the sample, from the clips that have an embedding; all if there are fewer.
+        settings: how to extract; encoders, protocol and precision default to those of the store.
         seed: decides the sample.
 
     Raises:
         DatasetError: the store is empty.
-        RecipeMismatchError, EncoderError: the encoders at hand are not those that made it.
+        RecipeMismatchError, EncoderError: the encoders are not those that made the store.
 
     >>> from alphafuse import Dataset, resample
     >>> again = resample(Dataset.open("demo"), "val", 2)
@@ -125,7 +125,7 @@ def resample(
 
 
 def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job]:
-    """Clips of the manifest that have an embedding, by lot."""
+    """Choose clips of the manifest that have an embedding, at random."""
     every = dataset.manifest.require_split(split)
     rows = dataset.store(split).open_rows(every)
     present = {modality: rows.present(modality) for modality in rows.dims}

@@ -1,4 +1,4 @@
-"""How to extract: one frozen dataclass, of whose fields the command line makes its options. Loads no torch."""
+"""Settings of extraction: one frozen dataclass, whose fields become command-line options. Doesn't load torch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from alphafuse.errors import EncoderError, unknown
 from alphafuse.system.cluster import ENGINES, require_engine
 
 PRECISIONS = ("fp32", "bf16")
-BATCH_ON_CUDA = 16  # clips; on the CPU clips go through the models one by one, as many at a time as there are cores
+BATCH_ON_CUDA = 16  # clips; on the CPU each core embeds one clip at a time
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How to extract; the options of `alphafuse extract` are these.
+    """Settings of extraction, which are also the options of `alphafuse extract`.
 
     Attributes:
         timesformer, ast: hub id, folder or "compact"; None = the root's default.
-        modalities: which encoders to run; what the store has of others stays.
+        modalities: encoders to run; stored embeddings of others stay.
         protocol: preprocessing; None = the root's default.
-        device: "auto", "cpu", "cuda" or "cuda:N"; several with commas, or "all" CUDA devices: a process for each.
+        device: "auto", "cpu", "cuda" or "cuda:N"; several with commas, or "all" CUDA devices; each gets a process.
         precision: "fp32" or "bf16".
-        compile: have torch.compile write the models' kernels (minutes at the start; on the CPU needs a C++ compiler).
+        compile: compile the models with torch.compile (minutes at the start; on the CPU needs a C++ compiler).
         batch_size: clips per forward pass; 0 = 1 on the CPU, 16 on CUDA.
         workers: decode processes, on all machines together; 0 = one per processor.
-        models: what runs the models at once, on all machines together: threads of one core each on the CPU, devices
-            elsewhere; 0 = one per processor, or per device.
-        max_memory_gb: memory that all of extraction may take, workers included, in 10^9 bytes; 0 = 80% of what is free.
-        timeout_seconds: a clip whose decoding takes longer is recorded as failed; 0 = any time.
-        flush_seconds: a shard is appended at least this often, so that a kill costs at most this much work.
-        engine: who spreads the work: "local" (this machine), or "ray" (the machines of a Ray cluster).
-        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
-        retry_failed: also try clips again whose failure is recorded.
+        models: workers that run the models, on all machines together: threads of one core each on the CPU, else
+            devices; 0 = one per processor, or per device.
+        max_memory_gb: memory limit of extraction, workers included, in 10^9 bytes; 0 = 80% of the free memory.
+        timeout_seconds: a clip whose decoding takes longer is recorded as failed; 0 = no limit.
+        flush_seconds: a shard is appended at least this often, so that a kill loses at most this much work.
+        engine: "local" (this machine) or "ray" (the machines of a Ray cluster).
+        address: address of the Ray cluster, such as "auto"; None = that of the variable RAY_ADDRESS, else Ray is
+            started on this machine.
+        retry_failed: also retry clips whose failure is recorded.
 
     >>> from alphafuse import ExtractSettings
     >>> ExtractSettings(modalities=("ast",), device="cpu", max_memory_gb=8.0).precision
@@ -49,7 +50,7 @@ class ExtractSettings:
     modalities: tuple[str, ...] = field(
         default=MODALITIES,
         metadata={
-            "help": "Run only this encoder; the store keeps what it has of the other.",
+            "help": "Run only this encoder; stored embeddings of the other stay.",
             "flags": ("--modality",),
             "multiple": True,
             "choices": MODALITIES,
@@ -62,13 +63,13 @@ class ExtractSettings:
     device: str = field(
         default="auto",
         metadata={
-            "help": "auto, cpu, cuda, cuda:N; several as cuda:0,cuda:1, or all: a process for each.",
+            "help": "auto, cpu, cuda, cuda:N; several as cuda:0,cuda:1, or all; each gets a process.",
             "choices": ("auto", "cpu", "cuda", "all"),
         },
     )
     precision: str = field(default="fp32", metadata={"help": "fp32 or bf16.", "choices": PRECISIONS})
     compile: bool = field(
-        default=False, metadata={"help": "Have torch.compile write the models' kernels (minutes at the start)."}
+        default=False, metadata={"help": "Compile the models with torch.compile (minutes at the start)."}
     )
     batch_size: int = field(
         default=0,
@@ -77,7 +78,7 @@ class ExtractSettings:
     workers: int = field(
         default=0,
         metadata={
-            "help": "Decode processes, of all machines together; 0 = one per processor.",
+            "help": "Decode processes, on all machines together; 0 = one per processor.",
             "flags": ("--workers", "--decoders"),
             "least": 0,
         },
@@ -85,37 +86,41 @@ class ExtractSettings:
     models: int = field(
         default=0,
         metadata={
-            "help": "Cores (or GPUs) that run the models, of all machines together; 0 = each.",
+            "help": "Cores (or GPUs) that run the models, on all machines together; 0 = all.",
             "least": 0,
         },
     )
     max_memory_gb: float = field(
         default=0.0,
         metadata={
-            "help": "GB that all of extraction may take, workers included; 0 = 80% of what is free.",
+            "help": "Memory limit in GB, workers included; 0 = 80% of the free memory.",
             "flags": ("--max-memory",),
         },
     )
     timeout_seconds: float = field(
         default=120.0,
         metadata={
-            "help": "Seconds that decoding a clip may take before it is recorded as failed; 0 = any.",
+            "help": "Seconds that decoding a clip may take before it is recorded as failed; 0 = no limit.",
             "flags": ("--timeout",),
         },
     )
-    flush_seconds: float = field(default=30.0, metadata={"help": "A kill costs at most this much work."})
+    flush_seconds: float = field(
+        default=30.0, metadata={"help": "Seconds between shards; a kill loses at most this much work."}
+    )
     engine: str = field(
         default="local",
         metadata={
-            "help": "Who spreads the work: local (this machine), or ray (extra [ray]: any number of machines).",
+            "help": "local (this machine) or ray (the machines of a Ray cluster; needs the extra [ray]).",
             "choices": ENGINES,
         },
     )
     address: str | None = field(
         default=None,
-        metadata={"help": "With --engine ray: of its cluster, such as auto. [default: Ray is started here]"},
+        metadata={
+            "help": "With --engine ray: address of its cluster, such as auto. [default: Ray is started on this machine]"
+        },
     )
-    retry_failed: bool = field(default=False, metadata={"help": "Also try clips again whose failure is recorded."})
+    retry_failed: bool = field(default=False, metadata={"help": "Also retry clips whose failure is recorded."})
 
     def __post_init__(self) -> None:
         require_engine(self.engine)

@@ -15,25 +15,25 @@ from .jobs import Jobs
 
 
 class Work:
-    """What a split's store lacks; can be sent to another process.
+    """The jobs that the store of a split lacks; picklable, so that it can be sent to another process.
 
     Attributes:
         split: "train", "val" or "test".
-        clip_folder: where the clips' files are.
-        store: where the embeddings go, one object, so that each shard is read once to see what is finished.
-        recipes: modality -> what decides its numbers.
+        clip_folder: folder of the clips' files.
+        store: store of the embeddings; one object, so that each shard is read only once to find finished clips.
+        recipes: modality -> everything that decides its numbers.
     """
 
     def __init__(
         self, dataset: Dataset, split: str, recipes: Mapping[str, Mapping[str, Any]], *, retry_failed: bool = False
     ) -> None:
-        """Look at the split and its store.
+        """Read the split, and check its store's recipes.
 
         Args:
             dataset: the root.
             split: "train", "val" or "test".
-            recipes: modality -> what decides its numbers; these modalities are wanted of every clip.
-            retry_failed: also try clips again whose failure is recorded.
+            recipes: modality -> everything that decides its numbers; every clip needs these modalities.
+            retry_failed: also retry clips whose failure is recorded.
 
         Raises:
             EmptySplitError: the split has no clips.
@@ -51,20 +51,20 @@ class Work:
 
     @property
     def clips(self) -> int:
-        """Clips of the split."""
+        """Number of clips of the split."""
         return len(self._everything)
 
     @cached_property
     def jobs(self) -> Jobs:
-        """What the store lacked when this was first asked."""
+        """Jobs that the store lacked at the first access."""
         return self.missing(self._everything)
 
     def missing(self, jobs: Jobs, *, look: bool = True) -> Jobs:
-        """The jobs that are left, each with the modalities that the store lacks.
+        """Return the jobs that are left, each with the modalities that the store lacks.
 
         Args:
-            jobs: some of the split's.
-            look: whether to look for shards that others have written meanwhile; else what the last look found counts.
+            jobs: some jobs of the split.
+            look: list the store again for shards of other writers; if False, the last listing counts.
         """
         lacking = {modality: np.ones(len(jobs), bool) for modality in self.recipes}
         for start in range(0, len(jobs), AT_ONCE):

@@ -1,11 +1,11 @@
 """Where clips come from: each module makes a dataset root.
 
-importing    what all of them share: finding files, leaving some out, writing the root
+importing    shared by all: finding files, leaving some out, writing the root
 folder       a folder per label
 vggsound     VGGSound's csv
 ucf101       UCF101's split lists
 kinetics     Kinetics' csv files
-demo         generated clips, with an encoder of its own
+demo         generated clips
 synthesis    pictures and sounds of the demo
-resplit      another root's clips, split anew, embeddings included
+resplit      another root's clips in new splits, embeddings included
 """

@@ -1,11 +1,11 @@
-"""The embedded demo: a small audio-visual dataset in VGGSound's own layout, generated on the spot.
+"""The demo: a small audio-visual dataset in VGGSound's layout, generated locally.
 
     folder/vggsound.csv                         youtube_id,start_seconds,"label, with commas",train|test   (no header)
     folder/clips/{youtube_id}_{start:06d}.mp4   H.264 video and AAC audio
 
-Sixteen classes join eight visual events with eight sound events. Sight i occurs with sound i and with sound
-i + 1 (modulo 8), so each sight and each sound belongs to exactly two classes: whoever only looks, or only listens,
-is right half of the time at best, and whoever does both can always be right.
+Sixteen classes combine eight visual events with eight sound events. Sight i occurs with sound i and with sound
+i + 1 (modulo 8), so each sight and each sound belongs to exactly two classes. A model of only video, or only audio, is
+right for at most half of the clips; a model of both can always be right.
 
     sight 0 -- sound 0 -- sight 7 -- sound 7 -- sight 6 ... sound 1 -- sight 0      (one ring of 16 classes)
 
@@ -56,7 +56,7 @@ SOUND_EVENTS: tuple[SoundEvent, ...] = (
     SoundEvent("horse, hoof beats", "thud", "gallop", "flat"),
 )
 
-# (visual event, sound event) of each class, as indices: the ring drawn above
+# (visual event, sound event) of each class, as indices: the ring of the module's docstring
 DEMO_PAIRS: tuple[tuple[int, int], ...] = tuple((i, (i + step) % 8) for i in range(8) for step in (0, 1))
 
 DEMO_CLASSES: tuple[str, ...] = tuple(f"{VISUAL_EVENTS[v].name} with {SOUND_EVENTS[s].name}" for v, s in DEMO_PAIRS)
@@ -67,30 +67,31 @@ TEST_SHARE = Fraction(3, 7)
 FRAMES_PER_SECOND = 12
 FRAME_HEIGHT, FRAME_WIDTH = 72, 96  # pixels, 4:3
 SHORTEST_SECONDS, LONGEST_SECONDS = 2.0, 2.5
-SAMPLE_RATES_HZ = (16_000, 22_050, 44_100)  # as different as in the wild; the extractor resamples to 16 kHz
-# of draw_look and draw_voice. Chosen so that the demo is neither hopeless nor solved: on the 192 test clips of seed 0
-# the paper's head reaches 0.84 from both compact embeddings, 0.43 and 0.42 from either alone (mean of 5 seeds).
+SAMPLE_RATES_HZ = (16_000, 22_050, 44_100)  # different, as in real clips; the extractor resamples to 16 kHz
+# difficulty of draw_look and draw_voice, chosen so that the demo is neither impossible nor solved: on the 192 test
+# clips of seed 0 the paper's head reaches 0.84 from both compact embeddings, 0.43 and 0.42 from either alone (mean of
+# 5 seeds).
 LOOK_DIFFICULTY, VOICE_DIFFICULTY = 1.45, 1.5
 
-# It enters the ids: raise it with every change of what is drawn, so that no old clip is taken for a new one.
+# Part of the ids: raise it with every change of the drawing, so that old clips are not mistaken for new ones.
 _EDITION = 1
 _ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # YouTube's
 
 
 @dataclass(frozen=True)
 class DemoClip:
-    """One clip to draw: where it belongs, and the two seeds that make it what it is."""
+    """One clip to draw: its class and split, and the two seeds that decide its content."""
 
     youtube_id: str  # the source video
     start_seconds: int
     label: int  # index into DEMO_CLASSES
     official_split: str  # "train" or "test"
-    source_seed: tuple[int, ...]  # look and voice: shared by the clips of one source video
-    clip_seed: tuple[int, ...]  # phase and noise: the clip's own
+    source_seed: tuple[int, ...]  # decides look and voice: shared by the clips of one source video
+    clip_seed: tuple[int, ...]  # decides phase and noise: different for each clip
 
     @property
     def clip_id(self) -> str:
-        """`{youtube_id}_{start:06d}`, the file's name without its ending."""
+        """`{youtube_id}_{start:06d}`, the file's name without suffix."""
         return f"{self.youtube_id}_{self.start_seconds:06d}"
 
 
@@ -105,9 +106,9 @@ def write_demo_clips(
     """Write the demo dataset into `folder` and return the path of its `vggsound.csv`.
 
     `TEST_SHARE` of each class are official test clips, the others official train clips; no source video is in both.
-    A clip is written under a temporary name and renamed when whole, the csv last: after a kill, the same call draws
-    what is missing and keeps what is there (a clip's name follows from its seed). `workers` threads draw at once
-    (default: one per processor); `progress` is called once per clip, in the calling thread, drawn or kept.
+    A clip is written under a temporary name and renamed when complete, the csv last: after a kill, the same call draws
+    missing clips and keeps existing ones (a clip's name follows from its seed). `workers` threads draw at once
+    (default: one per processor); `progress` is called once per clip, in the calling thread.
 
     Raises:
         DatasetError: `clips_per_class` is below 2 (one train and one test clip), or the folder can't be written.
@@ -129,7 +130,7 @@ def write_demo_clips(
             write_clip(path, clip)
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for _ in map_in(pool, draw, clips):  # which raises the first failure here
+        for _ in map_in(pool, draw, clips):  # raises the first failure
             if progress is not None:
                 progress()
     rows = [(clip.youtube_id, clip.start_seconds, DEMO_CLASSES[clip.label], clip.official_split) for clip in clips]
@@ -138,7 +139,7 @@ def write_demo_clips(
 
 
 def list_demo_clips(*, seed: int = 0, clips_per_class: int = CLIPS_PER_CLASS) -> list[DemoClip]:
-    """The clips of the demo, sorted by clip_id as VGGSound's csv is. Every third source video gives two clips."""
+    """Return the clips of the demo, sorted by clip_id like VGGSound's csv. Every third source video gives two clips."""
     test_clips = max(1, round(clips_per_class * TEST_SHARE))
     clips: list[DemoClip] = []
     for label in range(len(DEMO_CLASSES)):
@@ -156,7 +157,7 @@ def list_demo_clips(*, seed: int = 0, clips_per_class: int = CLIPS_PER_CLASS) ->
 
 
 def _cuts_per_source(clips: int) -> list[int]:
-    """How many clips each source video gives, `clips` in all: 2, 1, 1, 2, 1, 1, ..."""
+    """Return the number of clips of each source video, with the sum `clips`: 2, 1, 1, 2, 1, 1, ..."""
     cuts: list[int] = []
     while sum(cuts) < clips:
         cuts.append(min(2 if len(cuts) % 3 == 0 else 1, clips - sum(cuts)))
@@ -164,13 +165,13 @@ def _cuts_per_source(clips: int) -> list[int]:
 
 
 def draw_frame_count(rng: np.random.Generator) -> int:
-    """Frames of one clip: 24 to 30, that is 2 to 2.5 s."""
+    """Draw the number of frames of a clip: 24 to 30, that is 2 to 2.5 s."""
     shortest, longest = int(SHORTEST_SECONDS * FRAMES_PER_SECOND), int(LONGEST_SECONDS * FRAMES_PER_SECOND)
     return int(rng.integers(shortest, longest + 1))
 
 
 def draw_clip(clip: DemoClip) -> tuple[NDArray[np.uint8], NDArray[np.float32], int]:
-    """Frames (frames, 72, 96, 3) uint8, waveform (channels, samples) float32 in [-1, 1], and its sample rate in Hz."""
+    """Draw frames (frames, 72, 96, 3) uint8, a waveform (channels, samples) float32 in [-1, 1], and its rate in Hz."""
     source_rng = np.random.default_rng(clip.source_seed)
     look = draw_look(source_rng, difficulty=LOOK_DIFFICULTY)
     voice = draw_voice(source_rng, difficulty=VOICE_DIFFICULTY)
@@ -189,7 +190,7 @@ def draw_clip(clip: DemoClip) -> tuple[NDArray[np.uint8], NDArray[np.float32], i
 
 
 def write_clip(path: Path, clip: DemoClip) -> None:
-    """Draw `clip` and write it to `path`: the file appears whole or not at all."""
+    """Draw `clip` and write it to `path`, atomically."""
     frames, waveform, sample_rate_hz = draw_clip(clip)
     temporary = path.with_suffix(".mp4.partial")
     write_mp4(temporary, frames, waveform, sample_rate_hz=sample_rate_hz)
@@ -209,11 +210,11 @@ def write_mp4(
         video = container.add_stream("libx264", rate=frames_per_second)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        # one thread: several would cut the frames differently, and the bytes would depend on the machine's load
+        # one thread: with several, the encoded bytes would depend on the machine's load
         video.options = {"preset": "superfast", "crf": "28", "threads": "1"}
         video.thread_count = 1
         layout = "stereo" if waveform.shape[0] == 2 else "mono"
-        # the fast coder takes a third of the default one's time and as many bits
+        # the fast coder takes a third of the default coder's time, and as many bits
         audio = container.add_stream("aac", rate=sample_rate_hz, layout=layout, options={"aac_coder": "fast"})
         audio.bit_rate = 64_000
 
@@ -240,9 +241,9 @@ def make_demo(
     """Generate the demo below `root` and make `root` its dataset root, as `import_vggsound` does from VGGSound's files.
 
     Args:
-        root: folder to make; clips that are there already are kept.
+        root: folder to make; existing clips are kept.
         seed: decides every clip and the validation split.
-        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+        stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
         progress: called once per clip.
 
     >>> from alphafuse import make_demo

@@ -1,4 +1,4 @@
-"""Your own clips -> a dataset root: one folder per class, or a csv that lists them."""
+"""Make a dataset root from your own clips: from one folder per class, or from a csv that lists the clips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
-from alphafuse.data.splits import VAL_FRACTION, carve_split
+from alphafuse.data.splits import VAL_FRACTION, split_off
 from alphafuse.errors import DatasetError
 from alphafuse.system.files import read_csv, to_path
 from alphafuse.system.remote import is_remote
 
 from .importing import ImportReport, check_fraction, find_videos, list_files, write_missing
 
-TEST_FRACTION = 0.2  # of all clips, when the source has no test split
+TEST_FRACTION = 0.2  # of all clips, if the source has no test split
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-# {youtube_id}_{start_seconds:06d} as VGGSound's clips, or with the end too as Kinetics'
+# {youtube_id}_{start_seconds:06d} as in VGGSound, or followed by the end as in Kinetics
 _YOUTUBE_NAME = re.compile(r"([\w-]{11})_\d{6}(?:_\d{6})?")
 
 
@@ -36,25 +36,25 @@ def import_folder(
 ) -> ImportReport:
     """Make a dataset root from a folder of clips.
 
-    Without `csv`, the folder holds one folder per class (`dog/a.mp4`), or split folders that do
+    Without `csv`, the folder holds one folder per class (`dog/a.mp4`), or split folders with one folder per class
     (`train/dog/a.mp4`, `test/dog/b.mp4`; val, valid and validation mean val). With `csv` (header
-    `path,label[,split][,group]`, paths relative to `source`), the csv says it all. Splits that the source doesn't have
-    are carved by source video: test out of all clips, then val out of train. A clip's group is the csv's, else the
-    YouTube id of a name like VGGSound's or Kinetics', else the clip itself.
+    `path,label[,split][,group]`, paths relative to `source`), the csv decides everything. Splits that the source
+    doesn't have are made by source video: test from all clips, then val from train. A clip's group is that of the csv,
+    else the YouTube id of a name as in VGGSound or Kinetics, else the clip itself.
 
     Args:
         source: folder with the clips, or its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         csv: list of the clips.
-        val_fraction, test_fraction: shares to carve, in [0, 1).
-        seed: decides what is carved.
-        name: the dataset's name; by default the folder's.
-        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+        val_fraction, test_fraction: shares of these splits, in [0, 1).
+        seed: decides which source videos they get.
+        name: the dataset's name; by default that of the folder.
+        stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
         timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as a root that is there has them.
+            are None stay as an existing root has them.
 
     Raises:
-        DatasetError: nothing usable there, a bad csv (its line is named), or no clip found.
+        DatasetError: the source is not usable, the csv is wrong (its line is named), or no clip is found.
 
     >>> from pathlib import Path
     >>> from alphafuse import Dataset, import_folder
@@ -81,9 +81,9 @@ def import_folder(
     given = {split for _, split in listed if split}
     clips = [Clip(c.clip_id, c.path, c.label, split or "train", c.group) for c, split in listed]
     if "test" not in given:
-        clips = carve_split(clips, test_fraction, into="test", seed=seed)
+        clips = split_off(clips, test_fraction, into="test", seed=seed)
     if "val" not in given:
-        clips = carve_split(clips, val_fraction, into="val", seed=seed)
+        clips = split_off(clips, val_fraction, into="val", seed=seed)
     manifest = Manifest(clips)
     dataset = Dataset.create(
         root,
@@ -109,7 +109,7 @@ def import_folder(
 
 
 def _from_folders(source: Path) -> list[tuple[Clip, str]]:
-    """(clip, split or "") of each video, by the names of its folders."""
+    """Return (clip, split or "") of each video, by the names of its folders."""
     videos = find_videos(source)
     tops = {path.parts[0] for path in videos.values() if len(path.parts) > 1}
     has_splits = bool(tops) and all(top.lower() in _SPLIT_FOLDERS for top in tops)
@@ -118,8 +118,8 @@ def _from_folders(source: Path) -> list[tuple[Clip, str]]:
         parts = path.parts[1:] if has_splits else path.parts
         if len(parts) < 2:
             raise DatasetError(
-                f"{source / path} lies in no class folder: move it into one (its name is the label), or list the clips "
-                "in a csv (--csv)"
+                f"{source / path} is not in a class folder: move it into one (its name is the label), or list the "
+                "clips in a csv (--csv)"
             )
         split = _SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else ""
         listed.append((Clip(stem, path.as_posix(), parts[0], split or "train", _group_of(stem)), split))
@@ -127,7 +127,7 @@ def _from_folders(source: Path) -> list[tuple[Clip, str]]:
 
 
 def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[str, ...]]:
-    """((clip, split or "") of each listed file that exists, clip_ids of the others)."""
+    """Return ((clip, split or "") of each listed file that exists, clip_ids of the others)."""
     rows = read_csv(csv)
     header = [column.strip().lower() for column in rows[0][1]] if rows else []
     if header[:2] != ["path", "label"] or not set(header[2:]) <= {"split", "group"} or len(set(header)) != len(header):
@@ -140,7 +140,7 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
         row = dict(zip(header, (column.strip() for column in columns), strict=True))
         split = _SPLIT_FOLDERS.get(row.get("split", "").lower(), row.get("split", ""))
         if split and split not in SPLITS:
-            raise DatasetError(f"{csv} line {line}: split '{split}' is none of {', '.join(SPLITS)}")
+            raise DatasetError(f"{csv} line {line}: split '{split}' is not one of {', '.join(SPLITS)}")
         path = Path(row["path"])
         stem = path.with_suffix("").as_posix()
         try:
@@ -155,7 +155,7 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
 
 
 def _name_of(source: Path) -> str:
-    """The folder's name, or the bucket's."""
+    """Return the name of the folder or bucket."""
     return (source.name or source.drive) if is_remote(source) else source.resolve().name
 
 

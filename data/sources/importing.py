@@ -1,4 +1,4 @@
-"""What all sources of clips share: finding video files, leaving some out, making the root, checking fractions."""
+"""Shared by all sources of clips: find video files, leave some out, make the root, check fractions."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ VIDEO_SUFFIXES = frozenset((
 # fmt: on
 
 
-# files -> {file: why it is left out}; `alphafuse.files_without_audio` is one
+# files -> {file: why it is left out}, such as `alphafuse.files_without_audio`
 LeaveOut: TypeAlias = Callable[[Sequence[Path]], Mapping[Path, str]]
 
 
 class ListedClip(Protocol):
-    """What a source's list says about a clip; its file is found by `clip_id`."""
+    """A clip in a source's list; its file is found by `clip_id`."""
 
     @property
     def clip_id(self) -> str:
-        """Its file's name without suffix."""
+        """Name of its file without suffix."""
 
     @property
     def label(self) -> str:
-        """The class."""
+        """Its class."""
 
     @property
     def split(self) -> str:
-        """Where it belongs: train, val or test."""
+        """Its split: train, val or test."""
 
     @property
     def group(self) -> str:
-        """The source video."""
+        """Its source video."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What `import_vggsound`, `import_ucf101`, `import_kinetics` and `import_folder` make.
+    """Result of `import_vggsound`, `import_ucf101`, `import_kinetics` and `import_folder`.
 
     Attributes:
         dataset: the root, opened.
         listed: clips that the source lists (after `subset="paper"`, before any other subset).
-        missing: clip_ids that are listed and have no file; also in the root's missing.csv.
-        left_out: clip_id -> why it was left out though it has a file; also in the root's left_out.csv.
-        notes: what else there is to know about this import, each one sentence.
+        missing: clip_ids that are listed but have no file; also in the root's missing.csv.
+        left_out: clip_id -> why it was left out although it has a file; also in the root's left_out.csv.
+        notes: further information about this import, one sentence each.
     """
 
     dataset: Dataset
@@ -66,12 +66,12 @@ class ImportReport:
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """Video files below `folder` (links followed): path relative to it without suffix -> relative path, sorted.
+    """Find video files below `folder` (links followed): relative path without suffix -> relative path, sorted.
 
-    Of two files that differ only in their suffix the alphabetically first counts. A folder behind a URL is listed once.
+    If two files differ only in their suffix, the alphabetically first counts. A folder behind a URL is listed once.
 
     Raises:
-        DatasetError: no such folder.
+        DatasetError: the folder doesn't exist.
     """
     found: dict[str, Path] = {}
     if is_remote(folder):
@@ -85,7 +85,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above would never end
+        if (status.st_dev, status.st_ino) in seen:  # a link to a parent folder would cause an endless loop
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -100,10 +100,10 @@ def find_videos(folder: Path) -> dict[str, Path]:
 
 
 def list_files(folder: Path) -> set[str]:
-    """All objects below a URL, relative to it.
+    """List all objects below a URL, relative to it.
 
     Raises:
-        DatasetError: nothing is there, or it can't be reached.
+        DatasetError: the URL has no objects, or can't be reached.
     """
     try:
         listed = set(list_objects(folder, recursive=True))
@@ -118,11 +118,11 @@ def match_files(listed: Sequence[ListedClip], folder: Path) -> tuple[list[Clip],
     """Find the files of listed clips anywhere below a folder.
 
     Returns:
-        The clips that have a file, named by their clip_id, in the order of the list; the clip_ids of the others. Of
-        several files with the same name, the alphabetically first counts.
+        The clips that have a file named by their clip_id, in the order of the list; the clip_ids of the others. If
+        several files have the same name, the alphabetically first counts.
 
     Raises:
-        DatasetError: no such folder, or none of the clips has a file.
+        DatasetError: the folder doesn't exist, or none of the clips has a file.
     """
     by_name = {stem.rpartition("/")[2]: path for stem, path in reversed(find_videos(folder).items())}
     found = [
@@ -140,10 +140,10 @@ def match_files(listed: Sequence[ListedClip], folder: Path) -> tuple[list[Clip],
 def leave_out_files(
     clips: Sequence[Clip], folder: Path, leave_out: LeaveOut | None
 ) -> tuple[list[Clip], dict[str, str]]:
-    """The clips whose files may stay; clip_id -> reason of the others.
+    """Return the clips whose files stay, and clip_id -> reason of the others.
 
     Raises:
-        DatasetError: none may stay.
+        DatasetError: all are left out.
     """
     if leave_out is None:
         return list(clips), {}
@@ -177,7 +177,7 @@ def create_root(
     protocol: str | None,
     stores: str | Path | None = None,
 ) -> ImportReport:
-    """Write a root with its missing.csv and left_out.csv; of `classes`, those that occur, in their order.
+    """Write a root with its missing.csv and left_out.csv, and with those of `classes` that occur, in their order.
 
     Raises:
         DatasetError: as `Dataset.create` does.
@@ -202,12 +202,12 @@ def create_root(
 
 
 def write_missing(root: Path, missing: Iterable[str]) -> None:
-    """Write the root's missing.csv, or remove it when nothing is missing."""
+    """Write the root's missing.csv, or remove it if nothing is missing."""
     _write_list(root / "missing.csv", ("clip_id",), ((clip_id,) for clip_id in missing))
 
 
 def _write_list(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a csv, or remove it when there are no rows."""
+    """Write a csv, or remove it if there are no rows."""
     listed = list(rows)
     if listed:
         write_csv(path, [header, *listed])

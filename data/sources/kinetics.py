@@ -1,15 +1,15 @@
-"""Kinetics-400, -600 and -700: their official csv files and a folder of their clips -> a dataset root.
+"""Make a dataset root from Kinetics-400, -600 or -700: the official csv files and a folder of clips.
 
-Format of the csv files: a header, then one clip a line; only test lists may lack the first column.
+Format of the csv files: a header, then one clip per line; only test lists may lack the first column.
 
     label,youtube_id,time_start,time_end,split[,is_cc]
     testifying,---QUuC4vJs,84,94,validate
 
-Where it was read: the line above, with split train, validate or test, in DeepMind's releases
+Sources: the line above, with split train, validate or test, is in DeepMind's releases
 (quoted in github.com/cvdfoundation/kinetics-dataset issues 12 and 31), the same with `is_cc` and split val in CVDF's
 Kinetics-400, `youtube_id,time_start,time_end,split` without labels in Kinetics-600's test list
 (github.com/activitynet/ActivityNet, Crawler/Kinetics/data/kinetics-600_test.csv). CVDF's own train.csv and val.csv of
-Kinetics-600 are incomplete, as its readme says; its complete lists are .txt files, which are not read here.
+Kinetics-600 are incomplete, as its readme says; its complete lists are .txt files, which this module doesn't read.
 
 A clip's file is `{youtube_id}_{time_start:06d}_{time_end:06d}` with any video suffix
 (1val3qlpldk_000026_000036.mp4 in CVDF's archives, kinetics-dataset issue 5).
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alphafuse.data.manifest import Clip
-from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import iterate_csv, one_line, to_path
 
@@ -50,12 +50,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class KineticsList:
-    """What csv files list.
+    """Content of the csv files.
 
     Attributes:
         rows: labelled clips, each once, in the order of the files.
-        unlabelled: lines without a label, which nothing can be trained or tested on.
-        repeated: lines that say again what an earlier one says.
+        unlabelled: number of lines without a label, which are useless for training and testing.
+        repeated: number of lines that repeat an earlier one.
     """
 
     rows: list[Row]
@@ -67,12 +67,12 @@ def read_kinetics_csv(paths: Iterable[Path]) -> KineticsList:
     """Read csv files of any Kinetics, one line at a time.
 
     Raises:
-        DatasetError: no such file, or an empty one; another header; a line with another number of columns, an id that
-            YouTube can't have given, a time that is no whole number of seconds, or an unknown split; a clip that two
-            lines put into different classes or splits; no labelled line in any of the files.
+        DatasetError: a file doesn't exist, is empty, or has another header; a line has a wrong number of columns, an
+            invalid YouTube id, a time that isn't a whole number of seconds, or an unknown split; two lines put a clip
+            into different classes or splits; no line of any file has a label.
     """
     rows: dict[str, Row] = {}
-    held: dict[str, str] = {}  # labels repeat: each is held once
+    held: dict[str, str] = {}  # each label is held once
     unlabelled = repeated = 0
     for path in paths:
         lines = iterate_csv(path)
@@ -97,8 +97,8 @@ def read_kinetics_csv(paths: Iterable[Path]) -> KineticsList:
             youtube_id = columns[id_at].strip()
             if not _YOUTUBE_ID.fullmatch(youtube_id):
                 raise DatasetError(
-                    f"{where}: '{one_line(youtube_id, 80)}' is no YouTube id (spreadsheets spoil those that begin with "
-                    "- or =): take the file as it was published"
+                    f"{where}: '{one_line(youtube_id, 80)}' is not a YouTube id (spreadsheets damage ids that start "
+                    "with - or =): use the published file"
                 )
             start, end = (_SECONDS.fullmatch(columns[at].strip()) for at in (start_at, end_at))
             if start is None or end is None:
@@ -109,12 +109,12 @@ def read_kinetics_csv(paths: Iterable[Path]) -> KineticsList:
                 raise DatasetError(f"{where}: {unknown('split', one_line(columns[split_at], 40), OFFICIAL_SPLITS)}")
             clip_id = f"{youtube_id}_{int(start[1]):06d}_{int(end[1]):06d}"
             row = Row(clip_id, held.setdefault(label, label), split, youtube_id)
-            there = rows.setdefault(clip_id, row)
-            if there is not row:
-                if there != row:
+            earlier = rows.setdefault(clip_id, row)
+            if earlier is not row:
+                if earlier != row:
                     raise DatasetError(
                         f"{where}: clip {clip_id} is '{one_line(label, 80)}' in {split}, but an earlier line says "
-                        f"'{one_line(there.label, 80)}' in {there.split}: remove one of the two"
+                        f"'{one_line(earlier.label, 80)}' in {earlier.split}: remove one of the two"
                     )
                 repeated += 1
         if len(rows) + unlabelled + repeated == before:
@@ -145,24 +145,24 @@ def import_kinetics(
     """Make a dataset root from the official csv files of any Kinetics and a folder of its clips.
 
     Listed clips without a file are left out and written to the root's missing.csv. The classes are those that occur,
-    sorted. Where labelled test clips are there, the official splits are kept. Else, for most test lists come without
-    labels, test is the official validation list, as results on Kinetics are usually reported, and val is carved out
-    of train by source video.
+    sorted. If there are labelled test clips, the official splits are kept. Most test lists have no labels. Then test is
+    the official validation list, on which results are usually reported, and val is taken from train by source
+    video.
 
     Args:
         clips: folder with the files, nested or not, with any video suffix; or its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         csv: one or more lists, for instance train.csv and validate.csv.
-        leave_out: which files to leave out, and why: files -> {file: reason}, for instance
-            `alphafuse.files_without_audio`. They are written to the root's left_out.csv. None = all stay.
+        leave_out: function: files -> {file to leave out: reason}, for instance `alphafuse.files_without_audio`. These
+            clips are written to the root's left_out.csv. None = all clips stay.
         subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.
         seed: decides the subset and the validation split.
-        val_fraction: share of the training clips for validation, in [0, 1), where val is carved.
+        val_fraction: share of the training clips for validation, in [0, 1), if val is taken from train.
         name: the dataset's name; by default kinetics400, kinetics600 or kinetics700 by the number of listed classes,
             "kinetics" for any other number.
         timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as a root that is there has them.
-        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+            are None stay as an existing root has them.
+        stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
 
     Raises:
         DatasetError: the csv files or the folder can't be used (see `read_kinetics_csv`), no listed clip has a file,
@@ -170,7 +170,7 @@ def import_kinetics(
 
     >>> from pathlib import Path
     >>> from alphafuse import import_kinetics
-    >>> Path("k600").mkdir()  # the clips; here two, and lists of one line each
+    >>> Path("k600").mkdir()  # two clips, and lists of one line each
     >>> for split, name in {"train": "---QUuC4vJs", "validate": "U8IITDKEfTg"}.items():
     ...     lines = f"label,youtube_id,time_start,time_end,split\\ntestifying,{name},84,94,{split}\\n"
     ...     _ = Path(f"{split}.csv").write_text(lines)
@@ -178,8 +178,8 @@ def import_kinetics(
     >>> report = import_kinetics("k600", "kinetics", csv=["train.csv", "validate.csv"])
     >>> report.dataset  # kinetics600 when the lists have 600 classes
     Dataset('kinetics', 1 classes, Manifest(2 clips: train=1, val=0, test=1), root='kinetics')
-    >>> report.notes[0][:56]
-    'test is the official validation list, for no labelled te'
+    >>> report.notes[0][:70]
+    'test is the official validation list, because no test clip has a label'
     """
     check_fraction("val_fraction", val_fraction)
     clips, root = to_path(clips), Path(root)
@@ -194,7 +194,7 @@ def import_kinetics(
     if subset is not None:
         found = take_share(found, subset, seed=seed)
     if not any(clip.split == "val" for clip in found):
-        found = carve_split(found, val_fraction, into="val", seed=seed)
+        found = split_off(found, val_fraction, into="val", seed=seed)
     notes += _count_oddities(listed, found)
     number = len(classes)
     return create_root(
@@ -222,22 +222,22 @@ def import_kinetics(
 
 
 def _assign_splits(clips: list[Clip]) -> tuple[list[Clip], tuple[str, ...]]:
-    """The clips with the splits that they have here, and a sentence that says so."""
+    """Return the clips with their splits in the root, and a sentence about the splits."""
     splits = {clip.split for clip in clips}
     if "test" in splits:
-        carved = "" if "val" in splits else "; val is carved out of train by source video"
-        return clips, (f"test is the official test list, with labels{carved}",)
+        about_val = "" if "val" in splits else "; val is taken from train by source video"
+        return clips, (f"test is the official test list, with labels{about_val}",)
     if "val" not in splits:
         return clips, ()
     tested = [replace(clip, split="test") if clip.split == "val" else clip for clip in clips]
     return tested, (
-        "test is the official validation list, for no labelled test clip is here; val is carved out of train by source "
+        "test is the official validation list, because no test clip has a label; val is taken from train by source "
         "video",
     )
 
 
 def _count_oddities(listed: KineticsList, clips: list[Clip]) -> tuple[str, ...]:
-    """Sentences about lines that were not used and source videos that straddle splits."""
+    """Return sentences about unused lines and source videos that are in several splits."""
     splits: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
         splits[clip.group].add(clip.split)

@@ -1,4 +1,4 @@
-"""A dataset root split anew: another root with the same clips, in which nothing has to be extracted again."""
+"""Split a dataset root again: make a root with the same clips in new splits, without extracting them again."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ROWS_PER_SHARD = 20_000  # 123 MB of two 768-d modalities
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What `resplit_dataset` makes.
+    """Result of `resplit_dataset`.
 
     Attributes:
         dataset: the new root, opened.
-        single_video_labels: labels that stay in training because they have one source video.
-        carried: split -> clips whose embeddings or failures were taken over from the old root's stores.
+        single_video_labels: labels that stay in training because they have only one source video.
+        carried: split -> clips whose embeddings or failures were copied from the old root's stores.
     """
 
     dataset: Dataset
@@ -43,20 +43,20 @@ def resplit_dataset(
     test: int | float = TEST_FRACTION,
     seed: int = 0,
 ) -> SplitReport:
-    """Write a new root with the clips of another one, split anew (see `splits.resplit`).
+    """Write a new root with the clips of another one in new splits (see `splits.resplit`).
 
-    The clip folder is shared, the manifest is new. Embeddings carry over: stores are per split and keyed by clip_id,
-    so each clip's rows and failures are read from the old root's stores and written, with the recipes that made them,
-    into the store of its new split. What the old root hasn't extracted, `alphafuse extract` adds in the new one.
+    Both roots use the same clip folder. Embeddings are copied: each clip's rows and failures are read from the old
+    root's stores and written, with their recipes, into the store of its new split. `alphafuse extract` adds what the
+    old root lacks.
 
     Args:
-        dataset: the root to take clips and embeddings from; it stays as it is.
+        dataset: the root to take clips and embeddings from; it is not changed.
         root: folder to make.
-        val, test: how many clips: an int is a number, a float below 1 a share of all clips.
+        val, test: sizes: an int is a number of clips, a float below 1 a share of all clips.
         seed: decides which source videos are taken.
 
     Raises:
-        DatasetError: `root` is a dataset root already, or the sizes don't fit (see `splits.resplit`).
+        DatasetError: `root` is a dataset root already, or the sizes aren't possible (see `splits.resplit`).
         RecipeMismatchError: the old root's stores were made under different recipes.
 
     >>> from alphafuse import Dataset, resplit_dataset
@@ -74,7 +74,7 @@ def resplit_dataset(
 def fold_datasets(
     dataset: Dataset, folder: str | Path, k: int, *, val: int | float = VAL_FRACTION, seed: int = 0
 ) -> list[SplitReport]:
-    """Write k roots `folder/fold-1` ... `folder/fold-k`, one for each way of `splits.k_folds`.
+    """Write k roots `folder/fold-1` ... `folder/fold-k`, one per fold of `splits.k_folds`.
 
     Everything else is as in `resplit_dataset`.
 
@@ -95,17 +95,17 @@ def fold_datasets(
 
 
 def carry_embeddings(dataset: Dataset, root: Path, clips: Sequence[Clip]) -> dict[str, int]:
-    """Copy rows and failures of all of the dataset's stores into the stores below `root` that these clips belong into.
+    """Copy rows and failures from the dataset's stores into the stores below `root`, each clip into that of its split.
 
-    Clips that a store below `root` has already are left alone, so that an interrupted call can be repeated.
+    Clips that a store below `root` already has are skipped, so that an interrupted call can be repeated.
 
     Args:
         dataset: the root whose stores are read.
         root: the root whose stores are written.
-        clips: with the splits that they have there.
+        clips: clips with their splits in `root`.
 
     Returns:
-        split -> clips carried over now.
+        split -> number of clips that this call copied.
 
     Raises:
         RecipeMismatchError: stores were made under different recipes; nothing is written.
@@ -114,18 +114,18 @@ def carry_embeddings(dataset: Dataset, root: Path, clips: Sequence[Clip]) -> dic
     _require_one_setting(sources)
     carried = dict.fromkeys(SPLITS, 0)
     targets = {split: EmbeddingStore(root / "stores" / split) for split in SPLITS}
-    there = {clip_id for store in targets.values() if store.shards() for clip_id in store.read().clip_ids}
+    stored_before = {clip_id for store in targets.values() if store.shards() for clip_id in store.read().clip_ids}
     for source in sources:
-        stored = set(source.read().clip_ids) - there
+        stored = set(source.read().clip_ids) - stored_before
         for split, target in targets.items():
             chosen = [clip for clip in clips if clip.split == split and clip.clip_id in stored]
             carried[split] += _copy_rows(source, target, chosen)
-        there |= stored
+        stored_before |= stored
     return carried
 
 
 def _copy_rows(source: EmbeddingStore, target: EmbeddingStore, clips: Sequence[Clip]) -> int:
-    """Copy these clips' rows and failures, in shards of bounded size; how many clips."""
+    """Copy these clips' rows and failures, in shards of bounded size, and return the number of clips."""
     if not clips:
         return 0
     provenance = source.info().provenance
@@ -137,7 +137,7 @@ def _copy_rows(source: EmbeddingStore, target: EmbeddingStore, clips: Sequence[C
 
 
 def _write_root(dataset: Dataset, root: Path, clips: list[Clip], how: dict[str, Any]) -> SplitReport:
-    carried = carry_embeddings(dataset, root, clips)  # first: a root is there once it is whole
+    carried = carry_embeddings(dataset, root, clips)  # before the root's files, so that a root appears whole
     made = Dataset.create(
         root,
         Manifest(clips),
@@ -165,6 +165,6 @@ def _require_one_setting(stores: Sequence[EmbeddingStore]) -> None:
             difference = recipe_differences(made[0][1], recipes)
             if difference:
                 raise RecipeMismatchError(
-                    f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: splits "
-                    "can't be mixed; remove one of them and extract again"
+                    f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: their "
+                    "clips can't be mixed; remove one of them and extract again"
                 )

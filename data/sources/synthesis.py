@@ -1,10 +1,10 @@
-"""Small synthetic events, seen and heard: what the demo dataset and the compact encoders' training are made of.
+"""Synthetic visual and sound events for the demo dataset and the training of the compact encoders.
 
 A *visual event* is a shape that moves in one way (a disc that bounces). A *sound event* is a timbre played in one
-rhythm along one pitch contour (a bell, struck now and then, at a steady pitch). Everything else about a clip is
-nuisance and tells nothing about the event: a `Look` (colours, size, speed, background, camera, noise, bystanders)
-and a `Voice` (pitch, tempo, loudness, background noise). The clips of one source video share their look and voice,
-as two cuts of one real video do.
+rhythm along one pitch contour (strokes of a bell at a steady pitch). Everything else about a clip is
+independent of the event: a `Look` (colours, size, speed, background, camera, noise, bystanders) and a `Voice` (pitch,
+tempo, loudness, background noise). The clips of one source video share their look and voice,
+as two cuts from one real video do.
 
     event + look  + rng -> render_frames -> (frames, height, width, 3) uint8
     event + voice + rng -> render_sound  -> (samples,) float32 in [-1, 1]
@@ -45,7 +45,7 @@ class SoundEvent:
 
 # -------------------------------------------------------------------------------------------------------------- sights
 # A shape maps coordinates in units of its own radius (x to the right, y down) to "how far inside": > 0 inside,
-# < 0 outside, with a slope of about 1 at the edge, so that the edge can be drawn smoothly.
+# < 0 outside, with a slope of about 1 at the edge, so that edges are drawn smoothly.
 
 
 def _triangle(x: Array, y: Array) -> Array:
@@ -100,7 +100,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 
 @dataclass
 class Pose:
-    """Where a shape is in every frame; each field is a (frames,) float array or one float for all frames."""
+    """Position of a shape in every frame; each field is a (frames,) float array or one float for all frames."""
 
     x: Array | float = 0.0  # offset to the right, in units of the frame's height
     y: Array | float = 0.0  # offset downwards, in the same unit
@@ -111,12 +111,12 @@ class Pose:
 
 
 # A motion maps the phase, a (frames,) array in cycles (1 = one period), to poses. One period takes 0.8 to 1.4 s:
-# 8 frames out of 2 to 2.5 s look 2.5 to 5.6 times in each.
+# 8 frames from 2 to 2.5 s sample each period 2.5 to 5.6 times.
 
 
 def _bounce(phase: Array) -> Pose:
     height = np.abs(np.sin(np.pi * phase))
-    squash = 1 - 0.3 * np.exp(-((height / 0.2) ** 2))  # flattened where it touches the ground
+    squash = 1 - 0.3 * np.exp(-((height / 0.2) ** 2))  # flattened at the ground
     return Pose(y=0.28 - 0.5 * height, stretch_y=squash, stretch_x=1 / squash)
 
 
@@ -135,7 +135,7 @@ def _pulse(phase: Array) -> Pose:
 
 
 def _zigzag(phase: Array) -> Pose:
-    sweep = 2 * np.abs(2 * np.mod(0.5 * phase, 1) - 1) - 1  # slowly to and fro in -1..1
+    sweep = 2 * np.abs(2 * np.mod(0.5 * phase, 1) - 1) - 1  # slow oscillation in -1..1
     tooth = 2 * np.abs(2 * np.mod(1.5 * phase, 1) - 1) - 1
     return Pose(x=0.42 * sweep, y=0.2 * tooth)
 
@@ -149,7 +149,9 @@ def _jump(phase: Array) -> Pose:
 MOTIONS: dict[str, Callable[[Array], Pose]] = {
     "bounce": _bounce,
     "swing": _swing,
-    "spin": lambda phase: Pose(angle=2.1 * phase),  # a third of a turn a period: no blade passes for the next one
+    "spin": lambda phase: Pose(
+        angle=2.1 * phase
+    ),  # about a third of a turn per period, so that no blade takes another's place
     "blink": _blink,
     "orbit": lambda phase: Pose(x=0.32 * np.cos(2 * np.pi * phase), y=0.26 * np.sin(2 * np.pi * phase)),
     "pulse": _pulse,
@@ -164,7 +166,7 @@ MOTIONS: dict[str, Callable[[Array], Pose]] = {
 
 @dataclass(frozen=True)
 class Look:
-    """What the clips of one source video share to the eye, whatever happens in them."""
+    """Visual properties that the clips of one source video share, independent of the event."""
 
     colour: Array  # (3,) float32, of the moving shape, 0..255
     background: Array  # (3, 3, 3) float32: colours of a coarse grid, blended over the frame, 0..255
@@ -172,17 +174,17 @@ class Look:
     radius: float  # of the shape, in units of the frame's height
     centre: tuple[float, float]  # around which the shape moves, (x, y) in units of the frame's height from the middle
     tilt: float  # of the shape at rest, radians
-    hertz: float  # periods of the motion a second
+    hertz: float  # periods of the motion per second
     mirrored: bool  # motion runs right to left
-    shake: float  # of the camera, in units of the frame's height a frame
+    shake: float  # of the camera, in units of the frame's height per frame
     noise: float  # of the sensor, in grey levels
     gain: float  # contrast, 1 = as drawn
-    bystanders: tuple[tuple[str, float, float, float, float], ...]  # that stand still: shape, x, y, radius, shade
+    bystanders: tuple[tuple[str, float, float, float, float], ...]  # static shapes: shape, x, y, radius, shade
 
 
 def draw_look(rng: np.random.Generator, *, difficulty: float = 1.0) -> Look:
-    """Draw a look. `difficulty` is 0 in a clean studio and at most 1.5; it scales all disturbances."""
-    # a dim scene and a brighter thing in it, whatever the colours: a small model must not learn both polarities
+    """Draw a look. `difficulty`, in [0, 1.5], scales all disturbances; 0 = none."""
+    # a dark scene with a brighter shape in it, so that a small model need not learn both polarities
     background = rng.uniform(25, 100) + rng.normal(0, 12, 3) + rng.normal(0, 14, (3, 3, 3))
     step = rng.uniform(120 - 80 * difficulty, 150 - 40 * difficulty)
     colour = background.mean((0, 1)) + step * rng.uniform(0.6, 1.4, 3)
@@ -224,7 +226,7 @@ def render_frames(
 ) -> NDArray[np.uint8]:
     """Draw `event` at `times` ((frames,) seconds) under `look`: (frames, height, width, 3) uint8 RGB.
 
-    `rng` draws what differs between two clips of one source video: the motion's phase, the camera's path, the noise.
+    `rng` draws what differs between clips of one source video: the motion's phase, the camera's path, the noise.
     """
     return render_frames_and_mask(event, look, rng, times=times, height=height, width=width)[0]
 
@@ -238,7 +240,7 @@ def render_frames_and_mask(
     height: int = 72,
     width: int = 96,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """As `render_frames`, and where the moving shape is: (frames, height, width) float32, 1 = wholly covered."""
+    """Like `render_frames`, and the mask of the moving shape: (frames, height, width) float32, 1 = fully covered."""
     frames = len(times)
     phase = look.hertz * np.asarray(times, dtype=np.float32) + rng.uniform(0, 10)
     pose = MOTIONS[event.motion](phase)
@@ -250,8 +252,8 @@ def render_frames_and_mask(
 
     picture = _background(look, rng, height, width, camera)  # (frames, height, width, 3) float32
     for shape, at_x, at_y, radius, shade in look.bystanders:
-        still = Pose(x=at_x, y=at_y)
-        picture += shade * _coverage(shape, still, radius, 0.0, x, y, height)[..., None]
+        static_pose = Pose(x=at_x, y=at_y)
+        picture += shade * _coverage(shape, static_pose, radius, 0.0, x, y, height)[..., None]
     sign = -1 if look.mirrored else 1
     moved = Pose(
         sign * np.asarray(pose.x) + look.centre[0],
@@ -269,7 +271,7 @@ def render_frames_and_mask(
 
 
 def _coverage(shape: str, pose: Pose, radius: float, tilt: float, x: Array, y: Array, height: int) -> Array:
-    """Share of each pixel that the shape covers: (frames, height, width) float32 in [0, 1]."""
+    """Return the share of each pixel that the shape covers: (frames, height, width) float32 in [0, 1]."""
 
     def column(value: Array | float) -> Array:  # (frames, 1, 1) or (1, 1, 1)
         return np.asarray(value, dtype=np.float32).reshape(-1, 1, 1)
@@ -284,27 +286,27 @@ def _coverage(shape: str, pose: Pose, radius: float, tilt: float, x: Array, y: A
 
 
 def _background(look: Look, rng: np.random.Generator, height: int, width: int, camera: Array) -> Array:
-    """The scene behind: a smooth blend of a 3 x 3 grid of colours, plus grain that moves with the camera."""
+    """Draw the background: a smooth blend of a 3 x 3 grid of colours, plus grain that moves with the camera."""
     rows = _blend_weights(height)  # (height, 3)
     columns = _blend_weights(width)  # (width, 3)
     smooth = np.tensordot(rows, np.tensordot(columns, look.background, (1, 1)), (1, 1))  # (height, width, 3)
     margin = 8
     grain: Array = rng.standard_normal((height + 2 * margin, width + 2 * margin), dtype=np.float32)
     grain = grain + np.roll(grain, 1, 0)
-    grain = (grain + np.roll(grain, 1, 1)) / 2  # softer: the mean of 2 x 2, its deviation still 1
+    grain = (grain + np.roll(grain, 1, 1)) / 2  # softer: the mean of 2 x 2, scaled to deviation 1
     shift = np.clip(np.rint(camera[:, :, 0, 0] * height), -margin, margin).astype(int) + margin  # (2, frames) pixels
     scene = np.stack([grain[v : v + height, u : u + width] for u, v in shift.T])  # (frames, height, width)
     return smooth[None] + look.texture * scene[..., None]
 
 
 def _blend_weights(size: int) -> Array:
-    """Weights of three evenly spaced anchors at each of `size` places: (size, 3), every row sums to 1."""
+    """Return weights of three evenly spaced anchors at `size` positions: (size, 3), every row sums to 1."""
     at = np.linspace(0, 2, size, dtype=np.float32)[:, None]
     return np.maximum(0, 1 - np.abs(at - np.arange(3, dtype=np.float32)))
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise, grey, in `shape` (frames, height, width): cut at random from one sheet, which is fast."""
+    """Draw standard normal grey noise (frames, height, width), cut at random from one array, which is fast."""
     frames, height, width = shape
     sheet = rng.standard_normal((2 * height, 2 * width), dtype=np.float32)
     corners = np.stack([rng.integers(0, height, frames), rng.integers(0, width, frames)], axis=1)
@@ -312,14 +314,14 @@ def _grain(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 # -------------------------------------------------------------------------------------------------------------- sounds
-# A rhythm gives the notes of a clip as (onset, length) in beats and says how a note fades. A contour maps a note's
+# A rhythm gives the notes of a clip as (onset, length) in beats, and their envelope. A contour maps a note's
 # progress (0..1) to a pitch offset in octaves. A timbre turns the running phase (radians) of the fundamental into a
 # wave of about unit size.
 
 
 @dataclass(frozen=True)
 class Rhythm:
-    """Notes in beats: `pattern` of (onset, length) within one cycle, repeated; `fade` is each note's envelope."""
+    """Notes in beats: a repeated `pattern` of (onset, length); `fade` is each note's envelope."""
 
     pattern: tuple[tuple[float, float], ...]
     beats: float  # length of the pattern
@@ -339,7 +341,7 @@ RHYTHMS: dict[str, Rhythm] = {
 }
 
 CONTOURS: dict[str, Callable[[Array, Array], Array]] = {
-    # each takes (progress within the note 0..1, seconds since the clip began), both (samples,), and gives octaves
+    # (progress within the note 0..1, seconds since the start of the clip), both (samples,) -> octaves
     "flat": lambda progress, seconds: np.zeros_like(progress),
     "rising": lambda progress, seconds: 1.1 * progress - 0.4,
     "falling": lambda progress, seconds: 0.5 - 1.1 * progress,
@@ -357,14 +359,14 @@ def _partials(phase: Array, ratios: tuple[float, ...], weights: tuple[float, ...
 
 
 def _breath(phase: Array, rng: np.random.Generator) -> Array:
-    """A band of noise around the fundamental: slow noise that modulates it."""
+    """A band of noise around the fundamental: the fundamental modulated by slow noise."""
     slow = np.convolve(rng.standard_normal(len(phase)), np.hanning(24), mode="same").astype(np.float32)
     quad = np.convolve(rng.standard_normal(len(phase)), np.hanning(24), mode="same").astype(np.float32)
     return (slow * np.sin(2.5 * phase) + quad * np.cos(2.5 * phase)) / 3.0
 
 
 def _voice(phase: Array, rng: np.random.Generator) -> Array:
-    """Many harmonics under two formants that stay in place whatever the pitch: rough, like a throat."""
+    """Many harmonics under two formants that don't depend on the pitch: a rough voice."""
     k = np.arange(1, 11)
     weights = np.exp(-(((k - 3) / 1.2) ** 2)) + 0.6 * np.exp(-(((k - 8) / 1.5) ** 2)) + 0.1
     return _partials(phase, tuple(range(1, 11)), tuple(weights.tolist())) * (1 + 0.5 * np.sin(0.5 * phase))
@@ -389,7 +391,7 @@ TIMBRES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
 
 @dataclass(frozen=True)
 class Voice:
-    """What the clips of one source video share to the ear, whatever sounds in them."""
+    """Acoustic properties that the clips of one source video share, independent of the event."""
 
     pitch_hz: float  # of the fundamental
     tempo: float  # 1 = as written in RHYTHMS
@@ -402,7 +404,7 @@ class Voice:
 
 
 def draw_voice(rng: np.random.Generator, *, difficulty: float = 1.0) -> Voice:
-    """Draw a voice. `difficulty` 0 is a quiet room, 1 a noisy street; it scales the background."""
+    """Draw a voice. `difficulty` scales the background: 0 is a quiet room, 1 a noisy street."""
     return Voice(
         pitch_hz=float(400 * 2 ** rng.uniform(-0.8, 0.8)),
         tempo=float(rng.uniform(0.75, 1.3)),
@@ -425,7 +427,7 @@ def render_sound(
 ) -> NDArray[np.float32]:
     """Play `event` for `seconds` in `voice`: (seconds * sample_rate_hz,) float32 in [-1, 1].
 
-    `rng` draws what differs between two clips of one source video: where in the rhythm the clip begins, and the noise.
+    `rng` draws what differs between clips of one source video: the clip's start within the rhythm, and the noise.
     """
     samples = round(seconds * sample_rate_hz)
     clock = np.arange(samples, dtype=np.float32) / sample_rate_hz  # seconds
@@ -441,9 +443,9 @@ def render_sound(
 
 
 def _notes(rhythm: Rhythm, tempo: float, clock: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Envelope (0..1) and each sample's progress (0..1) through its note, both (samples,) float32."""
+    """Return the envelope (0..1) and each sample's progress (0..1) through its note, both (samples,) float32."""
     beat = rhythm.beat_seconds / tempo
-    at = np.mod(clock / beat + rng.uniform(0, rhythm.beats), rhythm.beats)  # beats since the pattern began
+    at = np.mod(clock / beat + rng.uniform(0, rhythm.beats), rhythm.beats)  # beats since the start of the pattern
     envelope, progress = np.zeros_like(clock), np.zeros_like(clock)
     for onset, length in rhythm.pattern:
         inside = (at >= onset) & (at < onset + length)
@@ -460,7 +462,7 @@ def _notes(rhythm: Rhythm, tempo: float, clock: Array, rng: np.random.Generator)
 
 
 def _noise(voice: Voice, clock: Array, rng: np.random.Generator) -> Array:
-    """Background of unit power: noise between white and dull, and a hum."""
+    """Return a background of unit power: noise between white and dull, and a hum."""
     white = rng.standard_normal(len(clock), dtype=np.float32)
     dull = np.convolve(white, np.hanning(40).astype(np.float32), mode="same")
     noise = (1 - voice.noise_tilt) * white + voice.noise_tilt * dull / _rms(dull)
@@ -470,5 +472,5 @@ def _noise(voice: Voice, clock: Array, rng: np.random.Generator) -> Array:
 
 
 def _rms(wave: Array) -> float:
-    """Root mean square, never zero."""
+    """Return the root mean square plus 1e-8, so that it is never zero."""
     return float(np.sqrt(np.mean(np.square(wave))) + 1e-8)

@@ -1,16 +1,16 @@
-"""UCF-101: its official split files and a folder of its clips -> a dataset root.
+"""Make a dataset root from UCF-101: the official split files and a folder of clips.
 
 The lists (https://www.crcv.ucf.edu/data/UCF101.php, UCF101TrainTestSplits-RecognitionTask.zip, which holds a folder
-ucfTrainTestlist) are text, one entry a line, some with CRLF. There are three splits of the same 13,320 clips:
+ucfTrainTestlist) are text, one entry per line, some with CRLF. There are three splits of the same 13,320 clips:
 
     classInd.txt       1 ApplyEyeMakeup
     trainlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
     testlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
 
 They were read in a public copy (github.com/abosun/pytorch-action-master, ucfTrainTestlist/): 9,537 train and 3,783 test
-clips in split 1, 9,586 and 3,734 in split 2, 9,624 and 3,696 in split 3; in each, the 1,818 groups of train and the 707
-of test share none. A group, `v_ApplyEyeMakeup_g08`, is what was cut from one video. Some copies write the class index
-into the test lists too.
+clips in split 1, 9,586 and 3,734 in split 2, 9,624 and 3,696 in split 3; in each, train
+has 1,818 groups and test 707 others. A group, such as `v_ApplyEyeMakeup_g08`, holds the clips cut from one video. Some
+copies have the class index in the test lists too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import MAX_LINE, one_line, to_path
 
@@ -52,8 +52,8 @@ def read_ucf101_splits(folder: Path, split: int = 1) -> tuple[tuple[str, ...], l
         The classes in the order of classInd.txt; the train clips, then the test clips.
 
     Raises:
-        DatasetError: a list that isn't there or is empty; a line of another form, with an unknown class or another
-            class's index; a clip listed twice; a group in both lists.
+        DatasetError: a list is missing or empty; a line has another form, an unknown class or a wrong class index; a
+            clip is listed twice; a group is in both lists.
     """
     if split not in SPLITS:
         raise DatasetError(f"split must be 1, 2 or 3, not {split}: UCF-101 has three official splits")
@@ -112,7 +112,7 @@ def import_ucf101(
     """Make a dataset root from UCF-101's official split files and a folder of its clips.
 
     Listed clips without a file are left out and written to the root's missing.csv. The classes are those that occur,
-    in official order. UCF-101 has no validation split: one is carved out of the train clips by group.
+    in official order. UCF-101 has no validation split: val is taken from the train clips by group.
 
     About half of the classes were published without sound. Such clips stay unless `leave_out` says otherwise:
     extraction records that they have no audio, and training drops them or feeds zeros (`TrainSettings.absent`).
@@ -122,15 +122,15 @@ def import_ucf101(
             its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         splits: the folder ucfTrainTestlist.
-        split: which of the three official splits.
-        leave_out: which files to leave out, and why: files -> {file: reason}, for instance
-            `alphafuse.files_without_audio`. They are written to the root's left_out.csv. None = all stay.
+        split: number of the official split: 1, 2 or 3.
+        leave_out: function: files -> {file to leave out: reason}, for instance `alphafuse.files_without_audio`. These
+            clips are written to the root's left_out.csv. None = all clips stay.
         subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
         name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as a root that is there has them.
-        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+            are None stay as an existing root has them.
+        stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
 
     Raises:
         DatasetError: the lists or the folder can't be used (see `read_ucf101_splits`), no listed clip has a file, or
@@ -138,7 +138,7 @@ def import_ucf101(
 
     >>> from pathlib import Path
     >>> from alphafuse import import_ucf101
-    >>> lists, clips = Path("ucfTrainTestlist"), Path("UCF-101")  # the official ones; here three lists of a line or two
+    >>> lists, clips = Path("ucfTrainTestlist"), Path("UCF-101")  # in this example, lists of one or two lines
     >>> lists.mkdir(), clips.mkdir()
     (None, None)
     >>> names = ["YoYo/v_YoYo_g08_c01.avi 1", "YoYo/v_YoYo_g09_c01.avi 1", "YoYo/v_YoYo_g01_c01.avi"]
@@ -159,7 +159,7 @@ def import_ucf101(
     found, left_out = leave_out_files(found, clips, leave_out)
     if subset is not None:
         found = take_share(found, subset, seed=seed)
-    found = carve_split(found, val_fraction, into="val", seed=seed)
+    found = split_off(found, val_fraction, into="val", seed=seed)
     lists = ("classInd.txt", f"trainlist0{split}.txt", f"testlist0{split}.txt")
     return create_root(
         root,
@@ -177,7 +177,7 @@ def import_ucf101(
         listed=len(rows),
         missing=missing,
         left_out=left_out,
-        notes=(f"test is official split {split}; val is carved out of train by group: there is no official one",),
+        notes=(f"test is official split {split}; val is taken from train by group, because there is no official one",),
         timesformer=timesformer,
         ast=ast,
         protocol=protocol,
@@ -186,7 +186,7 @@ def import_ucf101(
 
 
 def _read_classes(folder: Path) -> dict[str, int]:
-    """Class name -> number, in the order of classInd.txt."""
+    """Read class name -> number, in the order of classInd.txt."""
     path = _list_of(folder, "classInd.txt")
     classes: dict[str, int] = {}
     for line, text in _lines(path):
@@ -211,7 +211,7 @@ def _list_of(folder: Path, name: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, stripped text) of the lines that aren't blank; memory is bounded, whatever the file holds."""
+    """Yield (line number, stripped text) of the lines that aren't blank, in bounded memory."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             number = 0

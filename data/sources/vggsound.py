@@ -1,4 +1,4 @@
-"""VGGSound: its csv and a folder of its clips -> a dataset root.
+"""Make a dataset root from VGGSound: its csv and a folder of clips.
 
 Format of the csv (https://www.robots.ox.ac.uk/~vgg/data/vggsound/): no header, four columns
 `youtube_id, start_seconds, label, train|test`; labels with commas are quoted. A clip's file is named
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alphafuse.data.dataset import root_defaults
 from alphafuse.data.manifest import Clip
-from alphafuse.data.splits import VAL_FRACTION, carve_split, take_share
+from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import read_csv, to_path
 
@@ -39,12 +39,12 @@ class Row:
 
     @property
     def group(self) -> str:
-        """The source video."""
+        """Its source video."""
         return self.youtube_id
 
 
 def official_classes() -> tuple[str, ...]:
-    """VGGSound's 309 labels in the order of its class list."""
+    """Return VGGSound's 309 labels in the order of its class list."""
     return tuple(row[0] for _, row in read_csv(SHIPPED / "classes.csv"))
 
 
@@ -56,8 +56,8 @@ def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> li
         classes: labels to accept; by default the 309 official ones.
 
     Raises:
-        DatasetError: no such file; a line without exactly four columns, with a start that is no whole number of
-            seconds, an unknown label or a split other than train and test; a clip listed twice; an empty file.
+        DatasetError: the file doesn't exist or is empty; a line doesn't have four columns, or has a start that isn't a
+            whole number of seconds, an unknown label, or a split other than train and test; a clip is listed twice.
     """
     known = dict.fromkeys(official_classes() if classes is None else classes)
     rows: dict[str, Row] = {}
@@ -84,7 +84,7 @@ def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> li
 
 
 def paper_rows() -> list[Row]:
-    """The seed paper's 130 clips with its split (100 train, 10 val, 20 test), as its authors' files list them."""
+    """Return the seed paper's 130 clips with its split (100 train, 10 val, 20 test), as listed by its authors."""
     return [Row(row[0], int(row[1]), row[2], row[3]) for _, row in read_csv(SHIPPED / "paper_split.csv")[1:]]
 
 
@@ -106,10 +106,10 @@ def import_vggsound(
     """Make a dataset root from VGGSound's csv and a folder of clips.
 
     Listed clips without a file are left out and written to the root's missing.csv. The classes are those that occur,
-    in official order. A validation split is carved out of the official train clips by source video.
+    in official order. Val is taken from the official train clips by source video.
 
     Args:
-        csv: VGGSound's csv; may be None with `subset="paper"`, whose split is shipped.
+        csv: VGGSound's csv; may be None with `subset="paper"`, whose list is part of the package.
         clips: folder with the files, nested or not, or its URL (s3://, gs://, hf://, ...).
         root: folder to make.
         subset: None for all clips; "paper" for the seed paper's 130 clips in its own train/val/test split; a number of
@@ -117,16 +117,16 @@ def import_vggsound(
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
         name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as a root that is there has them. With protocol "notebook" only
+            are None stay as an existing root has them. With protocol "notebook" only
             the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
-        stores: folder or URL for the embedding stores; None = as the root has it, or ROOT/stores.
+        stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
         classes: labels to accept; by default the 309 official ones.
 
     Raises:
         DatasetError: the csv or folder can't be used (see `read_vggsound_csv`), or no listed clip has a file.
 
     >>> from alphafuse import Dataset, import_vggsound
-    >>> names = Dataset.open("demo").classes  # of the real VGGSound, leave `classes` out
+    >>> names = Dataset.open("demo").classes  # for the real VGGSound, omit `classes`
     >>> report = import_vggsound("demo/vggsound.csv", "demo/clips", "tenth", subset=0.1, classes=names)
     >>> report.dataset
     Dataset('vggsound', 16 classes, Manifest(45 clips: train=23, val=3, test=19), root='tenth')
@@ -139,14 +139,14 @@ def import_vggsound(
     if subset == "paper":
         rows = paper_rows()
     elif csv is None:
-        raise DatasetError("VGGSound's csv is needed: pass --csv vggsound.csv (only --subset paper does without)")
+        raise DatasetError("VGGSound's csv is needed: pass --csv vggsound.csv (only --subset paper works without it)")
     else:
         rows = read_vggsound_csv(csv, classes=known)
     found, missing = match_files(rows, clips)
     if subset != "paper":
         if subset is not None:
             found = take_share(found, subset, seed=seed, others="'paper' nor ")
-        found = carve_split(found, val_fraction, into="val", seed=seed)
+        found = split_off(found, val_fraction, into="val", seed=seed)
     if (protocol or root_defaults(root)["protocol"]) == "notebook":
         found = last_of_each_video(found)
     return create_root(
@@ -172,7 +172,7 @@ def import_vggsound(
 
 
 def last_of_each_video(clips: Sequence[Clip]) -> list[Clip]:
-    """The last clip of each source video within each split: the paper's authors stored clips under their video's id."""
+    """Return the last clip of each source video in each split, because the paper's authors named clips by video id."""
     last = {(clip.split, clip.group): clip.clip_id for clip in clips}
     kept = set(last.values())
     return [clip for clip in clips if clip.clip_id in kept]

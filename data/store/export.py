@@ -1,4 +1,4 @@
-"""Embeddings as files of other formats, written a few MB at a time."""
+"""Export embeddings to files of other formats, a few MB at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .lazy import StoredEmbeddings
 
 
 def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """What `numpy.savez` writes, without all of it in memory.
+    """Write the same file as `numpy.savez`, without all arrays in memory.
 
     Arrays: clip_id, label, group, bytes and digest (clips,); windows (rows, 2) and offsets (clips + 1,); each modality
-    (rows, dim) float32 with NaN where a clip has none.
+    (rows, dim) float32, NaN if absent.
     """
     columns = rows.columns()
     arrays: dict[str, object] = {"clip_id": columns.clip_ids, "label": columns.labels, "group": columns.groups}
@@ -33,10 +33,10 @@ def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
 
 
 def write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
-    """A row per window, in row groups of one block each.
+    """Write a row per window, in row groups of one block each.
 
-    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each modality as a list of float32. What
-    is unknown or absent is null.
+    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each modality as a list of float32.
+    Unknown and absent values are null.
     """
     import pyarrow
     import pyarrow.parquet

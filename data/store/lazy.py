@@ -1,11 +1,11 @@
-"""Embeddings that stay on disk: how stage two sees a store that is larger than memory.
+"""Embeddings that stay on disk, for stores that are larger than memory.
 
-`StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds where its rows lie (4 bytes per modality,
-and 4 more), and its id, label and group as `Texts`, whose bytes it shares with the manifest. Rows are read when they
-are asked for, a few MB at a time, so reading takes little more memory than what it returns. `EmbeddingSource` is what
-both have in common, and all that training and scoring use.
+`StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds the position of its rows (4 bytes per
+modality, and 4 more), and its id, label and group as `Texts`, whose bytes it shares with the manifest. Rows are read on
+request, a few MB at a time, so reading takes little more memory than its result. `EmbeddingSource` is the interface of
+both, and all that training and scoring use.
 
-Rows are read by `os.preadv`, not from a memory map, whose pages would count as the process's.
+Rows are read by `os.preadv`, not from a memory map, because its pages would count as memory of the process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class EmbeddingSource(Protocol):
-    """Embeddings of clips, in memory or on disk: what training and scoring need of them.
+    """Embeddings of clips, in memory or on disk: the interface for training and scoring.
 
     >>> from alphafuse import Dataset, EmbeddingSource
     >>> def count(source: EmbeddingSource) -> int:
@@ -63,38 +63,38 @@ class EmbeddingSource(Protocol):
 
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Modality -> what decided its numbers."""
+        """Modality -> everything that decides its numbers."""
 
     @property
     def dims(self) -> Mapping[str, int]:
-        """Modality -> dimension, for the modalities that there are."""
+        """Modality -> dimension, for the stored modalities."""
 
     def __len__(self) -> int:
         """Clips."""
 
     def present(self, modality: str) -> np.ndarray:
-        """(clips,) bool: which clips have this modality's embedding; `StoreError` for a modality not in `dims`."""
+        """Return (clips,) bool: whether a clip has this embedding; `StoreError` for a modality not in `dims`."""
 
     def take(self, rows: np.ndarray) -> EmbeddingSource:
-        """The clips at these positions (an integer array) or under this mask (a boolean array)."""
+        """Return the clips at these positions (an integer array) or under this mask (a boolean array)."""
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent."""
+        """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent."""
 
     def storage_order(self) -> np.ndarray:
-        """(clips,) integers: all positions, in an order in which `read_rows` is fastest, block after block."""
+        """Return (clips,) integers: all positions, in the order in which `read_rows` is fastest, block by block."""
 
 
 class Locator(Protocol):
-    """What rows on disk need of the store that they are in."""
+    """The interface of a store that `StoredEmbeddings` needs."""
 
     folder: Path
 
     def absolute(self) -> Locator:
-        """The same store for processes that work in other folders."""
+        """Return the same store with an absolute path, for processes with another working folder."""
 
     def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
-        """Where these clips' rows lie now, and why some have none."""
+        """Find the present rows of these clips, and the failures of those without."""
 
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
         """Modality -> the recipe that all shards share."""
@@ -102,15 +102,15 @@ class Locator(Protocol):
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Where clips' rows lie. The clips of shards are numbered through all shards, as if these were one table.
+    """Positions of clips' rows. The clips of all shards are numbered consecutively, as if the shards were one table.
 
     Attributes:
         shards: files, oldest first.
-        starts: (shards + 1,) int64: number of each shard's first clip; last, how many all shards have.
+        starts: (shards + 1,) int64: number of each shard's first clip; last, the number of all clips.
         dims: modality -> dimension.
         entries: modality -> (clips,) number under which the clip's embedding is stored (int32, int64 from 2^31 on), -1
-            where it has none.
-        mentions: (clips,) likewise the number under which the clip is there at all, with or without embeddings.
+            if it has none.
+        mentions: (clips,) number under which the clip is listed, with or without embeddings; -1 if it is not.
     """
 
     shards: tuple[Path, ...]
@@ -120,41 +120,41 @@ class RowIndex:
     mentions: np.ndarray
 
     def take(self, positions: np.ndarray) -> RowIndex:
-        """The index of the clips at these positions."""
+        """Return the index of the clips at these positions."""
         entries = {modality: numbers[positions] for modality, numbers in self.entries.items()}
         return replace(self, entries=entries, mentions=self.mentions[positions])
 
     def only(self, modalities: Sequence[str]) -> RowIndex:
-        """The index of some modalities alone."""
+        """Return the index of these modalities only."""
         dims = {modality: dim for modality, dim in self.dims.items() if modality in modalities}
         return replace(self, dims=dims, entries={modality: self.entries[modality] for modality in dims})
 
     def places(self) -> np.ndarray:
-        """(clips,) int64: the number of a clip's first embedding, else that of its mention; -1 where it has none."""
+        """Return (clips,) int64: the number of a clip's first embedding, else of its mention; -1 if it has none."""
         places = np.full(len(self.mentions), -1, np.int64)
         for numbers in (*self.entries.values(), self.mentions):
             np.copyto(places, numbers, where=places < 0)
         return places
 
     def shards_of(self, numbers: np.ndarray) -> list[int]:
-        """The positions of the shards that have some of the clips of these numbers."""
+        """Return the positions of the shards that hold clips with these numbers."""
         found = np.unique(np.searchsorted(self.starts, numbers[numbers >= 0], side="right")) - 1
         return [int(shard) for shard in found]
 
 
 @dataclass(eq=False, repr=False)
 class StoredEmbeddings:
-    """Embeddings of clips, in the order asked for, that stay on disk; `EmbeddingStore.open_rows` makes it.
+    """Embeddings of clips, in the requested order, that stay on disk; `EmbeddingStore.open_rows` makes it.
 
-    It describes the store as it was then: embeddings added later are not seen, and when another process packs the
-    store, rows are looked up anew.
+    It describes the store at that time: embeddings added later are ignored; if another process packs the store, the
+    rows are located again.
 
     Attributes:
         clip_ids, labels, groups: (clips,) each.
-        failures: why rows are absent; a clip that is absent without a failure had not been extracted.
-        recipes: modality -> what decided its numbers.
-        store: where the rows are.
-        index: where in it.
+        failures: reasons of absent rows; a clip that is absent without a failure had not been extracted.
+        recipes: modality -> everything that decides its numbers.
+        store: store of the rows.
+        index: positions of the rows in it.
 
     >>> import numpy as np
     >>> from alphafuse import EmbeddingStore
@@ -187,13 +187,13 @@ class StoredEmbeddings:
         return self.index.dims
 
     def present(self, modality: str) -> np.ndarray:
-        """(clips,) bool: which clips have this modality's embedding."""
+        """Return (clips,) bool: whether a clip has this modality's embedding."""
         if modality not in self.dims:
             raise StoreError(unknown("modality", modality, self.dims))
         return self.index.entries[modality] >= 0
 
     def take(self, rows: np.ndarray) -> StoredEmbeddings:
-        """The clips at these positions (an integer array) or under this mask (a boolean array)."""
+        """Return the clips at these positions (an integer array) or under this mask (a boolean array)."""
         if rows.dtype == bool and rows.all():
             return self
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -209,7 +209,7 @@ class StoredEmbeddings:
         )
 
     def only(self, modalities: Sequence[str]) -> StoredEmbeddings:
-        """The same clips in the same `storage_order`, of which only these modalities are read."""
+        """Return the same clips in the same `storage_order`, with these modalities only."""
         if set(modalities) >= set(self.dims):
             return self
         self.storage_order()
@@ -218,7 +218,7 @@ class StoredEmbeddings:
         return kept
 
     def absolute(self) -> StoredEmbeddings:
-        """The same, for processes that work in other folders: local paths are absolute."""
+        """Return the same with absolute local paths, for processes with another working folder."""
         if is_remote(self.store.folder):
             return self
         self.storage_order()
@@ -228,23 +228,23 @@ class StoredEmbeddings:
         return same
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Modality -> (positions, dim) float32, in the order of the positions (integers); NaN where absent.
+        """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent.
 
-        Of a clip with several windows, the mean over those that have an embedding. Positions that lie side by side in
-        `storage_order` are read together, in whatever order they are given; ask for many at a time, since each call
-        opens the shards it reads.
+        A clip with several windows gets the mean over those that have an embedding. Neighbours in `storage_order`
+        are read together, in whatever order the positions are; pass many at a time, since each call opens the shards
+        that it reads.
 
         Raises:
-            StoreError: a shard is damaged, or embeddings that were there are gone.
+            StoreError: a shard is damaged, or embeddings have disappeared since the store was opened.
         """
         return self._retrying(lambda: _read_features(self.index, positions, None))
 
     def read_windows(self, positions: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
-        """Modality -> (rows, dim) float32, a row per window, clip after clip; NaN where absent.
+        """Return modality -> (rows, dim) float32, a row per window, clip after clip; NaN means absent.
 
         Args:
-            positions: of clips (integers), in any order, each once.
-            offsets: (positions + 1,): which rows are whose, as `columns` says.
+            positions: positions of clips (integers), in any order, each once.
+            offsets: (positions + 1,): offsets of these clips' rows in the result, from `columns`.
 
         Raises:
             StoreError: as in `read_rows`, or two shards disagree about a clip's windows.
@@ -252,7 +252,7 @@ class StoredEmbeddings:
         return self._retrying(lambda: _read_features(self.index, positions, offsets))
 
     def blocks(self, offsets: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """All clips in order, some at a time: their positions, and modality -> (rows, dim) of them.
+        """Yield all clips in order, some at a time: their positions, and modality -> (rows, dim).
 
         `offsets` are those of `columns`.
         """
@@ -264,7 +264,7 @@ class StoredEmbeddings:
             start += len(positions)
 
     def columns(self) -> Embeddings:
-        """All that is stored of these clips but the features: their windows, their files, all labels."""
+        """Return everything that is stored of these clips but features: windows, files, all labels."""
         return Embeddings(
             clip_ids=tuple(self.clip_ids),
             labels=tuple(self.labels),
@@ -276,16 +276,16 @@ class StoredEmbeddings:
         )
 
     def load(self, *, pooled: bool = False) -> Embeddings:
-        """The same in memory; `pooled`: with one row per clip, as `read_rows` gives it."""
+        """Read the same into memory; `pooled`: with one row per clip, as `read_rows` returns it."""
         columns, everything = self.columns(), np.arange(len(self))
         if pooled:
             return replace(columns.pooled(), features=self.read_rows(everything))
         return replace(columns, features=self.read_windows(everything, columns.offsets))
 
     def storage_order(self) -> np.ndarray:
-        """(clips,) integers: all positions sorted by shard and row; clips without any embedding come last.
+        """Return (clips,) integers: all positions sorted by shard and row; clips without embeddings come last.
 
-        It stays the same when the store is packed meanwhile, so that what is drawn from it does too.
+        It stays the same if the store is packed meanwhile, so that random draws from it do too.
         """
         if self._order is None:
             place = replace(self.index, mentions=np.full(len(self), -1)).places()
@@ -295,7 +295,7 @@ class StoredEmbeddings:
         return self._order
 
     def _retrying(self, read: Callable[[], Result]) -> Result:
-        """What `read` returns; when a shard is gone, rows are looked up anew."""
+        """Return the result of `read`; if a shard has disappeared, locate the rows again and retry."""
         for _ in range(READ_TRIES):
             try:
                 return read()
@@ -304,33 +304,33 @@ class StoredEmbeddings:
         raise keeps_changing(self.store.folder)
 
     def _locate_again(self) -> None:
-        """Find the rows in the shards of now; those that were absent stay so."""
+        """Locate the rows in the present shards; absent rows stay absent."""
         distinct = self.clip_ids.take(Places(self.clip_ids).firsts())
         found, _ = self.store.locate(distinct)
         recipes = self.store.recipes()
         places = Places(distinct)
         chunks = range(0, len(self), AT_ONCE)
-        here = found.take(np.concatenate([places.find(self.clip_ids.strings(i, i + AT_ONCE)) for i in chunks]))
+        current = found.take(np.concatenate([places.find(self.clip_ids.strings(i, i + AT_ONCE)) for i in chunks]))
         entries = {}
         for modality, before in self.index.entries.items():
-            now = here.entries.get(modality)
-            same = here.dims.get(modality) == self.dims[modality] and recipes.get(modality) == self.recipes[modality]
-            if now is None or not same or (now[before >= 0] < 0).any():
+            numbers = current.entries.get(modality)
+            same = current.dims.get(modality) == self.dims[modality] and recipes.get(modality) == self.recipes[modality]
+            if numbers is None or not same or (numbers[before >= 0] < 0).any():
                 raise StoreError(
                     f"{self.store.folder} has lost {modality} embeddings since it was opened: run the same command "
                     "again, after `alphafuse extract` if it asks for that"
                 )
-            entries[modality] = np.where(before >= 0, now, -1)
-        self.index = replace(here, dims=self.dims, entries=entries)
+            entries[modality] = np.where(before >= 0, numbers, -1)
+        self.index = replace(current, dims=self.dims, entries=entries)
 
 
 def keeps_changing(folder: Path) -> StoreError:
-    """The error for a store whose shards are gone each time they are looked for."""
-    return StoreError(f"shards of {folder} keep disappearing: is something else packing the store?")
+    """Return the error for a store whose shards keep disappearing."""
+    return StoreError(f"shards of {folder} keep disappearing: is another process packing the store?")
 
 
 def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Modality -> the features of these clips: pooled (positions, dim), or (rows, dim) where `offsets` says whose."""
+    """Return modality -> features of these clips: pooled (positions, dim), or (rows, dim) by `offsets`."""
     rows = len(positions) if offsets is None else int(offsets[-1])
     result, order, wanted = {}, {}, {}
     shards: set[int] = set()
@@ -356,7 +356,9 @@ def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray |
                                 f"{index.shards[shard].name}, which came later, and extract again"
                             )
                     for part, values in _read_clips(features[modality], clips, ends, pooled=offsets is None):
-                        if offsets is None and np.isnan(values[:, 0]).any():  # the shard said otherwise
+                        if (
+                            offsets is None and np.isnan(values[:, 0]).any()
+                        ):  # although the shard's mask marks it as an embedding
                             raise damaged(index.shards[shard], f"a row of {modality} is not an embedding")
                         result[modality][targets[part]] = values
     return result
@@ -365,9 +367,9 @@ def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray |
 def _read_clips(
     dataset: Any, clips: np.ndarray, ends: np.ndarray | None, *, pooled: bool
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Features of a shard's clips, given by ascending numbers: (part of what is asked for, its values).
+    """Yield features of a shard's clips, given by ascending numbers: (slice of the result, its values).
 
-    What is asked for are the clips, or their rows unless `pooled`; `ends` are the shard's offsets, None = one row each.
+    The result has a row per clip if `pooled`, else all rows; `ends` are the shard's offsets, None = one row each.
     """
     if ends is None:
         yield from read_slices(dataset, clips)
@@ -382,7 +384,7 @@ def _read_clips(
 
 
 def _read_columns(index: RowIndex) -> dict[str, Any]:
-    """What the shards that have the clips say about their windows, files and labels, as fields of `Embeddings`."""
+    """Read the windows, files and labels of clips from the shards, as fields of `Embeddings`."""
     places = index.places()
     order = np.argsort(places, kind="stable")
     numbers, counts, file_bytes = places[order], np.ones(len(places), np.int64), np.full(len(places), UNKNOWN_BYTES)
@@ -394,9 +396,9 @@ def _read_columns(index: RowIndex) -> dict[str, Any]:
         targets, clips = order[first:last], numbers[first:last] - start
         with open_shard(index.shards[shard], whole=True) as opened:
             file_bytes[targets] = opened.file_bytes()[clips]
-            ours, theirs = opened.digests(), opened.labels()
+            shard_digests, shard_labels = opened.digests(), opened.labels()
             for target, clip in zip(targets.tolist(), clips.tolist(), strict=True):
-                digests[target], labels[target] = ours[clip], theirs[clip]
+                digests[target], labels[target] = shard_digests[clip], shard_labels[clip]
             rows, own = rows_of(opened.offsets(), clips)
             counts[targets] = np.diff(own)
             parts.append((targets, opened.windows()[rows]))

@@ -1,17 +1,17 @@
 """One shard, opened for reading: store format 2.
 
     /clip_id, /labels, /group       (clips,) text; labels: a json list of at least one label
-    /bytes, /digest                 (clips,) int64 and text: the clip's file when it was extracted (-1 and "": unknown)
+    /bytes, /digest                 (clips,) int64 and text: size and digest of the clip's file (-1 and "": unknown)
     /offsets                        (clips + 1,) int64: clip i has the rows offsets[i] to offsets[i + 1]
     /windows                        (rows, 2) float64: the part of the clip that a row embeds, in seconds (NaN: unknown)
-    /streams/NAME/features          (rows, dim) float32 or float16; a row of NaN: no such embedding
+    /streams/NAME/features          (rows, dim) float32 or float16; a row of NaN: no embedding
     /streams/NAME/present           (rows,) uint8: 1 where the row is an embedding, so that resuming reads no features
     /failures/clip_id, stream, reason   (failures,) text: why a clip has no embedding of a stream
     attributes: format_version, recipes (json: per stream, everything that decides the numbers),
                 provenance (json: encoder names, library versions, device, time), sha256 (of the datasets)
 
 Text has a fixed length, everything is contiguous and uncompressed. A shard may come from anyone: `hdf5.py` checks
-each object before it is read, and whatever a shard holds besides the above is refused.
+each object before it is read, and a shard that holds anything else is refused.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ from .hdf5 import (
 
 FORMAT_VERSION = 2
 MAX_DIM = 2**16
-MOST_LAYOUTS = 65_536  # shards whose layout is remembered, at a few hundred bytes each
+MOST_LAYOUTS = 65_536  # shards whose layout is cached, with a few hundred bytes each
 FAILURE_COLUMNS = {"clip_id": "clip_id", "stream": "modality", "reason": "reason"}  # dataset -> attribute of Failure
 _DIGEST = re.compile(r"[0-9a-f]{64}|")
 
 
 def open_shard(path: Path, *, size: int | None = None, head: bytes = b"", whole: bool = False) -> Shard:
-    """Open a shard for reading and check all of it but the values; see `hdf5.open_untrusted`.
+    """Open a shard for reading and check everything but the values; see `hdf5.open_untrusted`.
 
     Raises:
-        ShardGoneError: no such file any more.
-        StoreError: not a regular file, not a shard, damaged, one of another format version, or out of reach.
+        ShardGoneError: the file doesn't exist any more.
+        StoreError: not a regular file, not a shard, damaged, of another format version, or not reachable.
     """
     content = open_untrusted(path, size=size, head=head, whole=whole)
     with contextlib.ExitStack() as stack:
         stack.enter_context(content)
         shard = Shard(content)
-        stack.pop_all()  # stays open
+        stack.pop_all()  # the file stays open
         return shard
 
 
 class Shard:
-    """An opened shard, a context manager: what h5py raises while it is open becomes a `StoreError` that names it.
+    """An opened shard, a context manager that turns errors of h5py into a `StoreError` with the shard's name.
 
     Attributes:
         path: the file.
-        clips, rows: how many clips, and how many windows of all of them.
-        dims: modality -> dimension, for the modalities that it holds.
-        recipes: modality -> what decided its numbers; also of modalities that it has no embeddings of.
+        clips, rows: number of clips, and of windows of all clips.
+        dims: modality -> dimension, for the stored modalities.
+        recipes: modality -> everything that decides its numbers; also for modalities without embeddings in this shard.
     """
 
     def __init__(self, content: UntrustedFile) -> None:
@@ -118,14 +118,14 @@ class Shard:
     ) -> None:
         self._content.__exit__(kind, error, trace)
 
-    # what it holds
+    # content
 
     def clip_ids(self) -> Iterator[list[str]]:
-        """clip_ids in order, some at a time."""
+        """Yield clip_ids in order, some at a time."""
         return strings(self._columns["clip_id"], clean=True)
 
     def columns(self) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[str]]]:
-        """clip_ids, labels (of each clip all) and groups in order, some at a time."""
+        """Yield clip_ids, all labels of each clip, and groups in order, some at a time."""
         columns = self.clip_ids(), strings(self._columns["labels"]), strings(self._columns["group"], clean=True)
         for clip_ids, labels, groups in zip(*columns, strict=True):
             yield clip_ids, [_labels(text) for text in labels], groups
@@ -158,7 +158,7 @@ class Shard:
         return [digest for part in strings(self._columns["digest"]) for digest in part]
 
     def failures(self) -> list[Failure]:
-        """The recorded failures; reasons as one line each."""
+        """Return the recorded failures, each reason as one line."""
         columns = [strings(dataset, clean=name != "reason") for name, dataset in self._failures.items()]
         found = []
         for part in zip(*columns, strict=True):
@@ -168,14 +168,14 @@ class Shard:
         return found
 
     def features(self, modality: str, dims: dict[str, int]) -> h5py.Dataset:
-        """A modality's (rows, dim) dataset; its dim is added to `dims`, or must be the one that is there."""
+        """Return a modality's (rows, dim) dataset; add its dim to `dims`, or require the one that `dims` has."""
         expected = dims.setdefault(modality, self.dims[modality])
         if self.dims[modality] != expected:
             raise ValueError(f"{modality} has dimension {self.dims[modality]} instead of {expected}")
         return self._features[modality]
 
     def embedded(self, modality: str) -> np.ndarray:
-        """(clips,) bool: which clips have an embedding, of one window at least; reads no features."""
+        """Return (clips,) bool: whether a clip has an embedding, of at least one window; reads no features."""
         return any_row(self._masks[modality][()] != 0, self.offsets())
 
     def provenance(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class Shard:
         return self._content.json("provenance")
 
     def problems(self) -> list[str]:
-        """Read everything: what is wrong with the values, a line each."""
+        """Read everything and return what is wrong with the values, a line each."""
         found = []
         for _ in self.columns():
             pass
@@ -203,7 +203,7 @@ class Shard:
         if not ((windows[:, 0] <= windows[:, 1]) | np.isnan(windows).all(axis=1)).all():
             found.append("/windows has one that ends before it starts")
         if (self.file_bytes() < UNKNOWN_BYTES).any() or not all(map(_DIGEST.fullmatch, self.digests())):
-            found.append("/bytes or /digest has what no file can have")
+            found.append("/bytes or /digest has a value that no file can have")
         return found
 
     def _finite(self, modality: str) -> np.ndarray:
@@ -247,7 +247,7 @@ def _require_known(stream: str, what: str) -> None:
 
 @functools.lru_cache(maxsize=65_536)
 def _labels(text: str) -> tuple[str, ...]:
-    """A clip's labels from their json list."""
+    """Return a clip's labels from their json list."""
     labels = json.loads(text)
     if not isinstance(labels, list) or not labels:
         raise ValueError(f"/labels has '{one_line(text, 40)}', which is not a json list of labels")
@@ -266,11 +266,10 @@ _layouts: dict[Path, tuple[_Version, _Places, np.ndarray | None]] = {}
 def open_features(
     path: Path, dims: Mapping[str, int]
 ) -> Iterator[tuple[Mapping[str, h5py.Dataset | RawRows], np.ndarray | None]]:
-    """Modality -> its rows in a shard, to be sliced, and the offsets of clips (None: one row each).
+    """Open a shard and return modality -> its rows, which can be sliced, and the offsets of clips (None: one row each).
 
-    Errors are those of `open_shard`. Opening and checking a shard takes a millisecond, which counts when a thousand of
-    them are read again and again. So what a check found is remembered, and holds as long as the file is the one that
-    was checked.
+    Errors are those of `open_shard`. Opening and checking a shard takes a millisecond, which matters if a thousand of
+    them are read repeatedly. So the result of a check is cached, and is valid while the file is the checked one.
     """
     known = _layouts.get(path)
     if known is not None:

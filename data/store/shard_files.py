@@ -1,4 +1,4 @@
-"""The files of a store's shards, in a folder or behind a URL: listed, opened, added, removed."""
+"""List, open, add and remove the files of a store's shards, in a folder or behind a URL."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from alphafuse.system.remote import (
 from .shard import Shard, open_shard
 
 PARTIAL_SECONDS = 3600  # a temporary file older than this was left by a killed writer
-KEPT_HEADS = 256  # first blocks of objects, 64 KiB each
+KEPT_HEADS = 256  # cached first blocks of objects, 64 KiB each
 _SHARD_NAME = re.compile(r"shard-\d{20}-[0-9a-f]{8,64}\.h5")
 
 
 def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
-    """The name of a shard that all attempts at one commit agree on.
+    """Return the name of a shard, the same for all attempts at one commit.
 
     Args:
-        stamp_ns: when the commit was decided, in nanoseconds since 1970; of two shards the one with the smaller counts.
-        clip_ids: the clips that it stores, rows and failures, in any order.
+        stamp_ns: time of the commit, in nanoseconds since 1970; of two shards the one with the smaller stamp counts.
+        clip_ids: its clips, with rows or failures, in any order.
 
     >>> shard_name(1_700_000_000_000_000_000, ["b", "a"])
     'shard-01700000000000000000-59b271ae1bbcb1d3.h5'
@@ -47,22 +47,22 @@ def shard_name(stamp_ns: int, clip_ids: Iterable[str]) -> str:
 
 
 def require_shard_name(name: str) -> None:
-    """Raise `StoreError` for a name that `shard_name` doesn't make."""
+    """Raise `StoreError` unless the name is one that `shard_name` makes."""
     if not _SHARD_NAME.fullmatch(name):
-        raise StoreError(f"no shard can be named '{one_line(name, 80)}': let shard_name make its name")
+        raise StoreError(f"'{one_line(name, 80)}' is not a valid name of a shard: use shard_name")
 
 
 class ShardFiles:
-    """The shards of one folder; of objects, it remembers the sizes, and the first blocks of some."""
+    """The shards of one folder; for objects behind URLs, it caches the sizes, and the first blocks of some."""
 
     def __init__(self, folder: Path) -> None:
-        """Read nothing yet."""
+        """Store the folder; nothing is read."""
         self.folder = folder
-        self._sizes: dict[str, int] = {}  # of objects, as they were listed
-        self._heads: OrderedDict[str, bytes] = OrderedDict()  # their first blocks, of some
+        self._sizes: dict[str, int] = {}  # sizes of objects, as listed
+        self._heads: OrderedDict[str, bytes] = OrderedDict()  # first blocks of some objects
 
     def listed(self) -> list[Path]:
-        """Shard files, oldest first; empty when the folder does not exist. Behind a URL this is one listing.
+        """Return shard files, oldest first; empty if the folder does not exist. For a URL this is one listing.
 
         Raises:
             StoreError: the URL's bucket doesn't exist, or can't be reached.
@@ -77,12 +77,12 @@ class ShardFiles:
         return [self.folder / name for name in sorted(self._sizes)]
 
     def size_bytes(self) -> int:
-        """What all shards take; 0 when the folder does not exist."""
+        """Return the size of all shards in bytes; 0 if the folder does not exist."""
         listed = self.listed()
         return sum(self._sizes[path.name] if is_remote(path) else path.stat().st_size for path in listed)
 
     def has(self, name: str) -> bool:
-        """Whether a shard of this name is there now."""
+        """Whether a shard of this name exists now."""
         path = self.folder / name
         return path in self.listed() if is_remote(path) else os.path.lexists(path)
 
@@ -93,7 +93,7 @@ class ShardFiles:
         return open_shard(path, size=self._sizes.get(path.name), head=self._heads.get(path.name, b""))
 
     def each(self, paths: Iterable[Path]) -> Iterator[Path]:
-        """These shards one by one; the first blocks of objects are fetched some time before, side by side."""
+        """Yield these shards one by one; first blocks of objects are prefetched in parallel."""
         for some in in_parts(paths, FIRST_BLOCKS_AT_ONCE):
             wanted = {
                 path: self._sizes[path.name]
@@ -107,23 +107,23 @@ class ShardFiles:
                 self._heads.popitem(last=False)
 
     def add(self, content: bytes, name: str | None) -> Path:
-        """Write a shard, atomically; one that has this name already stays. `name`: None = a new one."""
+        """Write a shard atomically, unless one of this name exists; return its path. `name`: None = a new name."""
         path = self.new(name)
         if is_remote(path):
             write_object(path, content, replace=name is None)
             if name is None:
-                self._heads[path.name] = content[:BLOCK_BYTES]  # what the next look at the recipes would fetch
+                self._heads[path.name] = content[:BLOCK_BYTES]  # the next check of the recipes needs this block
         else:
             write_atomically(path, content, replace=name is None)
         return path
 
     def new(self, name: str | None = None) -> Path:
-        """The path for a name, or one that no other writer, on whatever machine, has; what killed ones left goes."""
+        """Return the path for this name, or a path unique on all machines; remove leftovers of killed writers."""
         self._remove_leftovers()
         return self.folder / (name or f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5")
 
     def remove(self, paths: Iterable[Path]) -> None:
-        """Remove these shards; some may be gone."""
+        """Remove these shards; some may be removed already."""
         for path in paths:
             if is_remote(path):
                 remove(path)
@@ -132,10 +132,10 @@ class ShardFiles:
 
     def _remove_leftovers(self) -> None:
         if is_remote(self.folder):
-            return  # an object is there when all of it is
+            return  # objects appear whole, so there are no leftovers
         for partial in self.folder.glob(".shard-*.partial"):
             try:
                 if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
                     partial.unlink()
             except FileNotFoundError:
-                pass  # another writer was faster
+                pass  # another writer removed it

@@ -1,4 +1,4 @@
-"""Writing a shard, as `shard.py` describes it."""
+"""Write a shard in the format that `shard.py` describes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .shard import FAILURE_COLUMNS, FORMAT_VERSION
 
 
 def shard_bytes(rows: Embeddings, provenance: Mapping[str, Any]) -> bytes:
-    """A shard's file, made in memory so that it is written to the disk in one go; errors as in `write_shard`.
+    """Return a shard's file, made in memory so that one write stores it; errors as in `write_shard`.
 
     Features in float16 are stored as such, all others as float32.
     """
@@ -53,14 +53,14 @@ def write_shard(
 
     Args:
         file: an empty file.
-        rows: what to store, but for the features, which may be too many for memory.
+        rows: everything to store but the features, which may be too large for memory.
         provenance: json-able facts that don't decide the numbers.
-        kinds: modality -> what a row is: dim numbers of float32 or float16, as `np.dtype((type, dim))`.
+        kinds: modality -> type of a row: dim numbers of float32 or float16, as `np.dtype((type, dim))`.
         blocks: modality -> (some rows, dim), one block of rows after the other.
         room: bytes to reserve on the disk before anything is written.
 
     Raises:
-        StoreError: an id, label or group that no reader would accept, or recipes that aren't there or aren't json.
+        StoreError: an id, label or group is one that readers refuse, or recipes are missing or not json-able.
         OSError: the file can't be written.
     """
     _require_storable(rows, kinds)
@@ -77,7 +77,7 @@ def write_shard(
         datasets = _write(shard, rows, kinds, blocks)
         shard.attrs.modify("sha256", np.array(content_sha256(recipes, datasets).encode(), kind))
     except BaseException:
-        with contextlib.suppress(*READ_ERRORS):  # libhdf5 can't close a file that it can't write
+        with contextlib.suppress(*READ_ERRORS):  # libhdf5 fails to close a file that it can't write
             shard.close()
         raise
     try:
@@ -89,10 +89,10 @@ def write_shard(
 def _write(
     shard: h5py.File, rows: Embeddings, kinds: Mapping[str, np.dtype[Any]], blocks: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, h5py.Dataset]:
-    """Write all datasets: name -> dataset.
+    """Write all datasets and return name -> dataset.
 
-    A dataset takes its room when it is filled. So all of them are made first, and filled in the order in which they
-    are read: what resuming over a network needs lies side by side at the beginning, the features at the end.
+    A dataset gets its place in the file when it is filled. So all are made first, and filled in the order in which they
+    are read: what resuming over a network needs is contiguous at the beginning, the features are at the end.
     """
     values = {"clip_id": _text(rows.clip_ids), "offsets": rows.offsets.astype("<i8")}
     for column, attribute in FAILURE_COLUMNS.items():
@@ -124,7 +124,7 @@ def _write(
 
 
 def _reserve(file: BinaryIO, room: int) -> None:
-    """Take disk space: it is there, or an `OSError` says so before libhdf5, which takes that badly, finds out."""
+    """Reserve disk space, or raise `OSError`: libhdf5 may crash if the disk becomes full while it writes."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, room)
@@ -148,11 +148,13 @@ def _require_storable(rows: Embeddings, modalities: Iterable[str]) -> None:
         require_stream(failure.modality)
     for modality in modalities:
         if modality not in rows.recipes:
-            raise StoreError(f"{modality} embeddings without recipes can't be stored: say what made them")
+            raise StoreError(
+                f"{modality} embeddings without a recipe can't be stored: recipes['{modality}'] must say what made them"
+            )
 
 
 def _text(values: Iterable[str], encoding: str = "utf-8") -> np.ndarray:
-    """(texts,) of fixed length, that of the longest."""
+    """Return (texts,) of fixed length, that of the longest."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, h5py.string_dtype(encoding, max(1, *map(len, encoded)) if encoded else 1))
 

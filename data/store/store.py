@@ -1,11 +1,11 @@
-"""The embedding store: stage one writes it, stage two reads it, and nothing else passes between them.
+"""The embedding store, the only connection of the two stages: stage one writes it, stage two reads it.
 
 A store is a folder of HDF5 shards, append-only, on a disk or behind a URL. A shard appears whole (written, fsynced and
-renamed, or sent to the object store in one request) and is never modified again. So a kill costs at most what was not
-yet flushed, resuming is asking which clip_ids are there, writers work side by side, and readers are never blocked.
-`shard.py` says what is in one.
+renamed, or sent to the object store in one request) and is never modified again. So a kill loses at most what was not
+yet flushed, resuming needs only the stored clip_ids, several writers can work at once, and readers are never blocked.
+`shard.py` describes the format of a shard.
 
-Rows are keyed by clip_id: modalities are joined by id, never by position. When two writers stored the same clip, the
+Rows are keyed by clip_id: modalities are joined by id, never by position. If two writers stored the same clip, the
 older shard's row counts.
 """
 
@@ -37,11 +37,11 @@ from .shard_files import ShardFiles, require_shard_name
 from .shard_writer import shard_bytes, write_shard
 
 Result = TypeVar("Result")
-_EMBEDDED, _FAILED = 1, 2  # of a stream; each has two bits of a clip's state
+_EMBEDDED, _FAILED = 1, 2  # the two bits that each stream has in a clip's state
 
 
-def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
-    """For methods that read shards: start over when a listed one has been packed away."""
+def _retry_if_packed(method: Callable[..., Result]) -> Callable[..., Result]:
+    """Decorate methods that read shards: start over if a listed shard was removed by packing."""
 
     @functools.wraps(method)
     def wrapped(self: EmbeddingStore, *arguments: Any, **keywords: Any) -> Result:
@@ -57,17 +57,17 @@ def _reading(method: Callable[..., Result]) -> Callable[..., Result]:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What `EmbeddingStore.info` counts.
+    """Counts of a store, from `EmbeddingStore.info`.
 
     Attributes:
-        folder: the store's.
-        shards, clips, duplicates, bytes: shards, clips, clips that are stored twice, and what all shards take.
+        folder: the store's folder.
+        shards, clips, duplicates, bytes: shards, clips, clips that are stored twice, and the size of all shards.
         rows: modality -> clips that have an embedding.
         windows: windows of all clips.
         files: clips whose file's size and digest are stored.
         dims: modality -> dimension.
-        failures: why others have none.
-        recipes, provenance: as the shards say.
+        failures: reasons why other clips have no embedding.
+        recipes, provenance: as recorded in the shards.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ class StoreInfo:
 
 
 class EmbeddingStore:
-    """A folder of shards, local or a URL's (s3://, gs://, hf://, ...). Creating the object reads and writes nothing.
+    """A folder of shards, local or behind a URL (s3://, gs://, hf://, ...). The constructor reads and writes nothing.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, EmbeddingStore
@@ -109,20 +109,20 @@ class EmbeddingStore:
     """
 
     def __init__(self, folder: str | Path, *, root: Path | None = None) -> None:
-        """`root`: the dataset root whose split is stored here, for messages; not needed for ROOT/stores/SPLIT."""
+        """`root`: the dataset root that the store belongs to, for messages; not needed for ROOT/stores/SPLIT."""
         self.folder = to_path(folder)
         self.root = root
         if root is None and self.folder.parent.name == "stores" and not is_remote(self.folder):
             self.root = self.folder.parent.parent
         self._files = ShardFiles(self.folder)
-        self._agreed: dict[str, dict[str, Any]] = {}  # recipes of the shards looked at; shards never change
-        self._looked_at: set[str] = set()
+        self._agreed: dict[str, dict[str, Any]] = {}  # recipes of the shards read so far; shards never change
+        self._recipes_read: set[str] = set()
         self._states: dict[str, int] = {}  # clip_id -> bits of all streams: 120 MB for a million clips
-        self._shifts: dict[str, int] = {}  # stream -> where its two bits stand
-        self._states_of: set[str] = set()  # the shards that these are of
+        self._shifts: dict[str, int] = {}  # stream -> position of its two bits
+        self._states_read: set[str] = set()  # names of the shards that these states are from
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "root": self.root}  # another process looks for itself
+        return {"folder": self.folder, "root": self.root}  # another process reads the shards itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -131,7 +131,7 @@ class EmbeddingStore:
         return f"EmbeddingStore({str(self.folder)!r})"
 
     def absolute(self) -> EmbeddingStore:
-        """The same store for processes that work in other folders."""
+        """Return the same store with an absolute path, for processes with another working folder."""
         return EmbeddingStore(self.folder.absolute(), root=self.root)
 
     # writing
@@ -140,16 +140,15 @@ class EmbeddingStore:
         """Append one shard, atomically, and return its path.
 
         Args:
-            rows: what to store; `rows.recipes` must name the recipes of each modality in `rows.features`.
+            rows: embeddings to store; `rows.recipes` must have a recipe for each modality in `rows.features`.
             provenance: json-able facts that don't decide the numbers (library versions, device, encoder names).
-            name: the shard's, from `shard_name`, so that the same commit can be tried any number of times: when a shard
-                of that name is there, nothing is written. Of attempts at the same moment one shard stays. Recipes are
-                not compared then: call `require_recipes` once before many such commits. None = a new name.
+            name: name of the shard, from `shard_name`, so that a commit can be repeated: if that shard exists,
+                nothing is written, and simultaneous attempts leave one shard. With a name, recipes are not compared:
+                call `require_recipes` once before many such commits. None = a new name.
 
         Raises:
             RecipeMismatchError: the store holds shards made under other recipes.
-            StoreError: an id, label or group that can't be stored, recipes that are missing, or a name that no shard
-                can have.
+            StoreError: an id, label or group can't be stored, a recipe is missing, or `name` isn't a name of a shard.
             AlphafuseError: the disk is full or the folder can't be written; nothing is left behind.
         """
         if name is None:
@@ -161,7 +160,7 @@ class EmbeddingStore:
         return self._files.add(shard_bytes(rows, dict(provenance or {})), name)
 
     def require_recipes(self, recipes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise `RecipeMismatchError`, naming the difference, unless these recipes fit what is stored."""
+        """Raise `RecipeMismatchError`, naming the difference, unless these recipes equal those stored."""
         stored = self.recipes()
         for modality, asked in recipes.items():
             if modality in stored:
@@ -169,13 +168,13 @@ class EmbeddingStore:
                 if difference:
                     raise RecipeMismatchError(
                         f"the store {self.folder} was made with another {modality} {difference}: extract into another "
-                        "root, or remove this store to make it anew"
+                        "root, or remove this store and extract again"
                     )
 
     # reading
 
     def shards(self) -> list[Path]:
-        """Shard files, oldest first; empty when the store does not exist. Behind a URL this is one listing.
+        """Return shard files, oldest first; empty if the store does not exist. For a URL this is one listing.
 
         Raises:
             StoreError: the URL's bucket doesn't exist, or can't be reached.
@@ -183,20 +182,20 @@ class EmbeddingStore:
         return self._files.listed()
 
     def size_bytes(self) -> int:
-        """What all shards take; 0 when the store does not exist."""
+        """Return the size of all shards in bytes; 0 if the store does not exist."""
         return self._files.size_bytes()
 
-    @_reading
+    @_retry_if_packed
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """modality -> the recipes that all shards share; empty for an empty store.
+        """Return modality -> the recipe that all shards share; empty for an empty store.
 
         Raises:
             RecipeMismatchError: two shards disagree (a shard was copied in from another store).
         """
         shards = self.shards()
-        if not self._looked_at <= {path.name for path in shards}:  # removed or packed: begin anew
-            self._agreed, self._looked_at = {}, set()
-        for path in self._files.each(path for path in shards if path.name not in self._looked_at):
+        if not self._recipes_read <= {path.name for path in shards}:  # shards were removed or packed: start over
+            self._agreed, self._recipes_read = {}, set()
+        for path in self._files.each(path for path in shards if path.name not in self._recipes_read):
             with self._files.open(path) as shard:
                 for modality, recipe in shard.recipes.items():
                     difference = recipe_differences(self._agreed.setdefault(modality, recipe), recipe)
@@ -205,12 +204,12 @@ class EmbeddingStore:
                             f"shard {one_line(path, 1000)} was made with another {modality} {difference} than the "
                             "shards before it: move it out of the store"
                         )
-            self._looked_at.add(path.name)
+            self._recipes_read.add(path.name)
         return dict(self._agreed)
 
-    @_reading
+    @_retry_if_packed
     def dims(self) -> dict[str, int]:
-        """Modality -> dimension of its embeddings, for the modalities stored; no features are read."""
+        """Return modality -> dimension, for the stored modalities; reads no features."""
         recipes, dims = self.recipes(), dict[str, int]()
         for path in self.shards():
             if len(dims) == len(recipes):
@@ -221,22 +220,22 @@ class EmbeddingStore:
         return {modality: dims[modality] for modality in in_order(dims)}
 
     def read(self, clips: Sequence[Clip] | None = None, *, pooled: bool = True) -> Embeddings:
-        """Embeddings of these clips in their order (labels and groups as the clips say), or of all stored clips.
+        """Read the embeddings of these clips in their order (with the clips' labels and groups), or of all clips.
 
-        Clips that the store lacks get rows of NaN. Features are float32, (clips, dim), of a clip with several windows
-        the mean over those that have an embedding; unless `pooled`, (rows, dim): a row per window, as stored.
+        Clips that the store lacks get rows of NaN. Features are float32. If `pooled`, they are (clips, dim), for a clip
+        with several windows the mean over those that have an embedding; else (rows, dim), a row per window, as stored.
 
         Raises:
-            StoreError: the store is empty, a shard is damaged, or a clip is asked for twice.
-            RecipeMismatchError: shards made under different recipes.
+            StoreError: the store is empty, a shard is damaged, or a clip is requested twice.
+            RecipeMismatchError: shards were made under different recipes.
         """
         return self.open_rows(clips).load(pooled=pooled)
 
-    @_reading
+    @_retry_if_packed
     def open_rows(self, clips: Sequence[Clip] | None = None) -> StoredEmbeddings:
-        """Like `read`, but features stay on disk, to be read in parts: for stores larger than memory.
+        """Like `read`, but features stay on disk and are read in parts: for stores larger than memory.
 
-        No features are read: shards say which rows are embeddings.
+        Reads no features: shards record which rows are embeddings.
         """
         columns = as_clips(self._stored_clips() if clips is None else clips)
         index, failures = self._locate(columns.clip_ids)
@@ -250,22 +249,22 @@ class EmbeddingStore:
             index=index,
         )
 
-    @_reading
+    @_retry_if_packed
     def locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
-        """Where these clips' rows lie, and why some have none; errors as in `read`."""
+        """Find the rows of these clips, and the failures of those without; errors as in `read`."""
         return self._locate(clip_ids)
 
     def _locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
-        """Go through all shards, oldest first, for the first embedding of each clip and modality."""
+        """Search all shards, oldest first, for the first embedding of each clip and modality."""
         if not self.recipes():
             if self.folder.name in SPLITS and self.root is not None:
-                mend = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
+                advice = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
             else:
-                mend = "name a store, such as ROOT/stores/train"
-            raise StoreError(f"no embeddings in {self.folder}: {mend}")
+                advice = "name a store, such as ROOT/stores/train"
+            raise StoreError(f"no embeddings in {self.folder}: {advice}")
         places = Places(Texts(clip_ids))
         if repeated := places.repeated():
-            raise StoreError(f"clip_id '{repeated[0]}' is asked for twice: ask for each clip once")
+            raise StoreError(f"clip_id '{repeated[0]}' is requested twice: request each clip once")
         shards, starts, dims = self.shards(), [0], dict[str, int]()
         entries = {"": np.full(len(clip_ids), -1, row_int(0))}  # "": mentions
         failures: dict[tuple[str, int], Failure] = {}
@@ -276,14 +275,14 @@ class EmbeddingStore:
                 entries = {name: numbers.astype(kind, copy=False) for name, numbers in entries.items()}
                 for modality in shard.dims:
                     shard.features(modality, dims)
-                there = {"": targets >= 0} | {name: (targets >= 0) & shard.embedded(name) for name in shard.dims}
-                for name, mask in there.items():
+                present = {"": targets >= 0} | {name: (targets >= 0) & shard.embedded(name) for name in shard.dims}
+                for name, mask in present.items():
                     if name not in entries:
                         entries[name] = np.full(len(clip_ids), -1, kind)
                     numbers = entries[name]
-                    here = np.flatnonzero(mask)
-                    here = here[numbers[targets[here]] < 0][::-1]  # of a clip that is there twice, the first one stays
-                    numbers[targets[here]] = starts[-1] + here
+                    rows = np.flatnonzero(mask)
+                    rows = rows[numbers[targets[rows]] < 0][::-1]  # if a clip occurs twice, the first one stays
+                    numbers[targets[rows]] = starts[-1] + rows
                 failed = shard.failures()
                 for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
                     if place >= 0:
@@ -303,7 +302,7 @@ class EmbeddingStore:
         )
         return index, tuple(absent)
 
-    @_reading
+    @_retry_if_packed
     def finished(
         self,
         *,
@@ -312,37 +311,39 @@ class EmbeddingStore:
         among: Iterable[str] | None = None,
         look: bool = True,
     ) -> dict[str, set[str]]:
-        """Modality -> clip_ids that need no more work in it: an embedding, or (unless `retry_failed`) a failure.
+        """Return modality -> clip_ids that need no more work: with an embedding or (unless `retry_failed`) a failure.
 
-        Shards never change, so each is read once: a repeated call lists the folder and reads what is new. No features
-        are read.
+        Shards never change, so each is read once: a repeated call lists the folder and reads the new shards. It reads
+        no features.
 
         Args:
-            modalities: the ones asked for.
+            modalities: modalities of the result.
             retry_failed: clips whose failure is recorded need work.
-            among: only these clips; so a call takes as long as they do, not as long as the store.
-            look: list the folder; without, the answer is that of the last look.
+            among: only these clips; the time of a call then depends on their number, not on the size of the store.
+            look: list the folder; if False, the answer is that of the last listing.
         """
         shards = self.shards() if look else []
-        if look and not self._states_of <= {path.name for path in shards}:  # removed or packed: begin anew
-            self._states, self._states_of = {}, set()
-        for path in self._files.each(path for path in shards if path.name not in self._states_of):
+        if look and not self._states_read <= {
+            path.name for path in shards
+        }:  # shards were removed or packed: start over
+            self._states, self._states_read = {}, set()
+        for path in self._files.each(path for path in shards if path.name not in self._states_read):
             with self._files.open(path) as shard:
                 found = self._states_in(shard)
             for clip_id, bits in found.items():
                 self._states[clip_id] = self._states.get(clip_id, 0) | bits
-            self._states_of.add(path.name)
+            self._states_read.add(path.name)
         states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
         end = _EMBEDDED if retry_failed else _EMBEDDED | _FAILED
         ends = {modality: end << self._shift(modality) for modality in modalities}
         return {modality: {i for i, state in states.items() if state & bits} for modality, bits in ends.items()}
 
     def _shift(self, modality: str) -> int:
-        """Where a stream's bits stand in a clip's state."""
+        """Return the position of a stream's bits in a clip's state."""
         return self._shifts.setdefault(modality, 2 * len(self._shifts))
 
     def _states_in(self, shard: Shard) -> dict[str, int]:
-        """What a shard says about its clips: clip_id -> bits."""
+        """Return clip_id -> bits of the clips of a shard."""
         bits = [0] * shard.clips
         for modality in shard.dims:
             bit = _EMBEDDED << self._shift(modality)
@@ -357,13 +358,13 @@ class EmbeddingStore:
         return states
 
     def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
-        """clip_ids that need no more work in any of these modalities: what all of `finished` have in common."""
+        """Return clip_ids that need no more work in any of these modalities: the intersection of `finished`."""
         finished = self.finished(modalities=modalities, retry_failed=retry_failed).values()
         return set.intersection(*finished) if finished else set()
 
-    @_reading
+    @_retry_if_packed
     def info(self) -> StoreInfo:
-        """Counts of what is stored, its recipes and failures."""
+        """Return counts, recipes and failures of what is stored."""
         embeddings = self.open_rows()
         shards, starts = embeddings.index.shards, embeddings.index.starts
         places, counted = Places(embeddings.clip_ids), np.sort(embeddings.index.places())
@@ -394,7 +395,7 @@ class EmbeddingStore:
         )
 
     def verify(self) -> list[str]:
-        """Re-read every shard against its checksum and the recipes of the others; the problems found, a line each."""
+        """Check every shard against its checksum and the recipes of the others; return the problems, a line each."""
         problems = []
         for path in self.shards():
             try:
@@ -402,7 +403,7 @@ class EmbeddingStore:
                     found = shard.problems()
                 problems += [f"{one_line(path, 1000)}: {problem}: remove it and extract again" for problem in found]
             except ShardGoneError:
-                continue  # packed meanwhile: its rows are in another shard
+                continue  # it was packed meanwhile: its rows are in another shard
             except StoreError as error:
                 problems.append(str(error))
         try:
@@ -414,15 +415,15 @@ class EmbeddingStore:
     def pack(self) -> Path:
         """Merge all shards into one (duplicates dropped, rows in float32) and remove the old ones.
 
-        A kill in between leaves the new shard and some old ones: the same rows, read once. Writers may go on
-        meanwhile: only shards that were merged are removed. Features go through memory a few MB at a time; the disk
-        must have room for them twice (of a store behind a URL, the local one for all of them).
+        A kill during this leaves the new shard and some old ones: the same rows, which are read once. Others may write
+        meanwhile: only merged shards are removed. Features pass through memory a few MB at a time; the disk must have
+        room for them twice (for a store behind a URL, the local disk must have room for all of them once).
 
         Raises:
             StoreError: the store is empty or damaged.
-            AlphafuseError: the disk is full or the folder can't be written; the store stays as it was.
+            AlphafuseError: the disk is full or the folder can't be written; the store is unchanged.
         """
-        old = self.shards()  # before anything is read: what comes later is not removed
+        old = self.shards()  # listed before anything is read, so that later shards are not removed
         rows, provenance = self.open_rows(), self.provenance()
         path = self._files.new()
         local = scratch_folder() / path.name if is_remote(path) else path
@@ -444,15 +445,15 @@ class EmbeddingStore:
     def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
         """Write all embeddings as .npz or parquet; `export.py` lists the arrays and columns.
 
-        The format follows from the suffix unless given; parquet needs `pip install 'alphafuse[parquet]'`. Features
-        go through memory a few MB at a time.
+        `format` defaults to the suffix; parquet needs `pip install 'alphafuse[parquet]'`. Features pass through memory
+        a few MB at a time.
 
         Raises:
-            StoreError: an unknown format, or a store that is empty or damaged.
+            StoreError: the format is unknown, or the store is empty or damaged.
             AlphafuseError: the file can't be written; nothing is left behind.
         """
         if is_remote(to_path(path)):
-            raise StoreError(f"{one_line(path, 1000)} is a URL: export to a local file, and copy it there")
+            raise StoreError(f"{one_line(path, 1000)} is a URL: export to a local file and copy that")
         path = to_path(path)
         chosen = format or path.suffix.lstrip(".")
         if chosen not in ("npz", "parquet"):
@@ -472,11 +473,11 @@ class EmbeddingStore:
                 write_parquet(file, rows)
         return path
 
-    @_reading
+    @_retry_if_packed
     def provenance(self) -> dict[str, Any]:
-        """How the newest shard was made, with each modality's encoder from the newest that has it; {} without shards.
+        """Return the newest shard's provenance, with the encoder of each modality's newest shard; {} without shards.
 
-        `encoders` is modality -> {"name", "revision"}, where extraction wrote the store.
+        `encoders` is modality -> {"name", "revision"}, if extraction wrote the store.
         """
         newest: dict[str, Any] = {}
         encoders: dict[str, Any] = {}
@@ -491,7 +492,7 @@ class EmbeddingStore:
         return {**newest, "encoders": encoders} if encoders else newest
 
     def _stored_clips(self) -> Clips:
-        """Clips with a row or a failure, oldest shard first, as they were labelled when extracted."""
+        """Return the clips with a row or a failure, oldest shard first, with their labels at the time of extraction."""
         builders = [TextsBuilder() for _ in range(3)]
         for path in self._files.each(self.shards()):
             with self._files.open(path) as shard:
@@ -500,27 +501,27 @@ class EmbeddingStore:
                     for builder, texts in zip(builders, (clip_ids, firsts, groups), strict=True):
                         builder.add(texts)
         ids, first_labels, videos = (builder.build() for builder in builders)
-        same = np.zeros(len(ids), np.uint8)  # the store knows no path and no split
+        same = np.zeros(len(ids), np.uint8)  # the store holds no paths and no splits
         clips = Clips.of_columns(ids, Texts(("-",)).take(same), first_labels, Texts(("train",)).take(same), videos)
         once = Places(ids).firsts()
         return clips if len(once) == len(clips) else clips.take(once)
 
 
 def _positions(shard: Shard, places: Places) -> np.ndarray:
-    """(rows,) int64: where each row's clip stands in `places`, -1 where it doesn't."""
+    """Return (rows,) int64: the position of each row's clip in `places`, -1 if absent."""
     chunks = [places.find(clip_ids) for clip_ids in shard.clip_ids()]
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
 
 def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The first three recipes that differ, as "name (there: a, here: b)"; empty when none does."""
+    """Return the first three fields that differ, as "name (there: stored, here: asked)"; empty if none does."""
     names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     return ", ".join(
-        f"{one_line(name, 40)} (there: {_short(stored.get(name))}, here: {_short(asked.get(name))})"
+        f"{one_line(name, 40)} (there: {_shortened(stored.get(name))}, here: {_shortened(asked.get(name))})"
         for name in names[:3]
     )
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     text = str(value)
     return one_line(text if len(text) <= 24 else text[:12] + "...")

@@ -1,11 +1,11 @@
-"""A file -> frames and a waveform, in worker processes.
+"""Decode a file into frames and a waveform, in worker processes.
 
-specs         plain values: FrameSpec and AudioSpec (what encoders are fed), Decoded (what decoding gives)
-decode        a clip's file -> frames and waveform (`decode_clip`); what a worker does (`decode_inputs`)
-video         packets of a video stream -> the frames that are looked at
-packets       which of these packets must be decoded for that
+specs         plain values: FrameSpec and AudioSpec (inputs of encoders), Decoded (result of decoding)
+decode        a clip's file -> frames and waveform (`decode_clip`); a worker's function (`decode_inputs`)
+video         packets of a video stream -> the sampled frames
+packets       which of these packets must be decoded
 audio         packets of an audio stream -> the waveform
-fetch         a temporary copy of a clip behind a URL
+fetch         temporary copies of clips behind URLs
 probe         which files have no audio, by their headers
-signatures    a few small frames and the loudness of a few bands, for the audit
+signatures    signatures of clips, for the audit
 """

@@ -1,4 +1,4 @@
-"""Packets of an audio stream -> the waveform: mono, 16 kHz, float32."""
+"""Decode packets of an audio stream into a waveform: mono, 16 kHz, float32."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from alphafuse.system.workers import NO_MEMORY
 
 from .specs import SAMPLE_RATE_HZ, first_line
 
-JOINED_SAMPLES = 8192  # resampled at once: fewer, larger steps
+JOINED_SAMPLES = 8192  # samples that are resampled at once: fewer, larger steps
 
 
 class AudioTrack:
-    """Takes the packets of an audio stream as they are read; gives the waveform, or the reason why there is none.
+    """Decodes the packets of an audio stream as they are read; returns the waveform, or why there is none.
 
     Attributes:
-        stream: what it takes packets of; None where there is no usable audio stream.
+        stream: the audio stream; None if there is no usable one.
     """
 
     def __init__(self, audio: AudioStream | None, max_samples: int | None) -> None:
         self._problem = audio_problem(audio)
         self.stream = None if self._problem else audio
-        self._damage = ""  # of the last packet that couldn't be decoded
+        self._damage = ""  # error of the last packet that couldn't be decoded
         self._max_samples = max_samples
         self._resampler = MonoResampler()
 
     @property
-    def enough(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether further packets make no difference."""
         return bool(self._problem) or (self._max_samples is not None and self._resampler.samples >= self._max_samples)
 
     def add(self, packet: Packet | None) -> None:
-        """Decode a packet; None = what the decoder still holds back."""
-        if self.enough or self.stream is None:
+        """Decode a packet; None flushes the decoder."""
+        if self.is_complete or self.stream is None:
             return
         try:
             for frame in self._decode(self.stream, packet):
@@ -52,7 +52,7 @@ class AudioTrack:
             return audio.decode(packet)
         except MemoryError:
             raise
-        except FFmpegError as error:  # one damaged packet costs only itself, as in every player
+        except FFmpegError as error:  # a damaged packet is skipped, as in every player
             self._damage = f"audio can't be decoded: {first_line(error)}"
             return []
 
@@ -73,7 +73,7 @@ class AudioTrack:
 
 
 def audio_problem(audio: AudioStream | None) -> str:
-    """Why an audio stream can't be decoded; "" if it can."""
+    """Return why an audio stream can't be decoded; "" if it can."""
     if audio is None:
         return "no audio stream"
     if audio.codec_context is None:
@@ -82,13 +82,13 @@ def audio_problem(audio: AudioStream | None) -> str:
 
 
 class MonoResampler:
-    """Audio frames of any rate, layout and format in, mono 16 kHz float32 out, by FFmpeg's libswresample.
+    """Resamples audio frames of any rate, layout and format to mono 16 kHz float32, by FFmpeg's libswresample.
 
     The channels are mixed as `ffmpeg -ac 1` mixes them into a 16-bit file: stereo becomes the mean of left and right.
-    (Left to itself, libswresample scales a *float* stereo mix by sqrt(2), which shifts every log filter bank by 0.69.)
+    (By default, libswresample scales a *float* stereo mix by sqrt(2), which shifts every log filter bank by 0.69.)
 
     Attributes:
-        samples: how many have come out so far, at 16 kHz; what was pushed last may still be inside.
+        samples: number of output samples so far, at 16 kHz; the last input may not be resampled yet.
     """
 
     def __init__(self) -> None:
@@ -101,16 +101,16 @@ class MonoResampler:
     def push(self, frame: AudioFrame) -> None:
         """Take one decoded frame."""
         shape = (frame.sample_rate, frame.format.name, frame.layout.name)
-        if self._graph is None or shape != self._shape:  # streams may change their shape on the way
+        if self._graph is None or shape != self._shape:  # rate, layout and format may change within a stream
             self._drain()
             self._graph, self._shape = _mono_graph(*shape), shape
         self._graph.push(frame)
         self._inside += frame.samples
-        if self._inside >= 4 * JOINED_SAMPLES:  # an attempt to pull costs as much as the resampling of a frame
+        if self._inside >= 4 * JOINED_SAMPLES:  # an attempt to pull takes as long as resampling a frame
             self._pull()
 
     def finish(self) -> np.ndarray:
-        """Everything pushed so far as (samples,) float32."""
+        """Return everything pushed so far as (samples,) float32."""
         self._drain()
         return np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.float32)
 

@@ -1,9 +1,9 @@
-"""A clip's file -> frames and waveform, decoding no more of it than is looked at.
+"""Decode a clip's file into frames and a waveform, and no more of it than the encoders use.
 
-Which frames are taken is a `sampling`'s choice among the *shown* frames (packets that an mp4 edit list discards are
-decoded, for others depend on them, but never shown). They are those that decoding everything gives, bit for bit, turned
-upright as a player turns them (`video`). The waveform is mono, 16 kHz, float32 (`audio`).
-`decode_inputs` is what a decode worker does with a clip.
+A `sampling` chooses among the *shown* frames (an mp4 edit list hides some frames, which are decoded only because others
+depend on them). Frames equal those of decoding everything, bit for bit, and are turned upright as a player turns them
+(`video`). The waveform is mono, 16 kHz, float32 (`audio`).
+A decode worker calls `decode_inputs` for each clip.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ def decode_clip(
     picture: bool = True,
     sound: bool = True,
 ) -> Decoded:
-    """Decode the frames and the waveform of a clip; whatever is wrong with one leaves the other whole.
+    """Decode the frames and the waveform of a clip; an error in one doesn't affect the other.
 
-    An undamaged file's frames are those of full decoding, bit for bit. Of a damaged file, so are they wherever the
-    container or the decoder notices the damage in what is decoded here. Damage inside a picture that needn't be decoded
-    stays unnoticed; full decoding might have lost that picture, and counted one frame less.
+    Frames of an undamaged file equal those of full decoding, bit for bit. So do those of a damaged file if the
+    container or the decoder notices the damage in the decoded parts. Damage inside a picture that needn't be decoded
+    stays unnoticed; full decoding might lose that picture, and count one frame less.
 
     Args:
-        path: any file that FFmpeg's libraries read.
-        frames: how many frames to take.
-        sampling: which ones: "spread" (`frame_indices`) or "notebook" (`notebook_indices`).
+        path: any file that FFmpeg's libraries can read.
+        frames: number of frames to take.
+        sampling: choice of frames: "spread" (`frame_indices`) or "notebook" (`notebook_indices`).
         prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
-            prepared frames are held (for instance resized ones). A `DecodeError` of its becomes `no_frames`.
-        max_samples: how many samples of the waveform are looked at; what is beyond them is not decoded. None = all.
-        picture, sound: whether the frames and the waveform are asked for.
+            prepared frames are held (for instance resized ones). Its `DecodeError` becomes `no_frames`.
+        max_samples: number of samples of the waveform to decode; None = all.
+        picture, sound: whether to decode the frames and the waveform.
 
     >>> from pathlib import Path
     >>> from alphafuse import decode_clip
@@ -85,7 +85,7 @@ def decode_clip(
     if frames < 1 or (max_samples is not None and max_samples < 1):
         raise ValueError(f"frames and max_samples must be at least 1, not {frames} and {max_samples}")
     if Path(path).exists() and not Path(path).is_file():
-        return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block for ever
+        return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block forever
     try:
         with _open(path) as container:
             picture_track = VideoTrack(_video_of(container) if picture else None, partial(_read_again, path))
@@ -98,7 +98,7 @@ def decode_clip(
                     picture_track.add(packet)
                 else:
                     sound_track.add(packet)
-                if picture_track.stream is None and sound_track.enough:
+                if picture_track.stream is None and sound_track.is_complete:
                     shown.is_whole = False
                     break
             waveform, no_waveform = sound_track.finish()
@@ -119,9 +119,9 @@ def decode_clip(
 
 
 def probe_audio(path: str | Path) -> str:
-    """Why a file has no audio that could be decoded, by its header alone; "" if it has an audio stream.
+    """Return why a file has no audio that could be decoded, from its header; "" if it has an audio stream.
 
-    Nothing is decoded but what FFmpeg needs to know the streams: an audio stream may still turn out damaged or empty.
+    Only what FFmpeg needs to identify the streams is decoded, so the audio stream may be damaged or empty.
     """
     if Path(path).exists() and not Path(path).is_file():
         return "not a regular file"
@@ -156,7 +156,7 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
 
 
 def check_waveform(waveform: np.ndarray) -> None:
-    """Raise `DecodeError` for a waveform, (samples,), that is too short for AST."""
+    """Raise `DecodeError` if a waveform (samples,) is too short for AST."""
     if len(waveform) < WINDOW_SAMPLES:
         raise DecodeError(f"audio is shorter than one window of {WINDOW_SAMPLES} samples (25 ms)")
 
@@ -164,12 +164,12 @@ def check_waveform(waveform: np.ndarray) -> None:
 def decode_inputs(
     task: tuple[Path, tuple[str, ...]], *, specs: Mapping[str, FrameSpec | AudioSpec], device_resizes: bool
 ) -> Decoded:
-    """A clip's file -> the frames and the waveform that the encoders are fed; runs in a worker.
+    """Decode a clip's file into the frames and the waveform for the encoders; runs in a worker.
 
     Args:
-        task: the file or its URL, and the modalities that are asked for.
-        specs: modality -> what it is fed.
-        device_resizes: leave frames of up to `DEVICE_RESIZE_PIXELS` as they are.
+        task: the file or its URL, and the modalities to decode for.
+        specs: modality -> specification of its encoder's input.
+        device_resizes: don't resize frames of up to `DEVICE_RESIZE_PIXELS`.
     """
     began = time.process_time()
     path, modalities = task
@@ -205,10 +205,10 @@ def decode_inputs(
 
 
 class _FrameResizer:
-    """Resizes a clip's frames beside the decoder, or leaves them to the encoder's device, by the size of the first.
+    """Resizes a clip's frames, or leaves small ones to the encoder's device; the first frame's size decides.
 
     Attributes:
-        resizes: whether the frames are resized here.
+        resizes: whether it resizes the frames.
     """
 
     def __init__(self, spec: FrameSpec, *, leave_small: bool) -> None:
@@ -223,7 +223,7 @@ class _FrameResizer:
 
 
 def _identify(path: Path) -> tuple[int, str]:
-    """`file_digest` of a file; unknown for what can't be read or is not a regular file."""
+    """Return `file_digest` of a file; unknown if it can't be read or is not a regular file."""
     with contextlib.suppress(OSError):
         if path.is_file():  # a named pipe would block
             return file_digest(path)
@@ -231,7 +231,7 @@ def _identify(path: Path) -> tuple[int, str]:
 
 
 class _ShownSpans:
-    """From when to when the packets of each stream are shown.
+    """Start and end of the shown packets of each stream.
 
     Attributes:
         is_whole: whether all packets were read.
@@ -239,12 +239,12 @@ class _ShownSpans:
 
     def __init__(self, container: InputContainer) -> None:
         self.is_whole = True
-        self._listed = container.duration  # in microseconds, by the header
+        self._listed = container.duration  # in microseconds, from the header
         self._spans: dict[int, tuple[int, int]] = {}  # stream's number -> begin, end
         self._units: dict[int, float] = {s.index: float(s.time_base or 0) for s in container.streams}  # seconds
 
     def add(self, packet: Packet) -> None:
-        """Take note of a packet."""
+        """Record a packet's time span."""
         begin, number = packet.pts, packet.stream_index
         if begin is None or packet.is_discard:
             return
@@ -254,7 +254,7 @@ class _ShownSpans:
 
     @property
     def seconds(self) -> float:
-        """Duration of the longest stream; by the header where not all was read; nan where unknown."""
+        """Return the duration of the longest stream; that of the header if not all was read; nan if unknown."""
         if not self.is_whole:
             return self._listed / av.time_base if self._listed else math.nan
         return max(
@@ -264,14 +264,14 @@ class _ShownSpans:
 
 
 def _open(path: str | Path) -> InputContainer:
-    # file: a name with a colon is no protocol's; replace: no file is worse for a title in Latin-1; max_pixels: some
-    # frames are decoded on opening
+    # file: a colon in the name must not start a protocol; replace: a title in Latin-1 must not be an error;
+    # max_pixels: some frames are decoded on opening
     return av.open(f"file:{path}", metadata_errors="replace", options={"max_pixels": str(MAX_PIXELS)})
 
 
 @contextmanager
 def _read_again(path: str | Path) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
-    """The video stream of a file that was read before, and its packets."""
+    """Open a file again and yield its video stream and the packets of that."""
     with _open(path) as container:
         video = _video_of(container)
         assert video is not None
@@ -279,15 +279,15 @@ def _read_again(path: str | Path) -> Iterator[tuple[VideoStream, Iterable[Packet
 
 
 def _read(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
-    """Packets up to the end of what can be read; empty ones, which would end decoding, are left out."""
+    """Yield packets up to the first unreadable one; skip empty ones, which would end decoding."""
     packets = container.demux(streams)
     while True:
         try:
             packet = next(packets, None)
         except MemoryError:
             raise
-        except (FFmpegError, IndexError):  # IndexError: PyAV's, of a stream that turned up on the way
-            return  # cut off or damaged: what came before counts, as in players
+        except (FFmpegError, IndexError):  # PyAV raises IndexError for a stream that appears later
+            return  # cut off or damaged: the packets before count, as in players
         if packet is None:
             return
         if packet.size:
@@ -295,13 +295,13 @@ def _read(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Pack
 
 
 def _video_of(container: InputContainer) -> VideoStream | None:
-    """The first stream that isn't the cover picture of a music file."""
+    """Return the first video stream that isn't the cover picture of a music file."""
     cover = av.stream.Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
 def _listed_frames(video: VideoStream | None) -> int:
-    """How many frames the container lists, hidden ones included; computed from duration and rate where it doesn't."""
+    """Return the container's number of frames, with hidden ones; computed from duration and rate if not listed."""
     if video is None:
         return 0
     if video.frames or not (video.duration and video.time_base and video.average_rate):

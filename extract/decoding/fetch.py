@@ -1,4 +1,4 @@
-"""A clip's file at hand: itself where it is local, else a temporary copy of the object behind its URL."""
+"""Get a clip as a local file: the file itself, or a temporary copy of the object behind its URL."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from alphafuse.system.remote import is_remote, local_copy, reason_of
 
 try:
     import resource
-except ImportError:  # Windows: no limits there
+except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
-NO_FILE = "can't be opened: No such file or directory"  # what decoding a local file that isn't there says
-_loaded: set[str] = set()  # file systems whose libraries this process has
+NO_FILE = "can't be opened: No such file or directory"  # the message of decoding for a missing local file
+_loaded: set[str] = set()  # file systems whose libraries this process has loaded
 
 
 @contextmanager
 def fetched(path: Path) -> Iterator[Path]:
-    """The clip as a local file, for as long as the block lasts; a copy lies in this process's temporary folder.
+    """Yield the clip as a local file; a copy, in this process's temporary folder, is removed at the end of the block.
 
     Raises:
-        DecodeError: there is no such object, or it can't be fetched; its message is the reason to record.
+        DecodeError: the object doesn't exist or can't be fetched; its message is the reason to record.
     """
     with ExitStack() as stack:
         try:
@@ -40,10 +40,10 @@ def fetched(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _without_limit(path: Path) -> Iterator[None]:
-    """Lift a decode worker's limit while it fetches, which takes little memory whatever the object is.
+    """Lift a decode worker's memory limit while it fetches, which takes little memory for any object.
 
-    The first time it grows by what the file system's libraries take (s3fs: 180 MB of address space, 40 MB of memory),
-    so that a clip may take as much as a local one.
+    The first time, the limit is raised by the size of the file system's libraries (s3fs: 180 MB of address space, 40
+    MB of memory), so that a clip may take as much memory as a local one.
     """
     if not is_remote(path) or resource is None:
         yield

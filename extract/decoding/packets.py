@@ -1,16 +1,15 @@
-"""Which packets of a video stream a decoder needs for the few frames that are looked at.
+"""Find the packets of a video stream that a decoder needs for a few sampled frames.
 
 Two kinds of packets need not be decoded: pictures that no other picture is predicted from (H.264's and HEVC's
-non-reference pictures, a third of a typical H.264 stream), and whatever follows the last wanted picture up to the next
-one that starts afresh (an IDR picture or its like). Both are read off the packets' own headers, never off the
-container's flags, and with them the order in which the decoder puts the pictures out, so that the index of a shown
-frame is known without decoding.
+non-reference pictures, a third of a typical H.264 stream), and everything from the last wanted picture to the next
+random access picture (an IDR picture or its equivalent). Both are read from the packets' headers, never from the
+container's flags. The headers also give the decoder's output order, so that the index of a shown frame is known without
+decoding.
 
-Every rule errs on the side of decoding: a stream with anything in it that the rules were not proven for
-(`UnprovenError`), or whose timestamps contradict its own order, has no plan, and is decoded in full. Left out after
-trials: VP9's and AV1's unreferenced frames (they hand probabilities on to the next frame), VP8 (its segment map
-outlives key frames), MPEG-4's B frames (often packed in pairs or without timestamps) and MPEG transport streams (a
-packet cut short looks like any).
+If in doubt, everything is decoded: a stream with a feature that the rules are not proven for (`UnprovenError`), or
+whose timestamps contradict its own order, has no plan. Excluded after trials: VP9's and AV1's unreferenced frames (they
+pass probabilities on to the next frame), VP8 (its segment map outlives key frames), MPEG-4's B frames (often packed in
+pairs or without timestamps) and MPEG transport streams (a packet that was cut short can't be recognised).
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # those that say so when a packet is cut short
-HEADER_BYTES = 48  # more than what is read of a slice's header
-LONGEST_REORDER = 16  # pictures; the most that H.264 and HEVC allow
+CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that show when a packet was cut short
+HEADER_BYTES = 48  # upper bound of what is read of a slice's header
+LONGEST_REORDER = 16  # pictures; the maximum in H.264 and HEVC
 
 
 class UnprovenError(Exception):
-    """The stream has something that the rules are not proven for."""
+    """The stream has a feature that the rules are not proven for."""
 
 
 class Picture(NamedTuple):
-    """What the headers in one packet say.
+    """The content of one packet, from its headers.
 
     Attributes:
-        shown: the decoder puts a picture out for it.
-        fresh: neither this picture nor any after it, in decoding order, needs one before it.
-        reference: other pictures may be predicted from it.
-        order: its place in the order of showing, among the pictures from one fresh one to the next; those with the same
-            are shown as they are decoded.
+        shown: whether the decoder outputs a picture for it.
+        fresh: whether this picture and all after it, in decoding order, need no picture before it.
+        reference: whether other pictures may be predicted from it.
+        order: its position in output order, among the pictures from one fresh one to the next; pictures with the same
+            position are shown in decoding order.
     """
 
     shown: bool
@@ -53,12 +52,12 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class PacketPlan:
-    """What to decode.
+    """The packets to decode, and the frames that they give.
 
     Attributes:
         decoded: (packets,) bool, in decoding order.
-        expected: timestamps of all frames that the decoder then puts out, in that order.
-        wanted: timestamps of the frames that are looked at, as the indices were chosen.
+        expected: timestamps of all frames that the decoder then outputs, in output order.
+        wanted: timestamps of the sampled frames, in the order of the chosen indices.
     """
 
     decoded: np.ndarray
@@ -67,10 +66,10 @@ class PacketPlan:
 
 
 class PacketIndex:
-    """What a video stream's packets say about themselves, learnt in decoding order; some 20 bytes a packet."""
+    """Headers and timestamps of a video stream's packets, in decoding order; about 20 bytes per packet."""
 
     def __init__(self, video: VideoStream) -> None:
-        self.listed = 0  # packets that are to be shown, as far as the container knows
+        self.listed = 0  # packets that are shown according to the container
         self._timestamps = array("q")
         self._orders = array("q")
         self._flags = array("B")  # bits: visible, fresh, reference
@@ -82,7 +81,7 @@ class PacketIndex:
             pass
 
     def add(self, packet: Packet) -> None:
-        """Take note of the next packet."""
+        """Record the next packet."""
         visible = packet.pts is not None and not packet.is_discard
         self.listed += visible
         if self._reader is None:
@@ -94,33 +93,33 @@ class PacketIndex:
             if not (self._flags or picture.fresh):
                 raise UnprovenError
         except UnprovenError:
-            self._forget()
+            self._discard()
             return
         self._timestamps.append(packet.pts)
         self._orders.append(picture.order)
         self._flags.append((visible and picture.shown) | picture.fresh << 1 | picture.reference << 2)
 
     def plan(self, choose: Callable[[int], list[int]]) -> PacketPlan | None:
-        """What to decode for `choose(number of shown frames)`, indices of shown frames; None if that isn't certain."""
+        """Plan the decoding of the shown frames `choose(number of shown frames)`; None if the plan isn't certain."""
         flags = np.array(self._flags)
         visible, fresh, reference = ((flags >> bit & 1).astype(bool) for bit in range(3))
         if not visible.any():
             return None
         timestamps, group = np.array(self._timestamps), np.cumsum(fresh) - 1  # (packets,)
         shown = np.lexsort((np.array(self._orders), group))  # stable
-        shown = shown[visible[shown]]  # packet numbers in the order of showing
+        shown = shown[visible[shown]]  # packet numbers in output order
         if (np.diff(timestamps[shown]) <= 0).any():
             return None
         wanted = shown[choose(len(shown))]
         last_of_group = np.full(group[-1] + 1, -1)
         np.maximum.at(last_of_group, group[wanted], wanted)
-        looked_at = np.zeros(len(flags), bool)
-        looked_at[wanted] = True
-        decoded = (reference | looked_at) & (np.arange(len(flags)) <= last_of_group[group])
+        is_wanted = np.zeros(len(flags), bool)
+        is_wanted[wanted] = True
+        decoded = (reference | is_wanted) & (np.arange(len(flags)) <= last_of_group[group])
         expected = timestamps[shown[decoded[shown]]]
         return PacketPlan(decoded, expected.tolist(), timestamps[wanted].tolist())
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         self._reader = None
         self._timestamps, self._orders, self._flags = array("q"), array("q"), array("B")
 
@@ -154,8 +153,8 @@ class _H264:
             raise UnprovenError
         self._parameters = _H264Parameters.read(sets[0])
         self._known_sets = {*sets, *_counted_units(extradata, end + 1, extradata[end])[0]}
-        self._previous_number = 0  # frame_num of the reference picture before
-        self._previous_order = 0  # PicOrderCnt of the reference picture before
+        self._previous_number = 0  # frame_num of the previous reference picture
+        self._previous_order = 0  # PicOrderCnt of the previous reference picture
         self._reordering = _ReorderCheck(self._parameters.most_reordered)
 
     def read(self, packet: memoryview) -> Picture:
@@ -182,7 +181,7 @@ class _H264:
         return Picture(True, fresh, reference, order)
 
     def _order(self, bits: _Bits, fresh: bool, reference: bool) -> int:
-        """PicOrderCnt (8.2.1), from a slice header (7.3.3); numbers of frames must leave no gap (7.4.3)."""
+        """Return PicOrderCnt (8.2.1) from a slice header (7.3.3); frame numbers must have no gaps (7.4.3)."""
         parameters = self._parameters
         bits.skip_ue(3)  # first_mb_in_slice, slice_type, pic_parameter_set_id
         number = bits.u(parameters.number_bits)
@@ -193,7 +192,7 @@ class _H264:
             bits.skip_ue(1)  # idr_pic_id
         if parameters.order_bits:
             order = _unwrap(bits.u(parameters.order_bits), parameters.order_bits, 0 if fresh else self._previous_order)
-        else:  # type 2: the order of decoding
+        else:  # type 2: decoding order
             order = 0
         if reference:
             self._previous_number, self._previous_order = number, order
@@ -201,11 +200,11 @@ class _H264:
 
 
 class _H264Parameters(NamedTuple):
-    """What matters of a sequence parameter set (7.3.2.1.1, E.1.1)."""
+    """The needed fields of a sequence parameter set (7.3.2.1.1, E.1.1)."""
 
     number_bits: int  # of frame_num
-    order_bits: int  # of pic_order_cnt_lsb; 0 where the order is that of decoding
-    most_reordered: int  # pictures that may precede one in decoding order and follow it in the order of showing
+    order_bits: int  # of pic_order_cnt_lsb; 0 if output order is decoding order
+    most_reordered: int  # pictures that may precede one in decoding order and follow it in output order
 
     @classmethod
     def read(cls, unit: bytes) -> _H264Parameters:
@@ -240,7 +239,7 @@ class _H264Parameters(NamedTuple):
 
     @staticmethod
     def _read_reordering(bits: _Bits) -> int:
-        """max_num_reorder_frames; 0 where it isn't given: FFmpeg then learns it by losing frames."""
+        """Return max_num_reorder_frames; 0 if absent: FFmpeg then finds it by losing frames."""
         if bits.u(1) and bits.u(8) == 255:  # aspect ratio
             bits.u(32)
         if bits.u(1):  # overscan
@@ -249,7 +248,7 @@ class _H264Parameters(NamedTuple):
             bits.u(4)
             if bits.u(1):
                 bits.u(24)
-        if bits.u(1):  # place of the colour samples
+        if bits.u(1):  # position of the colour samples
             bits.skip_ue(2)
         if bits.u(1):  # timing
             bits.u(65)
@@ -267,7 +266,7 @@ class _H264Parameters(NamedTuple):
 
 
 def _skip_buffering(bits: _Bits) -> None:
-    """hrd_parameters of H.264 (E.1.2)."""
+    """Skip hrd_parameters of H.264 (E.1.2)."""
     count = bits.ue() + 1
     bits.u(8)
     for _ in range(count):
@@ -298,12 +297,12 @@ class _Hevc:
                 self._read_sequence(_Bits(unit[2:]))
             elif unit[0] >> 1 == 34:
                 self._read_picture(_Bits(unit[2:]))
-        self._previous_order: int | None = None  # PicOrderCntVal of the reference picture before
-        self._begun_by_idr = False
+        self._previous_order: int | None = None  # PicOrderCntVal of the previous reference picture
+        self._started_by_idr = False
         self._reordering = _ReorderCheck(self._most_reordered)
 
     def _read_sequence(self, bits: _Bits) -> None:
-        """What matters of a sequence parameter set (7.3.2.2)."""
+        """Read the needed fields of a sequence parameter set (7.3.2.2)."""
         bits.u(4)
         if bits.u(3):  # more temporal sub-layers: non-reference pictures of a lower one are references of a higher
             raise UnprovenError
@@ -320,10 +319,10 @@ class _Hevc:
         self._most_reordered = bits.ue()
 
     def _read_picture(self, bits: _Bits) -> None:
-        """What matters of a picture parameter set (7.3.2.3)."""
+        """Read the needed fields of a picture parameter set (7.3.2.3)."""
         bits.skip_ue(2)
         bits.u(1)
-        if bits.u(1):  # output_flag_present_flag: some pictures may not be put out
+        if bits.u(1):  # output_flag_present_flag: some pictures may not be shown
             raise UnprovenError
         self._extra_bits = bits.u(3)
 
@@ -350,20 +349,20 @@ class _Hevc:
         kind = kinds.pop()
         first = self._previous_order is None
         fresh = kind in (19, 20) or (first and kind == 21)
-        self._begun_by_idr |= first and kind in (19, 20)
-        if kind in (8, 9) and not self._begun_by_idr:  # a decoder drops what leads a first CRA picture
+        self._started_by_idr |= first and kind in (19, 20)
+        if kind in (8, 9) and not self._started_by_idr:  # a decoder drops the leading pictures of a first CRA picture
             raise UnprovenError
         reference = kind > 9 or kind % 2 == 1
         order = self._order(_Bits(head[2:]), kind)
         self._reordering.check(order, fresh)
-        if reference and kind not in (7, 9):  # RADL_R, RASL_R: not counted from (8.3.1)
+        if reference and kind not in (7, 9):  # RADL_R and RASL_R are not used as previous pictures (8.3.1)
             self._previous_order = order
         return Picture(True, fresh, reference, order)
 
     def _order(self, bits: _Bits, kind: int) -> int:
-        """PicOrderCntVal (8.3.1), from a slice segment header (7.3.6.1)."""
+        """Return PicOrderCntVal (8.3.1) from a slice segment header (7.3.6.1)."""
         bits.u(1)
-        if kind >= 16 and bits.u(1):  # no_output_of_prior_pics_flag: frames of the group before would be lost
+        if kind >= 16 and bits.u(1):  # no_output_of_prior_pics_flag: frames of the previous group would be lost
             raise UnprovenError
         bits.skip_ue(1)
         bits.u(self._extra_bits)
@@ -387,7 +386,7 @@ class _Vp9:
 
     @staticmethod
     def _frames(packet: memoryview) -> list[memoryview]:
-        """A packet holds one frame, or several with an index of their sizes at its end."""
+        """Split a packet: it holds one frame, or several with an index of their sizes at its end."""
         if not packet:
             raise UnprovenError
         marker = packet[-1]
@@ -460,7 +459,10 @@ class _Av1:
     def _check_sequence(self, content: bytes) -> None:
         bits = _Bits(content)
         bits.u(4)
-        if bits.u(1) or self._sequence not in (b"", content):  # reduced_still_picture_header; a change on the way
+        if bits.u(1) or self._sequence not in (
+            b"",
+            content,
+        ):  # reduced_still_picture_header; a change within the stream
             raise UnprovenError
         self._sequence = content
 
@@ -473,38 +475,40 @@ class _Av1:
 
 
 class _ReorderCheck:
-    """Checks that no picture comes later, in decoding order, than a decoder waits for it: such ones would be lost."""
+    """Checks that no picture comes so late, in decoding order, that a decoder would lose it."""
 
     def __init__(self, most_reordered: int) -> None:
         self._most_reordered = min(most_reordered, LONGEST_REORDER)
-        self._reorderingst: list[int] = []  # the highest orders so far, ascending
+        self._highest: list[int] = []  # the highest orders so far, ascending
 
     def check(self, order: int, fresh: bool) -> None:
         if fresh:
-            self._reorderingst = []
-        if len(self._reorderingst) - bisect_right(self._reorderingst, order) > self._most_reordered:
+            self._highest = []
+        if len(self._highest) - bisect_right(self._highest, order) > self._most_reordered:
             raise UnprovenError
-        insort(self._reorderingst, order)
-        del self._reorderingst[: -LONGEST_REORDER - 1]
+        insort(self._highest, order)
+        del self._highest[: -LONGEST_REORDER - 1]
 
 
 class _Bits:
-    """Bits from the left; `UnprovenError` at the end of them."""
+    """Reads bits from the left; raises `UnprovenError` at the end."""
 
     def __init__(self, content: bytes) -> None:
-        unescaped = content.replace(b"\0\0\3", b"\0\0")  # H.264 and HEVC; too rare elsewhere to matter in four bytes
+        unescaped = content.replace(
+            b"\0\0\3", b"\0\0"
+        )  # H.264 and HEVC; too rare in other codecs to matter in four bytes
         self._value = int.from_bytes(unescaped)
         self._left = 8 * len(unescaped)
 
     def u(self, bits: int) -> int:
-        """An unsigned number of so many bits."""
+        """Read an unsigned number of this many bits."""
         self._left -= bits
         if self._left < 0:
             raise UnprovenError
         return self._value >> self._left & ((1 << bits) - 1)
 
     def ue(self) -> int:
-        """An unsigned Exp-Golomb number (H.264, 9.1)."""
+        """Read an unsigned Exp-Golomb number (H.264, 9.1)."""
         zeros = 0
         while not self.u(1):
             zeros += 1
@@ -516,7 +520,7 @@ class _Bits:
 
 
 def _units(packet: memoryview, length_bytes: int) -> Iterator[memoryview]:
-    """The NAL units of a packet, each of at least one byte behind its length."""
+    """Yield the NAL units of a packet; each follows its length and has at least one byte."""
     position = 0
     while position < len(packet):
         begin = position + length_bytes
@@ -527,7 +531,7 @@ def _units(packet: memoryview, length_bytes: int) -> Iterator[memoryview]:
 
 
 def _counted_units(content: bytes, position: int, count: int) -> tuple[list[bytes], int]:
-    """`count` units, each behind its length of 2 bytes; and the position after them."""
+    """Return `count` units, each after its length of 2 bytes, and the position after them."""
     units = []
     for _ in range(count):
         begin = position + 2
@@ -539,11 +543,11 @@ def _counted_units(content: bytes, position: int, count: int) -> tuple[list[byte
 
 
 def _unwrap(low: int, bits: int, previous: int) -> int:
-    """The number nearest to the previous one whose last bits are `low`."""
+    """Return the number nearest to the previous one whose last bits are `low`."""
     modulus = 1 << bits
     number = previous - previous % modulus + low
     if number - previous > modulus // 2:
         return number - modulus
-    if previous - number >= modulus // 2:  # as the standards have it: a step of exactly half goes up
+    if previous - number >= modulus // 2:  # as in the standards, a step of exactly half goes up
         return number + modulus
     return number

@@ -1,4 +1,4 @@
-"""Which files have no audio: asked of their headers, so that clips without sound can be left out before extraction."""
+"""Find files without audio from their headers, so that they can be left out before extraction."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from alphafuse.system.workers import map_tasks
 from .decode import probe_audio
 from .fetch import fetched
 
-TIMEOUT_SECONDS = 60.0  # that a header may take
+TIMEOUT_SECONDS = 60.0  # longest time for reading a header
 
 
 def files_without_audio(
     files: Sequence[Path], *, workers: int = 0, progress: Progress = NO_PROGRESS
 ) -> dict[Path, str]:
-    """file -> why it has no audio, in the order given, for those that have no audio stream or can't be opened.
+    """Return file -> why it has no audio, in the given order, for those without audio stream or that can't be opened.
 
     Only headers are read: about 4 ms per file of VGGSound on a core of an Intel Xeon. A file that crashes or blocks
-    the process that reads it is named like the others.
+    the process that reads it is included.
 
     Args:
         files: video files; those behind URLs are fetched whole.

@@ -1,4 +1,4 @@
-"""A clip's file -> its signature: a few small frames and the loudness of a few bands, for the audit of a dataset."""
+"""Compute signatures of clips, from a few small frames and the loudness of a few bands, for the audit."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .fetch import fetched
 from .specs import SAMPLE_RATE_HZ
 
 CELLS_HEIGHT, CELLS_WIDTH = 8, 9  # of the difference hash
-DETAIL = 2  # frames are kept DETAIL times finer, for small movements
-GREY_MARGIN = 3.0  # grey levels that neighbouring cells must differ by to count as different
-TIMEOUT_SECONDS = 120.0  # that a file may take
+DETAIL = 2  # frames are DETAIL times finer than the cells, to detect small movements
+GREY_MARGIN = 3.0  # smallest difference of neighbouring cells that counts, grey levels
+TIMEOUT_SECONDS = 120.0  # longest time for a file
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601's luma
 
-BAND_EDGES_HZ = np.geomspace(100, 4000, 10)  # low bit rates cut off what is above
+BAND_EDGES_HZ = np.geomspace(100, 4000, 10)  # low bit rates cut off higher frequencies
 STEPS = 33
 WINDOW_SAMPLES, HOP_SAMPLES = 1024, 512  # 64 ms and 32 ms at 16 kHz
-LEVEL_MARGIN_DB = 2.0  # that neighbouring cells must differ by to count as different
-RANGE_DB, FLOOR_DBFS = 40.0, -80.0  # what is that far below the loudest cell, or below the floor, is as good as silent
+LEVEL_MARGIN_DB = 2.0  # smallest difference of neighbouring cells that counts
+RANGE_DB, FLOOR_DBFS = 40.0, -80.0  # cells this far below the loudest, or below the floor, count as silent
 
 
 def sign_clips(
@@ -42,13 +42,13 @@ def sign_clips(
     workers: int = 0,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Signature]:
-    """clip_id -> signature of each clip (by default all of the root) that has a file, in their order.
+    """Return clip_id -> signature of each clip that has a file, in order.
 
-    A file that can't be read gets a signature that says so; none stops the others.
+    A file that can't be read gets a signature with the reason.
 
     Args:
         dataset: the root.
-        clips: which clips.
+        clips: the clips; None = all clips of the root.
         workers: decode processes; 0 = one per processor.
         progress: callbacks; one round of all clips that have a file.
 
@@ -60,8 +60,8 @@ def sign_clips(
     (26, False, False)
     """
     asked = dataset.manifest if clips is None else clips
-    there = dataset.file_sizes(asked)
-    chosen = [clip for clip in asked if clip.clip_id in there]
+    sizes = dataset.file_sizes(asked)
+    chosen = [clip for clip in asked if clip.clip_id in sizes]
     signed: dict[str, Signature] = {}
     files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
     progress.start("signatures", total=len(files))
@@ -81,7 +81,7 @@ def _failed(reason: str) -> Signature:
 
 
 def sign_file(path: Path) -> Signature:
-    """The signature of one file; what is wrong with its picture or its sound is recorded in it."""
+    """Return the signature of one file; it records errors of picture and sound."""
     try:
         with fetched(path) as file:
             return _sign(file)
@@ -102,13 +102,13 @@ def _sign(path: Path) -> Signature:
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """(height, width, 3) uint8 -> (16, 18, 3) uint8: means of what each cell covers."""
+    """Shrink (height, width, 3) uint8 to (16, 18, 3) uint8: the mean of each cell."""
     size = (DETAIL * CELLS_WIDTH, DETAIL * CELLS_HEIGHT)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def _describe_frames(frames: np.ndarray) -> tuple[bytes, tuple[float, ...], float]:
-    """Hash, mean colours and largest movement of shrunk frames (frames, 16, 18, 3) uint8."""
+    """Return hash, mean colours and largest movement of shrunk frames (frames, 16, 18, 3) uint8."""
     grey = frames.astype(np.float32) @ GREY  # (frames, 16, 18)
     cells = grey.reshape(len(grey), CELLS_HEIGHT, DETAIL, CELLS_WIDTH, DETAIL).mean(axis=(2, 4))  # (frames, 8, 9)
     colours = frames.mean(axis=(1, 2)).ravel()
@@ -116,7 +116,7 @@ def _describe_frames(frames: np.ndarray) -> tuple[bytes, tuple[float, ...], floa
 
 
 def _describe_waveform(waveform: np.ndarray) -> tuple[bytes, tuple[float, ...], float]:
-    """Hash, mean band levels (dBFS) and peak of a waveform (samples,) at 16 kHz."""
+    """Return hash, mean band levels (dBFS) and peak of a waveform (samples,) at 16 kHz."""
     power = _band_power(waveform)  # (bands, steps)
     level = 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DBFS / 10)))
     audible = np.maximum(level, level.max() - RANGE_DB)
@@ -126,25 +126,27 @@ def _describe_waveform(waveform: np.ndarray) -> tuple[bytes, tuple[float, ...], 
 
 
 def _band_power(waveform: np.ndarray) -> np.ndarray:
-    """(bands, steps) mean power; a full-scale sine has 1 in its band."""
+    """Return (bands, steps) mean power; a full-scale sine has 1 in its band."""
     padded = np.pad(waveform, (0, max(0, WINDOW_SAMPLES - len(waveform))))
     window = np.hanning(WINDOW_SAMPLES).astype(np.float32)
     frequencies = np.fft.rfftfreq(WINDOW_SAMPLES, 1 / SAMPLE_RATE_HZ)
     first_bins = np.searchsorted(frequencies, BAND_EDGES_HZ)
     last_start = len(padded) - WINDOW_SAMPLES
     power = np.empty((len(BAND_EDGES_HZ) - 1, STEPS))
-    for step in range(STEPS):  # step by step, so that an hour's spectrogram is never held whole
+    for step in range(STEPS):  # step by step, so that memory doesn't hold the spectrogram of an hour
         begin, end = (last_start * edge // STEPS for edge in (step, step + 1))
         windows = np.lib.stride_tricks.sliding_window_view(padded[begin : end + WINDOW_SAMPLES], WINDOW_SAMPLES)
         spectrum = np.abs(np.fft.rfft(windows[::HOP_SAMPLES] * window)) ** 2  # (windows, bins)
-        bands = np.add.reduceat(spectrum, first_bins, axis=1)[:, :-1]  # the last one holds what is above the bands
+        bands = np.add.reduceat(spectrum, first_bins, axis=1)[
+            :, :-1
+        ]  # the last one holds the frequencies above the bands
         power[:, step] = bands.mean(axis=0)
     # Parseval: the bins of a sine of amplitude 1 add up to samples * sum(window^2) / 2, half of it in these frequencies
     return power / (WINDOW_SAMPLES * float((window**2).sum()) / 4)
 
 
 def _steps(cells: np.ndarray, axis: int, margin: float) -> np.ndarray:
-    """Two bits for each pair of neighbours along an axis: clearly rising, clearly falling."""
+    """Return two bits for each pair of neighbours along an axis: clearly rising, clearly falling."""
     change = np.diff(cells, axis=axis)
     return np.stack([change > margin, change < -margin])
 
@@ -154,9 +156,9 @@ def _pack(bits: np.ndarray) -> bytes:
 
 
 def _covered_seconds(path: Path) -> float:
-    """What the shown packets of picture and sound cover, the longer of both; headers are not believed.
+    """Return the duration of the shown packets, the longer of picture and sound; headers are not trusted.
 
-    0 for a file that can't be opened.
+    It is 0 for a file that can't be opened.
     """
     spans: dict[int, tuple[float, float]] = {}
     try:
@@ -169,5 +171,5 @@ def _covered_seconds(path: Path) -> float:
                 first, last = spans.get(packet.stream.index, (begin, end))
                 spans[packet.stream.index] = (min(first, begin), max(last, end))
     except (FFmpegError, OSError, ValueError):
-        pass  # what could be read counts; decoding says what is wrong
+        pass  # the packets before count; decoding reports the error
     return max((last - first for first, last in spans.values()), default=0.0)

@@ -1,8 +1,8 @@
-"""What encoders are fed, and what decoding gives: plain values that travel between processes. No torch, no FFmpeg.
+"""Inputs of encoders and results of decoding: plain values for all processes. Doesn't load torch or FFmpeg.
 
-Protocol `standard` is each encoder's own published preprocessing, read from its `preprocessor_config.json`; where a
-folder has none, the values that its authors published. Protocol `notebook` is what the seed paper's authors fed, quirks
-included (see docs/paper.md).
+Protocol `standard` is each encoder's own published preprocessing, read from its `preprocessor_config.json`; for a
+folder without that file, the values that its authors published. Protocol `notebook` is the preprocessing of the seed
+paper's code, with its errors (see docs/paper.md).
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from alphafuse.errors import DecodeError, EncoderError
 
 SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 3.1)
 WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
-HOP_SAMPLES = 160  # and its hop: 10 ms
-DEVICE_RESIZE_PIXELS = 640 * 480  # of a frame that a device may resize; larger ones are resized beside the decoder
+HOP_SAMPLES = 160  # Kaldi's hop: 10 ms
+DEVICE_RESIZE_PIXELS = 640 * 480  # largest frame that a device resizes; decode workers resize larger ones
 
 
 @dataclass(frozen=True)
 class FrameSpec:
-    """How frames become TimeSformer's input.
+    """Preprocessing of frames into TimeSformer's input.
 
     The defaults are the published Kinetics-400 values (mean 0.45, std 0.225, short side and centre crop 224, bilinear);
     the ImageNet statistics that HuggingFace's processor classes fall back to are not TimeSformer's.
 
     Attributes:
-        frames: how many are fed.
-        shortest_edge: short side after resizing, pixels; 0 = not kept in proportion, see `size`.
+        frames: number of frames.
+        shortest_edge: short side after resizing, pixels; 0 = resize to `size` without keeping proportions.
         size: (height, width) to squash to when `shortest_edge` is 0; (0, 0) = no resizing.
         crop: (height, width) of the centre crop, pixels; (0, 0) = none.
         resample: PIL's filter number (2 = bilinear with antialiasing).
         scale: factor on the 8-bit values.
         mean, std: per channel, in units of the scaled values.
-        sampling: which frames of the clip, see `SAMPLINGS`.
+        sampling: choice of the clip's frames, see `SAMPLINGS`.
     """
 
     frames: int = 8
@@ -52,7 +52,7 @@ class FrameSpec:
 
     @classmethod
     def notebook(cls, *, frames: int, image_size: int) -> FrameSpec:
-        """The notebook's: squashed to a square (PIL, bilinear), values in [0, 1], no normalisation."""
+        """Return the notebook's: squashed to a square (PIL, bilinear), values in [0, 1], no normalisation."""
         return cls(
             frames=frames,
             shortest_edge=0,
@@ -68,7 +68,7 @@ class FrameSpec:
         """Read HuggingFace's image processor settings; absent ones take the published values for `image_size`.
 
         Raises:
-            EncoderError: settings that this module doesn't implement; they are named.
+            EncoderError: the file has settings that aren't implemented; the message names them.
         """
         size = config.get("size", {"shortest_edge": image_size})
         size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
@@ -88,7 +88,7 @@ class FrameSpec:
             )
         if not crop and set(size) != {"height", "width"}:
             raise EncoderError(
-                "preprocessor_config.json leaves frames as large as they come: it needs a crop_size, or a size of "
+                "preprocessor_config.json doesn't set the size of frames: it needs a crop_size, or a size of "
                 "height and width"
             )
         normalize = config.get("do_normalize", True)
@@ -106,14 +106,14 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """How a waveform becomes AST's input.
+    """Preprocessing of a waveform into AST's input.
 
     The defaults are AST's published AudioSet values: 128 mel bands, 1024 frames of 10 ms, and the mean and standard
     deviation of AudioSet's log filter banks.
 
     Attributes:
         mel_bins: mel bands.
-        max_length: frames fed; shorter clips are padded with zeros before normalisation, longer ones cut.
+        max_length: number of frames; shorter clips are padded with zeros before normalisation, longer ones cut.
         mean, std: the result is (x - mean) / (2 std).
         spectrogram: "kaldi" (natural logarithm, `ast.filter_banks`) or "decibel" (the notebook's,
             `ast.decibel_spectrogram`).
@@ -127,14 +127,14 @@ class AudioSpec:
 
     @property
     def max_samples(self) -> int | None:
-        """Samples of a clip that are looked at; None = all, for the notebook's are relative to the clip's loudest."""
+        """Samples of a clip that matter; None = all, because the notebook's decibels are relative to the loudest."""
         if self.spectrogram == "decibel":
             return None
         return (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
 
     @classmethod
     def notebook(cls, *, mel_bins: int, max_length: int) -> AudioSpec:
-        """The notebook's: decibels, normalised by AudioSet's (rounded) statistics of natural logarithms."""
+        """Return the notebook's: decibels, normalised by AudioSet's (rounded) statistics of natural logarithms."""
         return cls(mel_bins=mel_bins, max_length=max_length, mean=-4.26, std=4.57, spectrogram="decibel")
 
     @classmethod
@@ -142,7 +142,7 @@ class AudioSpec:
         """Read HuggingFace's AST feature extractor settings; absent ones take the published values.
 
         Raises:
-            EncoderError: another sample rate than 16 kHz, or a size that the model doesn't take.
+            EncoderError: the sample rate isn't 16 kHz, or the size isn't that of the model.
         """
         rate = config.get("sampling_rate", SAMPLE_RATE_HZ)
         if rate != SAMPLE_RATE_HZ:
@@ -166,18 +166,17 @@ class AudioSpec:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What decoding a clip's file gives.
+    """Result of decoding a clip's file.
 
     Attributes:
         frames: (frames, height, width, 3) uint8 RGB, or None.
         waveform: (samples,) float32 at 16 kHz, nominally in [-1, 1], or None.
-        no_frames, no_waveform: why the frames or the waveform are None, else "".
-        is_resized: whether the frames are resized and cropped; False = they are as they were decoded, and the encoder's
-            device resizes them.
-        seconds: duration of what a player shows, the longer of picture and sound; nan where unknown.
+        no_frames, no_waveform: reason why the frames or the waveform are None, else "".
+        is_resized: whether the frames are resized and cropped; False = the encoder's device resizes them.
+        seconds: duration that a player shows, the longer of picture and sound; nan if unknown.
         file_bytes: size of the file; -1 = unknown.
-        digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" where unknown.
-        cpu_seconds: processor time that decoding took, where it was measured.
+        digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" if unknown.
+        cpu_seconds: processor time of decoding, if it was measured.
     """
 
     frames: np.ndarray | None
@@ -197,7 +196,7 @@ class Decoded:
 
 
 def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
-    """(height, width) of a frame after resizing, before the crop."""
+    """Return (height, width) of a frame after resizing, before the crop."""
     if spec.shortest_edge:
         short, long = sorted((height, width))
         longest_edge = int(spec.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do
@@ -206,7 +205,7 @@ def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
 
 
 def crop_box(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the centre crop of a resized frame.
+    """Return (top, left, height, width) of the centre crop of a resized frame.
 
     Raises:
         DecodeError: the resized frame is smaller than the crop.
@@ -220,10 +219,10 @@ def crop_box(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int, int, int
 
 
 def frame_indices(total: int, frames: int) -> np.ndarray:
-    """Which of `total` shown frames represent a clip: `frames` of them, spread evenly from the first to the last.
+    """Return the indices of `frames` of the `total` shown frames, spread evenly from the first to the last.
 
-    TimeSformer's own test-time sampling (`linspace` over its window, truncated) with the whole clip as the window; a
-    clip with fewer frames repeats some.
+    This is TimeSformer's test-time sampling (`linspace` over its window, truncated) with the whole clip as the window.
+    In a clip with fewer frames, some are repeated.
 
     >>> frame_indices(300, 8)
     array([  0,  42,  85, 128, 170, 213, 256, 299])
@@ -234,16 +233,16 @@ def frame_indices(total: int, frames: int) -> np.ndarray:
 
 
 def notebook_indices(shown: int, listed: int, frames: int) -> np.ndarray:
-    """Which shown frames the paper's notebook got: int(listed / frames * i), the last one that exists repeated.
+    """Return the indices of the frames of the paper's notebook: int(listed / frames * i), the last one repeated.
 
     The notebook counted with OpenCV, whose count is the container's: it includes frames that an edit list hides. So
-    later indices can lie beyond the last shown frame; there the read failed, and the last frame read was repeated.
+    later indices can lie beyond the last shown frame: the read failed, and the last frame was repeated.
     (OpenCV seeks by time; at a constant frame rate, as in VGGSound, that is the same frame.)
 
     Args:
         shown: frames that a player shows.
         listed: frames that the container lists, hidden ones included.
-        frames: how many to take.
+        frames: number of frames to take.
 
     >>> notebook_indices(300, 350, 8)
     array([  0,  43,  87, 131, 175, 218, 262, 262])
@@ -260,6 +259,6 @@ SAMPLINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {  # (shown, liste
 
 
 def first_line(error: BaseException) -> str:
-    """What FFmpeg says went wrong, in a line."""
+    """Return FFmpeg's error message as one line."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(message).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Packets of a video stream -> the frames that are looked at, decoding no more of them than that takes."""
+"""Decode the sampled frames of a video stream, and no more packets than they need."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .packets import PacketIndex
 from .specs import first_line
 
 MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) and AV1 (6.3) allow 35.7 million
-HELD_BYTES = 64 * 2**20  # of video packets; a file with more is read a second time
+HELD_BYTES = 64 * 2**20  # limit of video packets in memory; a file with more is read a second time
 NO_SIZE = f"frames of no known size, or larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
 ReadAgain = Callable[[], AbstractContextManager[tuple[VideoStream, Iterable[Packet]]]]
 
 
 class VideoTrack:
-    """Takes the packets of a video stream as they are read; gives the frames that are looked at, or the reason.
+    """Collects the packets of a video stream as they are read; returns the sampled frames, or why there are none.
 
     Attributes:
-        stream: what it takes packets of; None where there is no usable video stream.
+        stream: the video stream; None if there is no usable one.
     """
 
     def __init__(self, video: VideoStream | None, read_again: ReadAgain) -> None:
-        """Take the packets of a stream.
+        """Collect packets of this stream.
 
         Args:
-            video: the stream; None where there is none.
-            read_again: the same stream of the file opened anew, and its packets.
+            video: the stream; None if the file has none.
+            read_again: opens the file again and yields the same stream and its packets.
         """
         self._read_again = read_again
         self._problem = _video_problem(video)
@@ -48,7 +48,7 @@ class VideoTrack:
             self._index = PacketIndex(self.stream)
 
     def add(self, packet: Packet) -> None:
-        """Take note of a packet, and hold it as long as there are not too many."""
+        """Record a packet, and hold it in memory up to `HELD_BYTES`."""
         self._index.add(packet)
         self._held_bytes += packet.size
         if self._held_bytes > HELD_BYTES:
@@ -62,7 +62,7 @@ class VideoTrack:
         """Return (frames, height, width, 3) uint8 and "", or None and the reason.
 
         Args:
-            choose: number of shown frames -> indices of those that are looked at.
+            choose: number of shown frames -> indices of those to take.
             prepare: see `decode_clip`.
         """
         if self.stream is None:
@@ -80,12 +80,12 @@ class VideoTrack:
             return None, str(error)
         except (FFmpegError, ValueError) as error:
             problem = f"video can't be decoded: {first_line(error)}"
-        return None, problem if self.stream.codec_context.width else NO_SIZE  # FFmpeg forgets a size that it refuses
+        return None, problem if self.stream.codec_context.width else NO_SIZE  # FFmpeg resets a size that it refuses
 
     def _take_planned(
         self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray | None:
-        """The frames by way of a `PacketPlan`; None where there is none, or the decoder puts out anything else."""
+        """Decode by a `PacketPlan`; return None without a plan, or if the decoder outputs unexpected frames."""
         plan = self._index.plan(choose)
         if plan is None:
             return None
@@ -96,7 +96,7 @@ class VideoTrack:
                 for frame in _decode(needed, strict=True):
                     if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
                         return None
-                    sampled.offer(frame.pts, frame)
+                    sampled.add_if_sampled(frame.pts, frame)
             except MemoryError:
                 raise
             except FFmpegError:
@@ -106,13 +106,13 @@ class VideoTrack:
     def _take_from_all(
         self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray | None:
-        """The frames by decoding everything; a second time if there aren't as many as the packets promise."""
+        """Decode everything; do it a second time if there are fewer frames than the packets announce."""
         total = self._index.listed
         for _ in range(2):
             sampled, shown = _SampledFrames(choose(total), prepare), 0
             with self._packets(strict=False) as packets:
                 for frame in _decode(packets, strict=False):
-                    sampled.offer(shown, frame)
+                    sampled.add_if_sampled(shown, frame)
                     shown += 1
             if shown in (0, total):
                 break
@@ -121,7 +121,7 @@ class VideoTrack:
 
     @contextmanager
     def _packets(self, *, strict: bool) -> Iterator[Iterable[Packet]]:
-        """The stream's packets and a fresh decoder: those held, the first time; else the file is read again."""
+        """Yield the stream's packets and a new decoder: held packets the first time, else the file is read again."""
         held, self._held = self._held, None
         if held is not None and self.stream is not None:
             _prepare_decoder(self.stream, strict)
@@ -133,7 +133,7 @@ class VideoTrack:
 
 
 class _SampledFrames:
-    """The frames that are looked at, each prepared and put in its places as soon as it is decoded."""
+    """The sampled frames; each is prepared and stored as soon as it is decoded."""
 
     def __init__(self, keys: list[int], prepare: Callable[[np.ndarray], np.ndarray]) -> None:
         self._places: dict[int, list[int]] = {}
@@ -143,8 +143,8 @@ class _SampledFrames:
         self._prepare = prepare
         self._frames: np.ndarray | None = None
 
-    def offer(self, key: int, frame: VideoFrame) -> None:
-        """Take a frame if it is one of those."""
+    def add_if_sampled(self, key: int, frame: VideoFrame) -> None:
+        """Store a frame if it is one of the sampled ones."""
         places = self._places.pop(key, None)
         if places is None:
             return
@@ -156,7 +156,7 @@ class _SampledFrames:
         self._frames[places] = image
 
     def finish(self) -> np.ndarray | None:
-        """(frames, height, width, 3), or None if one was never offered."""
+        """Return (frames, height, width, 3), or None if one was never offered."""
         return None if self._places else self._frames
 
 
@@ -169,26 +169,26 @@ def _video_problem(video: VideoStream | None) -> str:
 
 
 def _prepare_decoder(video: VideoStream, strict: bool) -> None:
-    """Set what a decoder is opened with; a strict one raises where others patch up damage."""
-    video.codec_context.thread_count = 1  # one clip per worker: threads inside would only compete
-    options = {"max_pixels": str(MAX_PIXELS)}  # of what the stream says; the container may have said otherwise
+    """Set a decoder's options; a strict one raises on damage that others conceal."""
+    video.codec_context.thread_count = 1  # one clip per worker: more threads would only compete
+    options = {"max_pixels": str(MAX_PIXELS)}  # limits the stream's size, which may differ from the container's
     video.codec_context.options = options | {"err_detect": "explode"} if strict else options
 
 
 def _decode(packets: Iterable[Packet], *, strict: bool) -> Iterator[VideoFrame]:
-    """Decoded frames of one stream, in the order in which they are shown.
+    """Yield decoded frames of one stream, in output order.
 
     Args:
-        packets: what to decode.
-        strict: raise at the first damaged packet. Otherwise they are skipped, as players do.
+        packets: packets to decode.
+        strict: raise at the first damaged packet. Otherwise damaged packets are skipped, as players do.
 
     Raises:
-        FFmpegError: a damaged packet, or, if not strict, the last one where no packet gave a frame.
+        FFmpegError: a packet is damaged; if not strict, the last error, if no packet gave a frame.
     """
     stream: VideoStream | None = None
     failure: FFmpegError | None = None
     some = False
-    for packet in chain(packets, [None]):  # None: what the decoder still holds back
+    for packet in chain(packets, [None]):  # None flushes the decoder
         stream = stream if packet is None else packet.stream
         if stream is None:
             return
@@ -208,16 +208,16 @@ def _decode(packets: Iterable[Packet], *, strict: bool) -> Iterator[VideoFrame]:
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:
-    """(height, width, 3) uint8 RGB, turned and mirrored by the display matrix as far as that is by right angles."""
+    """Return (height, width, 3) uint8 RGB, turned and mirrored by the display matrix if it is by right angles."""
     image = frame.to_ndarray(format="rgb24", threads=1)
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV has no name for what else is attached (EXIF): only the angle can be read
+    except ValueError:  # PyAV has no name for other attached data (EXIF): only the angle can be read
         turns, rest = divmod(frame.rotation, 90)
         return image if rest else np.ascontiguousarray(np.rot90(image, turns))
     if matrix is None:
         return image
-    # a pixel at (x, y) is shown at (ax + cy, bx + dy), origin aside
+    # a pixel at (x, y) is shown at (ax + cy, bx + dy), up to a translation
     a, b, _, c, d = struct.unpack("=5i", memoryview(matrix)[:20])  # type: ignore[arg-type]  # it is a buffer
     if a == d == 0:
         image, a, d = image.swapaxes(0, 1), c, b

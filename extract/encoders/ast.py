@@ -1,6 +1,6 @@
-"""AST: loading, what it is fed, and its forward pass up to its pooled output.
+"""AST: loading, input, and forward pass up to the pooled output.
 
-Waveforms arrive as samples; the spectrogram is computed on the model's device, the same code on the CPU and on CUDA.
+The spectrogram is computed from samples on the model's device, by the same code on the CPU and on CUDA.
 
 Shapes: b clips, n tokens, d width.
 """
@@ -19,20 +19,20 @@ from torch.nn import functional as F
 from alphafuse.extract.decoding.specs import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioSpec
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
-from .transformer import Attention, Block, Mlp, through
+from .transformer import Attention, Block, Mlp, run_blocks
 
 PREEMPHASIS = 0.97  # Kaldi's default
-FFT_SAMPLES = 512  # Kaldi's: the window rounded up to a power of two
+FFT_SAMPLES = 512  # Kaldi's default: the window rounded up to a power of two
 LOWEST_HZ = 20.0  # Kaldi's default
 DECIBEL_FFT = 2048  # samples; librosa's default, which the notebook kept
-DECIBEL_RANGE = 80.0  # dB; likewise (`top_db`)
+DECIBEL_RANGE = 80.0  # dB; librosa's default (`top_db`), which the notebook kept
 
 
 def load_ast(name: str, placement: Placement | None = None) -> Encoder:
     """Load an AST: hub id, folder or "compact"; any input length and strides.
 
     Raises:
-        EncoderError: not to be had, not an AST, weights missing, or settings that aren't implemented.
+        EncoderError: it can't be loaded, isn't an AST, lacks weights, or has settings that aren't implemented.
     """
     from transformers import ASTModel
 
@@ -45,7 +45,7 @@ def load_ast(name: str, placement: Placement | None = None) -> Encoder:
 
 
 def freeze_ast(name: str, model: Any, spec: AudioSpec, placement: Placement) -> Encoder:
-    """The encoder of a `transformers.ASTModel`, whose weights it takes over."""
+    """Make the encoder of a `transformers.ASTModel`; it takes over the weights."""
     prepare = partial(audio_inputs, spec=spec)
     return freeze("ast", name, model, PooledAst, spec=spec, prepare=prepare, placement=placement)
 
@@ -61,8 +61,8 @@ class PooledAst(nn.Module):
         self.norm = model.layernorm
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        """(b, max_length, mel_bins) float32 -> (b, d) float32."""
-        x = through(self.blocks, self.embeddings(input_values), 2)  # (b, 2, d): CLS, distillation
+        """Map (b, max_length, mel_bins) float32 to (b, d) float32."""
+        x = run_blocks(self.blocks, self.embeddings(input_values), 2)  # (b, 2, d): CLS, distillation
         return self.norm(x).mean(dim=1)
 
 
@@ -77,12 +77,12 @@ def _ast_block(layer: Any, config: Any) -> Block:
 
 
 def audio_inputs(waveforms: Sequence[np.ndarray], spec: AudioSpec, *, device: torch.device) -> torch.Tensor:
-    """Waveforms of a batch -> AST's `input_values`.
+    """Turn the waveforms of a batch into AST's `input_values`.
 
     Args:
         waveforms: each (samples,) float32, mono, 16 kHz, at least 400 samples (`decode.check_waveform`).
         spec: sizes, statistics and kind of spectrogram.
-        device: where all of it is done; samples travel there.
+        device: device of the samples and all computations.
 
     Returns:
         float32: (clips, max_length, mel_bins) for "kaldi"; (clips, mel_bins, max_length), transposed as the notebook
@@ -95,7 +95,7 @@ def audio_inputs(waveforms: Sequence[np.ndarray], spec: AudioSpec, *, device: to
             decibel_spectrogram(torch.from_numpy(waveform).to(device), spec.mel_bins)[:, : spec.max_length]
             for waveform in waveforms
         ]
-        # a 0 is the loudest there is in relative decibels
+        # in relative decibels, 0 is the loudest value
         banks = torch.stack([F.pad(item, (0, spec.max_length - item.shape[1])) for item in spectrograms])
     return (banks - spec.mean) / (spec.std * 2)
 
@@ -103,16 +103,16 @@ def audio_inputs(waveforms: Sequence[np.ndarray], spec: AudioSpec, *, device: to
 def filter_banks(waveforms: Sequence[np.ndarray], mel_bins: int, *, frames: int, device: torch.device) -> torch.Tensor:
     """Kaldi's log mel filter banks: 25 ms Hann window, 10 ms hop, natural logarithm of the power.
 
-    What torchaudio's Kaldi-compatible `fbank`, which HuggingFace's ASTFeatureExtractor calls, computes clip by clip.
+    Equals torchaudio's Kaldi-compatible `fbank`, which HuggingFace's ASTFeatureExtractor calls for each clip.
 
     Args:
         waveforms: each (samples,) float32, mono, 16 kHz, at least 400 samples.
         mel_bins: mel bands.
-        frames: of the result; samples beyond them are not looked at.
-        device: where it is computed.
+        frames: frames of the result; samples beyond them are not used.
+        device: device of the computation.
 
     Returns:
-        (clips, frames, mel_bins) float32; 0 where a clip has no frame any more.
+        (clips, frames, mel_bins) float32; 0 after a clip's last frame.
     """
     most = (frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES
     counts = torch.tensor([1 + (min(len(waveform), most) - WINDOW_SAMPLES) // HOP_SAMPLES for waveform in waveforms])
@@ -133,7 +133,7 @@ def filter_banks(waveforms: Sequence[np.ndarray], mel_bins: int, *, frames: int,
 
 @lru_cache(maxsize=4)
 def _kaldi_filters(mel_bins: int) -> torch.Tensor:
-    """(257, mel_bins) float32; Kaldi leaves the Nyquist frequency out."""
+    """Return (257, mel_bins) float32; Kaldi doesn't use the Nyquist frequency."""
     from torchaudio.compliance import kaldi
 
     filters, _ = kaldi.get_mel_banks(mel_bins, FFT_SAMPLES, SAMPLE_RATE_HZ, LOWEST_HZ, 0.0, 100.0, -500.0, 1.0)
@@ -141,11 +141,11 @@ def _kaldi_filters(mel_bins: int) -> torch.Tensor:
 
 
 def decibel_spectrogram(waveform: torch.Tensor, mel_bins: int) -> torch.Tensor:
-    """The notebook's mel spectrogram, in decibels relative to the clip's loudest cell, cut off at -80.
+    """Return the notebook's mel spectrogram, in decibels relative to the clip's loudest cell, cut off at -80.
 
-    What librosa 0.10 computes as `power_to_db(melspectrogram(y, sr=16000, n_mels=mel_bins, hop_length=160), ref=max)`:
+    Equals librosa 0.10's `power_to_db(melspectrogram(y, sr=16000, n_mels=mel_bins, hop_length=160), ref=max)`:
     2048-point periodic Hann window, centred with zeros, power, Slaney's mel scale and norm up to 8 kHz, floor 1e-10.
-    In float64, because 10^-3 dB at -80 dB is beyond float32.
+    Computed in float64, because float32 can't represent 10^-3 dB at -80 dB.
 
     Args:
         waveform: (samples,) float32, mono, 16 kHz.
@@ -170,7 +170,7 @@ def decibel_spectrogram(waveform: torch.Tensor, mel_bins: int) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _slaney_filters(mel_bins: int) -> torch.Tensor:
-    """(1 + DECIBEL_FFT / 2, mel_bins) float64."""
+    """Return (1 + DECIBEL_FFT / 2, mel_bins) float64."""
     from transformers.audio_utils import mel_filter_bank
 
     filters = mel_filter_bank(

@@ -1,7 +1,7 @@
 """An encoder: a frozen HuggingFace model without its classifier, with its preprocessing, on a device.
 
 The families (`timesformer`, `ast`) build one from a hub id, a folder in HuggingFace's layout, or "compact", the small
-one that is shipped; `families` lists them.
+one of the package; `families` lists them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .transformer import store_products_in
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how an encoder runs.
+    """Device, precision and preprocessing of an encoder.
 
     Attributes:
-        device: see `alphafuse.system.devices.choose_device`.
+        device: name of the device, see `alphafuse.system.devices.choose_device`.
         precision: "fp32", or "bf16" for the models' matrix products; embeddings are float32 either way.
         protocol: preprocessing, see `alphafuse.extract.decoding.specs`.
-        compile: have `torch.compile` write the models' kernels; on the CPU that takes a C++ compiler.
+        compile: compile the models with `torch.compile`; on the CPU that needs a C++ compiler.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -55,17 +55,17 @@ class Encoder:
 
     Attributes:
         modality: "timesformer" or "ast".
-        name: as it was asked for.
+        name: hub id, folder or "compact", as given.
         revision: the hub's commit, or "" for a folder.
-        weights_sha256: of the tensors used, so independent of the file format.
+        weights_sha256: checksum of the tensors in use, so independent of the file format.
         dim: length of an embedding.
-        forward_bytes: memory that a forward pass takes per clip, about.
+        forward_bytes: approximate memory of a forward pass per clip.
         spec: `FrameSpec` or `AudioSpec`.
-        prepare: (what is decoded of each clip, device=...) -> the model's input on the device.
+        prepare: (decoded frames or waveform of each clip, device=...) -> the model's input on the device.
         model: the forward pass up to the embedding, in eval mode, without gradients.
-        placement: where and how it runs.
-        resize: frames as they were decoded, on any device -> resized as `decode.prepare_frame` does it; None where that
-            must be done beside the decoder.
+        placement: its device, precision and preprocessing.
+        resize: decoded frames on any device -> resized ones, as by `decode.prepare_frame`; None if only decode workers
+            can resize.
     """
 
     modality: str
@@ -84,7 +84,7 @@ class Encoder:
         return f"Encoder({self.modality}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides this modality's numbers, json-able; compared by the store."""
+        """Everything that decides this modality's numbers, json-able; the store compares it."""
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
         return {
             "protocol": self.placement.protocol,
@@ -116,7 +116,7 @@ class Encoder:
         return embeddings
 
     def resize_on_device(self, frames: np.ndarray) -> torch.Tensor:
-        """Frames as they were decoded, (frames, height, width, 3) uint8 -> resized, on the encoder's device.
+        """Resize decoded frames (frames, height, width, 3) uint8 on the encoder's device.
 
         Raises:
             DecodeError: the resized frames are smaller than the crop.
@@ -126,7 +126,7 @@ class Encoder:
 
 
 def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
-    """An encoder that is on the CPU, on another device, and compiled there if that is wanted."""
+    """Copy an encoder from the CPU to another device, and compile it if requested."""
     placement = replace(encoder.placement, device=torch.device(device), compile=compile)
     model = encoder.model if placement.device.type == "cpu" else encoder.model.to(placement.device)
     compiled: Any = torch.compile(model) if compile else model  # callable as a module
@@ -144,12 +144,12 @@ def freeze(
     placement: Placement,
     resize: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Encoder:
-    """Make an encoder of a HuggingFace model, whose weights it takes over.
+    """Make an encoder from a HuggingFace model; it takes over the weights.
 
     Args:
         modality, name, spec, prepare, placement, resize: see `Encoder`.
         model: HuggingFace's model, in float32 on the CPU.
-        forward: the family's forward pass, of that model's modules.
+        forward: makes the family's forward pass from the model's modules.
     """
     config: Any = model.config
     weights_sha256 = _weights_sha256(model)
@@ -174,7 +174,7 @@ def freeze(
 
 
 def _forward_bytes(model: Any) -> int:
-    """Of one clip's largest moment: the hidden layer of an MLP, and about nine times the tokens' own width."""
+    """Estimate one clip's peak memory: the hidden layer of an MLP, and about nine times the tokens' width."""
     config = model.config
     tokens = model.embeddings.position_embeddings.shape[1] * getattr(config, "num_frames", 1)
     return 4 * tokens * (2 * config.intermediate_size + 9 * config.hidden_size)
@@ -187,7 +187,7 @@ def load_pretrained(modality: str, name: str, model_class: Any) -> tuple[Any, An
         The model in float32, its config, and its preprocessor_config.json as a dict, {} without one.
 
     Raises:
-        EncoderError: there is no such model, its weights are damaged or some are missing.
+        EncoderError: the model doesn't exist, or its weights are damaged or incomplete.
     """
     import huggingface_hub
     import transformers
@@ -233,13 +233,13 @@ def _not_found_message(modality: str, name: str, *, offline: bool) -> str:
     what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
     return (
         f"{what}: point at a folder (--{modality} FOLDER with {LAYOUT}), convert the original checkpoint "
-        f"(`alphafuse convert {modality} FILE OUT`), or try without "
-        f"weights (--{modality} compact, or `alphafuse data demo`)"
+        f"(`alphafuse convert {modality} FILE OUT`), or try the small "
+        f"encoder of the package (--{modality} compact, or `alphafuse data demo`)"
     )
 
 
 def _weights_sha256(model: nn.Module) -> str:
-    """Checksum of shapes and values of all tensors; their names in memory change with HuggingFace's versions."""
+    """Return a checksum of shapes and values of all tensors; their names differ between HuggingFace's versions."""
     tensors = [
         hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + tensor.contiguous().numpy().tobytes())
         for tensor in model.state_dict().values()

@@ -1,4 +1,4 @@
-"""The families of encoders: a row for each model_type of HuggingFace's config.json that can be an encoder."""
+"""The families of encoders: one entry for each supported model_type of HuggingFace's config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_encoders(names: Mapping[str, str], placement: Placement | None = None) 
 
     Args:
         names: modality -> hub id, folder or "compact".
-        placement: where and how they run; by default on the CPU in float32.
+        placement: device, precision and preprocessing; by default on the CPU in float32.
 
     Raises:
         EncoderError: one of them can't be loaded.

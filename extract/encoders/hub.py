@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a folder, the one that is shipped, the hub's cache, or the hub. No torch here."""
+"""Locate an encoder's files: a folder, the package's own, the hub's cache, or the hub. Doesn't load torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def locate(modality: str, name: str) -> str:
-    """Folder or hub id behind a name; a folder is checked for what it should hold.
+    """Return the folder or hub id of a name; check that a folder holds the right model.
 
     Raises:
-        EncoderError: no such folder, or one that holds something else.
+        EncoderError: the folder doesn't exist, or holds another model.
     """
     folder = COMPACT_FOLDER / modality if name == COMPACT else Path(name).expanduser()
     if not folder.is_dir():
@@ -36,7 +36,7 @@ def locate(modality: str, name: str) -> str:
     config = folder / "config.json"
     if not config.is_file():
         raise EncoderError(
-            f"{folder} is no HuggingFace folder (no config.json): an original checkpoint becomes one with "
+            f"{folder} is not a HuggingFace folder (no config.json): convert an original checkpoint with "
             f"`alphafuse convert {modality} FILE OUT`"
         )
     try:
@@ -51,12 +51,12 @@ def locate(modality: str, name: str) -> str:
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file of weights in a HuggingFace folder, or None."""
+    """Return the file of weights in a HuggingFace folder, or None."""
     return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
 
 
 def cached_weights(hub_id: str) -> Path | None:
-    """The file of a hub model's weights in the hub's cache; None when it, or the model's config, is not there."""
+    """Return the file of a hub model's weights in the hub's cache; None if it or the config is not in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
@@ -66,13 +66,13 @@ def cached_weights(hub_id: str) -> Path | None:
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers; without this, its client retries for half a minute before it gives up."""
+    """Whether the hub answers; without this check, its client retries for half a minute."""
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():
-        return True  # only the client knows the way through a proxy
+        return True  # only the client can connect through a proxy
     address = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
     try:
         with socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_SECONDS):
@@ -82,10 +82,10 @@ def hub_reachable() -> bool:
 
 
 def local_folder(modality: str, name: str) -> Path | None:
-    """Where an encoder's files are on this machine: its folder, the shipped one, the hub's cache; None = not here.
+    """Return the folder of an encoder's files: its own, the package's or the hub's cache; None if not on this machine.
 
     Raises:
-        EncoderError: no such folder, or one that holds something else.
+        EncoderError: the folder doesn't exist, or holds another model.
     """
     source = locate(modality, name)
     if Path(source).is_dir():

@@ -1,8 +1,8 @@
-"""TimeSformer: loading, what it is fed, and its forward pass up to the CLS token after the final norm.
+"""TimeSformer: loading, input, and forward pass up to the CLS token after the final norm.
 
-Its temporal projection and the fully connected layer after it, with nothing in between, are one product here; what else
-differs from HuggingFace's pass is in `transformer`. Frames arrive as 8-bit RGB, resized beside the decoder or as they
-were decoded (`resize_frames`, equal to the installed PIL to the bit).
+The temporal projection and the fully connected layer that directly follows it are merged into one product; the other
+differences from HuggingFace's pass are in `transformer`. Frames arrive as 8-bit RGB. Decode workers resize them, or
+`resize_frames` does (equal to the installed PIL to the bit).
 
 Shapes: b clips, t frames, p patches per frame, n tokens, d width.
 """
@@ -23,27 +23,27 @@ from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import FrameSpec, crop_box, resized_size
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
-from .transformer import Attention, Block, Mlp, through
+from .transformer import Attention, Block, Mlp, run_blocks
 
 COEFFICIENT_BITS = 22  # of PIL's 8-bit resampling (Resample.c: 32 - 8 - 2)
 FILTER_SUPPORT = {2: 1.0, 3: 2.0}  # PIL's bilinear and bicubic: half their width, in input pixels at scale 1
-# from version 13 on, Pillow resizes vertically first where that takes off more than twice as much (its PR 9549; the
-# rule as found by trying 3,000 sizes)
+# from version 13 on, Pillow resizes vertically first if that removes more than twice as much (its PR 9549; the rule was
+# found by trying 3,000 sizes)
 _ROWS_MAY_COME_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
 def load_timesformer(name: str, placement: Placement | None = None) -> Encoder:
-    """Load a TimeSformer: hub id, folder or "compact"; it is fed as many frames as its config says.
+    """Load a TimeSformer: hub id, folder or "compact"; its config decides the number of frames.
 
     Raises:
-        EncoderError: not to be had, not a TimeSformer, weights missing, or settings that aren't implemented.
+        EncoderError: it can't be loaded, isn't a TimeSformer, lacks weights, or has settings that aren't implemented.
     """
     from transformers import TimesformerModel
 
     model, config, preprocessor = load_pretrained("timesformer", name, TimesformerModel)
     if config.attention_type == "space_only":
         raise EncoderError(
-            f"{name} has space_only attention, whose average over frames HuggingFace leaves out: use a model with "
+            f"{name} has space_only attention, for which HuggingFace lacks the average over frames: use a model with "
             "divided_space_time or joint_space_time attention"
         )
     placement = placement or Placement()
@@ -54,7 +54,7 @@ def load_timesformer(name: str, placement: Placement | None = None) -> Encoder:
 
 
 def freeze_timesformer(name: str, model: Any, spec: FrameSpec, placement: Placement) -> Encoder:
-    """The encoder of a `transformers.TimesformerModel`, whose weights it takes over."""
+    """Make the encoder of a `transformers.TimesformerModel`; it takes over the weights."""
     return freeze(
         "timesformer",
         name,
@@ -71,7 +71,7 @@ class PooledTimesformer(nn.Module):
     """TimeSformer up to its CLS token after the final norm; attention divided over space and time, or joint."""
 
     def __init__(self, model: Any) -> None:
-        """Take over the weights of a `transformers.TimesformerModel`, whose module is changed on the way."""
+        """Take over the weights of a `transformers.TimesformerModel`, which is modified."""
         super().__init__()
         config = model.config
         self.frames: int = config.num_frames
@@ -82,10 +82,10 @@ class PooledTimesformer(nn.Module):
         self.norm = model.layernorm
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(b, t, 3, height, width) float32 -> (b, d) float32."""
-        x = self.embeddings(pixel_values)  # (b, 1 + p t, d): CLS, then patch by patch its frames
+        """Map (b, t, 3, height, width) float32 to (b, d) float32."""
+        x = self.embeddings(pixel_values)  # (b, 1 + p t, d): CLS, then the frames of each patch
         if not self.is_divided:
-            return self.norm(through(self.blocks, x, 1)[:, 0])
+            return self.norm(run_blocks(self.blocks, x, 1)[:, 0])
         b, tokens, d = x.shape
         patches = x[:, 1:].view(b, (tokens - 1) // self.frames, self.frames, d).transpose(1, 2)  # (b, t, p, d)
         cls = x[:, None, :1].expand(b, self.frames, 1, d)
@@ -98,7 +98,7 @@ class PooledTimesformer(nn.Module):
 
 
 class _DividedBlock(nn.Module):
-    """TimeSformer's: attention over the frames of each patch, then over the patches of each frame (section 3.3)."""
+    """Divided attention: over the frames of each patch, then over the patches of each frame (section 3.3)."""
 
     def __init__(self, layer: Any, config: Any) -> None:
         super().__init__()
@@ -106,25 +106,25 @@ class _DividedBlock(nn.Module):
         self.norm_time, self.norm_space = layer.temporal_layernorm, layer.layernorm_before
         self.norm_after = layer.layernorm_after
         time, space = layer.temporal_attention, layer.attention
-        self.time = Attention([time.attention.qkv], _product(layer.temporal_dense, time.output.dense), heads)
+        self.time = Attention([time.attention.qkv], _merged(layer.temporal_dense, time.output.dense), heads)
         self.space = Attention([space.attention.qkv], space.output.dense, heads)
         self.mlp = Mlp(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn, config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, t, 1 + p, d) -> the same; every frame holds the same CLS token before and after."""
+        """Map (b, t, 1 + p, d) to the same shape; all frames hold the same CLS token before and after."""
         x = self._attend_over_time(x)
         b, t, n, d = x.shape
         context = self.space(self.norm_space(x).view(b * t, n, d)).view(b, t, n, d)
-        # every frame's CLS took its own frame in; their mean is what is added to all, and projecting is linear
+        # each frame's CLS attends to its own frame; the mean of them is added to all, and the projection is linear
         context[:, :, 0] = context[:, :, 0].mean(dim=1, keepdim=True)
         x = self.space.projection.add_to(x, context)
         return self.mlp.add_to(x, self.norm_after(x))
 
     def last(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, t, 1 + p, d) -> CLS after this block, (b, d)."""
+        """Map (b, t, 1 + p, d) to CLS after this block, (b, d)."""
         x = self._attend_over_time(x)
         b, t, n, d = x.shape
-        context = self.space.of_few(self.norm_space(x).view(b * t, n, d), 1).view(b, t, d).mean(dim=1)
+        context = self.space.first_tokens(self.norm_space(x).view(b * t, n, d), 1).view(b, t, d).mean(dim=1)
         cls = self.space.projection.add_to(x[:, 0, 0].contiguous(), context)
         return self.mlp.add_to(cls, self.norm_after(cls))
 
@@ -143,8 +143,8 @@ def _joint_block(layer: Any, config: Any) -> Block:
     return Block((layer.layernorm_before, layer.layernorm_after), attention, mlp)
 
 
-def _product(second: nn.Linear, first: nn.Linear) -> nn.Linear:
-    """second(first(x)) as one layer; multiplied in float64 so that only one rounding is added."""
+def _merged(second: nn.Linear, first: nn.Linear) -> nn.Linear:
+    """Return second(first(x)) as one layer; multiplied in float64, so that only one rounding is added."""
     product = nn.Linear(first.in_features, second.out_features)
     weight = second.weight.double()
     product.weight = nn.Parameter((weight @ first.weight.double()).float())
@@ -156,13 +156,13 @@ def _product(second: nn.Linear, first: nn.Linear) -> nn.Linear:
 
 
 def frame_inputs(clips: Sequence[np.ndarray | torch.Tensor], spec: FrameSpec, *, device: torch.device) -> torch.Tensor:
-    """Resized frames of a batch -> TimeSformer's `pixel_values`.
+    """Turn the resized frames of a batch into TimeSformer's `pixel_values`.
 
     Args:
         clips: each (frames, crop height, crop width, 3) uint8 RGB, resized by `decode.prepare_frame` or
             `resize_frames`.
         spec: scale and statistics.
-        device: where they are normalised; 8-bit values travel there.
+        device: device that normalises; 8-bit values are sent to it.
 
     Returns:
         (clips, frames, 3, height, width) float32.
@@ -171,22 +171,22 @@ def frame_inputs(clips: Sequence[np.ndarray | torch.Tensor], spec: FrameSpec, *,
 
 
 def normalize_frames(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
-    """(..., height, width, 3) uint8 -> (..., 3, height, width) float32, scaled and normalised."""
+    """Map (..., height, width, 3) uint8 to (..., 3, height, width) float32, scaled and normalised."""
     pixels = frames.movedim(-1, -3).float() * spec.scale
     mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     return (pixels - mean) / std
 
 
 def can_resize(spec: FrameSpec) -> bool:
-    """Whether `resize_frames` has the spec's filter."""
+    """Whether `resize_frames` implements the spec's filter."""
     return spec.resample in FILTER_SUPPORT
 
 
 def resize_frames(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
-    """What `decode.prepare_frame` does, to the bit, on any device: resize, then centre-crop.
+    """Resize, then centre-crop, on any device, with the result of `decode.prepare_frame` to the bit.
 
-    PIL's way (Resample.c): each output pixel is a sum of input pixels by weights of 22 bits, rounded to 8 bits, along
-    one dimension first, then along the other. Only pixels inside the crop are computed.
+    As in PIL (Resample.c), each output pixel is a sum of input pixels with weights of 22 bits, rounded to 8 bits, along
+    one dimension, then along the other. Only pixels inside the crop are computed.
 
     Args:
         frames: (frames, height, width, 3) uint8.
@@ -222,7 +222,7 @@ def _resample(frames: torch.Tensor, size: int, first: int, count: int, resample:
     last = frames.shape[dim] - 1
     total = torch.full((), 1 << (COEFFICIENT_BITS - 1), dtype=torch.int32, device=frames.device)  # rounds
     for tap in range(weights.shape[1]):
-        pixels = frames.index_select(dim, (starts + tap).clamp(max=last))  # beyond the last the weight is 0
+        pixels = frames.index_select(dim, (starts + tap).clamp(max=last))  # pixels beyond the last have weight 0
         total = total + pixels.int() * weights[:, tap].view(shape)
     return (total >> COEFFICIENT_BITS).clamp(0, 255).to(torch.uint8)
 

@@ -1,15 +1,15 @@
-"""Transformer blocks written for what extraction needs: only the rows that an embedding reads. Shared by the families.
+"""Fast transformer blocks for all families: they compute only the rows that an embedding needs.
 
-They start from HuggingFace's weights and give what HuggingFace's layers give, to rounding (the tests ask for 1e-5).
-What differs, every step exact in real numbers:
+They use HuggingFace's weights and equal HuggingFace's layers up to rounding (the tests require 1e-5). The differences,
+each exact in real numbers:
 
-- the last block computes only what the tokens that the embedding reads ask for. One query's scores are q (W_k x_j) =
-  (q W_k) x_j, and what it gathers is sum_j p_j W_v x_j = W_v sum_j p_j x_j: all tokens' keys and values are not needed.
-  Of its 17 units of work (products of tokens x d x d) 12 are left out in TimeSformer's, all 12 in AST's
+- the last block computes only the tokens that the embedding needs. One query's scores are q (W_k x_j) = (q W_k) x_j,
+  and its output is sum_j p_j W_v x_j = W_v sum_j p_j x_j, so the keys and values of all tokens are not needed. This
+  saves 12 of the 17 products of tokens x d x d in TimeSformer's last block, and all 12 in AST's
 - attention is fused (`scaled_dot_product_attention`)
-- queries, keys and values are one product, of whose biases only the queries' is added: a key's adds the same to all
-  scores of a query, which softmax takes out again, and a value's passes through the weights, which sum to 1, so that it
-  joins the projection's
+- queries, keys and values are one product, and only the queries' bias is added. The keys' bias adds the same number to
+  all scores of a query, which softmax cancels. The values' bias is added to the projection's, because attention weights
+  sum to 1
 - on the CPU, products are added to the residual stream in place, and GELU is applied while its rows are cached
 
 Shapes: b clips, n tokens, d width, h attention heads, e = d / h.
@@ -26,10 +26,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# a sequence this long is read several times by the CPU's attention kernel: laying each head's rows side by side first
-# pays (AST's 1214 tokens: 36 ms a layer without, 30.5 and a copy of 1.6 with; TimeSformer's 197: 8.8 and 9.6)
+# the CPU's attention kernel reads a sequence this long several times, so that contiguous rows of each head are faster
+# (AST's 1214 tokens: 36 ms a layer without, 30.5 and a copy of 1.6 with; TimeSformer's 197: 8.8 and 9.6)
 LONG_TOKENS = 512
-CACHED_ROWS = 128  # of an MLP's hidden layer: 1.6 MB in the full-size models, about what a core's own cache holds
+CACHED_ROWS = 128  # rows of an MLP's hidden layer at a time: 1.6 MB in the full-size models, about a core's cache
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -43,23 +43,23 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d)"""
-        return self._rest(x, self.attention(self.norm_before(x)))
+        """Map (b, n, d) to (b, n, d)."""
+        return self._finish(x, self.attention(self.norm_before(x)))
 
     def last(self, x: torch.Tensor, queries: int) -> torch.Tensor:
-        """(b, n, d) -> the first `queries` tokens after this block, (b, queries, d)."""
-        return self._rest(x[:, :queries].contiguous(), self.attention.of_few(self.norm_before(x), queries))
+        """Map (b, n, d) to the first `queries` tokens after this block, (b, queries, d)."""
+        return self._finish(x[:, :queries].contiguous(), self.attention.first_tokens(self.norm_before(x), queries))
 
-    def _rest(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def _finish(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         x = self.attention.projection.add_to(x, context)
         return self.mlp.add_to(x, self.norm_after(x))
 
 
 class Attention(nn.Module):
-    """Self-attention of one sequence, up to what it gathers; the projection is the caller's to apply."""
+    """Self-attention of one sequence, without the output projection, which the caller applies."""
 
     def __init__(self, qkv: Sequence[nn.Linear], projection: nn.Linear, heads: int) -> None:
-        """Take over layers: queries, keys and values in this order in one layer or in three."""
+        """Take over layers: queries, keys and values, in this order, in one layer or in three."""
         super().__init__()
         self.heads = heads
         self.qkv = Linear(torch.cat([layer.weight for layer in qkv]), None)
@@ -73,12 +73,12 @@ class Attention(nn.Module):
         self.projection = Linear(projection.weight, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d)"""
+        """Map (b, n, d) to (b, n, d)."""
         b, n, d = x.shape
         return self.gather(self.qkv(x).view(b, n, 3, d))
 
-    def of_few(self, x: torch.Tensor, queries: int) -> torch.Tensor:
-        """What the first `queries` tokens gather, without all tokens' keys and values: (b, n, d) -> (b, queries, d)."""
+    def first_tokens(self, x: torch.Tensor, queries: int) -> torch.Tensor:
+        """Attend from the first `queries` tokens, without all tokens' keys and values: (b, n, d) -> (b, queries, d)."""
         b, _, d = x.shape
         x = x.to(self.qkv.weight.dtype)
         w_q, w_k, w_v = self.qkv.weight.view(3, self.heads, -1, d)  # each (h, e, d)
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         return torch.einsum("bhmd,hed->bmhe", gathered, w_v).reshape(b, queries, -1)
 
     def gather(self, qkv: torch.Tensor) -> torch.Tensor:
-        """(b, n, 3, d), queries, keys and values -> (b, n, d)."""
+        """Attend: queries, keys and values (b, n, 3, d) -> (b, n, d)."""
         b, n, _, d = qkv.shape
         qkv = qkv.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, b, h, n, e)
         if n >= LONG_TOKENS:
@@ -113,11 +113,11 @@ class Mlp(nn.Module):
         self.activation = activation
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """residual + mlp(x)"""
+        """Return residual + mlp(x)."""
         return self.down.add_to(residual, self._hidden(x))
 
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """activation(up(x)); on the CPU, bias and GELU in place, on some rows at a time while they are cached."""
+        """Return activation(up(x)); on the CPU, bias and GELU are applied in place, to some cached rows at a time."""
         up = self.up
         if up.bias is None or not (self.is_gelu and _is_fp32_on_cpu(x, up.weight)) or _onednn_is_faster():
             return self.activation(up(x))
@@ -128,7 +128,7 @@ class Mlp(nn.Module):
 
 
 class Linear(nn.Module):
-    """A fully connected layer; on CPUs where oneDNN multiplies faster than PyTorch's default library, by oneDNN."""
+    """A fully connected layer; uses oneDNN on CPUs on which it is faster than PyTorch's default library."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d_in) -> (..., d_out)"""
+        """Map (..., d_in) to (..., d_out)."""
         weight = self.weight
         if _is_fp32_on_cpu(x, weight) and _onednn_is_faster():
             result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
@@ -144,7 +144,7 @@ class Linear(nn.Module):
         return F.linear(x.to(weight.dtype), weight, self.bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """residual + layer(x), in place where that pays: no copy of the bias, no second pass over the sum."""
+        """Return residual + layer(x), in place if that is faster: no copy of the bias, no second pass over the sum."""
         if (
             self.bias is not None
             and residual.is_contiguous()
@@ -157,13 +157,13 @@ class Linear(nn.Module):
 
 
 def _is_fp32_on_cpu(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Where products are written by hand; torch.compile has its own ways."""
+    """Whether the hand-written CPU products apply; torch.compile makes its own."""
     return x.device.type == "cpu" and weight.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 @cache
 def _onednn_is_faster() -> bool:
-    """MKL keeps its AVX-512 kernels for Intel's CPUs; elsewhere oneDNN was 1.5 to 3 times as fast (AMD EPYC)."""
+    """Whether the CPU isn't Intel's: MKL uses AVX-512 only on those; oneDNN was 1.5 to 3 times as fast on AMD EPYC."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     try:
@@ -173,8 +173,8 @@ def _onednn_is_faster() -> bool:
     return "AuthenticAMD" in vendor
 
 
-def through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
-    """Through all blocks; of the last only the first `queries` tokens come out."""
+def run_blocks(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tensor:
+    """Apply all blocks; the last one returns only the first `queries` tokens."""
     *others, last = blocks
     for block in others:
         x = block(x)
@@ -183,15 +183,16 @@ def through(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Tenso
 
 
 def store_products_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Hold the weights of all products in `dtype`, which they then run in; sums and norms stay in float32."""
+    """Convert the weights of all products to `dtype`, in which they then run; sums and norms stay in float32."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.to(dtype)
 
 
 def model_flops(config: Any) -> int:
-    """Floating-point operations of the matrix products of HuggingFace's whole forward pass, per clip (a multiply-add
-    is 2), by which rates are measured; this module does a few percent less.
+    """Return the floating-point operations of the matrix products of HuggingFace's forward pass, per clip.
+
+    A multiply-add counts as 2. Measured rates refer to this number; this module needs a few percent less.
     """
     d, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     if config.model_type != "timesformer":

@@ -1,7 +1,7 @@
 """Several devices of this machine: a process per device, each with a local engine, over disjoint clips.
 
-The processes share the work as any extractions of one store do, by claims; where the file system has no locks, by a
-fixed part of the clips for each.
+The processes share the work by claims, as any extractions of one store do; if the file system has no locks, each gets
+a fixed part of the clips.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from alphafuse.system.processes import free_memory_bytes, start_worker
 from .embedder import SHARE_OF_FREE, Embedder, load_encoders
 from .local import LocalEngine
 
-FINISHED = "finished"  # what a process answers when it has done its part of a work
+FINISHED = "finished"  # a process sends this after its part of a work
 
 
 class DevicesEngine:
-    """A process for each device; a context manager. Leaving it ends the processes, with what they have written.
+    """A process for each device; a context manager. Leaving it ends the processes; they write finished embeddings.
 
     Attributes:
         recipes: modality -> everything that decides its numbers.
@@ -42,12 +42,12 @@ class DevicesEngine:
     recipes: dict[str, dict[str, Any]]
 
     def __init__(self, dataset: Dataset, settings: ExtractSettings, devices: Sequence[str]) -> None:
-        """Start nothing yet.
+        """Store the settings; no process is started.
 
         Args:
-            dataset: names the encoders that the settings leave open.
+            dataset: its encoders are the defaults of the settings.
             settings: `workers`, `models` and `max_memory_gb` are those of all processes together.
-            devices: one per process.
+            devices: devices, one per process.
         """
         self._dataset, self._settings, self._devices = dataset, settings, tuple(devices)
         self._processes: list[Any] = []
@@ -57,7 +57,7 @@ class DevicesEngine:
         """Start the processes, and wait until each has loaded the encoders.
 
         Raises:
-            AlphafuseError: what went wrong in one of them.
+            AlphafuseError: the error of one of the processes.
         """
         context, count = get_context("loky"), len(self._devices)
         share = replace(
@@ -68,14 +68,14 @@ class DevicesEngine:
         )
         try:
             for number, device in enumerate(self._devices):
-                here, there = context.Pipe()
+                parent_end, child_end = context.Pipe()
                 process = context.Process(
                     target=_serve,
-                    args=(there, os.getpid(), self._dataset, replace(share, device=device), (number, count)),
+                    args=(child_end, os.getpid(), self._dataset, replace(share, device=device), (number, count)),
                 )
                 process.start()
-                there.close()  # so that its end is seen
-                self._connections.append(here)
+                child_end.close()  # so that the pipe ends with the process
+                self._connections.append(parent_end)
                 self._processes.append(process)
             for recipes in self._answers():
                 self.recipes = recipes
@@ -91,20 +91,20 @@ class DevicesEngine:
         self._end()
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
-        """Do what is missing, and yield what is in the store. A process that is killed leaves its clips to the others.
+        """Extract what is missing, and yield counts of stored clips. If a process is killed, the others do its clips.
 
         Raises:
-            AlphafuseError: what went wrong in one of the processes; the others end with what they have in the store.
+            AlphafuseError: the error of one of the processes; the others store finished embeddings and end.
         """
         for connection in self._connections:
-            with contextlib.suppress(OSError):  # of a process that is gone
+            with contextlib.suppress(OSError):  # the process has ended
                 connection.send(work)
         for done in self._answers():
-            yield replace(done, elsewhere=0, figures={})  # each process yields what it did itself
+            yield replace(done, elsewhere=0, figures={})  # each process yields counts of its own work
         self._require_any()
 
     def _answers(self) -> Iterator[Any]:
-        """What the processes tell, until each has finished or was killed."""
+        """Yield what the processes send, until each has finished or was killed."""
         waiting = list(self._connections)
         while waiting:
             for connection in wait(waiting):
@@ -125,14 +125,14 @@ class DevicesEngine:
     def _require_any(self) -> None:
         if not self._connections:
             raise AlphafuseError(
-                f"all processes of {', '.join(self._devices)} were killed, by lack of memory perhaps: allow less "
+                f"all processes of {', '.join(self._devices)} were killed, perhaps for lack of memory: allow less "
                 "(--max-memory), then run the same command again"
             )
 
     def _end(self) -> None:
         for process in self._processes:
             if process.is_alive():
-                process.terminate()  # it writes what it has
+                process.terminate()  # it writes finished embeddings first
         for process in self._processes:
             process.join()
 
@@ -140,7 +140,7 @@ class DevicesEngine:
 def _serve(
     connection: Connection, parent: int, dataset: Dataset, settings: ExtractSettings, part: tuple[int, int]
 ) -> None:
-    """A process: load the encoders, then do the works that the main process sends, until it hangs up."""
+    """Run in a process: load the encoders, then do the works that the main process sends, until the pipe closes."""
     start_worker(parent)
     heed_interrupts()
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):

@@ -1,8 +1,8 @@
-"""The encoders at work: clip files -> decode workers -> model threads -> embeddings, with or without a store behind.
+"""Embed clips: files -> decode workers -> model threads -> embeddings, with or without a store.
 
-Decoding and inference overlap: each worker has two clips at a time, and the models take whatever is decoded. On the CPU
-each core runs the models on a clip of its own, so that an embedding is a function of its clip alone, to the bit,
-whatever was embedded beside it; on CUDA clips go in batches.
+Decoding and inference overlap: each worker has two clips at a time, and the models take clips as they are decoded. On
+the CPU each core runs the models on one clip, so that an embedding depends on its clip alone, to the bit. On CUDA the
+models take batches of clips.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Result = TypeVar("Result")
 THREADS_ON_CUDA = 2  # one prepares inputs while the other's batch is on the device
 LIBRARIES = ("alphafuse", "av", "numpy", "pillow", "torch", "torchaudio", "transformers")
 NOT_FINITE = "the embedding is not finite"
-SHARE_OF_FREE = 0.8  # without a limit by the user
+SHARE_OF_FREE = 0.8  # share of the free memory that is the default limit
 WORKER_BYTES = 150 * 2**20  # a decode worker at its start: Python, NumPy, FFmpeg's libraries
-CLIP_MEMORY = (256 * 2**20, 2 * 2**30)  # least and most for decoding one clip: 4K H.264 takes some 250 MB, 8K 900 MB
-MARGIN_BYTES = 256 * 2**20  # Python's own growth, the writer, freed memory that malloc keeps
+CLIP_MEMORY = (256 * 2**20, 2 * 2**30)  # least and most for decoding one clip: 4K H.264 takes 250 MB, 8K 900 MB
+MARGIN_BYTES = 256 * 2**20  # growth of Python's heap, the writer, freed memory that malloc keeps
 
 
 def load_encoders(dataset: Dataset, settings: ExtractSettings, device: str) -> dict[str, Encoder]:
@@ -53,7 +53,7 @@ def load_encoders(dataset: Dataset, settings: ExtractSettings, device: str) -> d
 
     Raises:
         EncoderError: one of them can't be loaded.
-        DeviceError: there is no such device.
+        DeviceError: the device doesn't exist.
     """
     from alphafuse.extract.encoders import families
     from alphafuse.extract.encoders.encoder import Placement
@@ -65,16 +65,16 @@ def load_encoders(dataset: Dataset, settings: ExtractSettings, device: str) -> d
 
 
 class Embedder:
-    """Encoders on their device, and how clips get to them.
+    """Encoders on their device, with the workers that decode for them.
 
     Attributes:
         encoders: modality -> encoder.
-        settings: how to decode and embed; which encoders, protocol and precision is decided by `encoders`.
-        device: where the models run.
-        threads: that run them at once.
+        settings: how to decode and embed; encoders, protocol and precision follow from `encoders` instead.
+        device: device of the models.
+        threads: number of threads that run the models.
         batch_size: clips per forward pass.
         device_resizes: whether decoded frames of common sizes are resized on the device.
-        memory: what decode workers may take.
+        memory: limits of the decode workers.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], settings: ExtractSettings) -> None:
@@ -89,13 +89,13 @@ class Embedder:
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """modality -> everything that decides its numbers."""
+        """Modality -> everything that decides its numbers."""
         return {modality: encoder.recipe() for modality, encoder in self.encoders.items()}
 
     def decode(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Decoded], None, None]:
-        """Decode clips in worker processes and yield them as they are finished, never many more than are being used.
+        """Decode clips in worker processes and yield them as they are finished, only a few ahead of the consumer.
 
-        A clip whose decoder crashes, hangs or wants too much memory is yielded with that as its reason.
+        A clip whose decoder crashes, hangs or needs too much memory is yielded with that as its reason.
         """
         specs = {modality: encoder.spec for modality, encoder in self.encoders.items()}
         decode = partial(decode_inputs, specs=specs, device_resizes=self.device_resizes)
@@ -114,15 +114,15 @@ class Embedder:
         return embed_batch(self.encoders, decoded_jobs)
 
     def map(self, use: Callable[[DecodedJobs], Result], jobs: Iterable[Job]) -> Generator[Result, None, None]:
-        """Decode clips, hand them to `use` in batches, in the model threads, and yield what it returns.
+        """Decode clips, pass them in batches to `use` in the model threads, and yield what it returns.
 
         Clips come in the order in which they are decoded, batches as they are finished. Close the iterator to end the
         work early.
 
         Args:
-            use: embeds a batch (`embed`) and does something with that, also when an interrupt comes meanwhile; its
-                exceptions end the work.
-            jobs: taken one by one, as decode workers become free.
+            use: embeds a batch (`embed`) and uses the result; an interrupt doesn't stop it halfway; its exceptions
+                end the work.
+            jobs: clips, taken one by one as decode workers become free.
         """
         decoded_jobs = self.decode(jobs)
         running: set[Future[Result]] = set()
@@ -145,10 +145,10 @@ class Embedder:
 
     @contextmanager
     def model_threads(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads to run `embed` in: on the CPU one per core, each computing on that core alone.
+        """Yield threads to run `embed` in: on the CPU one per core, each computing on that core alone.
 
-        What ends the block early (an error, Ctrl-C) leaves undone what is not begun. PyTorch's own number of threads is
-        as before afterwards.
+        If an error or Ctrl-C ends the block, tasks that have not started are dropped. PyTorch's number of threads is
+        restored afterwards.
         """
         import torch
 
@@ -156,14 +156,14 @@ class Embedder:
         each = 1 if self.device.type == "cpu" else before
         pool = ThreadPoolExecutor(self.threads, "model", initializer=torch.set_num_threads, initargs=(each,))
         try:
-            torch.set_num_threads(each)  # for what the pool's threads start from
+            torch.set_num_threads(each)  # threads of the pool inherit this
             yield pool
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)
 
     def provenance(self) -> dict[str, Any]:
-        """What a shard records of its making."""
+        """Return the provenance that a shard records."""
         return provenance(self.encoders, str(self.device))
 
     def _plan_memory(self) -> MemoryPlan:
@@ -182,7 +182,7 @@ class Embedder:
 
 
 def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> Batch:
-    """Run the encoders over decoded clips: their embeddings, and why a clip has none."""
+    """Run the encoders over decoded clips; return embeddings, and reasons for those that clips lack."""
     on_cpu = all(encoder.placement.device.type == "cpu" for encoder in encoders.values())
     clock = time.thread_time if on_cpu else time.perf_counter
     began = clock()
@@ -217,7 +217,7 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
 
 
 def _input(encoder: Encoder, decoded: Decoded) -> tuple[Any, str]:
-    """What the encoder is fed, or None and why."""
+    """Return the encoder's input and "", or None and the reason."""
     if isinstance(encoder.spec, AudioSpec):
         return decoded.waveform, decoded.no_waveform
     if decoded.frames is None or decoded.is_resized:
@@ -229,7 +229,7 @@ def _input(encoder: Encoder, decoded: Decoded) -> tuple[Any, str]:
 
 
 def device_resizes(encoders: Mapping[str, Encoder]) -> bool:
-    """Whether frames are resized on the encoders' device: on the CPU, PIL beside the decoder is five times as fast."""
+    """Whether frames are resized on the encoders' device; on the CPU, PIL in the worker is five times as fast."""
     return all(
         encoder.placement.device.type != "cpu" and (encoder.resize is not None or isinstance(encoder.spec, AudioSpec))
         for encoder in encoders.values()
@@ -237,7 +237,7 @@ def device_resizes(encoders: Mapping[str, Encoder]) -> bool:
 
 
 def decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
-    """Bytes of one decoded clip, at most (the notebook's audio: of a minute)."""
+    """Return the largest size of a decoded clip in bytes (for the notebook's audio: of a minute)."""
     if isinstance(spec, AudioSpec):
         return 4 * (spec.max_samples or 60 * 16_000)
     height, width = spec.crop if spec.crop != (0, 0) else spec.size
@@ -245,7 +245,7 @@ def decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
 
 
 def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
-    """What a shard records of its making: when, where, by which encoders and libraries."""
+    """Return the provenance that a shard records: time, device, encoders and libraries."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
@@ -257,14 +257,14 @@ def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what embeddings may depend on, as they are on this machine."""
+    """Return the installed versions of the libraries that embeddings may depend on."""
     return {library: version(library) for library in LIBRARIES}
 
 
 def _take_finished(running: set[Future[Result]]) -> list[Result]:
-    """Wait until a batch is finished; take those that are out of `running` and return their results.
+    """Wait until a batch is finished; remove finished ones from `running` and return their results.
 
-    Raises what a batch raised.
+    Raises the exception of a batch.
     """
     finished = wait_for_any(running)
     running -= finished
@@ -273,12 +273,12 @@ def _take_finished(running: set[Future[Result]]) -> list[Result]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What follows from a limit.
+    """Division of memory among the decode workers.
 
     Attributes:
-        limit_bytes: for this process and its workers.
-        workers: decode processes that fit, at most as many as asked for.
-        clip_bytes: memory that a worker may take for a clip, beyond what it has at its start.
+        limit_bytes: limit for this process and its workers.
+        workers: number of decode processes that fit, at most the requested one.
+        clip_bytes: memory that a worker may take for a clip, in addition to that at its start.
     """
 
     limit_bytes: int
@@ -295,30 +295,30 @@ def plan_memory(
     held_clips: int,
     per_worker_clips: int,
 ) -> MemoryPlan:
-    """Divide memory among workers; the models are loaded already.
+    """Divide memory among workers, after the models are loaded.
 
     Args:
-        max_memory_gb: limit for this process and its workers, in 10^9 bytes; 0 = 80% of what is free now.
-        workers: decode processes asked for.
-        compute_bytes: that the models' forward passes take at a time.
-        decoded_bytes: of one decoded clip.
-        held_clips: decoded clips that this process holds at most, beside those of the workers.
+        max_memory_gb: limit for this process and its workers, in 10^9 bytes; 0 = 80% of the free memory.
+        workers: requested number of decode processes.
+        compute_bytes: memory of the models' simultaneous forward passes.
+        decoded_bytes: size of one decoded clip.
+        held_clips: decoded clips that this process holds at most, in addition to those of the workers.
         per_worker_clips: decoded clips that wait per worker.
 
     Raises:
-        EncoderError: the limit is too small; the message says what is needed.
+        EncoderError: the limit is too small; the message says how much is needed.
     """
     base = psutil.Process().memory_info().rss
     limit = int(max_memory_gb * 1e9) if max_memory_gb else base + int(SHARE_OF_FREE * free_memory_bytes())
     left = limit - base - compute_bytes - held_clips * decoded_bytes - MARGIN_BYTES
-    # a decoded clip lies once in the worker and once here
+    # a decoded clip is held once in the worker and once in this process
     fixed = WORKER_BYTES + 2 * per_worker_clips * decoded_bytes
     least, most = CLIP_MEMORY
     fitting = min(workers, left // (fixed + least))
     if fitting < 1:
         needed = (limit - left + fixed + least) / 1e9
         raise EncoderError(
-            f"{limit / 1e9:.1f} GB of memory are too little for one decode worker beside the models: allow at least "
+            f"{limit / 1e9:.1f} GB of memory are too little for the models and one decode worker: allow at least "
             f"{needed:.1f} GB (--max-memory), lower --batch-size, or use smaller encoders"
         )
     return MemoryPlan(limit, fitting, min(most, left // fitting - fixed))

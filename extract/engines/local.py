@@ -1,7 +1,7 @@
-"""This machine: claim clips -> decode and embed them -> write them as shards, in a thread of its own.
+"""Extract on this machine: claim clips -> decode and embed them -> write shards in a separate thread.
 
-What the store has already is left alone, so a second call does only what is missing; several calls at once, in any
-processes, share the work (`alphafuse.system.claims`).
+Stored embeddings stay, so a second call extracts only what is missing. Simultaneous calls, in any processes, share the
+work (`alphafuse.system.claims`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from alphafuse.system.interrupts import hold_interrupts
 
 from .embedder import DecodedJobs, Embedder
 
-CLAIMED_AT_ONCE = 16  # clips: so little that another process finds some, so many that the store is rarely listed
-POLL_SECONDS = 0.5  # between two looks at whether other processes have finished their clips
-LOOK_SECONDS = 10.0  # between two looks at what others have stored, where no claims say who does what
-SHARD_BYTES = 64 * 2**20  # of embeddings; more than that is written at once
+CLAIMED_AT_ONCE = 16  # clips: few enough to leave some for other processes, enough to list the store rarely
+POLL_SECONDS = 0.5  # time between checks whether other processes have finished their clips
+LIST_SECONDS = 10.0  # time between checks of what others have stored, if there are no claims
+SHARD_BYTES = 64 * 2**20  # when so many bytes of embeddings wait, a shard is written
 Written = Callable[[Sequence[str]], object]
 
 
@@ -41,19 +41,18 @@ class LocalEngine:
         """Use an embedder.
 
         Args:
-            embedder: the encoders at work.
-            part: this engine's number among so many at once: where locks can't say who does which clip, each does its
-                own part.
+            embedder: decodes and embeds clips.
+            part: (number of this engine, number of simultaneous engines): without locks, each engine does its own part.
         """
         self._embedder, self._part = embedder, part
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """modality -> everything that decides its numbers."""
+        """Modality -> everything that decides its numbers."""
         return self._embedder.recipes
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
-        """Do what is missing, and yield what is in the store. What is embedded when it ends early is written too."""
+        """Extract what is missing; yield counts of stored clips. If it ends early, finished embeddings are stored."""
         with Claims(work.store.folder) as claims:
             writer = ShardWriter(
                 EmbeddingStore(work.store.folder),
@@ -70,7 +69,7 @@ class LocalEngine:
             yield Done(is_shared=claims.is_shared)
 
     def _fill(self, work: Work, claims: Claims, writer: ShardWriter) -> Generator[Done, None, None]:
-        """Do all jobs that no other process does; come back to those of others until they are done."""
+        """Do all jobs that no other process has claimed; retry those of others until they are done."""
         jobs = work.jobs if claims.is_shared else self._own_part(work.jobs)
         embedded = 0
 
@@ -86,16 +85,16 @@ class LocalEngine:
                     for clips in batches:
                         embedded += clips
                         yield Done(figures={"embedded": embedded})
-                writer.flush()  # others may be waiting for these clips
+                writer.flush()  # other processes may be waiting for these clips
             yield Done(elsewhere=claimed.done_elsewhere)
             if first is None and claimed.busy:
                 time.sleep(POLL_SECONDS)
             jobs = jobs.take(np.array(claimed.busy, np.int64))
 
     def _own_part(self, jobs: Jobs) -> Jobs:
-        """This engine's part where no claims say who does what, begun at a place drawn by lot.
+        """Return this engine's part of the jobs, for stores without claims, from a random position on.
 
-        Another extraction at the same time meets this one late, if at all, and each leaves out what it finds stored.
+        So simultaneous extractions do different clips for most of the time, and each skips clips that it finds stored.
         """
         number, count = self._part
         parts = np.array([zlib.crc32(clip_id.encode()) % count for clip_id in jobs.clips.clip_ids])
@@ -104,10 +103,10 @@ class LocalEngine:
 
 
 class _ClaimedJobs(Iterator[Job]):
-    """The jobs that no other process does or has done, claimed some at a time.
+    """Iterates over the jobs that no other process does or has done; it claims a few at a time.
 
     Attributes:
-        busy: positions of the jobs that another process does now.
+        busy: positions of the jobs that another process has claimed.
         done_elsewhere: clips that another process has done meanwhile.
     """
 
@@ -120,16 +119,16 @@ class _ClaimedJobs(Iterator[Job]):
         return next(self._jobs)
 
     def _claim(self, jobs: Jobs, work: Work, claims: Claims) -> Iterator[Job]:
-        looked = time.monotonic()  # `work.jobs` did
+        listed_at = time.monotonic()  # `work.jobs` listed the store
         for start in range(0, len(jobs), CLAIMED_AT_ONCE):
             some = jobs[start : start + CLAIMED_AT_ONCE]
             got = set(claims.claim(some.clips.clip_ids))
             is_own = np.array([clip_id in got for clip_id in some.clips.clip_ids])
             self.busy += (start + np.flatnonzero(~is_own)).tolist()
-            # now that they are ours: another process may have done them before
-            look = claims.is_shared or time.monotonic() - looked >= LOOK_SECONDS
+            # after the claim: another process may have stored them before it
+            look = claims.is_shared or time.monotonic() - listed_at >= LIST_SECONDS
             missing = work.missing(some.take(is_own), look=look)
-            looked = time.monotonic() if look else looked
+            listed_at = time.monotonic() if look else listed_at
             done = got.difference(missing.clips.clip_ids)
             claims.release(done)
             self.done_elsewhere += len(done)
@@ -137,16 +136,16 @@ class _ClaimedJobs(Iterator[Job]):
 
 
 class _Request(Enum):
-    """What the thread is asked for, beside writing batches."""
+    """Requests to the writer thread other than batches to write."""
 
     FLUSH = auto()
     END = auto()
 
 
 class ShardWriter:
-    """Takes batches and appends them to a store as shards; use it as a context manager.
+    """A context manager that appends batches to a store as shards, in a thread.
 
-    Leaving the block writes all that was taken, also when an error or an interrupt leaves it.
+    Leaving the block writes all batches, also after an error or an interrupt.
     """
 
     def __init__(
@@ -161,11 +160,11 @@ class ShardWriter:
         """Start the thread.
 
         Args:
-            store: where to.
-            recipes: modality -> what decides its numbers.
-            provenance: makes what a shard records of its making.
-            flush_seconds: no batch waits longer than this for its shard.
-            written: called, in the thread, with the clip_ids of each shard once it is there.
+            store: the store to append to.
+            recipes: modality -> everything that decides its numbers.
+            provenance: returns the provenance that a shard records.
+            flush_seconds: longest time that a batch waits for its shard.
+            written: called, in the thread, with the clip_ids of each shard after it is written.
         """
         self._store, self._recipes, self._provenance = store, recipes, provenance
         self._flush_seconds, self._written = flush_seconds, written
@@ -176,7 +175,7 @@ class ShardWriter:
         self._thread.start()
 
     def put(self, batch: Batch) -> None:
-        """Take a batch; from any thread.
+        """Add a batch; may be called from any thread.
 
         Raises:
             AlphafuseError: an earlier batch could not be written.
@@ -186,11 +185,11 @@ class ShardWriter:
         self._queue.put(batch)
 
     def flush(self) -> None:
-        """Have what was taken until now written soon; doesn't wait for it."""
+        """Request that all batches until now are written soon; doesn't wait."""
         self._queue.put(_Request.FLUSH)
 
     def written_since(self) -> list[Done]:
-        """What was written since this was last asked; never waits."""
+        """Return counts of what was written since the last call; doesn't wait."""
         return [self._done.get() for _ in range(self._done.qsize())]
 
     def __enter__(self) -> ShardWriter:
@@ -199,7 +198,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with hold_interrupts():  # the first one at least: what was taken is written
+        with hold_interrupts():  # the first interrupt is held, so that all batches are written
             self._queue.put(_Request.END)
             self._thread.join()
         if self._error is not None and self._error is not error:
@@ -222,11 +221,11 @@ class ShardWriter:
                     batches, held_bytes = [], 0
                 if batch is _Request.END:
                     return
-        except BaseException as error:  # raised to the caller that puts the next batch or leaves the block
+        except BaseException as error:  # raised when the caller adds the next batch or leaves the block
             self._error = error
 
     def _next(self, seconds: float | None) -> Batch | _Request | None:
-        """The next batch, or request; None when there was none for so many seconds."""
+        """Return the next batch or request; None if there is none within `seconds`."""
         try:
             return self._queue.get(timeout=None if seconds is None else max(0.0, seconds))
         except queue.Empty:

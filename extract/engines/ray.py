@@ -1,10 +1,10 @@
-"""A Ray cluster: the same decoding, models, shards and promises as `local`, scheduled by Ray Data.
+"""Extract on a Ray cluster: the same decoding, models, shards and guarantees as `local`, scheduled by Ray Data.
 
     jobs (the store claimed) -> blocks -> decode actors -> model actors -> references -> commit tasks -> shards
 
-Ray Data streams blocks through both stages and holds decoding back when models are slower; Ray itself restarts workers,
-and does again what was lost with a machine. This process sees references only: every `flush_seconds` it has what is
-embedded until then committed as one shard, wherever there is room. Blocks whose commit was lost are done once more.
+Ray Data streams blocks through both stages and slows decoding down if the models are slower. Ray restarts workers and
+repeats what was lost with a machine. This process handles references only: every `flush_seconds` it starts a task,
+on any machine, that commits the embedded blocks as one shard. Blocks whose commit was lost are repeated.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from .ray_stages import (
 if TYPE_CHECKING:
     from alphafuse.extract.encoders.encoder import Encoder
 
-POLL_SECONDS = 0.5  # between two looks at what is finished
-JOIN_SECONDS = 5.0  # that an interrupt waits for Ray Data
-COMMITS_AT_ONCE = 32  # beyond that, embedding waits for the store
-BUNDLES_WAITING = 256  # of references, between Ray Data and this process
+POLL_SECONDS = 0.5  # time between checks of what is finished
+JOIN_SECONDS = 5.0  # longest time that an interrupt waits for Ray Data
+COMMITS_AT_ONCE = 32  # with more commits, embedding waits for the store
+BUNDLES_WAITING = 256  # bundles of references queued between Ray Data and this process
 
 
 class RayEngine:
-    """Encoders on a Ray cluster, which get to its nodes from here."""
+    """Encoders on a Ray cluster, shipped to its nodes from this machine."""
 
     def __init__(self, ray: Any, encoders: Mapping[str, Encoder], settings: ExtractSettings) -> None:
         """Divide the cluster, and put the encoders into its object store.
@@ -65,7 +65,7 @@ class RayEngine:
             settings: how to decode and embed; `device` is "auto", "cpu" or "cuda".
 
         Raises:
-            ClusterError: the cluster has too few machines, or too little memory.
+            ClusterError: the cluster has too few machines or too little memory.
         """
         self._ray, self._encoders, self._settings = ray, dict(encoders), settings
         self._pools = plan_pools(
@@ -81,13 +81,13 @@ class RayEngine:
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """modality -> everything that decides its numbers."""
+        """Modality -> everything that decides its numbers."""
         return {modality: encoder.recipe() for modality, encoder in self._encoders.items()}
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
-        """Do what is missing, and yield what is in the store. What is embedded when it ends early is written too.
+        """Extract what is missing, and yield counts of stored clips. If it ends early, finished embeddings are stored.
 
-        The clips and the store must be seen by all nodes.
+        All nodes must be able to read the clips and the store.
 
         Raises:
             StoreError: another extraction is filling the store.
@@ -100,7 +100,7 @@ class RayEngine:
                     f"another extraction is filling {work.store.folder}, and the Ray engine takes a store as a whole: "
                     "wait for it or stop it, then run the same command again"
                 )
-            jobs = work.missing(work.jobs)  # what the other one did, before it ended
+            jobs = work.missing(work.jobs)  # without what the other extraction stored before it ended
             size = self._pools.block_clips
             blocks = {start // size: slice(start, start + size) for start in range(0, len(jobs), size)}
             while blocks:
@@ -110,7 +110,7 @@ class RayEngine:
                 yield from self._run(work, jobs, blocks, committer)
                 if not committer.done:
                     raise ClusterError(
-                        "the Ray cluster loses all that it computes: look at its nodes (`ray status`), then run the "
+                        "the Ray cluster loses all that it computes: check its nodes (`ray status`), then run the "
                         "same command again"
                     )
                 blocks = {number: part for number, part in blocks.items() if number not in committer.done}
@@ -119,48 +119,48 @@ class RayEngine:
     def _run(
         self, work: Work, jobs: Jobs, blocks: Mapping[int, slice], committer: _Committer
     ) -> Generator[Done, None, None]:
-        """Send blocks (number -> which jobs) through the cluster, and yield what is committed.
+        """Send blocks (number -> slice of the jobs) through the cluster, and yield counts of what is committed.
 
-        Also when it is interrupted, what was embedded until then is committed.
+        After an interrupt, finished embeddings are committed too.
         """
-        here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        this_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self._ray.get_runtime_context().get_node_id(), soft=True
         )
-        counts = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
+        counts = self._ray.remote(num_cpus=0, scheduling_strategy=this_node)(Counts).remote()
         stream = _Stream(self._stages(work, jobs, blocks, counts))
         asked = None
         try:
-            with _own_errors():
+            with _raise_own_errors():
                 is_over = False
                 while not is_over:
-                    with hold_interrupts():  # what is taken from the one gets to the other
+                    with hold_interrupts():  # no bundle is lost between the stream and the committer
                         bundle = stream.next(POLL_SECONDS)
                         is_over = bundle is stream.END
                         if bundle is not None and not is_over:
                             committer.add(bundle)
-                    yield from committer.look()
-                    figures, asked = self._ask(counts, asked)
+                    yield from committer.poll()
+                    figures, asked = self._read_counts(counts, asked)
                     if figures:
                         yield Done(figures=figures)
         finally:
             try:
-                with _own_errors():
+                with _raise_own_errors():
                     rest = committer.finish()
             finally:
-                stream.stop()  # not before: Ray Data cancels what runs, and Ray has aborted drivers while it cancelled
+                stream.stop()  # not earlier: Ray Data cancels running tasks, and Ray has aborted drivers during that
                 stream.join()
                 self._ray.kill(counts)
         yield from rest
 
     def _stages(self, work: Work, jobs: Jobs, blocks: Mapping[int, slice], counts: Any) -> Any:
-        """The Ray Dataset: nothing runs before it is read."""
+        """Return the Ray Dataset; nothing runs before it is read."""
         from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
         pools = self._pools
         context = DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.raise_original_map_exception = True
-        context.target_max_block_size = pools.block_bytes  # what Ray Data takes a block for before it has seen one
+        context.target_max_block_size = pools.block_bytes  # Ray Data's estimate of a block's size before the first one
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
         decoding = Decoding(
             libraries=library_versions(),
@@ -194,7 +194,7 @@ class RayEngine:
                     fn_constructor_kwargs=embedding,
                     compute=ActorPoolStrategy(
                         size=min(pools.models, len(rows)),
-                        # on a GPU one call prepares inputs while the other's batch is on the device
+                        # on a GPU one call prepares inputs while the batch of the other is on the device
                         max_concurrent_calls_per_actor=2 if on_gpus else 1,
                         enable_true_multi_threading=on_gpus,
                     ),
@@ -205,7 +205,7 @@ class RayEngine:
             )
 
     def _commit(self, work: Work, run: str | None) -> Callable[[Sequence[Any]], Any]:
-        """(embedded blocks) -> a reference to what came of writing them as one shard, wherever there is room."""
+        """Return a function: references to embedded blocks -> reference to the result of writing them as one shard."""
         folder = _absolute_path(work.store.folder)
 
         def commit(references: Sequence[Any]) -> Any:
@@ -215,21 +215,21 @@ class RayEngine:
 
         return commit
 
-    def _ask(self, counts: Any, asked: Any) -> tuple[dict[str, int], Any]:
-        """How far the stages are by the counting actor's last answer, and the next question to it; never waits."""
+    def _read_counts(self, counts: Any, asked: Any) -> tuple[dict[str, int], Any]:
+        """Return the counting actor's last answer, and the reference to its next one; doesn't wait."""
         if asked is None:
             return {}, counts.read.remote()
         ready, _ = self._ray.wait([asked], timeout=0)
         if not ready:
             return {}, asked
         counted: dict[str, int] = {}
-        with suppress(self._ray.exceptions.RayError):  # its machine is gone, and with it the figures of the stages
+        with suppress(self._ray.exceptions.RayError):  # the actor's machine is lost, and the stages' counts with it
             counted = self._ray.get(asked)
         return {**counted, "nodes": len(alive_nodes(self._ray))}, counts.read.remote()
 
 
 def _absolute(job: Job) -> Job:
-    """The same job by a path that means the same in every process."""
+    """Return the job with an absolute path, which is valid in every process."""
     return replace(job, path=_absolute_path(job.path))
 
 
@@ -238,7 +238,7 @@ def _absolute_path(path: Path) -> Path:
 
 
 class _Stream:
-    """What Ray Data puts out, read in a thread, so that commits are due on time while nothing comes."""
+    """Reads Ray Data's output in a thread, so that commits run on time even if there is no output."""
 
     END = object()
 
@@ -246,14 +246,14 @@ class _Stream:
         self._dataset = dataset
         self._queue: queue.Queue[Any] = queue.Queue(BUNDLES_WAITING)
         self._is_stopped = threading.Event()
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised
         self._thread = threading.Thread(target=self._read, name="ray data", daemon=True)
         self._thread.start()
 
     def next(self, seconds: float) -> Any:
-        """The next bundle of references; None when there was none for so long; `END` after the last.
+        """Return the next bundle of references; None if there is none within `seconds`; `END` after the last.
 
-        What ended the execution is raised.
+        Raises the error that ended the execution.
         """
         try:
             entry = self._queue.get(timeout=seconds)
@@ -264,11 +264,11 @@ class _Stream:
         return entry
 
     def stop(self) -> None:
-        """Have the execution ended after the bundle that comes next."""
+        """Request that the execution ends after the next bundle."""
         self._is_stopped.set()
 
     def join(self) -> None:
-        """Wait for that, but not long: Ray ends it with the session."""
+        """Wait a short time for the end: the end of the session ends the execution anyway."""
         self._thread.join(JOIN_SECONDS)
 
     def _read(self) -> None:
@@ -276,9 +276,9 @@ class _Stream:
             for bundle in self._dataset.iter_internal_ref_bundles():
                 self._put(bundle)
                 if self._is_stopped.is_set():
-                    return  # Ray Data ends an execution whose iterator is gone
+                    return  # Ray Data ends an execution whose iterator is deleted
             self._put(self.END)
-        except BaseException as error:  # whoever asks for the next gets it
+        except BaseException as error:  # `next` raises it
             self._put(error)
         finally:
             del self._dataset
@@ -292,7 +292,7 @@ class _Stream:
 
 
 class _Committer:
-    """Collects references to embedded blocks and has them committed in time.
+    """Collects references to embedded blocks and starts commits in time.
 
     Attributes:
         done: numbers of the blocks that are in the store.
@@ -306,20 +306,20 @@ class _Committer:
         self.done: set[int] = set()
 
     def add(self, bundle: Any) -> None:
-        """Take what Ray Data put out."""
+        """Add a bundle of Ray Data's output."""
         if not self._held:
             self._due = time.monotonic() + self._flush_seconds
         self._held += bundle.block_refs
         self._held_bytes += bundle.size_bytes()
 
-    def look(self) -> list[Done]:
-        """Begin the commit that is due, and return what came of those that are finished; waits only when many run."""
+    def poll(self) -> list[Done]:
+        """Start a due commit, and return counts of finished ones; waits only if many are running."""
         if self._held and (self._held_bytes >= SHARD_BYTES or time.monotonic() >= self._due):
             self._flush()
         return self._collect(wait=len(self._running) >= COMMITS_AT_ONCE)
 
     def finish(self) -> list[Done]:
-        """Commit all that is held, and wait; what came of it."""
+        """Commit everything, wait, and return counts."""
         if self._held:
             self._flush()
         found: list[Done] = []
@@ -328,7 +328,7 @@ class _Committer:
         return found
 
     def _flush(self) -> None:
-        with hold_interrupts():  # once: another attempt would be another shard
+        with hold_interrupts():  # without an interruption: a second attempt would write a second shard
             self._running.append(self._commit(self._held))
             self._held, self._held_bytes = [], 0
 
@@ -345,15 +345,15 @@ class _Committer:
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError:
-                continue  # its embeddings went with a machine after Ray Data had ended: these blocks are done once more
+                continue  # its embeddings were lost with a machine after Ray Data had ended: the blocks are repeated
             self.done.update(committed.numbers)
             found.append(committed.done)
         return found
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
-    """What went wrong on a node is raised here as the error that it was there, in a line."""
+def _raise_own_errors() -> Iterator[None]:
+    """Raise errors of nodes as the AlphafuseErrors that they were, or as a `ClusterError` of one line."""
     try:
         yield
     except Exception as error:
@@ -361,6 +361,5 @@ def _own_errors() -> Iterator[None]:
         if own is not None:
             raise own from None
         raise ClusterError(
-            f"the Ray cluster failed ({last_line(error)}): what was embedded until then is kept, run the same command "
-            "again"
+            f"the Ray cluster failed ({last_line(error)}): stored embeddings are kept, run the same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""How many decode workers and model workers a Ray cluster gets, and what each may take of a machine."""
+"""Divide a Ray cluster: numbers of decode workers and model workers, and the resources of each."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from alphafuse.extract.settings import BATCH_ON_CUDA, ExtractSettings
 
 from .embedder import CLIP_MEMORY, WORKER_BYTES
 
-BLOCK_BYTES = 32 * 2**20  # of decoded clips that travel together: Ray's own work is spread over them
-# so many decoders have blocks of this size; more have larger ones, up to four times that: the driver takes some 4 ms of
-# its core for each block (docs/scale.md), which is all of it at 230 blocks a second
+BLOCK_BYTES = 32 * 2**20  # decoded clips that travel together, so that Ray's overhead is divided among them
+# up to this many decoders have blocks of this size; more have larger ones, up to four times as large: the driver takes
+# about 4 ms of its core per block (docs/scale.md), which is all of it at 230 blocks a second
 DECODERS_PER_SIZE, SIZES = 256, 4
 BLOCK_CLIPS = 128  # at most
-COPIES = 4  # of a block in a worker: what came, what goes, and both as Ray has them
+COPIES = 4  # copies of a block in a worker: input, output, and both in Ray's form
 MODEL_BYTES = 400 * 2**20  # a process with torch: 316 MB measured at its start
-BLOCKS_HELD = 4  # per worker, in the object stores together; beyond that Ray Data holds decoding back
+BLOCKS_HELD = 4  # per worker, in all object stores together; with more, Ray Data slows decoding down
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a machine of the cluster offers: logical CPUs, GPUs, and bytes of memory for tasks."""
+    """Resources of a machine of the cluster: logical CPUs, GPUs, and bytes of memory for tasks."""
 
     cpus: float
     gpus: float
@@ -32,19 +32,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Pools:
-    """Who does what on a cluster.
+    """Workers of a cluster and their resources.
 
     Attributes:
-        device: of the models: "cpu", or "cuda" for one GPU (or a part of one) each.
-        decoders, models: workers on all machines together.
-        decoder_cpus, model_cpus: logical CPUs of each. On the CPU both are shares of a core, as many workers as cores
-            for each stage: whichever has work takes the core, as the local engine does it.
-        model_gpus: of each model worker.
+        device: device of the models: "cpu", or "cuda" for one GPU (or a part of one) each.
+        decoders, models: numbers of workers on all machines together.
+        decoder_cpus, model_cpus: logical CPUs of each worker. On the CPU, each stage has as many workers as there are
+            cores, and both are shares of a core: the stage that has work uses the core, as in the local engine.
+        model_gpus: GPUs of each model worker.
         clip_bytes: memory that a clip may take to be decoded.
-        decoder_bytes, model_bytes: memory of each worker, for Ray to find room.
+        decoder_bytes, model_bytes: memory of each worker, by which Ray places it.
         batch_size: clips per forward pass.
         block_clips: clips that travel together.
-        block_bytes: that these take, about.
+        block_bytes: about the size of these.
     """
 
     device: str
@@ -62,7 +62,7 @@ class Pools:
 
     @property
     def held_bytes(self) -> int:
-        """Of decoded clips, at most, in all object stores together."""
+        """Largest size of decoded clips in all object stores together, in bytes."""
         return BLOCKS_HELD * (self.decoders + self.models) * self.block_bytes
 
 
@@ -71,23 +71,23 @@ def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_byte
 
     Args:
         nodes: the machines.
-        settings: `workers` decoders and `models` model workers are asked for (0 = as many as fit), on `device`.
-        decoded_bytes: of one clip.
-        forward_bytes: of one clip's forward pass.
+        settings: `workers` decoders and `models` model workers (0 = as many as fit), on `device`.
+        decoded_bytes: size of one decoded clip.
+        forward_bytes: memory of one clip's forward pass.
 
     Raises:
-        ClusterError: no CPUs, no GPUs though `device` asks for them, or too little memory.
+        ClusterError: there are no CPUs, no GPUs although `device` is "cuda", or too little memory.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if cpus <= 0:
         raise ClusterError("the Ray cluster has no CPUs: start nodes with `ray start --address ...`")
     if settings.device not in ("auto", "cpu", "cuda"):
-        raise ClusterError(f"{unknown('device', settings.device, ('auto', 'cpu', 'cuda'))} (Ray says which GPU)")
+        raise ClusterError(f"{unknown('device', settings.device, ('auto', 'cpu', 'cuda'))} (Ray chooses the GPU)")
     if settings.device == "cuda" and not gpus:
-        raise ClusterError("the Ray cluster has no GPUs: use --device cpu (or auto), or start nodes that have some")
+        raise ClusterError("the Ray cluster has no GPUs: use --device cpu (or auto), or start nodes with GPUs")
     on_gpus = settings.device != "cpu" and gpus > 0
     models = settings.models or math.ceil(gpus if on_gpus else cpus)
-    # beside GPUs, each with a core of its own, the other cores decode
+    # each GPU gets a core, the other cores decode
     left = max(cpus - models, 1.0) if on_gpus else cpus
     decoders = settings.workers or math.ceil(left)
     share = cpus / (models + decoders)
@@ -114,19 +114,19 @@ def plan_pools(nodes: Sequence[Node], settings: ExtractSettings, *, decoded_byte
 
 
 def bytes_of_block(decoders: int) -> int:
-    """Of decoded clips that travel together, on a cluster with so many decoders."""
+    """Return the size of decoded clips that travel together, on a cluster with this many decoders."""
     return BLOCK_BYTES * max(1, min(SIZES, math.ceil(decoders / DECODERS_PER_SIZE)))
 
 
 def clips_of_block(decoded_bytes: int, batch_size: int, block_bytes: int) -> int:
-    """Clips that travel together: whole batches, in `block_bytes` where one fits into them."""
+    """Return how many clips travel together: whole batches, within `block_bytes` if one batch fits."""
     return max(1, min(BLOCK_CLIPS, block_bytes // decoded_bytes) // batch_size) * batch_size
 
 
 def _clip_bytes(
     nodes: Sequence[Node], decoders_per_cpu: float, models_per_cpu: float, decoder_bytes: int, model_bytes: int
 ) -> int:
-    """What the machine with the least memory per core leaves for a clip; with too little, fewer decode at once."""
+    """Return the memory for a clip on the machine with the least memory per core; if too little, use fewer decoders."""
     least, most = CLIP_MEMORY
     needed = decoder_bytes + least + model_bytes
     if max(node.memory_bytes for node in nodes) < needed:

@@ -1,9 +1,9 @@
-"""What stage one does on the machines of a Ray cluster, block by block: the engine in `ray` sends it there.
+"""The stages of extraction on the machines of a Ray cluster; the engine in `ray` sends blocks through them.
 
     jobs -> DecodeBlock (actors) -> EmbedBlock (actors) -> commit_blocks (tasks) -> one shard
 
-A block is some clips that travel together. What is done twice, because a machine was lost, gives the same clips in
-the same order: Ray asks for that when it makes lost objects again. No torch at the top: decode workers stay small.
+A block is some clips that travel together. A block that is repeated, because a machine was lost, has the same clips in
+the same order: Ray requires that to restore lost objects. Torch is imported late, so that decode workers stay small.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
     from alphafuse.extract.encoders.encoder import Encoder
 
-Row = dict[str, Any]  # of a Ray Dataset: {"number": of the block, "content": pickled}
+Row = dict[str, Any]  # a row of a Ray Dataset: {"number": of the block, "content": pickled}
 
 
 def pack_block(number: int, content: object) -> Row:
-    """A block as a row of a Ray Dataset."""
+    """Return a block as a row of a Ray Dataset."""
     return {"number": number, "content": pickle.dumps(content, protocol=5)}
 
 
 def unpack_block(row: Row) -> Any:
-    """What a row holds."""
+    """Return the content of a row."""
     return pickle.loads(row["content"])
 
 
@@ -54,14 +54,14 @@ def unpack_block(row: Row) -> Any:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How blocks are decoded.
+    """Settings of decoding.
 
     Attributes:
-        libraries: name -> version of what each machine must have.
-        specs: modality -> what it is fed.
-        timeout_seconds: that a clip may take.
+        libraries: name -> version that each machine must have.
+        specs: modality -> specification of its encoder's input.
+        timeout_seconds: time that a clip may take.
         clip_bytes: memory that a clip may take.
-        clip_folder: that each machine must see; None where clips lie behind URLs.
+        clip_folder: folder that each machine must be able to read; None if clips are behind URLs.
         counts: the actor that counts.
     """
 
@@ -74,28 +74,29 @@ class Decoding:
 
 
 class DecodeBlock:
-    """A process of Ray's with one beside it that decodes, and may crash, hang or want too much memory at a clip's cost.
+    """A Ray actor that decodes in a child process, whose crash, hang or lack of memory costs only one clip.
 
-    An actor, not a task: Ray ends processes without a task within a second where there are more than cores, and they
-    begin anew. With tasks, and a varying number of model actors, small clips took 1.6 times as long (docs/scale.md).
+    It is an actor, not a task, because Ray ends idle task processes within a second if there are more than cores, and
+    starts them again. With tasks and a varying number of model actors, small clips took 1.6 times as long
+    (docs/scale.md).
     """
 
     def __init__(self, decoding: Decoding) -> None:
-        """See that this machine can do it.
+        """Check this machine.
 
         Raises:
-            ClusterError: it has other versions of what embeddings depend on.
-            DatasetError: it doesn't see the clips.
+            ClusterError: it has other versions of libraries that embeddings depend on.
+            DatasetError: it can't read the clips.
         """
         require_versions(decoding.libraries, library_versions())
         if decoding.clip_folder is not None and not decoding.clip_folder.is_dir():
             raise DatasetError(
-                f"the clip folder {decoding.clip_folder} isn't there on {socket.gethostname()}: every machine of the "
+                f"the clip folder {decoding.clip_folder} doesn't exist on {socket.gethostname()}: every machine of the "
                 "cluster must see it (a shared file system), or the root's clips must lie behind a URL"
             )
         self._decoding = decoding
         self._pool: TaskPool[Any, Decoded] = TaskPool(
-            # resized beside the decoder, also for a GPU: that is a fifth of the bytes between the machines
+            # resized in the worker, for a GPU too: a fifth of the bytes then travel between the machines
             partial(decode_inputs, specs=dict(decoding.specs), device_resizes=False),
             failed=_undecoded,
             workers=1,
@@ -105,10 +106,10 @@ class DecodeBlock:
         )
 
     def __call__(self, row: Row) -> Row:
-        """A block of jobs -> (job, decoded) in the same order."""
+        """Turn a block of jobs into (job, decoded) in the same order."""
         jobs: Sequence[Job] = unpack_block(row)
         decoded = dict(self._pool.map((i, (job.path, job.modalities)) for i, job in enumerate(jobs)))
-        _count(self._decoding.counts, decoded=len(jobs))
+        _send_counts(self._decoding.counts, decoded=len(jobs))
         return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
 
 
@@ -126,7 +127,7 @@ class EmbedBlock:
         """Take the encoders out of Ray's object store.
 
         Args:
-            shipped: one reference to what `ship_encoders` made; in a list, so that it arrives as a reference.
+            shipped: a reference to the result of `ship_encoders`, in a list, so that it arrives as a reference.
             device: "cpu", or "cuda" for the device that Ray gave to this actor.
             compile: see `Placement`.
             batch_size: clips per forward pass.
@@ -137,7 +138,7 @@ class EmbedBlock:
 
         from alphafuse.extract.encoders.encoder import place
 
-        self._shipped = ray.get(shipped[0])  # held: the weights lie in it
+        self._shipped = ray.get(shipped[0])  # kept, because the weights are in its memory
         if device == "cpu":
             torch.set_num_threads(1)
         encoders = unship_encoders(self._shipped)
@@ -145,36 +146,36 @@ class EmbedBlock:
         self._batch_size, self._counts = batch_size, counts
 
     def __call__(self, row: Row) -> Row:
-        """A decoded block -> its batches."""
+        """Turn a decoded block into its batches."""
         decoded_jobs = unpack_block(row)
         starts = range(0, len(decoded_jobs), self._batch_size)
         parts = (decoded_jobs[start : start + self._batch_size] for start in starts)
         batches = [embed_batch(self._encoders, part) for part in parts]
-        _count(self._counts, embedded=len(decoded_jobs))
+        _send_counts(self._counts, embedded=len(decoded_jobs))
         return pack_block(row["number"], batches)
 
 
 def ship_encoders(encoders: Mapping[str, Encoder]) -> tuple[bytes, list[np.ndarray]]:
-    """Encoders on the CPU, ready for Ray's object store: the weights apart, as arrays.
+    """Return encoders on the CPU in a form for Ray's object store: pickled, with the weights as separate arrays.
 
-    All actors of a machine share one copy of them, in the store's memory, and no machine needs the weights' files.
+    All actors of a machine share one copy of the weights, in the object store's memory; no machine needs their files.
     """
     import numpy as np
 
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _WeightsApart(stream, protocol=5, buffer_callback=buffers.append).dump(dict(encoders))
+    _WeightSeparatingPickler(stream, protocol=5, buffer_callback=buffers.append).dump(dict(encoders))
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
 def unship_encoders(shipped: tuple[bytes, list[np.ndarray]]) -> dict[str, Encoder]:
-    """The encoders again, with weights where they lie: to be read only."""
+    """Return the encoders, with read-only weights in the object store's memory."""
     pickled, arrays = shipped
     encoders: dict[str, Encoder] = pickle.loads(pickled, buffers=arrays)
     return encoders
 
 
-class _WeightsApart(pickle.Pickler):
+class _WeightSeparatingPickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         import torch
 
@@ -190,7 +191,7 @@ def _tensor(array: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> to
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that nothing may be written into it, which nothing is
+        warnings.simplefilter("ignore", UserWarning)  # it warns that the array is read-only; nothing writes into it
         return torch.frombuffer(array, dtype=dtype).reshape(shape)
 
 
@@ -199,14 +200,14 @@ def _tensor(array: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> to
 
 @dataclass(frozen=True)
 class Commit:
-    """One shard that is to be written, by whichever attempt.
+    """One shard to write, the same for each attempt.
 
     Attributes:
-        folder: of the store.
-        run: that has claimed the store (`Claims.claim_all`); None where there are no locks.
-        stamp_ns: the shard's place among the others.
-        recipes: modality -> what decides its numbers.
-        provenance: what the shard records of its making.
+        folder: folder of the store.
+        run: name of the run that has claimed the store (`Claims.claim_all`); None if there are no locks.
+        stamp_ns: time stamp that orders the shard among the others.
+        recipes: modality -> everything that decides its numbers.
+        provenance: provenance that the shard records.
     """
 
     folder: Path
@@ -218,17 +219,17 @@ class Commit:
 
 @dataclass(frozen=True)
 class Committed:
-    """Blocks that are in a shard now: their numbers, and figures."""
+    """Blocks that are in a shard now: their numbers, and counts."""
 
     numbers: tuple[int, ...]
     done: Done
 
 
 def commit_blocks(commit: Commit, *tables: Any) -> Committed:
-    """Embedded blocks -> one shard; another attempt at the same blocks finds it there and leaves it.
+    """Write embedded blocks as one shard; a second attempt at the same blocks finds the shard and keeps it.
 
     Raises:
-        StoreError: this machine doesn't see the store's folder, or another run has taken it over.
+        StoreError: this machine can't read the store's folder, or another run has taken the store over.
         AlphafuseError: as `EmbeddingStore.write`.
     """
     rows = [row for table in tables for row in table.to_pylist()]
@@ -244,21 +245,21 @@ def commit_blocks(commit: Commit, *tables: Any) -> Committed:
 
 
 class Counts:
-    """How far the stages are: an actor. Clips that are done twice, after a loss, are counted twice."""
+    """An actor that counts the clips of each stage. Clips that are repeated, after a loss, are counted twice."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
     def add(self, **counts: int) -> None:
-        """So many more clips."""
+        """Add to the counts of stages."""
         for stage, clips in counts.items():
             self._counts[stage] = self._counts.get(stage, 0) + clips
 
     def read(self) -> dict[str, int]:
-        """Stage -> clips."""
+        """Return stage -> clips."""
         return dict(self._counts)
 
 
-def _count(actor: Any, **counts: int) -> None:
-    """Tell the actor; it may be gone, and nobody waits."""
+def _send_counts(actor: Any, **counts: int) -> None:
+    """Send counts to the actor; it may be lost, and its answer isn't awaited."""
     actor.add.remote(**counts)

@@ -67,8 +67,8 @@ def test_balanced_cores_make_decoding_as_fast_as_the_models() -> None:
         (GPU, {"cpus": 8, "gpus": -1}, "gpus must be at least 0, not -1"),
         (CORES, {"cpus": 0}, "0 cores are too few"),
         (GPU, {"cpus": 8, "gpus": 8}, "8 cores are too few for 8 GPUs"),
-        (CORES, {"cpus": 8, "gpus": 2}, "measured on the CPU, which says nothing of GPUs: give --embed-seconds"),
-        (GPU, {"cpus": 8}, "measured on cuda:0, which says nothing of cores: measure with --device cpu"),
+        (CORES, {"cpus": 8, "gpus": 2}, "measured on the CPU, so the rate on GPUs is unknown: give --embed-seconds"),
+        (GPU, {"cpus": 8}, "measured on cuda:0, so the rate on cores is unknown: measure with --device cpu"),
     ],
 )
 def test_machines_that_make_no_sense_are_refused(rates: Rates, machines: dict[str, int], message: str) -> None:
@@ -100,7 +100,7 @@ def test_a_root_is_measured_and_gives_the_size_that_its_own_dry_run_gives(
     assert plan_clips(one.pending, rates.on(cpus=4), dims).store_bytes == one.new_bytes
     for clip in dataset.manifest:
         dataset.path_of(clip).unlink()
-    with pytest.raises(DatasetError, match="none of the clip files looked at is in"):
+    with pytest.raises(DatasetError, match="none of the first clips has a file in"):
         measure_root(dataset, settings)
 
 
@@ -235,7 +235,7 @@ def test_the_command_measures_a_named_root(run: Run, make_root: MakeRoot, tiny_e
     rates = json.loads(out)["rates"]
     assert code == 0 and rates["embed_seconds"] == 0.5 and 0 < rates["decode_seconds"] != 0.148
     asked = run(*ASKED, "--root", root, "--device", "cpu", *tiny)
-    assert_one_line_error(asked, "measured on the CPU, which says nothing of GPUs", "--embed-seconds")
+    assert_one_line_error(asked, "measured on the CPU, so the rate on GPUs is unknown", "--embed-seconds")
 
 
 def test_mistakes_are_one_line_errors(run: Run, tmp_path: Path) -> None:

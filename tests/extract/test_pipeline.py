@@ -227,7 +227,7 @@ def test_a_clip_folder_that_is_gone_stops_the_run_instead_of_failing_every_clip(
 ) -> None:
     root = make_root()
     (root / "clips").rename(root / "elsewhere")
-    with pytest.raises(DatasetError, match=r"the clip folder .* is gone"):
+    with pytest.raises(DatasetError, match=r"the clip folder .* doesn't exist"):
         extract_embeddings(Dataset.open(root), ["train"], tiny(tiny_encoders))
 
 

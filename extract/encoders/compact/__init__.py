@@ -1,1 +1,1 @@
-"""Compact encoders for the demo: a TimeSformer and an AST in HuggingFace format, and `train.py`, which made them."""
+"""Compact encoders for the demo: a TimeSformer and an AST, in HuggingFace format."""

@@ -6,7 +6,7 @@ import pytest
 from alphafuse.data.manifest import Clip
 from alphafuse.data.sources.folder import import_folder
 from alphafuse.data.sources.vggsound import import_vggsound, official_classes, paper_rows, read_vggsound_csv
-from alphafuse.data.splits import Ceiling, carve_split, reachable_ceiling, take_subset
+from alphafuse.data.splits import Ceiling, reachable_ceiling, split_off, take_subset
 from alphafuse.errors import DatasetError
 
 CSV = """\
@@ -176,17 +176,17 @@ def test_subset_is_drawn_in_proportion_to_labels_and_by_whole_source_videos() ->
 
 
 def test_a_new_split_is_balanced_over_labels_and_never_divides_a_source_video() -> None:
-    carved = carve_split(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
-    val = [clip for clip in carved if clip.split == "val"]
+    moved = split_off(_clips(groups=40, labels=4), 0.1, into="val", seed=0)
+    val = [clip for clip in moved if clip.split == "val"]
     assert sorted(clip.label for clip in val) == sorted(f"label {i}" for i in range(4) for _ in range(2))
-    assert not {clip.group for clip in val} & {clip.group for clip in carved if clip.split == "train"}
+    assert not {clip.group for clip in val} & {clip.group for clip in moved if clip.split == "train"}
 
 
 def test_a_new_split_takes_the_last_video_of_a_label_only_if_no_other_is_left() -> None:
-    carved = carve_split(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
-    assert sum(clip.split == "val" for clip in carved) == 4
+    moved = split_off(_clips(groups=4, labels=4), 0.5, into="val", seed=0)
+    assert sum(clip.split == "val" for clip in moved) == 4
     assert reachable_ceiling(
-        [clip.label for clip in carved if clip.split == "train"], [c.label for c in carved if c.split == "val"]
+        [clip.label for clip in moved if clip.split == "train"], [c.label for c in moved if c.split == "val"]
     ) == Ceiling(reachable=0, clips=4)
 
 
@@ -235,7 +235,7 @@ def test_a_folder_csv_gives_labels_splits_and_groups_and_missing_files_are_repor
     [
         ("file,label\na.mp4,x\n", r"first line must be path,label\[,split\]\[,group\]"),
         ("path,label\na.mp4\n", "line 2 has 1 columns instead of 2"),
-        ("path,label,split\na.mp4,x,later\n", "line 2: split 'later' is none of train, val, test"),
+        ("path,label,split\na.mp4,x,later\n", "line 2: split 'later' is not one of train, val, test"),
         ("path,label\n../a.mp4,x\n", "line 2: clip ../a: path .* leaves the clip folder"),
         ("path,label\n", "no clips found"),
     ],
@@ -248,7 +248,7 @@ def test_folder_csv_errors_name_line_and_reason(tmp_path: Path, content: str, me
 
 def test_a_clip_outside_every_class_folder_is_not_skipped_silently(tmp_path: Path) -> None:
     (tmp_path / "stray.mp4").touch()
-    with pytest.raises(DatasetError, match=r"stray.mp4 lies in no class folder"):
+    with pytest.raises(DatasetError, match=r"stray.mp4 is not in a class folder"):
         import_folder(tmp_path, tmp_path / "root")
 
 

@@ -80,7 +80,7 @@ def test_without_labelled_test_clips_the_validation_list_is_test_and_val_is_spli
         assert val and {clip.label for clip in val} == {"washing feet"}  # the other labels have one video each
         assert not {clip.group for clip in val} & {clip.group for clip in train}
     assert report.notes == (
-        "test is the official validation list, for no labelled test clip is here; val is carved out of train by source "
+        "test is the official validation list, because no test clip has a label; val is taken from train by source "
         "video",
         "2 listed clips have no label and are not used",
     )
@@ -169,8 +169,8 @@ def test_source_videos_with_clips_in_several_splits_are_counted(lists: Path, cli
         (HEADER, "lists no clips"),
         (HEADER + "a,---QUuC4vJs,84,94\n", "line 2 has 4 columns instead of 5"),
         (HEADER + "cut, not,---QUuC4vJs,84,94,train\n", "line 2 has 6 columns instead of 5"),
-        (HEADER + "a,../../etc/pas,84,94,train\n", r"line 2: '\.\./\.\./etc/pas' is no YouTube id"),
-        (HEADER + "a,#NAME?,84,94,train\n", r"'#NAME\?' is no YouTube id \(spreadsheets spoil those"),
+        (HEADER + "a,../../etc/pas,84,94,train\n", r"line 2: '\.\./\.\./etc/pas' is not a YouTube id"),
+        (HEADER + "a,#NAME?,84,94,train\n", r"'#NAME\?' is not a YouTube id \(spreadsheets damage ids"),
         (HEADER + "a,---QUuC4vJs,84.5,94,train\n", "line 2: times '84.5,94' are not whole numbers of seconds"),
         (HEADER + "a,---QUuC4vJs,-1,9,train\n", "times '-1,9' are not whole"),
         (HEADER + "a,---QUuC4vJs,1234567,9,train\n", "times '1234567,9' are not whole"),
@@ -247,7 +247,7 @@ def test_data_kinetics_prints_the_splits_and_leaves_out_clips_without_audio_on_r
     assert code == 0 and err == "", err
     assert "kinetics: 7 clips in 3 classes" in out
     assert f"left out: 1 clips (no audio stream: 1; all in {root / 'left_out.csv'})" in out
-    assert "  test is the official validation list, for no labelled test clip is here; val is carved out" in out
+    assert "  test is the official validation list, because no test clip has a label; val is taken from" in out
     assert "  2 listed clips have no label and are not used" in out
     assert f"next: alphafuse extract --split all --root {root}" in out
     assert (root / "left_out.csv").read_text() == "clip_id,reason\naaaaaaaaaaa_000005_000015,no audio stream\n"

@@ -244,7 +244,7 @@ def test_data_ucf101_prints_splits_missing_clips_left_out_clips_and_the_next_com
     assert "ucf101: 4 clips in 2 classes" in out
     assert f"missing: 1 of 8 listed clips have no file, such as v_ApplyEyeMakeup_g09_c01 (all in {root}" in out
     assert "left out: 3 clips (no audio stream: 2; can't be opened: " in out and "left_out.csv)" in out
-    assert "test is official split 1; val is carved out of train by group" in out
+    assert "test is official split 1; val is taken from train by group" in out
     assert f"next: alphafuse extract --split all --root {root}" in out
     assert len(Dataset.open(root).manifest) == 4
 

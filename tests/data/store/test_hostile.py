@@ -211,14 +211,14 @@ def no_space(shard: h5py.File) -> None:
 
 DEEP = "[" * 100_000 + "]" * 100_000
 HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
-    "soft link": (soft_link, "/streams/ast/features is a link elsewhere"),
-    "soft link to itself": (soft_cycle, "/streams/ast/features is a link elsewhere"),
-    "external link": (external_link, "/streams/ast/features is a link elsewhere"),
-    "external storage": (external_storage, "elsewhere: shards are contiguous"),
-    "text in another file": (external_storage_of_text, "elsewhere: shards are contiguous"),
-    "virtual dataset": (virtual, "virtual or elsewhere: shards are contiguous"),
+    "soft link": (soft_link, "/streams/ast/features is a link to another file"),
+    "soft link to itself": (soft_cycle, "/streams/ast/features is a link to another file"),
+    "external link": (external_link, "/streams/ast/features is a link to another file"),
+    "external storage": (external_storage, "in another file: shards are contiguous"),
+    "text in another file": (external_storage_of_text, "in another file: shards are contiguous"),
+    "virtual dataset": (virtual, "virtual or in another file: shards are contiguous"),
     "a group inside itself": (hard_cycle, "it has no /failures/stream"),
-    "a cycle beside": (cycle_beside, "/ holds something else than"),
+    "a cycle beside": (cycle_beside, "/ holds objects other than"),
     "a type": (committed_type, "/streams/ast/features is not a dataset"),
     "a group for features": (
         lambda s: (s.pop(FEATURES), s.create_group(FEATURES)),
@@ -280,8 +280,11 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "more windows": (replaced("windows", data=np.zeros((4, 2))), "for 4 windows"),
     "bytes in halves": (replaced("bytes", data=np.ones(3)), "/bytes is not int64"),
     "digests in numbers": (replaced("digest", data=np.arange(3)), "/digest is not text"),
-    "a stream without a recipe": (lambda s: s.create_group("streams/clap"), "/streams holds something else than"),
-    "something beside the features": (lambda s: s.create_group("streams/ast/x"), "/streams/ast holds something else"),
+    "a stream without a recipe": (lambda s: s.create_group("streams/clap"), "/streams holds objects other than"),
+    "something beside the features": (
+        lambda s: s.create_group("streams/ast/x"),
+        "/streams/ast holds objects other than",
+    ),
     "text of variable length": (variable("clip_id"), "/clip_id is of variable length"),
     "labels of variable length": (variable("labels"), "/labels is of variable length"),
     "groups of variable length": (variable("group"), "/group is of variable length"),
@@ -293,7 +296,10 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "a damaged heap of text": (variable("clip_id", damaged=True), "/clip_id is of variable length"),
     "a damaged heap of failures": (variable("failures/reason", damaged=True), "/failures/reason is of variable length"),
     "a damaged heap of recipes": (variable_attribute("recipes", damaged=True), "recipes is of variable length"),
-    "a damaged heap of a virtual dataset": (virtual_with_damaged_heap, "virtual or elsewhere: shards are contiguous"),
+    "a damaged heap of a virtual dataset": (
+        virtual_with_damaged_heap,
+        "virtual or in another file: shards are contiguous",
+    ),
     "turned text": (
         replaced("labels", data=texts(json.dumps(["\u202egpj.exe"]), *['["b"]', '["c"]'])),
         r"has '\\u202egpj.exe'",
@@ -314,7 +320,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "a list": (recipes_of([1]), "recipes is not a json object"),
     "recipes of others": (recipes_of({"\nx": {}}), r"recipes of unknown modality '\\nx'"),
     "recipes that are text": (recipes_of({"ast": "x"}), "recipes of ast are not a json object"),
-    "recipes of one": (recipes_of({"ast": {}}), "/streams holds something else than ast"),
+    "recipes of one": (recipes_of({"ast": {}}), "/streams holds objects other than ast"),
     "not a number": (recipes_of('{"ast": {"x": NaN}, "timesformer": {}}'), "NaN is not json"),
     "deep json": (recipes_of({"ast": {"x": json.loads("[" * 30 + "]" * 30)}, "timesformer": {}}), "nested deeper"),
     "absurdly deep json": (recipes_of('{"ast": ' + "[" * 25_000), "recursion|Recursion"),
@@ -712,8 +718,8 @@ def test_any_dataset_json_is_a_root_or_a_one_line_error(changed: dict, absent: s
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"classes": [["dog"]]}, r"has '\['dog'\]', which is no text"),
-        ({"classes": ["dog", "d\nog"]}, r"has 'd\\nog', which is no text, empty, longer"),
+        ({"classes": [["dog"]]}, r"has '\['dog'\]', which is not text"),
+        ({"classes": ["dog", "d\nog"]}, r"has 'd\\nog', which is not text, is empty, longer"),
         ({"classes": ["dog", "dog"]}, "lists a class twice"),
         ({"classes": ["x" * 4000 + str(i) for i in range(20)]}, "unknown label 'dog'"),
         ({"clips": "a\0b"}, r"has 'a\\x00b'"),

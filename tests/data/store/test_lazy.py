@@ -380,7 +380,7 @@ def test_an_empty_store_and_a_clip_requested_twice_are_store_errors(store: Embed
         store.open_rows(clips(["a"]))
     assert store.dims() == {}
     write(store, ["a"])
-    with pytest.raises(StoreError, match="clip_id 'a' is asked for twice"):
+    with pytest.raises(StoreError, match="clip_id 'a' is requested twice"):
         store.open_rows(clips(["a", "b", "a"]))
 
 

@@ -211,7 +211,9 @@ def test_a_machine_without_access_to_the_clips_or_the_store_is_an_error(
     tmp_path: Path, files: Path, names: dict[str, str]
 ) -> None:
     elsewhere = tmp_path / "mounted elsewhere"
-    with pytest.raises(DatasetError, match=r"mounted elsewhere isn't there on \S+: every machine of the cluster must"):
+    with pytest.raises(
+        DatasetError, match=r"mounted elsewhere doesn't exist on \S+: every machine of the cluster must"
+    ):
         stages.DecodeBlock(decoding(names, elsewhere))
     older = {"alphafuse": "0.0.9"}
     with pytest.raises(ClusterError, match=r"has alphafuse \d\S+, the machine that .* has 0\.0\.9: install the same"):
@@ -468,7 +470,7 @@ def test_an_interrupt_during_a_commit_does_not_request_it_twice() -> None:
     committer = ray_engine._Committer(InstantRay(), commit, 0.0)
     committer.add(SimpleNamespace(block_refs=["block"], size_bytes=lambda: 1))
     with pytest.raises(KeyboardInterrupt):
-        committer.look()
+        committer.poll()
     committer.finish()
     assert asked == [["block"]] and committer.done == {7}
 
@@ -546,7 +548,7 @@ def test_a_failure_on_a_node_is_a_one_line_error_of_the_driver(
     with connected(cluster.address), monkeypatch.context() as patched:
         # a folder that the driver sees and the nodes don't
         patched.setattr(Dataset, "require_clips", lambda dataset: None)
-        with pytest.raises(DatasetError, match=r"the clip folder .*nowhere isn't there on"):
+        with pytest.raises(DatasetError, match=r"the clip folder .*nowhere doesn't exist on"):
             extract_embeddings(replace(dataset, clip_folder=tmp_path / "nowhere"), ["train"], how)
     assert list(store.iterdir()) == []
     with pytest.raises(ClusterError, match=r"no Ray cluster at '127\.0\.0\.1:1' \(.*\): start one with `ray start"):
