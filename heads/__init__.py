@@ -1,4 +1,4 @@
-"""Stage two: embeddings in, heads and figures out.
+"""Stage two: train and evaluate fusion heads on cached embeddings.
 
     model       what a head is: experiment, transforms, fusion, layers
     training    many heads at once, each a function of its seed
