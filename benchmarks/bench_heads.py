@@ -410,7 +410,7 @@ def _stacks(sizes: Sizes, measure: Measure) -> Part:
         ),
         (
             f"Training stacks up to {training.STACK_CPU} heads of at most {training.SMALL_HEAD:,} weights on the CPU. "
-            f"It takes threads up to {training.THREADS_AT_MOST} cores and for steps of more than "
+            f"It takes threads up to {training.MAX_THREADS} cores and for steps of more than "
             f"{1000 * training.SMALL_STEP_SECONDS:g} ms, else processes where they save more than "
             f"{training.PROCESS_START_SECONDS:g} s.",
             "A step of a head: wall time over heads and steps, all workers at work; without the start of processes.",
@@ -426,7 +426,7 @@ def _stacks_all(sizes: Sizes, turn: Turn) -> dict[str, float]:
     workers = max(2, joblib.cpu_count())
     heads = max(sizes.stack_sizes) * workers
     threads = {"PROCESS_START_SECONDS": math.inf}
-    processes = {"PROCESS_START_SECONDS": -math.inf, "SMALL_STEP_SECONDS": math.inf, "THREADS_AT_MOST": 1}
+    processes = {"PROCESS_START_SECONDS": -math.inf, "SMALL_STEP_SECONDS": math.inf, "MAX_THREADS": 1}
 
     def train(shape: Shape, count: int, epochs: int, **constants: float) -> float:
         train_clips, val, config = _paper_size(sizes, shape.hidden)

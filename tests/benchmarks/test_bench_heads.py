@@ -187,7 +187,7 @@ def test_plain_loop_trains_and_scikit_learn_trains_all_epochs() -> None:
 
 
 def test_constants_of_training_are_as_before_after_stacks_were_measured(quick: tuple[Bench, list[str]]) -> None:
-    assert (training.STACK_CPU, training.SMALL_HEAD, training.THREADS_AT_MOST) == (4, 400_000, 4)
+    assert (training.STACK_CPU, training.SMALL_HEAD, training.MAX_THREADS) == (4, 400_000, 4)
     assert (training.SMALL_STEP_SECONDS, training.PROCESS_START_SECONDS) == (0.01, 5.0)
 
 
