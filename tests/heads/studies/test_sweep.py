@@ -53,7 +53,7 @@ def test_alphas_are_decimal_and_include_the_end(text: str, alphas: tuple[float, 
 
 @pytest.mark.parametrize("text", ["", "a:b:c", "0:1", "0:1:0", "1:0:0.1", "0:1:1e-9", "0:inf:1"])
 def test_alphas_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ExperimentError, match=r"are no alphas|means \d+ alphas"):
+    with pytest.raises(ExperimentError, match=r"invalid alphas|means \d+ alphas"):
         parse_alphas(text)
 
 
