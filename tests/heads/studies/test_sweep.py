@@ -131,7 +131,7 @@ def test_of_equal_accuracies_the_least_loss_is_chosen(found: Sweep) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"on": (), "alphas": (1.0,)}, "needs something to transform"),
+        ({"on": (), "alphas": (1.0,)}, "needs modalities and alphas"),
         ({"on": ("ast",), "alphas": (1.0, 1.0)}, "occurs twice"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqrt"}, r"'sqrt' takes no alpha to sweep: choose from power"),
         ({"on": ("sound",), "alphas": (1.0,)}, "unknown modality 'sound'"),
