@@ -384,7 +384,7 @@ def _start(sizes: Sizes, measure: Measure) -> Part:
 
 
 def _start_small(sizes: Sizes, turn: Turn) -> dict[str, float]:
-    imports = time.time() - turn.asked
+    imports = time.time() - turn.requested
     train, val, config = _paper_size(sizes)
     settings = TrainSettings(epochs=sizes.epochs, device="cpu")
     clock, start = Clock(), time.perf_counter()

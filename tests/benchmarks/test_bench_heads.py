@@ -132,7 +132,7 @@ def test_promises_are_met_or_missed_and_said_so() -> None:
     slow = Figure("slow", "s", (3.5, 2.9, 4.0), most=3.0)
     assert (fast.is_met, slow.is_met, Figure("free", "s", (1.0,)).is_met) == (True, False, None)
     part = Part("start", "setup", (fast, slow), ("a note",))
-    text = format_bench(Bench("Heads on the CPU", Machine.at_hand(), (part,), 3, False, 60.0))
+    text = format_bench(Bench("Heads on the CPU", Machine.current(), (part,), 3, False, 60.0))
     assert "4.50 x  3.90..5.00  at least 4.00: met" in text
     assert "3.50 s  2.90..4.00  at most 3.00: missed" in text
     assert "a note" in text

@@ -10,7 +10,7 @@ from measuring import Turn
 
 def who_and_when(turn: Turn) -> dict[str, float]:
     """Who measured, in which turn, and how long after it was asked for."""
-    return {"process": os.getpid(), "turn": turn.number, "waited": time.time() - turn.asked}
+    return {"process": os.getpid(), "turn": turn.number, "waited": time.time() - turn.requested}
 
 
 def die(turn: Turn) -> dict[str, float]:
