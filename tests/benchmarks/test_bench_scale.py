@@ -199,7 +199,7 @@ def test_a_thousand_nodes_are_simulated_and_a_seed_decides_everything() -> None:
 
 def test_a_run_whose_failures_come_faster_than_its_work_is_given_up() -> None:
     hopeless = replace(PLAIN, node_hours=0.0003, node_return_seconds=1.0)  # a node lives for a second, a step takes six
-    with pytest.raises(ClusterError, match=r"comes to no end: 0 of 30 clips are stored after \d+ h"):
+    with pytest.raises(ClusterError, match=r"does not finish: 0 of 30 clips are stored after \d+ h"):
         simulate(hopeless)
 
 
