@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from alphafuse.report.extract import duration
-from alphafuse.report.plan import number
+from alphafuse.report.plan import duration, number
 from alphafuse.report.tables import aligned
 
 if TYPE_CHECKING:

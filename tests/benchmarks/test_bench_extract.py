@@ -86,8 +86,8 @@ def test_both_engines_are_measured(clips: Path) -> None:
     assert [figure.name for figure in found.figures] == [
         "local engine, warm",
         "ray engine, warm",
-        "local engine, most memory of all",
-        "ray engine, most memory of all",
-        "time per clip, Ray's by the local engine's",
+        "local engine, peak memory",
+        "ray engine, peak memory",
+        "time per clip, Ray / local engine",
     ]
     assert all(figure.median > 0 for figure in found.figures)
