@@ -1,6 +1,6 @@
 """The configuration of a head, as plain values; each field and each check is defined here once.
 
-    Experiment      what is fused and how; it differs between the heads of a study
+    Experiment      modalities, transform and fusion; they differ between the heads of a study
     HeadSettings    the rest of the head: hidden layers, dropout, normalisation, absent embeddings
     HeadConfig      everything that determines a head's shape and function: dimensions, classes, both of the above
 
@@ -45,7 +45,7 @@ def check_fusion(name: str, modalities: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is fused, and how.
+    """An experiment: the modalities that a head fuses, the transform, the fusion, and variants of the training.
 
     Attributes:
         transform: name of an entry of `TRANSFORMS`.
@@ -264,7 +264,7 @@ class HeadConfig:
     Attributes:
         dims: modality -> dimension of its embeddings; those that the experiment doesn't read are left out.
         classes: labels in the order of the logits.
-        experiment: what is fused, and how.
+        experiment: modalities, transform and fusion.
         settings: hidden layers and the rest; of a subclass of `HeadSettings`, only `HeadSettings`' own fields are kept.
 
     Raises:
@@ -322,8 +322,8 @@ class HeadConfig:
         experiment = self.experiment
         alpha = "" if experiment.alpha is None else f" (alpha {experiment.alpha:g})"
         transformed = f"{experiment.transform}{alpha} on {experiment.on}" if experiment.on else "untransformed"
-        what = f"{transformed}, {experiment.fusion} of {' and '.join(self.modalities)}"
-        return what if self.normalize == "none" else f"{what}, {self.normalize}"
+        description = f"{transformed}, {experiment.fusion} of {' and '.join(self.modalities)}"
+        return description if self.normalize == "none" else f"{description}, {self.normalize}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields, json-able: dims, classes, experiment, settings."""
