@@ -1,8 +1,8 @@
-"""Every benchmark in its quick form, one after the other: `make bench`. It shows that they work; figures say nothing.
+"""Run every benchmark with small sizes, to check that all of them work: `make bench`. The figures mean nothing.
 
     python benchmarks/bench_all.py
 
-README.md beside this file says how to run each in earnest.
+README.md in this folder says how to run each at full size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Run them; the exit code is that of the first which fails."""
+    """Run all benchmarks; exit with the code of the first that fails."""
     with tempfile.TemporaryDirectory(prefix="alphafuse-bench-") as name:
         folder = Path(name)
         write_demo_clips(folder, clips_per_class=1)
@@ -32,9 +32,9 @@ def main() -> None:
         for script, *options in commands:
             words = [sys.executable, str(HERE / script), *map(str, options)]
             print(f"$ python benchmarks/{script} {' '.join(map(str, options))}", flush=True)
-            began = time.monotonic()
+            start = time.monotonic()
             code = subprocess.run(words, check=False).returncode
-            print(f"  {time.monotonic() - began:.0f} s\n", flush=True)
+            print(f"  {time.monotonic() - start:.0f} s\n", flush=True)
             if code:
                 sys.exit(code)
 

@@ -1,7 +1,7 @@
-"""What a clip costs from the manifest to trained heads, in memory and in time: part "clips" of bench_heads.py.
+"""Memory and time per clip from the manifest to trained heads: part "clips" of bench_heads.py.
 
-A root is written whose embeddings are small, so that what is held per clip shows beside them: its store is sorted by
-class, in many shards, which is hardest on streaming. Then heads are trained from it, in a process of their own.
+Writes a root with small embeddings, so that the other memory per clip is visible. Its store is sorted by class, in many
+shards, which is the hardest case for streaming. Then trains heads from it in a new process.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from alphafuse.heads.model.config import HeadConfig
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 
-SHARD_ROWS = 10_000  # about what extraction commits at a time
-CENTRE_DISTANCE = 4.0  # between two classes' centres, in standard deviations of a class: not all clips can be told
-DRAWN_CENTRES = 7  # seed
+SHARD_ROWS = 10_000  # about the size of a shard of extraction
+CENTRE_DISTANCE = 4.0  # between two classes' centres, in standard deviations of a class: classes overlap
+CENTRES_SEED = 7
 
-UNITS = {  # of what `train_from_root` measures
+UNITS = {  # quantities of `train_from_root` -> unit
     "reading the manifest": "us per clip",
-    "looking through the stores": "us per clip",
+    "finding clips in the stores": "us per clip",
     "an epoch of all heads": "us per clip",
-    "memory, at most, once the manifest is read": "bytes per clip",
-    "memory, at most, once heads are trained": "bytes per clip",
-    "process with its imports, at most": "MB",
+    "peak memory until the manifest is read": "bytes per clip",
+    "peak memory until heads are trained": "bytes per clip",
+    "peak memory with imports": "MB",
     "accuracy": "%",
 }
 
 
 class ClipsSize(NamedTuple):
-    """How large the root is, and what is trained on it.
+    """Size of the root, and of the training on it.
 
     Attributes:
-        clips, eval_clips: of train, and of val and test each.
-        dim: of each of the two modalities.
-        classes, hidden, heads, epochs, batch_size: what is trained; the first epoch isn't counted.
-        memory_gb: for features while streaming.
+        clips: training clips.
+        eval_clips: clips of val and of test.
+        dim: dimension of each of the two modalities.
+        classes, hidden, heads, epochs, batch_size: settings of the training; the first epoch isn't counted.
+        memory_gb: memory for features while streaming.
     """
 
     clips: int = 1_000_000
@@ -63,7 +64,7 @@ class ClipsSize(NamedTuple):
 
 
 def write_root(folder: Path, size: ClipsSize) -> Dataset:
-    """A root named "bench" whose stores are filled, sorted by class; of the clips themselves there are none."""
+    """Write a root named "bench" with filled stores, sorted by class; the clips' files don't exist."""
     classes = tuple(f"class {i}" for i in range(size.classes))
     columns = [TextsBuilder() for _ in range(4)]
     for split, count in _counts(size).items():
@@ -76,15 +77,15 @@ def write_root(folder: Path, size: ClipsSize) -> Dataset:
     manifest = Manifest(Clips.of_columns(clip_ids, files, labels_of, splits, groups_of))
     dataset = Dataset.create(folder, manifest, name="bench", clip_folder=folder / "clips", classes=classes)
     width = len(MODALITIES) * size.dim
-    centres = np.random.default_rng(DRAWN_CENTRES).standard_normal((size.classes, width), dtype=np.float32)
+    centres = np.random.default_rng(CENTRES_SEED).standard_normal((size.classes, width), dtype=np.float32)
     centres *= CENTRE_DISTANCE / math.sqrt(2 * width)
     recipes: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
     for number, (split, count) in enumerate(_counts(size).items()):
-        draws, store = np.random.default_rng(number), EmbeddingStore(folder / "stores" / split)
+        rng, store = np.random.default_rng(number), EmbeddingStore(folder / "stores" / split)
         for start in range(0, count, SHARD_ROWS):
             stop = min(start + SHARD_ROWS, count)
             targets = np.arange(start, stop) * size.classes // count
-            x = centres[targets] + draws.standard_normal((stop - start, width), dtype=np.float32)
+            x = centres[targets] + rng.standard_normal((stop - start, width), dtype=np.float32)
             features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
             of_shard = [tuple(column) for column in _names(split, start, stop, count, classes)]
             store.write(Embeddings(of_shard[0], of_shard[1], of_shard[2], features, recipes=recipes))
@@ -96,7 +97,7 @@ def _counts(size: ClipsSize) -> dict[str, int]:
 
 
 def _names(split: str, start: int, stop: int, count: int, classes: Sequence[str]) -> tuple[list[str], ...]:
-    """clip_ids, labels and groups of a stretch of a split's clips: names as long as VGGSound's."""
+    """Return clip_ids, labels and groups of a range of a split's clips; ids are as long as VGGSound's."""
     rows = range(start, stop)
     groups = [f"{split[:2]}{i:09d}" for i in rows]
     ids = [f"{group}_{i % 600:06d}" for group, i in zip(groups, rows, strict=True)]
@@ -104,7 +105,7 @@ def _names(split: str, start: int, stop: int, count: int, classes: Sequence[str]
 
 
 def train_from_root(size: ClipsSize, folder: Path, turn: Turn, *, memory_gb: float | None) -> dict[str, float]:
-    """Open the root and train: seconds and bytes of each step, this process's own at most."""
+    """Open the root and train; return the time per clip of each step and the peak memory of this process."""
     way = "in memory" if memory_gb is None else "streamed"
     settings = TrainSettings(
         epochs=size.epochs,
@@ -128,10 +129,10 @@ def train_from_root(size: ClipsSize, folder: Path, turn: Turn, *, memory_gb: flo
     per_epoch = clock.seconds_per_epoch(size.heads)
     return {
         f"reading the manifest, {way}": 1e6 * opened / clips,
-        f"looking through the stores, {way}": 1e6 * located / (size.clips + size.eval_clips),
+        f"finding clips in the stores, {way}": 1e6 * located / (size.clips + size.eval_clips),
         f"an epoch of all heads, {way}": 1e6 * per_epoch / size.clips,
-        f"memory, at most, once the manifest is read, {way}": manifest_bytes / clips,
-        f"memory, at most, once heads are trained, {way}": peak.grown_bytes / size.clips,
-        f"process with its imports, at most, {way}": (imports + peak.grown_bytes) / 1e6,
+        f"peak memory until the manifest is read, {way}": manifest_bytes / clips,
+        f"peak memory until heads are trained, {way}": peak.grown_bytes / size.clips,
+        f"peak memory with imports, {way}": (imports + peak.grown_bytes) / 1e6,
         f"accuracy, {way}": 100 * float(np.mean([one.history.val_accuracy[-1] for one in trained])),
     }

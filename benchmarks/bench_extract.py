@@ -1,15 +1,15 @@
-"""How fast stage one is, measured on the machine at hand and on clips of yours.
+"""Speed of stage one on this machine, with your clips.
 
     python benchmarks/bench_extract.py --clips /data/vggsound --part decode
 
-    decode      8 frames and the waveform of a clip, against decoding everything and against torchcodec
-    models      both full-size encoders, against HuggingFace's forward passes and the machine's rate of matrix products
-    overlap     extraction as a whole: wall time x cores by the seconds of decoding and models
-    memory      of all processes, over many clips
+    decode      8 frames and the waveform of a clip, compared with decoding everything and with torchcodec
+    models      both full-size encoders, compared with HuggingFace's forward passes and with matrix products
+    overlap     the whole extraction: wall time x cores / seconds of decoding and models
+    memory      memory of all processes, over many clips
     engines     the local engine and Ray on this machine, over many clips
 
-Weights are random: speed does not depend on them. Contenders are measured in turns, each in a new process, and a ratio
-is taken within a turn.
+Weights are random, because speed does not depend on them. Contenders run in turns, each in a new process; ratios are
+taken within a turn.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ MODALITIES_SHOWN = {"timesformer": "TimeSformer", "ast": "AST"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the measurements are.
+    """Sizes of the measurements.
 
     Attributes:
-        decode_clips: decoded by each contender.
-        model_clips: embedded by each contender, per core.
-        matrix, matrix_seconds: width of the square matrices that the machine's rate is measured with, and how long.
-        overlap_clips: extracted per core.
-        memory_clips, engine_clips: extracted with the compact encoders.
-        full_size: whether the models are.
+        decode_clips: clips that each contender decodes.
+        model_clips: clips that each contender embeds, per core.
+        matrix, matrix_seconds: width of the square matrices in part "models", and duration of that measurement.
+        overlap_clips: clips to extract per core in part "overlap".
+        memory_clips, engine_clips: clips to extract with the compact encoders in parts "memory" and "engines".
+        full_size: whether the models are the full-size ones.
     """
 
     decode_clips: int = 60
@@ -88,7 +88,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(  # to see that everything works; its figures say nothing
+QUICK = Sizes(  # to check that everything works; the figures mean nothing
     decode_clips=2,
     model_clips=1,
     matrix=64,
@@ -108,18 +108,18 @@ def bench_extract(
     quick: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Bench:
-    """Measure how fast extraction is here.
+    """Measure the speed of extraction on this machine.
 
     Args:
-        clips: a folder with video files, sub-folders included.
-        parts: entries of `PARTS`; empty for all.
-        repeats: turns, at least 1.
-        quick: small sizes, to see that it works.
-        progress: called with what is about to be measured.
+        clips: folder with video files, also in sub-folders.
+        parts: names of entries of `PARTS`; empty for all.
+        repeats: number of turns, at least 1.
+        quick: whether to use small sizes, to check that everything works.
+        progress: called with a description of each measurement before it starts.
 
     Raises:
-        DatasetError: no video files in the folder.
-        ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
+        DatasetError: the folder has no video files.
+        ExperimentError: an unknown part, fewer than 1 turn, or a measurement whose process was killed.
 
     >>> from bench_extract import bench_extract
     >>> bench_extract("demo/clips", ["decode"]).parts[0]  # doctest: +SKIP
@@ -147,42 +147,42 @@ def _decode(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     if has_torchcodec:
         contenders["torchcodec"] = partial(_decode_torchcodec, chosen)
     else:
-        notes.append("torchcodec is not installed here: `pip install torchcodec` beside FFmpeg's libraries to compare")
+        notes.append("torchcodec is not installed: run `pip install torchcodec` (needs FFmpeg's libraries) to compare")
     found = measure(contenders)
     figures = [
         Figure("alphafuse", "ms/clip", found["alphafuse"]),
-        Figure("as extraction does it (resized, no more sound than is looked at)", "ms/clip", found["worker"]),
+        Figure("as in extraction (resized, only the sound that AST uses)", "ms/clip", found["worker"]),
         Figure("clips per second and core", "", tuple(1e3 / value for value in found["worker"])),
         Figure("decoding everything", "x", ratios(found["everything"], found["alphafuse"])),
     ]
     if has_torchcodec:
         figures.append(Figure("torchcodec", "x", ratios(found["torchcodec"], found["alphafuse"]), least=1.7))
-    same = Figure("clips whose frames are those of decoding everything", "%", found["identical"], least=100.0)
+    same = Figure("clips with the same frames as decoding everything", "%", found["identical"], least=100.0)
     return Part("decode", f"{len(chosen)} clips, {FRAMES} frames", (*figures, same), tuple(notes))
 
 
 def _decode_ours(files: Sequence[Path], turn: Turn) -> dict[str, float]:
     decode_clip(files[0], frames=FRAMES)
-    began = time.process_time()
+    start = time.process_time()
     for path in files:
         decode_clip(path, frames=FRAMES)
-    ours = time.process_time() - began
+    ours = time.process_time() - start
     specs = {"timesformer": FrameSpec(), "ast": AudioSpec()}
-    began = time.process_time()
+    start = time.process_time()
     for path in files:
         decode_inputs((path, ("timesformer", "ast")), specs=specs, device_resizes=False)  # type: ignore[arg-type]
-    worker = time.process_time() - began
+    worker = time.process_time() - start
     return {"alphafuse": 1e3 * ours / len(files), "worker": 1e3 * worker / len(files)}
 
 
 def _decode_everything(files: Sequence[Path], turn: Turn) -> dict[str, float]:
     _frames_of_everything(files[0])
-    began = time.process_time()
+    start = time.process_time()
     frames = []
     for path in files:
         frames.append(_frames_of_everything(path))
         decode_clip(path, frames=FRAMES, picture=False)
-    seconds = time.process_time() - began
+    seconds = time.process_time() - start
     identical = 0
     for path, expected in zip(files, frames, strict=True):
         ours = decode_clip(path, frames=FRAMES, sound=False).frames
@@ -193,7 +193,7 @@ def _decode_everything(files: Sequence[Path], turn: Turn) -> dict[str, float]:
 
 
 def _frames_of_everything(path: Path) -> np.ndarray | None:
-    """The frames, the plain way: decode all of them one after the other, then choose."""
+    """Decode all frames in sequence, then select the sampled ones."""
     import av
 
     with av.open(str(path)) as container:
@@ -216,12 +216,12 @@ def _decode_torchcodec(files: Sequence[Path], turn: Turn) -> dict[str, float]:
         video.get_frames_at(frame_indices(video.metadata.num_frames, FRAMES).tolist())
         AudioDecoder(str(path), sample_rate=16_000, num_channels=1).get_all_samples()
 
-    usable = [path for path in files if _has_both(path)]  # it has no way to say that a stream is missing but raising
+    usable = [path for path in files if _has_both(path)]  # torchcodec raises an error if a stream is missing
     decode(usable[0])
-    began = time.process_time()
+    start = time.process_time()
     for path in usable:
         decode(path)
-    return {"torchcodec": 1e3 * (time.process_time() - began) / len(usable)}
+    return {"torchcodec": 1e3 * (time.process_time() - start) / len(usable)}
 
 
 def _has_both(path: Path) -> bool:
@@ -245,26 +245,26 @@ def _models(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     figures = [Figure("torch.mm on all cores", "GFLOP/s", found["gflops"])]
     for modality, shown in MODALITIES_SHOWN.items():
         flops = model_flops(configs[modality])
-        for who, least in (("alphafuse", 90.0), ("HuggingFace", None)):
-            seconds = found[f"{who} {modality}"]
+        for library, least in (("alphafuse", 90.0), ("HuggingFace", None)):
+            seconds = found[f"{library} {modality}"]
             rates = tuple(100 * flops / 1e9 / s / rate for s, rate in zip(seconds, found["gflops"], strict=True))
-            figures.append(Figure(f"{shown}, {who}: of torch.mm's rate", "%", rates, least=least))
+            figures.append(Figure(f"{shown}, {library}: share of torch.mm's rate", "%", rates, least=least))
     sums = {
-        who: tuple(sum(pair) for pair in zip(found[f"{who} timesformer"], found[f"{who} ast"], strict=True))
-        for who in ("alphafuse", "HuggingFace")
+        library: tuple(sum(pair) for pair in zip(found[f"{library} timesformer"], found[f"{library} ast"], strict=True))
+        for library in ("alphafuse", "HuggingFace")
     }
     figures += [
         Figure("both models, alphafuse", "s/clip", sums["alphafuse"]),
         Figure("HuggingFace", "x", ratios(sums["HuggingFace"], sums["alphafuse"]), least=1.1),
-        Figure("largest difference of embeddings from HuggingFace's", "1e-6", found["difference"], most=10.0),
+        Figure("largest difference from HuggingFace's embeddings", "1e-6", found["difference"], most=10.0),
     ]
     return Part(
         "models",
-        f"float32, random weights, {cores} cores; alphafuse a clip per core, HuggingFace clip by clip on all cores",
+        f"float32, random weights, {cores} cores; alphafuse one clip per core, HuggingFace one clip on all cores",
         tuple(figures),
         (
-            "rates count the products of HuggingFace's whole forward pass; for the same embedding alphafuse does 11% "
-            "fewer in TimeSformer, 8% in AST",
+            "rates count the products of HuggingFace's whole forward pass; for the same embedding alphafuse computes "
+            "11% fewer in TimeSformer, 8% fewer in AST",
         ),
     )
 
@@ -278,7 +278,7 @@ def _matrix_rate(sizes: Sizes, turn: Turn) -> dict[str, float]:
 
 
 def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
-    """Seconds per clip, all cores at work on clips of their own."""
+    """Measure seconds per clip, while each core embeds its own clips."""
     embedder = _embedder(sizes)
     inputs = _random_inputs(sizes)
     found = {}
@@ -286,9 +286,9 @@ def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
         for modality, encoder in embedder.encoders.items():
             clip = [inputs[modality]]
             list(pool.map(encoder.embed, [clip] * embedder.threads))
-            began = time.perf_counter()
+            start = time.perf_counter()
             list(pool.map(encoder.embed, [clip] * (sizes.model_clips * embedder.threads)))
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             found[f"alphafuse {modality}"] = seconds / (sizes.model_clips * embedder.threads)
     made = {modality: encoder.embed([inputs[modality]]) for modality, encoder in embedder.encoders.items()}
     expected = _huggingface_embeddings(_huggingface(sizes), inputs, sizes)
@@ -297,16 +297,16 @@ def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
 
 
 def _models_huggingface(sizes: Sizes, turn: Turn) -> dict[str, float]:
-    """Seconds per clip of HuggingFace's forward passes as they come, with PyTorch's own number of threads."""
+    """Measure seconds per clip of HuggingFace's forward passes, with PyTorch's default number of threads."""
     models, inputs = _huggingface(sizes), _random_inputs(sizes)
     found = {}
     for modality in models:
         one = {modality: models[modality]}
         _huggingface_embeddings(one, inputs, sizes)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(2 * sizes.model_clips):
             _huggingface_embeddings(one, inputs, sizes)
-        found[f"HuggingFace {modality}"] = (time.perf_counter() - began) / (2 * sizes.model_clips)
+        found[f"HuggingFace {modality}"] = (time.perf_counter() - start) / (2 * sizes.model_clips)
     return found
 
 
@@ -364,11 +364,11 @@ def _overlap(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     count = sizes.overlap_clips * cores
     found = measure({"extraction": partial(_extract_all, sizes, files, count)})
     figures = (
-        Figure("wall time x cores by seconds of decoding and models", "", found["overlap"], most=1.15),
+        Figure("wall time x cores / seconds of decoding and models", "", found["overlap"], most=1.15),
         Figure("extraction", "clips/s", found["clips_per_second"]),
         Figure("decoding, per core", "clips/s", found["decode_rate"]),
         Figure("both models, per core", "clips/s", found["embed_rate"]),
-        Figure("cores that decode what one core embeds", "", found["cores_per_device"]),
+        Figure("decode cores per embedding core", "", found["cores_per_device"]),
     )
     return Part(
         "overlap",
@@ -398,8 +398,8 @@ def _extract_all(sizes: Sizes, files: Sequence[Path], count: int, turn: Turn) ->
 def _memory(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     found = measure({"extraction": partial(_watch_memory, sizes, files)})
     figures = (
-        Figure("most memory, all processes", "MB", found["peak"]),
-        Figure("most in the last quarter by most in the second", "x", found["growth"], most=1.05),
+        Figure("peak memory, all processes", "MB", found["peak"]),
+        Figure("peak of the last quarter / peak of the second", "x", found["growth"], most=1.05),
         Figure("extraction", "clips/s", found["clips_per_second"]),
     )
     return Part("memory", f"{sizes.memory_clips} clips, compact encoders", figures)
@@ -428,11 +428,11 @@ def _engines(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     return measure_engines(sizes.engine_clips, SPLIT, partial(_root, files=chosen), measure)
 
 
-# what is extracted
+# encoders, roots and clips
 
 
 def _embedder(sizes: Sizes) -> Embedder:
-    """Random full-size encoders, or the compact ones."""
+    """Return an embedder with random full-size encoders, or with the compact ones."""
     encoders = random_encoders() if sizes.full_size else load_encoders({"timesformer": COMPACT, "ast": COMPACT})
     return Embedder(encoders, ExtractSettings(device="cpu"))
 
@@ -443,7 +443,7 @@ def _extract(root: Path, files: Sequence[Path], embedder: Embedder) -> ExtractRe
 
 
 def _root(root: Path, files: Sequence[Path]) -> Dataset:
-    """A new root of these files, whose default encoders are the compact ones."""
+    """Create a root of these files with the compact encoders as defaults."""
     clip_folder = Path(files[0].anchor) if files else root
     clips = [
         Clip(f"clip_{i:06d}", path.resolve().relative_to(clip_folder).as_posix(), "any", SPLIT, f"clip{i}")
@@ -461,7 +461,7 @@ def _root(root: Path, files: Sequence[Path]) -> Dataset:
 
 
 def _spread(files: Sequence[Path], count: int) -> list[Path]:
-    """So many of the files, evenly from the first to the last, repeated where there are fewer."""
+    """Return `count` files, evenly spaced from the first to the last, repeated if there are fewer."""
     if len(files) >= count:
         return [files[i] for i in np.linspace(0, len(files) - 1, count).astype(int)]
     return list(islice(cycle(files), count))
@@ -477,14 +477,14 @@ PARTS: dict[str, Callable[[Sizes, Sequence[Path], Measure], Part]] = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = parser_of(__doc__, PARTS)
-    parser.add_argument("--clips", type=Path, required=True, help="folder with clips of yours")
+    parser.add_argument("--clips", type=Path, required=True, help="folder with your clips")
     options = parser.parse_args()
     print_bench(options, partial(bench_extract, options.clips))
 
 
 if __name__ == "__main__":
-    from bench_extract import main as run  # by the name under which worker processes find its functions
+    from bench_extract import main as run  # imported by name, so that worker processes can unpickle its functions
 
     run()

@@ -1,22 +1,22 @@
-"""How fast heads train, measured on the machine at hand.
+"""Speed of training heads on this machine.
 
     python benchmarks/bench_heads.py --part table1 --part start
     python benchmarks/bench_heads.py --part clips --clips 10000000 --repeats 1
 
-    table1      the paper's size, against a plain PyTorch loop and scikit-learn
-    start       how soon a small job is under way in a new process
-    stacks      heads one by one or stacked, in threads or in processes
-    vggsound    VGGSound's size, against the machine's own rate of matrix products
+    table1      the paper's size, compared with a plain PyTorch loop and scikit-learn
+    start       time until a small job in a new process finishes its first epoch
+    stacks      heads stacked or not, in threads or in processes
+    vggsound    VGGSound's size, compared with the machine's rate of matrix products
     scaling     cost per clip, from a thousand clips to a million
-    stream      a store larger than the memory that training may take
-    clips       many clips with small embeddings: what each takes from the manifest on, beside its features
+    stream      a store larger than the memory for training features
+    clips       many clips with small embeddings: memory and time per clip apart from its features
 
-Contenders are measured in turns (a b c, a b c, ...), so that a machine which is busy for a while is so for all of them,
-and a ratio is taken within a turn. Figures are medians over turns, with the least and the greatest.
+Contenders run in turns (a b c, a b c, ...), so that other load on the machine affects all of them, and ratios are taken
+within a turn. Figures are medians over turns, with minimum and maximum.
 
-Each contender runs in a new process: glibc's malloc returns large blocks to the system until enough of them were freed,
-and until then a plain PyTorch loop spends half its time on page faults. On 2 cores of an AMD EPYC it took 2.1 s per
-head in a new process, 1.15 s in one that had freed large arrays before.
+Each contender runs in a new process, because speed depends on what a process did before. At first glibc's malloc
+returns large blocks to the system whenever they are freed, so a plain PyTorch loop spends half its time on page
+faults. On 2 cores of an AMD EPYC it took 2.1 s per head in a new process, 1.15 s in one that had freed large arrays.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 from alphafuse.system.processes import free_memory_bytes
 
-DRAWN_ROWS = 65_536  # random rows, which larger splits repeat: drawing a million takes longer than training on them
+DRAWN_ROWS = 65_536  # random rows; larger splits repeat them: drawing a million takes longer than training on them
 SHARD_ROWS = 8192
 VAL_SHARE = 0.01
-MOST_WINDOWS = 1000  # of part "clips": fewer clips than that can't fill them
-MEMORY_SHARE = 1 / 3  # of what is free, for features: training takes them into memory up to 3/8
-CENTRE_DISTANCE = 5.0  # between two classes' centres, in standard deviations of a class; heads get most clips right
+MIN_CLIPS = 1000  # of part "clips": fewer don't fill its windows
+MEMORY_SHARE = 1 / 3  # share of free memory for features; training loads features of up to 3/8 into memory
+CENTRE_DISTANCE = 5.0  # between two classes' centres, in standard deviations of a class: most clips can be classified
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Heads whose stacks are measured: a name for people, hidden widths, and epochs that take some seconds."""
+    """Shape of heads in part "stacks": name shown to users, hidden widths, and epochs for some seconds of training."""
 
     name: str
     hidden: tuple[int, ...]
@@ -85,23 +85,23 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the measurements are.
+    """Sizes of the measurements.
 
     Attributes:
-        dim: of each of the two modalities.
+        dim: dimension of each of the two modalities.
         hidden: widths of the hidden layers.
-        clips, val_clips, classes, epochs, heads: table 1's.
+        clips, val_clips, classes, epochs, heads: sizes of part "table1".
         other_heads: heads that the other contenders train, after one that isn't counted.
-        start_heads: heads of a small job.
+        start_heads: heads of the small job in part "start".
         stack_sizes: heads per stack.
-        shapes: of stacked heads.
-        large_clips, large_classes, large_batch, large_epochs: VGGSound's; the first epoch isn't counted.
-        matrix, matrix_seconds: width of the square matrices that the machine's rate is measured with, and how long.
-        scaling_clips: training clips.
-        scaling_seen: clips to train on at each of these, in whole epochs of at least one, after one that isn't counted.
-        stream_clips, stream_val_clips, stream_epochs: of the store.
+        shapes: shapes of the stacked heads.
+        large_clips, large_classes, large_batch, large_epochs: sizes of part "vggsound"; the first epoch isn't counted.
+        matrix, matrix_seconds: width of the square matrices in part "vggsound", and duration of that measurement.
+        scaling_clips: numbers of training clips in part "scaling".
+        scaling_seen: clips to train on for each number, in at least one whole epoch, after one that isn't counted.
+        stream_clips, stream_val_clips, stream_epochs: sizes of part "stream".
         stream_gb: memory for features while streaming, in 10^9 bytes.
-        root: that is written for part "clips", and what is trained on it.
+        root: size of the root of part "clips", and of the training on it.
     """
 
     dim: int = 768
@@ -135,7 +135,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(  # to see that everything works; its figures say nothing
+QUICK = Sizes(  # to check that everything works; the figures mean nothing
     dim=8,
     hidden=(16, 8),
     clips=24,
@@ -171,41 +171,41 @@ def bench_heads(
     clips: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bench:
-    """Measure how fast heads train here.
+    """Measure the speed of training heads on this machine.
 
     Args:
-        parts: entries of `PARTS`; empty for all. Each takes minutes, and up to a third of the free memory.
-        repeats: turns, at least 1.
-        quick: small sizes, to see that it works.
-        clips: of part "clips"; each takes 180 bytes of the disk for temporary files. None = 1,000,000.
-        progress: called with what is about to be measured.
+        parts: names of entries of `PARTS`; empty for all. Each takes minutes, and up to a third of the free memory.
+        repeats: number of turns, at least 1.
+        quick: whether to use small sizes, to check that everything works.
+        clips: number of clips in part "clips"; each needs 180 bytes of temporary files on disk. None = 1,000,000.
+        progress: called with a description of each measurement before it starts.
 
     Raises:
-        ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
+        ExperimentError: an unknown part, fewer than 1 turn, or a measurement whose process was killed.
 
     >>> from bench_heads import bench_heads
     >>> bench_heads(["table1"]).parts[0]  # doctest: +SKIP
     """
     sizes = QUICK if quick else FULL
     if clips is not None:
-        if isinstance(clips, bool) or not isinstance(clips, int) or clips < MOST_WINDOWS:
-            raise ExperimentError(f"clips must be a whole number of at least {MOST_WINDOWS}, not {clips!r}")
-        share = min(1.0, clips / sizes.root.clips)  # fewer clips than that are streamed in as many windows
+        if isinstance(clips, bool) or not isinstance(clips, int) or clips < MIN_CLIPS:
+            raise ExperimentError(f"clips must be a whole number of at least {MIN_CLIPS}, not {clips!r}")
+        share = min(1.0, clips / sizes.root.clips)  # fewer clips are streamed in the same number of windows
         root = sizes.root._replace(clips=clips, memory_gb=sizes.root.memory_gb * share)
         sizes = replace(sizes, root=root)
     chosen = {name: partial(part, sizes) for name, part in PARTS.items()}
     return run_parts("Heads on the CPU", chosen, parts, repeats=repeats, quick=quick, progress=progress)
 
 
-# what is trained on
+# training data
 
 
 def random_split(clips: int, dim: int, classes: int, *, seed: int = 0) -> Embeddings:
-    """Normal random embeddings of two modalities, labels in turn."""
-    draws = np.random.default_rng(seed)
+    """Return normally distributed embeddings of two modalities; labels cycle through the classes."""
+    rng = np.random.default_rng(seed)
     features = {}
     for modality in MODALITIES:
-        drawn = draws.standard_normal((min(clips, DRAWN_ROWS), dim), dtype=np.float32)
+        drawn = rng.standard_normal((min(clips, DRAWN_ROWS), dim), dtype=np.float32)
         features[modality] = drawn if clips <= DRAWN_ROWS else np.empty((clips, dim), np.float32)
         for start in range(0, clips if clips > DRAWN_ROWS else 0, DRAWN_ROWS):
             features[modality][start : start + DRAWN_ROWS] = drawn[: clips - start]
@@ -215,7 +215,7 @@ def random_split(clips: int, dim: int, classes: int, *, seed: int = 0) -> Embedd
 
 
 def class_names(classes: int) -> tuple[str, ...]:
-    """One name per class."""
+    """Return one name per class."""
     return tuple(f"class {i}" for i in range(classes))
 
 
@@ -224,7 +224,7 @@ def _head(dim: int, hidden: Sequence[int], classes: int) -> HeadConfig:
 
 
 def _paper_size(sizes: Sizes, hidden: Sequence[int] | None = None) -> tuple[Embeddings, Embeddings, HeadConfig]:
-    """Training clips, validation clips and head of table 1."""
+    """Return training clips, validation clips and head of part "table1"."""
     train = random_split(sizes.clips, sizes.dim, sizes.classes)
     val = random_split(sizes.val_clips, sizes.dim, sizes.classes, seed=1)
     return train, val, _head(sizes.dim, sizes.hidden if hidden is None else hidden, sizes.classes)
@@ -239,7 +239,7 @@ def _shape(sizes: Sizes, classes: int) -> str:
 
 
 def _affordable_clips(clips: int, dim: int) -> int:
-    """As many of these clips as may be in memory at once."""
+    """Return the number of clips, at most `clips`, whose features fit into the share of memory."""
     return min(clips, int(free_memory_bytes() * MEMORY_SHARE) // (4 * len(MODALITIES) * dim))
 
 
@@ -262,12 +262,12 @@ def _table1(sizes: Sizes, measure: Measure) -> Part:
     return Part(
         "table1",
         f"{sizes.clips} x {len(MODALITIES) * sizes.dim}, {sizes.classes} classes, {_shape(sizes, sizes.classes)}, "
-        f"batch 8, {sizes.epochs} epochs; {sizes.heads} heads of alphafuse's, {sizes.other_heads} of each other's",
+        f"batch 8, {sizes.epochs} epochs; {sizes.heads} heads with alphafuse, {sizes.other_heads} with each other one",
         tuple(figures),
         (
-            "One more head comes first everywhere and isn't counted.",
-            "Plain loop: torch.nn.Sequential, torch.optim.Adam, batches by index, PyTorch's own number of threads.",
-            "MLPClassifier has no dropout, and no validation after each epoch as the others have; its last layer has "
+            "Each contender first trains one more head, which isn't counted.",
+            "Plain loop: torch.nn.Sequential, torch.optim.Adam, batches by index, PyTorch's default number of threads.",
+            "MLPClassifier has no dropout, and no validation after each epoch, unlike the others; its last layer has "
             f"the {min(sizes.clips, sizes.classes)} classes that occur.",
         ),
     )
@@ -309,7 +309,7 @@ def _plain_loop(
     seed: int,
     fused: bool,
 ) -> list[tuple[float, float, float]]:
-    """Train one head as PyTorch's tutorials do; (train loss, validation loss, validation accuracy) of each epoch."""
+    """Train one head as in PyTorch's tutorials; return (train loss, val loss, val accuracy) of each epoch."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(_widths(sizes, sizes.classes)):
@@ -345,7 +345,7 @@ def _table1_sklearn(sizes: Sizes, turn: Turn) -> dict[str, float]:
 
 
 def _sklearn_head(sizes: Sizes, x: np.ndarray, y: np.ndarray, *, seed: int) -> int:
-    """Train scikit-learn's head; the epochs that it trained, which are all."""
+    """Train scikit-learn's head; return the number of epochs, which is always `sizes.epochs`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -355,7 +355,7 @@ def _sklearn_head(sizes: Sizes, x: np.ndarray, y: np.ndarray, *, seed: int) -> i
         learning_rate_init=TrainSettings.learning_rate,
         alpha=0.0,
         max_iter=sizes.epochs,
-        n_iter_no_change=sizes.epochs + 1,  # it may not stop early
+        n_iter_no_change=sizes.epochs + 1,  # no early stopping
         tol=0.0,
         random_state=seed,
     )
@@ -384,7 +384,7 @@ def _start(sizes: Sizes, measure: Measure) -> Part:
 
 
 def _start_small(sizes: Sizes, turn: Turn) -> dict[str, float]:
-    imports = time.time() - turn.asked
+    imports = time.time() - turn.requested
     train, val, config = _paper_size(sizes)
     settings = TrainSettings(epochs=sizes.epochs, device="cpu")
     clock, start = Clock(), time.perf_counter()
@@ -409,11 +409,11 @@ def _stacks(sizes: Sizes, measure: Measure) -> Part:
             Figure("start of the processes", "s", started),
         ),
         (
-            f"Training stacks up to {training.STACK_CPU} heads of at most {training.SMALL_HEAD:,} weights on the CPU. "
-            f"It takes threads up to {training.THREADS_AT_MOST} cores and for steps of more than "
-            f"{1000 * training.SMALL_STEP_SECONDS:g} ms, else processes where they save more than "
+            f"On the CPU, training stacks up to {training.STACK_CPU} heads of at most {training.SMALL_HEAD:,} weights. "
+            f"It uses threads on up to {training.MAX_THREADS} cores and for steps of more than "
+            f"{1000 * training.SMALL_STEP_SECONDS:g} ms; otherwise processes, if they save more than "
             f"{training.PROCESS_START_SECONDS:g} s.",
-            "A step of a head: wall time over heads and steps, all workers at work; without the start of processes.",
+            "Step of a head: wall time / (heads x steps) with all workers busy, without the start of processes.",
         ),
     )
 
@@ -426,7 +426,7 @@ def _stacks_all(sizes: Sizes, turn: Turn) -> dict[str, float]:
     workers = max(2, joblib.cpu_count())
     heads = max(sizes.stack_sizes) * workers
     threads = {"PROCESS_START_SECONDS": math.inf}
-    processes = {"PROCESS_START_SECONDS": -math.inf, "SMALL_STEP_SECONDS": math.inf, "THREADS_AT_MOST": 1}
+    processes = {"PROCESS_START_SECONDS": -math.inf, "SMALL_STEP_SECONDS": math.inf, "MAX_THREADS": 1}
 
     def train(shape: Shape, count: int, epochs: int, **constants: float) -> float:
         train_clips, val, config = _paper_size(sizes, shape.hidden)
@@ -450,13 +450,13 @@ def _stacks_all(sizes: Sizes, turn: Turn) -> dict[str, float]:
         for name, way in (("threads", threads), ("processes", processes)):
             seconds = train(shape, heads, shape.epochs, **way)
             found[f"{shape.name}, {name}"] = 1000 * seconds / (heads * steps)
-    get_reusable_executor().shutdown(wait=True)  # else this process waits for its workers' own end, five minutes later
+    get_reusable_executor().shutdown(wait=True)  # otherwise this process waits five minutes for idle workers to end
     return found
 
 
 @contextmanager
 def _training_constants(**constants: float) -> Iterator[None]:
-    """Train with other constants than those of `heads.training`."""
+    """Temporarily replace constants of `heads.training.train`."""
     before = {name: getattr(training, name) for name in constants}
     for name, value in constants.items():
         setattr(training, name, value)
@@ -482,13 +482,13 @@ def _vggsound(sizes: Sizes, measure: Measure) -> Part:
             share = tuple(100 * ratio for ratio in ratios(values, rates))
             figures.append(Figure(f"training {name} / {product}", "%", share, least=80.0))
     notes = [
-        "Products really computed: 2 operations per multiply-add forward, for the weights' gradients, and for the "
-        "inputs' (but the first layer's). Time: whole epochs with Adam, dropout and all else, after the first.",
+        "Counted products: 2 operations per multiply-add in the forward pass, the weights' gradients and the inputs' "
+        "gradients (except the first layer's). Time: whole epochs with Adam and dropout, after the first.",
         "Matrix products on all cores, before and after training, in the same process. torch.mm is PyTorch's default "
-        "library; oneDNN is what a head's products go to (heads/training/linear.py).",
+        "library; a single head's products use oneDNN (heads/training/linear.py).",
     ]
     if clips < sizes.large_clips:
-        notes.append(f"{clips} clips instead of {sizes.large_clips}: for more there isn't enough free memory.")
+        notes.append(f"{clips} clips instead of {sizes.large_clips}, because there isn't enough free memory.")
     return Part(
         "vggsound",
         f"{clips} x {len(MODALITIES) * sizes.dim}, {sizes.large_classes} classes, "
@@ -524,7 +524,7 @@ def _vggsound_rates(sizes: Sizes, clips: int, turn: Turn) -> dict[str, float]:
 
 
 def operations_per_clip(widths: Sequence[int]) -> int:
-    """Floating-point operations of the products that training on a clip takes, 2 per multiply-add."""
+    """Return the floating-point operations of the products in training on one clip, 2 per multiply-add."""
     weights = [a * b for a, b in pairwise(widths)]
     return 2 * (sum(weights) + sum(weights) + sum(weights[1:]))  # forward, weights' gradients, inputs' gradients
 
@@ -539,13 +539,13 @@ def _scaling(sizes: Sizes, measure: Measure) -> Part:
     counts = [clips for clips in sizes.scaling_clips if _affordable_clips(clips, dim) == clips]
     found = measure({"training": partial(_scaling_all, sizes, dim, tuple(counts))})
     notes = [
-        f"Whole epochs, validation on {VAL_SHARE:.0%} of as many clips included, after one that isn't counted; at "
-        f"least {sizes.scaling_seen} clips each, one head on all cores."
+        f"Whole epochs including validation on {VAL_SHARE:.0%} of the number of clips, after one that isn't counted; "
+        f"at least {sizes.scaling_seen} clips each, one head on all cores."
     ]
     if dim < sizes.dim:
-        notes.append(f"{dim} instead of {sizes.dim} numbers per modality: for more there isn't enough free memory.")
+        notes.append(f"{dim} instead of {sizes.dim} numbers per modality, because there isn't enough free memory.")
     if len(counts) < len(sizes.scaling_clips):
-        notes.append(f"At most {counts[-1]} clips: for more there isn't enough free memory.")
+        notes.append(f"At most {counts[-1]} clips, because there isn't enough free memory.")
     costs = [found[str(clips)] for clips in counts]
     slowest = tuple(max(turn) / min(turn) for turn in zip(*costs, strict=True))
     return Part(
@@ -554,14 +554,14 @@ def _scaling(sizes: Sizes, measure: Measure) -> Part:
         (
             *(Figure(f"{clips} clips", "us per clip", cost) for clips, cost in zip(counts, costs, strict=True)),
             Figure(f"{counts[-1]} clips / {counts[0]} clips", "x", ratios(costs[-1], costs[0])),
-            Figure("dearest / cheapest", "x", slowest),
+            Figure("highest cost / lowest cost", "x", slowest),
         ),
         tuple(notes),
     )
 
 
 def _scaling_all(sizes: Sizes, dim: int, counts: Sequence[int], turn: Turn) -> dict[str, float]:
-    everything = random_split(max(counts), dim, sizes.large_classes)
+    train = random_split(max(counts), dim, sizes.large_classes)
     val = random_split(max(1, int(VAL_SHARE * max(counts))), dim, sizes.large_classes, seed=1)
     config = _head(dim, sizes.hidden, sizes.large_classes)
     found = {}
@@ -569,14 +569,14 @@ def _scaling_all(sizes: Sizes, dim: int, counts: Sequence[int], turn: Turn) -> d
         epochs = 1 + max(1, round(sizes.scaling_seen / clips))
         settings = TrainSettings(epochs=epochs, batch_size=sizes.large_batch, device="cpu")
         clock = Clock()
-        own = _first(everything, clips), _first(val, max(1, int(VAL_SHARE * clips)))
-        train_heads(*own, [config], [0], settings=settings, progress=clock)
+        splits = _first(train, clips), _first(val, max(1, int(VAL_SHARE * clips)))
+        train_heads(*splits, [config], [0], settings=settings, progress=clock)
         found[str(clips)] = 1e6 * clock.seconds_per_epoch(1) / clips
     return found
 
 
 def _first(split: Embeddings, clips: int) -> Embeddings:
-    """The first clips, without a copy of their features."""
+    """Return the first clips, without copying their features."""
     features = {name: matrix[:clips] for name, matrix in split.features.items()}
     return Embeddings(split.clip_ids[:clips], split.labels[:clips], split.groups[:clips], features)
 
@@ -595,7 +595,7 @@ def _stream(sizes: Sizes, measure: Measure) -> Part:
                 "streamed": partial(_stream_train, sizes, Path(folder), memory_gb=sizes.stream_gb),
             }
         )
-    units = {"opening the store": "s", "training": "us per clip", "memory, at most": "MB", "accuracy": "%"}
+    units = {"opening the store": "s", "training": "us per clip", "peak memory": "MB", "accuracy": "%"}
     figures = [
         Figure(f"{quantity}, {way}", unit, found[f"{quantity}, {way}"])
         for quantity, unit in units.items()
@@ -607,16 +607,15 @@ def _stream(sizes: Sizes, measure: Measure) -> Part:
     figures.append(Figure("accuracy, streamed - in memory", "points", tuple(a - b for a, b in accuracies)))
     notes = [
         f"Memory for features: {1000 * sizes.stream_gb:g} MB of {features_mb:,.4g} MB when streamed, no limit in "
-        "memory. Memory, at most: of the process, above what it had after its imports; the head, Adam's moments and "
-        "PyTorch's own included.",
-        "Each turn has a seed of its own. The store was just written: its files are in the system's cache where that "
-        "has room for them.",
+        "memory. Peak memory: of the process, minus its memory after imports; includes the head, Adam's moments and "
+        "PyTorch's own memory.",
+        "Each turn has its own seed. The store was just written, so its files are in the system's cache if they fit.",
     ]
     if clips < sizes.stream_clips:
-        notes.append(f"{clips} clips instead of {sizes.stream_clips}: for more there isn't enough free memory.")
+        notes.append(f"{clips} clips instead of {sizes.stream_clips}, because there isn't enough free memory.")
     return Part(
         "stream",
-        f"{clips} x {len(MODALITIES) * sizes.dim} from a store, {sizes.large_classes} classes that can be learned, "
+        f"{clips} x {len(MODALITIES) * sizes.dim} from a store, {sizes.large_classes} learnable classes, "
         f"batch {sizes.large_batch}, {sizes.stream_epochs} epochs, {sizes.stream_val_clips} validation clips",
         tuple(figures),
         tuple(notes),
@@ -624,19 +623,19 @@ def _stream(sizes: Sizes, measure: Measure) -> Part:
 
 
 def _write_stores(sizes: Sizes, clips: int, folder: Path, turn: Turn) -> dict[str, float]:
-    """Stores "train" and "val" of clips that lie around their class's centre."""
-    draws = np.random.default_rng(0)
+    """Write stores "train" and "val" of clips that are distributed around their class's centre."""
+    rng = np.random.default_rng(0)
     width = len(MODALITIES) * sizes.dim
     spread = CENTRE_DISTANCE / math.sqrt(2 * width)
-    centres = spread * draws.standard_normal((sizes.large_classes, width), dtype=np.float32)
+    centres = spread * rng.standard_normal((sizes.large_classes, width), dtype=np.float32)
     names = class_names(sizes.large_classes)
     recipes: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
     for name, count in (("train", clips), ("val", sizes.stream_val_clips)):
         store = EmbeddingStore(folder / name)
         for start in range(0, count, SHARD_ROWS):
             rows = min(SHARD_ROWS, count - start)
-            targets = draws.integers(sizes.large_classes, size=rows)
-            x = centres[targets] + draws.standard_normal((rows, width), dtype=np.float32)
+            targets = rng.integers(sizes.large_classes, size=rows)
+            x = centres[targets] + rng.standard_normal((rows, width), dtype=np.float32)
             ids = tuple(f"{name}{start + i:07d}_000000" for i in range(rows))
             features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
             labels = tuple(names[i] for i in targets)
@@ -659,7 +658,7 @@ def _stream_train(sizes: Sizes, folder: Path, turn: Turn, *, memory_gb: float | 
     return {
         f"opening the store, {way}": opened,
         f"training, {way}": 1e6 * clock.seconds_per_epoch(1) / len(train),
-        f"memory, at most, {way}": peak.grown_bytes / 1e6,
+        f"peak memory, {way}": peak.grown_bytes / 1e6,
         f"accuracy, {way}": 100 * float(trained[0].history.val_accuracy[-1]),
     }
 
@@ -693,10 +692,10 @@ def _clips(sizes: Sizes, measure: Measure) -> Part:
         f"{size.epochs} epochs",
         tuple(figures),
         (
-            f"Features take {features} bytes per clip; when streamed {1000 * size.memory_gb:g} MB are for them. Bytes: "
-            "of the process, at most until then, above what it had after its imports.",
-            "Each turn has seeds of its own. The store was just written: its files are in the system's cache where "
-            "that has room for them.",
+            f"Features take {features} bytes per clip; streaming may use {1000 * size.memory_gb:g} MB for them. Peak "
+            "memory per clip: of the process until then, minus its memory after imports.",
+            "Each turn has its own seeds. The store was just written, so its files are in the system's cache if they "
+            "fit.",
         ),
     )
 
@@ -718,14 +717,14 @@ PARTS: dict[str, Callable[[Sizes, Measure], Part]] = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = parser_of(__doc__, PARTS)
-    parser.add_argument("--clips", type=int, help="of part clips (default: 1000000)")
+    parser.add_argument("--clips", type=int, help="number of clips in part clips (default: 1000000)")
     options = parser.parse_args()
     print_bench(options, partial(bench_heads, clips=options.clips))
 
 
 if __name__ == "__main__":
-    from bench_heads import main as run  # by the name under which worker processes find its functions
+    from bench_heads import main as run  # imported by name, so that worker processes can unpickle its functions
 
     run()

@@ -1,19 +1,18 @@
-"""A simulation of stage one on a large Ray cluster, with failures: what they cost, and whether the promises hold.
+"""A simulation of stage one on a large Ray cluster with failures: it computes their costs and checks the promises.
 
     python benchmarks/bench_scale.py
     python benchmarks/bench_scale.py --clips 100000000 --node-hours 10
 
-It follows `alphafuse.extract.engines.ray`. Nodes decode and embed blocks of clips and hold what they made; the driver
-sees references. Every `flush_seconds`, or at 64 MB of embeddings, it has a task on some node commit one shard, which is
-tried again until an attempt answers. What is lost with a node is made again; a new driver lists the store and does what
-is missing.
+It models `alphafuse.extract.engines.ray`. Nodes decode and embed blocks of clips and hold the results; the driver holds
+references. Every `flush_seconds`, or at 64 MB of embeddings, a task on some node commits one shard; the driver repeats
+the commit until an attempt answers. Work that is lost with a node is done again. A new driver lists the store and does
+the missing clips.
 
-The promises are looked at, not assumed: the simulated store maps names, made by `shard_name`, to
-clips, so clips that are stored twice or never are seen.
-`cluster.py` has the machines, `scenario.py` what a run is.
+The promises are checked, not assumed: the simulated store maps names, made by `shard_name`, to clips, so it shows clips
+that are stored twice or never. `cluster.py` has the machines, `scenario.py` the settings and results.
 
-Clips go in steps: a block on each core of a node. Where there would be more than `most_steps`, a step stands for
-several blocks on each core, one after the other; work lost is then counted too high, never too low.
+The simulation advances in steps of one block on each core of a node. If there would be more than `most_steps` steps, a
+step is several consecutive blocks on each core; lost work is then overestimated, never underestimated.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from alphafuse.system.files import one_line
 if TYPE_CHECKING:
     from cluster import SimulatedRoot
 
-Cost = tuple[int, float, float]  # of one failure: clips, core seconds, device seconds
+Cost = tuple[int, float, float]  # cost of one failure: clips, core seconds, device seconds
 
 
 def simulate(settings: SimulationSettings | None = None) -> Simulation:
-    """Run it, and once more without failures; the same settings give the same figures.
+    """Simulate a run with failures and once more without; the same settings give the same figures.
 
     Raises:
         ClusterError: simpy isn't installed.
@@ -60,7 +59,7 @@ def simulate(settings: SimulationSettings | None = None) -> Simulation:
 
 
 def _run(settings: SimulationSettings) -> Simulation:
-    """All roots, which share nothing."""
+    """Simulate all roots; they share nothing."""
     try:
         from cluster import SimulatedRoot
     except ImportError as error:
@@ -94,7 +93,7 @@ def _run(settings: SimulationSettings) -> Simulation:
 
 
 def _failures(kind: str, parts: Sequence[SimulatedRoot]) -> list[Cost]:
-    """All of a kind; a preemption takes nodes of all roots at once."""
+    """Return the costs of all failures of a kind; a preemption takes nodes of all roots at the same time."""
     by_root = [part.losses[kind] for part in parts]
     if kind != "preemption":
         return list(chain.from_iterable(by_root))
@@ -113,23 +112,23 @@ def _losses(kind: str, found: Sequence[Cost]) -> Losses:
     )
 
 
-OPTIONS = {  # field of the settings -> help; their defaults are the settings'
-    "clips": "clips in all",
-    "nodes": "machines in all",
-    "roots": "dataset roots, each with a driver of its own",
-    "cores": "cores of a node that decode",
-    "models_per_second": "clips that a node's device embeds in a second (L4, bf16)",
-    "node_hours": "mean hours between two losses of a node; 0 = never",
-    "preemption_hours": "the same between preemptions of 5% of nodes",
-    "driver_hours": "the same between two deaths of a driver",
-    "flush_seconds": "a shard is begun at least this often, as extract's",
-    "header_seconds": "seeing which clips are in a shard",
-    "seed": "decides everything that is drawn",
+OPTIONS = {  # field of the settings, which has the default -> help
+    "clips": "number of clips",
+    "nodes": "number of machines",
+    "roots": "dataset roots, each with its own driver",
+    "cores": "cores per node that decode",
+    "models_per_second": "clips per second that a node's device embeds (L4, bf16)",
+    "node_hours": "mean hours between losses of one node; 0 = never",
+    "preemption_hours": "mean hours between preemptions of 5%% of the nodes; 0 = never",
+    "driver_hours": "mean hours between kills of one driver; 0 = never",
+    "flush_seconds": "longest time between two commits, as in extract",
+    "header_seconds": "seconds to read which clips are in a shard",
+    "seed": "seed of all random draws",
 }
 
 
 def main() -> None:
-    """The command line; exit code 1 when a clip is stored twice or never."""
+    """Run the command line; exit with code 1 if a clip is stored twice or never."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = {field.name: field.default for field in fields(SimulationSettings)}
     for name, text in OPTIONS.items():

@@ -1,4 +1,4 @@
-"""The simulated cluster: nodes, a driver, its commits, and a store that knows which clips it holds."""
+"""The simulated cluster: nodes, a driver, its commits, and a store that records the clips in it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from alphafuse.data.store.shard_files import shard_name
 from alphafuse.errors import ClusterError
 from alphafuse.extract.engines.local import SHARD_BYTES
 
-Steps = Generator[Any, Any, None]  # of a simulated process
-PATIENCE, PATIENCE_SECONDS = 50, 36_000.0  # times the least that a run can take, and more
-ALONE = 1.0  # seconds between two looks for a node, while none is there
+Process = Generator[Any, Any, None]  # a simulated process
+# a run is aborted after this multiple of its shortest possible duration, plus these seconds
+ABORT_FACTOR, ABORT_SECONDS = 50, 36_000.0
+NODE_POLL_SECONDS = 1.0  # interval between checks for a node while all nodes are lost
 
 
 class SimulatedStore:
-    """Shards by their names; a name that is there is not written again."""
+    """Shards by name; an existing shard is not written again."""
 
     def __init__(self, steps: int) -> None:
         self.shards: dict[str, tuple[int, ...]] = {}
-        self.times = bytearray(steps)  # that a step's clips are stored
+        self.times = bytearray(steps)  # how many times each step's clips are stored
 
     def write(self, name: str, steps: tuple[int, ...]) -> None:
-        """As `EmbeddingStore.write` with a name."""
+        """Model `EmbeddingStore.write` with a given name."""
         if name not in self.shards:
             self.shards[name] = steps
             for step in steps:
@@ -38,27 +39,27 @@ class SimulatedStore:
 
 @dataclass(eq=False)
 class SimulatedNode:
-    """A node, and what it would take with it."""
+    """A node, and the work that is lost with it."""
 
     number: int
     slowness: float
     is_alive: bool = True
-    life: int = 0  # how often it was lost: what an earlier life made is gone
-    ready: Any = None  # decoded steps that wait
+    life: int = 0  # number of times the node was lost; results of earlier lives are lost
+    ready: Any = None  # decoded steps that wait to be embedded
     processes: list[Any] = field(default_factory=list)
-    # step -> ("decoding", since, until), ("decoded",) or ("embedded",): begun here and not known to be stored
+    # step -> ("decoding", start, end), ("decoded",) or ("embedded",): started on this node, not yet known as stored
     holds: dict[int, tuple[Any, ...]] = field(default_factory=dict)
-    opened: int = 0  # shards that its commits have opened
+    opened: int = 0  # number of shards that its commits have opened
 
 
 @dataclass(eq=False)
 class SimulatedCommit:
-    """Steps that become one shard, where each of them lies, and how far the attempt is."""
+    """Steps that become one shard, the nodes that hold them, and the phase of the attempt."""
 
     stamp_ns: int
     sources: dict[int, tuple[SimulatedNode, int]]  # step -> node and its life
-    lacks: set[int] = field(default_factory=set)  # steps that are being made again
-    complete: Any = None  # the event that it waits for, while it lacks some
+    lacks: set[int] = field(default_factory=set)  # lost steps that are being redone
+    complete: Any = None  # event that fires when no step is lacking
     node: SimulatedNode | None = None
     phase: str = "waits"
     name: str = ""
@@ -67,7 +68,7 @@ class SimulatedCommit:
 
 
 class SimulatedRoot:
-    """One root: a driver, its share of nodes and clips, its store."""
+    """One dataset root: its driver, nodes, clips and store."""
 
     def __init__(self, settings: SimulationSettings, number: int) -> None:
         self.settings = settings
@@ -87,30 +88,30 @@ class SimulatedRoot:
         self.commits = self.blocks = self.redone_though_stored = 0
         self.decode_seconds = self.model_seconds = self.seconds = 0.0
         self._queue: deque[int] = deque(range(self._steps))
-        self._lacking: deque[int] = deque()  # steps to be made again for a commit that has its name
+        self._lacking: deque[int] = deque()  # steps to redo for a commit that already has a name
         self._not_embedded = self._steps
         self._held: dict[int, SimulatedNode] = {}
         self._held_bytes = 0
-        self._due = 0.0  # when what is held is to be flushed
+        self._due = 0.0  # time at which the held steps are flushed
         self._flying: list[SimulatedCommit] = []
         self._commit_of: dict[int, SimulatedCommit] = {}
         self._driver_free = 0.0
-        self._is_driven = True
+        self._has_driver = True
         self._work, self._end = self._env.event(), self._env.event()
 
     def run(self) -> None:
-        """Until every clip is stored."""
+        """Simulate until every clip is stored."""
         settings = self.settings
         for node in self.nodes:
             self._start(node)
-        preemptions = random.Random(f"{settings.seed} preemptions")  # at the same moments in all roots
-        for hours, fail, moments in (
+        preemptions = random.Random(f"{settings.seed} preemptions")  # at the same times in all roots
+        for hours, fail, rng in (
             (settings.node_hours / len(self.nodes), self._lose_one, self._random),
             (settings.preemption_hours, self._preempt, preemptions),
             (settings.driver_hours, self._kill_driver, self._random),
         ):
             if hours:
-                self._env.process(self._repeat(hours * 3600, fail, moments))
+                self._env.process(self._repeat(hours * 3600, fail, rng))
         for seconds, kind, number in settings.schedule:
             self._env.process(self._at(seconds, kind, number))
         least = self.clips * max(
@@ -118,26 +119,26 @@ class SimulatedRoot:
             1 / settings.models_per_second / len(self.nodes),
             settings.decode_seconds / settings.cores / len(self.nodes),
         )
-        self._env.run(self._end | self._env.timeout(PATIENCE * least + PATIENCE_SECONDS))
+        self._env.run(self._end | self._env.timeout(ABORT_FACTOR * least + ABORT_SECONDS))
         self.seconds = self._env.now
         if not self._end.triggered:
             raise ClusterError(
-                f"the simulated run comes to no end: {self.clips - self.clips_missing()} of {self.clips} clips are "
-                f"stored after {self.seconds / 3600:.0f} h; nodes or drivers are lost faster than they finish anything"
+                f"the simulated run does not finish: {self.clips - self.clips_missing()} of {self.clips} clips are "
+                f"stored after {self.seconds / 3600:.0f} h; failures are too frequent for any progress"
             )
 
-    # what it found
+    # results
 
     def shard_sizes(self) -> list[int]:
-        """Clips of each shard."""
+        """Return the number of clips of each shard."""
         return [sum(map(self._size, steps)) for steps in self.store.shards.values()]
 
     def rows_doubled(self) -> int:
-        """Clips that are stored again, each time counted."""
+        """Return the number of rows beyond the first one of each clip."""
         return sum(self._size(step) * (times - 1) for step, times in enumerate(self.store.times) if times > 1)
 
     def clips_missing(self) -> int:
-        """Clips that no shard holds."""
+        """Return the number of clips that no shard holds."""
         return sum(self._size(step) for step, times in enumerate(self.store.times) if not times)
 
     def _size(self, step: int) -> int:
@@ -147,28 +148,28 @@ class SimulatedRoot:
 
     def _start(self, node: SimulatedNode) -> None:
         node.is_alive = True
-        if self._is_driven:
+        if self._has_driver:
             node.ready = simpy.Store(self._env, capacity=self.settings.waiting_steps)
             node.processes = [self._env.process(self._decode(node)), self._env.process(self._embed(node))]
 
-    def _decode(self, node: SimulatedNode) -> Steps:
+    def _decode(self, node: SimulatedNode) -> Process:
         try:
             while True:
                 while (step := self._next_step()) is None:
                     yield self._work
                 if self.store.times[step]:
                     self.redone_though_stored += self._size(step)
-                begins = self._env.now + self._wait_for_driver(step)
-                seconds = self._decoding_takes(node, step)
-                node.holds[step] = ("decoding", begins, begins + seconds)
-                yield self._env.timeout(begins + seconds - self._env.now)
+                start = self._env.now + self._driver_delay(step)
+                seconds = self._decode_time(node, step)
+                node.holds[step] = ("decoding", start, start + seconds)
+                yield self._env.timeout(start + seconds - self._env.now)
                 self.decode_seconds += seconds
                 node.holds[step] = ("decoded",)
                 yield node.ready.put(step)
         except simpy.Interrupt:
             return
 
-    def _embed(self, node: SimulatedNode) -> Steps:
+    def _embed(self, node: SimulatedNode) -> Process:
         try:
             while True:
                 step = yield node.ready.get()
@@ -180,17 +181,17 @@ class SimulatedRoot:
         except simpy.Interrupt:
             return
 
-    def _decoding_takes(self, node: SimulatedNode, step: int) -> float:
-        """Seconds of a node's cores together, with crashes and hung clips."""
+    def _decode_time(self, node: SimulatedNode, step: int) -> float:
+        """Return the seconds in which all cores of a node decode a step, including crashes and hung clips."""
         settings, clips = self.settings, self._size(step)
         seconds = clips * settings.decode_seconds / settings.cores * node.slowness * self._jitter()
         crashed, hung = self._count(settings.crashes * clips), self._count(settings.hung * clips)
         block = settings.block_clips * settings.decode_seconds * node.slowness
         for _ in range(crashed):
-            lost = self._random.random()  # of the block
+            lost = self._random.random()  # share of the block
             self.losses["worker crashed"].append((round(lost * settings.block_clips), lost * block, 0.0))
             seconds += lost * block / settings.cores
-        for _ in range(hung):  # recorded as failed: nothing is done again
+        for _ in range(hung):  # recorded as failed: nothing is redone
             self.losses["clip hung"].append((0, settings.timeout_seconds, 0.0))
             seconds += settings.timeout_seconds / settings.cores
         return seconds
@@ -199,7 +200,7 @@ class SimulatedRoot:
         return 1 + self.settings.jitter * (2 * self._random.random() - 1)
 
     def _count(self, mean: float) -> int:
-        """Poisson, for means far below 1."""
+        """Draw from a Poisson distribution with a mean far below 1."""
         count, product = 0, self._random.random()
         while mean and product > math.exp(-mean):
             count += 1
@@ -209,7 +210,7 @@ class SimulatedRoot:
     # the driver
 
     def _next_step(self) -> int | None:
-        """What commits lack, first; while too many of them fly, nothing else."""
+        """Return the next step: first those that commits lack; others only while fewer commits than the limit run."""
         if self._lacking:
             return self._lacking.popleft()
         return self._queue.popleft() if self._queue and self._has_room() else None
@@ -217,23 +218,23 @@ class SimulatedRoot:
     def _has_room(self) -> bool:
         return len(self._flying) < self.settings.commits_at_once
 
-    def _tell_nodes(self) -> None:
-        """Those without work look again."""
+    def _wake_idle_nodes(self) -> None:
+        """Make nodes without work check the queue again."""
         self._work, work = self._env.event(), self._work
         work.succeed()
 
-    def _wait_for_driver(self, step: int) -> float:
-        """Seconds until the driver has seen to the blocks of this step, one after the other."""
+    def _driver_delay(self, step: int) -> float:
+        """Return the seconds until the driver has handled the blocks of this step, one after the other."""
         blocks = math.ceil(self._size(step) / self.settings.block_clips)
         self.blocks += blocks
         self._driver_free = max(self._driver_free, self._env.now) + blocks * self.settings.block_seconds
         return self._driver_free - self._env.now
 
     def _take(self, node: SimulatedNode, step: int) -> None:
-        """A reference to an embedded step."""
+        """Give the driver the reference to an embedded step."""
         self._not_embedded -= 1
         commit = self._commit_of.get(step)
-        if commit is not None:  # made again, for a commit that has its name
+        if commit is not None:  # redone for a commit that already has a name
             commit.sources[step] = (node, node.life)
             commit.lacks.discard(step)
             if not commit.lacks and commit.complete is not None:
@@ -242,12 +243,12 @@ class SimulatedRoot:
         else:
             if not self._held:
                 self._due = self._env.now + self.settings.flush_seconds
-                self._env.process(self._flush_in_time())
+                self._env.process(self._flush_later())
             self._held[step] = node
             self._held_bytes += self._size(step) * self.settings.clip_bytes
         self._flush_if_due()
 
-    def _flush_in_time(self) -> Steps:
+    def _flush_later(self) -> Process:
         yield self._env.timeout(self.settings.flush_seconds)
         self._flush_if_due()
 
@@ -261,8 +262,8 @@ class SimulatedRoot:
         self._flying.append(commit)
         commit.process = self._env.process(self._commit(commit))
 
-    def _commit(self, commit: SimulatedCommit) -> Steps:
-        """Attempts at one shard, until one answers."""
+    def _commit(self, commit: SimulatedCommit) -> Process:
+        """Try to commit one shard until an attempt answers."""
         settings = self.settings
         ids = tuple(map(str, commit.sources))
         while True:
@@ -271,7 +272,7 @@ class SimulatedRoot:
                     commit.complete = self._env.event()
                     yield commit.complete
                 while not (alive := [node for node in self.nodes if node.is_alive]):
-                    yield self._env.timeout(ALONE)
+                    yield self._env.timeout(NODE_POLL_SECONDS)
                 commit.node = node = self._random.choice(alive)
                 self.commits += 1
                 commit.phase = "gathers"
@@ -297,44 +298,44 @@ class SimulatedRoot:
                         self._env.process(self._appear(left, commit))
                     return
             commit.phase = "waits"
-            self._look_for_sources(commit)
+            self._redo_lost_sources(commit)
         for step, (node, _) in commit.sources.items():
             node.holds.pop(step, None)
             del self._commit_of[step]
         self._flying.remove(commit)
         self._flush_if_due()
-        self._tell_nodes()
+        self._wake_idle_nodes()
         if not self._not_embedded and not self._held and not self._flying:
             self._end.succeed()
 
-    def _appear(self, seconds: float, commit: SimulatedCommit) -> Steps:
-        """The shard of a dead driver's commit."""
+    def _appear(self, seconds: float, commit: SimulatedCommit) -> Process:
+        """Write the shard of a killed driver's commit after some seconds."""
         yield self._env.timeout(seconds)
         self.store.write(commit.name, tuple(commit.sources))
 
-    def _look_for_sources(self, commit: SimulatedCommit) -> None:
-        """After a failed attempt: steps whose node is gone are made again."""
-        gone = [s for s, (node, life) in commit.sources.items() if s not in commit.lacks and node.life != life]
-        commit.lacks.update(gone)
-        self._again(gone)
+    def _redo_lost_sources(self, commit: SimulatedCommit) -> None:
+        """After a failed attempt, redo the steps whose node was lost."""
+        lost = [s for s, (node, life) in commit.sources.items() if s not in commit.lacks and node.life != life]
+        commit.lacks.update(lost)
+        self._redo(lost)
 
-    def _again(self, steps: Iterable[int]) -> None:
-        """Embedded or not, these steps are to be done."""
+    def _redo(self, steps: Iterable[int]) -> None:
+        """Put these steps back into the queues."""
         steps = list(steps)
         if steps:
             self._not_embedded += len(steps)
             self._lacking.extend(step for step in steps if step in self._commit_of)
             self._queue.extendleft(step for step in reversed(steps) if step not in self._commit_of)
-            self._tell_nodes()
+            self._wake_idle_nodes()
 
     # failures
 
-    def _repeat(self, mean_seconds: float, fail: Callable[[], None], moments: random.Random) -> Steps:
+    def _repeat(self, mean_seconds: float, fail: Callable[[], None], rng: random.Random) -> Process:
         while True:
-            yield self._env.timeout(moments.expovariate(1 / mean_seconds))
+            yield self._env.timeout(rng.expovariate(1 / mean_seconds))
             fail()
 
-    def _at(self, seconds: float, kind: str, node: int) -> Steps:
+    def _at(self, seconds: float, kind: str, node: int) -> Process:
         yield self._env.timeout(seconds)
         if kind == "driver killed":
             self._kill_driver()
@@ -351,7 +352,7 @@ class SimulatedRoot:
         self._lose(self._random.sample(alive, round(self.settings.preempted * len(alive))), "preemption")
 
     def _lose(self, nodes: Sequence[SimulatedNode], kind: str) -> None:
-        """Nodes are gone at once, with all that they hold; others come instead of them."""
+        """Lose nodes with everything that they hold; other nodes replace them later."""
         lost: list[tuple[int, tuple[Any, ...]]] = []
         for node in nodes:
             node.is_alive = False
@@ -362,7 +363,7 @@ class SimulatedRoot:
                 commit = self._commit_of.get(step)
                 if commit is not None and state == ("embedded",):
                     if commit.phase in ("puts", "answers"):
-                        continue  # its embeddings are elsewhere too: lost only if that attempt fails
+                        continue  # the commit has a copy of the embeddings: lost only if that attempt fails
                     commit.lacks.add(step)
                 elif step in self._held:
                     del self._held[step]
@@ -372,16 +373,16 @@ class SimulatedRoot:
             self._env.process(self._return(node))
         self._account(kind, lost)
         embedded = [step for step, state in lost if state == ("embedded",)]
-        self._again(embedded)
-        begun = [step for step, state in lost if state != ("embedded",)]
-        self._not_embedded -= len(begun)  # they were never taken off it
-        self._again(begun)
+        self._redo(embedded)
+        started = [step for step, state in lost if state != ("embedded",)]
+        self._not_embedded -= len(started)  # `_redo` adds them, but they are still counted
+        self._redo(started)
         for commit in self._flying:
             takes_part = commit.phase == "gathers" and not commit.lacks.isdisjoint(step for step, _ in lost)
             if takes_part or (commit.phase != "waits" and commit.node in nodes):
                 commit.process.interrupt("node")
 
-    def _return(self, node: SimulatedNode) -> Steps:
+    def _return(self, node: SimulatedNode) -> Process:
         yield self._env.timeout(self.settings.node_return_seconds)
         self._start(node)
 
@@ -392,12 +393,12 @@ class SimulatedRoot:
         node.processes = []
 
     def _kill_driver(self) -> None:
-        """With it goes all that is not stored: Ray ends a dead driver's tasks and drops its objects."""
-        if not self._is_driven:
+        """Kill the driver; all unstored work is lost, because Ray ends a dead driver's tasks and drops its objects."""
+        if not self._has_driver:
             return
-        self._is_driven = False
-        begun = [entry for node in self.nodes for entry in node.holds.items()]
-        at = self._env.now
+        self._has_driver = False
+        started = [entry for node in self.nodes for entry in node.holds.items()]
+        killed_at = self._env.now
         for node in self.nodes:
             self._interrupt(node)
             node.holds = {}
@@ -406,17 +407,17 @@ class SimulatedRoot:
         self._held, self._held_bytes, self._flying, self._commit_of = {}, 0, [], {}
         self._queue.clear()
         self._lacking.clear()
-        self._env.process(self._restart(begun, at))
+        self._env.process(self._restart(started, killed_at))
 
-    def _restart(self, begun: Sequence[tuple[int, tuple[Any, ...]]], at: float) -> Steps:
-        """A new driver sees what is finished, and does the rest."""
+    def _restart(self, started: Sequence[tuple[int, tuple[Any, ...]]], killed_at: float) -> Process:
+        """Start a new driver, which lists the store and does the missing steps."""
         yield self._env.timeout(self.settings.restart_seconds)
         missing = [step for step, times in enumerate(self.store.times) if not times]
         cost = resume_cost(len(self.store.shards), self.settings)
         self.resumes.append(cost)
-        self._account("driver killed", [entry for entry in begun if not self.store.times[entry[0]]], at)
+        self._account("driver killed", [entry for entry in started if not self.store.times[entry[0]]], killed_at)
         yield self._env.timeout(cost.seconds)
-        self._is_driven, self._driver_free = True, self._env.now
+        self._has_driver, self._driver_free = True, self._env.now
         self._queue, self._not_embedded = deque(missing), len(missing)
         if not missing:
             self._end.succeed()
@@ -425,7 +426,7 @@ class SimulatedRoot:
                 self._start(node)
 
     def _account(self, kind: str, lost: Sequence[tuple[int, tuple[Any, ...]]], at: float | None = None) -> None:
-        """Note one failure: clips begun, and what had been spent on them by then."""
+        """Record one failure: the lost clips, and the time that had been spent on them."""
         now = self._env.now if at is None else at
         clips, cores, devices = 0, 0.0, 0.0
         for step, state in lost:
@@ -433,7 +434,7 @@ class SimulatedRoot:
             share = 1.0
             if state[0] == "decoding":
                 share = min(1.0, max(0.0, now - state[1]) / (state[2] - state[1]))
-            clips += size if share else 0  # those that wait for the driver are not begun
+            clips += size if share else 0  # steps that wait for the driver have not started
             cores += share * size * self.settings.decode_seconds
             devices += size / self.settings.models_per_second if state == ("embedded",) else 0.0
         self.losses[kind].append((clips, cores, devices))

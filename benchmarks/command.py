@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: options, progress, output, and mistakes in one line."""
+"""Common parts of the benchmarks' command lines: options, progress, output, one-line errors."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from tqdm import tqdm
 from alphafuse.cli.common import print_error
 from alphafuse.errors import AlphafuseError
 
-EXIT_MISTAKE = 2
+EXIT_USER_ERROR = 2
 
 
 def parser_of(description: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
-    """The parser of a benchmark that has parts; `description` is its module's docstring."""
+    """Return the parser of a benchmark with parts; `description` is its module's docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(parts)
     parser.add_argument("--part", action="append", default=[], help=f"{names}; may be repeated (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each contender (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, only to see that it works")
+    parser.add_argument("--quick", action="store_true", help="small sizes, only to check that it works")
     parser.add_argument("--json", action="store_true", help="print json for programs instead of text")
     return parser
 
 
 def print_bench(options: argparse.Namespace, run: Callable[..., Bench]) -> None:
-    """Run a benchmark as its options say, with a bar that names what is being measured, and print what it found."""
+    """Run a benchmark with these options, show a progress bar, and print the result."""
     with one_line_errors(), tqdm(desc="bench", unit="turn", disable=None) as bar:
 
-        def say(what: str) -> None:
-            bar.set_postfix_str(what)
+        def announce(measurement: str) -> None:
+            bar.set_postfix_str(measurement)
             bar.update()
 
-        found = run(options.part, repeats=options.repeats, quick=options.quick, progress=say)
+        found = run(options.part, repeats=options.repeats, quick=options.quick, progress=announce)
     print(json.dumps(found.to_json(), indent=2) if options.json else format_bench(found).rstrip("\n"))
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error that the user can mend into one line and exit code 2."""
+    """Print an error that the user can fix as one line, and exit with code 2."""
     try:
         yield
     except AlphafuseError as error:
         print_error(str(error))
-        sys.exit(EXIT_MISTAKE)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,4 +1,4 @@
-"""A benchmark for people."""
+"""Text output of a benchmark."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from alphafuse.report.tables import TEXT_COLUMNS
 
 
 def format_bench(result: Bench) -> str:
-    """Every figure, its range over turns and what was promised of it, in at most 120 columns where names allow."""
+    """Format every figure with its range over turns and its promise, in at most 120 columns if names allow."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     load = "" if machine.load is None else f", load {machine.load:.1f}"
-    turns = f"medians of {result.repeats} turns, least..greatest" if result.repeats > 1 else "one turn"
+    turns = f"medians of {result.repeats} turns, min..max" if result.repeats > 1 else "one turn"
     lines = [
         f"{result.title}: {turns}; {result.seconds / 60:.0f} min",
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:.1f} GB ({machine.free_gb:.1f} free){load}",
-        f"{versions}, {machine.threads} threads of PyTorch's own",
+        f"{versions}, {machine.threads} threads in PyTorch",
     ]
     if machine.environment:
-        lines.append("set: " + ", ".join(f"{name}={value}" for name, value in machine.environment.items()))
+        lines.append("environment: " + ", ".join(f"{name}={value}" for name, value in machine.environment.items()))
     if result.quick:
-        lines.append("quick: sizes so small that the figures say nothing")
+        lines.append("quick: sizes are too small for meaningful figures")
     for part in result.parts:
         lines += ["", *textwrap.wrap(f"{part.name}: {part.setup}", TEXT_COLUMNS, subsequent_indent="  ")]
         rows = [_cells(figure) for figure in part.figures]
@@ -48,7 +48,7 @@ def _cells(figure: Figure) -> tuple[str, str, str, str, str]:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, and no exponent."""
+    """Format with about three significant digits and without an exponent."""
     size = abs(value)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{value:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""A simulated run, for people."""
+"""Text output of a simulated run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def format_simulation(found: Simulation) -> str:
-    """What the run took, what its failures cost, and whether the promises held."""
+    """Format the run's duration, the costs of its failures, and whether the promises held."""
     run = found.settings
     drivers = f"{run.roots} roots with a driver each" if run.roots > 1 else "one root, one driver"
     more = 100 * (found.seconds / found.ideal_seconds - 1)
@@ -22,7 +22,7 @@ def format_simulation(found: Simulation) -> str:
         f"{duration(found.ideal_seconds)} ({more:+.1f}%)",
         "",
     ]
-    rows = [("failure", "times", "clips begun again", "most at once", "core hours", "device hours")]
+    rows = [("failure", "times", "clips redone", "most in one failure", "core hours", "device hours")]
     for loss in found.losses:
         counts = (f"{loss.count:,}", f"{loss.clips:,}", f"{loss.most_clips:,}")
         rows.append((loss.kind, *counts, number(loss.core_hours), number(loss.device_hours)))
@@ -32,11 +32,11 @@ def format_simulation(found: Simulation) -> str:
     hours = sum(loss.core_hours for loss in found.losses)
     all_hours = run.clips * run.decode_seconds / 3600
     lines += [
-        f"begun again though stored: {found.redone_though_stored:,} clips",
-        f"lost in all: {found.lost_clips:,} clips begun ({100 * found.lost_clips / run.clips:.3f}%), {number(hours)} "
-        f"core hours beside {number(all_hours)} of decoding",
+        f"redone though stored: {found.redone_though_stored:,} clips",
+        f"redone in all: {found.lost_clips:,} clips ({100 * found.lost_clips / run.clips:.3f}%), {number(hours)} core "
+        f"hours in addition to {number(all_hours)} of decoding",
         f"shards: {found.shards:,} of {found.least_clips:,} to {found.most_clips:,} clips, median "
-        f"{number(found.median_clips)}; {found.commits - found.shards:,} attempts more than shards",
+        f"{number(found.median_clips)}; {found.commits - found.shards:,} repeated attempts",
     ]
     if found.resumes:
         slowest = max(found.resumes, key=lambda resume: resume.seconds)
@@ -45,8 +45,8 @@ def format_simulation(found: Simulation) -> str:
             f"and read their ids, {duration(slowest.seconds)}"
         )
     lines += [
-        f"a driver sees to {number(found.blocks_per_second)} blocks/s, busy {100 * found.driver_busy:.0f}%; decode "
+        f"a driver handles {number(found.blocks_per_second)} blocks/s, busy {100 * found.driver_busy:.0f}%; decode "
         f"cores busy {100 * found.decode_busy:.0f}%, devices {100 * found.models_busy:.0f}%",
-        f"in steps of {run.step_clips:,} clips of a node: what a failure costs is counted in whole steps",
+        f"steps of {run.step_clips:,} clips per node: costs of failures are counted in whole steps",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The full-size encoders with random weights, to measure speed where the trained ones aren't at hand."""
+"""The full-size encoders with random weights, to measure speed without downloading trained weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alphafuse.extract.encoders.timesformer import freeze_timesformer
 
 
 def random_encoders(placement: Placement | None = None) -> dict[str, Encoder]:
-    """Both full-size encoders with random weights."""
+    """Return both full-size encoders with random weights."""
     placement = placement or Placement()
     models = random_models()
     frame_spec = FrameSpec.from_config({}, frames=8, image_size=224)
@@ -24,7 +24,7 @@ def random_encoders(placement: Placement | None = None) -> dict[str, Encoder]:
 
 
 def random_models() -> dict[str, nn.Module]:
-    """HuggingFace's full-size models with random weights, the same every time."""
+    """Return HuggingFace's full-size models with random weights from a fixed seed."""
     from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
 
     with torch.random.fork_rng(devices=()):

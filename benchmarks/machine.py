@@ -1,4 +1,4 @@
-"""What this machine is."""
+"""Description of the machine that is measured."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from alphafuse.system.processes import free_memory_bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured.
+    """The machine of a measurement.
 
     Attributes:
-        cpu: model.
-        cores: that this process may use.
-        memory_gb, free_gb: in 10^9 bytes; free when the benchmark began.
-        threads: PyTorch's own number.
-        load: processes that wanted a core in the minute before, on average; None where the system doesn't say.
-        versions: of what does the work.
-        environment: variables that are set and decide about threads or memory.
+        cpu: model of the processor.
+        cores: cores that this process may use.
+        memory_gb, free_gb: total and free memory in 10^9 bytes, at the beginning of the benchmark.
+        threads: PyTorch's number of threads.
+        load: load average of the last minute; None if the system doesn't provide it.
+        versions: versions of the main libraries.
+        environment: environment variables that affect threads or memory.
     """
 
     cpu: str
@@ -40,9 +40,9 @@ class Machine:
     environment: Mapping[str, str]
 
     @classmethod
-    def at_hand(cls) -> Machine:
-        """This one, now."""
-        decisive = ("OMP_", "MKL_", "GOMP_", "MALLOC_", "LD_PRELOAD", "OPENBLAS_", "DNNL_", "ONEDNN_", "LOKY_")
+    def current(cls) -> Machine:
+        """Describe the current machine."""
+        prefixes = ("OMP_", "MKL_", "GOMP_", "MALLOC_", "LD_PRELOAD", "OPENBLAS_", "DNNL_", "ONEDNN_", "LOKY_")
         return cls(
             cpu=_cpu_model(),
             cores=joblib.cpu_count(),
@@ -51,7 +51,7 @@ class Machine:
             threads=torch.get_num_threads(),
             load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             versions={"torch": torch.__version__, **{name: version(name) for name in ("numpy", "scikit-learn")}},
-            environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(decisive)},
+            environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
         )
 
 

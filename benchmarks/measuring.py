@@ -1,4 +1,4 @@
-"""Measuring side by side: contenders in turns, each in a process of its own, and the machine they were measured on."""
+"""Comparative measurements: contenders run in turns, each in a new process; results record the machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from alphafuse.errors import ExperimentError, unknown
 from alphafuse.system.processes import start_worker
 from alphafuse.system.progress import Progress
 
-SAMPLE_SECONDS = 0.01  # between two looks at a process's memory
+SAMPLE_SECONDS = 0.01  # interval between two readings of a process's memory
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Something that was measured once in every turn.
+    """A quantity that is measured once in every turn.
 
     Attributes:
-        name: what, for people.
+        name: name of the quantity, as shown to users.
         unit: "s", "x" (a ratio), "%", ...
-        values: (turns,).
-        least, most: what the median is to reach, or not to exceed; None where nothing was promised.
+        values: (turns,) measured values.
+        least, most: promised lower and upper bound of the median; None without a promise.
     """
 
     name: str
@@ -43,31 +43,31 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Over turns."""
+        """Median over turns."""
         return median(self.values)
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the median is as promised; None where nothing was."""
+        """Whether the median is as promised; None without a promise."""
         if self.least is None and self.most is None:
             return None
         return (self.least is None or self.median >= self.least) and (self.most is None or self.median <= self.most)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields and what follows from them, json-able."""
+        """Return the fields and derived values, json-able."""
         spread = {"median": self.median, "low": min(self.values), "high": max(self.values)}
         return {**asdict(self), **spread, "values": list(self.values), "is_met": self.is_met}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the benchmark found.
+    """Result of one part of a benchmark.
 
     Attributes:
-        name: entry of `PARTS`.
-        setup: what was measured on what, for people.
-        figures: in the order in which they are shown.
-        notes: what one has to know to read them.
+        name: name of an entry of `PARTS`.
+        setup: description of the measurement, as shown to users.
+        figures: the measured figures, in the order of the output.
+        notes: explanations of the figures.
     """
 
     name: str
@@ -86,15 +86,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that a benchmark found.
+    """Result of a benchmark.
 
     Attributes:
-        title: what was measured, for people.
-        machine: where.
-        parts: in the order asked for.
-        repeats: turns.
-        quick: whether sizes were so small that figures say nothing.
-        seconds: that all of it took.
+        title: title of the benchmark, as shown to users.
+        machine: the machine that was measured.
+        parts: results of the parts, in the requested order.
+        repeats: number of turns.
+        quick: whether sizes were too small for meaningful figures.
+        seconds: duration of the whole benchmark.
     """
 
     title: str
@@ -120,15 +120,13 @@ class Bench:
 
 
 class Turn(NamedTuple):
-    """What a contender is told: which turn it is, from 0, and the `time.time()` at which its process was asked for."""
+    """Argument of a contender: the turn's number, from 0, and the `time.time()` at which its process was requested."""
 
     number: int
-    asked: float
+    requested: float
 
 
-Contender = Callable[[Turn], Mapping[str, float]]  # measures some quantities, by name
-
-
+Contender = Callable[[Turn], Mapping[str, float]]  # returns name of a quantity -> value
 Measure = Callable[[Mapping[str, Contender]], dict[str, tuple[float, ...]]]  # name -> contender; quantity -> (turns,)
 
 
@@ -144,15 +142,15 @@ def run_parts(
     """Run some parts of a benchmark.
 
     Args:
-        title: what is measured, for people.
-        parts: all there are.
-        names: which; empty for all.
-        repeats: turns, at least 1.
-        quick: sizes are so small that nothing is promised.
-        progress: called with what is about to be measured.
+        title: title of the benchmark, as shown to users.
+        parts: name -> function of every part.
+        names: names of the parts to run; empty for all.
+        repeats: number of turns, at least 1.
+        quick: whether sizes are too small for meaningful figures; promises are then dropped.
+        progress: called with a description of each measurement before it starts.
 
     Raises:
-        ExperimentError: an unknown part, a number of turns below 1, or a measurement that was killed.
+        ExperimentError: an unknown part, fewer than 1 turn, or a measurement whose process was killed.
     """
     for name in names:
         if name not in parts:
@@ -160,42 +158,42 @@ def run_parts(
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ExperimentError(f"repeats must be a whole number of at least 1, not {repeats!r}")
     begin = time.perf_counter()
-    machine = Machine.at_hand()
+    machine = Machine.current()
     found = []
     for name in dict.fromkeys(names or parts):
-        say = partial(_say, progress, name, repeats)
-        part = parts[name](partial(in_turns, repeats=repeats, say=say))
+        announce = partial(_announce, progress, name, repeats)
+        part = parts[name](partial(in_turns, repeats=repeats, announce=announce))
         if quick:
             part = replace(part, figures=tuple(replace(figure, least=None, most=None) for figure in part.figures))
         found.append(part)
     return Bench(title, machine, tuple(found), repeats, quick, time.perf_counter() - begin)
 
 
-def _say(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:
+def _announce(progress: Callable[[str], None] | None, part: str, repeats: int, contender: str, turn: int) -> None:
     if progress:
         progress(f"{part}: {contender}, turn {turn + 1} of {repeats}")
 
 
 def in_turns(
-    contenders: Mapping[str, Contender], *, repeats: int, say: Callable[[str, int], None]
+    contenders: Mapping[str, Contender], *, repeats: int, announce: Callable[[str, int], None]
 ) -> dict[str, tuple[float, ...]]:
-    """Quantity -> (turns,) of all contenders, each in a new process in every turn."""
+    """Run all contenders in every turn, each in a new process; return quantity -> (turns,) values."""
     found: dict[str, list[float]] = {}
     for turn in range(repeats):
         for name, contender in contenders.items():
-            say(name, turn)
+            announce(name, turn)
             for quantity, value in in_new_process(contender, turn).items():
                 found.setdefault(quantity, []).append(value)
     return {quantity: tuple(values) for quantity, values in found.items()}
 
 
 def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
-    """Let a contender measure where nothing ran before it; `ExperimentError` when its process is killed."""
-    asked = time.time()
+    """Run a contender in a new process; `ExperimentError` if the process is killed."""
+    requested = time.time()
     # loky: its workers don't run the caller's main module again, so scripts need no __main__ guard
     with ProcessPoolExecutor(max_workers=1, initializer=start_worker, initargs=(os.getpid(),)) as pool:
         try:
-            return pool.submit(contender, Turn(turn, asked)).result()
+            return pool.submit(contender, Turn(turn, requested)).result()
         except BrokenProcessPool:
             raise ExperimentError(
                 "a measurement was killed from outside, probably for lack of memory: measure fewer parts (--part)"
@@ -206,34 +204,34 @@ def in_new_process(contender: Contender, turn: int) -> Mapping[str, float]:
 
 
 class Clock(Progress):
-    """Records when each head's each epoch was finished."""
+    """Progress that records the time at which each epoch of each head finishes."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def advance(self, count: int = 1, **of_which: int) -> None:
-        """`count` more epochs are finished."""
+        """Record `count` finished epochs."""
         self.times += [time.perf_counter()] * count
 
     def seconds_per_epoch(self, heads: int) -> float:
-        """Wall time of an epoch of all heads, which train side by side, after the first."""
+        """Return the wall time of an epoch of all heads, which train in parallel, without the first epoch."""
         return (self.times[-1] - self.times[heads - 1]) / (len(self.times) / heads - 1)
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """Wall time of a call."""
+    """Return the wall time of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, ...]:
-    """Value by base, turn by turn."""
-    return tuple(value / of for value, of in zip(values, base, strict=True))
+    """Return value / base of each turn."""
+    return tuple(value / divisor for value, divisor in zip(values, base, strict=True))
 
 
 def runs_per_second(function: Callable[[], object], seconds: float) -> float:
-    """Calls per second, measured for this long after a first call that isn't counted."""
+    """Return the calls per second, measured for this duration after a first call that isn't counted."""
     function()
     runs, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not runs:
@@ -243,46 +241,46 @@ def runs_per_second(function: Callable[[], object], seconds: float) -> float:
 
 
 class PeakMemory:
-    """How much more memory this process took at most, within a `with` block, than at its beginning.
+    """Peak growth of this process's memory within a `with` block.
 
-    Looked at every `SAMPLE_SECONDS`: the system's own record may be older than the process's program (Linux), and
-    counts from its start.
+    The memory is read periodically, because the system's own peak counts from the start of the process, and on Linux
+    may even include the parent's memory before the program was loaded.
 
     Attributes:
-        grown_bytes: the most so far, beyond what there was at the beginning.
-        samples: (seconds since the beginning, bytes in all), at every look; with `keep` only.
+        grown_bytes: peak so far, minus the memory at the beginning of the block.
+        samples: (seconds since the beginning, bytes in total) of every reading; only with `keep`.
     """
 
     def __init__(self, *, children: bool = False, every_seconds: float = SAMPLE_SECONDS, keep: bool = False) -> None:
-        """Watch this process alone, or with its `children`, whose shared pages then count once for each."""
+        """Watch this process alone, or with its `children`; pages that processes share then count once per process."""
         self._process = psutil.Process()
         self._children, self._every, self._keep = children, every_seconds, keep
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.grown_bytes = 0
         self.samples: list[tuple[float, int]] = []
 
     def __enter__(self) -> PeakMemory:
-        self._before, self._began = self._now(), time.monotonic()
+        self._bytes_before, self._start = self._read(), time.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
 
-    def _now(self) -> int:
+    def _read(self) -> int:
         total = int(self._process.memory_info().rss)
         for child in self._process.children(recursive=True) if self._children else ():
-            with contextlib.suppress(psutil.Error):  # ended just now
+            with contextlib.suppress(psutil.Error):  # the child has just ended
                 total += child.memory_info().rss
         return total
 
     def _watch(self) -> None:
         while True:
-            now = self._now()
-            self.grown_bytes = max(self.grown_bytes, now - self._before)
+            total = self._read()
+            self.grown_bytes = max(self.grown_bytes, total - self._bytes_before)
             if self._keep:
-                self.samples.append((time.monotonic() - self._began, now))
-            if self._over.wait(self._every):
+                self.samples.append((time.monotonic() - self._start, total))
+            if self._ended.wait(self._every):
                 return

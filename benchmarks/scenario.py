@@ -1,4 +1,4 @@
-"""A run on a large cluster to be simulated, what goes wrong in it, and what the simulation finds: plain values."""
+"""Settings and results of a simulated run on a large cluster, as plain values."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from alphafuse.data.dataset import FLOAT32_BYTES
 from alphafuse.errors import ClusterError
 from alphafuse.extract.engines.ray_pools import BLOCKS_HELD
 
-DECODE_SECONDS = 0.148  # of a core, 51 clips of VGGSound: docs/extraction.md
-# of the driver's one busy core, that a block takes: decode task, call of an actor, references. docs/scale.md; Ray's
-# own release benchmark many_tasks (10,000 tasks on 2,500 CPUs, release/perf_metrics) gets through 569 tasks a second
+DECODE_SECONDS = 0.148  # core seconds per clip, from 51 clips of VGGSound: docs/extraction.md
+# core seconds of the driver per block: decode task, actor call, references (docs/scale.md). Ray's own release
+# benchmark many_tasks (10,000 tasks on 2,500 CPUs, release/perf_metrics) runs 569 tasks a second
 BLOCK_SECONDS = 0.0044
-PAGE_KEYS = 1000  # of a LIST request, at S3's and most others
-# behind an object store: of a page; of the request for a shard's ids, one after the other (heads come side by side)
+PAGE_KEYS = 1000  # keys per LIST request, in S3 and most other object stores
+# object store: seconds per page of a listing; seconds to read a shard's ids (shards are read one after the other)
 LIST_SECONDS, HEADER_SECONDS = 0.1, 0.1
 FAILURES = ("node lost", "preemption", "driver killed", "worker crashed", "clip hung", "answer lost")
 
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """A run on a cluster, and what goes wrong. Hours between failures are means of an exponential law; 0 = never.
+    """A run on a cluster, with failures. Hours between failures are means of an exponential distribution; 0 = never.
 
     Attributes:
-        clips, nodes: in all.
-        roots: dataset roots that they are divided into, each with a driver of its own.
-        cores: of a node, that decode.
-        models_per_second: clips that a node's device embeds (the default: an L4 in bf16, computed in docs/scale.md).
-        decode_seconds: of a core per clip.
-        block_clips: clips that travel together.
-        clip_bytes: of a clip's embeddings.
-        flush_seconds: a shard is begun at least this often.
-        commits_at_once: of a driver; beyond that embedding waits.
-        block_seconds: of a driver's time that a block takes.
-        gather_seconds, put_seconds, answer_seconds: of a commit: until its embeddings are on one node, until the shard
-            appears (a mean), until the driver knows.
-        list_seconds, header_seconds: of listing 1,000 shards, of seeing which clips are in one.
-        commits_read_headers: each commit also opens the shards that its node has not opened before.
-        node_hours: between two losses of one node.
-        preemption_hours, preempted: between two preemptions, and the share of every root's nodes that each takes.
-        node_return_seconds: until another node is there instead.
-        driver_hours, restart_seconds: between two deaths of a driver, and until a new one lists the store.
-        orphan_seconds: for which commits of a dead driver go on.
-        lost_answers: share of commits whose shard appears and whose answer doesn't.
-        crashes, hung: of worker processes and clips, per clip.
-        timeout_seconds: that a hung clip costs a core.
-        stragglers, slowness: share of nodes that are slow, and by how much.
-        jitter: steps take so much more or less, evenly.
-        idempotent: attempts at one commit agree on the shard's name.
-        schedule: failures at given times as well: (seconds, "node lost" or "driver killed", node).
-        most_steps: see above.
-        seed: decides everything that is drawn.
+        clips, nodes: total numbers.
+        roots: number of dataset roots that clips and nodes are divided into, each with its own driver.
+        cores: cores per node that decode.
+        models_per_second: clips per second of a node's device (the default: an L4 in bf16, computed in docs/scale.md).
+        decode_seconds: core seconds per clip.
+        block_clips: clips per block.
+        clip_bytes: size of a clip's embeddings.
+        flush_seconds: longest time between two commits.
+        commits_at_once: most commits of a driver at a time; beyond that embedding waits.
+        block_seconds: driver's time per block.
+        gather_seconds, put_seconds, answer_seconds: phases of a commit: collecting its embeddings on one node, writing
+            the shard (a mean), answering the driver.
+        list_seconds, header_seconds: time to list 1,000 shards, and to read which clips are in one.
+        commits_read_headers: whether each commit also opens the shards that its node hasn't opened before.
+        node_hours: time between losses of one node.
+        preemption_hours, preempted: time between preemptions, and the share of every root's nodes that each takes.
+        node_return_seconds: time until a lost node is replaced.
+        driver_hours, restart_seconds: time between kills of a driver, and until a new one lists the store.
+        orphan_seconds: time for which commits of a killed driver continue.
+        lost_answers: share of commits whose shard is written but whose answer is lost.
+        crashes, hung: crashes of worker processes per clip, and share of clips that hang.
+        timeout_seconds: core time that a hung clip costs.
+        stragglers, slowness: share of slow nodes, and the factor by which they are slower.
+        jitter: largest relative deviation of a step's duration, uniformly distributed.
+        idempotent: whether all attempts at one commit use the same shard name.
+        schedule: additional failures at given times: (seconds, "node lost" or "driver killed", node).
+        most_steps: limit on the number of steps, see `bench_scale`.
+        seed: seed of all random draws.
 
     Raises:
-        ClusterError: a number that makes no sense.
+        ClusterError: a number out of range.
 
     >>> from scenario import SimulationSettings
     >>> SimulationSettings(clips=10**8).step_clips  # a block on each core of a node
@@ -114,37 +114,37 @@ class SimulationSettings:
             raise ClusterError(f"{self.roots} roots need as many nodes and clips: give fewer roots")
 
     def without_failures(self) -> SimulationSettings:
-        """The same cluster, and nothing goes wrong."""
+        """Return the same run without failures."""
         never: dict[str, Any] = dict.fromkeys(("node_hours", "preemption_hours", "driver_hours"), 0.0)
         never |= dict.fromkeys(("lost_answers", "crashes", "hung", "stragglers"), 0.0)
         return replace(self, schedule=(), **never)
 
     @property
     def blocks_per_step(self) -> int:
-        """Blocks that a core does in one step."""
+        """Number of blocks that a core does in one step."""
         return math.ceil(self.clips / (self.cores * self.block_clips) / self.most_steps)
 
     @property
     def step_clips(self) -> int:
-        """Clips of a step."""
+        """Number of clips in a step."""
         return self.cores * self.block_clips * self.blocks_per_step
 
     @property
     def waiting_steps(self) -> int:
-        """Decoded steps that wait on a node, at most."""
+        """Most decoded steps that wait on a node."""
         return max(1, BLOCKS_HELD // self.blocks_per_step)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What one kind of failure cost.
+    """Costs of one kind of failure.
 
     Attributes:
         kind: entry of `FAILURES`.
-        count: of such failures.
-        clips: that had been begun and had to be begun again.
-        most_clips: of one failure.
-        core_hours, device_hours: that had been spent on them.
+        count: number of such failures.
+        clips: clips that were started and had to be redone.
+        most_clips: largest number of such clips in one failure.
+        core_hours, device_hours: time that had been spent on these clips.
     """
 
     kind: str
@@ -157,7 +157,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Resume:
-    """What a new driver saw: shards, requests to list them, seconds until it knew what is missing."""
+    """Start of a new driver: shards in the store, requests to list them, seconds until it knew the missing clips."""
 
     shards: int
     pages: int
@@ -166,26 +166,26 @@ class Resume:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a simulated run did.
+    """Result of a simulated run.
 
     Attributes:
-        settings: the run.
+        settings: settings of the run.
         seconds: wall time until all clips were stored.
-        ideal_seconds: the same without failures.
-        losses: by kind.
-        shards, least_clips, median_clips, most_clips: how many, and how large.
-        commits: attempts at them.
-        rows_doubled: clips stored more often than once, each time counted. Promised: 0.
+        ideal_seconds: wall time without failures.
+        losses: costs per kind of failure.
+        shards, least_clips, median_clips, most_clips: number of shards, and their sizes in clips.
+        commits: number of attempts to commit a shard.
+        rows_doubled: rows of clips beyond the first one of each clip. Promised: 0.
         clips_missing: clips that no shard holds at the end. Promised: 0.
-        redone_though_stored: clips that were begun again while a shard held them: work that had been flushed.
-        resumes: by new drivers.
-        blocks_per_second, driver_busy: of a driver, on average.
-        decode_busy, models_busy: shares of the time that cores and devices were at work.
+        redone_though_stored: clips that were redone although a shard held them.
+        resumes: starts of new drivers.
+        blocks_per_second, driver_busy: throughput and busy share of a driver, on average.
+        decode_busy, models_busy: busy shares of cores and devices.
 
     >>> from bench_scale import simulate
     >>> from scenario import SimulationSettings
     >>> small = SimulationSettings(clips=50_000, nodes=10, roots=1)
-    >>> found = simulate(small.without_failures())  # as when nothing goes wrong
+    >>> found = simulate(small.without_failures())
     >>> found.lost_clips, found.seconds == found.ideal_seconds, found.median_clips > 10_000
     (0, True, True)
     """
@@ -210,21 +210,21 @@ class Simulation:
 
     @property
     def lost_clips(self) -> int:
-        """In all failures together."""
+        """Clips that were redone because of failures."""
         return sum(loss.clips for loss in self.losses)
 
     @property
     def promises_held(self) -> bool:
-        """Every clip is stored once."""
+        """Whether every clip is stored exactly once."""
         return not self.rows_doubled and not self.clips_missing
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, json-able, and what follows from them."""
+        """Return the fields and derived values, json-able."""
         derived = {"lost_clips": self.lost_clips, "promises_held": self.promises_held}
         return {**asdict(self), **derived}
 
 
 def resume_cost(shards: int, settings: SimulationSettings) -> Resume:
-    """What seeing what is finished takes: listing, then one shard after the other, as `EmbeddingStore` does it."""
+    """Return the cost of finding the finished clips: listing, then one shard after the other, as `EmbeddingStore`."""
     pages = math.ceil(shards / PAGE_KEYS)
     return Resume(shards, pages, pages * settings.list_seconds + shards * settings.header_seconds)

@@ -3,21 +3,21 @@
     python benchmarks/train_compact.py --out DIR --only timesformer --epochs 8 --bfloat16
     python benchmarks/train_compact.py --out DIR --only ast --epochs 7
 
-made those weights, on one thread of a busy two-core AMD EPYC without a GPU. The AST was trained by an earlier state of
-this file, with the same data, settings and loss but another order of random draws. Accuracy is on 1,000 clips of the
-training's events drawn from other seeds, from clean to noisy (difficulty 0 to 1.1):
+These commands made the weights, on one thread of a busy two-core AMD EPYC without a GPU. The AST was trained by an
+earlier version of this file, with the same data, settings and loss but a different order of random draws. Accuracies
+are for 1,000 clips of the training events with other seeds, from clean to noisy (difficulty 0 to 1.1):
 
     timesformer   528 s   shape 0.81, motion 0.95
     ast           640 s   timbre 0.77, rhythm 0.77, contour 0.73
 
-To ship new weights, copy DIR/timesformer and DIR/ast over the folders there. Expect close figures, not the same bytes:
-the sums depend on the processor and on the library versions.
+To ship new weights, copy DIR/timesformer and DIR/ast over the folders in `extract/encoders/compact`. Expect similar
+accuracies, not identical bytes: sums depend on the processor and on the library versions.
 
-Both learn to name the factors of synthetic events drawn by `data.sources.synthesis`: the shape and the motion of
-what is seen, the timbre, the rhythm and the pitch contour of what is heard. Every combination that occurs in the demo
-is left out of the training: the demo's events are new to the encoders, though their ingredients are not. The
-classifiers on top are thrown away; what is kept is the transformer whose CLS embedding (TimeSformer) or pooled
-embedding (AST) the demo extracts.
+Both encoders learn to classify the factors of synthetic events from `data.sources.synthesis`: shape and motion of
+visual events; timbre, rhythm and pitch contour of sound events. Combinations of factors that occur in the demo are
+excluded from the training, so the demo's events are new to the encoders, although their factors are not. The
+classifiers are discarded. The transformer is kept; the demo extracts its CLS embedding (TimeSformer) or its pooled
+embedding (AST).
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ from alphafuse.data.sources.synthesis import (
 )
 
 PATCHES = 4  # along each edge of the image: 64 / 16
-CELLS = 3  # along each edge of a patch, for the training's question where the shape is
-FRAMES = 8  # of a clip, evenly spaced from the first to the last
+CELLS = 3  # along each edge of a patch, for the auxiliary task of locating the shape
+FRAMES = 8  # per clip, evenly spaced from the first to the last
 IMAGE_SIZE = 64  # pixels
-IMAGE_MEAN, IMAGE_STD = 0.45, 0.225  # TimeSformer's own
+IMAGE_MEAN, IMAGE_STD = 0.45, 0.225  # TimeSformer's published values
 SAMPLE_RATE_HZ = 16_000
 MEL_BINS = 128
-SPECTROGRAM_FRAMES = 256  # of 10 ms: the longest demo clip (2.5 s) has 248
-SPECTROGRAM_MEAN, SPECTROGRAM_STD = -4.2677393, 4.5689974  # AST's own, of AudioSet
+SPECTROGRAM_FRAMES = 256  # 10 ms each: the longest demo clip (2.5 s) has 248
+SPECTROGRAM_MEAN, SPECTROGRAM_STD = -4.2677393, 4.5689974  # AST's published values, from AudioSet
 
 TIMESFORMER_CONFIG = TimesformerConfig(
     image_size=IMAGE_SIZE,
@@ -80,7 +80,7 @@ TIMESFORMER_CONFIG = TimesformerConfig(
     num_hidden_layers=4,
     num_attention_heads=4,
     intermediate_size=384,
-    initializer_range=0.1,  # 1 / sqrt(96): the usual 0.02 suits 768 and leaves a narrow CLS token deaf to the patches
+    initializer_range=0.1,  # 1 / sqrt(96): with the usual 0.02, made for width 768, the CLS token ignores the patches
     attention_type="divided_space_time",
 )  # 0.71 M parameters
 AST_CONFIG = ASTConfig(
@@ -88,7 +88,7 @@ AST_CONFIG = ASTConfig(
     num_hidden_layers=4,
     num_attention_heads=4,
     intermediate_size=384,
-    initializer_range=0.1,  # 1 / sqrt(96): the usual 0.02 suits 768 and leaves a narrow CLS token deaf to the patches
+    initializer_range=0.1,  # 1 / sqrt(96): with the usual 0.02, made for width 768, the CLS token ignores the patches
     patch_size=16,
     frequency_stride=16,
     time_stride=16,
@@ -128,21 +128,21 @@ AST_PREPROCESSOR: dict[str, Any] = {
 
 
 def training_visual_events() -> list[VisualEvent]:
-    """Every shape in every motion but the demo's own combinations: 12 x 12 - 8 = 136."""
+    """Return all combinations of shape and motion except the demo's: 12 x 12 - 8 = 136."""
     held_out = {(event.shape, event.motion) for event in VISUAL_EVENTS}
     pairs = [pair for pair in itertools.product(SHAPES, MOTIONS) if pair not in held_out]
     return [VisualEvent(f"{shape} {motion}", shape, motion) for shape, motion in pairs]
 
 
 def training_sound_events() -> list[SoundEvent]:
-    """Every timbre in every rhythm and contour but the demo's own combinations: 8 x 8 x 6 - 8 = 376."""
+    """Return all combinations of timbre, rhythm and contour except the demo's: 8 x 8 x 6 - 8 = 376."""
     held_out = {(event.timbre, event.rhythm, event.contour) for event in SOUND_EVENTS}
     triples = [triple for triple in itertools.product(TIMBRES, RHYTHMS, CONTOURS) if triple not in held_out]
     return [SoundEvent(" ".join(triple), *triple) for triple in triples]
 
 
 def assert_disjoint() -> None:
-    """Fail if an event of the training also occurs in the demo."""
+    """Raise AssertionError if a training event also occurs in the demo."""
     seen = {(event.shape, event.motion) for event in training_visual_events()}
     heard = {(event.timbre, event.rhythm, event.contour) for event in training_sound_events()}
     assert not seen & {(event.shape, event.motion) for event in VISUAL_EVENTS}
@@ -153,15 +153,15 @@ def assert_disjoint() -> None:
 
 
 class Example(NamedTuple):
-    """One clip to learn from."""
+    """One training clip."""
 
     inputs: np.ndarray  # frames (8, 64, 64, 3) uint8, or log-mel spectrogram (256, 128) float16; before scaling
     factors: list[int]  # indices of shape and motion, or of timbre, rhythm and contour
-    covered: np.ndarray  # how far the moving shape covers each patch's cells, (8, 4, 4, 9) float32; (0,) for sounds
+    covered: np.ndarray  # share of each cell of a patch that the shape covers, (8, 4, 4, 9) float32; (0,) for sounds
 
 
 class Examples(NamedTuple):
-    """Many clips to learn from, stacked."""
+    """Training clips, stacked."""
 
     inputs: Tensor  # (clips, ...) uint8 or float16
     factors: Tensor  # (clips, factors) int64
@@ -169,7 +169,7 @@ class Examples(NamedTuple):
 
 
 def draw_visual_example(seed: int, difficulty: float) -> Example:
-    """Draw one of the training's visual events, as the model gets to see it."""
+    """Draw one of the training's visual events, as input of the model."""
     rng = np.random.default_rng((1, seed))
     events = training_visual_events()
     event = events[rng.integers(len(events))]
@@ -178,10 +178,10 @@ def draw_visual_example(seed: int, difficulty: float) -> Example:
     frames, mask = render_frames_and_mask(event, look, rng, times=times, height=FRAME_HEIGHT, width=FRAME_WIDTH)
     left = (FRAME_WIDTH - FRAME_HEIGHT) // 2
     edge = FRAME_HEIGHT // (PATCHES * CELLS)  # pixels of the drawn frame in one cell
-    square = mask[:, :, left : left + FRAME_HEIGHT]  # (8, 72, 72): what the centre crop leaves
+    square = mask[:, :, left : left + FRAME_HEIGHT]  # (8, 72, 72): the centre crop
     cells = square.reshape(FRAMES, PATCHES, CELLS, edge, PATCHES, CELLS, edge).mean((3, 6))  # (8, 4, 3, 4, 3)
     covered = cells.transpose(0, 1, 3, 2, 4).reshape(FRAMES, PATCHES, PATCHES, CELLS * CELLS)
-    quality = int(rng.integers(30, 95))  # stands in for H.264, which would need all the frames between
+    quality = int(rng.integers(30, 95))  # JPEG approximates H.264, which would need all frames in between
     pictures = np.stack([_resize_and_crop(_compress(frame, quality)) for frame in frames])
     factors = [list(SHAPES).index(event.shape), list(MOTIONS).index(event.motion)]
     return Example(pictures, factors, covered)
@@ -194,7 +194,7 @@ def _compress(frame: np.ndarray, quality: int) -> Image.Image:
 
 
 def _resize_and_crop(picture: Image.Image) -> np.ndarray:
-    """Shortest edge to 64 pixels, then the middle 64 x 64: what the preprocessor_config says."""
+    """Resize the shortest edge to 64 pixels, then crop the centre 64 x 64, as in TIMESFORMER_PREPROCESSOR."""
     scale = IMAGE_SIZE / min(picture.size)
     size = (int(picture.width * scale), int(picture.height * scale))
     small = picture.resize(size, Image.Resampling.BILINEAR)
@@ -203,7 +203,7 @@ def _resize_and_crop(picture: Image.Image) -> np.ndarray:
 
 
 def draw_sound_example(seed: int, difficulty: float) -> Example:
-    """Draw one of the training's sound events, as the model gets to hear it."""
+    """Draw one of the training's sound events, as input of the model."""
     rng = np.random.default_rng((2, seed))
     events = training_sound_events()
     event = events[rng.integers(len(events))]
@@ -226,7 +226,7 @@ def draw_sound_example(seed: int, difficulty: float) -> Example:
 
 
 def draw_examples(draw: Callable[[int, float], Example], seeds: range) -> Examples:
-    """Draw one example per seed, from easy to hard: 5 to 8 ms each (threads would only fight for the interpreter)."""
+    """Draw one example per seed, from easy to hard: 5 to 8 ms each (threads don't help, because of Python's lock)."""
     difficulties = np.linspace(0, 1.1, len(seeds))  # the demo is harder: LOOK_DIFFICULTY, VOICE_DIFFICULTY
     drawn = [draw(seed, float(level)) for seed, level in zip(seeds, difficulties, strict=True)]
     return Examples(
@@ -237,11 +237,11 @@ def draw_examples(draw: Callable[[int, float], Example], seeds: range) -> Exampl
 
 
 def prepare_frames(pictures: Tensor, augment: bool) -> Tensor:
-    """Pictures (batch, 8, 64, 64, 3) uint8 to model inputs (batch, 8, 3, 64, 64) float32."""
+    """Pictures (batch, 8, 64, 64, 3) uint8 -> model inputs (batch, 8, 3, 64, 64) float32."""
     pixels = pictures.permute(0, 1, 4, 2, 3).float() / 255
     if augment:
         batch = len(pixels)
-        channels = torch.stack([torch.randperm(3) for _ in range(batch)])  # no factor knows red from blue
+        channels = torch.stack([torch.randperm(3) for _ in range(batch)])  # factors don't depend on colour
         pixels = torch.gather(pixels, 2, channels[:, None, :, None, None].expand_as(pixels))
         gain, offset = torch.empty(2, batch, 1, 1, 1, 1).uniform_(-0.2, 0.2)
         shift_y, shift_x = (int(shift) for shift in torch.randint(-3, 4, (2,)))
@@ -250,7 +250,7 @@ def prepare_frames(pictures: Tensor, augment: bool) -> Tensor:
 
 
 def prepare_spectrograms(mel: Tensor, augment: bool) -> Tensor:
-    """Log-mel spectrograms (batch, 256, 128) float16 to model inputs of the same shape, float32."""
+    """Log-mel spectrograms (batch, 256, 128) float16 -> model inputs (batch, 256, 128) float32."""
     mel = mel.float()
     if augment:
         sounding = mel != 0  # the padding stays zero
@@ -263,14 +263,14 @@ def prepare_spectrograms(mel: Tensor, augment: bool) -> Tensor:
 
 
 def timesformer_embedding(model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """CLS after the final norm, (batch, 96), and the patches' tokens, (batch, 8, 4, 4, 96)."""
-    tokens = model(pixels).last_hidden_state  # (batch, 1 + 4 * 4 * 8, 96), the frame runs fastest
+    """Return the CLS token after the final norm, (batch, 96), and the patches' tokens, (batch, 8, 4, 4, 96)."""
+    tokens = model(pixels).last_hidden_state  # (batch, 1 + 4 * 4 * 8, 96), the frame is the fastest index
     patches = tokens[:, 1:].unflatten(1, (PATCHES, PATCHES, FRAMES))
     return tokens[:, 0], patches.permute(0, 3, 1, 2, 4)
 
 
 def ast_embedding(model: PreTrainedModel, mel: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the CLS and distillation tokens after the final norm, (batch, 96), and no tokens, (batch, 0, 96)."""
+    """Return the mean of the CLS and distillation tokens after the final norm, (batch, 96), and (batch, 0, 96)."""
     pooled = model(mel).pooler_output
     return pooled, pooled[:, None][:, :0]
 
@@ -289,8 +289,9 @@ def train_encoder(
 ) -> list[float]:
     """Train `model` in place on the factors of `examples`; return each factor's accuracy on the `held_out` clips.
 
-    Where the examples say which patches the shape covers, the covered tokens alone must name the factors too, and every
-    token must say whether it is covered: from the CLS token alone the TimeSformer learns nothing for many epochs.
+    If the examples have `covered`, there are two auxiliary tasks: the covered tokens alone predict the factors, and
+    every token predicts the coverage of its cells. With the CLS token alone the TimeSformer learns nothing for many
+    epochs.
     """
     inputs, factors, covered = examples
     classes = [int(count) + 1 for count in factors.amax(0)]
@@ -301,7 +302,7 @@ def train_encoder(
     steps = epochs * (len(inputs) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.08)
     loss_function = nn.CrossEntropyLoss(label_smoothing=0.05)
-    begun = time.monotonic()
+    start = time.monotonic()
     for epoch in range(epochs):
         model.train()
         total = 0.0
@@ -325,15 +326,16 @@ def train_encoder(
             total += named.item() * batch_size / len(inputs)
         accuracies = measure(model, embed, prepare, heads, held_out)
         shown = " ".join(f"{accuracy:.3f}" for accuracy in accuracies)
-        print(f"epoch {epoch + 1:2d}  loss {total:.3f}  accuracy {shown}  {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"epoch {epoch + 1:2d}  loss {total:.3f}  accuracy {shown}  {time.monotonic() - start:.0f} s", flush=True)
     return accuracies
 
 
 @torch.no_grad()
 def whiten_patches(projection: nn.Conv2d, images: Tensor) -> None:
-    """Start the patch embedding at the whitened principal components of `images` (images, channels, height, width).
+    """Initialise the patch embedding with whitened principal components of `images`, (images, channels, height, width).
 
-    From the usual random start the embedding is little more than each patch's mean colour for thousands of steps.
+    With the usual random initialisation, for thousands of steps the embedding is little more than a patch's mean
+    colour.
     """
     size = projection.kernel_size[0]
     patches = nn.functional.unfold(images, size, stride=size).transpose(1, 2).flatten(0, 1)  # (patches, inputs)
@@ -341,7 +343,7 @@ def whiten_patches(projection: nn.Conv2d, images: Tensor) -> None:
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))  # ascending
     kept = projection.out_channels
     weight = (vectors[:, -kept:] / (values[-kept:] + 1e-3).sqrt()).T  # (out, inputs)
-    weight = nn.init.orthogonal_(torch.empty(kept, kept)) @ weight  # no output is more important than another
+    weight = nn.init.orthogonal_(torch.empty(kept, kept)) @ weight  # makes all outputs equally important
     projection.weight.copy_(0.5 * weight.reshape(projection.weight.shape))
     assert projection.bias is not None
     projection.bias.copy_(-0.5 * weight @ mean)
@@ -349,14 +351,14 @@ def whiten_patches(projection: nn.Conv2d, images: Tensor) -> None:
 
 @torch.no_grad()
 def scatter_positions(model: PreTrainedModel) -> None:
-    """Start the embeddings of place and time at random, not at zero: from the first step on, each token differs."""
+    """Initialise the position and time embeddings at random instead of zero, so that tokens differ from the start."""
     for name, parameter in model.named_parameters():
         if name in ("embeddings.position_embeddings", "embeddings.time_embeddings", "embeddings.cls_token"):
             parameter.normal_(0, 0.3)
 
 
 def _batches(count: int, batch_size: int, mixing: float) -> Iterator[Tensor]:
-    """Rows of one epoch's full batches: `mixing` 0 keeps the order from easy to hard, a large one forgets it."""
+    """Yield the rows of one epoch's full batches: `mixing` 0 keeps the order from easy to hard, larger ones shuffle."""
     order = (torch.linspace(0, 1, count) + mixing * torch.rand(count)).argsort()
     for start in range(0, count - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
@@ -370,24 +372,24 @@ def measure(
     heads: nn.ModuleList,
     clips: Examples,
 ) -> list[float]:
-    """Accuracy of each factor's head on `clips`, 0..1."""
+    """Return the accuracy of each factor's head on `clips`, in [0, 1]."""
     model.eval()
     features = torch.cat([embed(model, prepare(part, False))[0] for part in clips.inputs.split(128)])
     return [float((head(features).argmax(1) == clips.factors[:, i]).float().mean()) for i, head in enumerate(heads)]
 
 
 def save_encoder(model: PreTrainedModel, preprocessor: dict[str, Any], folder: Path) -> None:
-    """Write config.json, model.safetensors (float32) and preprocessor_config.json, HuggingFace's layout."""
+    """Write config.json, model.safetensors (float32) and preprocessor_config.json in HuggingFace's layout."""
     model.eval().float().save_pretrained(folder)
     text = json.dumps(preprocessor, indent=2) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
-    """Train what the command line asks for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Train the compact TimeSformer and AST.")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets timesformer/ and ast/")
-    parser.add_argument("--only", choices=["timesformer", "ast"], help="train this one alone")
+    parser.add_argument("--out", type=Path, required=True, help="output folder for timesformer/ and ast/")
+    parser.add_argument("--only", choices=["timesformer", "ast"], help="train only this encoder")
     parser.add_argument("--clips", type=int, default=5_000, help="clips drawn for each encoder")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
@@ -398,32 +400,32 @@ def main() -> None:
     torch.manual_seed(0)
     held_out_seeds = range(10_000_000, 10_000_000 + 1_000)
     for name in ["timesformer", "ast"] if options.only is None else [options.only]:
-        begun = time.monotonic()
-        sees = name == "timesformer"
-        model = TimesformerModel(TIMESFORMER_CONFIG) if sees else ASTModel(AST_CONFIG)
-        draw = draw_visual_example if sees else draw_sound_example
+        start = time.monotonic()
+        is_video = name == "timesformer"
+        model = TimesformerModel(TIMESFORMER_CONFIG) if is_video else ASTModel(AST_CONFIG)
+        draw = draw_visual_example if is_video else draw_sound_example
         examples = draw_examples(draw, range(options.clips))
         sample = examples.inputs[:: max(1, options.clips // 500)]
-        if sees:
+        if is_video:
             images = prepare_frames(sample, False).flatten(0, 1)  # (clips * 8, 3, 64, 64)
         else:
             images = prepare_spectrograms(sample, False).transpose(1, 2)[:, None]  # (clips, 1, 128, 256)
         whiten_patches(model.embeddings.patch_embeddings.projection, images)
-        if sees:
+        if is_video:
             scatter_positions(model)
         held_out = draw_examples(draw, held_out_seeds)
-        print(f"{name}: drew {options.clips} clips in {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{name}: drew {options.clips} clips in {time.monotonic() - start:.0f} s", flush=True)
         train_encoder(
             model,
-            timesformer_embedding if sees else ast_embedding,
-            prepare_frames if sees else prepare_spectrograms,
+            timesformer_embedding if is_video else ast_embedding,
+            prepare_frames if is_video else prepare_spectrograms,
             examples,
             held_out,
             epochs=options.epochs,
             bfloat16=options.bfloat16,
         )
-        save_encoder(model, TIMESFORMER_PREPROCESSOR if sees else AST_PREPROCESSOR, options.out / name)
-        print(f"{name}: {time.monotonic() - begun:.0f} s in all", flush=True)
+        save_encoder(model, TIMESFORMER_PREPROCESSOR if is_video else AST_PREPROCESSOR, options.out / name)
+        print(f"{name}: {time.monotonic() - start:.0f} s in total", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Stage two: embeddings in, heads and figures out.
+"""Stage two: train and evaluate fusion heads on cached embeddings.
 
-    model       what a head is: experiment, transforms, fusion, layers
-    training    many heads at once, each a function of its seed
+    model       the fusion head: experiment, transforms, fusion, layers
+    training    training of many heads together, each determined by its seed
     scoring     metrics, intervals and paired tests
     studies     fit, table1, sweep, compare, evaluate, and their run folders
     estimator   a head as a scikit-learn classifier

@@ -5,9 +5,10 @@
     from sklearn.model_selection import GridSearchCV
     search = GridSearchCV(AlphaFusionClassifier("scale", on="ast", random_state=0), {"alpha": [0.5, 1, 2]})
 
-The head is `train_heads`' own, seed by seed. Folds should keep a source video's clips together: give the search
-scikit-learn's GroupKFold, and its `fit` the source videos as `groups`. An estimator doesn't see them and so can't set
-validation clips aside honestly: there is no early stopping here, and `epochs` is tuned like the rest.
+The head equals that of `train_heads` with the same seed. Folds should keep a source video's clips together: use
+scikit-learn's GroupKFold, and pass the source videos as `groups` to the search's `fit`. The estimator doesn't receive
+the groups, so it can't choose validation clips that are independent of the training clips. Therefore it has no early
+stopping; tune `epochs` like the other parameters.
 """
 
 from __future__ import annotations
@@ -35,67 +36,69 @@ from alphafuse.heads.model.head import PREDICT_ROWS
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead, train_heads
 
-# a validation split is needed for patience, X is in memory, and scikit-learn says class_weight
-LEFT_OUT = ("patience", "memory_gb", "class_weights")
-OWN: dict[str, Any] = {"timesformer_dim": None, "class_weight": None, "random_state": None}
+# patience needs a validation split, X is in memory, and scikit-learn's name is class_weight
+EXCLUDED_FIELDS = ("patience", "memory_gb", "class_weights")
+OWN_PARAMETERS: dict[str, Any] = {"timesformer_dim": None, "class_weight": None, "random_state": None}
 
 
 def _signature() -> Signature:
-    """The constructor's: the fields of `Experiment` and of `TrainSettings` with their defaults, then `OWN`."""
-    found: dict[str, Parameter] = {}
-    for kind in (TrainSettings, Experiment):  # of normalize, which both have, the settings' stays
+    """The constructor's signature: fields of `TrainSettings` and `Experiment` with defaults, then `OWN_PARAMETERS`."""
+    parameters: dict[str, Parameter] = {}
+    for kind in (TrainSettings, Experiment):  # both have normalize; the settings' field is used
         hints = get_type_hints(kind)
         for field in fields(kind):
-            if field.name not in (*LEFT_OUT, *found):
-                found[field.name] = Parameter(
+            if field.name not in (*EXCLUDED_FIELDS, *parameters):
+                parameters[field.name] = Parameter(
                     field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
                 )
-    for name, default in OWN.items():
-        found[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=default)
-    transform = found.pop("transform").replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
-    return Signature([Parameter("self", Parameter.POSITIONAL_ONLY), transform, *found.values()])
+    for name, default in OWN_PARAMETERS.items():
+        parameters[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+    transform = parameters.pop("transform").replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
+    return Signature([Parameter("self", Parameter.POSITIONAL_ONLY), transform, *parameters.values()])
 
 
 SIGNATURE = _signature()
 
 
 class EstimatorError(ExperimentError, ValueError):
-    """An `ExperimentError` that is a ValueError too, which scikit-learn expects of bad parameters and data."""
+    """An `ExperimentError` that is also a ValueError, as scikit-learn expects for bad parameters and data."""
 
 
 class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
     """A fusion head over one matrix of embeddings, [timesformer | ast] by default.
 
-    Defaults are the paper's, and do for a few columns too: of 300 points in three overlapping blobs, 0.94 are right
-    after 950 steps. Steps are what counts: with far fewer clips give more `epochs` or a higher `learning_rate`.
+    Defaults are the paper's. They also work for few columns: on 300 points in three overlapping blobs the accuracy is
+    0.94 after 950 steps. The number of steps matters: with far fewer clips use more `epochs` or a higher
+    `learning_rate`.
 
     Args:
         transform, on, alpha, fusion, rates, auxiliary: as in `Experiment`.
         hidden, dropout, modality_dropout, normalize: as in `HeadSettings`.
         epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, device: as in
             `TrainSettings`.
-        modalities: what X's columns hold, in this order: both modalities, or one.
-        timesformer_dim: how many of the columns are TimeSformer's. None with two modalities: half of them; of an odd
-            number, AST takes the one more, with a warning.
-        class_weight: None (clips count alike), "balanced" (n / (C n_class)), or label -> weight above 0, 1 for others.
+        modalities: modalities of X's columns, in this order: both, or one.
+        timesformer_dim: number of TimeSformer's columns. None with two modalities: half of the columns; if their number
+            is odd, AST gets one more, with a warning.
+        class_weight: None (all clips have weight 1), "balanced" (n / (C n_class)), or label -> weight above 0; labels
+            that are not in it have weight 1.
         absent: "drop": NaN in X is an error, since every row must be predicted. "zeros": a row with NaN in a modality's
-            columns lacks that modality's embedding, and zeros take the place of what it would be fused as. A row that
-            lacks all of them isn't trained on, and is predicted from zeros alone.
-        random_state: a whole number is the seed, as in `train_heads`; else the seed is drawn, from NumPy's global
-            generator (None) or from the `RandomState` given.
+            columns lacks that modality's embedding, and zeros are fused in its place. A row that lacks all modalities
+            isn't used in training, and is predicted from zeros alone.
+        random_state: a whole number is the seed, as in `train_heads`. Otherwise the seed is drawn from NumPy's global
+            generator (None) or from the given `RandomState`.
 
     Attributes:
         classes_: (C,) labels of y, sorted.
-        head_: the trained `AlphaFusion`, in eval mode on the CPU; `head_.save_pretrained(folder)` keeps it. Its classes
-            are `classes_` as text.
+        head_: the trained `AlphaFusion`, in eval mode on the CPU; `head_.save_pretrained(folder)` writes it. Its
+            classes are `classes_` as text.
         loss_curve_: (epochs,) float64 training loss of each epoch, as in `History`.
-        n_features_in_: columns of X.
-        feature_names_in_: their names, where X has any.
+        n_features_in_: number of columns of X.
+        feature_names_in_: names of the columns, if X has any.
 
     Raises:
-        EstimatorError: from `fit`, parameters that don't exist or don't fit X, a single class, or a loss that stops
-            being finite.
-        ValueError: X or y aren't what scikit-learn asks for.
+        EstimatorError: from `fit`, parameters that don't exist or don't fit X, a single class, or a loss that is not
+            finite.
+        ValueError: X or y is invalid by scikit-learn's rules.
 
     >>> import numpy as np
     >>> from alphafuse import AlphaFusionClassifier
@@ -113,9 +116,9 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def transform(self) -> str:
-        """The parameter, which can be set, but is read with `get_params`: AttributeError.
+        """Raise AttributeError; read the parameter with `get_params`.
 
-        scikit-learn takes whatever has an attribute of this name for a transformer, and calls it.
+        scikit-learn treats every object with an attribute `transform` as a transformer, and calls it.
         """
         raise AttributeError("the parameter 'transform' of a classifier is read with get_params()['transform']")
 
@@ -124,7 +127,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         self.__dict__["transform"] = value
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameter -> value; there are no estimators inside, which `deep` would ask for."""
+        """Return parameter -> value; `deep` has no effect, because there are no nested estimators."""
         return {name: vars(self)[name] for name in self._get_param_names()}
 
     def __sklearn_tags__(self) -> Tags:
@@ -134,7 +137,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> AlphaFusionClassifier:
         """Train a head on clips X (clips, columns) with labels y (clips,)."""
-        X, y = validate_data(self, X, y, dtype=np.float32, ensure_all_finite=_finite(vars(self)["absent"]))
+        X, y = validate_data(self, X, y, dtype=np.float32, ensure_all_finite=_nan_option(vars(self)["absent"]))
         check_classification_targets(y)
         classes, targets = np.unique(y, return_inverse=True)
         try:
@@ -156,7 +159,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         config = HeadConfig(dims, classes, experiment, settings)
         ids = tuple(str(row) for row in range(len(X)))
         train = Embeddings(ids, tuple(classes[target] for target in targets), ids, _features(X, dims))
-        # nothing depends on the validation history here, and one clip is the cheapest
+        # `train_heads` needs validation clips; their result isn't used, so one clip is enough
         val = train.take(np.flatnonzero(usable_clips(train, config))[:1])
         (trained,) = train_heads(
             train,
@@ -170,24 +173,24 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         return trained
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likeliest label of each clip, (clips,) of the labels' own type."""
+        """Return the most probable label of each clip, (clips,) of the labels' own type."""
         logits = self._logits(X)
         return self.classes_[logits.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Class probabilities (clips, C) float32 in [0, 1], in the order of `classes_`; rows sum to 1."""
+        """Return class probabilities (clips, C) float32 in [0, 1], in the order of `classes_`; rows sum to 1."""
         return torch.from_numpy(self._logits(X)).softmax(dim=1).numpy()
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Logits (clips, C) float32; of two classes, how far the second's is above the first's, (clips,)."""
+        """Return logits (clips, C) float32; with two classes, the second's minus the first's, (clips,)."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def _logits(self, X: Any) -> np.ndarray:
-        """(clips, C) float32."""
+        """Return logits (clips, C) float32."""
         check_is_fitted(self)
         config = self.head_.config
-        X = validate_data(self, X, dtype=np.float32, ensure_all_finite=_finite(config.settings.absent), reset=False)
+        X = validate_data(self, X, dtype=np.float32, ensure_all_finite=_nan_option(config.settings.absent), reset=False)
         parts = [
             self.head_.logits_of(_features(part, config.dims))
             for part in np.split(X, range(PREDICT_ROWS, len(X), PREDICT_ROWS))
@@ -195,13 +198,13 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         return np.concatenate(parts)
 
 
-def _finite(absent: str) -> bool | str:
-    """What scikit-learn's validation does about NaN: refuse or allow it; infinity is refused in any case."""
+def _nan_option(absent: str) -> bool | str:
+    """Return scikit-learn's option for NaN in X: refuse or allow it; infinity is always refused."""
     return "allow-nan" if absent == "zeros" else True
 
 
 def _plain(value: Any) -> Any:
-    """Without NumPy's numbers and arrays, which parameter grids are made of."""
+    """Convert NumPy's numbers and arrays, which parameter grids contain, to Python's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -210,16 +213,16 @@ def _plain(value: Any) -> Any:
 
 
 def _seed(random_state: Any) -> int:
-    """A whole number is the seed itself."""
-    draws = check_random_state(random_state)
-    return int(random_state) if isinstance(random_state, Integral) else int(draws.randint(np.iinfo(np.int32).max))
+    """Return the seed: `random_state` itself if it is a whole number, else a number drawn from it."""
+    random = check_random_state(random_state)
+    return int(random_state) if isinstance(random_state, Integral) else int(random.randint(np.iinfo(np.int32).max))
 
 
 def _dims(columns: int, modalities: Sequence[str], timesformer_dim: int | None) -> dict[str, int]:
-    """Modality -> its number of columns, in their order in X.
+    """Return modality -> number of its columns, in the order of X.
 
     Raises:
-        ExperimentError: modalities named twice, or a number of columns that can't be shared out like this.
+        ExperimentError: a modality is named twice, or the columns can't be divided in this way.
     """
     modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
     if len(set(modalities)) < len(modalities):
@@ -227,20 +230,20 @@ def _dims(columns: int, modalities: Sequence[str], timesformer_dim: int | None) 
     if len(modalities) != 2:
         if timesformer_dim is not None:
             raise ExperimentError(
-                f"timesformer_dim parts X's columns among two modalities, and there is only {', '.join(modalities)}: "
-                "leave it out"
+                f"timesformer_dim divides X's columns between two modalities, but there is only "
+                f"{', '.join(modalities)}: leave it out"
             )
         return dict.fromkeys(modalities, columns)
     if columns < 2:
         raise ExperimentError(
-            f"X has {columns} feature(s), and {' and '.join(modalities)} need at least one each: if X holds one "
-            "modality alone, say which with modalities=('timesformer',) or ('ast',)"
+            f"X has {columns} feature(s), and {' and '.join(modalities)} need at least one each: if X holds only one "
+            "modality, pass modalities=('timesformer',) or ('ast',)"
         )
     if timesformer_dim is None:
         if columns % 2:
             warnings.warn(
-                f"an odd number of columns, {columns}, has no halves: TimeSformer gets {columns // 2}, AST the others; "
-                "say how many with timesformer_dim",
+                f"X has an odd number of columns, {columns}: TimeSformer gets {columns // 2}, AST the others; set "
+                "timesformer_dim to choose",
                 stacklevel=4,
             )
         timesformer_dim = columns // 2
@@ -254,7 +257,7 @@ def _dims(columns: int, modalities: Sequence[str], timesformer_dim: int | None) 
 
 
 def _features(X: np.ndarray, dims: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Modality -> its columns of X (clips, columns), copied for PyTorch: (clips, dim) float32; absent rows all NaN."""
+    """Return modality -> a copy of its columns of X, (clips, dim) float32; rows with any NaN become all NaN."""
     parts = np.split(X, np.cumsum(list(dims.values()))[:-1], axis=1)
     features = {name: np.array(part, order="C") for name, part in zip(dims, parts, strict=True)}
     for part in features.values():

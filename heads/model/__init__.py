@@ -1,10 +1,10 @@
-"""What a head is, and what it computes.
+"""The fusion head: its configuration and its computation.
 
-    config      an experiment, a head's settings, and both with dimensions and classes: every field, once
+    config      Experiment, HeadSettings and HeadConfig: every field is defined here, once
     checks      checks of fields
-    transforms  what is done to embeddings before fusion, by name
-    fusion      layers that make one vector of the modalities' vectors
-    head        the PyTorch module: transform, normalise, fuse, classify; saved, loaded, asked
+    transforms  alpha-transforms of embeddings before fusion, by name
+    fusion      layers that fuse the modalities' vectors into one
+    head        the PyTorch module: transform, normalise, fuse, classify; save, load, predict
 
-config, checks and transforms load no torch: the command line is made of them.
+config, checks and transforms load no torch, because the command line imports them.
 """

@@ -1,4 +1,4 @@
-"""Checks of dataclass fields, which raise one-line errors. Loads no torch."""
+"""Checks of dataclass fields; they raise one-line errors. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Fields = TypeVar("Fields")
 
 
 def pick(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are fields of this dataclass."""
+    """Return those of the values that are fields of the dataclass `kind`."""
     return {one.name: values[one.name] for one in fields(kind) if one.name in values}
 
 
 def from_fields(kind: type[Fields], content: Mapping[str, Any], *, what: str = "field") -> Fields:
-    """A dataclass from a mapping of its fields, such as json has; `ExperimentError` for one that it doesn't have."""
+    """Build a dataclass from a mapping of its fields, such as parsed json; `ExperimentError` for an unknown field."""
     for name in content:
         check_choice(what, name, [one.name for one in fields(kind)])  # type: ignore[arg-type]
     return kind(**content)
 
 
 def check_choice(what: str, given: str, known: Iterable[str]) -> None:
-    """Raise `ExperimentError` unless the name is one of those that exist."""
+    """Raise `ExperimentError` unless the name is a known one."""
     if given not in known:
         raise ExperimentError(unknown(what, given, known))
 

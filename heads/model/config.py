@@ -1,10 +1,10 @@
-"""What a head is, as plain values; each field and each check stands here once.
+"""The configuration of a head, as plain values; each field and each check is defined here once.
 
-    Experiment      what is fused and how: what sets the heads of a study apart
+    Experiment      modalities, transform and fusion; they differ between the heads of a study
     HeadSettings    the rest of the head: hidden layers, dropout, normalisation, absent embeddings
-    HeadConfig      all that decides a head's shape and function: dimensions, classes, an Experiment, HeadSettings
+    HeadConfig      everything that determines a head's shape and function: dimensions, classes, both of the above
 
-Loads no torch. The command line makes its options of the fields that have a `help`.
+Loads no torch. The command line generates its options from the fields that have a `help`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alphafuse.data.store.lazy import EmbeddingSource
 
 BOTH = "both"
-FUSED = "fused"  # in `Experiment.auxiliary`: the loss of the head itself
+FUSED = "fused"  # key of `Experiment.auxiliary` for the loss of the head itself
 FUSIONS = ("concat", "add", "matrix", "gate", "attention")  # their layers: `fusion.LAYERS`
 TITLES = {"timesformer": "TimeSformer", "ast": "AST", BOTH: "both"}
 
@@ -35,7 +35,7 @@ Absent = Literal["drop", "zeros"]
 
 
 def check_fusion(name: str, modalities: Sequence[str]) -> None:
-    """Raise `ExperimentError` for a fusion that doesn't exist, or that joins two modalities where there is one."""
+    """Raise `ExperimentError` if the fusion doesn't exist, or needs two modalities and there is only one."""
     check_choice("fusion", name, FUSIONS)
     if name != "concat" and len(modalities) < 2:
         raise ExperimentError(
@@ -45,22 +45,22 @@ def check_fusion(name: str, modalities: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is fused, and how.
+    """An experiment: the modalities that a head fuses, the transform, the fusion, and variants of the training.
 
     Attributes:
-        transform: entry of `TRANSFORMS`.
+        transform: name of an entry of `TRANSFORMS`.
         on: the modality that is transformed, "both", or None with transform "none".
-        alpha: for the transforms that take one.
+        alpha: parameter of the transforms that take one.
         fusion: one of `FUSIONS`.
-        modalities: what the head reads: both, or one.
-        normalize: another normalisation than the settings'; None takes theirs (see `HeadSettings.normalize`).
-        rates: (modality, its own learning rate as a multiple of the common one) for its columns of the first layer;
-            the control that alpha is compared with. Needs fusion concat; a mapping will do.
-        auxiliary: (modality or "fused", weight of its loss): each modality's expert of fusion `gate` gets a linear
-            classifier of its own while training (gradient blending, Wang et al. 2020); a mapping will do.
+        modalities: the modalities that the head reads: both, or one.
+        normalize: normalisation that overrides the settings'; None uses theirs (see `HeadSettings.normalize`).
+        rates: pairs (modality, factor on the learning rate) for the modality's columns of the first layer; the
+            control for alpha. Needs fusion concat. A mapping is accepted.
+        auxiliary: pairs (modality or "fused", weight of its loss): during training each modality's expert of fusion
+            `gate` gets a linear classifier of its own (gradient blending, Wang et al. 2020). A mapping is accepted.
 
     Raises:
-        ExperimentError: a name that doesn't exist, or parts that don't go together.
+        ExperimentError: an unknown name, or fields that contradict each other.
 
     >>> from alphafuse import Experiment
     >>> Experiment("sqrt", on="ast").name
@@ -79,7 +79,7 @@ class Experiment:
     on: str | None = field(
         default=None,
         metadata={
-            "help": "timesformer, ast or both: what the transform is applied to.",
+            "help": "Apply the transform to timesformer, ast or both.",
             "choices": (*MODALITIES, BOTH),
         },
     )
@@ -88,7 +88,7 @@ class Experiment:
         default="concat", metadata={"help": "concat, add, matrix, gate or attention.", "choices": FUSIONS}
     )
     modalities: tuple[str, ...] = field(
-        default=MODALITIES, metadata={"help": "What the head reads: both, or one.", "choices": MODALITIES}
+        default=MODALITIES, metadata={"help": "Modalities that the head reads: both, or one.", "choices": MODALITIES}
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
@@ -151,41 +151,41 @@ class Experiment:
 
     @property
     def learns(self) -> bool:
-        """Whether the transform or the fusion has parameters of its own."""
+        """Whether the transform or the fusion has trainable parameters."""
         return self.fusion != "concat" or TRANSFORMS[self.transform].learns
 
     @property
     def name(self) -> str:
-        """Short, for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only", "gate"."""
+        """Short name for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only", "gate"."""
         parts = [self.transform, "" if self.alpha is None else f"{self.alpha:g}", self.on or ""]
         single = len(self.modalities) == 1
         if self.transform == "none":
-            parts = [] if single or self._more else ["untransformed"]
+            parts = [] if single or self._other_parts else ["untransformed"]
         parts += [f"{self.modalities[0]}-only"] if single else []
-        return "-".join(part for part in (*parts, *self._more) if part)
+        return "-".join(part for part in (*parts, *self._other_parts) if part)
 
     @property
     def title(self) -> str:
-        """For a table's row: "AST sqrt", "untransformed", "AST only", "gate"."""
+        """Title for a row of a table: "AST sqrt", "untransformed", "AST only", "gate"."""
         alpha = "" if self.alpha is None else f" {self.alpha:g}"
         parts = [f"{TITLES[self.modalities[0]]} only"] if len(self.modalities) == 1 else []
         if self.transform != "none":
             parts = [f"{parts[0] if parts else TITLES[str(self.on)]} {self.transform}{alpha}"]
-        parts += [part.replace("-", " ") for part in self._more]
+        parts += [part.replace("-", " ") for part in self._other_parts]
         return ", ".join(parts) or "untransformed"
 
     @property
-    def _more(self) -> list[str]:
-        """What sets it apart beside transform and modalities."""
+    def _other_parts(self) -> list[str]:
+        """Parts of the name that describe fields other than transform and modalities."""
         parts = [] if self.fusion == "concat" else [self.fusion]
         parts += [] if self.normalize in (None, "none") else [str(self.normalize)]
         parts += [f"rate-{rate:g}-{modality}" for modality, rate in self.rates]
         return parts + (["blended"] if self.auxiliary else [])
 
     def head_config(self, train: EmbeddingSource, classes: Sequence[str], settings: HeadSettings) -> HeadConfig:
-        """The head for these embeddings; `ExperimentError` when they lack a modality.
+        """Return the head's configuration for these embeddings; `ExperimentError` if they lack a modality.
 
-        `pos-scalar` is the paper's 1.5, or the 2 of its authors' code for embeddings of protocol `notebook`.
+        `pos-scalar` is 1.5 as in the paper, or 2 as in its authors' code for embeddings of protocol `notebook`.
         """
         for modality in self.modalities:
             if modality not in train.dims:
@@ -200,7 +200,7 @@ class Experiment:
 
 
 def is_notebook(recipes: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether embeddings were made by protocol `notebook`, from their store's recipes."""
+    """Whether a store's recipes say that its embeddings were made by protocol `notebook`."""
     return any(recipe.get("protocol") == "notebook" for recipe in recipes.values())
 
 
@@ -209,18 +209,20 @@ BASELINE = Experiment()
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """A head beside what it fuses: layers, dropout, normalisation, absent embeddings; the defaults are the paper's.
+    """Settings of a head apart from its experiment: layers, dropout, normalisation, absent embeddings.
+
+    The defaults are the paper's.
 
     Attributes:
         hidden: widths of the hidden layers; () is a linear head.
-        dropout: probability in [0, 1), after each hidden layer, while training.
-        modality_dropout: probability in [0, 1) that a training clip loses one of its two modalities, chosen by lot, at
-            a step: with `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016). Heads of
-            one modality leave it out.
-        normalize: what each modality's embeddings go through after the transform: "none"; "zscore", (x - mean) / std
+        dropout: probability in [0, 1), after each hidden layer, during training.
+        modality_dropout: probability in [0, 1) that a training clip loses one of its two modalities, chosen at random,
+            in a step. With `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016). Heads
+            of one modality ignore it.
+        normalize: normalisation of each modality's embeddings after the transform: "none"; "zscore", (x - mean) / std
             per dimension over the training clips; "l2", x / |x|.
-        absent: what becomes of a clip that lacks a modality which the head reads: "drop" leaves it out (its
-            predictions are NaN), "zeros" puts zeros in the place of what the absent embedding would be fused as.
+        absent: treatment of a clip that lacks a modality which the head reads: "drop" leaves the clip out (its
+            predictions are NaN), "zeros" fuses zeros in place of the absent embedding.
 
     Raises:
         ExperimentError: a value out of range.
@@ -237,11 +239,11 @@ class HeadSettings:
     hidden: tuple[int, ...] = field(  # authors' notebook
         default=(1024, 512), metadata={"help": "Widths of hidden layers; linear = none."}
     )
-    dropout: float = field(default=0.5, metadata={"help": "After each hidden layer."})  # authors' notebook
+    dropout: float = field(default=0.5, metadata={"help": "Dropout after each hidden layer."})  # authors' notebook
     modality_dropout: float = field(default=0.0, metadata={"help": "Share of clips that lose a modality."})
     normalize: Normalize = field(
         default="none",
-        metadata={"help": "Each modality after its transform: none, zscore or l2. Scalar alphas change nothing then."},
+        metadata={"help": "Normalise after the transform: none, zscore or l2. Scalar alphas then have no effect."},
     )
     absent: Absent = field(default="drop", metadata={"help": "Clips that lack a modality: drop or zeros."})
 
@@ -257,16 +259,16 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Everything that decides a head's shape and function, apart from its weights.
+    """Everything that determines a head's shape and function, apart from its weights.
 
     Attributes:
         dims: modality -> dimension of its embeddings; those that the experiment doesn't read are left out.
         classes: labels in the order of the logits.
-        experiment: what is fused, and how.
-        settings: hidden layers and the rest; of what derives from `HeadSettings`, only its fields are kept.
+        experiment: modalities, transform and fusion.
+        settings: hidden layers and the rest; of a subclass of `HeadSettings`, only `HeadSettings`' own fields are kept.
 
     Raises:
-        ExperimentError: dimensions, classes or parts that don't go together.
+        ExperimentError: dimensions, classes or fields that contradict each other.
 
     >>> from alphafuse import Experiment, HeadConfig
     >>> config = HeadConfig({"timesformer": 768, "ast": 768}, ("bark", "meow"), Experiment("scale", "ast", alpha=0.5))
@@ -295,8 +297,8 @@ class HeadConfig:
             raise ExperimentError(f"a head needs at least two classes, all different, not {len(self.classes)}")
         if self.normalize == "zscore" and TRANSFORMS[self.experiment.transform].learns:
             raise ExperimentError(
-                f"transform '{self.experiment.transform}' learns its alpha, and zscore needs the mean and deviation of "
-                "what comes out of it before training: use --normalize none"
+                f"transform '{self.experiment.transform}' learns its alpha, but zscore needs the mean and standard "
+                "deviation of the transform's output before training: use --normalize none"
             )
 
     @property
@@ -306,22 +308,22 @@ class HeadConfig:
 
     @property
     def normalize(self) -> Normalize:
-        """The normalisation: the experiment's own, else the settings'."""
+        """The experiment's normalisation, or else the settings'."""
         return self.experiment.normalize or self.settings.normalize
 
     @property
     def preparation(self) -> tuple[object, ...]:
-        """What decides the transformed and normalised embeddings: equal for heads that prepare theirs alike."""
+        """Key of the transformed and normalised embeddings: equal for heads that prepare them in the same way."""
         experiment = self.experiment
         return self.modalities, experiment.transform, experiment.alpha, experiment.on, self.normalize
 
     def describe(self) -> str:
-        """A few words that tell this head from others, for messages."""
+        """A short description of this head, for messages."""
         experiment = self.experiment
         alpha = "" if experiment.alpha is None else f" (alpha {experiment.alpha:g})"
         transformed = f"{experiment.transform}{alpha} on {experiment.on}" if experiment.on else "untransformed"
-        what = f"{transformed}, {experiment.fusion} of {' and '.join(self.modalities)}"
-        return what if self.normalize == "none" else f"{what}, {self.normalize}"
+        description = f"{transformed}, {experiment.fusion} of {' and '.join(self.modalities)}"
+        return description if self.normalize == "none" else f"{description}, {self.normalize}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields, json-able: dims, classes, experiment, settings."""
@@ -339,10 +341,10 @@ class HeadConfig:
 
 
 def usable_clips(embeddings: EmbeddingSource, config: HeadConfig) -> np.ndarray:
-    """(clips,) bool: which clips this head can be trained on, or asked about.
+    """Return which clips this head can train on or predict: (clips,) bool.
 
     Raises:
-        ExperimentError: the embeddings lack a modality altogether.
+        ExperimentError: no clip has an embedding of a modality that the head reads.
     """
     for modality in config.modalities:
         if modality not in embeddings.dims:
@@ -350,6 +352,6 @@ def usable_clips(embeddings: EmbeddingSource, config: HeadConfig) -> np.ndarray:
                 f"these embeddings have no {modality} (only {', '.join(embeddings.dims) or 'none'}), which the "
                 "head reads: extract it, or use a head of the other modality alone"
             )
-    if config.settings.absent == "zeros":  # all but clips that have no embedding at all
+    if config.settings.absent == "zeros":  # all clips that have at least one embedding
         return np.logical_or.reduce([embeddings.present(modality) for modality in embeddings.dims])
     return np.logical_and.reduce([embeddings.present(modality) for modality in config.modalities])

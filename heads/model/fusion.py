@@ -1,15 +1,15 @@
-"""Fusion: the transformed vectors of the modalities become the one vector that the head's layers read.
+"""Fusion layers: each maps the transformed vectors of the modalities to one vector for the head's layers.
 
-    concat      (S, A)                                  the paper's
-    add         S + A                                   which the paper asks for next
-    matrix      (M_S S, M_A A) + P (U S * V A)          which it asks for too, and low-rank bilinear pooling
+    concat      (S, A)                                  the paper's fusion
+    add         S + A                                   future work in the paper
+    matrix      (M_S S, M_A A) + P (U S * V A)          future work in the paper, plus low-rank bilinear pooling
     gate        g_S E_S(S) + g_A E_A(A)                 a mixture of experts
     attention   a transformer layer over two tokens
 
-S and A are TimeSformer's and AST's transformed vectors, * is the product of elements. A fusion is a layer built from
-the modalities' dimensions; `LAYERS` has them all. A new one is a class here with its formula and source in the
-docstring, and its name in `config.FUSIONS`. Parameter counts are those of two 768-d modalities; the head's layers come
-on top.
+S and A are TimeSformer's and AST's transformed vectors; * is the elementwise product. A fusion is a layer built from
+the modalities' dimensions; `LAYERS` maps names to classes. To add one, write a class with its formula and source in
+the docstring and add its name to `config.FUSIONS`. Parameter counts are for two 768-d modalities, without the head's
+layers.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from alphafuse.data.streams import MODALITIES
 
 from .config import FUSIONS, check_fusion
 
-RANK = 64  # of the bilinear interaction of `matrix`
-TOKEN_WIDTH = 256  # of `attention`; at 768 a layer has 7 million parameters, three times the paper's head
-ATTENTION_HEADS = 4  # of 64 numbers each at that width, as in Vaswani et al. 2017
+RANK = 64  # rank of the bilinear interaction of `matrix`
+TOKEN_WIDTH = 256  # tokens of `attention`; at 768 a layer has 7 million parameters, three times the paper's head
+ATTENTION_HEADS = 4  # 64 numbers each at that width, as in Vaswani et al. 2017
 MLP_RATIO = 4  # Vaswani et al. 2017: the layer's hidden width is 4 times its own
 
 
 class Fusion(nn.Module):
-    """A layer that fuses; its parameters have no values before `reset_parameters`.
+    """Base class of the fusion layers. Parameters are uninitialised until `reset_parameters`.
 
     Args:
         dims: modality -> dimension of its embeddings, for the modalities that the head reads.
 
     Attributes:
-        modalities: those modalities in the order of `MODALITIES`, whatever the order of `dims`.
+        modalities: those modalities in the order of `MODALITIES`, independent of the order of `dims`.
         output_dim: length of the fused vector.
     """
 
@@ -48,7 +48,7 @@ class Fusion(nn.Module):
         self.output_dim = 0
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw initial parameters from the generator, and from nothing else.
+        """Draw initial parameters from the generator alone.
 
         Linear layers get PyTorch's default, uniform within 1 / sqrt(fan-in); layer norms start as (x - mean) / std.
         """
@@ -66,7 +66,7 @@ class Fusion(nn.Module):
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer without values: `Fusion.reset_parameters` draws them."""
+    """Return an uninitialised linear layer: `Fusion.reset_parameters` draws its values."""
     return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
 
 
@@ -83,10 +83,9 @@ class Concat(Fusion):
 
 
 class Add(Fusion):
-    """S + A, the first fusion that the paper names beside concatenation. Parameters: none, as long as dims are equal.
+    """S + A, the first alternative to concatenation that the paper names. No parameters if the dims are equal.
 
-    Where they differ, the shorter vector goes through a learned projection W (no bias) to the longer one's length
-    first: S + W A.
+    If they differ, a learned projection W (no bias) first maps the shorter vector to the longer one's length: S + W A.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -110,18 +109,18 @@ class Add(Fusion):
 
 
 class Matrix(Fusion):
-    """cat(M_S S, M_A A) + P (U S * V A): a learned matrix decides each modality's influence. 1,376,256 parameters.
+    """cat(M_S S, M_A A) + P (U S * V A): a learned matrix weighs each modality. 1,376,256 parameters.
 
-    The paper asks for "a learned matrix" beside concatenation and does not say which. M = diag(M_S, M_A) is (D, D), D
-    the sum of dims; blocks off its diagonal would mix what the head's first layer mixes anyway, and a step would take
-    three times as long as with concat instead of twice. M alone changes how fast each modality is learned rather than
-    what can be: it is linear, and a linear layer follows. What can be learned on top is the second term, low-rank
-    bilinear pooling (Kim et al. 2017, "Hadamard product for low-rank bilinear pooling", without bias and tanh): U (64,
-    dim of S) and V (64, dim of A) give 64 products of a number of each modality, which P (D, 64) spreads over the fused
-    vector.
+    The paper names "a learned matrix" as an alternative to concatenation without specifying it. M = diag(M_S, M_A) is
+    (D, D), D the sum of dims. Off-diagonal blocks would mix modalities, which the head's first layer does already, and
+    a step would take three times as long as with concat instead of twice. M alone changes how fast each modality is
+    learned, not which functions can be: it is linear, and a linear layer follows. The second term adds new functions:
+    low-rank bilinear pooling (Kim et al. 2017, "Hadamard product for low-rank bilinear pooling", without bias and
+    tanh). U (64, dim of S) and V (64, dim of A) give 64 products of one number of each modality; P (D, 64) maps them
+    to the fused vector.
 
-    M starts as the identity and P as zeros, so that training starts where concat does; U and V are drawn. An absent
-    modality (zeros) adds nothing.
+    M starts as the identity and P as zeros, so training starts from the same function as concat; U and V are random.
+    An absent modality (zeros) contributes nothing.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -136,7 +135,7 @@ class Matrix(Fusion):
         self.spread = nn.Parameter(torch.empty(self.output_dim, RANK))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw U and V; M becomes the identity, P zeros."""
+        """Draw U and V; set M to the identity and P to zeros."""
         super().reset_parameters(generator)
         for block in self.influence.values():
             nn.init.eye_(block)
@@ -153,8 +152,8 @@ class Gate(Fusion):
     """g_S E_S(S) + g_A E_A(A): a mixture of experts, one per modality (Jacobs et al. 1991). 1,184,258 parameters.
 
     Expert E_m(x) = relu(W_m x + b_m) is as wide as the longest vector; the gate g = softmax(G cat(S, A) + c) has one
-    number in [0, 1] per modality, and they sum to 1. So a clip's own embeddings decide whom the head listens to. An
-    absent modality's expert (zeros) says relu(b_m).
+    number in [0, 1] per modality, and they sum to 1. So each clip's embeddings determine the modalities' weights. For
+    an absent modality (zeros) the expert returns relu(b_m).
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -166,11 +165,11 @@ class Gate(Fusion):
         self.gate = _linear(sum(dims[modality] for modality in self.modalities), len(self.modalities))
 
     def experts(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What each modality's expert says: {modality: (batch, dim)} -> {modality: (batch, output_dim)}, 0 or more."""
+        """Return the experts' outputs: {modality: (batch, dim)} -> {modality: (batch, output_dim)}, 0 or more."""
         return {modality: torch.relu(self.layers[modality](features[modality])) for modality in self.modalities}
 
     def weights(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """g: {modality: (batch, dim)} -> (batch, modalities) in [0, 1], in the order of `modalities`; rows sum to 1."""
+        """Return g: {modality: (batch, dim)} -> (batch, modalities), in the order of `modalities`; rows sum to 1."""
         joined = torch.cat([features[modality] for modality in self.modalities], dim=-1)  # (batch, sum of dims)
         return self.gate(joined).softmax(dim=-1)
 
@@ -189,9 +188,9 @@ class Attention(Fusion):
         fused = cat(LN(t_S), LN(t_A))
 
     Vaswani et al. 2017 with the norms before each part (Xiong et al. 2020) and without dropout; a learned embedding per
-    modality as in ViLT (Kim et al. 2021). Tokens have 256 numbers, or as many as the longest vector, rounded up to a
-    multiple of the 4 heads, where that is fewer. Concatenating them keeps the modalities apart, as concat does. An
-    absent modality's token (zeros) is its embedding.
+    modality as in ViLT (Kim et al. 2021). A token's width is 256, or the length of the longest vector rounded up to a
+    multiple of the 4 heads if that is smaller. The tokens are concatenated, so the modalities stay separate, as with
+    concat. The token of an absent modality (zeros) is the modality's embedding e_m.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -202,7 +201,7 @@ class Attention(Fusion):
         self.tokens = nn.ModuleDict({modality: _linear(dims[modality], width) for modality in self.modalities})
         self.attention_norm = nn.LayerNorm(width)
         self.queries = _linear(width, width)
-        self.keys = _linear(width, width, bias=False)  # softmax would cancel it, and Adam would blow its rounding up
+        self.keys = _linear(width, width, bias=False)  # softmax cancels a bias, and Adam would amplify its rounding
         self.values = _linear(width, width)
         self.attention_output = _linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
@@ -219,9 +218,9 @@ class Attention(Fusion):
         return self.final_norm(t).flatten(start_dim=1)
 
     def _attend(self, t: torch.Tensor) -> torch.Tensor:
-        """Multi-head self-attention, (batch, 2, width) -> the same.
+        """Multi-head self-attention, (batch, 2, width) -> (batch, 2, width).
 
-        By hand: for two tokens fused kernels gain nothing, and on CUDA their gradients may differ from run to run.
+        Written out: for two tokens fused kernels gain nothing, and on CUDA their gradients may differ from run to run.
         """
         parts = self.queries(t), self.keys(t), self.values(t)  # (batch, 2, width) each
         q, k, v = (x.unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2) for x in parts)  # (batch, heads, 2, 64)
@@ -233,10 +232,10 @@ LAYERS: dict[str, type[Fusion]] = dict(zip(FUSIONS, (Concat, Add, Matrix, Gate, 
 
 
 def build_fusion(name: str, dims: Mapping[str, int]) -> Fusion:
-    """The fusion of that name for these dimensions, without values before `reset_parameters`.
+    """Return the fusion layer of that name for these dimensions, uninitialised until `reset_parameters`.
 
     Raises:
-        ExperimentError: unknown name; one modality for a fusion that joins two.
+        ExperimentError: the name is unknown, or the fusion needs two modalities and there is only one.
     """
     check_fusion(name, tuple(dims))
     return LAYERS[name](dims)

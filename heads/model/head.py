@@ -1,12 +1,12 @@
-"""The fusion head: embeddings of a clip's modalities in, one logit per class out.
+"""The fusion head: maps the embeddings of a clip's modalities to one logit per class.
 
     {modality: (batch, dim)} -> transform -> normalisation -> fusion
         -> FC 1024 -> ReLU -> dropout -> FC 512 -> ReLU -> dropout -> FC C
 
-With two 768-d encoders and 91 classes that is 1536-1024-512-91 with 2,145,371 parameters (paper section 3; the widths
-and the dropout are the authors' notebook's; neither normalises).
+With two 768-d encoders and 91 classes the layers are 1536-1024-512-91 with 2,145,371 parameters (paper section 3;
+widths and dropout from the authors' notebook; neither paper nor notebook normalises).
 
-Normalisation comes after the transform: a transform that only scales (pos-scalar, neg-scalar, scale) vanishes under it.
+Normalisation comes after the transform. It cancels a transform that only scales (pos-scalar, neg-scalar, scale).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from .fusion import build_fusion
 from .transforms import check_transform
 
 FORMAT_VERSION = 1
-PREDICT_ROWS = 4096  # rows per step of prediction: bounds memory, changes no number
-# and at least so many, filled up with zeros: MKL takes a row alone, or a few (on an AMD EPYC up to two, with two
-# threads up to five), through kernels that round otherwise, and a clip's answer would depend on those beside it
-PREDICT_ROWS_LEAST = 32
+PREDICT_ROWS = 4096  # most rows per step of prediction: bounds memory, changes no number
+# Smaller batches are padded with zeros to this size. MKL multiplies very few rows (on an AMD EPYC up to two, with two
+# threads up to five) in kernels that round differently, so a clip's logits would depend on the size of its batch.
+MIN_PREDICT_ROWS = 32
 
 
 class AlphaFusion(nn.Module):
-    """The head of a `HeadConfig`.
+    """The fusion head that a `HeadConfig` describes.
 
-    Initial weights are PyTorch's defaults for linear layers (uniform within 1 / sqrt(fan-in)), drawn from
-    `generator`, so that they depend on nothing else.
+    Initial weights follow PyTorch's default for linear layers (uniform within 1 / sqrt(fan-in)). They are drawn from
+    `generator` alone.
 
     >>> import torch
     >>> from alphafuse import AlphaFusion, HeadConfig
@@ -78,7 +78,7 @@ class AlphaFusion(nn.Module):
 
     @property
     def linears(self) -> list[nn.Linear]:
-        """The fully connected layers in order."""
+        """The fully connected layers, in order."""
         return [cast(nn.Linear, layer) for layer in self.layers]
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -92,7 +92,7 @@ class AlphaFusion(nn.Module):
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
     def prepare(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{modality: (batch, dim)}, rows of NaN where absent -> the same, transformed and normalised, absent ones 0."""
+        """Transform and normalise {modality: (batch, dim)}; absent embeddings, rows of NaN, become zeros."""
         prepared = {}
         for modality in self.config.modalities:
             x = features[modality]
@@ -102,7 +102,7 @@ class AlphaFusion(nn.Module):
         return prepared
 
     def fuse(self, features: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None = None) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, fused dim): everything before the layers; alphas as in `forward`."""
+        """{modality: (batch, dim)} -> (batch, fused dim): everything before the layers; `alphas` as in `forward`."""
         prepared = self.prepare(features)
         for modality, alpha in (alphas or {}).items():
             prepared[modality] = alpha * prepared[modality]
@@ -122,11 +122,11 @@ class AlphaFusion(nn.Module):
 
         Args:
             features: {modality: (batch, dim) float32}; a row of NaN is an absent embedding.
-            alphas: modality -> factor on what is fused of it, after transform and normalisation: 1 (or not named) is
-                the head as it was trained, 0 as if the modality were absent. Any finite number.
+            alphas: modality -> finite factor on its vector after transform and normalisation. 1, the default, is the
+                head as trained; 0 treats the modality as absent.
 
         Raises:
-            ExperimentError: a modality is missing or has another dimension, or an alpha is for one that isn't read.
+            ExperimentError: a modality is missing or has another dimension, or an alpha names one that isn't read.
         """
         check_alphas(alphas, self.config.modalities)
         for modality, dim in self.config.dims.items():
@@ -158,15 +158,15 @@ class AlphaFusion(nn.Module):
 
     @torch.no_grad()
     def logits_of(self, features: Mapping[str, np.ndarray], alphas: Mapping[str, float] | None = None) -> np.ndarray:
-        """A step of prediction: `forward` of rows in memory, (clips, dim) float32 each -> logits (clips, C) float32.
+        """Run `forward` on arrays in memory: (clips, dim) float32 per modality -> logits (clips, C) float32.
 
-        On the CPU what a row gives doesn't depend on the rows beside it.
+        On the CPU a row's logits don't depend on the other rows.
         """
         device = self.linears[0].weight.device
         filled = {}
         for name in self.config.modalities:
             clips, dim = features[name].shape
-            rows = torch.zeros(max(clips, PREDICT_ROWS_LEAST), dim)
+            rows = torch.zeros(max(clips, MIN_PREDICT_ROWS), dim)
             rows[:clips] = torch.from_numpy(features[name])
             filled[name] = rows.to(device)
         return self(filled, alphas)[:clips].cpu().numpy()
@@ -176,7 +176,7 @@ class AlphaFusion(nn.Module):
         return torch.from_numpy(self.predict_logits(embeddings, alphas)).softmax(dim=1).numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors, then config.json: a head is there once its config.json is."""
+        """Write model.safetensors, then config.json: a folder with config.json holds a complete head."""
         folder = Path(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         write_atomically(folder / "model.safetensors", save_safetensors(weights, {"format": "pt"}))
@@ -187,7 +187,7 @@ class AlphaFusion(nn.Module):
         """Load a head from a run folder or from its head/ folder, in eval mode on the CPU.
 
         Raises:
-            ExperimentError: no head there, a damaged file, or weights that don't fit the config.
+            ExperimentError: the folder has no head, a file is damaged, or the weights don't fit the config.
         """
         folder = Path(folder)
         if (folder / "head").is_dir():
@@ -203,14 +203,14 @@ class AlphaFusion(nn.Module):
                 raise ExperimentError(f"it isn't a head's config of format version {FORMAT_VERSION}")
             head = cls(HeadConfig.from_json(content["head"]))
             weights = load_safetensors((folder / "model.safetensors").read_bytes())
-            _require_fit(head, weights)
+            _require_same_shapes(head, weights)
         except (DatasetError, ExperimentError, SafetensorError, OSError, TypeError) as error:
             raise ExperimentError(f"the head in {folder} can't be used: {error}: train it again") from None
         head.load_state_dict(weights)
         return head.eval()
 
 
-def _require_fit(head: AlphaFusion, weights: Mapping[str, torch.Tensor]) -> None:
+def _require_same_shapes(head: AlphaFusion, weights: Mapping[str, torch.Tensor]) -> None:
     expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in (*expected, *found):
@@ -224,8 +224,8 @@ def _require_fit(head: AlphaFusion, weights: Mapping[str, torch.Tensor]) -> None
 class AlphaTransform(nn.Module):
     """One modality's transform as a layer, (..., dim) -> (..., dim).
 
-    `alpha` is a parameter when it is learned, a scalar or, for "learned-dim", (dim,); else it is a scalar constant that
-    is not part of the state.
+    A learned `alpha` is a parameter: a scalar or, for "learned-dim", (dim,). Otherwise it is a scalar constant outside
+    of the state.
     """
 
     alpha: torch.Tensor
@@ -243,7 +243,7 @@ class AlphaTransform(nn.Module):
             self.register_buffer("alpha", value, persistent=False)
 
     def reset_parameters(self) -> None:
-        """Put a learned alpha back to its initial value."""
+        """Reset a learned alpha to its initial value."""
         with torch.no_grad():
             self.alpha.fill_(self.initial)
 
@@ -260,9 +260,10 @@ class Normalization(nn.Module):
     """Normalisation of one modality's transformed embeddings, (batch, dim) -> (batch, dim).
 
     Args:
-        kind: "none": x; "zscore": (x - mean) / std, whose buffers `mean` and `std` (dim,) are part of the head's state
-            and are set from the training clips (1 where a dimension is constant); "l2": x / |x|, 0 for x = 0.
-        dim: of the embeddings.
+        kind: "none": x; "zscore": (x - mean) / std, whose buffers `mean` and `std` (dim,) belong to the head's state
+            and are computed from the training clips (std is 1 where a dimension is constant); "l2": x / |x|, 0 for
+            x = 0.
+        dim: dimension of the embeddings.
     """
 
     mean: torch.Tensor
@@ -287,7 +288,7 @@ class Normalization(nn.Module):
 
 
 def check_alphas(alphas: Mapping[str, float] | None, modalities: Sequence[str]) -> None:
-    """Raise `ExperimentError` unless each is a finite factor on a modality that the head reads."""
+    """Raise `ExperimentError` unless each alpha is finite and belongs to a modality that the head reads."""
     for modality, alpha in (alphas or {}).items():
         check_choice("modality", modality, modalities)
         if not math.isfinite(alpha):

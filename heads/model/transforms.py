@@ -1,11 +1,11 @@
-"""Alpha-transforms: what is done to one modality's embeddings, or to both's, before fusion.
+"""Alpha-transforms: functions applied to the embeddings of one or both modalities before fusion.
 
-The paper transforms one of the two modalities and leaves the other as it is (paper section 3, table 1). Each transform
-here is a function `(x, alpha) -> y` of a tensor (..., dim) of the same shape; `TRANSFORMS` names them all. Zeros stay
-zeros in every one of them: an absent embedding is zeros before and after.
+The paper transforms one of the two modalities and leaves the other unchanged (paper section 3, table 1). Each transform
+is a function `(x, alpha) -> y`, x and y tensors (..., dim); `TRANSFORMS` lists them by name. Every transform maps zeros
+to zeros, so an absent embedding stays zeros.
 
-A new transform is a function here and a line in `TRANSFORMS`. The functions call the tensors' own methods, so that this
-module loads no torch and the command line can name the transforms at once.
+To add a transform, write a function and add a line to `TRANSFORMS`. The functions use only tensor methods, so that this
+module loads no torch and the command line can list the transforms quickly.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     import torch
 
 POS_SCALAR = 1.5  # paper section 3, table 1; the authors' notebook multiplies by 2 under headings that say 1.5
-NOTEBOOK_POS_SCALAR = 2.0  # what `pos-scalar` means for embeddings of protocol `notebook`
+NOTEBOOK_POS_SCALAR = 2.0  # factor of `pos-scalar` for embeddings of protocol `notebook`
 NEG_SCALAR = 0.75  # paper section 3, table 1, and the authors' notebook (whose headings say 0.5)
 FLOAT32_MAX, FLOAT32_TINY = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 def identity(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Return x: the untransformed baseline."""
+    """Return x, the untransformed baseline."""
     return x
 
 
 def square_root(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """sqrt(relu(x)), as the authors' notebook computes the paper's "square root" (table 1, rows 1 and 4).
 
-    Negative features become 0. Its gradient at 0 is infinite: fine for constants, which embeddings are.
+    Negative features become 0. The gradient at 0 is infinite, but embeddings are constants and need none.
     """
     return x.relu().sqrt()
 
@@ -48,7 +48,7 @@ def signed_square_root(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 def signed_power(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """sign(x) * |x|^alpha, alpha > 0: power normalisation (Perronnin et al. 2010); signed-sqrt is alpha 0.5.
 
-    Below 1 it evens large and small features out, above 1 it sets them apart.
+    alpha below 1 reduces the ratio of large to small features; alpha above 1 increases it.
     """
     return x.sign() * x.abs() ** alpha
 
@@ -74,7 +74,8 @@ def unit_length(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 def scaled(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Return alpha * x: the paper's scalar transforms (table 1, rows 2, 3, 5 and 6) and any other alpha.
 
-    With an alpha (dim,), each dimension has its own: a diagonal matrix (LayerScale, Touvron et al. 2021).
+    With an alpha of shape (dim,), each dimension has its own factor: a diagonal matrix (LayerScale, Touvron et al.
+    2021).
     """
     return alpha * x
 
@@ -85,11 +86,11 @@ class Transform:
 
     Attributes:
         function: `(x, alpha) -> y`, x and y (..., dim), alpha () or (dim,).
-        formula: for people.
-        alpha: "none" (takes no alpha), "fixed" (its own `value`), "required" (the experiment's), "optional" (the
-            experiment's, or `value`), "learned" (one number, trained with the head from the experiment's alpha or from
-            `value`), "learned-dim" (the same with a number per dimension).
-        value: alpha when the experiment gives none.
+        formula: the formula as shown to users.
+        alpha: "none" (takes no alpha), "fixed" (always `value`), "required" (the experiment's), "optional" (the
+            experiment's, or `value`), "learned" (one number, trained with the head, initially the experiment's alpha
+            or `value`), "learned-dim" (the same with one number per dimension).
+        value: alpha if the experiment gives none.
         positive: whether alpha must be above 0.
     """
 
@@ -111,7 +112,7 @@ class Transform:
 
     @property
     def is_scale(self) -> bool:
-        """Whether it multiplies x by one number; where that is above 0, a normalisation that follows undoes it."""
+        """Whether it multiplies x by one number; normalisation after the transform cancels a positive one."""
         return self.function is scaled and self.alpha != "learned-dim"
 
 
@@ -133,11 +134,11 @@ ALPHA_TRANSFORMS = tuple(name for name, transform in TRANSFORMS.items() if trans
 
 
 def check_transform(name: str, alpha: float | None) -> Transform:
-    """The entry of that name, once it is certain that it goes with this alpha.
+    """Return the transform of that name, after checking that it accepts this alpha.
 
     Raises:
-        ExperimentError: unknown name; alpha missing, given to a transform that takes none, not finite, or not above 0
-            where it must be.
+        ExperimentError: the name is unknown; alpha is missing, given to a transform that takes none, not finite, or
+            not above 0 where it must be.
     """
     if name not in TRANSFORMS:
         raise ExperimentError(unknown("transform", name, TRANSFORMS))
@@ -153,7 +154,7 @@ def check_transform(name: str, alpha: float | None) -> Transform:
         raise ExperimentError(f"alpha must be a finite number that float32 can hold, not {alpha}")
     if alpha is not None and transform.positive and alpha < FLOAT32_TINY:  # 0 in float32
         raise ExperimentError(
-            f"transform '{name}' ({transform.formula}) needs an alpha above 0, not {alpha}: 0 would make every feature "
-            "1 or -1, and less than that divides by features that are 0"
+            f"transform '{name}' ({transform.formula}) needs an alpha above 0, not {alpha}: alpha 0 turns every "
+            "feature into 1 or -1, and a negative alpha divides by features that are 0"
         )
     return transform

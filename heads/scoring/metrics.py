@@ -1,8 +1,8 @@
-"""Scores of heads: per clip for training runs (`score`), and whole evaluations (`evaluate_probabilities`).
+"""Scores of heads: scores per clip for training runs (`score`), and full evaluations (`evaluate_probabilities`).
 
-An evaluation reports what VGGSound work reports, by its definitions (hche11/VGGSound utils.py and eval.py, and the same
-in the evaluation code of AST and CAV-MAE): mAP and AUC are unweighted means over classes of scikit-learn's
-`average_precision_score` and `roc_auc_score` on one-hot labels and softmax scores, and d' comes from the mean AUC.
+An evaluation has the metrics of VGGSound papers, with the same definitions (hche11/VGGSound utils.py and eval.py, and
+the evaluation code of AST and CAV-MAE): mAP and AUC are unweighted means over classes of scikit-learn's
+`average_precision_score` and `roc_auc_score` on one-hot labels and softmax scores; d' is computed from the mean AUC.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .statistics import estimate as mean_of
 
 TOP_K = 5
 ECE_BINS = 15  # Guo et al. 2017, section 5
-RESAMPLES = 1000  # of figures that are no means over clips; 15,446 clips x 309 classes: 5 s per head on one core
-BLOCK_CELLS = 4_000_000  # comparisons of scores held at once
-SUM_TOLERANCE = 1e-3  # of a clip's probabilities: float16 passes, logits don't
+RESAMPLES = 1000  # for metrics that aren't means over clips; 15,446 clips x 309 classes: 5 s per head on one core
+BLOCK_CELLS = 4_000_000  # comparisons of scores in memory at a time
+SUM_TOLERANCE = 1e-3  # error of the sum of a clip's probabilities: accepts float16, rejects logits
 SMALLEST = np.finfo(np.float64).tiny
 
 
@@ -41,12 +41,12 @@ class Scores:
     """Scores of one or more heads (seeds) on the same clips; C is the number of classes.
 
     Attributes:
-        predicted: (seeds, clips) int64, index of the highest logit (the first one of equals).
-        top1: (seeds, clips) bool.
-        topk: (seeds, clips) bool, target among the k highest logits.
-        k: 5, or C when there are fewer classes (then every clip counts).
+        predicted: (seeds, clips) int64, index of the highest logit (the first among equals).
+        top1: (seeds, clips) bool, whether the target has the highest logit.
+        topk: (seeds, clips) bool, whether the target is among the k highest logits.
+        k: 5, or C if there are fewer classes (then topk is always True).
         loss: (seeds, clips) float64, cross entropy in nats.
-        class_accuracy: (seeds,) float64, mean over the classes that occur of the share found (macro recall).
+        class_accuracy: (seeds,) float64, mean recall over the classes that occur (macro recall).
     """
 
     predicted: np.ndarray
@@ -82,12 +82,13 @@ class ClassRow:
 
     Attributes:
         label: the class.
-        n: clips of it; where there are none, only `precision` can have a value.
-        recall: mean share of its clips that are found, and its interval.
-        precision: share of the clips predicted as it that are of it, over all seeds together; None if there are none.
-        average_precision, auc: None where every clip, or none, is of this class.
-        confused_with: what its clips are most often taken for (the first of equals), None if they never are.
-        confused: mean share of its clips that are taken for that, or None.
+        n: number of its clips; without clips, only `precision` can have a value.
+        recall, interval: mean share of its clips that are predicted correctly, and the interval of that share.
+        precision: share of correct predictions among all predictions of this class, over all seeds; None if there are
+            no such predictions.
+        average_precision, auc: None if every clip, or no clip, is of this class.
+        confused_with: the class that its clips are most often misclassified as (the first among equals), or None.
+        confused: mean share of its clips that are misclassified as that class, or None.
     """
 
     label: str
@@ -103,26 +104,26 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What heads (seeds) of one experiment do on the clips of one split; every figure per head, then mean over heads.
+    """Metrics of an experiment's heads (seeds) on the clips of one split: per head, and the mean over heads.
 
     Attributes:
         classes: C names.
-        clips, source_videos, seeds: how many.
-        k: 5, or C when there are fewer classes.
+        clips, source_videos, seeds: numbers of clips, source videos and heads.
+        k: 5, or C if there are fewer classes.
         top1, topk: accuracies in [0, 1].
-        mean_class_accuracy: mean over the classes that occur of the share of their clips that is found.
-        mean_average_precision: mAP in [0, 1]: mean over the classes that occur of the average precision.
-        auc: in [0, 1]: mean over the classes that occur of the area under the ROC curve.
+        mean_class_accuracy: mean recall over the classes that occur.
+        mean_average_precision: mAP in [0, 1]: mean average precision over the classes that occur.
+        auc: mean area under the ROC curve over the classes that occur, in [0, 1].
         d_prime: sqrt(2) times the inverse normal distribution function of that mean AUC; infinite for an AUC of 1.
         log_loss: mean of -ln(probability of the target), in nats.
         ece: expected calibration error in [0, 1] (Guo et al. 2017, eq. 3): mean `|confidence - accuracy|` over 15 bins
-            of equal width, (m - 1) / 15 < confidence <= m / 15, weighted with their clips; a prediction's confidence
-            is its probability.
-        absent_classes: classes without a clip here: they have no recall, AP or AUC and are left out of the means.
-        table: a row per class, in the order of `classes`.
+            of equal width, (m - 1) / 15 < confidence <= m / 15, weighted by their numbers of clips; a prediction's
+            confidence is its probability.
+        absent_classes: classes without a clip in the split; they have no recall, AP or AUC and don't enter the means.
+        table: one row per class, in the order of `classes`.
         confusion: (C, C) int64, clips of the row's class that are predicted as the column's, summed over seeds.
 
-    mAP, AUC and d' are None where fewer than two classes occur: there is nothing to rank a class's clips against.
+    mAP, AUC and d' are None if fewer than two classes occur, because ranking metrics need clips of other classes.
 
     >>> from alphafuse import evaluate
     >>> figures = evaluate("demo/runs/sqrt-ast").evaluation
@@ -151,7 +152,7 @@ class Evaluation:
 
     @property
     def estimates(self) -> dict[str, Estimate | None]:
-        """The figures by name, in the order of a report: "top1", "top5", ..., "ece"."""
+        """The metrics by name, in the order of a report: "top1", "top5", ..., "ece"."""
         return {
             "top1": self.top1,
             f"top{self.k}": self.topk,
@@ -165,7 +166,7 @@ class Evaluation:
 
     @property
     def over_seeds(self) -> dict[str, Interval | None]:
-        """Each figure's t interval over seeds, on these same clips; None for one seed, or for an infinite d'."""
+        """Each metric's t interval over seeds, on the same clips; None for one seed, or for an infinite d'."""
         return {name: _over_seeds(estimate) if estimate else None for name, estimate in self.estimates.items()}
 
     def __repr__(self) -> str:
@@ -174,7 +175,7 @@ class Evaluation:
         return f"Evaluation({self.seeds} seeds x {self.clips} clips, {classes}: {figures})"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the confusion matrix, json-able: null stands for what is not defined or not finite."""
+        """Everything but the confusion matrix, json-able; None for values that are undefined or not finite."""
         content = {
             "n": self.clips,
             "source_videos": self.source_videos,
@@ -187,7 +188,7 @@ class Evaluation:
             },
             "table": [asdict(row) for row in self.table],
         }
-        return _finite(content)
+        return _none_if_not_finite(content)
 
 
 def evaluate_probabilities(
@@ -201,21 +202,21 @@ def evaluate_probabilities(
     """Evaluate heads' softmax scores.
 
     Intervals: Wilson for the accuracies of one head on clips of different source videos, else the bootstrap over seeds
-    and source videos; each names its method. mAP and ECE are larger the fewer the clips, so theirs is centred: it is
-    for the mean over splits of this size. In 150 simulated splits of 1,500 clips and 30 classes it held that mean in
-    95% (mAP) and 96% (ECE) of them, where the plain percentile interval did in 85% and 80%. The ECE of a well
-    calibrated head on few clips is mostly that bias: compare it only on the same clips.
+    and source videos; each names its method. mAP and ECE are biased upwards on few clips, so their intervals are
+    centred: they are intervals for the mean over splits of this size. In 150 simulated splits of 1,500 clips and 30
+    classes they covered that mean in 95% (mAP) and 96% (ECE) of the splits; plain percentile intervals covered it in
+    85% and 80%. The ECE of a well calibrated head on few clips is mostly that bias: compare it only on the same clips.
 
     Args:
-        probabilities: (seeds, clips, C) in [0, 1], each clip's sum 1; float64 softmax, for the loss of a probability
-            that float32 rounds to 0 is cut at 708 nats.
+        probabilities: (seeds, clips, C) in [0, 1]; each clip's sum is 1. Compute the softmax in float64: a probability
+            that float32 rounds to 0 gets a loss of 708 nats.
         targets: (clips,) int in [0, C).
         classes: C names.
         groups: (clips,) source videos.
-        resamples: bootstrap draws for the figures that are no means over clips.
+        resamples: bootstrap resamples for the metrics that aren't means over clips.
 
     Raises:
-        ValueError: shapes that don't fit, no clips, targets outside of the classes, or rows that are no probabilities.
+        ValueError: shapes that don't fit, no clips, targets outside of the classes, or rows that aren't probabilities.
 
     >>> import numpy as np
     >>> from alphafuse import evaluate_probabilities
@@ -278,7 +279,7 @@ def evaluate_probabilities(
 
 
 def d_prime(auc: np.ndarray | float) -> np.ndarray:
-    """sqrt(2) times the inverse normal distribution function of an AUC; +-infinity for 1 and 0.
+    """Return sqrt(2) times the inverse normal distribution function of an AUC; +-infinity for 1 and 0.
 
     >>> round(float(d_prime(0.973)), 3)
     2.725
@@ -294,7 +295,7 @@ def _check(name: str, values: np.ndarray, targets: np.ndarray) -> None:
 
 
 def _of_targets(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(seeds, clips): each clip's value of its own class."""
+    """Return each clip's value of its own class, (seeds, clips)."""
     return np.take_along_axis(values, targets[None, :, None], axis=2)[..., 0]
 
 
@@ -322,17 +323,17 @@ def _over_seeds(estimate: Estimate) -> Interval | None:
     return t_interval(estimate.per_seed) if defined else None
 
 
-def _finite(content: Any) -> Any:
-    """The same with None in place of numbers that json doesn't have."""
+def _none_if_not_finite(content: Any) -> Any:
+    """Return the content with None in place of infinities and NaN, which json lacks."""
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: _none_if_not_finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_none_if_not_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _rankings(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and AUC of each seed and class, (seeds, C); NaN where all clips, or none, are of the class."""
+    """Return average precision and AUC, (seeds, C) each; NaN for classes that all clips, or no clips, belong to."""
     seeds, clips, n_classes = probabilities.shape
     average_precisions = np.full((seeds, n_classes), np.nan)
     aucs = average_precisions.copy()
@@ -349,7 +350,7 @@ def _rankings(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarra
 
 @dataclass(frozen=True)
 class _ClassMeans:
-    """Means over classes in each resample, (resamples, seeds) float64; NaN where no class is defined."""
+    """Means over classes in each resample, (resamples, seeds) float64; NaN if the metric is undefined for all."""
 
     class_accuracy: np.ndarray
     average_precision: np.ndarray
@@ -359,21 +360,21 @@ class _ClassMeans:
 def _resample_classes(
     probabilities: np.ndarray, correct: np.ndarray, targets: np.ndarray, clip_counts: np.ndarray
 ) -> _ClassMeans:
-    """Mean class accuracy, mAP and AUC where clip i counts clip_counts[r, i] times; classes not drawn are left out.
+    """Compute mean class accuracy, mAP and AUC of each resample; classes that aren't drawn are left out.
 
-    A clip's place in its class's ranking is the sum of the counts of the clips whose score is at least its own: one
-    matrix product for all resamples and seeds, where sorting would start anew for each.
+    A clip's rank in its class is the sum of the counts of the clips whose score is at least its own: one matrix product
+    for all resamples and seeds, whereas sorting would be repeated for each.
 
     Args:
         probabilities: (seeds, clips, C).
         correct: (seeds, clips) bool.
         targets: (clips,).
-        clip_counts: (resamples, clips) float32 whole numbers, exact in float32 up to 2^24 clips.
+        clip_counts: (resamples, clips) float32, how often each clip is drawn; exact in float32 up to 2^24 clips.
     """
     seeds, clips, _ = probabilities.shape
     shape = (len(clip_counts), seeds)
     accuracy, precision, area = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    found, ranked = np.zeros((len(clip_counts), 1)), np.zeros((len(clip_counts), 1))  # classes drawn
+    found, ranked = np.zeros((len(clip_counts), 1)), np.zeros((len(clip_counts), 1))  # numbers of classes drawn
     total = clip_counts.sum(axis=1, dtype=np.float64)[:, None]
     for index in np.unique(targets):
         members = np.flatnonzero(targets == index)
@@ -383,16 +384,16 @@ def _resample_classes(
         accuracy += own_counts @ correct[:, members].T.astype(np.float32) / np.maximum(positives, 1)
         found += positives > 0
         ranked += pairs > 0
-        area += pairs > 0  # less the share of wrong pairs
+        area += pairs > 0  # the share of wrong pairs is subtracted below
         columns = np.ascontiguousarray(probabilities[:, :, index])  # (seeds, clips)
         for block in _blocks(members, seeds * clips):
             own = columns[:, block, None]  # (seeds, b, 1)
-            above = columns[:, None, :] >= own  # (seeds, b, clips), with the clip itself
+            above = columns[:, None, :] >= own  # (seeds, b, clips), including the clip itself
             tied = columns[:, None, :] == own
             tied[:, :, members] = False
             at_least = _weighted(clip_counts, above)  # (resamples, seeds, b)
             true = _weighted(own_counts, above[:, :, members])
-            wrong = at_least - true - (_weighted(clip_counts, tied) / 2 if tied.any() else 0)  # a tie is half wrong
+            wrong = at_least - true - (_weighted(clip_counts, tied) / 2 if tied.any() else 0)  # a tie counts half
             weights = clip_counts[:, None, block]
             precisions = (weights * true / np.maximum(at_least, 1)).sum(axis=2)  # (resamples, seeds)
             precision += np.where(pairs > 0, precisions / np.maximum(positives, 1), 0)
@@ -401,13 +402,13 @@ def _resample_classes(
 
 
 def _weighted(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """How many clips are chosen in each resample: counts (resamples, clips), chosen (seeds, b, clips) bool."""
+    """Count the chosen clips in each resample: counts (resamples, clips), chosen (seeds, b, clips) bool."""
     seeds, b, clips = chosen.shape
     return (counts @ chosen.reshape(-1, clips).T.astype(np.float32)).reshape(len(counts), seeds, b)
 
 
 def _blocks(members: np.ndarray, width: int) -> Iterator[np.ndarray]:
-    """Split members so that a block's rows of `width` hold at most `BLOCK_CELLS` numbers."""
+    """Split members into blocks, so that rows of `width` numbers hold at most `BLOCK_CELLS` numbers per block."""
     rows = max(1, BLOCK_CELLS // width)
     for start in range(0, len(members), rows):
         yield members[start : start + rows]
@@ -418,9 +419,10 @@ def _or_nan(counts: np.ndarray) -> np.ndarray:
 
 
 def _calibration_errors(confidence: np.ndarray, correct: np.ndarray, clip_counts: np.ndarray) -> np.ndarray:
-    """ECE (resamples, seeds) where clip i counts clip_counts[r, i] times. confidence, correct: (seeds, clips).
+    """Compute the ECE of each resample, (resamples, seeds). confidence, correct: (seeds, clips).
 
-    A bin's clips / n * |accuracy - confidence| is |sum of (confidence - correct)| / n: bins need no counts.
+    A bin's clips / n * |accuracy - confidence| equals |sum of (confidence - correct)| / n, so the numbers of clips per
+    bin aren't needed.
     """
     total = clip_counts.sum(axis=1, dtype=np.float64)
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)  # (seeds, clips)
@@ -440,7 +442,7 @@ def _class_rows(
     average_precisions: np.ndarray,
     aucs: np.ndarray,
 ) -> Iterator[ClassRow]:
-    """The table's rows. correct: (seeds, clips); confusion: (C, C); average_precisions, aucs: (seeds, C)."""
+    """Yield the table's rows. correct: (seeds, clips); confusion: (C, C); average_precisions, aucs: (seeds, C)."""
     group_of = np.asarray(groups, dtype=object)
     for index, label in enumerate(classes):
         members = np.flatnonzero(targets == index)

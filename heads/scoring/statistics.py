@@ -1,7 +1,7 @@
-"""Intervals and tests: what a difference between heads can mean on a split of this size.
+"""Confidence intervals and significance tests of heads' scores.
 
-The unit of chance is the source video (group): clips of one video go together in every resample and every sign flip.
-Arrays of per-clip values are (seeds, clips): one row for each head that differs from the others only in its seed.
+The unit of resampling is the source video (group): clips of one video stay together in every resample and sign flip.
+Arrays of per-clip values are (seeds, clips): one row per head; the heads differ only in their seeds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from alphafuse.data.power import LEVEL
 
 RESAMPLES = 2000
 DRAWS = 10_000
-EXACT_GROUPS = 13  # sign flips are enumerated up to here (2^13 = 8,192), drawn beyond
-BLOCK_CELLS = 4_000_000  # resampled group counts held at once: 32 MB
+EXACT_GROUPS = 13  # up to this number all sign flips are enumerated (2^13 = 8,192); beyond, they are drawn at random
+BLOCK_CELLS = 4_000_000  # resampled group counts in memory at a time: 32 MB
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class PairedTest:
 
     Attributes:
         difference: mean of a - b.
-        p_value: in (0, 1].
-        method: for people.
-        pairs: units that were compared (source videos, or clips for McNemar).
+        p_value: p-value in (0, 1].
+        method: name of the test, as shown to users.
+        pairs: number of compared units (source videos, or clips for McNemar).
     """
 
     difference: float
@@ -63,12 +63,12 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The accuracy of heads against that of others, on the same clips.
+    """Difference between the accuracies of two experiments' heads on the same clips.
 
     Attributes:
-        interval: of the difference.
-        test: the paired test that fits, its p-value uncorrected.
-        p_holm: corrected for the number of comparisons that were made together.
+        interval: interval of the difference.
+        test: the paired test, with its uncorrected p-value.
+        p_holm: p-value corrected for the number of comparisons made together.
     """
 
     interval: Interval
@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def is_found(self) -> bool:
-        """Whether the difference is significant."""
+        """Whether the difference is significant after correction."""
         return self.p_holm < 1 - LEVEL
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def estimate(values: np.ndarray, interval: Interval) -> Estimate:
-    """The mean of values (seeds, clips), and that of each seed."""
+    """Combine an interval with the mean of values (seeds, clips) and the mean of each seed."""
     return Estimate(float(values.mean()), interval, tuple(float(mean) for mean in values.mean(axis=1)))
 
 
@@ -102,8 +102,8 @@ def wilson_interval(successes: float, n: int, *, level: float = LEVEL) -> Interv
     centre = (p + z^2 / 2n) / (1 + z^2 / n), half-width = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n).
 
     Args:
-        successes: in [0, n]; a mean over seeds may be fractional.
-        n: clips, at least 1.
+        successes: number of successes in [0, n]; may be fractional, as a mean over seeds.
+        n: number of clips, at least 1.
         level: coverage in (0, 1).
     """
     if n < 1 or not 0 <= successes <= n:
@@ -127,15 +127,15 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap of the mean over seeds and clips: seeds and source videos are drawn with replacement.
 
-    Where the bootstrap would have zero width (one source video, or the same value for every clip and seed), values in
-    {0, 1} get Wilson's interval for as many draws as there are source videos, and other values an interval of zero
-    width whose method says so.
+    If the bootstrap interval has zero width (one source video, or the same value for every clip and seed), values in
+    {0, 1} get Wilson's interval with n = number of source videos; other values get an interval of zero width whose
+    method says so.
 
     Args:
-        values: (seeds, clips) of any real number (correct or not, loss, difference of two heads).
+        values: (seeds, clips) real numbers (correct or not, loss, difference of two heads).
         groups: (clips,) source videos.
-        resamples: draws.
-        seed: of the draws.
+        resamples: number of resamples.
+        seed: seed of the random generator.
         level: coverage.
     """
     values = _as_matrix(values, groups)
@@ -160,12 +160,12 @@ def bootstrap_interval(
 def bootstrap_counts(
     seeds: int, groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed and each clip is drawn, for figures that are no means over clips (`resampled_interval`).
+    """Draw bootstrap resamples for metrics that aren't means over clips (`resampled_interval`).
 
-    Seeds and source videos are drawn with replacement, as many as there are; all clips of a video go together.
+    Each resample draws seeds and source videos with replacement, as many as there are; clips of a video stay together.
 
     Returns:
-        (resamples, seeds) int64 and (resamples, clips) float32, whole numbers: 4 bytes x resamples x clips.
+        How often each seed is drawn, (resamples, seeds) int64, and how often each clip is, (resamples, clips) float32.
     """
     _, index = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     videos = int(index.max()) + 1
@@ -188,30 +188,30 @@ def resampled_interval(
     bounds: tuple[float, float] = (0.0, 1.0),
     level: float = LEVEL,
 ) -> Interval:
-    """Percentile bootstrap of the mean over seeds of a figure that is no mean over clips, such as mAP.
+    """Percentile bootstrap of the mean over seeds of a metric that isn't a mean over clips, such as mAP.
 
-    `centred` is for figures that are larger on average in a resample than in the sample, because a resample has fewer
-    different clips: the percentiles are moved by that bias, mean of the resamples minus figure (Efron and Tibshirani
-    1993, chapter 10), and cut to `bounds`. The interval is then for what splits of this size give on average.
+    `centred` is for metrics that are larger on average in a resample than in the sample, because a resample has fewer
+    different clips. The percentiles are shifted by that bias, mean of the resamples minus the metric (Efron and
+    Tibshirani 1993, chapter 10), and clipped to `bounds`. The interval is then for the mean over splits of this size.
 
     Args:
-        per_seed: (seeds,) the figure on the clips as they are.
-        resampled: (resamples, seeds) the figure on each resample's clips; NaN where it is not defined (such resamples
-            are left out); infinite values are allowed unless `centred`.
-        seed_counts: (resamples, seeds) from `bootstrap_counts`, with the clip counts that `resampled` was made with.
+        per_seed: (seeds,) the metric on the original clips.
+        resampled: (resamples, seeds) the metric on each resample's clips; NaN if undefined (such resamples are left
+            out); infinite values are allowed unless `centred`.
+        seed_counts: (resamples, seeds) from the call of `bootstrap_counts` whose clip counts gave `resampled`.
         centred, bounds: see above.
         level: coverage.
 
     Returns:
-        An interval of zero width whose method says so where there is nothing to resample: one source video, or the same
-        value in every resample.
+        The interval. If there is nothing to resample (one source video, or the same value in every resample), it has
+        zero width and its method says so.
     """
     drawn = seed_counts * np.where(seed_counts > 0, resampled, 0)  # a seed that isn't drawn may be infinite or NaN
     means = np.sort(drawn.sum(axis=1)[~np.isnan(drawn).any(axis=1)] / resampled.shape[1])
     mean = float(np.mean(per_seed))
     if not len(means) or (resampled == resampled[0]).all():
         return Interval(mean, mean, "none: no variation to resample")
-    last = len(means) - 1  # values that were drawn, not interpolated: infinite ones stay what they are
+    last = len(means) - 1  # quantiles are drawn values, not interpolated, because values may be infinite
     low = float(means[math.floor(last * (1 - level) / 2)])
     high = float(means[math.ceil(last * (1 + level) / 2)])
     over = _over(resampled.shape[1])
@@ -222,10 +222,10 @@ def resampled_interval(
 
 
 def t_interval(per_seed: Sequence[float], *, level: float = LEVEL) -> Interval:
-    """Student's t interval of the mean over seeds: what another seed would change, on these same clips.
+    """Student's t interval of the mean over seeds: the variation between seeds on the same clips.
 
-    mean +- t_{n-1} s / sqrt(n), with s the standard deviation with n - 1 (Student 1908). It is not cut to [0, 1], and
-    says nothing about other clips.
+    mean +- t_{n-1} s / sqrt(n), with s the standard deviation with n - 1 (Student 1908). It is not clipped to [0, 1],
+    and does not cover the variation between clips.
 
     Args:
         per_seed: at least 2 finite values, one per seed.
@@ -244,10 +244,10 @@ def t_interval(per_seed: Sequence[float], *, level: float = LEVEL) -> Interval:
 
 
 def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> Interval:
-    """Interval of an accuracy. `correct`: (seeds, clips) bool.
+    """Return the interval of an accuracy. `correct`: (seeds, clips) bool.
 
-    Wilson for one head on clips that all come from different source videos (only then are they independent), else the
-    bootstrap.
+    Wilson's for one head on clips that all come from different source videos, because only such clips are independent;
+    otherwise the bootstrap.
     """
     correct = _as_matrix(correct, groups)
     if len(correct) == 1 and len(set(groups)) == len(groups):
@@ -256,14 +256,14 @@ def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> Interval:
 
 
 def difference_interval(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> Interval:
-    """Interval of the mean difference a - b of two experiments' accuracies, paired by clip and by seed.
+    """Return the interval of the mean difference a - b of two experiments' accuracies, paired by clip and by seed.
 
-    The bootstrap; where the two agree on every clip in every seed, plus and minus the largest share of differing
-    source videos that Wilson's interval for 0 of n allows.
+    Uses the bootstrap. If the two agree on every clip in every seed, the bounds are plus and minus the largest share
+    of differing source videos that Wilson's interval for 0 of n allows.
 
     Args:
-        a, b: (seeds, clips) correct or not, the same seeds in the same order; where their numbers differ, there are no
-            seeds to pair, and the means over seeds are compared.
+        a, b: (seeds, clips) correct or not, with the same seeds in the same order; if the numbers of seeds differ, the
+            means over seeds are compared.
         groups: (clips,) source videos.
     """
     a, b = _as_matrix(a, groups), _as_matrix(b, groups)
@@ -281,20 +281,20 @@ def paired_permutation_test(
 ) -> PairedTest:
     """Two-sided sign-flip test of the mean difference between two experiments on the same clips.
 
-    Per-clip values are averaged over seeds and summed over each source video; under the null hypothesis the sign of
-    each video's difference is a coin toss. All 2^k sign patterns are enumerated for k <= 13 videos that differ at all;
-    beyond, `draws` random ones with the +1 correction of Phipson and Smyth (2010), so that p is never 0.
+    Per-clip values are averaged over seeds and summed over each source video. Under the null hypothesis the sign of
+    each video's difference is random. With k <= 13 videos that differ, all 2^k sign patterns are enumerated. With more,
+    `draws` random patterns are used, with the +1 correction of Phipson and Smyth (2010), so that p is never 0.
 
     Args:
         a, b: (seeds, clips) or (clips,) values; the numbers of seeds may differ.
         groups: (clips,) source videos.
-        draws, seed: of the random sign patterns.
+        draws, seed: number and seed of the random sign patterns.
     """
     gap = _as_matrix(a, groups).mean(axis=0) - _as_matrix(b, groups).mean(axis=0)  # (clips,)
     sums, sizes = _group_sums(gap[None], groups)
     mean = float(gap.mean())
     flips = sums[0][np.abs(sums[0]) > 1e-12]
-    observed = abs(flips.sum()) - 1e-9  # sums in another order differ by rounding
+    observed = abs(flips.sum()) - 1e-9  # tolerance: sums in another order differ by rounding
     k = len(flips)
     if k <= EXACT_GROUPS:
         signs = 1 - 2 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1)  # (2^k, k)
@@ -325,10 +325,10 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> PairedTest:
 
 
 def paired_test(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> PairedTest:
-    """The paired test that fits two experiments' per-clip values.
+    """Test the difference of two experiments' per-clip values with the appropriate paired test.
 
-    Exact McNemar for two single heads, right or wrong on clips that all come from different source videos (only then
-    are the clips independent); otherwise the paired permutation test.
+    Exact McNemar for two single heads with values in {0, 1} on clips that all come from different source videos,
+    because only such clips are independent; otherwise the paired permutation test.
 
     Args:
         a, b: (seeds, clips) or (clips,) values; the numbers of seeds may differ.
@@ -342,10 +342,10 @@ def paired_test(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> PairedTe
 
 
 def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Sequence[str]) -> list[Comparison]:
-    """The first of each pair against the second, Holm-corrected over all pairs.
+    """Compare the first of each pair with the second, Holm-corrected over all pairs.
 
     Args:
-        pairs: (seeds, clips) right or wrong each; the numbers of seeds may differ.
+        pairs: pairs of (seeds, clips) correct or not; the numbers of seeds may differ.
         groups: (clips,) source videos.
     """
     tests = [paired_test(a, b, groups) for a, b in pairs]
@@ -355,7 +355,7 @@ def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Sequen
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the order given.
+    """Correct p-values for their number (Holm 1979); keeps their order.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -370,12 +370,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _over(seeds: int) -> str:
-    """What a bootstrap resamples, for the name of its method."""
+    """Return the name of the resampled units, for the name of the method."""
     return "source videos" if seeds == 1 else "seeds and source videos"
 
 
 def _as_matrix(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """(seeds, clips) float64, once it is certain that it has as many clips as groups."""
+    """Return values as (seeds, clips) float64; ValueError unless there is one group per clip."""
     matrix = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if matrix.ndim != 2 or matrix.shape[1] != len(groups) or not matrix.size:
         raise ValueError(f"values of shape {matrix.shape} don't fit {len(groups)} clips")
@@ -383,13 +383,13 @@ def _as_matrix(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def _group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (seeds, groups) of values (seeds, clips), and the groups' sizes (groups,)."""
+    """Return the sums (seeds, groups) of values (seeds, clips), and the groups' sizes (groups,)."""
     _, index, sizes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True, return_counts=True)
     return np.stack([np.bincount(index, row, len(sizes)) for row in values]), sizes
 
 
 def _draw_counts(rng: np.random.Generator, resamples: int, units: int) -> np.ndarray:
-    """(resamples, units): how often each unit is drawn when as many are drawn with replacement as there are.
+    """Draw `units` units with replacement per resample; return how often each is drawn, (resamples, units).
 
     Counting drawn indices takes a seventh of the time of `Generator.multinomial` with 15,000 units.
     """
@@ -398,7 +398,7 @@ def _draw_counts(rng: np.random.Generator, resamples: int, units: int) -> np.nda
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """Split `total` draws into blocks of rows that hold at most `BLOCK_CELLS` numbers."""
+    """Split `total` rows of `width` numbers into blocks of at most `BLOCK_CELLS` numbers; yield the blocks' rows."""
     rows = max(1, BLOCK_CELLS // max(width, 1))
     for start in range(0, total, rows):
         yield min(rows, total - start)

@@ -1,11 +1,12 @@
 """Multi-label scores on VGGSounder's labels of VGGSound's test clips, with the optional package `vggsounder`.
 
-VGGSounder (Zverev, Wiedemer et al. 2025) gives a test clip all the classes that it shows, each marked as audible (A),
-visible (V) or both (AV). Its clip ids are ours, and its 309 class names are VGGSound's official ones, in their order
-(1.0: 15,069 clips, 37,395 labels). A head may know fewer classes, such as the 91 of the paper's split: labels that it
-can't predict stay in the sums as misses, and are counted. Names that the package doesn't have are refused.
+VGGSounder (Zverev, Wiedemer et al. 2025) labels each test clip with all its classes, each marked as audible (A),
+visible (V) or both (AV). Its clip ids have the format of this package, and its 309 class names are VGGSound's official
+ones, in their order (1.0: 15,069 clips, 37,395 labels). A head may have fewer classes, such as the 91 of the paper's
+split: labels that it can't predict count as misses, and their number is reported. A class name that the package lacks
+is an error.
 
-The definitions are those of the package's own `vggsounder.benchmark`; the sums are scikit-learn's.
+The definitions are those of the package's own `vggsounder.benchmark`, computed with scikit-learn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from alphafuse.errors import ExperimentError
 from .statistics import Estimate, accuracy_interval, estimate
 
 HIT_K = 5
-# The package's names: which flags a label may have to count
+# name of a label set in the package -> flags of the labels in it
 LABEL_SETS = {
     "all": ("A", "V", "AV"),
     "a": ("A", "AV"),
@@ -39,7 +40,7 @@ CLIP_SETS = ("all", "no background music")
 
 @dataclass(frozen=True)
 class ClipLabels:
-    """What VGGSounder says of a clip: class -> "A", "V" or "AV", and whether it has background music."""
+    """VGGSounder's labels of a clip: class -> "A", "V" or "AV", and whether the clip has background music."""
 
     modalities: Mapping[str, str]
     background_music: bool
@@ -47,7 +48,7 @@ class ClipLabels:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """VGGSounder's labels: clip_id -> labels; the names that they come from, in order; the package's version."""
+    """VGGSounder's labels: clip_id -> labels; all class names, in order; the package's version."""
 
     clips: Mapping[str, ClipLabels]
     classes: tuple[str, ...]
@@ -62,16 +63,17 @@ class LabelSetScores:
     """Scores on one set of labels of one set of clips; a clip without such a label is left out.
 
     Attributes:
-        clips: "all" or "no background music": clips that VGGSounder marks as having background music are left out.
+        clips: "all", or "no background music": without the clips that VGGSounder marks as having background music.
         labels: "all", "a" (audible: A and AV), "v" (visible: V and AV), "av", "a only", "v only".
-        n, label_count: clips, and their labels.
-        unreachable: how many of the labels are of classes that the head doesn't know.
+        n, label_count: number of clips, and of their labels.
+        unreachable: number of the labels whose class the head lacks.
         hit1, hitk: share of clips with a label among the 1, or k, highest scores.
-        subset_accuracy: share of clips whose labels are exactly the highest score's class.
-        micro_f1, jaccard: of the highest score's class, over all clips' labels together; means over seeds.
-        macro_f1: the same per class, mean over all of VGGSounder's 309 classes; those that occur neither as a label
-            nor as a prediction count as 0.
-        best_subset_accuracy, best_micro_f1: what a head that is always right reaches, for it predicts one class a clip.
+        subset_accuracy: share of clips whose only label is the predicted class.
+        micro_f1, jaccard: scores of the predicted class, over all clips' labels together; means over seeds.
+        macro_f1: mean F1 over all of VGGSounder's 309 classes; classes that occur neither as a label nor as a
+            prediction count as 0; mean over seeds.
+        best_subset_accuracy, best_micro_f1: scores of a head that is always right, since it predicts only one class
+            per clip.
     """
 
     clips: str
@@ -94,11 +96,11 @@ class VGGSounderScores:
     """Scores of one or more heads (seeds) on VGGSounder's labels.
 
     Attributes:
-        version: of the package, whose labels differ between versions.
-        k: of hitk.
-        n, missing: clips that VGGSounder lists, and those that it doesn't.
-        background_music: how many of the n it marks as having background music.
-        rows: for both sets of clips and each set of labels; those without a clip are left out.
+        version: version of the package, whose labels differ between versions.
+        k: k of hitk.
+        n, missing: number of clips that VGGSounder lists, and of the others.
+        background_music: number of the n clips that VGGSounder marks as having background music.
+        rows: scores for both sets of clips and each set of labels; sets without a clip are left out.
     """
 
     version: str
@@ -109,7 +111,7 @@ class VGGSounderScores:
     rows: tuple[LabelSetScores, ...]
 
     def row(self, clips: str = "all", labels: str = "all") -> LabelSetScores:
-        """The scores on one set; `KeyError` where it has no clip."""
+        """Return the scores on one set; `KeyError` if it has no clip."""
         for row in self.rows:
             if (row.clips, row.labels) == (clips, labels):
                 return row
@@ -127,12 +129,12 @@ class VGGSounderScores:
 
 @dataclass(frozen=True)
 class ModalityConfusion:
-    """How often a single modality's head hits a label where the fusion misses all of them.
+    """How often a single modality's head predicts a label of the clip while the fusion head does not.
 
     Attributes:
-        version: of the package.
-        n, missing: clips that VGGSounder lists, and those that it doesn't.
-        mu: modality -> share of the n clips; "both" where two are given: both hit, the fusion misses.
+        version: version of the package.
+        n, missing: number of clips that VGGSounder lists, and of the others.
+        mu: modality -> share of the n clips; with two modalities also "both": both hit and the fusion misses.
     """
 
     version: str
@@ -150,12 +152,12 @@ class ModalityConfusion:
 
 
 def load_labels() -> LabelTable:
-    """The labels of the installed package `vggsounder`; `ExperimentError` where it isn't installed."""
+    """Load the labels of the package `vggsounder`; `ExperimentError` if it isn't installed."""
     try:
         package = importlib.import_module("vggsounder")
     except ImportError:
         raise ExperimentError("vggsounder is not installed: run `pip install 'alphafuse[vggsounder]'`") from None
-    data = package.VGGSounder(background_music=None)  # its default leaves clips with background music out
+    data = package.VGGSounder(background_music=None)  # the package's default excludes clips with background music
     clips = {
         clip_id: ClipLabels(
             dict(zip(clip.labels, clip.modalities, strict=True)), bool(clip.meta_labels["background_music"])
@@ -178,14 +180,14 @@ def vggsounder_scores(
     Intervals: Wilson for one head on clips of different source videos, else the bootstrap over seeds and source videos.
 
     Args:
-        clip_ids: `{youtube_id}_{start:06d}`, each once.
-        probabilities: (clips, C) of one head or (seeds, clips, C); of equal scores the first class counts.
+        clip_ids: `{youtube_id}_{start:06d}`, without repetitions.
+        probabilities: (clips, C) of one head or (seeds, clips, C); among equal scores the first class is used.
         classes: C of VGGSound's official class names.
-        k: of hitk, in [1, C].
+        k: k of hitk, in [1, C].
         table: labels; the installed package's by default.
 
     Raises:
-        ExperimentError: the package isn't installed, class names that it doesn't have, or no clip that it lists.
+        ExperimentError: the package isn't installed, lacks a class name, or lists none of the clips.
         ValueError: shapes that don't fit, scores that aren't finite, repeated clips, or k outside of [1, C].
     """
     table = table or load_labels()
@@ -224,22 +226,22 @@ def modality_confusion(
     *,
     table: LabelTable | None = None,
 ) -> ModalityConfusion:
-    """VGGSounder's mu: share of clips where a single modality's highest score hits a label and the fusion's misses.
+    """VGGSounder's mu: share of clips where a single modality's prediction is a label and the fusion's is not.
 
-    Over all labels (A, V and AV) of all listed clips, as the package does. It asks what fusing lost, clip by clip; what
-    it gained is not in it.
+    Uses all labels (A, V and AV) of all listed clips, like the package. mu measures the clips that fusion loses, not
+    those that it gains.
 
     Args:
-        clip_ids: `{youtube_id}_{start:06d}`, each once.
+        clip_ids: `{youtube_id}_{start:06d}`, without repetitions.
         fused: (clips, C) or (seeds, clips, C) scores of the heads that read both modalities.
-        single: one or two modalities -> scores of the heads that read it alone, of the same shape.
+        single: modality -> scores of the heads that read it alone, of the same shape; one or two modalities.
         classes: C of VGGSound's official class names.
         table: labels; the installed package's by default.
 
     Raises:
         ExperimentError: as `vggsounder_scores`.
-        ValueError: shapes that don't fit or differ, scores that aren't finite, repeated clips, or other than one or two
-            modalities.
+        ValueError: shapes that don't fit or differ, scores that aren't finite, repeated clips, or a number of
+            modalities other than 1 or 2.
     """
     table = table or load_labels()
     if len(single) not in (1, 2):
@@ -247,7 +249,7 @@ def modality_confusion(
     heads = {name: _as_heads(clip_ids, scores, classes) for name, scores in single.items()}
     both = _as_heads(clip_ids, fused, classes)
     if any(scores.shape != both.shape for scores in heads.values()):
-        raise ValueError(f"heads of other seeds: {[scores.shape for scores in (both, *heads.values())]}")
+        raise ValueError(f"scores differ in shape: {[scores.shape for scores in (both, *heads.values())]}")
     listed = _listed(clip_ids, classes, table)
     ids = [clip_ids[index] for index in listed]
     truth = _truth(ids, table, LABEL_SETS["all"])
@@ -273,11 +275,11 @@ def modality_confusion(
 def _label_set(
     clips: str, labels: str, truth: np.ndarray, chosen: np.ndarray, groups: Sequence[str], known: np.ndarray
 ) -> LabelSetScores:
-    """Scores of clips that have a label. truth: (n, classes) bool; chosen: (seeds, n, k) columns; known: (classes,)."""
+    """Score clips that have a label. truth: (n, classes) bool; chosen: (seeds, n, k) columns; known: (classes,)."""
     n, label_count = len(truth), int(truth.sum())
     inside = truth[np.arange(n)[:, None], chosen]  # (seeds, n, k)
     alone = truth.sum(axis=1) == 1
-    labelled = csr_matrix(truth)  # scikit-learn is several times as fast as with (n, classes) arrays
+    labelled = csr_matrix(truth)  # several times faster in scikit-learn than (n, classes) arrays
     predictions = [csr_matrix(_one_hot(columns, truth.shape[1])) for columns in chosen[:, :, 0]]
     return LabelSetScores(
         clips=clips,
@@ -297,12 +299,12 @@ def _label_set(
 
 
 def _estimate(values: np.ndarray, groups: Sequence[str]) -> Estimate:
-    """The mean of (seeds, n) bool with its interval."""
+    """Return the mean of (seeds, n) bool with its interval."""
     return estimate(values, accuracy_interval(values, groups))
 
 
 def _as_heads(clip_ids: Sequence[str], scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """(seeds, clips, C), once it is certain that the shapes fit."""
+    """Return scores as (seeds, clips, C); ValueError unless shapes fit, scores are finite and clips are unique."""
     heads = np.asarray(scores)
     heads = heads[None] if heads.ndim == 2 else heads
     if heads.ndim != 3 or heads.shape[1:] != (len(clip_ids), len(classes)) or not heads.size:
@@ -310,17 +312,17 @@ def _as_heads(clip_ids: Sequence[str], scores: np.ndarray, classes: Sequence[str
     if not np.isfinite(heads).all():
         raise ValueError("scores must be finite")
     if len(set(clip_ids)) < len(clip_ids):
-        raise ValueError("each clip may be given once only")
+        raise ValueError("clip_ids has repeated clips")
     return heads
 
 
 def _listed(clip_ids: Sequence[str], classes: Sequence[str], table: LabelTable) -> np.ndarray:
-    """Positions of the clips that the table lists; `ExperimentError` for none, or for class names it doesn't have."""
+    """Return the positions of the clips in the table; `ExperimentError` if there are none, or a class is unknown."""
     names = set(table.classes)
-    foreign = [name for name in classes if name not in names]
-    if foreign:
+    unknown = [name for name in classes if name not in names]
+    if unknown:
         raise ExperimentError(
-            f"{len(foreign)} of the {len(classes)} classes, such as '{foreign[0]}', are not VGGSound's: VGGSounder "
+            f"{len(unknown)} of the {len(classes)} classes, such as '{unknown[0]}', are not VGGSound's: VGGSounder "
             "labels VGGSound's test clips only, by its official class names"
         )
     listed = np.flatnonzero([clip_id in table.clips for clip_id in clip_ids])
@@ -333,13 +335,13 @@ def _listed(clip_ids: Sequence[str], classes: Sequence[str], table: LabelTable) 
 
 
 def _positions(classes: Sequence[str], table: LabelTable) -> np.ndarray:
-    """(C,) where each of the head's classes is among the table's."""
+    """Return the position of each of the head's classes among the table's, (C,)."""
     position = {name: index for index, name in enumerate(table.classes)}
     return np.array([position[name] for name in classes])
 
 
 def _truth(ids: Sequence[str], table: LabelTable, flags: Sequence[str]) -> np.ndarray:
-    """(n, all classes) bool: the labels whose flag is one of `flags`."""
+    """Return the labels whose flag is one of `flags`, (n, all classes) bool."""
     position = {name: index for index, name in enumerate(table.classes)}
     truth = np.zeros((len(ids), len(table.classes)), bool)
     for row, clip_id in enumerate(ids):

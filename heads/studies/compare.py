@@ -1,10 +1,10 @@
-"""Everything side by side: each modality alone, late fusion, every fusion, every transform, and the controls.
+"""One comparison of each modality alone, late fusion, every fusion, every transform, and control experiments.
 
-The controls are what a fair study of alpha needs. Scaling one modality's features before a trainable layer changes
-nothing that the head can express; under Adam it acts as that modality's learning rate and initial scale. So beside the
-transforms stand heads on standardised embeddings (where scalar alphas vanish) and heads with a learning rate per
-modality instead of an alpha, tuned on the same grid. What is tuned is chosen on validation clips; only the choice is
-scored on test clips.
+A fair study of alpha needs the controls. Scaling one modality's features before a trainable layer doesn't change which
+functions the head can express; under Adam it acts as that modality's learning rate and initial scale. So the table
+also has heads on standardised embeddings (scalar alphas have no effect on them) and heads with a learning rate per
+modality instead of an alpha, tuned on the same grid. Tuned values are chosen on validation clips; only the chosen ones
+are scored on test clips.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from .same_clips import (
 
 COMPARE_SEEDS = 5
 ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
-RATIOS = (0.25, 0.5, 2.0, 4.0)  # of AST to TimeSformer, as alpha and as learning rate
+RATIOS = (0.25, 0.5, 2.0, 4.0)  # AST relative to TimeSformer, as alpha and as learning rate
 SINGLE = tuple(Experiment(modalities=(modality,)) for modality in MODALITIES)
 OTHER_FUSIONS = tuple(Experiment(fusion=fusion) for fusion in FUSIONS if fusion != "concat")
 TRANSFORMED = tuple(
@@ -66,13 +66,14 @@ LATE_TITLE = "late: mean probability"
 
 @dataclass(frozen=True)
 class CompareRow:
-    """One row.
+    """One row of a `CompareTable`.
 
     Attributes:
         group: "baseline", "alone", "fusion", "transform" or "control".
-        title: for people.
-        experiment: None for late fusion, which has no head of its own.
-        comparison: with the untransformed concat; None for that row itself.
+        title: title shown to users.
+        experiment: the row's experiment; None for late fusion, which has no head of its own.
+        val, test: results on the two splits.
+        comparison: comparison with the untransformed concat; None for that row itself.
     """
 
     group: str
@@ -88,21 +89,22 @@ class CompareRow:
 
 @dataclass(frozen=True)
 class CompareTable:
-    """The whole comparison.
+    """Result of `compare`.
 
     Attributes:
-        dataset_name, is_demo: of the root.
+        dataset_name: name of the dataset.
+        is_demo: whether the dataset is the generated demo.
         classes: number of classes.
-        clips, dropped: split -> clips used by every row, and left out because they lack a modality.
-        ceiling: of the test split.
-        seeds, settings: of every row.
-        rows: the untransformed concat first.
-        gain: of the untransformed concat over the better single modality (by validation), on test clips.
+        clips, dropped: split -> number of clips used by every row, and left out because they lack a modality.
+        ceiling: reachable ceiling of the test split.
+        seeds, settings: seeds and training settings of every row.
+        rows: all rows, the untransformed concat first.
+        gain: gain of the untransformed concat over the better single modality (by validation), on test clips.
         better_single: that modality's row.
-        blend: weights of gradient blending, found on validation.
+        blend: weights of gradient blending, determined on training and validation clips.
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
             Holm's correction for the table's comparisons.
-        provenance: for config.json.
+        provenance: inputs of the study, for config.json.
 
     >>> from alphafuse import Dataset, TrainSettings, compare
     >>> table = compare(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
@@ -131,7 +133,7 @@ class CompareTable:
         return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Return the content of config.json."""
         return {
             "experiments": [row.experiment and asdict(row.experiment) for row in self.rows],
             **self.provenance,
@@ -169,7 +171,7 @@ class CompareTable:
 
 @dataclass(frozen=True)
 class Published:
-    """A published result on VGGSound's 309 classes and full test split, read in a public file; top-1 in [0, 1]."""
+    """A published result on VGGSound's 309 classes and full test split, from a public file; top-1 in [0, 1]."""
 
     system: str
     audio: float | None
@@ -182,13 +184,13 @@ class Published:
 
 @cache
 def published_results() -> tuple[Published, ...]:
-    """What others report, for orientation (from published_results.json)."""
+    """Return results that others published, for orientation (from published_results.json)."""
     text = resources.files(__package__).joinpath("published_results.json").read_text(encoding="utf-8")
     return tuple(Published(**row) for row in json.loads(text))
 
 
 def count_compare_heads(seeds: int) -> int:
-    """Heads that `compare` trains."""
+    """Return the number of heads that `compare` trains."""
     return (len(GRID) + 1) * seeds
 
 
@@ -202,25 +204,26 @@ def compare(
     engine: str = "local",
     address: str | None = None,
 ) -> CompareTable:
-    """Train everything on the same clips and compare each with the untransformed concat.
+    """Train all experiments on the same clips and compare each with the untransformed concat.
 
-    Writes nothing: `alphafuse.write_compare` does.
+    Writes no files; see `alphafuse.write_compare`.
 
     Args:
-        dataset: whose three splits are extracted.
+        dataset: a dataset whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
-        settings: training settings; the paper's by default. Rows that normalise or fuse otherwise say so.
-        progress: told of every finished epoch, `count_compare_heads(seeds) * settings.total_epochs` in all.
-        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
-        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+        settings: training settings; the paper's by default. Titles of rows name a different normalisation or fusion.
+        progress: counts finished epochs, `count_compare_heads(seeds) * settings.total_epochs` in total.
+        engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
+        address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
+            Ray on this machine.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: settings that don't fit, or a loss that stops being finite.
+        ExperimentError: settings that don't fit, or a loss that is not finite.
         ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, compare
-    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # only for speed: use the defaults for meaningful figures
     >>> table = compare(Dataset.open("demo"), seeds=1, settings=quick)
     >>> len(table.rows), table.rows[0].title
     (31, 'concat, untransformed')
@@ -230,7 +233,7 @@ def compare(
     chosen = seed_range(seeds, first_seed)
     clips = SameClips.load(dataset, settings, chosen)
     with (
-        connected(address) if engine == "ray" else nullcontext(),  # once for both
+        connected(address) if engine == "ray" else nullcontext(),  # one connection for both calls of `train`
         epochs_of(progress, "compare", count_compare_heads(len(chosen)), settings) as shown,
     ):
         train = partial(clips.train, seeds=chosen, settings=settings, progress=shown, engine=engine, address=address)
@@ -287,27 +290,27 @@ def _row(group: str, title: str, trained: Trained) -> CompareRow:
 
 
 def late_fusion(clips: SameClips, singles: Sequence[Trained], split: str) -> SplitResult:
-    """Mean of the modalities' probabilities, seed by seed; where a clip lacks one, the other's alone."""
+    """Score the mean of the modalities' probabilities per seed; if a clip lacks a modality, the other's alone."""
     embeddings = clips.embeddings[split]
     probabilities = np.stack(
         [[trained.head.predict_proba(embeddings) for trained in single.heads] for single in singles]
     )  # (modalities, seeds, clips, C)
     with np.errstate(divide="ignore"):
         logits = np.log(np.nanmean(probabilities, axis=0, dtype=np.float64))
-    logits = np.maximum(logits, np.log(np.finfo(np.float32).tiny))  # a probability that float32 rounds to 0
+    logits = np.maximum(logits, np.log(np.finfo(np.float32).tiny))  # for probabilities that float32 rounds to 0
     return clips.score_logits(logits, split)
 
 
 def blending_weights(clips: SameClips, singles: Sequence[Trained], fused: Trained) -> dict[str, float]:
     """Weights of gradient blending, proportional to G / O^2 and summing to 1 (Wang et al. 2020, equation 5, offline).
 
-    G is how far the validation loss fell, O how much further the training loss did, from the initial heads (loss ln C
-    on both splits) to the trained ones without dropout; means over seeds.
+    G is the decrease of the validation loss from the initial heads (loss ln C on both splits) to the trained ones. O is
+    the decrease of the training loss minus G. Losses are without dropout, and means over seeds.
 
     Args:
-        clips: what they were trained and validated on.
+        clips: training and validation clips of the heads.
         singles: heads of each modality alone.
-        fused: heads that are to get auxiliary losses, trained without them.
+        fused: heads of both modalities, trained without auxiliary losses.
     """
     start = math.log(len(clips.classes))
     raw = {}
@@ -315,7 +318,7 @@ def blending_weights(clips: SameClips, singles: Sequence[Trained], fused: Traine
     for name, trained in zip(names, (*singles, fused), strict=True):
         train, val = (_mean_loss(clips, trained, split) for split in ("train", "val"))
         generalisation, overfitting = start - val, val - train
-        raw[name] = max(generalisation, 0.0) / max(overfitting, 0.01) ** 2  # below 0.01 nats O is noise
+        raw[name] = max(generalisation, 0.0) / max(overfitting, 0.01) ** 2  # O below 0.01 nats is noise
     total = sum(raw.values())
     return {name: weight / total if total else 1 / len(raw) for name, weight in raw.items()}
 

@@ -1,4 +1,4 @@
-"""Evaluating a trained run on a split of its dataset: every metric that VGGSound work reports."""
+"""Evaluation of a trained run on a split of its dataset, with every metric that VGGSound papers report."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .same_clips import ceiling_json
 
 @dataclass(frozen=True)
 class Against:
-    """Another run's heads on the same clips.
+    """Comparison with another run's heads on the same clips.
 
     Attributes:
-        run: its folder.
-        top1: its accuracy on the clips that both runs can use.
-        n: how many these are.
-        interval: of the difference, this run minus the other.
+        run: folder of the other run.
+        top1: accuracy of the other run on the clips that both runs can use.
+        n: number of these clips.
+        interval: interval of the difference, this run minus the other.
         test: exact McNemar for two single heads, else the paired permutation test.
     """
 
@@ -48,18 +48,18 @@ class Against:
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """A run on a split.
+    """Result of `evaluate`: the scores of a run on a split.
 
     Attributes:
-        run: its folder.
+        run: the run folder.
         split: "train", "val" or "test".
-        head: configuration of its heads.
-        seeds: how many heads.
+        head: configuration of the run's heads.
+        seeds: number of heads.
         dropped: clips left out because they lack a modality.
-        ceiling: how many of the clips have a label that occurs in training.
+        ceiling: number of the clips whose label occurs in training.
         evaluation: the figures.
-        against: another run on the same clips, where one was named.
-        vggsounder: multi-label scores, where they were asked for.
+        against: comparison with another run, if one was named.
+        vggsounder: multi-label scores, if requested.
 
     >>> from alphafuse import evaluate
     >>> found = evaluate("demo/runs/sqrt-ast", split="val")
@@ -111,19 +111,19 @@ def evaluate(
 ) -> RunEvaluation:
     """Score a run's heads on a split.
 
-    Writes nothing: `alphafuse.write_evaluation` does.
+    Writes no files; see `alphafuse.write_evaluation`.
 
     Args:
         run: folder that `fit` wrote, with its head/ and heads/.
-        split: whose clips; what was chosen by looking at test scores is no longer tested by them.
-        dataset: another one than the run lies in (`<root>/runs/<name>`), extracted under the same settings.
-        against: another run, to be compared on the same clips.
-        vggsounder: also score VGGSounder's multiple labels; needs the package of that name.
+        split: the split to score. Test scores are no longer unbiased once they were used to choose something.
+        dataset: a dataset other than the run's own (`<root>/runs/<name>`), extracted with the same recipes.
+        against: another run to compare with on the same clips.
+        vggsounder: also score VGGSounder's multiple labels; needs the package `vggsounder`.
 
     Raises:
-        ExperimentError: no heads there, labels that they don't know, or no clip that they can use.
+        ExperimentError: the run has no heads, a label is not among their classes, or they can't use any clip.
         RecipeMismatchError: the embeddings were made by other encoders or another protocol than the run's.
-        DatasetError, StoreError: no such split, or it isn't extracted.
+        DatasetError, StoreError: the split doesn't exist or isn't extracted.
 
     >>> from alphafuse import evaluate
     >>> found = evaluate("demo/runs/sqrt-ast", split="test")
@@ -164,36 +164,37 @@ def evaluate(
 
 
 def load_embeddings_of(dataset: Dataset, split: str) -> EmbeddingSource:
-    """One split, on disk if half of the free memory can't hold it."""
+    """Open one split, on disk if it exceeds half of the free memory."""
     return dataset.embeddings(split, max_bytes=free_memory_bytes() // 2)
 
 
 def softmax(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
-    """Class probabilities (heads, clips, C) float64."""
+    """Return class probabilities (heads, clips, C) float64."""
     logits = np.stack([head.predict_logits(embeddings) for head in heads])
     return torch.from_numpy(logits).double().softmax(dim=2).numpy()
 
 
 def trained_labels(dataset: Dataset, config: HeadConfig) -> frozenset[str]:
-    """Labels of the training clips that heads of this kind can be trained on, all listed ones where none is extracted.
+    """Return the labels of the training clips that heads of this configuration can use.
 
-    A label whose only training clips lack a modality that the heads need is none that they know.
+    A label is left out if all its training clips lack a modality that the heads read. If the training split isn't
+    extracted, all labels of the manifest's training clips are returned.
     """
     clips = dataset.manifest.of_split("train")
     try:
-        usable = usable_clips(dataset.embeddings("train", max_bytes=0), config)  # which there are, without reading them
-    except (DatasetError, ExperimentError):  # another root, of which only this split is extracted
+        usable = usable_clips(dataset.embeddings("train", max_bytes=0), config)  # max_bytes=0: features stay on disk
+    except (DatasetError, ExperimentError):  # another root, where the training split may not be extracted
         usable = np.ones(len(clips), bool)
     return frozenset(compress(clips.clip_labels, usable))
 
 
 def load_run(run: Path, dataset: Dataset, split: str) -> list[AlphaFusion]:
-    """A run's heads, once it is certain that the split's embeddings were made as the run's own were."""
+    """Load a run's heads, after checking that the split's embeddings have the run's recipes."""
     trained = read_run(run)
     stored = dataset.store(split).recipes()
     for modality in trained.modalities if stored else ():
-        made, other = trained.embeddings[modality], stored.get(modality, {})
-        require_recipe(run, modality, made, other, than=f"the {split} clips of {dataset.root}")
+        own, other = trained.embeddings[modality], stored.get(modality, {})
+        require_recipe(run, modality, own, other, than=f"the {split} clips of {dataset.root}")
     return list(trained.heads)
 
 

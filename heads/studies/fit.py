@@ -1,6 +1,6 @@
-"""`fit`: train one experiment, score it, and keep its heads.
+"""`fit`: train one experiment, score it, and save its heads.
 
-Nothing is chosen on test: every head is the last epoch's, and test is scored once, after training.
+The test split is scored once, after training, and nothing is chosen on it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `fit` returns and writes.
+    """Result of `fit`.
 
     Attributes:
-        experiment, settings, seeds: what was asked for.
+        experiment, settings, seeds: arguments of the call.
         folder: the run folder.
         splits: "val" and "test" -> results.
-        heads: one per seed, in the order of `seeds`.
+        heads: one head per seed, in the order of `seeds`.
         dropped: split -> clips left out because they lack a modality.
 
     >>> from alphafuse import Dataset, Experiment, TrainSettings, fit
@@ -74,18 +74,19 @@ def fit(
     """Train one experiment, score validation and test, and write the run folder.
 
     Args:
-        dataset: whose three splits are extracted.
-        experiment: what to fuse, and how.
+        dataset: a dataset whose three splits are extracted.
+        experiment: modalities, transform and fusion.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
-        run: the run's name; the experiment's by default. An older run of that name is replaced.
-        progress: told of every finished epoch, `seeds * settings.total_epochs` in all.
-        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
-        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+        run: name of the run; by default the experiment's name. An older run of that name is replaced.
+        progress: counts finished epochs, `seeds * settings.total_epochs` in total.
+        engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
+        address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
+            Ray on this machine.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: settings that don't fit, a bad name, or a loss that stops being finite.
+        ExperimentError: settings that don't fit, an invalid name, or a loss that is not finite.
         ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import AlphaFusion, Dataset, Experiment, fit
@@ -103,7 +104,7 @@ def fit(
     name = run or experiment.name
     check_run_name(name)
     if name in RESERVED_RUNS:
-        raise ExperimentError(f"the run name '{name}' is that of `alphafuse {name}`: choose another --run")
+        raise ExperimentError(f"the run name '{name}' is reserved for `alphafuse {name}`: choose another --run")
     clips = SameClips.load(dataset, settings, chosen, experiment)
     with epochs_of(progress, experiment.title, len(chosen), settings) as shown:
         (trained,) = clips.train(

@@ -1,4 +1,4 @@
-"""The command that makes a run again, from its config.json."""
+"""The command that reproduces a run, from its config.json."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from alphafuse.heads.training.settings import TrainSettings
 
 
 def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
-    """What makes a run again: a line for the shell, or of Python where the command line can't say it."""
+    """Return the shell command that reproduces a run, or a line of Python if the command line lacks an option."""
     kind, seeds = config["kind"], [int(seed) for seed in config["seeds"]]
     settings = TrainSettings.from_json(config["settings"])
     words = ["alphafuse", kind]
     if kind == "fit":
         experiment = Experiment(**config["experiment"])
         if experiment.rates or experiment.auxiliary or experiment.normalize:
-            call = f"alphafuse.fit(alphafuse.Dataset.open({str(root)!r}), alphafuse.{experiment!r}, "
-            more = f"seeds={len(seeds)}, first_seed={seeds[0]}, settings=alphafuse.{settings!r}, run={name!r})"
-            return call + more
+            arguments = f"alphafuse.Dataset.open({str(root)!r}), alphafuse.{experiment!r}, seeds={len(seeds)}, "
+            arguments += f"first_seed={seeds[0]}, settings=alphafuse.{settings!r}, run={name!r}"
+            return f"alphafuse.fit({arguments})"
         words += _experiment_options(experiment)
     elif kind == "sweep":
         sweep = config["sweep"]
         alphas = ",".join(f"{alpha:g}" for alpha in sweep["alphas"])
-        words += ["--on", ",".join(sweep["on"]), f"--alpha={alphas}"]  # with "=", for -1 would look like an option
+        words += ["--on", ",".join(sweep["on"]), f"--alpha={alphas}"]  # "=", because "-1" alone looks like an option
         words += [] if sweep["transform"] == "scale" else ["--transform", sweep["transform"]]
     words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
     words += _training_options(settings)
@@ -49,11 +49,11 @@ def _experiment_options(experiment: Experiment) -> list[str]:
 
 
 def _training_options(settings: TrainSettings) -> list[str]:
-    """The options of those settings that aren't the defaults."""
+    """Return the options of the settings that differ from the defaults."""
     words = []
-    given, usual = settings.to_json(), TrainSettings().to_json()
+    given, defaults = settings.to_json(), TrainSettings().to_json()
     for name, value in given.items():
-        if value != usual[name]:
+        if value != defaults[name]:
             text = ",".join(map(str, value)) or "linear" if isinstance(value, list) else f"{value}"
             words += [f"--{name.replace('_', '-')}", text]
     return words

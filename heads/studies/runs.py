@@ -1,22 +1,22 @@
-"""Run folders: the one module that writes and reads them.
+"""Run folders: the only module that writes and reads them.
 
     <root>/runs/<name>/
-      config.json            everything that made it: kind, experiments, classes, embeddings, encoders, settings, seeds
+      config.json            inputs of the run: kind, experiments, classes, embeddings, encoders, settings, seeds
       history.csv            (experiment,) seed, epoch, train_loss, val_loss, val_accuracy
-    of fit
+    fit adds
       metrics.json           per split: n, accuracy and loss with intervals, per seed, and the reachable ceiling
       predictions-val.csv    clip_id, group, label, seed, predicted, correct, loss
       predictions-test.csv
       head/                  the first seed's head
       heads/seed-<n>/        the heads of the other seeds
-    of table1                table1.json, table1.md, figure3.png (losses of experiment 2, ours beside the paper's), and
+    table1 adds              table1.json, table1.md, figure3.png (losses of experiment 2 next to the paper's), and
       heads/<name>/          heads of untransformed, timesformer-only and ast-only, each like a run of fit
-    of sweep                 sweep.json, sweep.csv (a line per point), sweep.png; its config.json makes it again
-    of compare               compare.json, compare.csv (a line per row), compare.md; no history
-    of evaluate, inside of the run that it scores
+    sweep adds               sweep.json, sweep.csv (a line per point), sweep.png; its config.json reproduces it
+    compare adds             compare.json, compare.csv (a line per row), compare.md; no history
+    evaluate adds, to the run that it scores
       evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
 
-A run folder appears whole; an older run of that name is replaced when the new one is complete.
+A run folder is written completely under a temporary name, and then replaces an older run of its name.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from .same_clips import EVALUATED, SplitResult, validation_rank
 
 FIGURES = {"fit": "metrics.json", "table1": "table1.json", "sweep": "sweep.json", "compare": "compare.json"}
 PICTURES = {"table1": "figure3.png", "sweep": "sweep.png"}
-RESERVED_RUNS = ("table1", "compare")  # what the commands of these names write
-DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # what a damaged run's files raise
+RESERVED_RUNS = ("table1", "compare")  # runs that the commands of these names write
+DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 
 CsvRows = Iterable[Sequence[object]]
@@ -58,12 +58,12 @@ CsvRows = Iterable[Sequence[object]]
 
 
 def run_folder(root: Path, name: str) -> Path:
-    """Where a root's run of this name is."""
+    """Return the folder of a root's run."""
     return root / "runs" / name
 
 
 def check_run_name(name: str) -> None:
-    """Raise `ExperimentError` unless the name can be a folder's."""
+    """Raise `ExperimentError` unless the name is valid as a folder name."""
     if not re.fullmatch(r"[\w][\w.+=@-]{0,99}", name):
         raise ExperimentError(
             f"'{name}' can't name a run: use up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
@@ -84,21 +84,23 @@ def write_run(
     rows: CsvRows | None = None,
     picture: bytes | None = None,
 ) -> Path:
-    """Write a run folder whole, in place of an older one, and return it.
+    """Write a run folder atomically, replacing an older one, and return it.
 
     Args:
-        root: the dataset's.
-        name: the run's.
+        root: root of the dataset.
+        name: name of the run.
         kind: "fit", "table1", "sweep" or "compare".
-        config: what made it, for config.json.
+        config: inputs of the run, for config.json.
         figures: every figure, json-able.
-        history: experiments whose losses per epoch are kept: (name, heads); an empty name stands for a run of one.
-        predictions: splits whose predictions clip by clip are kept; needs one experiment.
-        heads: experiments whose heads are kept: name -> heads; an empty name puts them into the run folder itself.
-        markdown, rows, picture: the same as a document, as csv rows with their header, as a PNG.
+        history: (name, heads) of the experiments whose losses per epoch are kept; the name is empty if there is only
+            one experiment.
+        predictions: splits whose predictions per clip are kept; needs a single experiment.
+        heads: name -> heads of the experiments whose heads are kept; an empty name puts them into the run folder
+            itself.
+        markdown, rows, picture: the result as a document, as csv rows with a header, as a PNG.
 
     Raises:
-        ExperimentError: a bad name, or a folder that can't be written.
+        ExperimentError: an invalid name, or a folder that can't be written.
     """
     seeds, classes = config["seeds"], config["classes"]
     with replaced_run(root, name) as folder:
@@ -108,8 +110,9 @@ def write_run(
             write_csv(folder / "history.csv", _history_rows(history))
         for result in predictions:
             write_csv(folder / f"predictions-{result.split}.csv", _prediction_rows(result, seeds, classes))
-        for part, of_part in (heads or {}).items():
-            save_heads([(one.seed, one.head) for one in of_part], folder / "heads" / part if part else folder)
+        for experiment, trained in (heads or {}).items():
+            target = folder / "heads" / experiment if experiment else folder
+            save_heads([(one.seed, one.head) for one in trained], target)
         if markdown is not None:
             write_atomically(folder / f"{kind}.md", markdown.encode())
         if rows is not None:
@@ -122,7 +125,7 @@ def write_run(
 def write_evaluation_folder(
     run: Path, split: str, *, figures: Mapping[str, Any], classes: CsvRows, confusion: CsvRows
 ) -> Path:
-    """Write what `evaluate` found into the run's own folder; returns `<run>/evaluation-<split>/`."""
+    """Write the result of `evaluate` into the run's own folder; return `<run>/evaluation-<split>/`."""
     folder = run / f"evaluation-{split}"
     write_csv(folder / "classes.csv", classes)
     write_csv(folder / "confusion.csv", confusion)
@@ -132,41 +135,41 @@ def write_evaluation_folder(
 
 @contextmanager
 def replaced_run(root: Path, name: str) -> Iterator[Path]:
-    """A temporary folder that becomes `<root>/runs/<name>` when the block ends well, and disappears when it doesn't.
+    """Yield a temporary folder; rename it to `<root>/runs/<name>` if the block succeeds, delete it otherwise.
 
-    An older run stays until then; a folder can't be exchanged in one step, so between two renames there is none, and
-    what interrupts them puts the older one back.
+    An older run stays until then. Folders can't be exchanged atomically, so between two renames neither run exists; an
+    interruption between them restores the older one.
 
     Raises:
-        ExperimentError: a bad name, or a folder that can't be written.
+        ExperimentError: an invalid name, or a folder that can't be written.
     """
     check_run_name(name)
     target = run_folder(root, name)
     temporary = run_folder(root, f".{name}.{uuid.uuid4().hex[:8]}.partial")
-    outgoing = temporary.with_suffix(".old")
+    replaced = temporary.with_suffix(".old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         if target.exists():
-            target.rename(outgoing)
+            target.rename(replaced)
         temporary.rename(target)
     except OSError as error:
         raise ExperimentError(f"can't write the run {target}: {error.strerror or error}") from error
     finally:
-        if outgoing.exists() and not target.exists():
-            outgoing.rename(target)
-        for folder in (temporary, outgoing):
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for folder in (temporary, replaced):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_heads(heads: Iterable[tuple[int, AlphaFusion]], folder: Path) -> None:
-    """Write an experiment's heads, each with its seed: the first to head/, the others to heads/seed-<n>/."""
+    """Write an experiment's (seed, head) pairs: the first to head/, the others to heads/seed-<n>/."""
     for position, (seed, head) in enumerate(heads):
         head.save_pretrained(folder / "heads" / f"seed-{seed}" if position else folder / "head")
 
 
 def _history_rows(history: Sequence[tuple[str, Sequence[TrainedHead]]]) -> Iterator[tuple[object, ...]]:
-    """Epochs count from 1; the experiment's name comes first where it has one."""
+    """Yield a header, then a row per experiment, seed and epoch; epochs count from 1."""
     named = ("experiment",) if history[0][0] else ()
     yield (*named, "seed", "epoch", "train_loss", "val_loss", "val_accuracy")
     for name, heads in history:
@@ -190,13 +193,13 @@ def _prediction_rows(result: SplitResult, seeds: Sequence[int], classes: Sequenc
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder of any kind, read back piece by piece.
+    """A run folder of any kind; its files are read on request.
 
     Attributes:
-        folder: where it is.
+        folder: the run folder.
         kind: "fit", "table1", "sweep" or "compare".
-        config: its config.json.
-        command: the command that makes it again.
+        config: content of config.json.
+        command: the command that reproduces the run.
     """
 
     folder: Path
@@ -209,10 +212,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, root: Path) -> Run:
-        """Open a run folder; `root` is the dataset's as its command shall name it.
+        """Open a run folder; `root` is the dataset's root, as written in the run's command.
 
         Raises:
-            ExperimentError: no run there, or a damaged config.json.
+            ExperimentError: the folder holds no run, or config.json is damaged.
         """
         if not (folder / "config.json").is_file():
             raise ExperimentError(
@@ -224,7 +227,7 @@ class Run:
             if config.get("kind") not in FIGURES:
                 raise ValueError(f"its kind is {one_line(config.get('kind'), 40)!r}, not one of {', '.join(FIGURES)}")
             for name in ("seeds", "settings", "embeddings", "dataset"):
-                config[name]  # a run without them is none
+                config[name]  # KeyError if config.json lacks it
             return cls(folder, config["kind"], config, command_of(config, folder.name, root))
         except DAMAGED as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
@@ -237,46 +240,46 @@ class Run:
 
     @property
     def written(self) -> str:
-        """When its config.json was written, in UTC: "2026-11-24 23:31"."""
+        """Time at which config.json was written, in UTC: "2026-11-24 23:31"."""
         seconds = (self.folder / "config.json").stat().st_mtime
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds of its heads."""
+        """Seeds of the run's heads."""
         return tuple(self.config["seeds"])
 
     @property
     def experiment(self) -> Experiment:
-        """What a run of `fit` trained."""
+        """The experiment of a run of `fit`."""
         return Experiment(**self.config["experiment"])
 
     @property
     def dataset_name(self) -> str:
-        """The dataset that it was trained on."""
+        """Name of the dataset that the run was trained on."""
         return str(self.config["dataset"]["name"])
 
     def figures(self) -> dict[str, Any]:
-        """Every figure that it wrote; raises one of `DAMAGED` where the file can't be read."""
+        """Return every figure of the run; raise one of `DAMAGED` if the file can't be read."""
         return read_json(self.folder / FIGURES[self.kind])
 
     def history(self, experiment: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Losses per epoch, see `read_history`."""
+        """Return the losses per epoch, see `read_history`."""
         return read_history(self.folder / "history.csv", experiment)
 
     def heads_folder(self, experiment: str = "") -> Path:
-        """Where its heads are; `experiment` names those of a table's row."""
+        """Return the folder of the heads; in a run of table1, of the row named `experiment`."""
         return self.folder / "heads" / experiment if self.kind == "table1" else self.folder
 
     def validation_rank(self) -> tuple[float, float]:
-        """What runs with heads are sorted by, the best first; table 1's heads are the untransformed ones."""
+        """Sort key of runs with heads, best first; for table 1, of the untransformed heads."""
         figures = self.figures()
         val = figures["val"] if self.kind == "fit" else figures["rows"][0]["val"]
         return validation_rank(float(val["top1"]["mean"]), float(val["loss"]["mean"]))
 
 
 def list_runs(root: Path) -> tuple[list[Run], list[str]]:
-    """A root's runs by name, and a line for each folder that is none or is damaged."""
+    """Return a root's runs, sorted by name, and an error line for each folder that is damaged or no run."""
     runs, left_out = [], []
     for folder in sorted((root / "runs").glob("*/")):
         if folder.name.startswith("."):  # being written
@@ -289,17 +292,17 @@ def list_runs(root: Path) -> tuple[list[Run], list[str]]:
 
 
 def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Train and validation loss, each (seeds, epochs), from a history.csv, in one of several experiments of this name.
+    """Read train and validation loss, each (seeds, epochs), from a history.csv.
 
-    Seeds that stopped early end in NaN.
+    `experiment` selects one of several experiments. Rows of seeds that stopped early are padded with NaN.
     """
     rows = iterate_csv(path)
     header = next(rows, (0, []))[1]  # an empty file has no columns
     columns = [header.index(name) for name in ("seed", "epoch", "train_loss", "val_loss")]
-    of = header.index("experiment") if experiment else -1
+    name_column = header.index("experiment") if experiment else -1
     losses: dict[int, list[tuple[float, float]]] = {}
     for _, row in rows:
-        if of < 0 or row[of] == experiment:
+        if name_column < 0 or row[name_column] == experiment:
             seed, _, train, val = (row[column] for column in columns)
             losses.setdefault(int(seed), []).append((float(train), float(val)))
     if not losses:
@@ -309,26 +312,26 @@ def read_history(path: Path, experiment: str = "") -> tuple[np.ndarray, np.ndarr
 
 
 def padded(curves: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
-    """(seeds, epochs) float64 of curves of several lengths: those that stopped early end in NaN.
+    """Return curves of different lengths as one array (seeds, epochs) float64, padded with NaN.
 
     >>> padded([[1.0, 0.5], [2.0]])
     array([[1. , 0.5],
            [2. , nan]])
     """
-    both = np.full((len(curves), max(map(len, curves))), np.nan)
-    for row, curve in zip(both, curves, strict=True):
+    matrix = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(matrix, curves, strict=True):
         row[: len(curve)] = curve
-    return both
+    return matrix
 
 
 def load_heads(folder: Path) -> list[AlphaFusion]:
-    """All heads that `save_heads` wrote to a folder, the first seed's first."""
+    """Load all heads that `save_heads` wrote to a folder, in the order of their seeds."""
     others = sorted((Path(folder) / "heads").glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
     return [AlphaFusion.from_pretrained(path) for path in (Path(folder), *others)]
 
 
 def read_sweep_config(path: Path) -> dict[str, Any]:
-    """The keywords of `sweep` that a sweep's config.json records; `ExperimentError` if it isn't one."""
+    """Read the keyword arguments of `sweep` from a sweep's config.json; `ExperimentError` if it isn't one."""
     try:
         arguments = dict(read_json(path)["sweep"])
         return {**arguments, "settings": TrainSettings.from_json(arguments["settings"])}
@@ -338,14 +341,14 @@ def read_sweep_config(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with heads, as `read_run` finds it.
+    """A run with heads, as returned by `read_run`.
 
     Attributes:
-        folder: where it is.
-        experiment: what its heads fuse, and how.
-        heads: one per seed, on the CPU, in eval mode.
-        config: all of config.json: classes, clips, dataset, settings, seeds, versions, ...
-        metrics: "val" and "test" -> what metrics.json holds: n, top1, loss, ... with intervals, and the ceiling.
+        folder: the run folder.
+        experiment: the experiment of its heads.
+        heads: one head per seed, on the CPU, in eval mode.
+        config: content of config.json: classes, clips, dataset, settings, seeds, versions, ...
+        metrics: "val" and "test" -> content of metrics.json: n, top1, loss, ... with intervals, and the ceiling.
 
     >>> from alphafuse import read_run
     >>> run = read_run("demo/runs/sqrt-ast")
@@ -369,21 +372,21 @@ class TrainedRun:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the heads read."""
+        """Modalities that the heads read."""
         return self.heads[0].config.modalities
 
     @property
     def embeddings(self) -> Mapping[str, Mapping[str, Any]]:
-        """modality -> the recipe of the embeddings that the heads were trained on, as a store has it."""
+        """modality -> recipe of the embeddings that the heads were trained on, as in a store."""
         return self.config["embeddings"]
 
     @property
     def encoders(self) -> Mapping[str, Mapping[str, str]]:
-        """modality -> {"name", "revision"} of the encoder that made them; empty where the store didn't say."""
+        """modality -> {"name", "revision"} of the embeddings' encoder; empty if the store didn't record it."""
         return self.config.get("encoders", {})
 
     def write(self, folder: str | Path) -> None:
-        """Write the run to another folder, so that `read_run` finds it there: config.json last."""
+        """Write the run to another folder, for `read_run`; config.json is written last."""
         folder = Path(folder)
         save_heads(zip(self.config["seeds"], self.heads, strict=True), folder)
         write_json(folder / "metrics.json", self.metrics)
@@ -393,7 +396,7 @@ class TrainedRun:
 def require_recipe(
     run: Path, modality: str, made: Mapping[str, Any], other: Mapping[str, Any], *, than: str, way_out: str = ""
 ) -> None:
-    """Raise `RecipeMismatchError` if a run's heads were trained on other embeddings than these: `than` names them."""
+    """Raise `RecipeMismatchError` if a run's heads were trained with another recipe; `than` describes the other one."""
     difference = recipe_differences(made, other)
     if difference:
         raise RecipeMismatchError(f"the run {run} was trained on another {modality} {difference} than {than}{way_out}")
@@ -403,7 +406,7 @@ def read_run(folder: Path | str) -> TrainedRun:
     """Read a run that `fit` wrote, or the untransformed heads of one that `table1` wrote.
 
     Raises:
-        ExperimentError: no run there, one that keeps no heads (a sweep, a comparison), or a damaged file.
+        ExperimentError: the folder holds no run, or a run without heads (a sweep, a comparison), or a damaged file.
 
     >>> from alphafuse import read_run
     >>> run = read_run("demo/runs/sqrt-ast")
@@ -429,7 +432,7 @@ def read_run(folder: Path | str) -> TrainedRun:
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
         run = Run(folder, kind, config, "")
         metrics, heads = run.figures(), load_heads(run.heads_folder(BASELINE.name))
-        if kind == "table1":  # as `fit` would have written its untransformed heads
+        if kind == "table1":  # present the untransformed heads as a run of `fit`
             row = metrics["rows"][0]
             experiment = {name: row["experiment"][name] for name in Experiment.__dataclass_fields__}
             shared = {name: value for name, value in config.items() if name != "experiments"}
@@ -446,9 +449,9 @@ def read_run(folder: Path | str) -> TrainedRun:
 
 
 def best_run(dataset: Dataset) -> Path:
-    """The run of a root whose heads were right most often on validation clips; of equals, the one of least loss there.
+    """Return the run of a root with the highest validation accuracy; among equals, with the lowest validation loss.
 
-    Among those that `fit` wrote and table 1's untransformed heads. Test figures play no part.
+    Candidates are the runs of `fit` and table 1's untransformed heads. Test figures are not used.
 
     Raises:
         ExperimentError: the root has no run with heads.
@@ -463,7 +466,7 @@ def best_run(dataset: Dataset) -> Path:
             try:
                 found.append((run.validation_rank(), run.folder))
             except DAMAGED:
-                continue  # whoever names it learns what is wrong with it
+                continue  # `read_run` reports the damage when the run is named
     if found:
         return min(found)[1]
     runs = dataset.root / "runs"
@@ -471,10 +474,10 @@ def best_run(dataset: Dataset) -> Path:
 
 
 def dataset_of(run: Path) -> Dataset:
-    """The dataset in whose runs/ folder a run lies."""
+    """Open the dataset whose runs/ folder contains a run."""
     if (run / "dataset.json").is_file():
         raise ExperimentError(f"{run} is a dataset root, not a run: name one of its runs, such as {run}/runs/NAME")
     root = run.resolve().parent.parent
     if not (root / "dataset.json").is_file():
-        raise ExperimentError(f"{run} lies in no dataset root (<root>/runs/<name>): name the root with --root")
+        raise ExperimentError(f"{run} is not inside a dataset root (<root>/runs/<name>): name the root with --root")
     return Dataset.open(root)

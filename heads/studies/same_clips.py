@@ -1,8 +1,8 @@
-"""Experiments trained and scored on the same clips: what fit, table1, sweep and compare share.
+"""Experiments trained and scored on the same clips: the common part of fit, table1, sweep and compare.
 
     stores -> `SameClips` -> `train` -> `Trained`: an experiment's heads, one per seed, and their `SplitResult`s
 
-Which clips a study uses and what "best on validation" means is decided here, once.
+This module alone selects the clips of a study and defines "best on validation".
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ EVALUATED = ("val", "test")
 
 @dataclass(frozen=True)
 class SplitResult:
-    """How an experiment's heads (one per seed) do on one split.
+    """Scores of an experiment's heads (one per seed) on one split.
 
     Attributes:
         split: "val" or "test".
-        clip_ids, groups, labels: of the n clips that were scored.
+        clip_ids, groups, labels: ids, source videos and labels of the n scored clips.
         dropped: clips left out because they lack a modality.
-        ceiling: how many of the n have a label that occurs in training.
-        top1, topk: in [0, 1]; loss: cross entropy in nats.
-        scores: per clip, (seeds, clips).
+        ceiling: number of the n clips whose label occurs in training.
+        top1, topk: accuracies in [0, 1].
+        loss: cross entropy in nats.
+        scores: scores per clip, (seeds, clips).
     """
 
     split: str
@@ -67,14 +68,14 @@ class SplitResult:
 
     @property
     def n(self) -> int:
-        """Clips that were scored."""
+        """Number of scored clips."""
         return len(self.clip_ids)
 
     def __repr__(self) -> str:
         return f"SplitResult({self.split}: n={self.n}, top1={self.top1!r}, loss={self.loss!r})"
 
     def to_json(self) -> dict[str, Any]:
-        """What a run's figures hold of a split."""
+        """Return the split's part of a run's figures, json-able."""
         return {
             "n": self.n,
             "source_videos": len(set(self.groups)),
@@ -88,7 +89,7 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class Trained:
-    """An experiment's heads, one per seed, and how they do on validation and (where it was asked for) test clips."""
+    """An experiment's heads, one per seed, and their scores on validation and, if requested, test clips."""
 
     experiment: Experiment
     heads: tuple[TrainedHead, ...]
@@ -105,9 +106,9 @@ class SameClips:
 
     Attributes:
         embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all modalities that are read.
-        dropped: split -> how many clips that leaves out.
-        classes: of the dataset.
-        provenance: what made the study, apart from its experiments: for config.json.
+        dropped: split -> number of clips left out.
+        classes: class names of the dataset.
+        provenance: inputs of the study apart from its experiments, for config.json.
     """
 
     embeddings: Mapping[str, EmbeddingSource]
@@ -122,25 +123,25 @@ class SameClips:
 
     @property
     def counts(self) -> dict[str, int]:
-        """split -> clips."""
+        """split -> number of clips."""
         return {split: len(embeddings) for split, embeddings in self.embeddings.items()}
 
     @classmethod
     def load(
         cls, dataset: Dataset, settings: TrainSettings, seeds: Sequence[int], experiment: Experiment = BASELINE
     ) -> SameClips:
-        """Read the clips that heads of `experiment` can use; splits that memory can't hold stay on disk.
+        """Read the clips that heads of `experiment` can use; splits that exceed the memory stay on disk.
 
         Raises:
             EmptySplitError: a split has no such clip.
             DatasetError, StoreError: splits that are empty or not extracted.
         """
         memory = memory_bytes(settings, choose_device(settings.device))
-        everything = dataset.all_embeddings(max_bytes=memory // 2)
-        config = experiment.head_config(everything["train"], dataset.classes, settings)
+        by_split = dataset.all_embeddings(max_bytes=memory // 2)
+        config = experiment.head_config(by_split["train"], dataset.classes, settings)
         kept: dict[str, EmbeddingSource] = {}
         dropped = {}
-        for split, embeddings in everything.items():
+        for split, embeddings in by_split.items():
             usable = usable_clips(embeddings, config)
             if not usable.any():
                 raise EmptySplitError(
@@ -149,10 +150,10 @@ class SameClips:
                 )
             kept[split] = embeddings if usable.all() else embeddings.take(usable)
             dropped[split] = int((~usable).sum())
-        made_by = {
+        provenance = {
             "dataset": {"name": dataset.name, "source": dataset.source},
             "classes": list(dataset.classes),
-            "embeddings": {modality: dict(made) for modality, made in everything["train"].recipes.items()},
+            "embeddings": {modality: dict(recipe) for modality, recipe in by_split["train"].recipes.items()},
             "encoders": dataset.store("train").provenance().get("encoders", {}),
             "settings": settings.to_json(),
             "seeds": list(seeds),
@@ -163,7 +164,7 @@ class SameClips:
                 "numpy": np.__version__,
             },
         }
-        return cls(kept, dropped, dataset.classes, made_by)
+        return cls(kept, dropped, dataset.classes, provenance)
 
     def train(
         self,
@@ -176,9 +177,9 @@ class SameClips:
         engine: str = "local",
         address: str | None = None,
     ) -> list[Trained]:
-        """Train all experiments with all seeds at once, and score them on these splits ("val" always).
+        """Train all experiments with all seeds together; score them on "val" and, if `splits` has it, on "test".
 
-        `progress` is told of finished epochs alone (`advance`): a study that trains twice is one round.
+        Of `progress` only `advance` is called, with finished epochs; the study calls `start` and `stop`.
         """
         train = self.embeddings["train"]
         configs = [experiment.head_config(train, self.classes, settings) for experiment in experiments]
@@ -224,13 +225,13 @@ class SameClips:
 
 
 def ceiling_json(ceiling: Ceiling) -> dict[str, Any]:
-    """What a run's figures hold of a ceiling."""
+    """Return a ceiling as json-able figures of a run."""
     return {**asdict(ceiling), "accuracy": ceiling.accuracy}
 
 
 @contextmanager
 def epochs_of(progress: Progress, title: str, heads: int, settings: TrainSettings) -> Iterator[Progress]:
-    """One round of training: so many heads' epochs, from start to stop."""
+    """Start progress over the epochs of this number of heads; stop it when the block ends."""
     progress.start(title, total=heads * settings.total_epochs, unit="epoch")
     try:
         yield progress
@@ -239,31 +240,32 @@ def epochs_of(progress: Progress, title: str, heads: int, settings: TrainSetting
 
 
 def seed_range(seeds: int, first_seed: int = 0) -> tuple[int, ...]:
-    """`seeds` consecutive seeds; `ExperimentError` for fewer than one."""
+    """Return `seeds` consecutive seeds; `ExperimentError` for fewer than one."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ExperimentError(f"seeds must be a whole number of at least 1, not {seeds!r}")
     return tuple(range(first_seed, first_seed + seeds))
 
 
 def validation_rank(top1: float, loss: float) -> tuple[float, float]:
-    """What heads are sorted by, the best first: mean accuracy on validation clips, of equals the least loss there."""
+    """Return the sort key of heads, best first: highest mean validation accuracy, then lowest validation loss."""
     return -top1, loss
 
 
 def best_on_validation(points: Sequence[Trained]) -> Trained:
-    """The point of highest mean validation top-1; of equals, the one of least validation loss."""
+    """Return the point with the highest mean validation top-1; among equals, with the lowest validation loss."""
     return min(points, key=lambda point: validation_rank(point.val.top1.mean, point.val.loss.mean))
 
 
 def against(baseline: SplitResult, others: Sequence[SplitResult]) -> list[Comparison]:
-    """Each of the others against the baseline in top-1 on the same clips, Holm-corrected over all of them."""
+    """Compare each of the others with the baseline in top-1 on the same clips, Holm-corrected over all of them."""
     return compare_pairs([(other.scores.top1, baseline.scores.top1) for other in others], baseline.groups)
 
 
 def resolvable_gap(baseline: SplitResult, others: Sequence[SplitResult], *, comparisons: int) -> float:
-    """Smallest gap found with 80% power, at the mean squared difference per clip of the others from the baseline.
+    """Return the smallest gap in top-1 that a paired test finds with 80% power.
 
-    At the level that Holm's correction asks of the smallest of so many p-values.
+    Assumes the mean squared difference per clip between the others and the baseline, and the level that Holm's
+    correction requires of the smallest of `comparisons` p-values.
     """
     base = baseline.scores.top1.mean(axis=0)
     squared = [np.mean((result.scores.top1.mean(axis=0) - base) ** 2) for result in others]

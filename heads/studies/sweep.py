@@ -1,4 +1,4 @@
-"""Accuracy and loss against alpha: the curve on validation clips, the best alpha once on test clips."""
+"""Accuracy and loss as functions of alpha: curves on validation clips, the best alpha scored once on test clips."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from .same_clips import (
 
 SWEEP_SEEDS = 5
 SWEEP_ALPHAS = "0:2:0.25"
-MOST_ALPHAS = 1000
+MAX_ALPHAS = 1000
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The alpha of one curve that validation chose, and what test clips say of it.
+    """The best alpha of one curve on validation clips, and its test result.
 
     Attributes:
-        point: the experiment with that alpha.
+        point: the trained experiment with that alpha.
         test: its result on the test split, scored once.
-        comparison: with the untransformed baseline, Holm-corrected over the curves.
+        comparison: comparison with the untransformed baseline, Holm-corrected over the curves.
     """
 
     point: Trained
@@ -49,17 +49,17 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A transform's alphas on one or more targets.
+    """Result of `sweep`: a transform with several alphas on one or more modalities.
 
     Attributes:
-        dataset_name: of the root.
-        transform, on, alphas, seeds, settings: what was asked for.
-        clips, dropped: split -> clips used, and left out because they lack a modality.
-        baseline: untransformed heads; its test result is what the chosen ones are compared with.
+        dataset_name: name of the dataset.
+        transform, on, alphas, seeds, settings: arguments of the call.
+        clips, dropped: split -> number of clips used, and left out because they lack a modality.
+        baseline: untransformed heads; the chosen points are compared with their test result.
         curves: "timesformer", "ast" or "both" -> points in the order of `alphas`, with validation results.
-        chosen: the same keys -> the alpha of highest mean validation top-1 (of equals the one of least loss).
+        chosen: the same keys -> the alpha with the highest mean validation top-1 (among equals, the lowest loss).
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases.
-        provenance: for config.json.
+        provenance: inputs of the study, for config.json.
 
     >>> from alphafuse import Dataset, TrainSettings, parse_alphas, sweep
     >>> quick = TrainSettings(epochs=2, hidden=(16,))
@@ -88,7 +88,7 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """The name of its run folder."""
+        """Name of the sweep's run folder."""
         return "-".join(["sweep", *([] if self.transform == "scale" else [self.transform]), *self.on])
 
     @property
@@ -97,16 +97,16 @@ class Sweep:
         return [point for curve in self.curves.values() for point in curve]
 
     def chosen_at(self, point: Trained) -> Chosen | None:
-        """What was chosen, if it is this point."""
+        """Return the choice that this point is, if it was chosen."""
         return next((chosen for chosen in self.chosen.values() if chosen.point is point), None)
 
     def test_at(self, point: Trained) -> SplitResult | None:
-        """The test result of this point, if it has one: of the untransformed heads, and of those that were chosen."""
+        """Return this point's test result; only the untransformed heads and the chosen points have one."""
         chosen = self.chosen_at(point)
         return chosen.test if chosen else point.test
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds: the call's own arguments under `sweep`, and what else made the figures."""
+        """Return the content of config.json: the call's arguments under `sweep`, and the other inputs."""
         return {
             "sweep": {
                 "transform": self.transform,
@@ -147,28 +147,30 @@ class Sweep:
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """Alphas written as "start:stop:step" (stop included) or "a,b,c".
+    """Parse alphas written as "start:stop:step" (stop included) or "a,b,c".
 
     >>> parse_alphas("0:1:0.25")
     (0.0, 0.25, 0.5, 0.75, 1.0)
 
     Raises:
-        ExperimentError: not of that form, more than 1000, or none.
+        ExperimentError: the text has another form, or means no alphas or more than 1000.
     """
     try:
         if ":" in text:
             start, stop, step = (Decimal(part) for part in text.split(":"))
             count = int((stop - start) / step) + 1 if step else 0
-            if not 1 <= count <= MOST_ALPHAS:
-                raise ExperimentError(f"'{text}' means {max(count, 0)} alphas: give 1 to {MOST_ALPHAS}")
+            if not 1 <= count <= MAX_ALPHAS:
+                raise ExperimentError(f"'{text}' means {max(count, 0)} alphas: give 1 to {MAX_ALPHAS}")
             return tuple(float(start + i * step) for i in range(count))
         return tuple(float(Decimal(part)) for part in text.split(","))
     except (ValueError, InvalidOperation, OverflowError):
-        raise ExperimentError(f"'{text}' are no alphas: write start:stop:step (0:2:0.25) or a list (0.5,1,2)") from None
+        raise ExperimentError(
+            f"invalid alphas '{text}': write start:stop:step (0:2:0.25) or a list (0.5,1,2)"
+        ) from None
 
 
 def count_sweep_heads(on: Sequence[str], alphas: Sequence[float], seeds: int) -> int:
-    """Heads that a sweep trains, the untransformed ones included."""
+    """Return the number of heads that a sweep trains, including the untransformed ones."""
     return (len(on) * len(alphas) + 1) * seeds
 
 
@@ -185,28 +187,29 @@ def sweep(
     engine: str = "local",
     address: str | None = None,
 ) -> Sweep:
-    """Train heads along alpha, choose on validation, score the choice on test once.
+    """Train heads for each alpha, choose the best alpha on validation, and score it once on test.
 
-    Writes nothing: `alphafuse.write_sweep` does.
+    Writes no files; see `alphafuse.write_sweep`.
 
     Args:
-        dataset: whose three splits are extracted.
-        on: "timesformer", "ast", "both" (the same alpha on both), or several of them: a curve each.
+        dataset: a dataset whose three splits are extracted.
+        on: one or more of "timesformer", "ast" and "both" (the same alpha on both); each gives a curve.
         alphas: values of the transform's alpha, all different.
-        transform: one that takes an alpha.
+        transform: a transform that takes an alpha.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each point.
-        settings: training settings; the paper's by default. Under `normalize`, scalar alphas vanish.
-        progress: told of every finished epoch, `count_sweep_heads(...) * settings.total_epochs` in all.
-        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
-        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+        settings: training settings; the paper's by default. With `normalize`, scalar alphas have no effect.
+        progress: counts finished epochs, `count_sweep_heads(...) * settings.total_epochs` in total.
+        engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
+        address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
+            Ray on this machine.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: a transform without alpha, an alpha twice, settings that don't fit.
+        ExperimentError: a transform without alpha, a repeated alpha, settings that don't fit.
         ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, sweep
-    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # only for speed: use the defaults for meaningful figures
     >>> found = sweep(Dataset.open("demo"), on=["ast"], alphas=[0, 0.5, 1], seeds=2, settings=quick)
     >>> [point.experiment.title for point in found.curves["ast"]]
     ['AST scale 0', 'AST scale 0.5', 'AST scale 1']
@@ -258,7 +261,7 @@ def sweep(
 
 def _check(transform: str, on: tuple[str, ...], alphas: tuple[float, ...]) -> None:
     if not on or not alphas:
-        raise ExperimentError("a sweep needs something to transform and alphas: --on ast --alpha 0:2:0.25")
+        raise ExperimentError("a sweep needs modalities and alphas: --on ast --alpha 0:2:0.25")
     if len(set(alphas)) < len(alphas):
         raise ExperimentError("an alpha occurs twice in the sweep: give each once")
     takes_alpha = [name for name, entry in TRANSFORMS.items() if entry.alpha not in ("none", "fixed")]

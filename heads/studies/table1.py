@@ -23,7 +23,7 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 from .same_clips import SameClips, SplitResult, against, ceiling_json, epochs_of, resolvable_gap, seed_range
 
 TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
-PAPER_TEST_CLIPS = 18  # used by the authors' notebook; the paper says 20
+PAPER_TEST_CLIPS = 18  # in the authors' notebook; the paper says 20
 
 PAPER_SIX = tuple(
     Experiment(transform, on=modality)
@@ -41,14 +41,14 @@ FIGURE3 = PAPER_SIX[1]  # the paper's figure 3 shows the losses of experiment 2
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper and its authors' notebook report of one of the six experiments.
+    """Figures of the paper and of its authors' notebook for one of the six experiments.
 
     Attributes:
-        experiment: its number in table 1, from 1.
-        accuracy, loss: table 1, rounded there.
-        correct: test clips that the notebook got right, of `PAPER_TEST_CLIPS`.
-        notebook_loss: unrounded.
-        train_loss, val_loss: (25,) per epoch.
+        experiment: number of the experiment in table 1, from 1.
+        accuracy, loss: figures of table 1, rounded.
+        correct: test clips that the notebook's head classified correctly, of `PAPER_TEST_CLIPS`.
+        notebook_loss: the notebook's test loss, unrounded.
+        train_loss, val_loss: (25,) the notebook's losses per epoch.
     """
 
     experiment: int
@@ -62,7 +62,7 @@ class Paper:
 
 @cache
 def paper_results() -> Mapping[Experiment, Paper]:
-    """The six experiments with the paper's figures, in the paper's order (from paper_results.json)."""
+    """Return the six experiments with the paper's figures, in the paper's order (from paper_results.json)."""
     rows = json.loads(resources.files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
     return {
         Experiment(row["transform"].replace("_", "-"), on=row["on"].lower()): Paper(
@@ -80,7 +80,7 @@ def paper_results() -> Mapping[Experiment, Paper]:
 
 @dataclass(frozen=True)
 class Table1Row:
-    """One row; `comparison` is None for the baseline itself, `paper` for the rows that the paper lacks."""
+    """One row of table 1; `comparison` is None for the baseline itself, `paper` for rows that the paper lacks."""
 
     experiment: Experiment
     val: SplitResult
@@ -117,17 +117,17 @@ class Table1:
     """The paper's table 1 on a dataset.
 
     Attributes:
-        dataset_name: of the root.
-        is_demo: whether it is the generated demo.
-        is_paper_split: whether it is the paper's own split of VGGSound, whole and as the notebook used it.
+        dataset_name: name of the dataset.
+        is_demo: whether the dataset is the generated demo.
+        is_paper_split: whether the dataset is the paper's split of VGGSound, complete and in protocol `notebook`.
         classes: number of classes.
-        clips: split -> clips used by every row; dropped: split -> clips that lack a modality.
-        ceiling: of the test split.
-        seeds, settings: of every row.
-        rows: in the order of `TABLE1`.
+        clips, dropped: split -> number of clips used by every row, and left out because they lack a modality.
+        ceiling: reachable ceiling of the test split.
+        seeds, settings: seeds and training settings of every row.
+        rows: all rows, in the order of `TABLE1`.
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
             Holm's correction for the table's comparisons.
-        provenance: for config.json.
+        provenance: inputs of the study, for config.json.
 
     >>> from alphafuse import Dataset, TrainSettings, table1
     >>> table = table1(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
@@ -160,7 +160,7 @@ class Table1:
 
     @property
     def verdict(self) -> str:
-        """One sentence: whether a split of this size can tell the six experiments from the baseline."""
+        """One sentence that says whether the six experiments differ significantly from the baseline."""
         n, gap, largest = self.clips["test"], 100 * self.resolvable_gap, 100 * self.largest_gap
         found = [row for row in self.rows if row.paper and row.comparison and row.comparison.is_found]
         if found:
@@ -181,7 +181,7 @@ class Table1:
         )
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Return the content of config.json."""
         return {
             "experiments": [asdict(row.experiment) for row in self.rows],
             **self.provenance,
@@ -219,24 +219,25 @@ def table1(
 ) -> Table1:
     """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
 
-    Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes nothing:
-    `alphafuse.write_table1` does.
+    Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes no files; see
+    `alphafuse.write_table1`.
 
     Args:
-        dataset: whose three splits are extracted.
+        dataset: a dataset whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default.
-        progress: told of every finished epoch, `len(TABLE1) * seeds * settings.total_epochs` in all.
-        engine: who spreads the heads: "local" (this machine), or "ray" (a Ray cluster's nodes); figures don't differ.
-        address: of Ray's cluster, such as "auto"; None = what the variable RAY_ADDRESS names, else Ray is started here.
+        progress: counts finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in total.
+        engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
+        address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
+            Ray on this machine.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: settings that don't fit, or a loss that stops being finite.
+        ExperimentError: settings that don't fit, or a loss that is not finite.
         ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, table1
-    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # leave it out for figures that mean something
+    >>> quick = TrainSettings(epochs=2, hidden=(16,))  # only for speed: use the defaults for meaningful figures
     >>> table = table1(Dataset.open("demo"), seeds=1, settings=quick)
     >>> for row in table.rows:
     ...     print(row.experiment.title, row.paper and row.paper.accuracy)

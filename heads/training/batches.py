@@ -1,11 +1,11 @@
-"""Training clips as the heads see them: windows of shuffled rows, from memory or streamed from a store.
+"""Training clips in windows of rows, from memory or streamed from a store.
 
-A window is a part of an epoch that is held in memory. A split that fits is one window. A larger one is cut into blocks
-of `BLOCK_ROWS` clips that lie side by side in the store. Each epoch deals the blocks out to its windows by lot;
-the next window's blocks are read while the heads train on the last one's, and every head shuffles the rows of a window
-by its own seed. The lots depend on the epoch alone, and windows on the store and the memory alone, not on what a head
-reads. So heads of all kinds that are trained together read the store once per epoch, and each comes out as it does
-alone.
+A window is the part of an epoch that is in memory. A split that fits into memory is one window. A larger one is cut
+into blocks of `BLOCK_ROWS` consecutive clips of the store. Each epoch assigns the blocks to its windows at random. The
+next window's blocks are read while the heads train on the current window, and every head shuffles a window's rows with
+its own seed. The assignment depends on the epoch alone, and the windows on the store and the memory alone, not on the
+modalities that a head reads. So all heads that are trained together share one pass over the store per epoch, and each
+gives the same result as when trained alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
 from alphafuse.system.interrupts import submit, wait_for_any
 
 # 98 KB at 1536 numbers. In a store sorted by class (1,000,000 clips, 309 classes, windows of 2%, 2 epochs) validation
-# accuracy was 34.7% with a block of each stretch in every window, 31.9% with blocks from anywhere, 34.8% in memory
+# accuracy was 34.7% with a block of each stretch in every window, 31.9% with blocks drawn uniformly, 34.8% in memory
 BLOCK_ROWS = 16
-WINDOWS_HELD = 3  # the one in use, the one being read, and what reading needs in between
+WINDOWS_HELD = 3  # windows' worth of memory: the one in use, the one being read, and the reader's buffers
 
 
 class Window(NamedTuple):
@@ -38,16 +38,16 @@ class Window(NamedTuple):
     targets: torch.Tensor
 
     def to(self, device: torch.device) -> Window:
-        """The same on a device."""
+        """Return the window on a device."""
         return Window({name: x.to(device) for name, x in self.features.items()}, self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """A split that fits: each epoch is one window.
+    """A split that fits into memory: each epoch is one window.
 
     Attributes:
-        window: all its clips.
+        window: all clips of the split.
     """
 
     window: Window
@@ -56,7 +56,7 @@ class InMemory:
         return len(self.window.targets)
 
     def windows(self, epoch: int) -> Iterator[Window]:
-        """The one window."""
+        """Yield the one window."""
         yield self.window
 
     def steps(self, batch_size: int) -> int:
@@ -66,14 +66,14 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A split that is read from its store anew in every epoch.
+    """A split that is read from its store in every epoch.
 
     Attributes:
         source: the embeddings on disk.
-        modalities: what is read of them.
-        targets: (clips,) integers, of all clips of the source.
+        modalities: modalities to read.
+        targets: (clips,) integers, class indices of all clips of the source.
         window_rows: clips per window, a multiple of `BLOCK_ROWS`.
-        device: where windows go.
+        device: device of the windows.
     """
 
     source: EmbeddingSource
@@ -85,17 +85,17 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def anywhere(self) -> Streamed:
-        """The same, whatever folder a process works in."""
+    def with_absolute_paths(self) -> Streamed:
+        """Return a copy that works in a process with another working directory."""
         return replace(self, source=self.source.absolute()) if isinstance(self.source, StoredEmbeddings) else self
 
     def windows(self, epoch: int) -> Iterator[Window]:
-        """The epoch's windows; the next one is read meanwhile."""
+        """Yield the epoch's windows; the next one is read in the background."""
         order = self.source.storage_order()
         starts = np.arange(0, len(order), BLOCK_ROWS)
         count = -(-len(starts) * BLOCK_ROWS // self.window_rows)  # windows
-        # of each `count` blocks that follow each other every window gets one, by lot: so each has its share of all
-        # stretches of the store, and of all classes where it is sorted by class
+        # Every window gets one of each `count` consecutive blocks, chosen at random. So each window samples the whole
+        # store evenly, and all classes if the store is sorted by class.
         runs = np.tile(np.arange(count), (-(-len(starts) // count), 1))
         window_of = np.random.default_rng(epoch).permuted(runs, axis=1).ravel()[: len(starts)]
         parts = [part for part in (starts[window_of == window] for window in range(count)) if len(part)]
@@ -109,12 +109,12 @@ class Streamed:
                 yield window
 
     def _read(self, order: np.ndarray, starts: np.ndarray) -> Window:
-        # blocks in the order of the store: heads shuffle the rows anyway
+        # blocks stay in the order of the store, because heads shuffle the rows
         rows = np.concatenate([order[start : start + BLOCK_ROWS] for start in starts])
         return read_window(self.source, self.modalities, self.targets, rows).to(self.device)
 
     def steps(self, batch_size: int) -> int:
-        """Batches per epoch, at most: the block that isn't full may fall into any window."""
+        """Most batches per epoch: the exact number depends on which window gets the block that isn't full."""
         windows = -(-len(self) // self.window_rows)
         return len(self) // batch_size + windows
 
@@ -130,13 +130,14 @@ def make_source(
     device: torch.device,
     memory_bytes: int,
 ) -> Source:
-    """All clips in memory when their features fit into `memory_bytes`, else windows that keep below it.
+    """Return all clips in memory if their features fit into `memory_bytes`, else a source of windows that do.
 
-    What counts is all that the embeddings hold of a clip, also where only some `modalities` are read: see above.
+    The size counts all modalities of the embeddings, even those that are not read, so that windows don't depend on
+    `modalities`.
     """
     row_bytes = 4 * sum(embeddings.dims.values())
     if len(embeddings) * row_bytes <= memory_bytes:
-        if isinstance(embeddings, Embeddings):  # in memory already: no copy
+        if isinstance(embeddings, Embeddings):  # already in memory: no copy
             features = {name: torch.from_numpy(embeddings.features[name]) for name in modalities}
             return InMemory(Window(features, torch.from_numpy(targets)).to(device))
         return InMemory(read_window(embeddings, modalities, targets, np.arange(len(embeddings))).to(device))
@@ -149,6 +150,6 @@ def make_source(
 def read_window(
     embeddings: EmbeddingSource, modalities: tuple[str, ...], targets: np.ndarray, rows: np.ndarray
 ) -> Window:
-    """These rows as a window on the CPU."""
+    """Return these rows as a window on the CPU."""
     features, own = embeddings.read_rows(rows), targets[rows].astype(np.int64, copy=False)
     return Window({name: torch.from_numpy(features[name]) for name in modalities}, torch.from_numpy(own))

@@ -1,6 +1,6 @@
-"""Heads in training: stacks of them go through the same windows of clips, epoch by epoch.
+"""The training loop: stacks of heads train on the same windows of clips, epoch by epoch.
 
-Which stacks are trained in which threads, processes or cluster nodes is decided in `train` and `ray`.
+`train` and `ray` assign stacks to threads, processes and nodes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class History:
-    """What was measured after each epoch that was trained, each (epochs,) float64.
+    """Losses and accuracy of each trained epoch, each (epochs,) float64.
 
     Attributes:
-        train_loss: mean over the epoch's clips of the loss before their step, with dropout and what else regularises.
+        train_loss: mean over the epoch's clips of the loss before their step, with dropout and other regularisation.
         val_loss: mean cross entropy of the validation clips, without dropout.
-        val_accuracy: share of validation clips whose highest logit is right, in [0, 1].
+        val_accuracy: share of validation clips whose highest logit is the right one, in [0, 1].
     """
 
     train_loss: np.ndarray
@@ -45,7 +45,7 @@ class History:
 
 
 class Member(NamedTuple):
-    """One head to train: its position among the results, and `moments` as `Stack` takes them."""
+    """One head to train: its position among the results, configuration, seed, and `moments` as in `Stack`."""
 
     position: int
     config: HeadConfig
@@ -54,7 +54,7 @@ class Member(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A trained member: its weights as `AlphaFusion.load_state_dict` takes them, and the epoch that they are from."""
+    """A trained member: its weights as in `AlphaFusion.load_state_dict`, its history, and the epoch of the weights."""
 
     position: int
     weights: dict[str, np.ndarray]
@@ -64,12 +64,12 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """Clips that heads of the same classes and usable clips are trained and validated on.
+    """Training and validation clips of heads that have the same classes and usable clips.
 
     Attributes:
-        train, val: with all modalities that any of these heads reads; a stack takes its own from a window.
+        train, val: clips with all modalities that any of these heads reads; a stack uses only its own.
         dropped: "train" and "val" -> clips left out because they lack a modality.
-        class_weights: (C,) float32, or None where all clips count alike.
+        class_weights: (C,) float32, or None if all clips have the same weight.
     """
 
     train: Source
@@ -78,11 +78,11 @@ class Splits:
     class_weights: torch.Tensor | None
 
 
-class Shipped(NamedTuple):
-    """Splits as arrays, which travel to other processes through shared memory or files; a streamed split stays a name.
+class PackedSplits(NamedTuple):
+    """Splits for another process: arrays, which are sent through shared memory or files; or streamed splits' paths.
 
     Attributes:
-        sources: train and val, each as (features, targets), or as the `Streamed` that it is.
+        sources: train and val, each (features, targets), or a `Streamed`.
         dropped, class_weights: as in `Splits`.
     """
 
@@ -91,19 +91,19 @@ class Shipped(NamedTuple):
     class_weights: torch.Tensor | None
 
     @classmethod
-    def of(cls, split: Splits) -> Shipped:
+    def of(cls, split: Splits) -> PackedSplits:
         """Pack splits for another process."""
         return cls((_packed(split.train), _packed(split.val)), split.dropped, split.class_weights)
 
     def unpacked(self, device: torch.device = CPU) -> Splits:
-        """The split again, on a device."""
+        """Return the splits on a device."""
         train, val = (_unpacked(source, device) for source in self.sources)
         return Splits(train, val, self.dropped, self.class_weights)
 
 
 def _packed(source: Source) -> Any:
     if isinstance(source, Streamed):
-        return source.anywhere()
+        return source.with_absolute_paths()
     window = source.window.to(CPU)
     return {name: x.numpy() for name, x in window.features.items()}, window.targets.numpy()
 
@@ -111,18 +111,18 @@ def _packed(source: Source) -> Any:
 def _unpacked(packed: Any, device: torch.device) -> Source:
     if isinstance(packed, Streamed):
         return packed
-    with warnings.catch_warnings():  # shared memory is read-only, and so is what training does with it
+    with warnings.catch_warnings():  # shared memory is read-only, and training only reads it
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         features = {name: torch.from_numpy(x) for name, x in packed[0].items()}
         return InMemory(Window(features, torch.from_numpy(packed[1])).to(device))
 
 
 class Stopped(Exception):
-    """Other training of the same call failed or was interrupted, so this one ends too."""
+    """Raised in all threads of a call after one of them failed or was interrupted."""
 
 
 class Reporter:
-    """What the threads of one call of `train_heads` share: its progress, and whether they are to stop."""
+    """State that the threads of one call of `train_heads` share: progress, and the request to stop."""
 
     def __init__(self, progress: Progress = NO_PROGRESS) -> None:
         self._progress, self._lock, self._stopped = progress, threading.Lock(), threading.Event()
@@ -134,7 +134,7 @@ class Reporter:
                 self._progress.advance(epochs)
 
     def stop(self) -> None:
-        """End all training at its next step."""
+        """Make every thread stop at its next step."""
         self._stopped.set()
 
     def check(self) -> None:
@@ -151,27 +151,27 @@ def train_stacks(
     report: Reporter,
     pool: ThreadPoolExecutor | None = None,
 ) -> list[Result]:
-    """Train stacks through the same windows; in the pool's threads, if given, each window with all stacks at once."""
+    """Train stacks on the same windows; with a pool, its threads train all stacks on a window in parallel."""
     each = partial(map_in, pool) if pool else map
     steps = settings.total_epochs * split.train.steps(settings.batch_size)
-    keep = isinstance(split.train, InMemory)  # the window comes again in every epoch
-    running = [Running(stack, settings, steps, device, split.class_weights, keep=keep) for stack in stacks]
+    keep = isinstance(split.train, InMemory)  # every epoch uses the same window
+    running = [StackTraining(stack, settings, steps, device, split.class_weights, keep=keep) for stack in stacks]
     for epoch in range(settings.total_epochs):
         active = [stack for stack in running if not stack.finished]
         if not active:
             break
         for window in split.train.windows(epoch):
-            list(each(partial(Running.train, window=window, report=report), active))
+            list(each(partial(StackTraining.train, window=window, report=report), active))
         for window in split.val.windows(0):
-            list(each(partial(Running.validate, window=window), active))
+            list(each(partial(StackTraining.validate, window=window), active))
         for stack in active:
             report.finished(stack.end_epoch(len(split.train), len(split.val)))
     return [result for stack in running for result in stack.results()]
 
 
 @dataclass
-class Record:
-    """What was measured of one head so far: (train loss, val loss, val accuracy) per epoch, and its best epoch."""
+class HeadRecord:
+    """Measurements of one head so far: (train loss, val loss, val accuracy) per epoch, and its best epoch."""
 
     rows: list[tuple[float, float, float]] = field(default_factory=list)
     best_loss: float = math.inf
@@ -180,8 +180,8 @@ class Record:
     stopped: bool = False
 
 
-class Running:
-    """A stack in training, with what was measured of each of its heads."""
+class StackTraining:
+    """A stack in training, with the measurements of each of its heads."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class Running:
             moments=[member.moments for member in members],
             class_weights=class_weights,
         )
-        self.records = [Record() for _ in members]
+        self.records = [HeadRecord() for _ in members]
         self._clear()
 
     def _clear(self) -> None:
@@ -224,7 +224,7 @@ class Running:
         self.right += right
 
     def end_epoch(self, train_clips: int, val_clips: int) -> int:
-        """Record the epoch; returns how many epochs that finishes, those that early stopping saves included."""
+        """Record the epoch; return how many epochs are finished by it, including those that early stopping skips."""
         finished = 0
         for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
             if record.stopped:
@@ -234,15 +234,15 @@ class Running:
                 raise ExperimentError(
                     f"the loss stopped being finite in epoch {len(record.rows) + 1} of the head "
                     f"{member.config.describe()}, seed {member.seed}: lower the learning rate "
-                    f"({self.settings.learning_rate:g}) or look at the embeddings"
+                    f"({self.settings.learning_rate:g}) or check the embeddings"
                 )
             record.rows.append((train_loss, val_loss, self.right[position] / val_clips))
             finished += 1 + self._stop_early(position, record, val_loss)
         self._clear()
         return finished
 
-    def _stop_early(self, position: int, record: Record, val_loss: float) -> int:
-        """With patience, keep the best weights and stop when it has run out; returns the epochs saved."""
+    def _stop_early(self, position: int, record: HeadRecord, val_loss: float) -> int:
+        """Keep the best weights, and stop the head once its patience is exhausted; return the skipped epochs."""
         if self.settings.patience is None:
             return 0
         epoch = len(record.rows)
@@ -255,7 +255,7 @@ class Running:
         return 0
 
     def results(self) -> list[Result]:
-        """One for each head."""
+        """Return one result for each head."""
         results = []
         for position, (member, record) in enumerate(zip(self.members, self.records, strict=True)):
             weights = record.best_weights or self.stack.state(position)

@@ -5,11 +5,12 @@
     input_gradient:     dy weight
     weight_gradient:    dy^T x
 
-On the CPU, one head's products go to oneDNN, which PyTorch carries but gives float32 matrices to only when its compiler
-asks (the operator behind `torch.compile`'s linear layers). It uses AVX-512 where PyTorch's default library, MKL, does
-not (on AMD): measured on one core of an AMD EPYC, GFLOP/s with MKL and with oneDNN: 8 x 1536 by 1536 x 1024 forward 71
-and 112, weight gradient 51 and 178, input gradient 68 and 193; with batch 512, 117 and 257. Elsewhere, and for stacks,
-it is torch.baddbmm and torch.bmm. The choice depends on device and stack alone: chance has no part in it.
+On the CPU, the products of a single head use oneDNN. PyTorch ships oneDNN but uses it for float32 matrices only in
+compiled code (the operator behind `torch.compile`'s linear layers). On AMD it uses AVX-512, which PyTorch's default
+library, MKL, does not: measured on one core of an AMD EPYC, GFLOP/s with MKL and with oneDNN: 8 x 1536 by 1536 x 1024
+forward 71 and 112, weight gradient 51 and 178, input gradient 68 and 193; with batch 512, 117 and 257. On other
+devices, and for stacks of several heads, torch.baddbmm and torch.bmm are used. The choice depends on device and stack
+alone, so it is deterministic.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import torch
 from torch import nn
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults, as in the authors' notebook
-PIECE_BYTES = 1_572_864  # of a weight matrix; with gradient and moments 6 MB, a part of a level 3 cache
-LARGE_BATCH = 64  # from here on the products take so long that what Adam moves hardly counts: no pieces
+PIECE_BYTES = 1_572_864  # piece of a weight matrix; with gradient and moments 6 MB, which fits a level 3 cache
+LARGE_BATCH = 64  # from this size on the products dominate Adam's memory traffic, so weights aren't split into pieces
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x weight^T + bias of plain matrices; either may be a transposed view."""
+    """Return x weight^T + bias for 2-d matrices; x and weight may be transposed views."""
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
@@ -45,7 +46,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Gradient of the outputs (heads, batch, outputs) -> of the inputs (heads, batch, inputs)."""
+    """Gradient of the outputs (heads, batch, outputs) -> gradient of the inputs (heads, batch, inputs)."""
     if _uses_onednn(gradient):
         return _onednn(gradient[0], weight[0].t())[None]
     return torch.bmm(gradient, weight)
@@ -59,7 +60,7 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 class AdamGroup(NamedTuple):
-    """Parameters that Adam updates in one call, and its state for them."""
+    """Parameters that Adam updates in one call, with Adam's state."""
 
     parameters: list[torch.Tensor]
     means: list[torch.Tensor]
@@ -68,7 +69,7 @@ class AdamGroup(NamedTuple):
 
     @classmethod
     def of(cls, parameters: Sequence[torch.Tensor]) -> AdamGroup:
-        """The group before its first step."""
+        """Return a group before its first step."""
         return cls(
             list(parameters),
             [torch.zeros_like(parameter) for parameter in parameters],
@@ -77,7 +78,7 @@ class AdamGroup(NamedTuple):
         )
 
     def update(self, gradients: list[torch.Tensor], *, rate: float, weight_decay: float) -> None:
-        """One step by the operator behind torch.optim.Adam(fused=True); its class takes a tenth of a small step."""
+        """Make one step by the operator of torch.optim.Adam(fused=True); the class itself costs 10% of a small step."""
         torch._foreach_add_(self.steps, 1)
         torch._fused_adam_(
             self.parameters,
@@ -103,7 +104,7 @@ class Layer:
     Attributes:
         weight: (heads, outputs, inputs).
         bias: (heads, outputs).
-        pieces: rows of the weight with Adam's state for them; the first one's group also holds the bias.
+        pieces: rows of the weight, each with its Adam state; the first piece's group also holds the bias.
     """
 
     weight: torch.Tensor
@@ -112,9 +113,9 @@ class Layer:
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], *, batch_size: int, rates: torch.Tensor | None = None) -> Layer:
-        """The heads' layers as one, whose weights start divided by `rates` (heads, 1, inputs).
+        """Combine the heads' layers into one; divide its initial weights by `rates` (heads, 1, inputs).
 
-        A single head's layer shares its memory; on the CPU it is updated in pieces where batches are small.
+        A single head's layer shares memory with the result; on the CPU it is updated in pieces if batches are small.
         """
         if len(linears) == 1:
             weight, bias = linears[0].weight.detach()[None], linears[0].bias.detach()[None]
@@ -133,7 +134,7 @@ class Layer:
         return cls(weight, bias, tuple(pieces))
 
     def update(self, gradient: torch.Tensor, x: torch.Tensor, *, rate: float, weight_decay: float) -> None:
-        """One step of Adam, from the gradient of the outputs (heads, batch, outputs) and the inputs x."""
+        """Make one step of Adam, from the gradient of the outputs (heads, batch, outputs) and the inputs x."""
         for rows, group in self.pieces:
             gradients = [weight_gradient(gradient[..., rows], x)]
             if len(group.parameters) > 1:

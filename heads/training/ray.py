@@ -1,11 +1,11 @@
-"""Heads on a Ray cluster: each stack is a Ray task, and Ray decides where it runs and repeats what a lost node did.
+"""Training on a Ray cluster: each stack is a Ray task. Ray places the tasks and repeats those of a lost node.
 
-What is trained on goes into Ray's object store once, from where every node that trains fetches it once. A split that is
-streamed is not sent: nodes read it from the store, which must lie where all of them reach it under the same name. There
-a task gets many stacks, a whole node's, so that each node reads the store once per epoch.
+The training data goes into Ray's object store once, and each node fetches it once. A streamed split is not sent: the
+nodes read it from the embedding store, which all of them must reach under the same path. In that case a task trains
+all stacks of a node, so that each node reads the store once per epoch.
 
-A head is a function of its seed, its stack and the number of threads that share its sums. Stacks and threads are those
-of local training, so it doesn't matter where a head was trained, or how often.
+A head depends on its seed, its stack and the number of threads that share its sums. Stacks and threads are those of
+local training, so the result doesn't depend on the node, nor on repetition.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from alphafuse.system.cluster import alive_nodes, last_line, own_error, require_
 from alphafuse.system.remote import is_remote
 
 from .batches import Streamed
-from .epochs import Member, Reporter, Result, Shipped, Splits, train_stacks
+from .epochs import Member, PackedSplits, Reporter, Result, Splits, train_stacks
 from .settings import TrainSettings
 
-RETRIES = 20  # times that a task is begun anew when its node or its process is lost
+RETRIES = 20  # restarts of a task whose node or process is lost
 
 
 def train_on_ray(
@@ -41,14 +41,14 @@ def train_on_ray(
     *,
     threads: int,
 ) -> Iterator[Result]:
-    """Train stacks as tasks of a Ray that is connected; results as they come.
+    """Train stacks as tasks of a connected Ray cluster; yield results as tasks finish.
 
     Args:
-        ray: the module.
-        stacks, split, settings: what is trained, on what, and how.
-        device: of the tasks; on CUDA each task takes one device.
+        ray: the `ray` module.
+        stacks, split, settings: heads, training data and training settings.
+        device: device of the tasks; on CUDA each task uses one device.
         report: counts the epochs of each finished task.
-        threads: that share one stack's sums, as in local training.
+        threads: number of threads per stack, as in local training.
 
     Raises:
         ClusterError: the cluster has no processor for tasks, nodes have other versions, or a task was lost too often.
@@ -57,20 +57,20 @@ def train_on_ray(
     if not any(nodes):
         raise ClusterError("the Ray cluster has no processor for tasks: add a node (`ray start --address HOST:6379`)")
     if isinstance(split.train, Streamed):
-        groups, side_by_side = _per_node(stacks, nodes)
+        groups, parallel = _per_node(stacks, nodes)
     else:
-        groups, side_by_side = [[stack] for stack in stacks], 1
-    options: dict[str, Any] = {"num_cpus": min(threads * side_by_side, max(nodes)), "max_retries": RETRIES}
+        groups, parallel = [[stack] for stack in stacks], 1
+    options: dict[str, Any] = {"num_cpus": min(threads * parallel, max(nodes)), "max_retries": RETRIES}
     if device.type == "cuda":
         options |= {"num_cpus": 1, "num_gpus": 1}
-    task = ray.remote(**options)(_train_here)
-    shipped = ray.put(Shipped.of(split))
+    task = ray.remote(**options)(_train_on_node)
+    packed = ray.put(PackedSplits.of(split))
     waiting, running = list(reversed(groups)), set[Any]()
     try:
         while waiting or running:
-            room = _at_once(alive_nodes(ray), options["num_cpus"]) - len(running) if waiting else 0
+            room = _max_tasks(alive_nodes(ray), options["num_cpus"]) - len(running) if waiting else 0
             for _ in range(min(len(waiting), room)):
-                running.add(task.remote(shipped, waiting.pop(), settings, device, threads, side_by_side, versions()))
+                running.add(task.remote(packed, waiting.pop(), settings, device, threads, parallel, versions()))
             (done,), _ = ray.wait(list(running), num_returns=1)
             running.remove(done)
             results = ray.get(done)
@@ -83,64 +83,65 @@ def train_on_ray(
         raise ClusterError(f"training failed on a node: {last_line(error)}") from error
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"training was lost with its node more than {RETRIES} times ({last_line(error)}): see the nodes' memory, "
+            f"training was lost with its node more than {RETRIES} times ({last_line(error)}): check the nodes' memory, "
             "or train fewer heads at a time"
         ) from None
 
 
-def _at_once(nodes: Sequence[Mapping[str, Any]], task_cpus: int) -> int:
-    """How many tasks are asked of Ray at a time: those that run, and as many that a node which joins could take.
+def _max_tasks(nodes: Sequence[Mapping[str, Any]], task_cpus: int) -> int:
+    """Return how many tasks to submit at a time: twice the number that can run, in case nodes join.
 
-    More would run on in vain after an error, in a session of Ray that wasn't started here. (`ray.cancel` can't end
-    them: Ray 2.60 aborts the driver if a task finishes in the moment in which it is cancelled.)
+    After an error, submitted tasks run to their end in a Ray session that another process started, so few are
+    submitted. (`ray.cancel` doesn't help: Ray 2.60 aborts the driver if a task finishes while it is being cancelled.)
     """
     cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
     return 2 * max(1, cpus // task_cpus)
 
 
 def _per_node(stacks: Sequence[Sequence[Member]], nodes: Sequence[int]) -> tuple[list[list[Sequence[Member]]], int]:
-    """A group of stacks for each node that has more than half of the largest one's processors, and their least number.
+    """Group the stacks by node; return the groups and the number of stacks to train in parallel.
 
-    Smaller nodes would make every task small, and every task reads the whole store.
+    Only nodes with more than half of the largest node's processors get a group, and the smallest of them sets the
+    parallelism. Smaller nodes would make every task small, and every task reads the whole store.
     """
     large = [cpus for cpus in nodes if cpus > max(nodes) / 2]
     count = min(len(large), len(stacks))
     return [list(stacks[start::count]) for start in range(count)], min(large)
 
 
-def _train_here(
-    shipped: Shipped,
+def _train_on_node(
+    packed: PackedSplits,
     stacks: Sequence[Sequence[Member]],
     settings: TrainSettings,
     device: torch.device,
     threads: int,
-    side_by_side: int,
+    parallel: int,
     expected: Mapping[str, str],
 ) -> list[Result]:
-    """Train stacks on this node, `side_by_side` of them at once in `threads` threads each."""
+    """Train stacks on this node, `parallel` of them at a time with `threads` threads each."""
     require_versions(expected, versions())
-    split = shipped.unpacked(device)
+    split = packed.unpacked(device)
     for source in (split.train, split.val):
         if isinstance(source, Streamed):
-            _require_within_reach(source)
+            _require_reachable(source)
     torch.set_num_threads(threads)
-    if side_by_side == 1:
+    if parallel == 1:
         return train_stacks(stacks, split, settings, device, Reporter())
-    with ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         return train_stacks(stacks, split, settings, device, Reporter(), pool)
 
 
-def _require_within_reach(source: Streamed) -> None:
+def _require_reachable(source: Streamed) -> None:
     embeddings = source.source
     if isinstance(embeddings, StoredEmbeddings):
         folder = embeddings.store.folder
         if not is_remote(folder) and not folder.is_dir():
             raise StoreError(
-                f"the node {socket.gethostname()} doesn't see {folder}, which is larger than --memory-gb and so read "
-                "by every node: put the root where all nodes reach it under this name, or raise --memory-gb"
+                f"the node {socket.gethostname()} can't read {folder}, and a split larger than --memory-gb is read by "
+                "every node: put the root where all nodes reach it under the same path, or raise --memory-gb"
             )
 
 
 def versions() -> dict[str, str]:
-    """Versions and processor, which must be equal on all nodes for heads to be equal to the digit."""
+    """Return versions and processor, which must be equal on all nodes for heads to be equal to the digit."""
     return {"alphafuse": version("alphafuse"), "torch": torch.__version__, "machine": platform.machine()}

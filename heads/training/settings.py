@@ -1,4 +1,4 @@
-"""What the heads of a study have in common: their layers, and how they are trained. Loads no torch."""
+"""Training settings: the layers and the training options that all heads of a study share. Loads no torch."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ NORMALIZE_NOTES = {
     "zscore": "Standardised embeddings: transforms that only scale (pos-scalar, neg-scalar, scale) change nothing.",
     "l2": "Embeddings of length 1: transforms that only scale (pos-scalar, neg-scalar, scale) change nothing.",
 }
-SECOND_PHASE = 0.1  # the paper says "a lower rate" for its second 25 epochs, and not which
+SECOND_PHASE = 0.1  # the paper gives no value: "a lower rate" for its second 25 epochs
 
 
 @dataclass(frozen=True)
 class TrainSettings(HeadSettings):
-    """What the heads of a study have in common; the defaults are the paper's (section 3 and the authors' notebook).
+    """Settings that all heads of a study share; the defaults are the paper's (section 3 and the authors' notebook).
 
-    Beside how heads are trained these are the fields of `HeadSettings`, which the experiments of a study leave open.
+    Adds the training options to the fields of `HeadSettings`.
 
     Attributes:
         hidden, dropout, modality_dropout, normalize, absent: as in `HeadSettings`.
-        epochs: passes over the training clips; the last epoch's head counts, unless `patience` is given.
+        epochs: passes over the training clips; the last epoch's head is used, unless `patience` is given.
         batch_size: clips per step; the last batch of an epoch may be smaller.
-        learning_rate: Adam's, above 0.
+        learning_rate: Adam's learning rate, above 0.
         schedule: "constant"; "cosine" (falls to 0 along half a cosine, step by step; Loshchilov and Hutter 2017);
-            "two-phase" (the paper's variant: as many epochs again at a tenth of the rate, so 2 x `epochs` in all).
+            "two-phase" (the paper's variant: the same number of epochs again at a tenth of the rate, 2 x `epochs` in
+            total).
         weight_decay: Adam's L2 term, at least 0.
-        label_smoothing: share in [0, 1) of the target that goes to all classes alike (Szegedy et al. 2016).
-        mixup: a of the Beta(a, a) that mixes each batch's embeddings and targets with the same batch in another order
-            (Zhang et al. 2018; after transform and normalisation); 0 mixes nothing.
-        class_weights: "none", or "balanced": clips count n / (C n_class), scikit-learn's formula.
-        patience: stop when the validation loss has not improved for so many epochs, and take the best epoch's head;
-            None trains all epochs and takes the last.
-        device: "auto" is CUDA when there is one.
+        label_smoothing: share in [0, 1) of the target that is spread evenly over all classes (Szegedy et al. 2016).
+        mixup: a of Beta(a, a), the distribution of the share with which each batch's embeddings and targets are mixed
+            with a permutation of the batch (Zhang et al. 2018), after transform and normalisation; 0 turns it off.
+        class_weights: "none", or "balanced": a clip's weight is n / (C n_class), scikit-learn's formula.
+        patience: number of epochs without a better validation loss after which training stops; the best epoch's head
+            is used. None trains all epochs and uses the last one's.
+        device: "auto" uses CUDA if it is available.
         memory_gb: memory for training features in 10^9 bytes; a larger split is streamed from its store in windows.
-            None: half of what is free.
+            None: half of the free memory.
 
     Raises:
         ExperimentError: a value out of range.
@@ -60,21 +61,21 @@ class TrainSettings(HeadSettings):
 
     epochs: int = field(default=25, metadata={"help": "Passes over the training clips."})
     batch_size: int = field(default=8, metadata={"help": "Clips per step."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Adam's."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Adam's learning rate."})
     schedule: Schedule = field(
         default="constant",
-        metadata={"help": "Of the learning rate: constant, cosine, or two-phase (as many epochs again at a tenth)."},
+        metadata={"help": "Learning rate: constant, cosine, or two-phase (the same epochs again at a tenth)."},
     )
     weight_decay: float = field(default=0.0, metadata={"help": "Adam's L2 term."})
-    label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target for all classes."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all classes."})
     mixup: float = field(default=0.0, metadata={"help": "Mix embeddings: a of Beta(a, a); 0 = off."})
-    class_weights: ClassWeights = field(default="none", metadata={"help": "none or balanced."})
+    class_weights: ClassWeights = field(default="none", metadata={"help": "Weights of classes: none or balanced."})
     patience: int | None = field(
         default=None, metadata={"help": "Stop early: epochs without a better validation loss. [default: off]"}
     )
     device: Device = field(default="auto", metadata={"help": "auto, cpu or cuda."})
     memory_gb: float | None = field(
-        default=None, metadata={"help": "For features; a larger split is streamed. [default: half of free]"}
+        default=None, metadata={"help": "GB for features; a larger split is streamed. [default: half of free]"}
     )
 
     def __post_init__(self) -> None:
@@ -98,11 +99,11 @@ class TrainSettings(HeadSettings):
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of all phases."""
+        """Number of epochs of all phases."""
         return 2 * self.epochs if self.schedule == "two-phase" else self.epochs
 
     def learning_rate_at(self, progress: float) -> float:
-        """Adam's rate when this share, in [0, 1), of all steps is done."""
+        """Return the learning rate after this share of all steps; `progress` in [0, 1)."""
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         if self.schedule == "two-phase" and progress >= 0.5:

@@ -1,16 +1,16 @@
-"""A stack of heads in training: one step of all of them, written out.
+"""A stack of heads in training: one step of all heads, with hand-written gradients.
 
-Why the step is written out: at the paper's size (86 clips, 1536-1024-512-91, batch 8) a step is some forty operations
-of some 50 microseconds, so what surrounds them decides. Gradients of the fully connected layers are computed by hand, a
-piece at a time (`linear.PIECE_BYTES`), and go into Adam's fused update while they are still in the cache. On one core
-of an AMD EPYC, seconds per head of 25 epochs, alone / two threads side by side:
+Reason: at the paper's size (86 clips, 1536-1024-512-91, batch 8) a step is about forty operations of about 50
+microseconds each, so the overhead of autograd and of the optimizer dominates. Gradients of the fully connected layers
+are computed directly, one piece at a time (`linear.PIECE_BYTES`), and each piece is used in Adam's fused update while
+it is in the cache. On one core of an AMD EPYC, seconds per head of 25 epochs, alone / two threads in parallel:
 
-    autograd, torch.optim.Adam as it comes (two threads of its own)                            2.1
-    written out, whole gradients, MKL                                                          0.79 / 1.0
+    autograd, torch.optim.Adam with default settings (two threads)                             2.1
+    hand-written, whole gradients, MKL                                                         0.79 / 1.0
     pieces                                                                                     0.66 / 0.76
     pieces, oneDNN (`linear`)                                                                  0.57 / 0.66
 
-Each head draws from generators that its own seed decides: neighbours in the stack don't change it.
+Each head draws from generators of its own seed, so the other heads of the stack don't change it.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from .batches import Window
 from .linear import AdamGroup, Layer
 from .settings import TrainSettings
 
-STREAMS = {"init": 0, "order": 1, "dropout": 2, "mixup": 3, "modality dropout": 4, "auxiliary": 5}
+PURPOSES = {"init": 0, "order": 1, "dropout": 2, "mixup": 3, "modality dropout": 4, "auxiliary": 5}
 PREPARED_BYTES = 268_435_456  # a split of up to this size is transformed and normalised once, not batch by batch
 VALIDATION_ROWS = 4096  # rows per step of validation: bounds memory
 
 
-def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator that a head's seed decides for one of its uses of chance."""
-    return torch.Generator(device).manual_seed(int(_state(seed, stream) >> 1))
+def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the generator of a head's seed for one purpose, a key of `PURPOSES`."""
+    return torch.Generator(device).manual_seed(int(_state(seed, purpose) >> 1))
 
 
-def _state(seed: int, stream: str) -> np.uint64:
-    return cast(np.uint64, np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)[0])
+def _state(seed: int, purpose: str) -> np.uint64:
+    return cast(np.uint64, np.random.SeedSequence([seed, PURPOSES[purpose]]).generate_state(1, np.uint64)[0])
 
 
 class Stack:
     """Heads with layers of the same widths, trained together on the same clips.
 
     Args:
-        members: configuration and seed of each head. Heads whose transform or fusion has parameters of its own come
-            alone.
-        settings: how they are trained.
-        steps: of the whole training, for the learning rate's schedule.
-        device: where they are trained.
+        members: configuration and seed of each head. A head with a learned transform or fusion needs a stack of its
+            own.
+        settings: training settings.
+        steps: number of steps of the whole training, for the learning rate's schedule.
+        device: device of the training.
         moments: modality -> mean and standard deviation (dim,) of each head's transformed training embeddings, for
             zscore; empty for other heads.
-        class_weights: (C,) float32, or None where all clips count alike.
+        class_weights: (C,) float32, or None if all clips have the same weight.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Stack:
                 normalization = cast(Normalization, head.normalizations[modality])
                 normalization.mean.copy_(mean)
                 normalization.std.copy_(std)
-        self.order = [generator(seed, "order") for seed in self.seeds]
-        self.masks = [generator(seed, "dropout", device) for seed in self.seeds]
-        self.lots = [generator(seed, "modality dropout", device) for seed in self.seeds]
-        self.mixing = [np.random.default_rng(_state(seed, "mixup")) for seed in self.seeds]
+        self.order_generators = [generator(seed, "order") for seed in self.seeds]
+        self.dropout_generators = [generator(seed, "dropout", device) for seed in self.seeds]
+        self.modality_generators = [generator(seed, "modality dropout", device) for seed in self.seeds]
+        self.mixup_generators = [np.random.default_rng(_state(seed, "mixup")) for seed in self.seeds]
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.dropout, self.modality_dropout = self.config.settings.dropout, self.config.settings.modality_dropout
         self.steps, self.done = steps, 0
-        self._window: torch.Tensor | None = None  # targets of the window that `_prepared` is of
+        self._window: torch.Tensor | None = None  # targets of the window that `_prepared` was made from
         self._prepared: torch.Tensor | None = None
         self._first_of = self._first_with_same_preparation()
         self._columns = self._columns_of_modalities()
@@ -98,7 +98,7 @@ class Stack:
         self._auxiliary = self._auxiliary_classifiers()
         self._front += self._auxiliary.parameters()
         if self._front and len(self.heads) > 1:
-            raise ValueError("heads whose transform or fusion learns are trained alone")
+            raise ValueError("a head with a learned transform or fusion needs a stack of its own")
         self._front_group = AdamGroup.of([parameter.detach() for parameter in self._front])
         self.rates = self._rates()
         self.layers = [
@@ -112,7 +112,7 @@ class Stack:
     # building
 
     def _first_with_same_preparation(self) -> list[int]:
-        """For each head the first one in the stack whose embeddings are transformed and normalised as its own."""
+        """Return for each head the position of the first head that transforms and normalises in the same way."""
         kinds = [config.preparation for config in self.configs]
         return [kinds.index(kind) for kind in kinds]
 
@@ -124,23 +124,23 @@ class Stack:
         return columns
 
     def _auxiliary_classifiers(self) -> nn.ModuleDict:
-        """A linear classifier of each modality's expert, for gradient blending."""
+        """Return a linear classifier on each modality's expert, for gradient blending."""
         classifiers = nn.ModuleDict()
-        draws = generator(self.seeds[0], "auxiliary")
+        auxiliary_generator = generator(self.seeds[0], "auxiliary")
         for modality in self.auxiliary_weights:
             if modality != FUSED:
                 width, classes = self.heads[0].fusion.output_dim, len(self.config.classes)
                 layer = nn.utils.skip_init(nn.Linear, width, classes)
                 for parameter in layer.parameters():
-                    nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=draws)
+                    nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=auxiliary_generator)
                 classifiers[modality] = layer
         return classifiers.to(self.device)
 
     def _rates(self) -> torch.Tensor | None:
-        """(heads, 1, inputs): the modalities' relative learning rates, or None where all are 1.
+        """Return the modalities' relative learning rates (heads, 1, inputs), or None if all are 1.
 
-        A layer on r x whose weights start divided by r is the same function of x, and one step of Adam, which ignores
-        the gradient's scale, moves it r times as far: so r is a learning rate, exactly but for Adam's epsilon.
+        A layer on r x with weights divided by r is the same function of x. Adam ignores the gradient's scale, so one
+        step changes that function r times as much: r acts as a learning rate, exactly except for Adam's epsilon.
         """
         if not any(config.experiment.rates for config in self.configs):
             return None
@@ -153,16 +153,19 @@ class Stack:
     # training
 
     def train_window(self, window: Window, check: Callable[[], None], *, keep: bool = True) -> np.ndarray:
-        """One pass over a window's shuffled clips; (heads,) float64 summed losses of its clips before their steps.
+        """Train on a window's clips in random order; return the clips' losses before their steps, summed.
 
         Args:
-            window: with the modalities that the heads read; others don't matter.
-            check: called before every step; what it raises ends the pass.
-            keep: the window will come again, so what was made of it is kept.
+            window: clips with at least the modalities that the heads read.
+            check: called before every step; an exception from it ends the pass.
+            keep: whether to keep the prepared embeddings, because the same window comes again.
+
+        Returns:
+            (heads,) float64.
         """
-        window = self._own(window)
+        window = self._select_modalities(window)
         clips = len(window.targets)
-        order = torch.stack([torch.randperm(clips, generator=draws) for draws in self.order]).to(self.device)
+        order = torch.stack([torch.randperm(clips, generator=own) for own in self.order_generators]).to(self.device)
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
         for rows in order.split(self.settings.batch_size, dim=1):  # (heads, batch)
             check()
@@ -171,14 +174,14 @@ class Stack:
             self._window = self._prepared = None
         return total.cpu().numpy()
 
-    def _own(self, window: Window) -> Window:
-        """The window with the heads' modalities alone."""
+    def _select_modalities(self, window: Window) -> Window:
+        """Return the window with only the modalities that the heads read."""
         if len(window.features) == len(self.config.modalities):
             return window
         return Window({name: window.features[name] for name in self.config.modalities}, window.targets)
 
     def _step(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
-        """One step of Adam on these clips; (heads,) mean losses before it."""
+        """Make one step of Adam on these clips; return the mean losses before it, (heads,)."""
         with torch.set_grad_enabled(bool(self._front)):
             x, targets, mixed = self._inputs(window, rows), window.targets[rows], None
             if self.settings.mixup:
@@ -199,7 +202,7 @@ class Stack:
         return losses
 
     def _inputs(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
-        """(heads, batch, sum of dims): transformed, normalised and, by lot, without a modality."""
+        """Return transformed, normalised embeddings (heads, batch, sum of dims), after modality dropout."""
         prepared = self._prepared_window(window)
         if prepared is not None:
             x = prepared[0][rows] if len(prepared) == 1 else prepared[self._kind_of_head[:, None], rows]
@@ -210,7 +213,7 @@ class Stack:
         return x
 
     def _prepare(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (heads, batch, dim)} -> (heads, batch, sum of dims); heads that prepare alike do it together."""
+        """{modality: (heads, batch, dim)} -> (heads, batch, sum of dims); heads with equal preparation share it."""
         x = torch.empty(0)
         for first in sorted(set(self._first_of)):
             same = [position for position, other in enumerate(self._first_of) if other == first]
@@ -227,9 +230,9 @@ class Stack:
         return torch.cat([prepared[modality] for modality in self.config.modalities], dim=-1)
 
     def _prepared_window(self, window: Window) -> torch.Tensor | None:
-        """(kinds of preparation, clips, sum of dims) of a whole window, kept while it is in use; None if it is large.
+        """Prepare a whole window: (kinds of preparation, clips, sum of dims); None if that is too large.
 
-        Sets `_kind_of_head`: for each head its position in it.
+        The result is cached while the window is in use. Sets `_kind_of_head`: each head's position on the first axis.
         """
         kinds = sorted(set(self._first_of))
         size = 4 * len(kinds) * len(window.targets) * sum(self.config.dims.values())
@@ -243,20 +246,22 @@ class Stack:
         return self._prepared
 
     def _modality_mask(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
-        """(heads, batch, sum of dims) of 0 and 1: of complete clips, one modality is left out by lot."""
+        """Return a mask (heads, batch, sum of dims) of 0 and 1 that drops one modality of complete clips at random."""
         share = self.modality_dropout / 2
-        lots = torch.stack([torch.rand(rows.shape[1], generator=draws, device=self.device) for draws in self.lots])
+        draws = torch.stack(
+            [torch.rand(rows.shape[1], generator=own, device=self.device) for own in self.modality_generators]
+        )
         present = [~torch.isnan(x[rows]).any(dim=-1) for x in window.features.values()]  # (heads, batch) each
         complete = torch.stack(present).all(dim=0)
         mask = torch.ones(*rows.shape, sum(self.config.dims.values()), device=self.device)
-        for modality, gone in zip(self.config.modalities, (lots < share, lots >= 1 - share), strict=True):
-            mask[..., self._columns[modality]] = (~(gone & complete)).float()[..., None]
+        for modality, dropped in zip(self.config.modalities, (draws < share, draws >= 1 - share), strict=True):
+            mask[..., self._columns[modality]] = (~(dropped & complete)).float()[..., None]
         return mask
 
     def _mixing(self, shape: torch.Size) -> _Mixing:
         heads, batch = shape
-        shares = [rng.beta(self.settings.mixup, self.settings.mixup) for rng in self.mixing]
-        partners = np.stack([rng.permutation(batch) for rng in self.mixing])
+        shares = [rng.beta(self.settings.mixup, self.settings.mixup) for rng in self.mixup_generators]
+        partners = np.stack([rng.permutation(batch) for rng in self.mixup_generators])
         return _Mixing(
             torch.tensor(shares, dtype=torch.float32, device=self.device)[:, None, None],
             torch.from_numpy(partners).to(self.device),
@@ -277,7 +282,7 @@ class Stack:
         return not (self.settings.mixup or self.settings.label_smoothing or self.class_weights is not None)
 
     def _soft_targets(self, targets: torch.Tensor, mixed: _Mixing | None) -> torch.Tensor:
-        """(heads, batch, C): what each clip's probabilities are held against; a row sums to the clip's weight."""
+        """Return target probabilities times the clip's weight, (heads, batch, C); a row sums to the weight."""
         classes = len(self.config.classes)
         weights = torch.ones(targets.shape, device=self.device)
         if self.class_weights is not None:
@@ -291,7 +296,7 @@ class Stack:
         return soft.mul(1 - smoothing).add_(soft.sum(dim=2, keepdim=True), alpha=smoothing / classes)
 
     def _forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Inputs of each layer, after ReLU and dropout, and the logits (heads, batch, C)."""
+        """Return the inputs of each layer, after ReLU and dropout, and the logits (heads, batch, C)."""
         *hidden, last = self.layers
         inputs = [x]
         for layer in hidden:
@@ -302,16 +307,16 @@ class Stack:
         return inputs, linear.forward(x, last.weight, last.bias)
 
     def _dropout_mask(self, x: torch.Tensor) -> torch.Tensor:
-        """0 or 1 / (1 - p); `rand >= p` takes a third of the time of `bernoulli_`."""
+        """Return 0 or 1 / (1 - p) in x's shape; `rand >= p` takes a third of the time of `bernoulli_`."""
         mask = torch.empty_like(x)
-        for part, draws in zip(mask, self.masks, strict=True):
-            part.uniform_(generator=draws)
+        for part, own in zip(mask, self.dropout_generators, strict=True):
+            part.uniform_(generator=own)
         return mask.ge_(self.dropout).mul_(1 / (1 - self.dropout))
 
     def _backward(self, inputs: list[torch.Tensor], gradient: torch.Tensor, rate: float) -> torch.Tensor:
-        """Update all layers, from the last to the first; returns the gradient of the fused vectors if they learn.
+        """Update all layers, from the last to the first; return the gradient of the fused vectors if they are learned.
 
-        An input is positive where ReLU let it pass and dropout kept it: there, and only there, gradients pass too.
+        A layer's input is positive exactly where ReLU and dropout passed it, so gradients pass there and only there.
         """
         for index in reversed(range(len(inputs))):
             layer, x = self.layers[index], inputs[index]
@@ -333,7 +338,7 @@ class Stack:
         soft: torch.Tensor | None,
         rate: float,
     ) -> None:
-        """Update the parameters of transform, fusion and auxiliary classifiers; autograd knows them."""
+        """Update the parameters of transform, fusion and auxiliary classifiers; their gradients come from autograd."""
         for parameter in self._front:
             parameter.grad = None
         roots, gradients = [fused], [gradient]
@@ -353,8 +358,8 @@ class Stack:
 
     @torch.no_grad()
     def validate(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Summed cross entropy (heads,) float64 and right answers (heads,) of a window's clips, without dropout."""
-        window = self._own(window)
+        """Return a window's summed cross entropy (heads,) float64 and correct predictions (heads,), without dropout."""
+        window = self._select_modalities(window)
         heads, clips = len(self.heads), len(window.targets)
         loss, right = np.zeros(heads), np.zeros(heads)
         for start in range(0, clips, VALIDATION_ROWS):
@@ -371,7 +376,7 @@ class Stack:
         return loss, right
 
     def state(self, position: int) -> dict[str, np.ndarray]:
-        """A copy of one head's parameters and buffers, as `AlphaFusion.load_state_dict` takes them."""
+        """Return a copy of one head's parameters and buffers, as in `AlphaFusion.load_state_dict`."""
         whole = self.heads[position].state_dict()
         state = {name: value.clone() for name, value in whole.items() if not name.startswith("layers.")}
         for index, layer in enumerate(self.layers):
@@ -383,19 +388,19 @@ class Stack:
 
 
 class _Mixing(NamedTuple):
-    """How mixup combines a batch with itself in another order."""
+    """One draw of mixup: combines a batch with a permutation of itself."""
 
     shares: torch.Tensor  # (heads, 1, 1) in [0, 1]
     partners: torch.Tensor  # (heads, batch)
     heads: torch.Tensor  # (heads, 1)
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
-        """(heads, batch, anything) mixed."""
+        """Return x (heads, batch, ...) mixed."""
         return self.shares * x + (1 - self.shares) * x[self.heads, self.partners]
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, soft: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross entropy (heads,) of logits (heads, batch, C), and its gradient, of their shape.
+    """Return the mean cross entropy (heads,) of logits (heads, batch, C), and its gradient (heads, batch, C).
 
     With soft targets T: -sum(T log p) / sum(T), whose gradient is (p sum_C(T) - T) / sum(T).
     """

@@ -1,20 +1,21 @@
-"""Training heads: many at once, each a function of its seed alone.
+"""Training heads: many at once, each determined by its seed alone.
 
-    configurations x seeds -> stacks of heads -> here, in threads or in processes -> trained heads
+    configurations x seeds -> stacks of heads -> trained in threads, processes or Ray tasks -> trained heads
 
-A head's initial weights, the order of its clips and its dropout are drawn from generators that its seed alone decides,
-so that it comes out the same alone, in any company, in this process or in another one (to rounding where a stack or
-several threads share its sums), and experiments of one seed share order and dropout: paired comparisons gain.
+A head's initial weights, the order of its clips and its dropout are drawn from generators that depend on its seed
+alone. So a head comes out the same whichever heads are trained with it, and in whichever process (up to rounding where
+a stack or several threads share its sums). Experiments of one seed share order and dropout, which makes paired
+comparisons more precise.
 
-How they are spread (`benchmarks/bench_heads.py` shows why):
+How heads are distributed (`benchmarks/bench_heads.py` measures the reasons):
 
-- on the CPU, heads as large as the paper's are trained one by one, each on one thread, side by side: their steps are
-  bound by memory, and stacking them only takes more of it at a time. Small ones (a linear probe) are stacked, because
-  there the operations' overhead decides.
-- threads start at once and share the embeddings; small steps on more than `THREADS_AT_MOST` cores wait for Python's
-  lock, so long work of that kind goes to processes.
-- on CUDA, all heads of a shape are one stack, whose products are batched.
-- on a Ray cluster (`ray`), stacks go to its nodes. They are the same stacks, on as many threads each.
+- On the CPU, heads of the paper's size are trained in parallel, each on one thread: their steps are limited by memory
+  bandwidth, and stacking would only increase the memory in use. Small heads (a linear probe) are stacked, because
+  the overhead of operations dominates their steps.
+- Threads start quickly and share the embeddings. Small steps on more than `MAX_THREADS` cores wait for Python's
+  global lock, so long runs of small steps use processes.
+- On CUDA, all heads of a shape form one stack with batched products.
+- On a Ray cluster (`ray`), nodes train the same stacks with the same number of threads each.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ from alphafuse.system.processes import end_with_parent, free_memory_bytes
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .batches import Source, Streamed, make_source
-from .epochs import History, Member, Reporter, Result, Shipped, Splits, train_stacks
+from .epochs import History, Member, PackedSplits, Reporter, Result, Splits, train_stacks
 from .ray import train_on_ray
 from .settings import TrainSettings
 
-THREADS_AT_MOST = 4  # small steps: a third of one is Python's, which one thread at a time can run
+MAX_THREADS = 4  # for small steps: a third of such a step is Python code, which runs in one thread at a time
 SMALL_STEP_SECONDS = 0.01
-PROCESS_START_SECONDS = 5.0  # measured: a new process that imports torch, two at a time on 2 cores
-SMALL_HEAD = 400_000  # weights; up to there a step's overhead outweighs its arithmetic, and heads are stacked
+PROCESS_START_SECONDS = 5.0  # measured: start of a process that imports torch, two at a time on 2 cores
+SMALL_HEAD = 400_000  # weights; in smaller heads a step's overhead exceeds its arithmetic, so they are stacked
 STACK_CPU, STACK_CUDA = 4, 64
 MOMENT_ROWS = 65_536  # rows whose moments are summed at a time: bounds memory
-RESERVED = 4  # a head in training takes its weights four times: weights, two moments, and a result or gradient
+COPIES_IN_TRAINING = 4  # copies of a head's weights in memory: weights, two moments, and a result or gradient
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class TrainedHead:
     """One trained head.
 
     Attributes:
-        head: in eval mode, on the CPU.
-        seed: what it is a function of.
-        history: per epoch.
-        epoch: the epoch whose weights it has, from 1: the last, or with `patience` the one of least validation loss.
+        head: the head in eval mode, on the CPU.
+        seed: the seed of its random generators.
+        history: losses and accuracy per epoch.
+        epoch: the epoch of its weights, from 1: the last, or with `patience` the one with the lowest validation loss.
         dropped: "train" and "val" -> clips left out because they lack a modality that the head reads.
     """
 
@@ -102,30 +103,30 @@ def train_heads(
     """Train every head with every seed.
 
     Args:
-        train, val: embeddings in memory or on disk; labels must occur in the heads' classes (val labels that training
-            lacks are fine). A train split on disk whose features exceed `settings.memory_gb` is streamed (see
+        train, val: embeddings in memory or on disk; labels must occur in the heads' classes (val may have labels that
+            train lacks). A train split on disk whose features exceed `settings.memory_gb` is streamed (see
             `heads.training.batches`): one pass over the store per epoch for all heads together, as long as they fit
             into half of the free memory.
-        heads: what to train, with hidden layers, dropout, normalisation and absent clips as each says itself.
+        heads: configurations to train; each has its own hidden layers, dropout, normalisation and absent clips.
         seeds: whole numbers of at least 0.
-        settings: how: epochs, batch size, Adam's settings, regularisation, device. Its layers and the like are those of
-            heads that are still to be described (`Experiment.head_config`), and change nothing here.
-        class_weights: label -> how much its clips count, above 0, in place of `settings.class_weights`; 1 for others.
-        progress: its `advance` counts finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in all; the
+        settings: epochs, batch size, Adam's settings, regularisation, device. Its fields of `HeadSettings` are ignored:
+            each configuration has its own.
+        class_weights: label -> weight of its clips, above 0, in place of `settings.class_weights`; other labels have 1.
+        progress: its `advance` counts finished epochs, `len(heads) * len(seeds) * settings.total_epochs` in total; the
             caller starts and stops it.
-        workers: threads or processes; 1 trains one stack after the other; None takes all cores. Local engine only.
-        engine: who spreads the heads: "local" (this machine's cores), or "ray" (the nodes of a Ray cluster). The heads
-            are the same to the digit, on nodes with the same kind of processor and the same versions.
-        address: of Ray's cluster, as `alphafuse.system.cluster.connected` takes it.
+        workers: threads or processes; 1 trains the stacks in sequence; None uses all cores. Local engine only.
+        engine: "local" trains on this machine's cores, "ray" on the nodes of a Ray cluster. The heads are the same to
+            the digit on nodes with the same kind of processor and the same versions.
+        address: address of the Ray cluster, as in `alphafuse.system.cluster.connected`.
 
     Returns:
         Heads in the order heads[0] with each seed, heads[1] with each seed, ...
 
     Raises:
-        EmptySplitError: a split has no clip that a head could use.
-        ExperimentError: a label outside of a head's classes, a bad seed, settings that don't go together, or a loss
-            that stops being finite.
-        ClusterError: an unknown engine, no Ray, no such cluster, or nodes that can't do it.
+        EmptySplitError: a split has no clip that a head can use.
+        ExperimentError: a label outside of a head's classes, a bad seed, contradicting settings, or a loss that is not
+            finite.
+        ClusterError: an unknown engine, no Ray, no such cluster, or nodes that can't train.
 
     >>> from alphafuse import Dataset, Experiment, HeadConfig, TrainSettings, train_heads
     >>> dataset = Dataset.open("demo")
@@ -146,13 +147,13 @@ def train_heads(
             raise ExperimentError(f"the weight of class {label} must be above 0, not {weight}")
     device = choose_device(settings.device)
     memory = memory_bytes(settings, device)
-    usable: dict[tuple[Any, ...], Usable] = {}  # what a head reads -> the clips that it can use
+    usable: dict[tuple[Any, ...], UsableClips] = {}  # (modalities, absent) of a head -> the clips that it can use
     kinds: dict[tuple[Any, ...], list[HeadConfig]] = {}  # heads that are trained on the same clips
     kind_of_head = []
     for config in heads:
         reads = (config.modalities, config.settings.absent)
         if reads not in usable:
-            usable[reads] = Usable(*(usable_clips(source, config) for source in (train, val)))
+            usable[reads] = UsableClips(*(usable_clips(source, config) for source in (train, val)))
         kind = (config.classes, usable[reads].key)
         kinds.setdefault(kind, []).append(config)
         kind_of_head.append(kind)
@@ -172,7 +173,7 @@ def train_heads(
                 results[result.position] = result
     trained = []
     for member, split in zip(members, of_member, strict=True):
-        result = results.pop(member.position)  # so that many heads' weights are held only once
+        result = results.pop(member.position)  # frees the arrays, so that each head's weights are in memory once
         head = AlphaFusion(member.config)
         head.load_state_dict({name: torch.tensor(value) for name, value in result.weights.items()})
         trained.append(TrainedHead(head.eval(), member.seed, result.history, result.epoch, split.dropped))
@@ -192,14 +193,14 @@ def _check(heads: Sequence[HeadConfig], seeds: Sequence[int], settings: TrainSet
 
 
 def memory_bytes(settings: TrainSettings, device: torch.device) -> int:
-    """Memory that training features may take: as the settings say, or half of what is free on the device."""
+    """Return the bytes that training features may use: `memory_gb`, or half of the device's free memory."""
     if settings.memory_gb is not None:
         return int(settings.memory_gb * 1e9)
     return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()) // 2
 
 
 def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """(clips,) int64 positions of labels in classes; `ExperimentError` for a label that isn't there."""
+    """Return the positions of labels in classes, (clips,) int64; `ExperimentError` for an unknown label."""
     position = {label: index for index, label in enumerate(classes)}
     try:
         if isinstance(labels, Texts):
@@ -209,32 +210,32 @@ def class_indices(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         raise ExperimentError(unknown("label", error.args[0], classes)) from None
 
 
-# what is trained on
+# the clips to train on
 
 
-class Usable(NamedTuple):
-    """Which clips heads can use, (clips,) bool of each split; equal keys mean the same clips."""
+class UsableClips(NamedTuple):
+    """Masks of the clips that heads can use, (clips,) bool per split; equal keys mean the same clips."""
 
     train: np.ndarray
     val: np.ndarray
 
     @property
     def key(self) -> tuple[bytes, bytes]:
-        """The same, hashable."""
+        """The masks, packed and hashable."""
         return np.packbits(self.train).tobytes(), np.packbits(self.val).tobytes()
 
 
 def _load(
     train: EmbeddingSource,
     val: EmbeddingSource,
-    usable: Usable,
+    usable: UsableClips,
     configs: Sequence[HeadConfig],
     settings: TrainSettings,
     class_weights: Mapping[str, float] | None,
     device: torch.device,
     memory: int,
 ) -> Splits:
-    """The usable clips, which are the same for all these heads; a quarter of the memory is for validation."""
+    """Load the usable clips, the same for all these heads; a quarter of the memory is for validation."""
     config = configs[0]
     modalities = tuple(name for name in MODALITIES if any(name in one.modalities for one in configs))
     sources, dropped = {}, {}
@@ -262,7 +263,7 @@ def _load(
 
 
 def _with_moments(members: Sequence[Member], source: Source, device: torch.device) -> list[Member]:
-    """The members, those with zscore knowing the moments of their transformed training embeddings; one pass for all."""
+    """Return the members; those with zscore get the moments of their transformed training embeddings, in one pass."""
     kinds: dict[tuple[object, ...], tuple[AlphaFusion, dict[str, _Moments]]] = {}
     for config in (member.config for member in members if member.config.normalize == "zscore"):
         kind = config.preparation
@@ -282,29 +283,29 @@ def _with_moments(members: Sequence[Member], source: Source, device: torch.devic
 
 
 class _Moments:
-    """Mean and standard deviation per dimension, summed up in float64 over windows."""
+    """Mean and standard deviation per dimension, accumulated in float64 over windows."""
 
     def __init__(self, dim: int) -> None:
         self.count = 0
-        self.sums = torch.zeros(2, dim, dtype=torch.float64)  # of x and of x^2
+        self.sums = torch.zeros(2, dim, dtype=torch.float64)  # sums of x and of x^2
 
     @torch.no_grad()
     def add(self, transform: torch.nn.Module, x: torch.Tensor) -> None:
-        """Add the transformed embeddings (rows, dim); rows of NaN are absent."""
+        """Add transformed embeddings (rows, dim); rows of NaN are absent embeddings."""
         for part in x.split(MOMENT_ROWS):
             y = transform(part[~torch.isnan(part).any(dim=1)]).double()
             self.count += len(y)
             self.sums += torch.stack([y.sum(dim=0), y.square().sum(dim=0)]).cpu()
 
     def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(dim,) float32 each; a deviation that is nothing but rounding counts as 1."""
+        """Return mean and standard deviation, (dim,) float32 each; a deviation of mere rounding error becomes 1."""
         mean, square = self.sums / max(self.count, 1)
         variance = (square - mean * mean).clamp_min(0)
         std = torch.where(variance > 1e-12 * square.clamp_min(1e-30), variance.sqrt(), torch.ones_like(variance))
         return mean.float(), std.float()
 
 
-# how it is spread
+# distribution over threads, processes and nodes
 
 
 def _train_on_split(
@@ -325,25 +326,25 @@ def _train_on_split(
         threads = _threads_each(min(cores, len(stacks)), step, cores)
         yield from train_on_ray(ray, stacks, split, settings, device, report, threads=threads)
         return
-    if isinstance(split.train, Streamed):  # all heads of a group go through the store together
+    if isinstance(split.train, Streamed):  # one pass over the store per epoch trains all heads of a group
         weights = max(_weights(member.config) for member in members)
         room = max(memory, free_memory_bytes() // 2) if device.type == "cpu" else memory
-        size = max(cores, room // (4 * RESERVED * weights * max(map(len, stacks))))
+        size = max(cores, room // (4 * COPIES_IN_TRAINING * weights * max(map(len, stacks))))
         for start in range(0, len(stacks), size):
             group = stacks[start : start + size]
             with _threads(min(cores, len(group)), step, cores, report) as pool:
                 yield from train_stacks(group, split, settings, device, report, pool)
         return
-    side_by_side = min(cores, len(stacks)) if device.type == "cpu" else 1
+    parallel = min(cores, len(stacks)) if device.type == "cpu" else 1
     seconds = step * settings.total_epochs * split.train.steps(settings.batch_size) * len(stacks)
     if (
-        side_by_side > THREADS_AT_MOST
+        parallel > MAX_THREADS
         and step < SMALL_STEP_SECONDS
-        and seconds * (1 / THREADS_AT_MOST - 1 / side_by_side) > PROCESS_START_SECONDS
+        and seconds * (1 / MAX_THREADS - 1 / parallel) > PROCESS_START_SECONDS
     ):
-        yield from _train_in_processes(stacks, split, settings, report, side_by_side)
+        yield from _train_in_processes(stacks, split, settings, report, parallel)
         return
-    with _threads(side_by_side, step, cores, report) as pool:
+    with _threads(parallel, step, cores, report) as pool:
         tasks = {submit(pool, train_stacks, [stack], split, settings, device, report) for stack in stacks}
         while tasks:
             done = wait_for_any(tasks)
@@ -353,16 +354,16 @@ def _train_on_split(
 
 
 def _stacks(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
-    """Members that are trained as one: of the same shape, as many as pay on the device.
+    """Group members of the same shape into stacks, of the size that is fastest on the device.
 
-    Heads whose transform or fusion learns come alone.
+    A head with a learned transform or fusion gets a stack of its own.
     """
 
     def shape(member: Member) -> str:
         config = member.config
         learned = config.experiment.learns
-        more = config.settings.dropout, config.settings.modality_dropout, config.experiment.fusion, learned
-        return repr((config.modalities, _widths(config), *more))
+        options = config.settings.dropout, config.settings.modality_dropout, config.experiment.fusion, learned
+        return repr((config.modalities, _widths(config), *options))
 
     stacks = []
     for _, group in groupby(sorted(members, key=shape), key=shape):
@@ -378,32 +379,31 @@ def _widths(config: HeadConfig) -> tuple[int, ...]:
 
 
 def _weights(config: HeadConfig) -> int:
-    """Weights of the fully connected layers after concat; other fusions have as many in order of magnitude."""
+    """Return the number of weights of the layers after concat; other fusions have the same order of magnitude."""
     return sum(a * b for a, b in pairwise(_widths(config)))
 
 
 def _step_seconds(config: HeadConfig, settings: TrainSettings) -> float:
-    """Rough time of one head's step on one core: 0.3 ms, 0.4 ns per weight for Adam, and products at 100 GFLOP/s."""
+    """Estimate a head's step on one core: 0.3 ms, plus 0.4 ns per weight for Adam, plus products at 100 GFLOP/s."""
     return 3e-4 + _weights(config) * (4e-10 + 6e-11 * settings.batch_size)
 
 
 def _threads_each(count: int, step_seconds: float, cores: int) -> int:
-    """Cores that each of so many threads computes on."""
+    """Return the number of cores for each of `count` threads."""
     return max(1, cores // count) if step_seconds > SMALL_STEP_SECONDS else 1
 
 
 @contextmanager
 def _threads(count: int, step_seconds: float, cores: int, report: Reporter) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads compute on one core each, or share all cores when there are fewer of them and work is large.
+    """A pool of `count` threads: one core each, or more when there are fewer threads than cores and steps are large.
 
-    What ends the block early (an error in one thread, Ctrl-C) stops the others. PyTorch's own number of threads is as
-    before afterwards.
+    An error in one thread, or Ctrl-C, stops the others. PyTorch's own number of threads is restored afterwards.
     """
     before = torch.get_num_threads()
     each = _threads_each(count, step_seconds, cores)
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
     try:
-        torch.set_num_threads(each)  # for what the pool's threads start from
+        torch.set_num_threads(each)  # new threads inherit it
         yield pool
     except BaseException:
         report.stop()
@@ -416,14 +416,14 @@ def _threads(count: int, step_seconds: float, cores: int, report: Reporter) -> I
 def _train_in_processes(
     stacks: Sequence[Sequence[Member]], split: Splits, settings: TrainSettings, report: Reporter, workers: int
 ) -> Iterator[Result]:
-    """Train in worker processes, which are stopped when anything (Ctrl-C too) ends this early."""
-    shipped = Shipped.of(split)
-    # mmap_mode "c": large arrays are shared through files, and torch gets an array that it may call writable
+    """Train in worker processes; an error or Ctrl-C stops them."""
+    packed = PackedSplits.of(split)
+    # mmap_mode "c" (copy-on-write): large arrays are shared through files, and torch gets arrays marked as writable
     with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(
             return_as="generator_unordered", mmap_mode="c", batch_size=1, pre_dispatch="2*n_jobs"
         )
-        done = parallel(joblib.delayed(_train_in_worker)(stack, shipped, settings, os.getpid()) for stack in stacks)
+        done = parallel(joblib.delayed(_train_in_worker)(stack, packed, settings, os.getpid()) for stack in stacks)
         try:
             for results in done:
                 report.finished(settings.total_epochs * len(results))
@@ -436,7 +436,9 @@ def _train_in_processes(
             done.close()
 
 
-def _train_in_worker(stack: Sequence[Member], shipped: Shipped, settings: TrainSettings, parent: int) -> list[Result]:
+def _train_in_worker(
+    stack: Sequence[Member], packed: PackedSplits, settings: TrainSettings, parent: int
+) -> list[Result]:
     end_with_parent(parent)
     torch.set_num_threads(1)
-    return train_stacks([stack], shipped.unpacked(), settings, torch.device("cpu"), Reporter())
+    return train_stacks([stack], packed.unpacked(), settings, torch.device("cpu"), Reporter())

@@ -45,10 +45,10 @@ def test_every_part_measures_its_figures(quick: Bench) -> None:
         for figure in part.figures:
             assert len(figure.values) == 1 and all(value >= 0 for value in figure.values), figure
             assert figure.is_met is None, "quick sizes have no targets"
-    assert quick["decode"]["clips whose frames are those of decoding everything"].median == 100
-    assert quick["models"]["largest difference of embeddings from HuggingFace's"].median < 10
-    assert quick["overlap"]["wall time x cores by seconds of decoding and models"].median > 0
-    assert quick["memory"]["most memory, all processes"].median > 100
+    assert quick["decode"]["clips with the same frames as decoding everything"].median == 100
+    assert quick["models"]["largest difference from HuggingFace's embeddings"].median < 10
+    assert quick["overlap"]["wall time x cores / seconds of decoding and models"].median > 0
+    assert quick["memory"]["peak memory, all processes"].median > 100
 
 
 @pytest.mark.slow
@@ -86,8 +86,8 @@ def test_both_engines_are_measured(clips: Path) -> None:
     assert [figure.name for figure in found.figures] == [
         "local engine, warm",
         "ray engine, warm",
-        "local engine, most memory of all",
-        "ray engine, most memory of all",
-        "time per clip, Ray's by the local engine's",
+        "local engine, peak memory",
+        "ray engine, peak memory",
+        "time per clip, Ray / local engine",
     ]
     assert all(figure.median > 0 for figure in found.figures)

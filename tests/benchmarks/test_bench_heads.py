@@ -132,7 +132,7 @@ def test_targets_are_reported_as_met_or_missed() -> None:
     slow = Figure("slow", "s", (3.5, 2.9, 4.0), most=3.0)
     assert (fast.is_met, slow.is_met, Figure("free", "s", (1.0,)).is_met) == (True, False, None)
     part = Part("start", "setup", (fast, slow), ("a note",))
-    text = format_bench(Bench("Heads on the CPU", Machine.at_hand(), (part,), 3, False, 60.0))
+    text = format_bench(Bench("Heads on the CPU", Machine.current(), (part,), 3, False, 60.0))
     assert "4.50 x  3.90..5.00  at least 4.00: met" in text
     assert "3.50 s  2.90..4.00  at most 3.00: missed" in text
     assert "a note" in text
@@ -187,7 +187,7 @@ def test_plain_loop_trains_and_scikit_learn_trains_all_epochs() -> None:
 
 
 def test_measuring_stacks_restores_the_constants_of_training(quick: tuple[Bench, list[str]]) -> None:
-    assert (training.STACK_CPU, training.SMALL_HEAD, training.THREADS_AT_MOST) == (4, 400_000, 4)
+    assert (training.STACK_CPU, training.SMALL_HEAD, training.MAX_THREADS) == (4, 400_000, 4)
     assert (training.SMALL_STEP_SECONDS, training.PROCESS_START_SECONDS) == (0.01, 5.0)
 
 

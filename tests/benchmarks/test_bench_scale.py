@@ -199,7 +199,7 @@ def test_a_thousand_nodes_are_simulated_and_the_seed_determines_the_result() -> 
 
 def test_a_run_that_fails_faster_than_it_works_is_an_error() -> None:
     hopeless = replace(PLAIN, node_hours=0.0003, node_return_seconds=1.0)  # a node lives for a second, a step takes six
-    with pytest.raises(ClusterError, match=r"comes to no end: 0 of 30 clips are stored after \d+ h"):
+    with pytest.raises(ClusterError, match=r"does not finish: 0 of 30 clips are stored after \d+ h"):
         simulate(hopeless)
 
 

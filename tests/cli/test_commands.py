@@ -200,7 +200,7 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(run("fit", "--seeds", "0", "--root", extracted), "seeds must be")
     assert_one_line_error(run("fit", "--run", "a/b", "--root", extracted), "can't name a run")
     assert_one_line_error(run("fit", "--run", "x" * 300, "--root", extracted), "can't name a run")
-    assert_one_line_error(run("fit", "--run", "table1", "--root", extracted), "is that of `alphafuse table1`")
+    assert_one_line_error(run("fit", "--run", "table1", "--root", extracted), "is reserved for `alphafuse table1`")
     assert_one_line_error(
         run("fit", "--transform", "scale", "--alpha", "1e300", "--on", "ast", "--root", extracted), "finite number"
     )

@@ -227,7 +227,7 @@ def test_columns_are_halved_by_default() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert estimator(timesformer_dim=None).fit(X, Y).head_.config.dims == {"timesformer": 4, "ast": 4}
-    with pytest.warns(UserWarning, match="7, has no halves: TimeSformer gets 3, AST the others") as found:
+    with pytest.warns(UserWarning, match="an odd number of columns, 7: TimeSformer gets 3, AST the others") as found:
         assert estimator(timesformer_dim=None).fit(X[:, :7], Y).head_.config.dims == {"timesformer": 3, "ast": 4}
     assert found[0].filename == __file__
 

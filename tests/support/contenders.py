@@ -10,7 +10,7 @@ from measuring import Turn
 
 def who_and_when(turn: Turn) -> dict[str, float]:
     """Return the process id, the turn, and the seconds since the request."""
-    return {"process": os.getpid(), "turn": turn.number, "waited": time.time() - turn.asked}
+    return {"process": os.getpid(), "turn": turn.number, "waited": time.time() - turn.requested}
 
 
 def die(turn: Turn) -> dict[str, float]:

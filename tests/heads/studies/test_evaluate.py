@@ -115,7 +115,7 @@ def test_embeddings_of_another_encoder_or_protocol_are_refused(tmp_path: Path, f
 
 
 def test_a_folder_that_is_not_a_run_is_refused_by_name(dataset: Dataset, fused: RunResult, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="lies in no dataset root"):
+    with pytest.raises(ExperimentError, match="is not inside a dataset root"):
         evaluate(tmp_path / "nothing")
     with pytest.raises(ExperimentError, match=r"no such run: .*missing"):
         evaluate(dataset.root / "runs" / "missing")

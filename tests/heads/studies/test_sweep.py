@@ -53,7 +53,7 @@ def test_alphas_are_decimal_and_include_the_end(text: str, alphas: tuple[float, 
 
 @pytest.mark.parametrize("text", ["", "a:b:c", "0:1", "0:1:0", "1:0:0.1", "0:1:1e-9", "0:inf:1"])
 def test_text_that_is_not_a_list_of_alphas_is_refused(text: str) -> None:
-    with pytest.raises(ExperimentError, match=r"are no alphas|means \d+ alphas"):
+    with pytest.raises(ExperimentError, match=r"invalid alphas|means \d+ alphas"):
         parse_alphas(text)
 
 
@@ -131,7 +131,7 @@ def test_ties_of_accuracy_are_decided_by_the_lowest_loss(found: Sweep) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"on": (), "alphas": (1.0,)}, "needs something to transform"),
+        ({"on": (), "alphas": (1.0,)}, "needs modalities and alphas"),
         ({"on": ("ast",), "alphas": (1.0, 1.0)}, "occurs twice"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqrt"}, r"'sqrt' takes no alpha to sweep: choose from power"),
         ({"on": ("sound",), "alphas": (1.0,)}, "unknown modality 'sound'"),

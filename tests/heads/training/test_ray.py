@@ -58,7 +58,7 @@ def at_work() -> list[psutil.Process]:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if "_train_here" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                if "_train_on_node" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:  # the process has just ended
                 continue
@@ -122,16 +122,16 @@ def processes_of(node: Any) -> list[Any]:
 def test_a_streamed_store_is_read_once_per_node_and_epoch(dataset: Dataset, nodes: Any) -> None:
     """Two nodes run two tasks for any number of heads."""
     members = [[object()] for _ in range(7)]
-    groups, side_by_side = heads_cluster._per_node(members, [0, 1, 1])  # type: ignore[arg-type]
-    assert [len(group) for group in groups] == [4, 3] and side_by_side == 1
+    groups, parallel = heads_cluster._per_node(members, [0, 1, 1])  # type: ignore[arg-type]
+    assert [len(group) for group in groups] == [4, 3] and parallel == 1
     assert heads_cluster._per_node(members, [2, 64, 40])[1] == 40  # type: ignore[arg-type]
 
 
 def test_few_more_tasks_are_started_than_the_cluster_can_run() -> None:
     """Otherwise they would continue after an error if the Ray session is not ours."""
     nodes = [{"Resources": {"CPU": 8.0}}, {"Resources": {"CPU": 6.0}}, {"Resources": {}}]
-    assert heads_cluster._at_once(nodes, 4) == 6
-    assert heads_cluster._at_once(nodes, 64) == 2  # while the large node is away
+    assert heads_cluster._max_tasks(nodes, 4) == 6
+    assert heads_cluster._max_tasks(nodes, 64) == 2  # while the large node is away
 
 
 def test_an_error_on_a_node_is_the_same_error_in_the_driver(
@@ -149,7 +149,7 @@ def test_an_error_on_a_node_is_the_same_error_in_the_driver(
     stored = dataset.embeddings("train", max_bytes=0)
     original = type(stored).absolute
     monkeypatch.setattr(type(stored), "absolute", lambda self: _moved(original(self), tmp_path / "elsewhere"))
-    with pytest.raises(AlphafuseError, match=r"the node .* doesn't see .*elsewhere.*: put the root where all nodes"):
+    with pytest.raises(AlphafuseError, match=r"the node .* can't read .*elsewhere.*: put the root where all nodes"):
         train_heads(stored, val, [config], [3], settings=STREAMED, engine="ray")
 
 

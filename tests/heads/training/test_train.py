@@ -247,7 +247,7 @@ def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypat
     counts = {"alone": RecordedProgress(), "threads": RecordedProgress(), "processes": RecordedProgress()}
     alone = train(*heads, seeds=(0, 1), workers=1, progress=counts["alone"])
     threads = train(*heads, seeds=(0, 1), workers=2, progress=counts["threads"])
-    monkeypatch.setattr(training, "THREADS_AT_MOST", 1)
+    monkeypatch.setattr(training, "MAX_THREADS", 1)
     monkeypatch.setattr(training, "PROCESS_START_SECONDS", -1.0)
     processes = train(*heads, seeds=(0, 1), workers=2, progress=counts["processes"])
     assert all(close(a, b) and close(a, c) for a, b, c in zip(alone, threads, processes, strict=True))
