@@ -7,7 +7,7 @@ decoding/   a file -> frames and a waveform, in worker processes
 encoders/   frames or a waveform -> an embedding
 jobs        plain values between these: a clip to embed, clips that are embedded, what is done
 settings    how to extract
-files       files -> embeddings in memory, for prediction
+in_memory   files -> embeddings in memory, for prediction
 resample    clips of a store extracted again, to check the stored embeddings
 planning    what extraction would do, and how long it would take
 """

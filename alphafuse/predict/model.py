@@ -21,7 +21,7 @@ from alphafuse.extract.encoders.encoder import Encoder, Placement
 from alphafuse.extract.encoders.families import load_encoders
 from alphafuse.extract.encoders.hub import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
-from alphafuse.extract.files import EmbeddedFiles, embed_files
+from alphafuse.extract.in_memory import EmbeddedFiles, embed_files
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run, require_recipe
