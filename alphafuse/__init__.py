@@ -38,16 +38,17 @@ if TYPE_CHECKING:
     from alphafuse.extract.encoders.checkpoints import convert_ast, convert_timesformer
     from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
     from alphafuse.extract.planning import ExtractPlan, Rates, plan_extraction
-    from alphafuse.extract.resample import Resampling, resample
+    from alphafuse.extract.recheck import Resampling, resample
     from alphafuse.extract.settings import ExtractSettings
     from alphafuse.heads.estimator import AlphaFusionClassifier
     from alphafuse.heads.model.config import Experiment, HeadConfig, HeadSettings
     from alphafuse.heads.model.head import AlphaFusion
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
+    from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.compare import CompareTable, compare
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
-    from alphafuse.heads.studies.runs import TrainedRun, best_run, read_run
+    from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
     from alphafuse.heads.training.settings import TrainSettings
@@ -81,7 +82,7 @@ _HOMES = {
     "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
     "alphafuse.extract.decoding.probe": ("files_without_audio",),
     "alphafuse.extract.planning": ("ExtractPlan", "Rates", "plan_extraction"),
-    "alphafuse.extract.resample": ("Resampling", "resample"),
+    "alphafuse.extract.recheck": ("Resampling", "resample"),
     "alphafuse.extract.settings": ("ExtractSettings",),
     "alphafuse.extract.decoding.signatures": ("sign_clips",),
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
@@ -91,7 +92,8 @@ _HOMES = {
     "alphafuse.heads.model.config": ("Experiment", "HeadConfig", "HeadSettings"),
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
-    "alphafuse.heads.studies.runs": ("TrainedRun", "best_run", "read_run"),
+    "alphafuse.heads.studies.best_run": ("best_run",),
+    "alphafuse.heads.studies.runs": ("TrainedRun", "read_run"),
     "alphafuse.heads.training.settings": ("TrainSettings",),
     "alphafuse.heads.studies.sweep": ("Sweep", "parse_alphas", "sweep"),
     "alphafuse.heads.studies.table1": ("Table1", "table1"),

@@ -55,9 +55,9 @@ from alphafuse.extract.encoders.timesformer import frame_inputs
 from alphafuse.extract.encoders.transformer import model_flops
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.engines.local import LocalEngine
+from alphafuse.extract.missing import Work
 from alphafuse.extract.pipeline import ExtractReport, fill_store
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.extract.work import Work
 
 FRAMES = 8
 SPLIT = "test"

@@ -20,8 +20,8 @@ from alphafuse.system.devices import list_devices
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .jobs import Done
+from .missing import Work
 from .settings import ExtractSettings
-from .work import Work
 
 
 class Engine(Protocol):

@@ -22,8 +22,8 @@ from alphafuse.system.interrupts import map_in
 
 from .engines.embedder import Embedder, load_encoders
 from .jobs import Job
+from .missing import Work
 from .settings import ExtractSettings
-from .work import Work
 
 SAMPLE_CLIPS = 8
 SAMPLED_FILES = 1000  # clips whose files are checked, to find some to measure

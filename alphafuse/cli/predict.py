@@ -67,7 +67,8 @@ def predict(
     if as_csv and (why or as_json):
         raise click.UsageError("--csv can't be combined with --why or --json: use --json for everything")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set before torch is loaded, as in extract
-    from alphafuse.heads.studies.runs import best_run, read_run
+    from alphafuse.heads.studies.best_run import best_run
+    from alphafuse.heads.studies.runs import read_run
     from alphafuse.predict.explain import Explanation
     from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.report import predict as report

@@ -125,10 +125,10 @@ def store_verify(folder: Path, resample: int, seed: int, root: Path | None, as_j
     problems = embedding_store.verify()
     found = None
     if resample and not problems:
-        from alphafuse.extract import resample as resampling
+        from alphafuse.extract import recheck
 
         dataset = _dataset_of(folder, root)
-        found = resampling.resample(dataset, folder.name, resample, ExtractSettings(**arguments), seed=seed)
+        found = recheck.resample(dataset, folder.name, resample, ExtractSettings(**arguments), seed=seed)
     if as_json:
         content: dict[str, Any] = {"folder": str(folder), "shards": shards, "problems": problems}
         print_json(content | ({"resampled": report.resampling_json(found)} if found else {}))

@@ -12,7 +12,7 @@ from .tables import aligned
 
 if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.extract.pipeline import ExtractReport
-    from alphafuse.extract.resample import Resampling
+    from alphafuse.extract.recheck import Resampling
 
 LISTED_PROBLEMS = 10
 

@@ -21,8 +21,8 @@ from loky.backend.context import get_context
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import AlphafuseError
 from alphafuse.extract.jobs import Done
+from alphafuse.extract.missing import Work
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.extract.work import Work
 from alphafuse.system.interrupts import heed_interrupts
 from alphafuse.system.processes import free_memory_bytes, start_worker
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.extract.jobs import Batch, Done, Job, Jobs, join_batches
-from alphafuse.extract.work import Work
+from alphafuse.extract.missing import Work
 from alphafuse.system.claims import Claims
 from alphafuse.system.interrupts import hold_interrupts
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from alphafuse.errors import ClusterError, StoreError
 from alphafuse.extract.jobs import Done, Job, Jobs
+from alphafuse.extract.missing import Work
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.extract.work import Work
 from alphafuse.system.claims import Claims
 from alphafuse.system.cluster import alive_nodes, last_line, own_error
 from alphafuse.system.interrupts import hold_interrupts

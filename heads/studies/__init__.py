@@ -6,6 +6,7 @@ table1       the paper's table 1
 sweep        accuracy along alpha
 compare      every fusion and transform in one table, with control experiments
 evaluate     a trained run on a split: every metric, optionally against another run
+best_run     the run that `predict` uses when none is named
 runs         run folders: the only module that writes and reads them
 reproduce    the command or Python line that reproduces a run
 """

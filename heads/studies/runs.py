@@ -448,31 +448,6 @@ def read_run(folder: Path | str) -> TrainedRun:
         raise ExperimentError(f"config.json in {folder} is not a run's ({error!r}): {TRAIN_FIRST}") from None
 
 
-def best_run(dataset: Dataset) -> Path:
-    """Return the run of a root with the highest validation accuracy; among equals, with the lowest validation loss.
-
-    Candidates are the runs of `fit` and table 1's untransformed heads. Test figures are not used.
-
-    Raises:
-        ExperimentError: the root has no run with heads.
-
-    >>> from alphafuse import Dataset, best_run
-    >>> best_run(Dataset.open("demo")).parent.as_posix()
-    'demo/runs'
-    """
-    found: list[tuple[tuple[float, float], Path]] = []
-    for run in list_runs(dataset.root)[0]:
-        if run.kind == "fit" or (run.kind == "table1" and run.heads_folder(BASELINE.name).is_dir()):
-            try:
-                found.append((run.validation_rank(), run.folder))
-            except DAMAGED:
-                continue  # `read_run` reports the damage when the run is named
-    if found:
-        return min(found)[1]
-    runs = dataset.root / "runs"
-    raise ExperimentError(f"no trained run in {runs}: train one with `alphafuse fit --root {dataset.root}`")
-
-
 def dataset_of(run: Path) -> Dataset:
     """Open the dataset whose runs/ folder contains a run."""
     if (run / "dataset.json").is_file():

@@ -48,7 +48,7 @@ from alphafuse.extract.engines.embedder import Embedder, load_encoders
 from alphafuse.extract.engines.local import LocalEngine
 from alphafuse.extract.pipeline import fill_store
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.extract.work import Work
+from alphafuse.extract.missing import Work
 import alphafuse.extract.encoders.encoder, transformers  # slow imports, once for all lives
 dataset = Dataset.open(sys.argv[1])
 settings = ExtractSettings(timesformer=sys.argv[2], ast=sys.argv[3], device="cpu", workers=1, flush_seconds=0.05)

@@ -25,11 +25,11 @@ from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.engines.embedder import Embedder, load_encoders
 from alphafuse.extract.engines.local import LocalEngine
 from alphafuse.extract.jobs import Job
+from alphafuse.extract.missing import Work
 from alphafuse.extract.pipeline import extract_embeddings, fill_store
 from alphafuse.extract.planning import TEXT_BYTES, plan_extraction
-from alphafuse.extract.resample import resample
+from alphafuse.extract.recheck import resample
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.extract.work import Work
 from alphafuse.report.extract import format_report
 from alphafuse.system import claims
 

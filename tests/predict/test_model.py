@@ -24,8 +24,9 @@ from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.studies.best_run import best_run
 from alphafuse.heads.studies.fit import fit
-from alphafuse.heads.studies.runs import best_run, read_run
+from alphafuse.heads.studies.runs import read_run
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.predict.bundle import carried_encoder, export_run

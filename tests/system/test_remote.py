@@ -40,7 +40,7 @@ from alphafuse.extract.decoding.signatures import sign_clips
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
 from alphafuse.extract.engines import local as local_engine
 from alphafuse.extract.pipeline import extract_embeddings
-from alphafuse.extract.resample import resample
+from alphafuse.extract.recheck import resample
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system import remote as remote_module
 from alphafuse.system.claims import Claims

@@ -14,8 +14,8 @@ from support.extraction import Names, assert_same_stores, command, make, setting
 from alphafuse.errors import DeviceError, RecipeMismatchError
 from alphafuse.extract.engines.embedder import Embedder, load_encoders
 from alphafuse.extract.engines.local import LocalEngine
+from alphafuse.extract.missing import Work
 from alphafuse.extract.pipeline import extract_embeddings, fill_store
-from alphafuse.extract.work import Work
 from alphafuse.system.claims import Claims
 from alphafuse.system.devices import list_devices
 from alphafuse.system.progress import Progress

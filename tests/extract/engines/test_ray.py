@@ -32,9 +32,9 @@ from alphafuse.extract.engines import ray_stages as stages
 from alphafuse.extract.engines.embedder import embed_batch, library_versions
 from alphafuse.extract.engines.ray_pools import BLOCK_CLIPS, Node, plan_pools
 from alphafuse.extract.jobs import Done, Job
+from alphafuse.extract.missing import Work
 from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.extract.work import Work
 from alphafuse.system.claims import Claims, committing
 from alphafuse.system.cluster import connected, import_ray
 from alphafuse.system.progress import Progress
