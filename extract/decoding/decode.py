@@ -255,12 +255,14 @@ class _ShownSpans:
     @property
     def seconds(self) -> float:
         """Return the duration of the longest stream; that of the header if not all was read; nan if unknown."""
-        if not self.is_whole:
-            return self._listed / av.time_base if self._listed else math.nan
-        return max(
-            ((last - first) * self._units.get(number, math.nan) for number, (first, last) in self._spans.items()),
-            default=math.nan,
-        )
+        if self.is_whole:
+            spans = (
+                (last - first) * self._units.get(number, math.nan) for number, (first, last) in self._spans.items()
+            )
+            found = max(spans, default=math.nan)
+        else:
+            found = self._listed / av.time_base if self._listed else math.nan
+        return found if found >= 0 else math.nan  # damaged files claim negative durations
 
 
 def _open(path: str | Path) -> InputContainer:

@@ -1,12 +1,15 @@
+import math
 import os
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from support.clips import sine, write_clip
 
-from alphafuse.extract.decoding.decode import decode_clip
+from alphafuse.extract.decoding.decode import _ShownSpans, decode_clip
 from alphafuse.extract.decoding.specs import SAMPLE_RATE_HZ, frame_indices, notebook_indices
 
 
@@ -191,3 +194,12 @@ def test_real_clips_decode_exactly_like_full_decoding(real_clips: list[Path]) ->
         np.testing.assert_allclose(
             decoded.waveform[unclipped], reference[unclipped], atol=1.1 / 2**15, err_msg=clip.name
         )
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["read whole", "from the header"])
+def test_a_negative_duration_in_a_damaged_file_counts_as_unknown(is_whole: bool) -> None:
+    stream = SimpleNamespace(index=0, time_base=Fraction(1, 10))
+    spans = _ShownSpans(SimpleNamespace(duration=-5_000_000, streams=[stream]))  # type: ignore[arg-type]
+    spans.is_whole = is_whole
+    spans.add(SimpleNamespace(pts=7, stream_index=0, is_discard=False, duration=-20))  # type: ignore[arg-type]
+    assert math.isnan(spans.seconds)
