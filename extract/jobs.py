@@ -169,6 +169,7 @@ def join_batches(batches: Sequence[Batch], recipes: Mapping[str, Mapping[str, An
     """
     jobs = [job for batch in batches for job in batch.jobs]
     modalities = [name for name in recipes if any(name in job.modalities for job in jobs)]
+    seconds = np.concatenate([batch.seconds for batch in batches])
     return Embeddings(
         clip_ids=tuple(job.clip.clip_id for job in jobs),
         labels=tuple(job.clip.label for job in jobs),
@@ -176,7 +177,7 @@ def join_batches(batches: Sequence[Batch], recipes: Mapping[str, Mapping[str, An
         features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in modalities},
         failures=tuple(failure for batch in batches for failure in batch.failures),
         recipes={name: recipes[name] for name in modalities},
-        windows=np.stack([np.zeros(len(jobs)), np.concatenate([batch.seconds for batch in batches])], axis=1),
+        windows=np.stack([np.where(np.isnan(seconds), np.nan, 0.0), seconds], axis=1),
         file_bytes=np.concatenate([batch.file_bytes for batch in batches]),
         digests=tuple(str(digest) for batch in batches for digest in batch.digests),
     )
