@@ -1,4 +1,4 @@
-"""alphafuse: how much should each modality weigh when frozen video and audio transformers are fused late?
+"""alphafuse: how much should each stream weigh when frozen video and audio transformers are fused late?
 
     import alphafuse
 

@@ -21,7 +21,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.manifest import Clips, Manifest
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.heads.model.config import HeadConfig
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
@@ -47,7 +47,7 @@ class ClipsSize(NamedTuple):
     Attributes:
         clips: training clips.
         eval_clips: clips of val and of test.
-        dim: dimension of each of the two modalities.
+        dim: dimension of each of the two streams.
         classes, hidden, heads, epochs, batch_size: settings of the training; the first epoch isn't counted.
         memory_gb: memory for features while streaming.
     """
@@ -76,17 +76,17 @@ def write_root(folder: Path, size: ClipsSize) -> Dataset:
     files = Texts(["\0.mp4"]).take(np.zeros(len(clip_ids), np.uint8))
     manifest = Manifest(Clips.of_columns(clip_ids, files, labels_of, splits, groups_of))
     dataset = Dataset.create(folder, manifest, name="bench", clip_folder=folder / "clips", classes=classes)
-    width = len(MODALITIES) * size.dim
+    width = len(DEFAULT_NAMES) * size.dim
     centres = np.random.default_rng(CENTRES_SEED).standard_normal((size.classes, width), dtype=np.float32)
     centres *= CENTRE_DISTANCE / math.sqrt(2 * width)
-    recipes: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
+    recipes: dict[str, dict[str, Any]] = {stream: {"protocol": "benchmark"} for stream in DEFAULT_NAMES}
     for number, (split, count) in enumerate(_counts(size).items()):
         rng, store = np.random.default_rng(number), EmbeddingStore(folder / "stores" / split)
         for start in range(0, count, SHARD_ROWS):
             stop = min(start + SHARD_ROWS, count)
             targets = np.arange(start, stop) * size.classes // count
             x = centres[targets] + rng.standard_normal((stop - start, width), dtype=np.float32)
-            features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
+            features = dict(zip(DEFAULT_NAMES, np.split(x, len(DEFAULT_NAMES), axis=1), strict=True))
             of_shard = [tuple(column) for column in _names(split, start, stop, count, classes)]
             store.write(Embeddings(of_shard[0], of_shard[1], of_shard[2], features, recipes=recipes))
     return dataset

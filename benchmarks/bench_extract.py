@@ -61,7 +61,7 @@ from alphafuse.extract.settings import ExtractSettings
 
 FRAMES = 8
 SPLIT = "test"
-MODALITIES_SHOWN = {"timesformer": "TimeSformer", "ast": "AST"}
+DEFAULT_NAMES_SHOWN = {"timesformer": "TimeSformer", "ast": "AST"}
 
 
 @dataclass(frozen=True)
@@ -243,10 +243,10 @@ def _models(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     )
     configs = {name: model.config for name, model in _huggingface(sizes).items()}
     figures = [Figure("torch.mm on all cores", "GFLOP/s", found["gflops"])]
-    for modality, shown in MODALITIES_SHOWN.items():
-        flops = model_flops(configs[modality])
+    for stream, shown in DEFAULT_NAMES_SHOWN.items():
+        flops = model_flops(configs[stream])
         for library, least in (("alphafuse", 90.0), ("HuggingFace", None)):
-            seconds = found[f"{library} {modality}"]
+            seconds = found[f"{library} {stream}"]
             rates = tuple(100 * flops / 1e9 / s / rate for s, rate in zip(seconds, found["gflops"], strict=True))
             figures.append(Figure(f"{shown}, {library}: share of torch.mm's rate", "%", rates, least=least))
     sums = {
@@ -283,16 +283,16 @@ def _models_ours(sizes: Sizes, turn: Turn) -> dict[str, float]:
     inputs = _random_inputs(sizes)
     found = {}
     with embedder.model_threads() as pool:
-        for modality, encoder in embedder.encoders.items():
-            clip = [inputs[modality]]
+        for stream, encoder in embedder.encoders.items():
+            clip = [inputs[stream]]
             list(pool.map(encoder.embed, [clip] * embedder.threads))
             start = time.perf_counter()
             list(pool.map(encoder.embed, [clip] * (sizes.model_clips * embedder.threads)))
             seconds = time.perf_counter() - start
-            found[f"alphafuse {modality}"] = seconds / (sizes.model_clips * embedder.threads)
-    made = {modality: encoder.embed([inputs[modality]]) for modality, encoder in embedder.encoders.items()}
+            found[f"alphafuse {stream}"] = seconds / (sizes.model_clips * embedder.threads)
+    made = {stream: encoder.embed([inputs[stream]]) for stream, encoder in embedder.encoders.items()}
     expected = _huggingface_embeddings(_huggingface(sizes), inputs, sizes)
-    largest = max(float(np.abs(made[modality] - expected[modality]).max()) for modality in made)
+    largest = max(float(np.abs(made[stream] - expected[stream]).max()) for stream in made)
     return {**found, "difference": 1e6 * largest}
 
 
@@ -300,13 +300,13 @@ def _models_huggingface(sizes: Sizes, turn: Turn) -> dict[str, float]:
     """Measure seconds per clip of HuggingFace's forward passes, with PyTorch's default number of threads."""
     models, inputs = _huggingface(sizes), _random_inputs(sizes)
     found = {}
-    for modality in models:
-        one = {modality: models[modality]}
+    for stream in models:
+        one = {stream: models[stream]}
         _huggingface_embeddings(one, inputs, sizes)
         start = time.perf_counter()
         for _ in range(2 * sizes.model_clips):
             _huggingface_embeddings(one, inputs, sizes)
-        found[f"HuggingFace {modality}"] = (time.perf_counter() - start) / (2 * sizes.model_clips)
+        found[f"HuggingFace {stream}"] = (time.perf_counter() - start) / (2 * sizes.model_clips)
     return found
 
 
@@ -330,13 +330,13 @@ def _huggingface_embeddings(
     specs = _specs(sizes)
     device = torch.device("cpu")
     made = {}
-    for modality, model in models.items():
-        if modality == "timesformer":
-            pixel_values = frame_inputs([inputs[modality]], specs[0], device=device)
-            made[modality] = model(pixel_values=pixel_values).last_hidden_state[:, 0].numpy()
+    for stream, model in models.items():
+        if stream == "timesformer":
+            pixel_values = frame_inputs([inputs[stream]], specs[0], device=device)
+            made[stream] = model(pixel_values=pixel_values).last_hidden_state[:, 0].numpy()
         else:
-            input_values = audio_inputs([inputs[modality]], specs[1], device=device)
-            made[modality] = model(input_values=input_values).pooler_output.numpy()
+            input_values = audio_inputs([inputs[stream]], specs[1], device=device)
+            made[stream] = model(input_values=input_values).pooler_output.numpy()
     return made
 
 

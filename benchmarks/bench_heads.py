@@ -57,7 +57,7 @@ from torch import nn
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import HeadConfig, HeadSettings
 from alphafuse.heads.training import linear
@@ -88,7 +88,7 @@ class Sizes:
     """Sizes of the measurements.
 
     Attributes:
-        dim: dimension of each of the two modalities.
+        dim: dimension of each of the two streams.
         hidden: widths of the hidden layers.
         clips, val_clips, classes, epochs, heads: sizes of part "table1".
         other_heads: heads that the other contenders train, after one that isn't counted.
@@ -201,14 +201,14 @@ def bench_heads(
 
 
 def random_split(clips: int, dim: int, classes: int, *, seed: int = 0) -> Embeddings:
-    """Return normally distributed embeddings of two modalities; labels cycle through the classes."""
+    """Return normally distributed embeddings of two streams; labels cycle through the classes."""
     rng = np.random.default_rng(seed)
     features = {}
-    for modality in MODALITIES:
+    for stream in DEFAULT_NAMES:
         drawn = rng.standard_normal((min(clips, DRAWN_ROWS), dim), dtype=np.float32)
-        features[modality] = drawn if clips <= DRAWN_ROWS else np.empty((clips, dim), np.float32)
+        features[stream] = drawn if clips <= DRAWN_ROWS else np.empty((clips, dim), np.float32)
         for start in range(0, clips if clips > DRAWN_ROWS else 0, DRAWN_ROWS):
-            features[modality][start : start + DRAWN_ROWS] = drawn[: clips - start]
+            features[stream][start : start + DRAWN_ROWS] = drawn[: clips - start]
     ids = tuple(f"clip{i:07d}_000000" for i in range(clips))
     names = class_names(classes)
     return Embeddings(ids, tuple(names[i % classes] for i in range(clips)), ids, features)
@@ -220,7 +220,7 @@ def class_names(classes: int) -> tuple[str, ...]:
 
 
 def _head(dim: int, hidden: Sequence[int], classes: int) -> HeadConfig:
-    return HeadConfig(dict.fromkeys(MODALITIES, dim), class_names(classes), settings=HeadSettings(hidden=tuple(hidden)))
+    return HeadConfig(dict.fromkeys(DEFAULT_NAMES, dim), class_names(classes), settings=HeadSettings(hidden=tuple(hidden)))
 
 
 def _paper_size(sizes: Sizes, hidden: Sequence[int] | None = None) -> tuple[Embeddings, Embeddings, HeadConfig]:
@@ -231,7 +231,7 @@ def _paper_size(sizes: Sizes, hidden: Sequence[int] | None = None) -> tuple[Embe
 
 
 def _widths(sizes: Sizes, classes: int) -> tuple[int, ...]:
-    return (len(MODALITIES) * sizes.dim, *sizes.hidden, classes)
+    return (len(DEFAULT_NAMES) * sizes.dim, *sizes.hidden, classes)
 
 
 def _shape(sizes: Sizes, classes: int) -> str:
@@ -240,7 +240,7 @@ def _shape(sizes: Sizes, classes: int) -> str:
 
 def _affordable_clips(clips: int, dim: int) -> int:
     """Return the number of clips, at most `clips`, whose features fit into the share of memory."""
-    return min(clips, int(free_memory_bytes() * MEMORY_SHARE) // (4 * len(MODALITIES) * dim))
+    return min(clips, int(free_memory_bytes() * MEMORY_SHARE) // (4 * len(DEFAULT_NAMES) * dim))
 
 
 # table1
@@ -261,7 +261,7 @@ def _table1(sizes: Sizes, measure: Measure) -> Part:
         figures.append(Figure(f"{name} / alphafuse", "x", ratios(found[name], ours), least=least))
     return Part(
         "table1",
-        f"{sizes.clips} x {len(MODALITIES) * sizes.dim}, {sizes.classes} classes, {_shape(sizes, sizes.classes)}, "
+        f"{sizes.clips} x {len(DEFAULT_NAMES) * sizes.dim}, {sizes.classes} classes, {_shape(sizes, sizes.classes)}, "
         f"batch 8, {sizes.epochs} epochs; {sizes.heads} heads with alphafuse, {sizes.other_heads} with each other one",
         tuple(figures),
         (
@@ -293,7 +293,7 @@ def _table1_plain(sizes: Sizes, turn: Turn, *, fused: bool) -> dict[str, float]:
 
 
 def _features(split: Embeddings) -> np.ndarray:
-    return np.concatenate([split.features[modality] for modality in MODALITIES], axis=1)
+    return np.concatenate([split.features[stream] for stream in DEFAULT_NAMES], axis=1)
 
 
 def _targets(split: Embeddings) -> list[int]:
@@ -402,7 +402,7 @@ def _stacks(sizes: Sizes, measure: Measure) -> Part:
     weights = ", ".join(f"{shape.name} {_weights(sizes, shape):,}" for shape in sizes.shapes)
     return Part(
         "stacks",
-        f"{sizes.clips} x {len(MODALITIES) * sizes.dim}, batch 8, {max(sizes.stack_sizes) * workers} heads on "
+        f"{sizes.clips} x {len(DEFAULT_NAMES) * sizes.dim}, batch 8, {max(sizes.stack_sizes) * workers} heads on "
         f"{workers} workers; weights: {weights}",
         (
             *(Figure(name, "ms per step of a head", values) for name, values in found.items()),
@@ -419,7 +419,7 @@ def _stacks(sizes: Sizes, measure: Measure) -> Part:
 
 
 def _weights(sizes: Sizes, shape: Shape) -> int:
-    return sum(a * b for a, b in pairwise((len(MODALITIES) * sizes.dim, *shape.hidden, sizes.classes)))
+    return sum(a * b for a, b in pairwise((len(DEFAULT_NAMES) * sizes.dim, *shape.hidden, sizes.classes)))
 
 
 def _stacks_all(sizes: Sizes, turn: Turn) -> dict[str, float]:
@@ -491,7 +491,7 @@ def _vggsound(sizes: Sizes, measure: Measure) -> Part:
         notes.append(f"{clips} clips instead of {sizes.large_clips}, because there isn't enough free memory.")
     return Part(
         "vggsound",
-        f"{clips} x {len(MODALITIES) * sizes.dim}, {sizes.large_classes} classes, "
+        f"{clips} x {len(DEFAULT_NAMES) * sizes.dim}, {sizes.large_classes} classes, "
         f"{_shape(sizes, sizes.large_classes)}, batch {sizes.large_batch}",
         tuple(figures),
         tuple(notes),
@@ -543,14 +543,14 @@ def _scaling(sizes: Sizes, measure: Measure) -> Part:
         f"at least {sizes.scaling_seen} clips each, one head on all cores."
     ]
     if dim < sizes.dim:
-        notes.append(f"{dim} instead of {sizes.dim} numbers per modality, because there isn't enough free memory.")
+        notes.append(f"{dim} instead of {sizes.dim} numbers per stream, because there isn't enough free memory.")
     if len(counts) < len(sizes.scaling_clips):
         notes.append(f"At most {counts[-1]} clips, because there isn't enough free memory.")
     costs = [found[str(clips)] for clips in counts]
     slowest = tuple(max(turn) / min(turn) for turn in zip(*costs, strict=True))
     return Part(
         "scaling",
-        f"clips x {len(MODALITIES) * dim} in memory, {sizes.large_classes} classes, batch {sizes.large_batch}",
+        f"clips x {len(DEFAULT_NAMES) * dim} in memory, {sizes.large_classes} classes, batch {sizes.large_batch}",
         (
             *(Figure(f"{clips} clips", "us per clip", cost) for clips, cost in zip(counts, costs, strict=True)),
             Figure(f"{counts[-1]} clips / {counts[0]} clips", "x", ratios(costs[-1], costs[0])),
@@ -586,7 +586,7 @@ def _first(split: Embeddings, clips: int) -> Embeddings:
 
 def _stream(sizes: Sizes, measure: Measure) -> Part:
     clips = _affordable_clips(sizes.stream_clips, sizes.dim)
-    features_mb = 4e-6 * len(MODALITIES) * sizes.dim * clips
+    features_mb = 4e-6 * len(DEFAULT_NAMES) * sizes.dim * clips
     with tempfile.TemporaryDirectory(prefix="alphafuse-bench-") as folder:
         in_new_process(partial(_write_stores, sizes, clips, Path(folder)), 0)
         found = measure(
@@ -615,7 +615,7 @@ def _stream(sizes: Sizes, measure: Measure) -> Part:
         notes.append(f"{clips} clips instead of {sizes.stream_clips}, because there isn't enough free memory.")
     return Part(
         "stream",
-        f"{clips} x {len(MODALITIES) * sizes.dim} from a store, {sizes.large_classes} learnable classes, "
+        f"{clips} x {len(DEFAULT_NAMES) * sizes.dim} from a store, {sizes.large_classes} learnable classes, "
         f"batch {sizes.large_batch}, {sizes.stream_epochs} epochs, {sizes.stream_val_clips} validation clips",
         tuple(figures),
         tuple(notes),
@@ -625,11 +625,11 @@ def _stream(sizes: Sizes, measure: Measure) -> Part:
 def _write_stores(sizes: Sizes, clips: int, folder: Path, turn: Turn) -> dict[str, float]:
     """Write stores "train" and "val" of clips that are distributed around their class's centre."""
     rng = np.random.default_rng(0)
-    width = len(MODALITIES) * sizes.dim
+    width = len(DEFAULT_NAMES) * sizes.dim
     spread = CENTRE_DISTANCE / math.sqrt(2 * width)
     centres = spread * rng.standard_normal((sizes.large_classes, width), dtype=np.float32)
     names = class_names(sizes.large_classes)
-    recipes: dict[str, dict[str, Any]] = {modality: {"protocol": "benchmark"} for modality in MODALITIES}
+    recipes: dict[str, dict[str, Any]] = {stream: {"protocol": "benchmark"} for stream in DEFAULT_NAMES}
     for name, count in (("train", clips), ("val", sizes.stream_val_clips)):
         store = EmbeddingStore(folder / name)
         for start in range(0, count, SHARD_ROWS):
@@ -637,7 +637,7 @@ def _write_stores(sizes: Sizes, clips: int, folder: Path, turn: Turn) -> dict[st
             targets = rng.integers(sizes.large_classes, size=rows)
             x = centres[targets] + rng.standard_normal((rows, width), dtype=np.float32)
             ids = tuple(f"{name}{start + i:07d}_000000" for i in range(rows))
-            features = dict(zip(MODALITIES, np.split(x, len(MODALITIES), axis=1), strict=True))
+            features = dict(zip(DEFAULT_NAMES, np.split(x, len(DEFAULT_NAMES), axis=1), strict=True))
             labels = tuple(names[i] for i in targets)
             store.write(Embeddings(ids, labels, ids, features, recipes=recipes))
     return {}
@@ -684,10 +684,10 @@ def _clips(sizes: Sizes, measure: Measure) -> Part:
     ]
     accuracies = zip(found["accuracy, streamed"], found["accuracy, in memory"], strict=True)
     figures.append(Figure("accuracy, streamed - in memory", "points", tuple(a - b for a, b in accuracies)))
-    features = 4 * len(MODALITIES) * size.dim
+    features = 4 * len(DEFAULT_NAMES) * size.dim
     return Part(
         "clips",
-        f"{size.clips} x {len(MODALITIES) * size.dim} from a root whose store is sorted by class, {size.classes} "
+        f"{size.clips} x {len(DEFAULT_NAMES) * size.dim} from a root whose store is sorted by class, {size.classes} "
         f"classes, {size.heads} heads with {', '.join(map(str, size.hidden))} hidden units, batch {size.batch_size}, "
         f"{size.epochs} epochs",
         tuple(figures),

@@ -1,7 +1,7 @@
 """A dataset root: the folder that holds a manifest, the embedding stores and the runs.
 
 root/
-  dataset.json          name, clip folder, classes in order, default encoders and protocol, source
+  dataset.json          name, clip folder, classes in order, streams, source
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file but were left out, and why (only when there are any)
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -28,7 +28,7 @@ from alphafuse.system.remote import folder_exists, is_remote, list_objects, obje
 
 from .embeddings import Embeddings
 from .manifest import SPLITS, Clip, Manifest
-from .streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, MODALITIES, PROTOCOLS
+from .streams import DEFAULT_STREAMS, Stream, in_order, require_different
 
 FORMAT_VERSION = 1
 FLOAT32_BYTES = 4
@@ -39,9 +39,7 @@ _FIELDS = {
     "name": str,
     "clips": str,
     "classes": list,
-    "timesformer": str,
-    "ast": str,
-    "protocol": str,
+    "streams": list,
     "source": dict,
 }
 
@@ -55,8 +53,7 @@ class Dataset:
         name: name of the dataset ("vggsound", "demo", a folder's name).
         clip_folder: folder that `Clip.path` is relative to; a `upath.UPath` for a URL.
         classes: labels in the order of the heads' outputs.
-        timesformer, ast: default encoders, each a hub id, a folder or "compact".
-        protocol: default preprocessing protocol.
+        streams: the sources of embeddings, in the order of tables and files.
         source: how the root was made (csv, subset, seed, ...), for provenance.
         manifest: the clips.
         stores: folder or URL of the embedding stores, one below it per split; None = root/stores.
@@ -73,9 +70,7 @@ class Dataset:
     name: str
     clip_folder: Path
     classes: tuple[str, ...]
-    timesformer: str
-    ast: str
-    protocol: str
+    streams: tuple[Stream, ...]
     source: dict[str, Any]
     manifest: Manifest
     stores: Path | None = None
@@ -92,9 +87,7 @@ class Dataset:
         name: str,
         clip_folder: str | Path,
         classes: tuple[str, ...],
-        timesformer: str | None = None,
-        ast: str | None = None,
-        protocol: str | None = None,
+        streams: Sequence[Stream] | None = None,
         stores: str | Path | None = None,
         source: dict[str, Any] | None = None,
     ) -> Dataset:
@@ -103,22 +96,16 @@ class Dataset:
         An existing root is overwritten only under its own name. If `data split` made it, or its manifest was edited
         since, `DatasetError` is raised.
 
-        Encoders, protocol and stores that are None stay as dataset.json records them; a new root gets the published
-        encoders, protocol `standard` and the folder `stores`.
+        Streams and stores that are None stay as dataset.json records them; a new root gets `DEFAULT_STREAMS` and the
+        folder `stores`.
 
         The clip folder and the stores are recorded relative to the root if they lie inside (so that the root can be
         moved), else as absolute paths or URLs.
         """
-        if protocol is not None and protocol not in PROTOCOLS:
-            raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
         _require_local(root)
         opened, root = Path(root), Path(root).resolve()
         require_own_root(opened, name)
-        made_by = root_defaults(root) | {
-            field: value
-            for field, value in (("timesformer", timesformer), ("ast", ast), ("protocol", protocol))
-            if value is not None
-        }
+        made_by = streams_of(root) if streams is None else require_different(streams)
         where = _existing_stores(root) if stores is None else _as_recorded(to_path(stores), root)
         manifest.write(root / "manifest.csv")
         # dataset.json is written last: a root exists once this file does
@@ -130,7 +117,7 @@ class Dataset:
                 "clips": _as_recorded(to_path(clip_folder), root),
                 **({"stores": where} if where not in (None, STORES) else {}),
                 "classes": list(classes),
-                **made_by,
+                "streams": [stream.to_json() for stream in made_by],
                 "source": source or {},
                 "manifest_sha256": _sha256(root / "manifest.csv"),
             },
@@ -167,13 +154,37 @@ class Dataset:
             name=content["name"],
             clip_folder=_folder_of(content["clips"], root),
             classes=classes,
-            timesformer=content["timesformer"],
-            ast=content["ast"],
-            protocol=content["protocol"],
+            streams=_read_streams(root / "dataset.json", content["streams"]),
             source=content["source"],
             manifest=manifest,
             stores=_folder_of(content["stores"], root) if "stores" in content else None,
         )
+
+    @property
+    def media(self) -> dict[str, str]:
+        """Name of a stream -> "video" or "audio"."""
+        return {stream.name: stream.medium for stream in self.streams}
+
+    def stream(self, name: str) -> Stream:
+        """Return the stream of this name; `DatasetError` if the root has none."""
+        for stream in self.streams:
+            if stream.name == name:
+                return stream
+        raise DatasetError(
+            f"{self.root}: {unknown('stream', name, [stream.name for stream in self.streams])}; add one with "
+            f"`alphafuse data streams --add {one_line(name, 40)}=ENCODER --root {self.root}`"
+        )
+
+    def with_streams(self, streams: Sequence[Stream]) -> Dataset:
+        """Write these streams into dataset.json; return the root with them. Stored embeddings stay.
+
+        Raises:
+            DatasetError: two streams have one name, or there is none.
+        """
+        streams = require_different(streams)
+        path = self.root / "dataset.json"
+        write_json(path, {**read_json(path), "streams": [stream.to_json() for stream in streams]})
+        return replace(self, streams=streams)
 
     def path_of(self, clip: Clip) -> Path:
         """Return the path of the clip's file; a `upath.UPath` if the clip folder is a URL."""
@@ -223,7 +234,7 @@ class Dataset:
     def embeddings(self, split: str, *, max_bytes: int) -> Embeddings | StoredEmbeddings: ...
 
     def embeddings(self, split: str, *, max_bytes: int | None = None) -> Embeddings | StoredEmbeddings:
-        """Read the split's embeddings in manifest order; all of stage two reads them by this method.
+        """Read the split's embeddings of the root's streams, in manifest order; all of stage two reads them by this.
 
         Args:
             split: "train", "val" or "test".
@@ -236,15 +247,16 @@ class Dataset:
         """
         clips = self.manifest.require_split(split)
         store = self.store(split)
-        small = max_bytes is None or len(clips) * FLOAT32_BYTES * sum(store.dims().values()) <= max_bytes
-        embeddings = store.read(clips) if small else store.open_rows(clips)
-        failed = {(failure.clip_id, failure.modality) for failure in embeddings.failures}
+        stored = store.open_rows(clips).only([stream.name for stream in self.streams])
+        small = max_bytes is None or len(clips) * FLOAT32_BYTES * sum(stored.dims.values()) <= max_bytes
+        embeddings = stored.load(pooled=True) if small else stored
+        failed = {(failure.clip_id, failure.stream) for failure in embeddings.failures}
         pending, usable = np.full(len(clips), not embeddings.dims), np.zeros(len(clips), bool)
-        for modality in embeddings.dims:
-            present = embeddings.present(modality)
+        for stream in embeddings.dims:
+            present = embeddings.present(stream)
             usable |= present
             for row in np.flatnonzero(~present).tolist():
-                pending[row] |= (clips[row].clip_id, modality) not in failed
+                pending[row] |= (clips[row].clip_id, stream) not in failed
         if pending.any():
             raise DatasetError(
                 f"{pending.sum()} of {len(clips)} {split} clips are not extracted yet: run "
@@ -274,13 +286,14 @@ class Dataset:
             RecipeMismatchError: two splits were extracted with different encoders, protocols or precisions.
         """
         loaded = {split: self.embeddings(split, max_bytes=max_bytes) for split in SPLITS}
+        names = in_order({stream for embeddings in loaded.values() for stream in embeddings.recipes})
         for split in SPLITS[1:]:
-            for modality in MODALITIES:
-                train_recipe, other_recipe = (loaded[name].recipes.get(modality, {}) for name in ("train", split))
+            for stream in names:
+                train_recipe, other_recipe = (loaded[name].recipes.get(stream, {}) for name in ("train", split))
                 difference = recipe_differences(train_recipe, other_recipe)
                 if difference:
                     raise RecipeMismatchError(
-                        f"train and {split} were extracted with another {modality} {difference}: remove "
+                        f"train and {split} were extracted with another {stream} {difference}: remove "
                         f"{self.store(split).folder} or {self.store('train').folder} and extract again"
                     )
         return loaded
@@ -309,8 +322,13 @@ def _require_fields(path: Path, content: dict[str, Any]) -> None:
             )
     if len(set(content["classes"])) < len(content["classes"]):
         raise DatasetError(f"{path} lists a class twice: make the root again")
-    if content["protocol"] not in PROTOCOLS:
-        raise DatasetError(f"{path}: {unknown('protocol', one_line(content['protocol'], 40), PROTOCOLS)}")
+
+
+def _read_streams(path: Path, content: list[Any]) -> tuple[Stream, ...]:
+    try:
+        return require_different([Stream.from_json(one) for one in content])
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}: make the root again") from None
 
 
 def _require_local(root: str | Path) -> None:
@@ -344,11 +362,11 @@ def _file_size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def root_defaults(root: Path) -> dict[str, str]:
-    """Return the root's default timesformer, ast and protocol; the published ones if there is no root."""
-    published = {"timesformer": DEFAULT_TIMESFORMER, "ast": DEFAULT_AST, "protocol": DEFAULT_PROTOCOL}
-    content = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
-    return {name: content[name] if isinstance(content.get(name), str) else value for name, value in published.items()}
+def streams_of(root: Path) -> tuple[Stream, ...]:
+    """Return the streams of the root in this folder; `DEFAULT_STREAMS` if there is no root."""
+    path = root / "dataset.json"
+    content = read_json(path).get("streams") if path.is_file() else None
+    return _read_streams(path, content) if isinstance(content, list) else DEFAULT_STREAMS
 
 
 def require_own_root(root: Path, name: str) -> None:

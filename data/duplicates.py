@@ -92,7 +92,7 @@ def near_identical_pairs(signatures: Mapping[str, Signature]) -> list[tuple[str,
 
 
 def _pairs(clip_ids: list[str], signatures: Mapping[str, Signature]) -> Iterator[tuple[str, str]]:
-    """Yield near-identical pairs of clips that have the same modalities."""
+    """Yield near-identical pairs of clips that have the same streams."""
     chosen = [signatures[clip_id] for clip_id in clip_ids]
     coarse = np.array(
         [[c / COLOUR_TOLERANCE for c in s.colours] + [level / LEVEL_TOLERANCE_DB for level in s.levels] for s in chosen]

@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 4096  # bounds memory, changes no number
 
 @dataclass(frozen=True)
 class Failure:
-    """A reason why a clip has no embedding of a modality.
+    """A reason why a clip has no embedding of a stream.
 
     >>> from alphafuse import Failure
     >>> Failure("0mel8sIKhgk_000007", "ast", "no audio stream").reason
@@ -30,7 +30,7 @@ class Failure:
     """
 
     clip_id: str
-    modality: str
+    stream: str
     reason: str
 
 
@@ -40,9 +40,9 @@ class Embeddings:
 
     Attributes:
         clip_ids, labels, groups: (clips,) each; a clip's label is the first of its labels.
-        features: modality -> (rows, dim) float32, clip after clip; a row of NaN means that there is no embedding.
+        features: stream -> (rows, dim) float32, clip after clip; a row of NaN means that there is no embedding.
         failures: reasons of absent rows; a clip that is absent without a failure has not been extracted yet.
-        recipes: modality -> everything that decides its numbers.
+        recipes: stream -> everything that decides its numbers.
         windows: (rows, 2) float64: start and end of each row's window in seconds; NaN = unknown, the default.
         offsets: (clips + 1,) int64: clip i has the rows offsets[i] to offsets[i + 1]; default: one row per clip.
         file_bytes: (clips,) int64: size of the clip's file when it was extracted; -1 = unknown, the default.
@@ -50,7 +50,7 @@ class Embeddings:
         label_lists: (clips,): all labels of each clip; by default, and if the first isn't the clip's label, that label.
 
     Raises:
-        StoreError: a modality is unknown, or shapes of arrays don't fit each other.
+        StoreError: a stream is unknown, or shapes of arrays don't fit each other.
 
     >>> import numpy as np
     >>> from alphafuse import Embeddings, Failure
@@ -98,10 +98,10 @@ class Embeddings:
         object.__setattr__(self, "label_lists", fitting)
         if self.windows.shape != (rows, 2) or not len(self.file_bytes) == len(self.digests) == clips:
             raise StoreError(f"windows, file_bytes or digests do not fit {clips} clips of {rows} windows")
-        for modality, matrix in self.features.items():
-            require_stream(modality)
+        for stream, matrix in self.features.items():
+            require_stream(stream)
             if matrix.ndim != 2 or len(matrix) != rows:
-                raise StoreError(f"{modality}: shape {matrix.shape} does not fit {clips} clips of {rows} windows")
+                raise StoreError(f"{stream}: shape {matrix.shape} does not fit {clips} clips of {rows} windows")
 
     def _default(self, name: str, value: Any) -> None:
         if getattr(self, name) is None:
@@ -116,19 +116,19 @@ class Embeddings:
 
     @property
     def dims(self) -> Mapping[str, int]:
-        """Modality -> dimension."""
-        return {modality: matrix.shape[1] for modality, matrix in self.features.items()}
+        """Stream -> dimension."""
+        return {stream: matrix.shape[1] for stream, matrix in self.features.items()}
 
     @property
     def row_clips(self) -> np.ndarray:
         """Return (rows,) int64: the position of each row's clip."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def present(self, modality: str) -> np.ndarray:
-        """Return (clips,) bool: whether a clip has this modality's embedding, of at least one window."""
-        if modality not in self.features:
-            raise StoreError(unknown("modality", modality, self.features))
-        matrix = self.features[modality]
+    def present(self, stream: str) -> np.ndarray:
+        """Return (clips,) bool: whether a clip has this stream's embedding, of at least one window."""
+        if stream not in self.features:
+            raise StoreError(unknown("stream", stream, self.features))
+        matrix = self.features[stream]
         finite = np.empty(len(matrix), bool)
         for start in range(0, len(matrix), ROWS_AT_ONCE):
             finite[start : start + ROWS_AT_ONCE] = finite_rows(matrix[start : start + ROWS_AT_ONCE])
@@ -156,7 +156,7 @@ class Embeddings:
         )
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent.
+        """Return stream -> (positions, dim) float32, in the order of the positions (integers); NaN means absent.
 
         A clip with several windows gets the mean over those that have an embedding.
         """

@@ -1,24 +1,153 @@
-"""Streams, the named sources of embeddings: names, default encoders and preprocessing. Doesn't load torch."""
+"""Streams, the named sources of embeddings: an encoder with its preprocessing and pooling. Doesn't load torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from alphafuse.errors import StoreError, unknown
+from alphafuse.errors import DatasetError, StoreError, unknown
+from alphafuse.system.files import MAX_TEXT, is_clean, one_line
 
-MODALITIES = ("timesformer", "ast")  # the order of streams in tables, files and reports
-DEFAULT_TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
-DEFAULT_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
+MEDIA = ("video", "audio")
+SENSES = {"video": "sight", "audio": "sound"}  # the words for readers
 PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.decoding.specs
 DEFAULT_PROTOCOL = "standard"
+OPTIONS = ("medium", "frames", "rate", "seconds", "pool", "protocol", "precision")
+GIVEN = "given"  # the encoder of embeddings that a user brings
+ALL = "all"  # every stream, as in --on all
+# names that other words need: `all`, `both` and `fused` in options and results, the rest in torch's named collections
+RESERVED = frozenset(("all", "both", "fused", "none", "clear", "copy", "get", "items", "keys", "pop", "popitem"))
+RESERVED |= {"fromkeys", "setdefault", "training", "type", "update", "values"}
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A named source of embeddings.
+
+    Attributes:
+        name: lower-case letters, digits and "-", at most 40; what --on, tables and files say.
+        encoder: hub id, folder, "compact", "package.module:name", or "given" for embeddings that a user brings.
+        medium: "video" or "audio".
+        options: what the family of the encoder leaves to choose: some of `OPTIONS`, as text.
+
+    Raises:
+        DatasetError: an invalid name, medium or option.
+
+    >>> from alphafuse import Stream
+    >>> Stream("dino", "facebook/dinov2-base", "video", {"frames": "16"})
+    Stream(dino=facebook/dinov2-base,frames=16)
+    """
+
+    name: str
+    encoder: str
+    medium: str
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
+        if not is_clean(self.encoder):
+            raise DatasetError(
+                f"stream {self.name}: the encoder '{one_line(self.encoder, 80)}' is empty, longer than {MAX_TEXT} "
+                "characters or has control characters: name a hub id, a folder or 'compact'"
+            )
+        if self.medium not in MEDIA:
+            raise DatasetError(f"stream {self.name}: {unknown('medium', self.medium, MEDIA)}")
+        object.__setattr__(self, "options", dict(sorted(self.options.items())))
+        for name, value in self.options.items():
+            if not isinstance(value, str) or not is_clean(value):
+                raise DatasetError(f"stream {self.name}: option {one_line(name, 40)} must be a text, not {value!r}")
+        protocol = self.options.get("protocol", DEFAULT_PROTOCOL)
+        if protocol not in PROTOCOLS:
+            raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name}={','.join((self.encoder, *(f'{k}={v}' for k, v in self.options.items())))})"
+
+    @property
+    def title(self) -> str:
+        """The name in tables: that of the paper for its own streams."""
+        return title_of(self.name)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether the encoder is Python code, "package.module:name"."""
+        return is_code(self.encoder)
+
+    def with_options(self, **options: str | None) -> Stream:
+        """Return the stream with these options; None leaves an option as it is."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return replace(self, options={**self.options, **given}) if given else self
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: object) -> Stream:
+        """The inverse of `to_json`; `DatasetError` if it isn't one."""
+        fields = {"name": str, "encoder": str, "medium": str, "options": dict}
+        if not isinstance(content, dict) or set(content) != set(fields):
+            raise DatasetError(f"a stream has {', '.join(fields)}, not {one_line(content, 80)}")
+        for name, kind in fields.items():
+            if type(content[name]) is not kind:
+                raise DatasetError(f"'{name}' of a stream must be a {kind.__name__}")
+        return cls(**content)
+
+
+DEFAULT_STREAMS = (  # the paper's
+    Stream("timesformer", "facebook/timesformer-base-finetuned-k400", "video"),
+    Stream("ast", "MIT/ast-finetuned-audioset-10-10-0.4593", "audio"),
+)
+DEFAULT_NAMES = tuple(stream.name for stream in DEFAULT_STREAMS)
+TITLES = dict(zip(DEFAULT_NAMES, ("TimeSformer", "AST"), strict=True))
+
+
+def title_of(name: str) -> str:
+    """Return a stream's name in tables: that of the paper for its own streams."""
+    return TITLES.get(name, name)
+
+
+def is_code(encoder: str) -> bool:
+    """Whether an encoder's name is Python code: "package.module:name"."""
+    return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder))
+
+
+def require_name(name: str) -> None:
+    """Raise `DatasetError` unless this can be a stream's name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DatasetError(
+            f"'{one_line(name, 60)}' can't name a stream: use up to 40 lower-case letters, digits and '-', a letter first"
+        )
+    if name in RESERVED:
+        raise DatasetError(f"'{name}' can't name a stream, because the word is taken: choose another name")
 
 
 def require_stream(name: str) -> None:
-    """Raise `StoreError` unless a stream has this name."""
-    if name not in MODALITIES:
-        raise StoreError(unknown("modality", name, MODALITIES))
+    """Raise `StoreError` unless a stream can have this name."""
+    try:
+        require_name(name)
+    except DatasetError as error:
+        raise StoreError(str(error)) from None
+
+
+def require_different(streams: Sequence[Stream]) -> tuple[Stream, ...]:
+    """Return streams in order; raise `DatasetError` for two of one name, or for none."""
+    names = [stream.name for stream in streams]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DatasetError(f"two streams are named '{twice[0]}': give each a name of its own")
+    if not streams:
+        raise DatasetError("at least one stream is needed: --stream NAME=ENCODER")
+    return tuple(sorted(streams, key=lambda stream: _place(stream.name)))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return these names in the order of `MODALITIES`."""
-    return sorted(names, key=MODALITIES.index)
+    """Return names of streams in the order of all tables, files and vectors: the default ones, then by name."""
+    return sorted(names, key=_place)
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (DEFAULT_NAMES.index(name) if name in DEFAULT_NAMES else len(DEFAULT_NAMES), name)

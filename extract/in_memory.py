@@ -32,8 +32,8 @@ class EmbeddedFiles:
     blank: Embeddings | None
 
     def reasons(self, position: int) -> dict[str, str]:
-        """Return modality -> why the file at this position has no such embedding."""
-        return {f.modality: f.reason for f in self.rows.failures if f.clip_id == str(position)}
+        """Return stream -> why the file at this position has no such embedding."""
+        return {f.stream: f.reason for f in self.rows.failures if f.clip_id == str(position)}
 
 
 def embed_files(
@@ -48,10 +48,10 @@ def embed_files(
     Args:
         embedder: the encoders to use.
         files: clip files; one that can't be read becomes a failure with its reason.
-        blank: also embed a black picture and silence of each clip's length, to measure what a modality contributes.
+        blank: also embed a black picture and silence of each clip's length, to measure what a stream contributes.
         progress: `advance` is called for each batch of files, within a round that the caller starts and stops.
     """
-    modalities = tuple(embedder.encoders)
+    streams = tuple(embedder.encoders)
     rows, blanks = (
         {name: np.full((len(files), b.dim), np.nan, np.float32) for name, b in embedder.encoders.items()}
         for _ in range(2)
@@ -60,29 +60,29 @@ def embed_files(
     of_blank: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def embed(decoded_jobs: DecodedJobs) -> tuple[Batch, dict[tuple[str, int], np.ndarray]]:
-        """Return the batch, and (modality, position in the batch) -> the row of the same clip made blank."""
+        """Return the batch, and (stream, position in the batch) -> the row of the same clip made blank."""
         blank_rows = {}
         for i, (job, decoded) in enumerate(decoded_jobs if blank else ()):
-            for modality, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
-                if modality in modalities and part is not None:
-                    blank_rows[modality, i] = blank_row(modality, part.shape, job, decoded)
+            for stream, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
+                if stream in streams and part is not None:
+                    blank_rows[stream, i] = blank_row(stream, part.shape, job, decoded)
         return embedder.embed(decoded_jobs), blank_rows
 
-    def blank_row(modality: str, shape: tuple[int, ...], job: Job, decoded: Decoded) -> np.ndarray:
-        if (modality, shape) not in of_blank:  # two threads may both compute it, with the same result
-            made = embedder.embed([(replace(job, modalities=(modality,)), _blank(decoded))])
-            of_blank[modality, shape] = made.rows[modality][0]
-        return of_blank[modality, shape]
+    def blank_row(stream: str, shape: tuple[int, ...], job: Job, decoded: Decoded) -> np.ndarray:
+        if (stream, shape) not in of_blank:  # two threads may both compute it, with the same result
+            made = embedder.embed([(replace(job, streams=(stream,)), _blank(decoded))])
+            of_blank[stream, shape] = made.rows[stream][0]
+        return of_blank[stream, shape]
 
     ids = tuple(str(i) for i in range(len(files)))
-    jobs = (Job(Clip(i, "-", "-", "test", i), path, modalities) for i, path in zip(ids, files, strict=True))
+    jobs = (Job(Clip(i, "-", "-", "test", i), path, streams) for i, path in zip(ids, files, strict=True))
     with closing(embedder.map(embed, jobs)) as batches:
         for batch, blank_rows in batches:
             positions = [int(job.clip.clip_id) for job in batch.jobs]
-            for modality in modalities:
-                rows[modality][positions] = batch.rows[modality]
-            for (modality, i), row in blank_rows.items():
-                blanks[modality][positions[i]] = row
+            for stream in streams:
+                rows[stream][positions] = batch.rows[stream]
+            for (stream, i), row in blank_rows.items():
+                blanks[stream][positions[i]] = row
             failures.extend(batch.failures)
             progress.advance(len(positions))
     embeddings = Embeddings(
@@ -90,7 +90,7 @@ def embed_files(
         labels=("-",) * len(files),
         groups=ids,
         features=rows,
-        failures=tuple(sorted(failures, key=lambda failure: (int(failure.clip_id), failure.modality))),
+        failures=tuple(sorted(failures, key=lambda failure: (int(failure.clip_id), failure.stream))),
         recipes=embedder.recipes,
     )
     return EmbeddedFiles(embeddings, replace(embeddings, features=blanks, failures=()) if blank else None)

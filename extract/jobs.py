@@ -15,11 +15,11 @@ from alphafuse.data.manifest import Clip, Clips
 
 @dataclass(frozen=True)
 class Job:
-    """A clip, its file, and the modalities to extract."""
+    """A clip, its file, and the streams to extract."""
 
     clip: Clip
     path: Path
-    modalities: tuple[str, ...]
+    streams: tuple[str, ...]
 
 
 class Jobs(Sequence[Job]):
@@ -29,12 +29,12 @@ class Jobs(Sequence[Job]):
     """
 
     def __init__(self, clips: Clips, path_of: Callable[[Clip], Path], wanted: Mapping[str, np.ndarray]) -> None:
-        """Combine clips with the modalities to extract.
+        """Combine clips with the streams to extract.
 
         Args:
             clips: the clips.
             path_of: clip -> path of its file.
-            wanted: modality -> (clips,) bool: whether to extract it.
+            wanted: stream -> (clips,) bool: whether to extract it.
         """
         self.clips, self._path_of, self._wanted = clips, path_of, dict(wanted)
 
@@ -42,7 +42,7 @@ class Jobs(Sequence[Job]):
         return len(self.clips)
 
     def __repr__(self) -> str:
-        wanted = ", ".join(f"{modality}={mask.sum()}" for modality, mask in self._wanted.items())
+        wanted = ", ".join(f"{stream}={mask.sum()}" for stream, mask in self._wanted.items())
         return f"Jobs({len(self)} clips, {wanted})"
 
     @overload
@@ -62,17 +62,17 @@ class Jobs(Sequence[Job]):
     def take(self, rows: np.ndarray) -> Jobs:
         """Return the jobs at these positions (an integer array) or under this mask (a boolean array)."""
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
-        wanted = {modality: mask[positions] for modality, mask in self._wanted.items()}
+        wanted = {stream: mask[positions] for stream, mask in self._wanted.items()}
         return Jobs(self.clips.take(positions), self._path_of, wanted)
 
     def restricted_to(self, lacking: Mapping[str, np.ndarray]) -> Jobs:
-        """Return the jobs that are left, each with what it lacks; `lacking`: modality -> (clips,) bool."""
-        wanted = {modality: mask & lacking[modality] for modality, mask in self._wanted.items()}
+        """Return the jobs that are left, each with what it lacks; `lacking`: stream -> (clips,) bool."""
+        wanted = {stream: mask & lacking[stream] for stream, mask in self._wanted.items()}
         return Jobs(self.clips, self._path_of, wanted).take(np.any([*wanted.values()], axis=0))
 
     def _job(self, position: int, clip: Clip) -> Job:
-        modalities = tuple(name for name, mask in self._wanted.items() if mask[position])
-        return Job(clip, self._path_of(clip), modalities)
+        streams = tuple(name for name, mask in self._wanted.items() if mask[position])
+        return Job(clip, self._path_of(clip), streams)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Batch:
 
     Attributes:
         jobs: the jobs of these clips.
-        rows: modality -> (clips, dim) float32; NaN if a clip has no such embedding, or its job doesn't ask for it.
+        rows: stream -> (clips, dim) float32; NaN if a clip has no such embedding, or its job doesn't ask for it.
         failures: reasons, for embeddings that the jobs ask for.
         seconds: (clips,) float64, duration that a player shows of each clip; nan if unknown.
         file_bytes: (clips,) int64, size of each clip's file; -1 = unknown.
@@ -104,10 +104,10 @@ class Batch:
         """Size of its embeddings in bytes."""
         return sum(rows.nbytes for rows in self.rows.values())
 
-    def embedded(self, modality: str) -> int:
-        """Return the number of embeddings of this modality."""
-        asked = sum(modality in job.modalities for job in self.jobs)
-        return asked - sum(failure.modality == modality for failure in self.failures)
+    def embedded(self, stream: str) -> int:
+        """Return the number of embeddings of this stream."""
+        asked = sum(stream in job.streams for job in self.jobs)
+        return asked - sum(failure.stream == stream for failure in self.failures)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Done:
 
     Attributes:
         clips: clips that are in the store now, embedded or recorded as failed.
-        embedded: modality -> embeddings made.
+        embedded: stream -> embeddings made.
         failures: reasons why others could not be made.
         decode_seconds: decoding time of one core.
         embed_seconds: time in the models: of one core if they run on the CPU, else of the device.
@@ -137,20 +137,20 @@ class Done:
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Done:
         """Count batches."""
-        modalities = dict.fromkeys(modality for batch in batches for modality in batch.rows)
+        streams = dict.fromkeys(stream for batch in batches for stream in batch.rows)
         return cls(
             clips=sum(len(batch.jobs) for batch in batches),
-            embedded={modality: sum(batch.embedded(modality) for batch in batches) for modality in modalities},
+            embedded={stream: sum(batch.embedded(stream) for batch in batches) for stream in streams},
             failures=tuple(failure for batch in batches for failure in batch.failures),
             decode_seconds=sum(batch.decode_seconds for batch in batches),
             embed_seconds=sum(batch.embed_seconds for batch in batches),
         )
 
     def __add__(self, other: Done) -> Done:
-        modalities = dict.fromkeys((*self.embedded, *other.embedded))
+        streams = dict.fromkeys((*self.embedded, *other.embedded))
         return Done(
             clips=self.clips + other.clips,
-            embedded={name: self.embedded.get(name, 0) + other.embedded.get(name, 0) for name in modalities},
+            embedded={name: self.embedded.get(name, 0) + other.embedded.get(name, 0) for name in streams},
             failures=self.failures + other.failures,
             decode_seconds=self.decode_seconds + other.decode_seconds,
             embed_seconds=self.embed_seconds + other.embed_seconds,
@@ -165,18 +165,18 @@ def join_batches(batches: Sequence[Batch], recipes: Mapping[str, Mapping[str, An
 
     Args:
         batches: at least one.
-        recipes: modality -> everything that decides its numbers.
+        recipes: stream -> everything that decides its numbers.
     """
     jobs = [job for batch in batches for job in batch.jobs]
-    modalities = [name for name in recipes if any(name in job.modalities for job in jobs)]
+    streams = [name for name in recipes if any(name in job.streams for job in jobs)]
     seconds = np.concatenate([batch.seconds for batch in batches])
     return Embeddings(
         clip_ids=tuple(job.clip.clip_id for job in jobs),
         labels=tuple(job.clip.label for job in jobs),
         groups=tuple(job.clip.group for job in jobs),
-        features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in modalities},
+        features={name: np.concatenate([batch.rows[name] for batch in batches]) for name in streams},
         failures=tuple(failure for batch in batches for failure in batch.failures),
-        recipes={name: recipes[name] for name in modalities},
+        recipes={name: recipes[name] for name in streams},
         windows=np.stack([np.where(np.isnan(seconds), np.nan, 0.0), seconds], axis=1),
         file_bytes=np.concatenate([batch.file_bytes for batch in batches]),
         digests=tuple(str(digest) for batch in batches for digest in batch.digests),

@@ -21,7 +21,7 @@ class Work:
         split: "train", "val" or "test".
         clip_folder: folder of the clips' files.
         store: store of the embeddings; one object, so that each shard is read only once to find finished clips.
-        recipes: modality -> everything that decides its numbers.
+        recipes: stream -> everything that decides its numbers.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Work:
         Args:
             dataset: the root.
             split: "train", "val" or "test".
-            recipes: modality -> everything that decides its numbers; every clip needs these modalities.
+            recipes: stream -> everything that decides its numbers; every clip needs these streams.
             retry_failed: also retry clips whose failure is recorded.
 
         Raises:
@@ -44,7 +44,7 @@ class Work:
         self.store = dataset.store(split)
         self.store.require_recipes(recipes)
         self._retry_failed = retry_failed
-        self._everything = Jobs(clips, dataset.path_of, {modality: np.ones(len(clips), bool) for modality in recipes})
+        self._everything = Jobs(clips, dataset.path_of, {stream: np.ones(len(clips), bool) for stream in recipes})
 
     def __repr__(self) -> str:
         return f"Work({self.split}, {self.clips} clips, {self.store!r})"
@@ -60,18 +60,18 @@ class Work:
         return self.missing(self._everything)
 
     def missing(self, jobs: Jobs, *, look: bool = True) -> Jobs:
-        """Return the jobs that are left, each with the modalities that the store lacks.
+        """Return the jobs that are left, each with the streams that the store lacks.
 
         Args:
             jobs: some jobs of the split.
             look: list the store again for shards of other writers; if False, the last listing counts.
         """
-        lacking = {modality: np.ones(len(jobs), bool) for modality in self.recipes}
+        lacking = {stream: np.ones(len(jobs), bool) for stream in self.recipes}
         for start in range(0, len(jobs), AT_ONCE):
             clip_ids = jobs.clips.clip_ids.strings(start, start + AT_ONCE)
             finished = self.store.finished(
-                modalities=tuple(self.recipes), retry_failed=self._retry_failed, among=clip_ids, look=look
+                streams=tuple(self.recipes), retry_failed=self._retry_failed, among=clip_ids, look=look
             )
-            for modality, mask in lacking.items():
-                mask[start : start + len(clip_ids)] = [clip_id not in finished[modality] for clip_id in clip_ids]
+            for stream, mask in lacking.items():
+                mask[start : start + len(clip_ids)] = [clip_id not in finished[stream] for clip_id in clip_ids]
         return jobs.restricted_to(lacking)

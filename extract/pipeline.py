@@ -29,7 +29,7 @@ class Engine(Protocol):
 
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Modality -> everything that decides its numbers."""
+        """Stream -> everything that decides its numbers."""
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
         """Extract what is missing; yield counts of clips after their shard is written, in whatever process."""
@@ -43,7 +43,7 @@ class ExtractReport:
         split: "train", "val" or "test".
         clips: clips of the split.
         already: clips that were done before, or by another process meanwhile.
-        embedded: modality -> embeddings made by this call.
+        embedded: stream -> embeddings made by this call.
         failures: failures recorded by this call.
         seconds: wall time of this split, without loading the models.
         decode_seconds: time of one core spent on decoding.
@@ -53,7 +53,7 @@ class ExtractReport:
 
     >>> from alphafuse import Dataset, ExtractSettings, extract_embeddings
     >>> dataset = Dataset.open("demo")
-    >>> (report,) = extract_embeddings(dataset, ["val"], ExtractSettings(modalities=("ast",)))
+    >>> (report,) = extract_embeddings(dataset, ["val"], ExtractSettings(streams=("ast",)))
     >>> report.store, report.embedded, report.failures
     (EmbeddingStore('demo/stores/val'), {'ast': 0}, ())
     """

@@ -128,7 +128,7 @@ class ExtractPlan:
         split: "train", "val" or "test".
         clips: clips of the split.
         pending: clips that lack an embedding.
-        finished: modality -> clips that have an embedding or a recorded failure.
+        finished: stream -> clips that have an embedding or a recorded failure.
         missing_files: pending clips whose file doesn't exist.
         store_bytes: present size of the store.
         new_bytes: growth of the store.
@@ -231,7 +231,7 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
             "and --embed-seconds instead of --root"
         )
     embedder = _embedder(dataset, _settings_to_measure(settings, None))
-    jobs = [Job(clip, dataset.path_of(clip), settings.modalities) for clip in _random_sample(existing, SAMPLE_CLIPS)]
+    jobs = [Job(clip, dataset.path_of(clip), settings.streams) for clip in _random_sample(existing, SAMPLE_CLIPS)]
     return measure_rates(embedder, jobs), {name: encoder.dim for name, encoder in embedder.encoders.items()}
 
 
@@ -301,15 +301,15 @@ def _plan(
     dataset: Dataset, embedder: Embedder, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
 ) -> ExtractPlan:
     clips = dataset.manifest.require_split(split)
-    lacking = {modality: sum(modality in job.modalities for job in jobs) for modality in embedder.encoders}
-    dims = {modality: encoder.dim for modality, encoder in embedder.encoders.items()}
+    lacking = {stream: sum(stream in job.streams for job in jobs) for stream in embedder.encoders}
+    dims = {stream: encoder.dim for stream, encoder in embedder.encoders.items()}
     return ExtractPlan(
         split=split,
         clips=len(clips),
         pending=len(jobs),
-        finished={modality: len(clips) - count for modality, count in lacking.items()},
+        finished={stream: len(clips) - count for stream, count in lacking.items()},
         missing_files=missing_files,
         store_bytes=dataset.store(split).size_bytes(),
-        new_bytes=sum(clip_bytes({modality: dims[modality] for modality in job.modalities}) for job in jobs),
+        new_bytes=sum(clip_bytes({stream: dims[stream] for stream in job.streams}) for job in jobs),
         seconds=len(jobs) / rates.clips_per_second if rates else None,
     )

@@ -25,14 +25,14 @@ class Difference:
     """The difference between a stored embedding and the one extracted again.
 
     Attributes:
-        clip_id, modality: the clip and modality of the embedding.
+        clip_id, stream: the clip and stream of the embedding.
         relative: largest absolute difference divided by the stored embedding's largest absolute value; infinite if one
             of the two is absent.
         reason: why extraction gave no embedding this time, else "".
     """
 
     clip_id: str
-    modality: str
+    stream: str
     relative: float
     reason: str = ""
 
@@ -97,7 +97,7 @@ def resample(
     settings = settings or ExtractSettings()
     settings = replace(
         settings,
-        modalities=tuple(info.recipes),
+        streams=tuple(info.recipes),
         timesformer=settings.timesformer or encoders.get("timesformer", {}).get("name"),
         ast=settings.ast or encoders.get("ast", {}).get("name"),
         protocol=settings.protocol or stored.get("protocol"),
@@ -112,15 +112,15 @@ def resample(
         decoded_jobs = ([decoded_job] for decoded_job in embedder.decode(chosen))
         position = {job.clip.clip_id: i for i, job in enumerate(chosen)}
         for batch in map_in(pool, embedder.embed, decoded_jobs):
-            reasons = {failure.modality: failure.reason for failure in batch.failures}
+            reasons = {failure.stream: failure.reason for failure in batch.failures}
             (job,) = batch.jobs
-            for modality, made in batch.rows.items():
-                before = rows.features[modality][position[job.clip.clip_id]]
+            for stream, made in batch.rows.items():
+                before = rows.features[stream][position[job.clip.clip_id]]
                 if np.isfinite(before).all():
                     relative = float(np.abs(made[0] - before).max() / np.abs(before).max())
-                    reason = reasons.get(modality, "")
-                    differences.append(Difference(job.clip.clip_id, modality, np.inf if reason else relative, reason))
-    order = sorted(differences, key=lambda difference: (difference.clip_id, difference.modality))
+                    reason = reasons.get(stream, "")
+                    differences.append(Difference(job.clip.clip_id, stream, np.inf if reason else relative, reason))
+    order = sorted(differences, key=lambda difference: (difference.clip_id, difference.stream))
     return Resampling(len(chosen), tuple(order), TOLERANCE[settings.precision])
 
 
@@ -128,10 +128,10 @@ def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job
     """Choose clips of the manifest that have an embedding, at random."""
     every = dataset.manifest.require_split(split)
     rows = dataset.store(split).open_rows(every)
-    present = {modality: rows.present(modality) for modality in rows.dims}
+    present = {stream: rows.present(stream) for stream in rows.dims}
     jobs = [
-        Job(clip, dataset.path_of(clip), tuple(modality for modality in present if present[modality][i]))
+        Job(clip, dataset.path_of(clip), tuple(stream for stream in present if present[stream][i]))
         for i, clip in enumerate(every)
     ]
-    embedded = [job for job in jobs if job.modalities]
+    embedded = [job for job in jobs if job.streams]
     return random.Random(seed).sample(embedded, min(clips, len(embedded)))

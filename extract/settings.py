@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from alphafuse.data.streams import MODALITIES, PROTOCOLS
+from alphafuse.data.streams import DEFAULT_NAMES, PROTOCOLS
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.system.cluster import ENGINES, require_engine
 
@@ -19,7 +19,7 @@ class ExtractSettings:
 
     Attributes:
         timesformer, ast: hub id, folder or "compact"; None = the root's default.
-        modalities: encoders to run; stored embeddings of others stay.
+        streams: encoders to run; stored embeddings of others stay.
         protocol: preprocessing; None = the root's default.
         device: "auto", "cpu", "cuda" or "cuda:N"; several with commas, or "all" CUDA devices; each gets a process.
         precision: "fp32" or "bf16".
@@ -37,7 +37,7 @@ class ExtractSettings:
         retry_failed: also retry clips whose failure is recorded.
 
     >>> from alphafuse import ExtractSettings
-    >>> ExtractSettings(modalities=("ast",), device="cpu", max_memory_gb=8.0).precision
+    >>> ExtractSettings(streams=("ast",), device="cpu", max_memory_gb=8.0).precision
     'fp32'
     """
 
@@ -47,13 +47,13 @@ class ExtractSettings:
     ast: str | None = field(
         default=None, metadata={"help": "Hub id, HuggingFace folder, or 'compact'. [default: the root's]"}
     )
-    modalities: tuple[str, ...] = field(
-        default=MODALITIES,
+    streams: tuple[str, ...] = field(
+        default=DEFAULT_NAMES,
         metadata={
             "help": "Run only this encoder; stored embeddings of the other stay.",
-            "flags": ("--modality",),
+            "flags": ("--stream",),
             "multiple": True,
-            "choices": MODALITIES,
+            "choices": DEFAULT_NAMES,
         },
     )
     protocol: str | None = field(
@@ -131,9 +131,9 @@ class ExtractSettings:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise EncoderError(f"{name} must be 0 or more, not {value}")
-        for modality in self.modalities:
-            if modality not in MODALITIES:
-                raise EncoderError(unknown("modality", modality, MODALITIES))
-        if not self.modalities:
-            raise EncoderError(f"at least one modality is needed: {', '.join(MODALITIES)}")
-        object.__setattr__(self, "modalities", tuple(m for m in MODALITIES if m in self.modalities))
+        for stream in self.streams:
+            if stream not in DEFAULT_NAMES:
+                raise EncoderError(unknown("stream", stream, DEFAULT_NAMES))
+        if not self.streams:
+            raise EncoderError(f"at least one stream is needed: {', '.join(DEFAULT_NAMES)}")
+        object.__setattr__(self, "streams", tuple(m for m in DEFAULT_NAMES if m in self.streams))

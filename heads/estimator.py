@@ -76,13 +76,13 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         hidden, dropout, modality_dropout, normalize: as in `HeadSettings`.
         epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, device: as in
             `TrainSettings`.
-        modalities: modalities of X's columns, in this order: both, or one.
-        timesformer_dim: number of TimeSformer's columns. None with two modalities: half of the columns; if their number
+        streams: streams of X's columns, in this order: both, or one.
+        timesformer_dim: number of TimeSformer's columns. None with two streams: half of the columns; if their number
             is odd, AST gets one more, with a warning.
         class_weight: None (all clips have weight 1), "balanced" (n / (C n_class)), or label -> weight above 0; labels
             that are not in it have weight 1.
-        absent: "drop": NaN in X is an error, since every row must be predicted. "zeros": a row with NaN in a modality's
-            columns lacks that modality's embedding, and zeros are fused in its place. A row that lacks all modalities
+        absent: "drop": NaN in X is an error, since every row must be predicted. "zeros": a row with NaN in a stream's
+            columns lacks that stream's embedding, and zeros are fused in its place. A row that lacks all streams
             isn't used in training, and is predicted from zeros alone.
         random_state: a whole number is the seed, as in `train_heads`. Otherwise the seed is drawn from NumPy's global
             generator (None) or from the given `RandomState`.
@@ -153,8 +153,8 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ExperimentError(f"y has only one class, {classes[0]}: a head needs clips of at least two")
         parameters = _plain(self.get_params())
-        dims = _dims(X.shape[1], parameters["modalities"], parameters["timesformer_dim"])
-        experiment = Experiment(**pick(Experiment, parameters) | {"modalities": tuple(dims)})
+        dims = _dims(X.shape[1], parameters["streams"], parameters["timesformer_dim"])
+        experiment = Experiment(**pick(Experiment, parameters) | {"streams": tuple(dims)})
         settings = TrainSettings(**pick(TrainSettings, parameters))
         config = HeadConfig(dims, classes, experiment, settings)
         ids = tuple(str(row) for row in range(len(X)))
@@ -218,26 +218,26 @@ def _seed(random_state: Any) -> int:
     return int(random_state) if isinstance(random_state, Integral) else int(random.randint(np.iinfo(np.int32).max))
 
 
-def _dims(columns: int, modalities: Sequence[str], timesformer_dim: int | None) -> dict[str, int]:
-    """Return modality -> number of its columns, in the order of X.
+def _dims(columns: int, streams: Sequence[str], timesformer_dim: int | None) -> dict[str, int]:
+    """Return stream -> number of its columns, in the order of X.
 
     Raises:
-        ExperimentError: a modality is named twice, or the columns can't be divided in this way.
+        ExperimentError: a stream is named twice, or the columns can't be divided in this way.
     """
-    modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-    if len(set(modalities)) < len(modalities):
-        raise ExperimentError(f"modalities must be different from each other, not {', '.join(modalities)}")
-    if len(modalities) != 2:
+    streams = (streams,) if isinstance(streams, str) else tuple(streams)
+    if len(set(streams)) < len(streams):
+        raise ExperimentError(f"streams must be different from each other, not {', '.join(streams)}")
+    if len(streams) != 2:
         if timesformer_dim is not None:
             raise ExperimentError(
-                f"timesformer_dim divides X's columns between two modalities, but there is only "
-                f"{', '.join(modalities)}: leave it out"
+                f"timesformer_dim divides X's columns between two streams, but there is only "
+                f"{', '.join(streams)}: leave it out"
             )
-        return dict.fromkeys(modalities, columns)
+        return dict.fromkeys(streams, columns)
     if columns < 2:
         raise ExperimentError(
-            f"X has {columns} feature(s), and {' and '.join(modalities)} need at least one each: if X holds only one "
-            "modality, pass modalities=('timesformer',) or ('ast',)"
+            f"X has {columns} feature(s), and {' and '.join(streams)} need at least one each: if X holds only one "
+            "stream, pass streams=('timesformer',) or ('ast',)"
         )
     if timesformer_dim is None:
         if columns % 2:
@@ -253,11 +253,11 @@ def _dims(columns: int, modalities: Sequence[str], timesformer_dim: int | None) 
             f"{timesformer_dim!r}"
         )
     rest = columns - timesformer_dim
-    return {name: timesformer_dim if name == "timesformer" else rest for name in modalities}
+    return {name: timesformer_dim if name == "timesformer" else rest for name in streams}
 
 
 def _features(X: np.ndarray, dims: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Return modality -> a copy of its columns of X, (clips, dim) float32; rows with any NaN become all NaN."""
+    """Return stream -> a copy of its columns of X, (clips, dim) float32; rows with any NaN become all NaN."""
     parts = np.split(X, np.cumsum(list(dims.values()))[:-1], axis=1)
     features = {name: np.array(part, order="C") for name, part in zip(dims, parts, strict=True)}
     for part in features.values():

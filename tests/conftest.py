@@ -155,7 +155,7 @@ def extracted(make_root: Callable[..., Path]) -> Path:
     for split in ("train", "val", "test"):
         clips = dataset.manifest.of_split(split)
         labels = [clip.label for clip in clips]
-        noise = {modality: rng.normal(0, 0.1, (len(clips), 8)) for modality in ("timesformer", "ast")}
+        noise = {stream: rng.normal(0, 0.1, (len(clips), 8)) for stream in ("timesformer", "ast")}
         noise["timesformer"][:, 0] += [label == "dog" for label in labels]
         noise["ast"][:, 0] += [label == "cat" for label in labels]
         dataset.store(split).write(
@@ -164,7 +164,7 @@ def extracted(make_root: Callable[..., Path]) -> Path:
                 labels=tuple(labels),
                 groups=tuple(clip.group for clip in clips),
                 features=noise,
-                recipes={modality: {"dim": 8} for modality in noise},
+                recipes={stream: {"dim": 8} for stream in noise},
             )
         )
     return root

@@ -252,28 +252,28 @@ def _weights(folder: str) -> Iterator[Finding]:
                 line = f"{constants.ENDPOINT} can't be reached: weights come from folders or the hub's cache only"
                 hub = Finding("hub", "note", line, "export HF_HUB_OFFLINE=1")
     yield hub
-    for modality, name in (("timesformer", DEFAULT_TIMESFORMER), ("ast", DEFAULT_AST)):
-        yield _encoder(modality, "compact", "problem")
-        yield _encoder(modality, name, "note")
+    for stream, name in (("timesformer", DEFAULT_TIMESFORMER), ("ast", DEFAULT_AST)):
+        yield _encoder(stream, "compact", "problem")
+        yield _encoder(stream, name, "note")
 
 
-def _encoder(modality: str, name: str, lacking: Status) -> Finding:
+def _encoder(stream: str, name: str, lacking: Status) -> Finding:
     """Report whether an encoder's weights are on this machine; `lacking` is the status if they are not."""
     from alphafuse.errors import EncoderError
     from alphafuse.extract.encoders.hub import local_folder
 
-    fix = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {modality} FILE OUT"
+    fix = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {stream} FILE OUT"
     try:
-        folder = local_folder(modality, name)
+        folder = local_folder(stream, name)
     except EncoderError as error:
-        return Finding(modality, lacking, str(error), fix)
+        return Finding(stream, lacking, str(error), fix)
     if folder is not None and any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        return Finding(modality, "ok", f"{name} ({folder})")
+        return Finding(stream, "ok", f"{name} ({folder})")
     line = (
         f"the weights of {name} are not on this machine: extract downloads them from the hub, "
         "or convert the original checkpoint"
     )
-    return Finding(modality, lacking, line, fix)
+    return Finding(stream, lacking, line, fix)
 
 
 def _root(folder: str) -> Iterator[Finding]:

@@ -169,7 +169,7 @@ def print_run_plan(
         rates = Rates(
             clips=0, decode_seconds=decode_seconds, embed_seconds=embed_seconds, cores=1, workers=1, device=device
         )
-        dims = dict.fromkeys(settings.modalities, DEFAULT_DIM)
+        dims = dict.fromkeys(settings.streams, DEFAULT_DIM)
     else:
         rates, dims = measure_root(Dataset.open(root), settings)
         if embed_seconds:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import BOTH, Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
@@ -76,7 +76,7 @@ def fit(
       alphafuse fit --transform sqrt --on ast
       alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
       alphafuse fit --fusion gate --normalize zscore --patience 5
-      alphafuse fit --modalities ast --hidden linear --root demo
+      alphafuse fit --streams ast --hidden linear --root demo
     """
     from alphafuse.heads.studies.fit import fit as fit_experiment
     from alphafuse.heads.studies.runs import run_folder
@@ -85,7 +85,7 @@ def fit(
 
     on, is_typed = context.params["on"], context.get_parameter_source("transform") != ParameterSource.DEFAULT
     if on and experiment.transform == "none" and not is_typed:
-        raise click.UsageError(f"--on {on} needs a --transform; to train on one modality, use --modalities {on}")
+        raise click.UsageError(f"--on {on} needs a --transform; to train on one stream, use --streams {on}")
     dataset = Dataset.open(root)
     replaces = run_folder(dataset.root, run or experiment.name).is_dir()
     result = fit_experiment(
@@ -123,7 +123,7 @@ def table1(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Train the paper's six experiments, the untransformed baseline and each modality alone.
+    """Train the paper's six experiments, the untransformed baseline and each stream alone.
 
     Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
 
@@ -158,7 +158,7 @@ def table1(
     type=Names(),
     default="ast",
     show_default=True,
-    shell_complete=some_of(*MODALITIES, BOTH),
+    shell_complete=some_of(*DEFAULT_NAMES, BOTH),
     help="timesformer, ast, both; several: timesformer,ast.",
 )
 @click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")
@@ -243,7 +243,7 @@ def compare(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Compare single modalities, late fusion, all fusions, all transforms and controls in one table.
+    """Compare single streams, late fusion, all fusions, all transforms and controls in one table.
 
     Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
 

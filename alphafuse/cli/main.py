@@ -54,7 +54,7 @@ SECTIONS = {
         "fit": "Train one experiment: a transform, a fusion, one or many seeds.",
         "table1": "The paper's six experiments beside the paper's own figures.",
         "sweep": "Accuracy against alpha, chosen on validation, tested once.",
-        "compare": "Every modality, fusion, transform and control in one table.",
+        "compare": "Every stream, fusion, transform and control in one table.",
         "evaluate": "Every metric of a run: mAP, AUC, calibration, per class.",
     },
     "See and use": {
@@ -92,7 +92,7 @@ to stdout, the rest to stderr; --json prints exactly one document.
 )
 @click.version_option(__version__, message="%(version)s")
 def cli() -> None:
-    """How much should each modality weigh when frozen video and audio transformers are fused late?
+    """How much should each stream weigh when frozen video and audio transformers are fused late?
 
     \b
     Example: the demo, offline and without any download

@@ -74,10 +74,10 @@ def store_info(folder: Path, as_json: bool) -> None:
         return
     windows = f" of {info.windows} windows" if info.windows != info.clips else ""
     click.echo(f"{info.folder}: {info.clips} clips{windows} in {info.shards} shards, {info.bytes / 1e6:.1f} MB")
-    for modality, rows in info.rows.items():
-        encoder = info.provenance.get("encoders", {}).get(modality, {}).get("name", "?")
-        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.recipes[modality].items())
-        click.echo(f"  {modality}: {rows} x {info.dims[modality]} from {one_line(str(encoder))}\n    {settings}")
+    for stream, rows in info.rows.items():
+        encoder = info.provenance.get("encoders", {}).get(stream, {}).get("name", "?")
+        settings = ", ".join(f"{name}={_brief(value)}" for name, value in info.recipes[stream].items())
+        click.echo(f"  {stream}: {rows} x {info.dims[stream]} from {one_line(str(encoder))}\n    {settings}")
     if info.duplicates:
         click.echo(f"  {info.duplicates} rows are stored twice (read once; `alphafuse store pack {folder}` drops them)")
     click.echo(format_failures(info.failures), nl=False)

@@ -2,7 +2,7 @@
 
 model        `AlphaFuse`: clips in, labels out
 prediction   the labels of one clip
-explain      why: predictions with a modality blank, and along alpha
+explain      why: predictions with a stream blank, and along alpha
 bundle       export a run as one folder
 card         the model card of that folder
 push         push a bundle to the hub

@@ -68,25 +68,25 @@ def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) 
     """Write all but the card; encoders that the run contains are copied too."""
     folder.mkdir(parents=True, exist_ok=True)
     encoders: dict[str, dict[str, Any]] = {}
-    for modality, encoder in run.encoders.items():
+    for stream, encoder in run.encoders.items():
         name = encoder["name"]
-        source = carried_encoder(run.folder, modality)
+        source = carried_encoder(run.folder, stream)
         if source is None and with_encoders:
-            source = local_folder(modality, name)
+            source = local_folder(stream, name)
             if source is None:
                 raise EncoderError(
-                    f"the {modality} '{name}' is not on this machine: predict once with it, or leave the encoders out"
+                    f"the {stream} '{name}' is not on this machine: predict once with it, or leave the encoders out"
                 )
         if source is not None:
-            _copy_encoder(source, folder / "encoders" / modality)
+            _copy_encoder(source, folder / "encoders" / stream)
         is_public = name == COMPACT or not Path(name).expanduser().exists()
-        encoders[modality] = {**encoder, "name": name if is_public else Path(name).resolve().name}
+        encoders[stream] = {**encoder, "name": name if is_public else Path(name).resolve().name}
     TrainedRun(run.folder, run.experiment, run.heads, {**run.config, "encoders": encoders}, run.metrics).write(folder)
 
 
-def carried_encoder(folder: Path, modality: str) -> Path | None:
+def carried_encoder(folder: Path, stream: str) -> Path | None:
     """Return the folder of an encoder inside a bundle; None if the bundle does not contain it."""
-    inside = folder / "encoders" / modality
+    inside = folder / "encoders" / stream
     return inside if (inside / "config.json").is_file() else None
 
 

@@ -45,25 +45,25 @@ def model_card(run: TrainedRun) -> ModelCard:
         classes=len(head.classes),
         shown="; ".join(head.classes[:SHOWN_CLASSES]),
         more=max(0, len(head.classes) - SHOWN_CLASSES),
-        encoders=[_encoder(run, modality) for modality in run.modalities],
+        encoders=[_encoder(run, stream) for stream in run.streams],
         carries_encoders=(run.folder / "encoders").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
-        inputs=" and ".join(_input(run.embeddings[modality]) for modality in run.modalities),
+        inputs=" and ".join(_input(run.embeddings[stream]) for stream in run.streams),
         is_compact=any(made.get("name") == COMPACT for made in run.encoders.values()),
         absent=head.settings.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
         version=__version__,
-        modalities=" and ".join(TITLES[modality] for modality in run.modalities),
+        streams=" and ".join(TITLES[stream] for stream in run.streams),
     )
 
 
-def _encoder(run: TrainedRun, modality: str) -> dict[str, Any]:
-    made = run.embeddings[modality]
-    known = run.encoders.get(modality, {})
+def _encoder(run: TrainedRun, stream: str) -> dict[str, Any]:
+    made = run.embeddings[stream]
+    known = run.encoders.get(stream, {})
     return {
-        "title": TITLES[modality],
-        "option": modality,
+        "title": TITLES[stream],
+        "option": stream,
         "name": known.get("name", "not recorded"),
         "revision": known.get("revision", ""),
         "sha256": str(made.get("weights_sha256", ""))[:16],

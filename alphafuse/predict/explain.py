@@ -1,4 +1,4 @@
-"""Explanations of predictions: the same clip with a modality blank, and along alpha."""
+"""Explanations of predictions: the same clip with a stream blank, and along alpha."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Explanation:
 
     Attributes:
         prediction: prediction for the unchanged clip.
-        blanked: modality -> prediction with this modality blank (black frames, silence) and the other unchanged.
-        blank: prediction with all modalities blank.
-        shares: modality -> its share of the answer's probability over that of the blank clip: Shapley values of the
-            game whose players are the modalities (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
+        blanked: stream -> prediction with this stream blank (black frames, silence) and the other unchanged.
+        blank: prediction with all streams blank.
+        shares: stream -> its share of the answer's probability over that of the blank clip: Shapley values of the
+            game whose players are the streams (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
             sum to probability - `blank.probability` and may be negative.
-        along: modality -> (alpha, prediction) with this modality multiplied by alpha before fusion; 1 is `prediction`.
+        along: stream -> (alpha, prediction) with this stream multiplied by alpha before fusion; 1 is `prediction`.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
@@ -61,19 +61,19 @@ class Explanation:
 
     @property
     def decided(self) -> tuple[str, ...]:
-        """The modalities that change the answer when they alone are blank."""
+        """The streams that change the answer when they alone are blank."""
         return tuple(name for name, changed in self.blanked.items() if changed.top.label != self.prediction.label)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as json-able values."""
         return {
             "decided": list(self.decided),
-            "blanked": {modality: changed.to_json() for modality, changed in self.blanked.items()},
+            "blanked": {stream: changed.to_json() for stream, changed in self.blanked.items()},
             "blank": self.blank.to_json(),
             "shares": dict(self.shares),
             "along": {
-                modality: [{"alpha": alpha, **changed.to_json()} for alpha, changed in points]
-                for modality, points in self.along.items()
+                stream: [{"alpha": alpha, **changed.to_json()} for alpha, changed in points]
+                for stream, points in self.along.items()
             },
         }
 
@@ -88,16 +88,16 @@ def explain(
     names: Sequence[str],
     alphas: Sequence[float],
 ) -> list[Explanation | Prediction]:
-    """Explain predictions; a prediction without an answer, or without a modality to change, is returned unchanged.
+    """Explain predictions; a prediction without an answer, or without a stream to change, is returned unchanged.
 
     Args:
         predictions: predictions of the clips.
         rows: the clips' embeddings.
         blank: embeddings of black frames and silence, in the same order.
-        ask: (embeddings, modality -> alpha) -> probabilities (heads, clips, C) float64.
+        ask: (embeddings, stream -> alpha) -> probabilities (heads, clips, C) float64.
         classes: C labels.
-        names: modalities that the heads use.
-        alphas: factors on a modality before fusion.
+        names: streams that the heads use.
+        alphas: factors on a stream before fusion.
     """
 
     def changed(probabilities: np.ndarray, answer: int) -> ChangedAnswer:
@@ -131,9 +131,9 @@ def explain(
     return explained
 
 
-def _mixed(rows: Embeddings, blank: Embeddings, modalities: Sequence[str]) -> Embeddings:
-    """Return the rows, with the embeddings of some modalities replaced by blank ones."""
-    features = {name: blank.features[name] if name in modalities else rows.features[name] for name in rows.features}
+def _mixed(rows: Embeddings, blank: Embeddings, streams: Sequence[str]) -> Embeddings:
+    """Return the rows, with the embeddings of some streams replaced by blank ones."""
+    features = {name: blank.features[name] if name in streams else rows.features[name] for name in rows.features}
     return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
 
 
@@ -141,15 +141,15 @@ def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], play
     """Return the Shapley values of one or two players.
 
     Args:
-        blanked: set of blank modalities -> probability of the answer.
-        names: all modalities; blanking one that the clip lacks changes nothing.
-        players: the modalities that the clip has.
+        blanked: set of blank streams -> probability of the answer.
+        names: all streams; blanking one that the clip lacks changes nothing.
+        players: the streams that the clip has.
     """
     everything = frozenset(names)
     shares = {}
     for name in players:
         others = everything - {name}
-        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins the other modality
+        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins the other stream
         first = blanked[others] - blanked[everything]  # it joins the blank clip
         shares[name] = (last + first) / 2
     return shares

@@ -67,16 +67,16 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
             RecipeMismatchError: an encoder or its preprocessing differs from the run's.
         """
         self.run = run
-        for modality in run.modalities:
+        for stream in run.streams:
             require_recipe(
                 run.folder,
-                modality,
-                run.embeddings[modality],
-                models[modality].recipe(),
-                than=f"{models[modality].name} gives",
-                way_out=f": name the encoder it was trained with (--{modality})",
+                stream,
+                run.embeddings[stream],
+                models[stream].recipe(),
+                than=f"{models[stream].name} gives",
+                way_out=f": name the encoder it was trained with (--{stream})",
             )
-        self.embedder = Embedder({name: models[name] for name in run.modalities}, extract_settings or ExtractSettings())
+        self.embedder = Embedder({name: models[name] for name in run.streams}, extract_settings or ExtractSettings())
 
     def __repr__(self) -> str:
         heads = f"{len(self.run.heads)} heads of {self.run.experiment.title!r}"
@@ -180,7 +180,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     ) -> AlphaFuse:
         run = read_run(folder)
         given = {"timesformer": timesformer, "ast": ast}
-        names = {modality: given[modality] or _encoder_name(run, modality) for modality in run.modalities}
+        names = {stream: given[stream] or _encoder_name(run, stream) for stream in run.streams}
         made = next(iter(run.embeddings.values()))
         placement = Placement(choose_device(device), made.get("precision", "fp32"), made.get("protocol", "standard"))
         settings = ExtractSettings(device=device, workers=workers, timeout_seconds=timeout_seconds)
@@ -206,7 +206,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     ) -> list[Prediction]:
         """Label clips, in the given order.
 
-        A clip that lacks a modality gets an answer only from heads trained with `absent="zeros"`; `Prediction.missing`
+        A clip that lacks a stream gets an answer only from heads trained with `absent="zeros"`; `Prediction.missing`
         says what it lacks and why. A file that can't be read gives a prediction without an answer.
 
         Args:
@@ -230,13 +230,13 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     ) -> list[Explanation | Prediction]:
         """Label clips and explain how the answers depend on video and audio; without an answer, return a `Prediction`.
 
-        A blank modality is black frames or silence of the same length, passed through its encoder. Possibly no training
-        clip was like that: the result tells how much the answer depends on the modality, not what a head trained
-        without the modality predicts.
+        A blank stream is black frames or silence of the same length, passed through its encoder. Possibly no training
+        clip was like that: the result tells how much the answer depends on the stream, not what a head trained
+        without the stream predicts.
 
         Args:
             clips, top, progress: as in `predict`.
-            alphas: factors on a modality before fusion, after transform and normalisation.
+            alphas: factors on a stream before fusion, after transform and normalisation.
 
         Raises:
             DatasetError: a file does not exist.
@@ -275,14 +275,14 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                     embedded.blank,
                     self._probabilities,
                     classes=self.classes,
-                    names=self.run.modalities,
+                    names=self.run.streams,
                     alphas=alphas,
                 )
         finally:
             progress.stop()
 
     def embed(self, clips: Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
-        """Return embeddings {modality: (clips, dim)}; clip_ids are "0", "1", ...; a row of NaN has a failure."""
+        """Return embeddings {stream: (clips, dim)}; clip_ids are "0", "1", ...; a row of NaN has a failure."""
         files = _files(clips)
         progress.start("embed", total=len(files))
         try:
@@ -344,9 +344,9 @@ def _files(clips: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _encoder_name(run: TrainedRun, modality: str) -> str:
-    carried = carried_encoder(run.folder, modality)
-    name = run.encoders.get(modality, {}).get("name", "")
+def _encoder_name(run: TrainedRun, stream: str) -> str:
+    carried = carried_encoder(run.folder, stream)
+    name = run.encoders.get(stream, {}).get("name", "")
     if carried is None and not name:
-        raise ExperimentError(f"the run {run.folder} doesn't record its {modality} encoder: give --{modality}")
+        raise ExperimentError(f"the run {run.folder} doesn't record its {stream} encoder: give --{stream}")
     return str(carried or name)

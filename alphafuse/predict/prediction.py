@@ -27,7 +27,7 @@ class Prediction:
         top: the most probable labels, in descending order; empty without an answer.
         agreeing: number of heads that rank the first label first.
         heads: number of heads.
-        missing: modality -> why the clip has no such embedding; only modalities that the heads use.
+        missing: stream -> why the clip has no such embedding; only streams that the heads use.
         probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN without an answer.
 
     >>> from alphafuse import AlphaFuse, find_clips

@@ -80,11 +80,11 @@ def ceiling_from_json(split: Mapping[str, Any]) -> Ceiling:
 
 
 def role_of(experiment: Mapping[str, Any] | Experiment | None) -> Role:
-    """Return what a head reads: one modality, or "fused" for several (late fusion has no experiment)."""
+    """Return what a head reads: one stream, or "fused" for several (late fusion has no experiment)."""
     if experiment is None:
         return "fused"
-    modalities = experiment.modalities if isinstance(experiment, Experiment) else tuple(experiment["modalities"])
-    return "fused" if len(modalities) > 1 else modalities[0]  # type: ignore[return-value]
+    streams = experiment.streams if isinstance(experiment, Experiment) else tuple(experiment["streams"])
+    return "fused" if len(streams) > 1 else streams[0]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _chosen(found: Mapping[str, Any]) -> ChosenAlpha:
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one untransformed modality."""
+    """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one untransformed stream."""
 
     group: str
     title: str
@@ -295,7 +295,7 @@ class Ablation:
         bars: accuracies on test clips, from top to bottom.
         runs: the runs of the bars.
         ceiling: ceiling of the test split.
-        note: sentence of `compare` on the gain over the better modality; empty without `compare`.
+        note: sentence of `compare` on the gain over the better stream; empty without `compare`.
     """
 
     bars: tuple[Bar, ...]
@@ -306,7 +306,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Voter:
-    """The heads of one role: fused, or one modality.
+    """The heads of one role: fused, or one stream.
 
     Attributes:
         role: what the heads read.
@@ -326,7 +326,7 @@ class Voter:
 
 @dataclass(frozen=True)
 class Contribution:
-    """Gain of fusion over one modality alone in test top-1, with a paired test (Holm-corrected over the two)."""
+    """Gain of fusion over one stream alone in test top-1, with a paired test (Holm-corrected over the two)."""
 
     over: Role
     gain: Measure
@@ -385,7 +385,7 @@ class HardClip:
         loss: mean loss over seeds, in nats.
         is_reachable: whether its label occurs in training.
         votes: role -> vote; a role whose heads can't use the clip is missing.
-        finding: which modality misled the fused heads, in words.
+        finding: which stream misled the fused heads, in words.
         thumbnail: data URI of a middle frame; "" if the file can't be read.
     """
 
@@ -403,10 +403,10 @@ class Votes:
     """The predictions of trained heads on the test clips.
 
     Attributes:
-        fused: the fused heads; alone: modality -> heads of that modality (some may be missing).
+        fused: the fused heads; alone: stream -> heads of that stream (some may be missing).
         clips, source_videos: counts of the test clips that all these heads can use; dropped: the other test clips.
         ceiling: ceiling on those clips.
-        contributions: gain of the fused heads over each modality alone.
+        contributions: gain of the fused heads over each stream alone.
         gains: gain per class, the largest first; empty without heads of TimeSformer alone.
         confusion: confusions of the fused heads.
         hardest: clips of highest loss, the hardest first.

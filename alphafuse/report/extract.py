@@ -22,7 +22,7 @@ def format_report(report: ExtractReport) -> str:
     new = report.clips - report.already
     if not new:
         return f"{report.split}: all {report.clips} clips are already in the store, nothing to do\n"
-    made = ", ".join(f"{modality} {count}" for modality, count in report.embedded.items())
+    made = ", ".join(f"{stream} {count}" for stream, count in report.embedded.items())
     before = f", {report.already} were embedded before" if report.already else ""
     rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
     line = f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}\n"
@@ -47,15 +47,15 @@ def report_json(report: ExtractReport) -> dict[str, Any]:
 
 
 def format_failures(failures: Sequence[Failure]) -> str:
-    """Format a table: number of clips without a modality, the reason, and an example; "" without failures."""
+    """Format a table: number of clips without a stream, the reason, and an example; "" without failures."""
     examples: dict[tuple[str, str], list[str]] = {}
     for failure in failures:
-        examples.setdefault((failure.modality, failure.reason), []).append(failure.clip_id)
+        examples.setdefault((failure.stream, failure.reason), []).append(failure.clip_id)
     if not examples:
         return ""
     rows = [("clips", "without", "because", "such as")]
-    for (modality, reason), clips in sorted(examples.items(), key=lambda entry: (-len(entry[1]), entry[0])):
-        rows.append((str(len(clips)), modality, reason, clips[0]))
+    for (stream, reason), clips in sorted(examples.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        rows.append((str(len(clips)), stream, reason, clips[0]))
     return "".join(f"  {line}\n" for line in aligned(rows, left=("without", "because", "such as")))
 
 
@@ -68,7 +68,7 @@ def format_resampling(found: Resampling) -> str:
     ]
     for problem in found.problems[:LISTED_PROBLEMS]:
         what = problem.reason or f"differs by {problem.relative:.1e}"
-        lines.append(f"  {problem.clip_id} {problem.modality}: {what}")
+        lines.append(f"  {problem.clip_id} {problem.stream}: {what}")
     return "\n".join(lines) + "\n"
 
 

@@ -164,7 +164,7 @@ def _papers(axes: Axes, place: float, row: TableRow) -> None:
 
 @_styled
 def ablation(found: Ablation, *, narrow: bool = False) -> Figure:
-    """Plot bars of accuracy: fused, each modality alone, and other fusions."""
+    """Plot bars of accuracy: fused, each stream alone, and other fusions."""
     groups = list(dict.fromkeys(bar.group for bar in found.bars))
     places, place = [], 0.0
     for position, bar in enumerate(found.bars):

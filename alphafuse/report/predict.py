@@ -33,18 +33,18 @@ def format_prediction(prediction: Prediction) -> str:
 
 
 def _missing(prediction: Prediction) -> str:
-    """Return why a clip lacks modalities, and which heads would label it without them."""
+    """Return why a clip lacks streams, and which heads would label it without them."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in prediction.missing.items():
         by_reason.setdefault(one_line(reason), []).append(SENSES[name])
     reasons = "; ".join(f"no {' and no '.join(senses)}: {reason}" for reason, senses in by_reason.items())
     if not prediction.top and len(prediction.missing) == 1:
-        reasons += " (heads of `alphafuse fit --absent zeros` use the other modality)"
+        reasons += " (heads of `alphafuse fit --absent zeros` use the other stream)"
     return reasons
 
 
 def format_explanation(explanation: Explanation) -> str:
-    """Format an explanation: labels, the modality that decided, and the probabilities along alpha."""
+    """Format an explanation: labels, the stream that decided, and the probabilities along alpha."""
     prediction = explanation.prediction
     first = prediction.top[0]
     lines = [f"  why: {verdict(explanation)}", ""]
@@ -69,7 +69,7 @@ def format_explanation(explanation: Explanation) -> str:
 
 
 def verdict(explanation: Explanation) -> str:
-    """Return one sentence: which modality decided."""
+    """Return one sentence: which stream decided."""
     present, decided, prediction = tuple(explanation.blanked), explanation.decided, explanation.prediction
     if 2 * prediction.agreeing <= prediction.heads and prediction.heads > 1:
         return (

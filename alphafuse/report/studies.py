@@ -120,7 +120,7 @@ def _on(table: Table1 | Sweep | CompareTable) -> str:
 
 
 def _left_out(dropped: Mapping[str, int]) -> list[str]:
-    return [f"Left out because they lack a modality: {split_counts(dropped)}."] if any(dropped.values()) else []
+    return [f"Left out because they lack a stream: {split_counts(dropped)}."] if any(dropped.values()) else []
 
 
 # fit
@@ -376,7 +376,7 @@ def _compare_notes(table: CompareTable) -> list[str]:
     points = f"{100 * gain.test.difference:+.1f} points ({interval}, p {p if p.startswith('<') else f'= {p}'})"
     names = ", ".join(f"{row.title} ({100 * row.comparison.test.difference:+.1f})" for row in found if row.comparison)
     return [
-        f"Fusing gains {points} over the better modality alone, {table.better_single.title.removesuffix(' only')}.",
+        f"Fusing gains {points} over the better stream alone, {table.better_single.title.removesuffix(' only')}.",
         f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be distinguished from the "
         "untransformed concat" + (f": {names}." if found else "."),
         f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired "
@@ -489,7 +489,7 @@ def _evaluation_notes(found: RunEvaluation) -> list[str]:
             "the means over classes."
         )
     if found.dropped:
-        notes.append(f"Left out because they lack a modality: {found.dropped} clips.")
+        notes.append(f"Left out because they lack a stream: {found.dropped} clips.")
     return notes
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphafuse.data.dataset import require_own_root
+from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError
 from alphafuse.system.files import write_csv
 from alphafuse.system.interrupts import map_in
@@ -260,7 +261,6 @@ def make_demo(
         name=DEMO_NAME,
         classes=DEMO_CLASSES,
         seed=seed,
-        timesformer="compact",
-        ast="compact",
+        streams=[replace(stream, encoder="compact") for stream in DEFAULT_STREAMS],
         stores=stores,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
 from alphafuse.data.splits import VAL_FRACTION, split_off
+from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError
 from alphafuse.system.files import read_csv, to_path
 from alphafuse.system.remote import is_remote
@@ -29,9 +31,7 @@ def import_folder(
     test_fraction: float = TEST_FRACTION,
     seed: int = 0,
     name: str | None = None,
-    timesformer: str | None = None,
-    ast: str | None = None,
-    protocol: str | None = None,
+    streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from a folder of clips.
@@ -50,8 +50,7 @@ def import_folder(
         seed: decides which source videos they get.
         name: the dataset's name; by default that of the folder.
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
-        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as an existing root has them.
+        streams: recorded in dataset.json; None = as an existing root has them, else `DEFAULT_STREAMS`.
 
     Raises:
         DatasetError: the source is not usable, the csv is wrong (its line is named), or no clip is found.
@@ -91,9 +90,7 @@ def import_folder(
         name=name or _name_of(source),
         clip_folder=source,
         classes=manifest.labels,
-        timesformer=timesformer,
-        ast=ast,
-        protocol=protocol,
+        streams=streams,
         stores=stores,
         source={
             "folder": _name_of(source),

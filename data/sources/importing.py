@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.streams import Stream
 from alphafuse.errors import AlphafuseError, DatasetError
 from alphafuse.system.files import write_csv
 from alphafuse.system.remote import is_remote, list_objects
@@ -172,9 +173,7 @@ def create_root(
     missing: tuple[str, ...],
     left_out: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
-    timesformer: str | None,
-    ast: str | None,
-    protocol: str | None,
+    streams: Sequence[Stream] | None,
     stores: str | Path | None = None,
 ) -> ImportReport:
     """Write a root with its missing.csv and left_out.csv, and with those of `classes` that occur, in their order.
@@ -190,9 +189,7 @@ def create_root(
         name=name,
         clip_folder=clip_folder,
         classes=tuple(label for label in classes if label in occurring),
-        timesformer=timesformer,
-        ast=ast,
-        protocol=protocol,
+        streams=streams,
         stores=stores,
         source={**source, "listed": listed, "missing": len(missing), "left_out": len(left_out)},
     )

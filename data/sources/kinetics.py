@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from alphafuse.data.manifest import Clip
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
+from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import iterate_csv, one_line, to_path
 
@@ -137,9 +138,7 @@ def import_kinetics(
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
     name: str | None = None,
-    timesformer: str | None = None,
-    ast: str | None = None,
-    protocol: str | None = None,
+    streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from the official csv files of any Kinetics and a folder of its clips.
@@ -160,8 +159,7 @@ def import_kinetics(
         val_fraction: share of the training clips for validation, in [0, 1), if val is taken from train.
         name: the dataset's name; by default kinetics400, kinetics600 or kinetics700 by the number of listed classes,
             "kinetics" for any other number.
-        timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as an existing root has them.
+        streams: recorded in dataset.json; None = as an existing root has them, else `DEFAULT_STREAMS`.
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
 
     Raises:
@@ -214,9 +212,7 @@ def import_kinetics(
         missing=missing,
         left_out=left_out,
         notes=notes,
-        timesformer=timesformer,
-        ast=ast,
-        protocol=protocol,
+        streams=streams,
         stores=stores,
     )
 

@@ -13,11 +13,10 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS, Clip, Manifest
 from alphafuse.data.splits import VAL_FRACTION, k_folds, resplit, single_video_labels
 from alphafuse.data.store.store import EmbeddingStore, recipe_differences
-from alphafuse.data.streams import MODALITIES
 from alphafuse.errors import DatasetError, RecipeMismatchError
 
 TEST_FRACTION = 0.2
-ROWS_PER_SHARD = 20_000  # 123 MB of two 768-d modalities
+ROWS_PER_SHARD = 20_000  # 123 MB of two 768-d streams
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,7 @@ def _write_root(dataset: Dataset, root: Path, clips: list[Clip], how: dict[str, 
         name=dataset.name,
         clip_folder=dataset.clip_folder,
         classes=dataset.classes,
-        timesformer=dataset.timesformer,
-        ast=dataset.ast,
-        protocol=dataset.protocol,
+        streams=dataset.streams,
         source={"split": how, "from": dataset.source},
     )
     return SplitReport(made, single_video_labels(clips), carried)
@@ -159,12 +156,13 @@ def _require_new(root: Path) -> None:
 
 def _require_one_setting(stores: Sequence[EmbeddingStore]) -> None:
     """Raise `RecipeMismatchError` unless all stores were made under the same recipes."""
-    for modality in MODALITIES:
-        made = [(store, recipes[modality]) for store in stores if modality in (recipes := store.recipes())]
+    recipes_of = [(store, store.recipes()) for store in stores]
+    for stream in dict.fromkeys(name for _, recipes in recipes_of for name in recipes):
+        made = [(store, recipes[stream]) for store, recipes in recipes_of if stream in recipes]
         for store, recipes in made[1:]:
             difference = recipe_differences(made[0][1], recipes)
             if difference:
                 raise RecipeMismatchError(
-                    f"{made[0][0].folder} and {store.folder} were made with another {modality} {difference}: their "
+                    f"{made[0][0].folder} and {store.folder} were made with another {stream} {difference}: their "
                     "clips can't be mixed; remove one of them and extract again"
                 )

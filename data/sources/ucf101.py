@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
+from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import MAX_LINE, one_line, to_path
 
@@ -104,9 +105,7 @@ def import_ucf101(
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
     name: str = "ucf101",
-    timesformer: str | None = None,
-    ast: str | None = None,
-    protocol: str | None = None,
+    streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from UCF-101's official split files and a folder of its clips.
@@ -128,8 +127,7 @@ def import_ucf101(
         subset: None for all clips; a number of clips ("500") or a fraction ("0.1") of those found.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
-        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as an existing root has them.
+        name, streams: recorded in dataset.json; None = as an existing root has them, else `DEFAULT_STREAMS`.
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
 
     Raises:
@@ -178,9 +176,7 @@ def import_ucf101(
         missing=missing,
         left_out=left_out,
         notes=(f"test is official split {split}; val is taken from train by group, because there is no official one",),
-        timesformer=timesformer,
-        ast=ast,
-        protocol=protocol,
+        streams=streams,
         stores=stores,
     )
 

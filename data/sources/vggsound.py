@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alphafuse.data.dataset import root_defaults
+from alphafuse.data.dataset import streams_of
 from alphafuse.data.manifest import Clip
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
+from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.system.files import read_csv, to_path
 
@@ -98,9 +99,7 @@ def import_vggsound(
     val_fraction: float = VAL_FRACTION,
     name: str = "vggsound",
     classes: Iterable[str] | None = None,
-    timesformer: str | None = None,
-    ast: str | None = None,
-    protocol: str | None = None,
+    streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
 ) -> ImportReport:
     """Make a dataset root from VGGSound's csv and a folder of clips.
@@ -116,8 +115,8 @@ def import_vggsound(
             clips ("500") or a fraction ("0.1") of those found, drawn by source video, in proportion to labels.
         seed: decides the subset and the validation split.
         val_fraction: share of the training clips for validation, in [0, 1).
-        name, timesformer, ast, protocol: recorded in dataset.json as the root's defaults; encoders and protocol that
-            are None stay as an existing root has them. With protocol "notebook" only
+        name, streams: recorded in dataset.json; None = as an existing root has them, else
+            `DEFAULT_STREAMS`. With protocol "notebook" only
             the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
         classes: labels to accept; by default the 309 official ones.
@@ -147,7 +146,7 @@ def import_vggsound(
         if subset is not None:
             found = take_share(found, subset, seed=seed, others="'paper' nor ")
         found = split_off(found, val_fraction, into="val", seed=seed)
-    if (protocol or root_defaults(root)["protocol"]) == "notebook":
+    if any(stream.options.get("protocol") == "notebook" for stream in streams or streams_of(root)):
         found = last_of_each_video(found)
     return create_root(
         root,
@@ -164,9 +163,7 @@ def import_vggsound(
         },
         listed=len(rows),
         missing=missing,
-        timesformer=timesformer,
-        ast=ast,
-        protocol=protocol,
+        streams=streams,
         stores=stores,
     )
 

@@ -13,7 +13,7 @@ from .lazy import StoredEmbeddings
 def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
     """Write the same file as `numpy.savez`, without all arrays in memory.
 
-    Arrays: clip_id, label, group, bytes and digest (clips,); windows (rows, 2) and offsets (clips + 1,); each modality
+    Arrays: clip_id, label, group, bytes and digest (clips,); windows (rows, 2) and offsets (clips + 1,); each stream
     (rows, dim) float32, NaN if absent.
     """
     columns = rows.columns()
@@ -24,18 +24,18 @@ def write_npz(file: BinaryIO, rows: StoredEmbeddings) -> None:
         for name, column in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.array(column), allow_pickle=False)
-        for modality, dim in rows.dims.items():
-            with archive.open(f"{modality}.npy", "w", force_zip64=True) as member:
+        for stream, dim in rows.dims.items():
+            with archive.open(f"{stream}.npy", "w", force_zip64=True) as member:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(columns.windows), dim)}
                 np.lib.format.write_array_header_1_0(member, header)
-                for _, features in rows.only([modality]).blocks(columns.offsets):
-                    member.write(features[modality].astype("<f4", copy=False).tobytes())
+                for _, features in rows.only([stream]).blocks(columns.offsets):
+                    member.write(features[stream].astype("<f4", copy=False).tobytes())
 
 
 def write_parquet(file: BinaryIO, rows: StoredEmbeddings) -> None:
     """Write a row per window, in row groups of one block each.
 
-    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each modality as a list of float32.
+    Columns: clip_id, label, group, bytes, digest, start and end (seconds), and each stream as a list of float32.
     Unknown and absent values are null.
     """
     import pyarrow

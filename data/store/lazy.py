@@ -1,7 +1,7 @@
 """Embeddings that stay on disk, for stores that are larger than memory.
 
 `StoredEmbeddings` is the lazy counterpart of `Embeddings`. Per clip it holds the position of its rows (4 bytes per
-modality, and 4 more), and its id, label and group as `Texts`, whose bytes it shares with the manifest. Rows are read on
+stream, and 4 more), and its id, label and group as `Texts`, whose bytes it shares with the manifest. Rows are read on
 request, a few MB at a time, so reading takes little more memory than its result. `EmbeddingSource` is the interface of
 both, and all that training and scoring use.
 
@@ -63,23 +63,23 @@ class EmbeddingSource(Protocol):
 
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Modality -> everything that decides its numbers."""
+        """Stream -> everything that decides its numbers."""
 
     @property
     def dims(self) -> Mapping[str, int]:
-        """Modality -> dimension, for the stored modalities."""
+        """Stream -> dimension, for the stored streams."""
 
     def __len__(self) -> int:
         """Clips."""
 
-    def present(self, modality: str) -> np.ndarray:
-        """Return (clips,) bool: whether a clip has this embedding; `StoreError` for a modality not in `dims`."""
+    def present(self, stream: str) -> np.ndarray:
+        """Return (clips,) bool: whether a clip has this embedding; `StoreError` for a stream not in `dims`."""
 
     def take(self, rows: np.ndarray) -> EmbeddingSource:
         """Return the clips at these positions (an integer array) or under this mask (a boolean array)."""
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent."""
+        """Return stream -> (positions, dim) float32, in the order of the positions (integers); NaN means absent."""
 
     def storage_order(self) -> np.ndarray:
         """Return (clips,) integers: all positions, in the order in which `read_rows` is fastest, block by block."""
@@ -97,7 +97,7 @@ class Locator(Protocol):
         """Find the present rows of these clips, and the failures of those without."""
 
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Modality -> the recipe that all shards share."""
+        """Stream -> the recipe that all shards share."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class RowIndex:
     Attributes:
         shards: files, oldest first.
         starts: (shards + 1,) int64: number of each shard's first clip; last, the number of all clips.
-        dims: modality -> dimension.
-        entries: modality -> (clips,) number under which the clip's embedding is stored (int32, int64 from 2^31 on), -1
+        dims: stream -> dimension.
+        entries: stream -> (clips,) number under which the clip's embedding is stored (int32, int64 from 2^31 on), -1
             if it has none.
         mentions: (clips,) number under which the clip is listed, with or without embeddings; -1 if it is not.
     """
@@ -121,13 +121,13 @@ class RowIndex:
 
     def take(self, positions: np.ndarray) -> RowIndex:
         """Return the index of the clips at these positions."""
-        entries = {modality: numbers[positions] for modality, numbers in self.entries.items()}
+        entries = {stream: numbers[positions] for stream, numbers in self.entries.items()}
         return replace(self, entries=entries, mentions=self.mentions[positions])
 
-    def only(self, modalities: Sequence[str]) -> RowIndex:
-        """Return the index of these modalities only."""
-        dims = {modality: dim for modality, dim in self.dims.items() if modality in modalities}
-        return replace(self, dims=dims, entries={modality: self.entries[modality] for modality in dims})
+    def only(self, streams: Sequence[str]) -> RowIndex:
+        """Return the index of these streams only."""
+        dims = {stream: dim for stream, dim in self.dims.items() if stream in streams}
+        return replace(self, dims=dims, entries={stream: self.entries[stream] for stream in dims})
 
     def places(self) -> np.ndarray:
         """Return (clips,) int64: the number of a clip's first embedding, else of its mention; -1 if it has none."""
@@ -152,7 +152,7 @@ class StoredEmbeddings:
     Attributes:
         clip_ids, labels, groups: (clips,) each.
         failures: reasons of absent rows; a clip that is absent without a failure had not been extracted.
-        recipes: modality -> everything that decides its numbers.
+        recipes: stream -> everything that decides its numbers.
         store: store of the rows.
         index: positions of the rows in it.
 
@@ -183,14 +183,14 @@ class StoredEmbeddings:
 
     @property
     def dims(self) -> Mapping[str, int]:
-        """Modality -> dimension."""
+        """Stream -> dimension."""
         return self.index.dims
 
-    def present(self, modality: str) -> np.ndarray:
-        """Return (clips,) bool: whether a clip has this modality's embedding."""
-        if modality not in self.dims:
-            raise StoreError(unknown("modality", modality, self.dims))
-        return self.index.entries[modality] >= 0
+    def present(self, stream: str) -> np.ndarray:
+        """Return (clips,) bool: whether a clip has this stream's embedding."""
+        if stream not in self.dims:
+            raise StoreError(unknown("stream", stream, self.dims))
+        return self.index.entries[stream] >= 0
 
     def take(self, rows: np.ndarray) -> StoredEmbeddings:
         """Return the clips at these positions (an integer array) or under this mask (a boolean array)."""
@@ -208,12 +208,12 @@ class StoredEmbeddings:
             index=self.index.take(positions),
         )
 
-    def only(self, modalities: Sequence[str]) -> StoredEmbeddings:
-        """Return the same clips in the same `storage_order`, with these modalities only."""
-        if set(modalities) >= set(self.dims):
+    def only(self, streams: Sequence[str]) -> StoredEmbeddings:
+        """Return the same clips in the same `storage_order`, with these streams only."""
+        if set(streams) >= set(self.dims):
             return self
         self.storage_order()
-        kept = replace(self, index=self.index.only(modalities))
+        kept = replace(self, index=self.index.only(streams))
         kept._order = self._order
         return kept
 
@@ -228,7 +228,7 @@ class StoredEmbeddings:
         return same
 
     def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return modality -> (positions, dim) float32, in the order of the positions (integers); NaN means absent.
+        """Return stream -> (positions, dim) float32, in the order of the positions (integers); NaN means absent.
 
         A clip with several windows gets the mean over those that have an embedding. Neighbours in `storage_order`
         are read together, in whatever order the positions are; pass many at a time, since each call opens the shards
@@ -240,7 +240,7 @@ class StoredEmbeddings:
         return self._retrying(lambda: _read_features(self.index, positions, None))
 
     def read_windows(self, positions: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
-        """Return modality -> (rows, dim) float32, a row per window, clip after clip; NaN means absent.
+        """Return stream -> (rows, dim) float32, a row per window, clip after clip; NaN means absent.
 
         Args:
             positions: positions of clips (integers), in any order, each once.
@@ -252,7 +252,7 @@ class StoredEmbeddings:
         return self._retrying(lambda: _read_features(self.index, positions, offsets))
 
     def blocks(self, offsets: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Yield all clips in order, some at a time: their positions, and modality -> (rows, dim).
+        """Yield all clips in order, some at a time: their positions, and stream -> (rows, dim).
 
         `offsets` are those of `columns`.
         """
@@ -312,15 +312,15 @@ class StoredEmbeddings:
         chunks = range(0, len(self), AT_ONCE)
         current = found.take(np.concatenate([places.find(self.clip_ids.strings(i, i + AT_ONCE)) for i in chunks]))
         entries = {}
-        for modality, before in self.index.entries.items():
-            numbers = current.entries.get(modality)
-            same = current.dims.get(modality) == self.dims[modality] and recipes.get(modality) == self.recipes[modality]
+        for stream, before in self.index.entries.items():
+            numbers = current.entries.get(stream)
+            same = current.dims.get(stream) == self.dims[stream] and recipes.get(stream) == self.recipes[stream]
             if numbers is None or not same or (numbers[before >= 0] < 0).any():
                 raise StoreError(
-                    f"{self.store.folder} has lost {modality} embeddings since it was opened: run the same command "
+                    f"{self.store.folder} has lost {stream} embeddings since it was opened: run the same command "
                     "again, after `alphafuse extract` if it asks for that"
                 )
-            entries[modality] = np.where(before >= 0, numbers, -1)
+            entries[stream] = np.where(before >= 0, numbers, -1)
         self.index = replace(current, dims=self.dims, entries=entries)
 
 
@@ -330,23 +330,23 @@ def keeps_changing(folder: Path) -> StoreError:
 
 
 def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return modality -> features of these clips: pooled (positions, dim), or (rows, dim) by `offsets`."""
+    """Return stream -> features of these clips: pooled (positions, dim), or (rows, dim) by `offsets`."""
     rows = len(positions) if offsets is None else int(offsets[-1])
     result, order, wanted = {}, {}, {}
     shards: set[int] = set()
-    for modality, dim in index.dims.items():
-        numbers = index.entries[modality][positions]
-        result[modality] = np.full((rows, dim), np.nan, np.float32)
-        order[modality] = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
-        wanted[modality] = numbers[order[modality]]
-        shards.update(index.shards_of(wanted[modality]))
+    for stream, dim in index.dims.items():
+        numbers = index.entries[stream][positions]
+        result[stream] = np.full((rows, dim), np.nan, np.float32)
+        order[stream] = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
+        wanted[stream] = numbers[order[stream]]
+        shards.update(index.shards_of(wanted[stream]))
     for shard in sorted(shards):
         start, stop = index.starts[shard : shard + 2]
         with open_features(index.shards[shard], index.dims) as (features, ends):
-            for modality, numbers in wanted.items():
+            for stream, numbers in wanted.items():
                 first, last = np.searchsorted(numbers, (start, stop))
                 if first < last:
-                    targets, clips = order[modality][first:last], numbers[first:last] - start
+                    targets, clips = order[stream][first:last], numbers[first:last] - start
                     if offsets is not None:
                         targets, own = rows_of(offsets, targets)
                         counts = np.diff(ends)[clips] if ends is not None else np.ones(len(clips), np.int64)
@@ -355,12 +355,12 @@ def _read_features(index: RowIndex, positions: np.ndarray, offsets: np.ndarray |
                                 f"shards of {index.shards[shard].parent} disagree about a clip's windows: remove "
                                 f"{index.shards[shard].name}, which came later, and extract again"
                             )
-                    for part, values in _read_clips(features[modality], clips, ends, pooled=offsets is None):
+                    for part, values in _read_clips(features[stream], clips, ends, pooled=offsets is None):
                         if (
                             offsets is None and np.isnan(values[:, 0]).any()
                         ):  # although the shard's mask marks it as an embedding
-                            raise damaged(index.shards[shard], f"a row of {modality} is not an embedding")
-                        result[modality][targets[part]] = values
+                            raise damaged(index.shards[shard], f"a row of {stream} is not an embedding")
+                        result[stream][targets[part]] = values
     return result
 
 

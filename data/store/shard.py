@@ -48,7 +48,7 @@ from .hdf5 import (
 FORMAT_VERSION = 2
 MAX_DIM = 2**16
 MOST_LAYOUTS = 65_536  # shards whose layout is cached, with a few hundred bytes each
-FAILURE_COLUMNS = {"clip_id": "clip_id", "stream": "modality", "reason": "reason"}  # dataset -> attribute of Failure
+FAILURE_COLUMNS = {"clip_id": "clip_id", "stream": "stream", "reason": "reason"}  # dataset -> attribute of Failure
 _DIGEST = re.compile(r"[0-9a-f]{64}|")
 
 
@@ -73,8 +73,8 @@ class Shard:
     Attributes:
         path: the file.
         clips, rows: number of clips, and of windows of all clips.
-        dims: modality -> dimension, for the stored modalities.
-        recipes: modality -> everything that decides its numbers; also for modalities without embeddings in this shard.
+        dims: stream -> dimension, for the stored streams.
+        recipes: stream -> everything that decides its numbers; also for streams without embeddings in this shard.
     """
 
     def __init__(self, content: UntrustedFile) -> None:
@@ -101,7 +101,7 @@ class Shard:
                 self._features[name] = content.dataset(group, "features", "float32 or float16", rank=2)
                 self._masks[name] = content.dataset(group, "present", "uint8")
                 require_members(group, {"features", "present"})
-        self.dims = {modality: dataset.shape[1] for modality, dataset in self._features.items()}
+        self.dims = {stream: dataset.shape[1] for stream, dataset in self._features.items()}
         require_members(root, {*texts, "bytes", "offsets", "windows", "failures", "streams"})
         require_members(failures, set(failed))
         require_members(streams, set(self.dims))
@@ -167,16 +167,16 @@ class Shard:
                 found.append(Failure(clip_id, stream, one_line(reason, MAX_TEXT)))
         return found
 
-    def features(self, modality: str, dims: dict[str, int]) -> h5py.Dataset:
-        """Return a modality's (rows, dim) dataset; add its dim to `dims`, or require the one that `dims` has."""
-        expected = dims.setdefault(modality, self.dims[modality])
-        if self.dims[modality] != expected:
-            raise ValueError(f"{modality} has dimension {self.dims[modality]} instead of {expected}")
-        return self._features[modality]
+    def features(self, stream: str, dims: dict[str, int]) -> h5py.Dataset:
+        """Return a stream's (rows, dim) dataset; add its dim to `dims`, or require the one that `dims` has."""
+        expected = dims.setdefault(stream, self.dims[stream])
+        if self.dims[stream] != expected:
+            raise ValueError(f"{stream} has dimension {self.dims[stream]} instead of {expected}")
+        return self._features[stream]
 
-    def embedded(self, modality: str) -> np.ndarray:
+    def embedded(self, stream: str) -> np.ndarray:
         """Return (clips,) bool: whether a clip has an embedding, of at least one window; reads no features."""
-        return any_row(self._masks[modality][()] != 0, self.offsets())
+        return any_row(self._masks[stream][()] != 0, self.offsets())
 
     def provenance(self) -> dict[str, Any]:
         """Facts that don't decide the numbers."""
@@ -191,14 +191,14 @@ class Shard:
         self.provenance()
         self.offsets()
         datasets = {**self._columns, **{f"failures/{name}": dataset for name, dataset in self._failures.items()}}
-        for modality in self.dims:
-            datasets[f"streams/{modality}/features"] = self._features[modality]
-            datasets[f"streams/{modality}/present"] = self._masks[modality]
+        for stream in self.dims:
+            datasets[f"streams/{stream}/features"] = self._features[stream]
+            datasets[f"streams/{stream}/present"] = self._masks[stream]
         if content_sha256(self._content.text("recipes"), datasets) != self._content.text("sha256"):
             found.append("content differs from its checksum")
-        for modality, mask in self._masks.items():
-            if not np.array_equal(mask[()] != 0, self._finite(modality)):
-                found.append(f"/streams/{modality}/present differs from the rows that are embeddings")
+        for stream, mask in self._masks.items():
+            if not np.array_equal(mask[()] != 0, self._finite(stream)):
+                found.append(f"/streams/{stream}/present differs from the rows that are embeddings")
         windows = self.windows()
         if not ((windows[:, 0] <= windows[:, 1]) | np.isnan(windows).all(axis=1)).all():
             found.append("/windows has one that ends before it starts")
@@ -206,9 +206,9 @@ class Shard:
             found.append("/bytes or /digest has a value that no file can have")
         return found
 
-    def _finite(self, modality: str) -> np.ndarray:
+    def _finite(self, stream: str) -> np.ndarray:
         finite = np.zeros(self.rows, bool)
-        for part, values in read_slices(self._features[modality], np.arange(self.rows)):
+        for part, values in read_slices(self._features[stream], np.arange(self.rows)):
             finite[part] = finite_rows(values)
         return finite
 
@@ -216,10 +216,10 @@ class Shard:
 
     def _read_recipes(self) -> dict[str, dict[str, Any]]:
         recipes = self._content.json("recipes")
-        for modality, recipe in recipes.items():
-            _require_known(modality, "recipes")
+        for stream, recipe in recipes.items():
+            _require_known(stream, "recipes")
             if not isinstance(recipe, dict):
-                raise ValueError(f"recipes of {modality} are not a json object")
+                raise ValueError(f"recipes of {stream} are not a json object")
         return recipes
 
     def _require_lengths(self) -> None:
@@ -266,7 +266,7 @@ _layouts: dict[Path, tuple[_Version, _Places, np.ndarray | None]] = {}
 def open_features(
     path: Path, dims: Mapping[str, int]
 ) -> Iterator[tuple[Mapping[str, h5py.Dataset | RawRows], np.ndarray | None]]:
-    """Open a shard and return modality -> its rows, which can be sliced, and the offsets of clips (None: one row each).
+    """Open a shard and return stream -> its rows, which can be sliced, and the offsets of clips (None: one row each).
 
     Errors are those of `open_shard`. Opening and checking a shard takes a millisecond, which matters if a thousand of
     them are read repeatedly. So the result of a check is cached, and is valid while the file is the checked one.
@@ -281,7 +281,7 @@ def open_features(
                 yield {name: RawRows(file, *place) for name, place in places.items()}, offsets
                 return
     with open_shard(path, whole=True) as shard:
-        features = {modality: shard.features(modality, dict(dims)) for modality in shard.dims}
+        features = {stream: shard.features(stream, dict(dims)) for stream in shard.dims}
         offsets = None if is_one_each(shard.offsets()) else shard.offsets()
         if isinstance(path, PosixPath):
             if len(_layouts) >= MOST_LAYOUTS:

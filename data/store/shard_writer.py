@@ -55,8 +55,8 @@ def write_shard(
         file: an empty file.
         rows: everything to store but the features, which may be too large for memory.
         provenance: json-able facts that don't decide the numbers.
-        kinds: modality -> type of a row: dim numbers of float32 or float16, as `np.dtype((type, dim))`.
-        blocks: modality -> (some rows, dim), one block of rows after the other.
+        kinds: stream -> type of a row: dim numbers of float32 or float16, as `np.dtype((type, dim))`.
+        blocks: stream -> (some rows, dim), one block of rows after the other.
         room: bytes to reserve on the disk before anything is written.
 
     Raises:
@@ -133,7 +133,7 @@ def _reserve(file: BinaryIO, room: int) -> None:
                 raise
 
 
-def _require_storable(rows: Embeddings, modalities: Iterable[str]) -> None:
+def _require_storable(rows: Embeddings, streams: Iterable[str]) -> None:
     columns = {"clip_id": rows.clip_ids, "label": rows.labels, "group": rows.groups}
     failed = [failure.clip_id for failure in rows.failures]
     further = [label for labels in rows.label_lists for label in labels[1:]]
@@ -145,11 +145,11 @@ def _require_storable(rows: Embeddings, modalities: Iterable[str]) -> None:
                     "characters: rename it"
                 )
     for failure in rows.failures:
-        require_stream(failure.modality)
-    for modality in modalities:
-        if modality not in rows.recipes:
+        require_stream(failure.stream)
+    for stream in streams:
+        if stream not in rows.recipes:
             raise StoreError(
-                f"{modality} embeddings without a recipe can't be stored: recipes['{modality}'] must say what made them"
+                f"{stream} embeddings without a recipe can't be stored: recipes['{stream}'] must say what made them"
             )
 
 

@@ -5,7 +5,7 @@ renamed, or sent to the object store in one request) and is never modified again
 yet flushed, resuming needs only the stored clip_ids, several writers can work at once, and readers are never blocked.
 `shard.py` describes the format of a shard.
 
-Rows are keyed by clip_id: modalities are joined by id, never by position. If two writers stored the same clip, the
+Rows are keyed by clip_id: streams are joined by id, never by position. If two writers stored the same clip, the
 older shard's row counts.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from alphafuse.data.columns import Places, Texts, TextsBuilder, row_int
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import SPLITS, Clip, Clips, as_clips
-from alphafuse.data.streams import MODALITIES, in_order
+from alphafuse.data.streams import in_order
 from alphafuse.errors import RecipeMismatchError, StoreError, unknown
 from alphafuse.system.files import one_line, open_atomically, to_path
 from alphafuse.system.remote import is_remote, upload
@@ -62,10 +62,10 @@ class StoreInfo:
     Attributes:
         folder: the store's folder.
         shards, clips, duplicates, bytes: shards, clips, clips that are stored twice, and the size of all shards.
-        rows: modality -> clips that have an embedding.
+        rows: stream -> clips that have an embedding.
         windows: windows of all clips.
         files: clips whose file's size and digest are stored.
-        dims: modality -> dimension.
+        dims: stream -> dimension.
         failures: reasons why other clips have no embedding.
         recipes, provenance: as recorded in the shards.
     """
@@ -140,7 +140,7 @@ class EmbeddingStore:
         """Append one shard, atomically, and return its path.
 
         Args:
-            rows: embeddings to store; `rows.recipes` must have a recipe for each modality in `rows.features`.
+            rows: embeddings to store; `rows.recipes` must have a recipe for each stream in `rows.features`.
             provenance: json-able facts that don't decide the numbers (library versions, device, encoder names).
             name: name of the shard, from `shard_name`, so that a commit can be repeated: if that shard exists,
                 nothing is written, and simultaneous attempts leave one shard. With a name, recipes are not compared:
@@ -162,12 +162,12 @@ class EmbeddingStore:
     def require_recipes(self, recipes: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `RecipeMismatchError`, naming the difference, unless these recipes equal those stored."""
         stored = self.recipes()
-        for modality, asked in recipes.items():
-            if modality in stored:
-                difference = recipe_differences(stored[modality], asked)
+        for stream, asked in recipes.items():
+            if stream in stored:
+                difference = recipe_differences(stored[stream], asked)
                 if difference:
                     raise RecipeMismatchError(
-                        f"the store {self.folder} was made with another {modality} {difference}: extract into another "
+                        f"the store {self.folder} was made with another {stream} {difference}: extract into another "
                         "root, or remove this store and extract again"
                     )
 
@@ -187,7 +187,7 @@ class EmbeddingStore:
 
     @_retry_if_packed
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """Return modality -> the recipe that all shards share; empty for an empty store.
+        """Return stream -> the recipe that all shards share; empty for an empty store.
 
         Raises:
             RecipeMismatchError: two shards disagree (a shard was copied in from another store).
@@ -197,11 +197,11 @@ class EmbeddingStore:
             self._agreed, self._recipes_read = {}, set()
         for path in self._files.each(path for path in shards if path.name not in self._recipes_read):
             with self._files.open(path) as shard:
-                for modality, recipe in shard.recipes.items():
-                    difference = recipe_differences(self._agreed.setdefault(modality, recipe), recipe)
+                for stream, recipe in shard.recipes.items():
+                    difference = recipe_differences(self._agreed.setdefault(stream, recipe), recipe)
                     if difference:
                         raise RecipeMismatchError(
-                            f"shard {one_line(path, 1000)} was made with another {modality} {difference} than the "
+                            f"shard {one_line(path, 1000)} was made with another {stream} {difference} than the "
                             "shards before it: move it out of the store"
                         )
             self._recipes_read.add(path.name)
@@ -209,15 +209,15 @@ class EmbeddingStore:
 
     @_retry_if_packed
     def dims(self) -> dict[str, int]:
-        """Return modality -> dimension, for the stored modalities; reads no features."""
+        """Return stream -> dimension, for the stored streams; reads no features."""
         recipes, dims = self.recipes(), dict[str, int]()
         for path in self.shards():
             if len(dims) == len(recipes):
                 break
             with self._files.open(path) as shard:
-                for modality in shard.dims:
-                    shard.features(modality, dims)
-        return {modality: dims[modality] for modality in in_order(dims)}
+                for stream in shard.dims:
+                    shard.features(stream, dims)
+        return {stream: dims[stream] for stream in in_order(dims)}
 
     def read(self, clips: Sequence[Clip] | None = None, *, pooled: bool = True) -> Embeddings:
         """Read the embeddings of these clips in their order (with the clips' labels and groups), or of all clips.
@@ -255,7 +255,7 @@ class EmbeddingStore:
         return self._locate(clip_ids)
 
     def _locate(self, clip_ids: Sequence[str]) -> tuple[RowIndex, tuple[Failure, ...]]:
-        """Search all shards, oldest first, for the first embedding of each clip and modality."""
+        """Search all shards, oldest first, for the first embedding of each clip and stream."""
         if not self.recipes():
             if self.folder.name in SPLITS and self.root is not None:
                 advice = f"run `alphafuse extract --split {self.folder.name} --root {self.root}` first"
@@ -273,8 +273,8 @@ class EmbeddingStore:
                 targets = _positions(shard, places)
                 kind = row_int(starts[-1] + len(targets))
                 entries = {name: numbers.astype(kind, copy=False) for name, numbers in entries.items()}
-                for modality in shard.dims:
-                    shard.features(modality, dims)
+                for stream in shard.dims:
+                    shard.features(stream, dims)
                 present = {"": targets >= 0} | {name: (targets >= 0) & shard.embedded(name) for name in shard.dims}
                 for name, mask in present.items():
                     if name not in entries:
@@ -286,19 +286,19 @@ class EmbeddingStore:
                 failed = shard.failures()
                 for place, failure in zip(places.find([one.clip_id for one in failed]).tolist(), failed, strict=True):
                     if place >= 0:
-                        failures.setdefault((failure.modality, place), failure)
+                        failures.setdefault((failure.stream, place), failure)
                 starts.append(starts[-1] + len(targets))
         index = RowIndex(
             shards=tuple(shards),
             starts=np.array(starts),
-            dims={modality: dims[modality] for modality in in_order(dims)},
-            entries={modality: entries[modality] for modality in in_order(dims)},
+            dims={stream: dims[stream] for stream in in_order(dims)},
+            entries={stream: entries[stream] for stream in in_order(dims)},
             mentions=entries[""],
         )
         absent = (
             failure
-            for (modality, row), failure in failures.items()
-            if modality not in dims or entries[modality][row] < 0
+            for (stream, row), failure in failures.items()
+            if stream not in dims or entries[stream][row] < 0
         )
         return index, tuple(absent)
 
@@ -306,18 +306,18 @@ class EmbeddingStore:
     def finished(
         self,
         *,
-        modalities: Iterable[str] = MODALITIES,
+        streams: Iterable[str] | None = None,
         retry_failed: bool = False,
         among: Iterable[str] | None = None,
         look: bool = True,
     ) -> dict[str, set[str]]:
-        """Return modality -> clip_ids that need no more work: with an embedding or (unless `retry_failed`) a failure.
+        """Return stream -> clip_ids that need no more work: with an embedding or (unless `retry_failed`) a failure.
 
         Shards never change, so each is read once: a repeated call lists the folder and reads the new shards. It reads
         no features.
 
         Args:
-            modalities: modalities of the result.
+            streams: streams of the result; None = those that the store has.
             retry_failed: clips whose failure is recorded need work.
             among: only these clips; the time of a call then depends on their number, not on the size of the store.
             look: list the folder; if False, the answer is that of the last listing.
@@ -335,31 +335,32 @@ class EmbeddingStore:
             self._states_read.add(path.name)
         states = self._states if among is None else {i: self._states[i] for i in among if i in self._states}
         end = _EMBEDDED if retry_failed else _EMBEDDED | _FAILED
-        ends = {modality: end << self._shift(modality) for modality in modalities}
-        return {modality: {i for i, state in states.items() if state & bits} for modality, bits in ends.items()}
+        names = in_order(self._shifts) if streams is None else streams
+        ends = {stream: end << self._shift(stream) for stream in names}
+        return {stream: {i for i, state in states.items() if state & bits} for stream, bits in ends.items()}
 
-    def _shift(self, modality: str) -> int:
+    def _shift(self, stream: str) -> int:
         """Return the position of a stream's bits in a clip's state."""
-        return self._shifts.setdefault(modality, 2 * len(self._shifts))
+        return self._shifts.setdefault(stream, 2 * len(self._shifts))
 
     def _states_in(self, shard: Shard) -> dict[str, int]:
         """Return clip_id -> bits of the clips of a shard."""
         bits = [0] * shard.clips
-        for modality in shard.dims:
-            bit = _EMBEDDED << self._shift(modality)
-            for clip in np.flatnonzero(shard.embedded(modality)).tolist():
+        for stream in shard.dims:
+            bit = _EMBEDDED << self._shift(stream)
+            for clip in np.flatnonzero(shard.embedded(stream)).tolist():
                 bits[clip] |= bit
         states: dict[str, int] = {}
         for clip_id, state in zip(chain.from_iterable(shard.clip_ids()), bits, strict=True):
             if state:
                 states[clip_id] = states.get(clip_id, 0) | state
         for failure in shard.failures():
-            states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED << self._shift(failure.modality)
+            states[failure.clip_id] = states.get(failure.clip_id, 0) | _FAILED << self._shift(failure.stream)
         return states
 
-    def done(self, *, modalities: Iterable[str] = MODALITIES, retry_failed: bool = False) -> set[str]:
-        """Return clip_ids that need no more work in any of these modalities: the intersection of `finished`."""
-        finished = self.finished(modalities=modalities, retry_failed=retry_failed).values()
+    def done(self, *, streams: Iterable[str] | None = None, retry_failed: bool = False) -> set[str]:
+        """Return clip_ids that need no more work in any of these streams: the intersection of `finished`."""
+        finished = self.finished(streams=streams, retry_failed=retry_failed).values()
         return set.intersection(*finished) if finished else set()
 
     @_retry_if_packed
@@ -368,13 +369,13 @@ class EmbeddingStore:
         embeddings = self.open_rows()
         shards, starts = embeddings.index.shards, embeddings.index.starts
         places, counted = Places(embeddings.clip_ids), np.sort(embeddings.index.places())
-        stored = {modality: np.zeros(len(embeddings), np.int64) for modality in embeddings.dims}
+        stored = {stream: np.zeros(len(embeddings), np.int64) for stream in embeddings.dims}
         windows = files = 0
         for path, start, stop in zip(self._files.each(shards), starts[:-1], starts[1:], strict=True):
             with self._files.open(path) as shard:
                 targets = _positions(shard, places)
-                for modality in shard.dims:
-                    stored[modality] += np.bincount(targets[shard.embedded(modality)], minlength=len(embeddings))
+                for stream in shard.dims:
+                    stored[stream] += np.bincount(targets[shard.embedded(stream)], minlength=len(embeddings))
                 first, last = np.searchsorted(counted, (start, stop))
                 clips = counted[first:last] - start
                 windows += int(np.diff(shard.offsets())[clips].sum())
@@ -385,7 +386,7 @@ class EmbeddingStore:
             clips=len(embeddings),
             duplicates=int(np.maximum(np.max([*stored.values()], axis=0) - 1, 0).sum()) if stored else 0,
             bytes=self.size_bytes(),
-            rows={modality: int(embeddings.present(modality).sum()) for modality in embeddings.dims},
+            rows={stream: int(embeddings.present(stream).sum()) for stream in embeddings.dims},
             windows=windows,
             files=files,
             dims=embeddings.dims,
@@ -430,7 +431,7 @@ class EmbeddingStore:
         try:
             with open_atomically(local) as file:
                 columns = rows.columns()
-                kinds = {modality: np.dtype((np.float32, (dim,))) for modality, dim in rows.dims.items()}
+                kinds = {stream: np.dtype((np.float32, (dim,))) for stream, dim in rows.dims.items()}
                 room = len(columns.windows) * sum(kind.itemsize for kind in kinds.values())
                 blocks = (features for _, features in rows.blocks(columns.offsets))
                 write_shard(file, columns, provenance, kinds=kinds, blocks=blocks, room=room)
@@ -475,9 +476,9 @@ class EmbeddingStore:
 
     @_retry_if_packed
     def provenance(self) -> dict[str, Any]:
-        """Return the newest shard's provenance, with the encoder of each modality's newest shard; {} without shards.
+        """Return the newest shard's provenance, with the encoder of each stream's newest shard; {} without shards.
 
-        `encoders` is modality -> {"name", "revision"}, if extraction wrote the store.
+        `encoders` is stream -> {"name", "revision"}, if extraction wrote the store.
         """
         newest: dict[str, Any] = {}
         encoders: dict[str, Any] = {}

@@ -167,12 +167,12 @@ def decode_inputs(
     """Decode a clip's file into the frames and the waveform for the encoders; runs in a worker.
 
     Args:
-        task: the file or its URL, and the modalities to decode for.
-        specs: modality -> specification of its encoder's input.
+        task: the file or its URL, and the streams to decode for.
+        specs: stream -> specification of its encoder's input.
         device_resizes: don't resize frames of up to `DEVICE_RESIZE_PIXELS`.
     """
     began = time.process_time()
-    path, modalities = task
+    path, streams = task
     frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
     assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
     resize = _FrameResizer(frame_spec, leave_small=device_resizes)
@@ -184,8 +184,8 @@ def decode_inputs(
                 sampling=frame_spec.sampling,
                 prepare=resize,
                 max_samples=audio_spec.max_samples,
-                picture="timesformer" in modalities,
-                sound="ast" in modalities,
+                picture="timesformer" in streams,
+                sound="ast" in streams,
             )
             file_bytes, digest = _identify(file)
     except DecodeError as error:

@@ -54,7 +54,7 @@ class Encoder:
     """A frozen model with its preprocessing.
 
     Attributes:
-        modality: "timesformer" or "ast".
+        stream: "timesformer" or "ast".
         name: hub id, folder or "compact", as given.
         revision: the hub's commit, or "" for a folder.
         weights_sha256: checksum of the tensors in use, so independent of the file format.
@@ -68,7 +68,7 @@ class Encoder:
             can resize.
     """
 
-    modality: str
+    stream: str
     name: str
     revision: str
     weights_sha256: str
@@ -81,10 +81,10 @@ class Encoder:
     resize: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __repr__(self) -> str:
-        return f"Encoder({self.modality}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
+        return f"Encoder({self.stream}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides this modality's numbers, json-able; the store compares it."""
+        """Everything that decides this stream's numbers, json-able; the store compares it."""
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
         return {
             "protocol": self.placement.protocol,
@@ -134,7 +134,7 @@ def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
 
 
 def freeze(
-    modality: str,
+    stream: str,
     name: str,
     model: Any,
     forward: Callable[[Any], nn.Module],
@@ -147,7 +147,7 @@ def freeze(
     """Make an encoder from a HuggingFace model; it takes over the weights.
 
     Args:
-        modality, name, spec, prepare, placement, resize: see `Encoder`.
+        stream, name, spec, prepare, placement, resize: see `Encoder`.
         model: HuggingFace's model, in float32 on the CPU.
         forward: makes the family's forward pass from the model's modules.
     """
@@ -158,7 +158,7 @@ def freeze(
     if placement.precision == "bf16":
         store_products_in(fast, torch.bfloat16)
     frozen = Encoder(
-        modality=modality,
+        stream=stream,
         name=name,
         revision=getattr(config, "_commit_hash", None) or "",
         weights_sha256=weights_sha256,
@@ -180,7 +180,7 @@ def _forward_bytes(model: Any) -> int:
     return 4 * tokens * (2 * config.intermediate_size + 9 * config.hidden_size)
 
 
-def load_pretrained(modality: str, name: str, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
+def load_pretrained(stream: str, name: str, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Load HuggingFace's model by its name: a hub id, a folder or "compact".
 
     Returns:
@@ -196,7 +196,7 @@ def load_pretrained(modality: str, name: str, model_class: Any) -> tuple[Any, An
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = locate(modality, name)
+    source = locate(stream, name)
     is_folder = Path(source).is_dir()
     offline = not is_folder and not hub_reachable()
     try:
@@ -206,7 +206,7 @@ def load_pretrained(modality: str, name: str, model_class: Any) -> tuple[Any, An
     except (OSError, ValueError) as error:
         if is_folder:
             raise EncoderError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
-        raise EncoderError(_not_found_message(modality, name, offline=offline)) from None
+        raise EncoderError(_not_found_message(stream, name, offline=offline)) from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
         raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
     if report["missing_keys"]:  # HuggingFace would fill them with random numbers
@@ -229,12 +229,12 @@ def _preprocessor_config(source: str, *, offline: bool) -> dict[str, Any]:
     return read_json(Path(found)) if found else {}
 
 
-def _not_found_message(modality: str, name: str, *, offline: bool) -> str:
+def _not_found_message(stream: str, name: str, *, offline: bool) -> str:
     what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
     return (
-        f"{what}: point at a folder (--{modality} FOLDER with {LAYOUT}), convert the original checkpoint "
-        f"(`alphafuse convert {modality} FILE OUT`), or try the small "
-        f"encoder of the package (--{modality} compact, or `alphafuse data demo`)"
+        f"{what}: point at a folder (--{stream} FOLDER with {LAYOUT}), convert the original checkpoint "
+        f"(`alphafuse convert {stream} FILE OUT`), or try the small "
+        f"encoder of the package (--{stream} compact, or `alphafuse data demo`)"
     )
 
 

@@ -16,13 +16,13 @@ FAMILIES: dict[str, Callable[[str, Placement | None], Encoder]] = {
 
 
 def load_encoders(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Encoder]:
-    """Load the encoder of each modality.
+    """Load the encoder of each stream.
 
     Args:
-        names: modality -> hub id, folder or "compact".
+        names: stream -> hub id, folder or "compact".
         placement: device, precision and preprocessing; by default on the CPU in float32.
 
     Raises:
         EncoderError: one of them can't be loaded.
     """
-    return {modality: FAMILIES[MODEL_TYPES[modality]](name, placement) for modality, name in names.items()}
+    return {stream: FAMILIES[MODEL_TYPES[stream]](name, placement) for stream, name in names.items()}

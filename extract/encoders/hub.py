@@ -18,18 +18,18 @@ MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transform
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def locate(modality: str, name: str) -> str:
+def locate(stream: str, name: str) -> str:
     """Return the folder or hub id of a name; check that a folder holds the right model.
 
     Raises:
         EncoderError: the folder doesn't exist, or holds another model.
     """
-    folder = COMPACT_FOLDER / modality if name == COMPACT else Path(name).expanduser()
+    folder = COMPACT_FOLDER / stream if name == COMPACT else Path(name).expanduser()
     if not folder.is_dir():
         looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
         if looks_like_folder:
             raise EncoderError(
-                f"no such folder for --{modality}: '{name}': name a HuggingFace folder ({LAYOUT}), a hub id like "
+                f"no such folder for --{stream}: '{name}': name a HuggingFace folder ({LAYOUT}), a hub id like "
                 f"owner/name, or '{COMPACT}'"
             )
         return name
@@ -37,15 +37,15 @@ def locate(modality: str, name: str) -> str:
     if not config.is_file():
         raise EncoderError(
             f"{folder} is not a HuggingFace folder (no config.json): convert an original checkpoint with "
-            f"`alphafuse convert {modality} FILE OUT`"
+            f"`alphafuse convert {stream} FILE OUT`"
         )
     try:
         model_type = read_json(config).get("model_type")
     except AlphafuseError as error:
         raise EncoderError(str(error)) from None
-    if model_type != MODEL_TYPES[modality]:
+    if model_type != MODEL_TYPES[stream]:
         raise EncoderError(
-            f"{folder} holds a '{model_type}', not the '{MODEL_TYPES[modality]}' that --{modality} needs"
+            f"{folder} holds a '{model_type}', not the '{MODEL_TYPES[stream]}' that --{stream} needs"
         )
     return str(folder)
 
@@ -81,13 +81,13 @@ def hub_reachable() -> bool:
         return False
 
 
-def local_folder(modality: str, name: str) -> Path | None:
+def local_folder(stream: str, name: str) -> Path | None:
     """Return the folder of an encoder's files: its own, the package's or the hub's cache; None if not on this machine.
 
     Raises:
         EncoderError: the folder doesn't exist, or holds another model.
     """
-    source = locate(modality, name)
+    source = locate(stream, name)
     if Path(source).is_dir():
         return Path(source)
     cached = cached_weights(source)

@@ -36,7 +36,7 @@ class DevicesEngine:
     """A process for each device; a context manager. Leaving it ends the processes; they write finished embeddings.
 
     Attributes:
-        recipes: modality -> everything that decides its numbers.
+        recipes: stream -> everything that decides its numbers.
     """
 
     recipes: dict[str, dict[str, Any]]

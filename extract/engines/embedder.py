@@ -61,14 +61,14 @@ def load_encoders(dataset: Dataset, settings: ExtractSettings, device: str) -> d
     names = {"timesformer": settings.timesformer or dataset.timesformer, "ast": settings.ast or dataset.ast}
     protocol = settings.protocol or dataset.protocol
     placement = Placement(choose_device(device), settings.precision, protocol, compile=settings.compile)
-    return families.load_encoders({name: names[name] for name in settings.modalities}, placement)
+    return families.load_encoders({name: names[name] for name in settings.streams}, placement)
 
 
 class Embedder:
     """Encoders on their device, with the workers that decode for them.
 
     Attributes:
-        encoders: modality -> encoder.
+        encoders: stream -> encoder.
         settings: how to decode and embed; encoders, protocol and precision follow from `encoders` instead.
         device: device of the models.
         threads: number of threads that run the models.
@@ -89,19 +89,19 @@ class Embedder:
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """Modality -> everything that decides its numbers."""
-        return {modality: encoder.recipe() for modality, encoder in self.encoders.items()}
+        """Stream -> everything that decides its numbers."""
+        return {stream: encoder.recipe() for stream, encoder in self.encoders.items()}
 
     def decode(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Decoded], None, None]:
         """Decode clips in worker processes and yield them as they are finished, only a few ahead of the consumer.
 
         A clip whose decoder crashes, hangs or needs too much memory is yielded with that as its reason.
         """
-        specs = {modality: encoder.spec for modality, encoder in self.encoders.items()}
+        specs = {stream: encoder.spec for stream, encoder in self.encoders.items()}
         decode = partial(decode_inputs, specs=specs, device_resizes=self.device_resizes)
         return map_tasks(
             decode,
-            ((job, (job.path, job.modalities)) for job in jobs),
+            ((job, (job.path, job.streams)) for job in jobs),
             failed=lambda reason: Decoded(None, None, reason, reason),
             workers=self.memory.workers,
             timeout_seconds=self.settings.timeout_seconds,
@@ -189,20 +189,20 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
     jobs, decoded = tuple(job for job, _ in decoded_jobs), [decoded for _, decoded in decoded_jobs]
     rows: dict[str, np.ndarray] = {}
     failures: list[Failure] = []
-    for modality, encoder in encoders.items():
+    for stream, encoder in encoders.items():
         fed = [_input(encoder, clip) for clip in decoded]
         inputs, reasons = [item for item, _ in fed], [reason for _, reason in fed]
-        usable = [i for i, job in enumerate(jobs) if modality in job.modalities and inputs[i] is not None]
-        matrix = rows[modality] = np.full((len(jobs), encoder.dim), np.nan, np.float32)
+        usable = [i for i, job in enumerate(jobs) if stream in job.streams and inputs[i] is not None]
+        matrix = rows[stream] = np.full((len(jobs), encoder.dim), np.nan, np.float32)
         if usable:
             matrix[usable] = encoder.embed([inputs[i] for i in usable])
         for i in usable:
             if not np.isfinite(matrix[i]).all():
                 matrix[i], reasons[i] = np.nan, NOT_FINITE
         failures += [
-            Failure(job.clip.clip_id, modality, reason)
+            Failure(job.clip.clip_id, stream, reason)
             for job, reason in zip(jobs, reasons, strict=True)
-            if reason and modality in job.modalities
+            if reason and stream in job.streams
         ]
     return Batch(
         jobs=jobs,
@@ -250,7 +250,7 @@ def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "encoders": {
-            modality: {"name": encoder.name, "revision": encoder.revision} for modality, encoder in encoders.items()
+            stream: {"name": encoder.name, "revision": encoder.revision} for stream, encoder in encoders.items()
         },
         "libraries": library_versions(),
     }

@@ -48,7 +48,7 @@ class LocalEngine:
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """Modality -> everything that decides its numbers."""
+        """Stream -> everything that decides its numbers."""
         return self._embedder.recipes
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
@@ -161,7 +161,7 @@ class ShardWriter:
 
         Args:
             store: the store to append to.
-            recipes: modality -> everything that decides its numbers.
+            recipes: stream -> everything that decides its numbers.
             provenance: returns the provenance that a shard records.
             flush_seconds: longest time that a batch waits for its shard.
             written: called, in the thread, with the clip_ids of each shard after it is written.

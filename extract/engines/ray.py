@@ -61,7 +61,7 @@ class RayEngine:
 
         Args:
             ray: the module, connected (`alphafuse.system.cluster.connected`).
-            encoders: modality -> encoder on this machine's CPU.
+            encoders: stream -> encoder on this machine's CPU.
             settings: how to decode and embed; `device` is "auto", "cpu" or "cuda".
 
         Raises:
@@ -81,8 +81,8 @@ class RayEngine:
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """Modality -> everything that decides its numbers."""
-        return {modality: encoder.recipe() for modality, encoder in self._encoders.items()}
+        """Stream -> everything that decides its numbers."""
+        return {stream: encoder.recipe() for stream, encoder in self._encoders.items()}
 
     def fill(self, work: Work) -> Generator[Done, None, None]:
         """Extract what is missing, and yield counts of stored clips. If it ends early, finished embeddings are stored.
@@ -164,7 +164,7 @@ class RayEngine:
         context.execution_options.resource_limits = ExecutionResources(object_store_memory=pools.held_bytes)
         decoding = Decoding(
             libraries=library_versions(),
-            specs={modality: encoder.spec for modality, encoder in self._encoders.items()},
+            specs={stream: encoder.spec for stream, encoder in self._encoders.items()},
             timeout_seconds=self._settings.timeout_seconds,
             clip_bytes=pools.clip_bytes,
             clip_folder=None if is_remote(work.clip_folder) else work.clip_folder.absolute(),

@@ -58,7 +58,7 @@ class Decoding:
 
     Attributes:
         libraries: name -> version that each machine must have.
-        specs: modality -> specification of its encoder's input.
+        specs: stream -> specification of its encoder's input.
         timeout_seconds: time that a clip may take.
         clip_bytes: memory that a clip may take.
         clip_folder: folder that each machine must be able to read; None if clips are behind URLs.
@@ -108,7 +108,7 @@ class DecodeBlock:
     def __call__(self, row: Row) -> Row:
         """Turn a block of jobs into (job, decoded) in the same order."""
         jobs: Sequence[Job] = unpack_block(row)
-        decoded = dict(self._pool.map((i, (job.path, job.modalities)) for i, job in enumerate(jobs)))
+        decoded = dict(self._pool.map((i, (job.path, job.streams)) for i, job in enumerate(jobs)))
         _send_counts(self._decoding.counts, decoded=len(jobs))
         return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
 
@@ -206,7 +206,7 @@ class Commit:
         folder: folder of the store.
         run: name of the run that has claimed the store (`Claims.claim_all`); None if there are no locks.
         stamp_ns: time stamp that orders the shard among the others.
-        recipes: modality -> everything that decides its numbers.
+        recipes: stream -> everything that decides its numbers.
         provenance: provenance that the shard records.
     """
 

@@ -1,6 +1,6 @@
 """The configuration of a head, as plain values; each field and each check is defined here once.
 
-    Experiment      modalities, transform and fusion; they differ between the heads of a study
+    Experiment      streams, transform and fusion; they differ between the heads of a study
     HeadSettings    the rest of the head: hidden layers, dropout, normalisation, absent embeddings
     HeadConfig      everything that determines a head's shape and function: dimensions, classes, both of the above
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import ExperimentError
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
@@ -34,29 +34,29 @@ Normalize = Literal["none", "zscore", "l2"]
 Absent = Literal["drop", "zeros"]
 
 
-def check_fusion(name: str, modalities: Sequence[str]) -> None:
-    """Raise `ExperimentError` if the fusion doesn't exist, or needs two modalities and there is only one."""
+def check_fusion(name: str, streams: Sequence[str]) -> None:
+    """Raise `ExperimentError` if the fusion doesn't exist, or needs two streams and there is only one."""
     check_choice("fusion", name, FUSIONS)
-    if name != "concat" and len(modalities) < 2:
+    if name != "concat" and len(streams) < 2:
         raise ExperimentError(
-            f"fusion '{name}' joins two modalities, but the head reads only {' and '.join(modalities)}: use concat"
+            f"fusion '{name}' joins two streams, but the head reads only {' and '.join(streams)}: use concat"
         )
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment: the modalities that a head fuses, the transform, the fusion, and variants of the training.
+    """An experiment: the streams that a head fuses, the transform, the fusion, and variants of the training.
 
     Attributes:
         transform: name of an entry of `TRANSFORMS`.
-        on: the modality that is transformed, "both", or None with transform "none".
+        on: the stream that is transformed, "both", or None with transform "none".
         alpha: parameter of the transforms that take one.
         fusion: one of `FUSIONS`.
-        modalities: the modalities that the head reads: both, or one.
+        streams: the streams that the head reads: both, or one.
         normalize: normalisation that overrides the settings'; None uses theirs (see `HeadSettings.normalize`).
-        rates: pairs (modality, factor on the learning rate) for the modality's columns of the first layer; the
+        rates: pairs (stream, factor on the learning rate) for the stream's columns of the first layer; the
             control for alpha. Needs fusion concat. A mapping is accepted.
-        auxiliary: pairs (modality or "fused", weight of its loss): during training each modality's expert of fusion
+        auxiliary: pairs (stream or "fused", weight of its loss): during training each stream's expert of fusion
             `gate` gets a linear classifier of its own (gradient blending, Wang et al. 2020). A mapping is accepted.
 
     Raises:
@@ -65,7 +65,7 @@ class Experiment:
     >>> from alphafuse import Experiment
     >>> Experiment("sqrt", on="ast").name
     'sqrt-ast'
-    >>> Experiment(modalities=("ast",)).title
+    >>> Experiment(streams=("ast",)).title
     'AST only'
     >>> Experiment("sqr", on="ast")
     Traceback (most recent call last):
@@ -80,29 +80,29 @@ class Experiment:
         default=None,
         metadata={
             "help": "Apply the transform to timesformer, ast or both.",
-            "choices": (*MODALITIES, BOTH),
+            "choices": (*DEFAULT_NAMES, BOTH),
         },
     )
     alpha: float | None = field(default=None, metadata={"help": "For scale and power; optional for tanh and learned."})
     fusion: str = field(
         default="concat", metadata={"help": "concat, add, matrix, gate or attention.", "choices": FUSIONS}
     )
-    modalities: tuple[str, ...] = field(
-        default=MODALITIES, metadata={"help": "Modalities that the head reads: both, or one.", "choices": MODALITIES}
+    streams: tuple[str, ...] = field(
+        default=DEFAULT_NAMES, metadata={"help": "Streams that the head reads: both, or one.", "choices": DEFAULT_NAMES}
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
     auxiliary: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for modality in self.modalities:
-            check_choice("modality", modality, MODALITIES)
-        object.__setattr__(self, "modalities", tuple(m for m in MODALITIES if m in self.modalities))
-        if not self.modalities:
-            raise ExperimentError(f"an experiment needs at least one modality: {', '.join(MODALITIES)}")
+        for stream in self.streams:
+            check_choice("stream", stream, DEFAULT_NAMES)
+        object.__setattr__(self, "streams", tuple(m for m in DEFAULT_NAMES if m in self.streams))
+        if not self.streams:
+            raise ExperimentError(f"an experiment needs at least one stream: {', '.join(DEFAULT_NAMES)}")
         check_transform(self.transform, self.alpha)
         self._check_on()
-        check_fusion(self.fusion, self.modalities)
+        check_fusion(self.fusion, self.streams)
         if self.normalize is not None:
             check_choice("normalisation", self.normalize, get_args(Normalize))
         for name in ("rates", "auxiliary"):
@@ -117,37 +117,37 @@ class Experiment:
         if self.on is None:
             if self.transform != "none":
                 raise ExperimentError(
-                    f"transform '{self.transform}' needs a modality: --on {'|'.join(self.modalities)}"
+                    f"transform '{self.transform}' needs a stream: --on {'|'.join(self.streams)}"
                 )
             return
-        check_choice("modality", self.on, (*MODALITIES, BOTH))
-        if self.on not in self.modalities and not (self.on == BOTH and len(self.modalities) > 1):
+        check_choice("stream", self.on, (*DEFAULT_NAMES, BOTH))
+        if self.on not in self.streams and not (self.on == BOTH and len(self.streams) > 1):
             raise ExperimentError(
-                f"the transform is on '{self.on}', but the head reads only {' and '.join(self.modalities)}"
+                f"the transform is on '{self.on}', but the head reads only {' and '.join(self.streams)}"
             )
 
     def _check_rates(self) -> None:
-        for modality, rate in self.rates:
-            check_choice("modality", modality, self.modalities)
+        for stream, rate in self.rates:
+            check_choice("stream", stream, self.streams)
             if not (math.isfinite(rate) and rate > 0):
-                raise ExperimentError(f"the learning rate of {modality} must be above 0, not {rate}")
+                raise ExperimentError(f"the learning rate of {stream} must be above 0, not {rate}")
         if self.rates and self.fusion != "concat":
-            raise ExperimentError(f"learning rates per modality need fusion 'concat', not '{self.fusion}'")
+            raise ExperimentError(f"learning rates per stream need fusion 'concat', not '{self.fusion}'")
 
     def _check_auxiliary(self) -> None:
         for name, weight in self.auxiliary:
-            check_choice("auxiliary loss", name, (*self.modalities, FUSED))
+            check_choice("auxiliary loss", name, (*self.streams, FUSED))
             if not (math.isfinite(weight) and weight >= 0):
                 raise ExperimentError(f"the weight of the {name} loss must be 0 or more, not {weight}")
         if self.auxiliary and self.fusion != "gate":
             raise ExperimentError(
-                f"auxiliary losses need fusion 'gate', which has an expert per modality, not '{self.fusion}'"
+                f"auxiliary losses need fusion 'gate', which has an expert per stream, not '{self.fusion}'"
             )
 
     @property
     def transformed(self) -> tuple[str, ...]:
-        """The modalities that the transform changes."""
-        return self.modalities if self.on == BOTH else tuple(m for m in self.modalities if m == self.on)
+        """The streams that the transform changes."""
+        return self.streams if self.on == BOTH else tuple(m for m in self.streams if m == self.on)
 
     @property
     def learns(self) -> bool:
@@ -158,17 +158,17 @@ class Experiment:
     def name(self) -> str:
         """Short name for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only", "gate"."""
         parts = [self.transform, "" if self.alpha is None else f"{self.alpha:g}", self.on or ""]
-        single = len(self.modalities) == 1
+        single = len(self.streams) == 1
         if self.transform == "none":
             parts = [] if single or self._other_parts else ["untransformed"]
-        parts += [f"{self.modalities[0]}-only"] if single else []
+        parts += [f"{self.streams[0]}-only"] if single else []
         return "-".join(part for part in (*parts, *self._other_parts) if part)
 
     @property
     def title(self) -> str:
         """Title for a row of a table: "AST sqrt", "untransformed", "AST only", "gate"."""
         alpha = "" if self.alpha is None else f" {self.alpha:g}"
-        parts = [f"{TITLES[self.modalities[0]]} only"] if len(self.modalities) == 1 else []
+        parts = [f"{TITLES[self.streams[0]]} only"] if len(self.streams) == 1 else []
         if self.transform != "none":
             parts = [f"{parts[0] if parts else TITLES[str(self.on)]} {self.transform}{alpha}"]
         parts += [part.replace("-", " ") for part in self._other_parts]
@@ -176,22 +176,22 @@ class Experiment:
 
     @property
     def _other_parts(self) -> list[str]:
-        """Parts of the name that describe fields other than transform and modalities."""
+        """Parts of the name that describe fields other than transform and streams."""
         parts = [] if self.fusion == "concat" else [self.fusion]
         parts += [] if self.normalize in (None, "none") else [str(self.normalize)]
-        parts += [f"rate-{rate:g}-{modality}" for modality, rate in self.rates]
+        parts += [f"rate-{rate:g}-{stream}" for stream, rate in self.rates]
         return parts + (["blended"] if self.auxiliary else [])
 
     def head_config(self, train: EmbeddingSource, classes: Sequence[str], settings: HeadSettings) -> HeadConfig:
-        """Return the head's configuration for these embeddings; `ExperimentError` if they lack a modality.
+        """Return the head's configuration for these embeddings; `ExperimentError` if they lack a stream.
 
         `pos-scalar` is 1.5 as in the paper, or 2 as in its authors' code for embeddings of protocol `notebook`.
         """
-        for modality in self.modalities:
-            if modality not in train.dims:
+        for stream in self.streams:
+            if stream not in train.dims:
                 raise ExperimentError(
-                    f"no training clip has a {modality} embedding: see `alphafuse store info`, or choose the other "
-                    "modality alone"
+                    f"no training clip has a {stream} embedding: see `alphafuse store info`, or choose the other "
+                    "stream alone"
                 )
         experiment = self
         if self.transform == "pos-scalar" and is_notebook(train.recipes):
@@ -216,12 +216,12 @@ class HeadSettings:
     Attributes:
         hidden: widths of the hidden layers; () is a linear head.
         dropout: probability in [0, 1), after each hidden layer, during training.
-        modality_dropout: probability in [0, 1) that a training clip loses one of its two modalities, chosen at random,
+        modality_dropout: probability in [0, 1) that a training clip loses one of its two streams, chosen at random,
             in a step. With `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016). Heads
-            of one modality ignore it.
-        normalize: normalisation of each modality's embeddings after the transform: "none"; "zscore", (x - mean) / std
+            of one stream ignore it.
+        normalize: normalisation of each stream's embeddings after the transform: "none"; "zscore", (x - mean) / std
             per dimension over the training clips; "l2", x / |x|.
-        absent: treatment of a clip that lacks a modality which the head reads: "drop" leaves the clip out (its
+        absent: treatment of a clip that lacks a stream which the head reads: "drop" leaves the clip out (its
             predictions are NaN), "zeros" fuses zeros in place of the absent embedding.
 
     Raises:
@@ -240,12 +240,12 @@ class HeadSettings:
         default=(1024, 512), metadata={"help": "Widths of hidden layers; linear = none."}
     )
     dropout: float = field(default=0.5, metadata={"help": "Dropout after each hidden layer."})  # authors' notebook
-    modality_dropout: float = field(default=0.0, metadata={"help": "Share of clips that lose a modality."})
+    modality_dropout: float = field(default=0.0, metadata={"help": "Share of clips that lose a stream."})
     normalize: Normalize = field(
         default="none",
         metadata={"help": "Normalise after the transform: none, zscore or l2. Scalar alphas then have no effect."},
     )
-    absent: Absent = field(default="drop", metadata={"help": "Clips that lack a modality: drop or zeros."})
+    absent: Absent = field(default="drop", metadata={"help": "Clips that lack a stream: drop or zeros."})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))  # json has lists
@@ -262,9 +262,9 @@ class HeadConfig:
     """Everything that determines a head's shape and function, apart from its weights.
 
     Attributes:
-        dims: modality -> dimension of its embeddings; those that the experiment doesn't read are left out.
+        dims: stream -> dimension of its embeddings; those that the experiment doesn't read are left out.
         classes: labels in the order of the logits.
-        experiment: modalities, transform and fusion.
+        experiment: streams, transform and fusion.
         settings: hidden layers and the rest; of a subclass of `HeadSettings`, only `HeadSettings`' own fields are kept.
 
     Raises:
@@ -282,14 +282,14 @@ class HeadConfig:
     settings: HeadSettings = HeadSettings()
 
     def __post_init__(self) -> None:
-        for modality in self.modalities:
-            if modality not in self.dims:
+        for stream in self.streams:
+            if stream not in self.dims:
                 raise ExperimentError(
-                    f"the experiment reads {modality}, and only {' and '.join(self.dims) or 'nothing'} has a dimension"
+                    f"the experiment reads {stream}, and only {' and '.join(self.dims) or 'nothing'} has a dimension"
                 )
-        dims = {modality: dim for modality, dim in self.dims.items() if modality in self.modalities}
-        for modality, dim in dims.items():
-            check_count(f"dimension of {modality}", dim)
+        dims = {stream: dim for stream, dim in self.dims.items() if stream in self.streams}
+        for stream, dim in dims.items():
+            check_count(f"dimension of {stream}", dim)
         object.__setattr__(self, "dims", dims)
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "settings", HeadSettings(**pick(HeadSettings, vars(self.settings))))
@@ -302,9 +302,9 @@ class HeadConfig:
             )
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that the head reads, in the order of `MODALITIES`."""
-        return self.experiment.modalities
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the head reads, in the order of `DEFAULT_NAMES`."""
+        return self.experiment.streams
 
     @property
     def normalize(self) -> Normalize:
@@ -315,14 +315,14 @@ class HeadConfig:
     def preparation(self) -> tuple[object, ...]:
         """Key of the transformed and normalised embeddings: equal for heads that prepare them in the same way."""
         experiment = self.experiment
-        return self.modalities, experiment.transform, experiment.alpha, experiment.on, self.normalize
+        return self.streams, experiment.transform, experiment.alpha, experiment.on, self.normalize
 
     def describe(self) -> str:
         """A short description of this head, for messages."""
         experiment = self.experiment
         alpha = "" if experiment.alpha is None else f" (alpha {experiment.alpha:g})"
         transformed = f"{experiment.transform}{alpha} on {experiment.on}" if experiment.on else "untransformed"
-        description = f"{transformed}, {experiment.fusion} of {' and '.join(self.modalities)}"
+        description = f"{transformed}, {experiment.fusion} of {' and '.join(self.streams)}"
         return description if self.normalize == "none" else f"{description}, {self.normalize}"
 
     def to_json(self) -> dict[str, Any]:
@@ -344,14 +344,14 @@ def usable_clips(embeddings: EmbeddingSource, config: HeadConfig) -> np.ndarray:
     """Return which clips this head can train on or predict: (clips,) bool.
 
     Raises:
-        ExperimentError: no clip has an embedding of a modality that the head reads.
+        ExperimentError: no clip has an embedding of a stream that the head reads.
     """
-    for modality in config.modalities:
-        if modality not in embeddings.dims:
+    for stream in config.streams:
+        if stream not in embeddings.dims:
             raise ExperimentError(
-                f"these embeddings have no {modality} (only {', '.join(embeddings.dims) or 'none'}), which the "
-                "head reads: extract it, or use a head of the other modality alone"
+                f"these embeddings have no {stream} (only {', '.join(embeddings.dims) or 'none'}), which the "
+                "head reads: extract it, or use a head of the other stream alone"
             )
     if config.settings.absent == "zeros":  # all clips that have at least one embedding
-        return np.logical_or.reduce([embeddings.present(modality) for modality in embeddings.dims])
-    return np.logical_and.reduce([embeddings.present(modality) for modality in config.modalities])
+        return np.logical_or.reduce([embeddings.present(stream) for stream in embeddings.dims])
+    return np.logical_and.reduce([embeddings.present(stream) for stream in config.streams])

@@ -1,4 +1,4 @@
-"""Fusion layers: each maps the transformed vectors of the modalities to one vector for the head's layers.
+"""Fusion layers: each maps the transformed vectors of the streams to one vector for the head's layers.
 
     concat      (S, A)                                  the paper's fusion
     add         S + A                                   future work in the paper
@@ -7,8 +7,8 @@
     attention   a transformer layer over two tokens
 
 S and A are TimeSformer's and AST's transformed vectors; * is the elementwise product. A fusion is a layer built from
-the modalities' dimensions; `LAYERS` maps names to classes. To add one, write a class with its formula and source in
-the docstring and add its name to `config.FUSIONS`. Parameter counts are for two 768-d modalities, without the head's
+the streams' dimensions; `LAYERS` maps names to classes. To add one, write a class with its formula and source in
+the docstring and add its name to `config.FUSIONS`. Parameter counts are for two 768-d streams, without the head's
 layers.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 
 from .config import FUSIONS, check_fusion
 
@@ -35,16 +35,16 @@ class Fusion(nn.Module):
     """Base class of the fusion layers. Parameters are uninitialised until `reset_parameters`.
 
     Args:
-        dims: modality -> dimension of its embeddings, for the modalities that the head reads.
+        dims: stream -> dimension of its embeddings, for the streams that the head reads.
 
     Attributes:
-        modalities: those modalities in the order of `MODALITIES`, independent of the order of `dims`.
+        streams: those streams in the order of `DEFAULT_NAMES`, independent of the order of `dims`.
         output_dim: length of the fused vector.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__()
-        self.modalities = tuple(modality for modality in MODALITIES if modality in dims)
+        self.streams = tuple(stream for stream in DEFAULT_NAMES if stream in dims)
         self.output_dim = 0
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -61,7 +61,7 @@ class Fusion(nn.Module):
                 layer.reset_parameters()
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Fuse {modality: (batch, dim)} into (batch, output_dim)."""
+        """Fuse {stream: (batch, dim)} into (batch, output_dim)."""
         raise NotImplementedError
 
 
@@ -71,15 +71,15 @@ def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class Concat(Fusion):
-    """cat(S, A): TimeSformer's vector, then AST's (paper section 3); with one modality, that vector itself."""
+    """cat(S, A): TimeSformer's vector, then AST's (paper section 3); with one stream, that vector itself."""
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
-        self.output_dim = sum(dims[modality] for modality in self.modalities)
+        self.output_dim = sum(dims[stream] for stream in self.streams)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, sum of dims)."""
-        return torch.cat([features[modality] for modality in self.modalities], dim=-1)
+        """{stream: (batch, dim)} -> (batch, sum of dims)."""
+        return torch.cat([features[stream] for stream in self.streams], dim=-1)
 
 
 class Add(Fusion):
@@ -90,47 +90,47 @@ class Add(Fusion):
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
-        self.output_dim = max(dims[modality] for modality in self.modalities)
+        self.output_dim = max(dims[stream] for stream in self.streams)
         self.projections = nn.ModuleDict(
             {
-                modality: _linear(dims[modality], self.output_dim, bias=False)
-                for modality in self.modalities
-                if dims[modality] < self.output_dim
+                stream: _linear(dims[stream], self.output_dim, bias=False)
+                for stream in self.streams
+                if dims[stream] < self.output_dim
             }
         )
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, largest dim)."""
+        """{stream: (batch, dim)} -> (batch, largest dim)."""
         first, second = (
-            self.projections[modality](features[modality]) if modality in self.projections else features[modality]
-            for modality in self.modalities
+            self.projections[stream](features[stream]) if stream in self.projections else features[stream]
+            for stream in self.streams
         )
         return first + second
 
 
 class Matrix(Fusion):
-    """cat(M_S S, M_A A) + P (U S * V A): a learned matrix weighs each modality. 1,376,256 parameters.
+    """cat(M_S S, M_A A) + P (U S * V A): a learned matrix weighs each stream. 1,376,256 parameters.
 
     The paper names "a learned matrix" as an alternative to concatenation without specifying it. M = diag(M_S, M_A) is
-    (D, D), D the sum of dims. Off-diagonal blocks would mix modalities, which the head's first layer does already, and
-    a step would take three times as long as with concat instead of twice. M alone changes how fast each modality is
+    (D, D), D the sum of dims. Off-diagonal blocks would mix streams, which the head's first layer does already, and
+    a step would take three times as long as with concat instead of twice. M alone changes how fast each stream is
     learned, not which functions can be: it is linear, and a linear layer follows. The second term adds new functions:
     low-rank bilinear pooling (Kim et al. 2017, "Hadamard product for low-rank bilinear pooling", without bias and
-    tanh). U (64, dim of S) and V (64, dim of A) give 64 products of one number of each modality; P (D, 64) maps them
+    tanh). U (64, dim of S) and V (64, dim of A) give 64 products of one number of each stream; P (D, 64) maps them
     to the fused vector.
 
     M starts as the identity and P as zeros, so training starts from the same function as concat; U and V are random.
-    An absent modality (zeros) contributes nothing.
+    An absent stream (zeros) contributes nothing.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
-        self.output_dim = sum(dims[modality] for modality in self.modalities)
+        self.output_dim = sum(dims[stream] for stream in self.streams)
         self.influence = nn.ParameterDict(
-            {modality: nn.Parameter(torch.empty(dims[modality], dims[modality])) for modality in self.modalities}
+            {stream: nn.Parameter(torch.empty(dims[stream], dims[stream])) for stream in self.streams}
         )
         self.factors = nn.ModuleDict(
-            {modality: _linear(dims[modality], RANK, bias=False) for modality in self.modalities}
+            {stream: _linear(dims[stream], RANK, bias=False) for stream in self.streams}
         )
         self.spread = nn.Parameter(torch.empty(self.output_dim, RANK))
 
@@ -142,63 +142,63 @@ class Matrix(Fusion):
         nn.init.zeros_(self.spread)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, sum of dims)."""
-        weighed = [functional.linear(features[modality], self.influence[modality]) for modality in self.modalities]
-        left, right = (self.factors[modality](features[modality]) for modality in self.modalities)  # (batch, 64) each
+        """{stream: (batch, dim)} -> (batch, sum of dims)."""
+        weighed = [functional.linear(features[stream], self.influence[stream]) for stream in self.streams]
+        left, right = (self.factors[stream](features[stream]) for stream in self.streams)  # (batch, 64) each
         return torch.cat(weighed, dim=-1) + functional.linear(left * right, self.spread)
 
 
 class Gate(Fusion):
-    """g_S E_S(S) + g_A E_A(A): a mixture of experts, one per modality (Jacobs et al. 1991). 1,184,258 parameters.
+    """g_S E_S(S) + g_A E_A(A): a mixture of experts, one per stream (Jacobs et al. 1991). 1,184,258 parameters.
 
     Expert E_m(x) = relu(W_m x + b_m) is as wide as the longest vector; the gate g = softmax(G cat(S, A) + c) has one
-    number in [0, 1] per modality, and they sum to 1. So each clip's embeddings determine the modalities' weights. For
-    an absent modality (zeros) the expert returns relu(b_m).
+    number in [0, 1] per stream, and they sum to 1. So each clip's embeddings determine the streams' weights. For
+    an absent stream (zeros) the expert returns relu(b_m).
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
-        self.output_dim = max(dims[modality] for modality in self.modalities)
+        self.output_dim = max(dims[stream] for stream in self.streams)
         self.layers = nn.ModuleDict(
-            {modality: _linear(dims[modality], self.output_dim) for modality in self.modalities}
+            {stream: _linear(dims[stream], self.output_dim) for stream in self.streams}
         )
-        self.gate = _linear(sum(dims[modality] for modality in self.modalities), len(self.modalities))
+        self.gate = _linear(sum(dims[stream] for stream in self.streams), len(self.streams))
 
     def experts(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the experts' outputs: {modality: (batch, dim)} -> {modality: (batch, output_dim)}, 0 or more."""
-        return {modality: torch.relu(self.layers[modality](features[modality])) for modality in self.modalities}
+        """Return the experts' outputs: {stream: (batch, dim)} -> {stream: (batch, output_dim)}, 0 or more."""
+        return {stream: torch.relu(self.layers[stream](features[stream])) for stream in self.streams}
 
     def weights(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return g: {modality: (batch, dim)} -> (batch, modalities), in the order of `modalities`; rows sum to 1."""
-        joined = torch.cat([features[modality] for modality in self.modalities], dim=-1)  # (batch, sum of dims)
+        """Return g: {stream: (batch, dim)} -> (batch, streams), in the order of `streams`; rows sum to 1."""
+        joined = torch.cat([features[stream] for stream in self.streams], dim=-1)  # (batch, sum of dims)
         return self.gate(joined).softmax(dim=-1)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, largest dim)."""
-        experts = torch.stack(list(self.experts(features).values()), dim=1)  # (batch, modalities, output_dim)
+        """{stream: (batch, dim)} -> (batch, largest dim)."""
+        experts = torch.stack(list(self.experts(features).values()), dim=1)  # (batch, streams, output_dim)
         return (self.weights(features)[..., None] * experts).sum(dim=1)
 
 
 class Attention(Fusion):
-    """A transformer layer over two tokens, one per modality. 1,183,744 parameters.
+    """A transformer layer over two tokens, one per stream. 1,183,744 parameters.
 
-        t_m = W_m x_m + e_m                         e_m: the modality's embedding
+        t_m = W_m x_m + e_m                         e_m: the stream's embedding
         t   = t + O attention(LN(t))                4 heads, softmax(q k^T / sqrt(head width)) v
         t   = t + W_2 gelu(W_1 LN(t))
         fused = cat(LN(t_S), LN(t_A))
 
     Vaswani et al. 2017 with the norms before each part (Xiong et al. 2020) and without dropout; a learned embedding per
-    modality as in ViLT (Kim et al. 2021). A token's width is 256, or the length of the longest vector rounded up to a
-    multiple of the 4 heads if that is smaller. The tokens are concatenated, so the modalities stay separate, as with
-    concat. The token of an absent modality (zeros) is the modality's embedding e_m.
+    stream as in ViLT (Kim et al. 2021). A token's width is 256, or the length of the longest vector rounded up to a
+    multiple of the 4 heads if that is smaller. The tokens are concatenated, so the streams stay separate, as with
+    concat. The token of an absent stream (zeros) is the stream's embedding e_m.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
-        longest = max(dims[modality] for modality in self.modalities)
+        longest = max(dims[stream] for stream in self.streams)
         width = min(TOKEN_WIDTH, math.ceil(longest / ATTENTION_HEADS) * ATTENTION_HEADS)
-        self.output_dim = len(self.modalities) * width
-        self.tokens = nn.ModuleDict({modality: _linear(dims[modality], width) for modality in self.modalities})
+        self.output_dim = len(self.streams) * width
+        self.tokens = nn.ModuleDict({stream: _linear(dims[stream], width) for stream in self.streams})
         self.attention_norm = nn.LayerNorm(width)
         self.queries = _linear(width, width)
         self.keys = _linear(width, width, bias=False)  # softmax cancels a bias, and Adam would amplify its rounding
@@ -210,8 +210,8 @@ class Attention(Fusion):
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, 2 x width)."""
-        tokens = [self.tokens[modality](features[modality]) for modality in self.modalities]  # its bias is e_m
+        """{stream: (batch, dim)} -> (batch, 2 x width)."""
+        tokens = [self.tokens[stream](features[stream]) for stream in self.streams]  # its bias is e_m
         t = torch.stack(tokens, dim=1)  # (batch, 2, width)
         t = t + self.attention_output(self._attend(self.attention_norm(t)))
         t = t + self.mlp_output(functional.gelu(self.mlp_hidden(self.mlp_norm(t))))
@@ -235,7 +235,7 @@ def build_fusion(name: str, dims: Mapping[str, int]) -> Fusion:
     """Return the fusion layer of that name for these dimensions, uninitialised until `reset_parameters`.
 
     Raises:
-        ExperimentError: the name is unknown, or the fusion needs two modalities and there is only one.
+        ExperimentError: the name is unknown, or the fusion needs two streams and there is only one.
     """
     check_fusion(name, tuple(dims))
     return LAYERS[name](dims)

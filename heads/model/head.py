@@ -1,6 +1,6 @@
-"""The fusion head: maps the embeddings of a clip's modalities to one logit per class.
+"""The fusion head: maps the embeddings of a clip's streams to one logit per class.
 
-    {modality: (batch, dim)} -> transform -> normalisation -> fusion
+    {stream: (batch, dim)} -> transform -> normalisation -> fusion
         -> FC 1024 -> ReLU -> dropout -> FC 512 -> ReLU -> dropout -> FC C
 
 With two 768-d encoders and 91 classes the layers are 1536-1024-512-91 with 2,145,371 parameters (paper section 3;
@@ -60,14 +60,14 @@ class AlphaFusion(nn.Module):
         experiment = config.experiment
         self.transforms = nn.ModuleDict(
             {
-                modality: AlphaTransform(experiment.transform, experiment.alpha, config.dims[modality])
-                if modality in experiment.transformed
+                stream: AlphaTransform(experiment.transform, experiment.alpha, config.dims[stream])
+                if stream in experiment.transformed
                 else AlphaTransform()
-                for modality in config.modalities
+                for stream in config.streams
             }
         )
         self.normalizations = nn.ModuleDict(
-            {modality: Normalization(config.normalize, config.dims[modality]) for modality in config.modalities}
+            {stream: Normalization(config.normalize, config.dims[stream]) for stream in config.streams}
         )
         self.fusion = build_fusion(experiment.fusion, config.dims)
         widths = (self.fusion.output_dim, *config.settings.hidden, len(config.classes))
@@ -92,20 +92,20 @@ class AlphaFusion(nn.Module):
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
     def prepare(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Transform and normalise {modality: (batch, dim)}; absent embeddings, rows of NaN, become zeros."""
+        """Transform and normalise {stream: (batch, dim)}; absent embeddings, rows of NaN, become zeros."""
         prepared = {}
-        for modality in self.config.modalities:
-            x = features[modality]
+        for stream in self.config.streams:
+            x = features[stream]
             absent = torch.isnan(x).any(dim=-1, keepdim=True)  # (batch, 1)
-            x = self.transforms[modality](x.masked_fill(absent, 0))
-            prepared[modality] = self.normalizations[modality](x).masked_fill(absent, 0)
+            x = self.transforms[stream](x.masked_fill(absent, 0))
+            prepared[stream] = self.normalizations[stream](x).masked_fill(absent, 0)
         return prepared
 
     def fuse(self, features: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None = None) -> torch.Tensor:
-        """{modality: (batch, dim)} -> (batch, fused dim): everything before the layers; `alphas` as in `forward`."""
+        """{stream: (batch, dim)} -> (batch, fused dim): everything before the layers; `alphas` as in `forward`."""
         prepared = self.prepare(features)
-        for modality, alpha in (alphas or {}).items():
-            prepared[modality] = alpha * prepared[modality]
+        for stream, alpha in (alphas or {}).items():
+            prepared[stream] = alpha * prepared[stream]
         return self.fusion(prepared)
 
     def classify(self, fused: torch.Tensor) -> torch.Tensor:
@@ -121,27 +121,27 @@ class AlphaFusion(nn.Module):
         """Embeddings -> logits (batch, C) float32.
 
         Args:
-            features: {modality: (batch, dim) float32}; a row of NaN is an absent embedding.
-            alphas: modality -> finite factor on its vector after transform and normalisation. 1, the default, is the
-                head as trained; 0 treats the modality as absent.
+            features: {stream: (batch, dim) float32}; a row of NaN is an absent embedding.
+            alphas: stream -> finite factor on its vector after transform and normalisation. 1, the default, is the
+                head as trained; 0 treats the stream as absent.
 
         Raises:
-            ExperimentError: a modality is missing or has another dimension, or an alpha names one that isn't read.
+            ExperimentError: a stream is missing or has another dimension, or an alpha names one that isn't read.
         """
-        check_alphas(alphas, self.config.modalities)
-        for modality, dim in self.config.dims.items():
-            if modality not in features:
-                raise ExperimentError(f"this head reads {modality}, which isn't among {', '.join(features) or 'none'}")
-            if features[modality].shape[-1] != dim:
+        check_alphas(alphas, self.config.streams)
+        for stream, dim in self.config.dims.items():
+            if stream not in features:
+                raise ExperimentError(f"this head reads {stream}, which isn't among {', '.join(features) or 'none'}")
+            if features[stream].shape[-1] != dim:
                 raise ExperimentError(
-                    f"this head was made for {dim}-d {modality} embeddings, not {features[modality].shape[-1]}-d ones: "
+                    f"this head was made for {dim}-d {stream} embeddings, not {features[stream].shape[-1]}-d ones: "
                     "extract with the encoder it was trained on"
                 )
         return self.classify(self.fuse(features, alphas))
 
     @torch.no_grad()
     def predict_logits(self, embeddings: EmbeddingSource, alphas: Mapping[str, float] | None = None) -> np.ndarray:
-        """Logits (clips, C) float32, without dropout; NaN rows where the head drops clips that lack a modality.
+        """Logits (clips, C) float32, without dropout; NaN rows where the head drops clips that lack a stream.
 
         `alphas` as in `forward`.
         """
@@ -158,13 +158,13 @@ class AlphaFusion(nn.Module):
 
     @torch.no_grad()
     def logits_of(self, features: Mapping[str, np.ndarray], alphas: Mapping[str, float] | None = None) -> np.ndarray:
-        """Run `forward` on arrays in memory: (clips, dim) float32 per modality -> logits (clips, C) float32.
+        """Run `forward` on arrays in memory: (clips, dim) float32 per stream -> logits (clips, C) float32.
 
         On the CPU a row's logits don't depend on the other rows.
         """
         device = self.linears[0].weight.device
         filled = {}
-        for name in self.config.modalities:
+        for name in self.config.streams:
             clips, dim = features[name].shape
             rows = torch.zeros(max(clips, MIN_PREDICT_ROWS), dim)
             rows[:clips] = torch.from_numpy(features[name])
@@ -222,7 +222,7 @@ def _require_same_shapes(head: AlphaFusion, weights: Mapping[str, torch.Tensor])
 
 
 class AlphaTransform(nn.Module):
-    """One modality's transform as a layer, (..., dim) -> (..., dim).
+    """One stream's transform as a layer, (..., dim) -> (..., dim).
 
     A learned `alpha` is a parameter: a scalar or, for "learned-dim", (dim,). Otherwise it is a scalar constant outside
     of the state.
@@ -257,7 +257,7 @@ class AlphaTransform(nn.Module):
 
 
 class Normalization(nn.Module):
-    """Normalisation of one modality's transformed embeddings, (batch, dim) -> (batch, dim).
+    """Normalisation of one stream's transformed embeddings, (batch, dim) -> (batch, dim).
 
     Args:
         kind: "none": x; "zscore": (x - mean) / std, whose buffers `mean` and `std` (dim,) belong to the head's state
@@ -287,9 +287,9 @@ class Normalization(nn.Module):
         return self.kind
 
 
-def check_alphas(alphas: Mapping[str, float] | None, modalities: Sequence[str]) -> None:
-    """Raise `ExperimentError` unless each alpha is finite and belongs to a modality that the head reads."""
-    for modality, alpha in (alphas or {}).items():
-        check_choice("modality", modality, modalities)
+def check_alphas(alphas: Mapping[str, float] | None, streams: Sequence[str]) -> None:
+    """Raise `ExperimentError` unless each alpha is finite and belongs to a stream that the head reads."""
+    for stream, alpha in (alphas or {}).items():
+        check_choice("stream", stream, streams)
         if not math.isfinite(alpha):
-            raise ExperimentError(f"the alpha of {modality} must be a finite number, not {alpha}")
+            raise ExperimentError(f"the alpha of {stream} must be a finite number, not {alpha}")

@@ -1,9 +1,9 @@
-"""One comparison of each modality alone, late fusion, every fusion, every transform, and control experiments.
+"""One comparison of each stream alone, late fusion, every fusion, every transform, and control experiments.
 
-A fair study of alpha needs the controls. Scaling one modality's features before a trainable layer doesn't change which
-functions the head can express; under Adam it acts as that modality's learning rate and initial scale. So the table
+A fair study of alpha needs the controls. Scaling one stream's features before a trainable layer doesn't change which
+functions the head can express; under Adam it acts as that stream's learning rate and initial scale. So the table
 also has heads on standardised embeddings (scalar alphas have no effect on them) and heads with a learning rate per
-modality instead of an alpha, tuned on the same grid. Tuned values are chosen on validation clips; only the chosen ones
+stream instead of an alpha, tuned on the same grid. Tuned values are chosen on validation clips; only the chosen ones
 are scored on test clips.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.heads.model.config import BASELINE, FUSED, FUSIONS, Experiment
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.scoring.statistics import Comparison
@@ -49,11 +49,11 @@ from .same_clips import (
 COMPARE_SEEDS = 5
 ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
 RATIOS = (0.25, 0.5, 2.0, 4.0)  # AST relative to TimeSformer, as alpha and as learning rate
-SINGLE = tuple(Experiment(modalities=(modality,)) for modality in MODALITIES)
+SINGLE = tuple(Experiment(streams=(stream,)) for stream in DEFAULT_NAMES)
 OTHER_FUSIONS = tuple(Experiment(fusion=fusion) for fusion in FUSIONS if fusion != "concat")
 TRANSFORMED = tuple(
-    Experiment(name, on=modality)
-    for modality in MODALITIES
+    Experiment(name, on=stream)
+    for stream in DEFAULT_NAMES
     for name, transform in TRANSFORMS.items()
     if name != "none" and transform.alpha != "required"
 )
@@ -95,12 +95,12 @@ class CompareTable:
         dataset_name: name of the dataset.
         is_demo: whether the dataset is the generated demo.
         classes: number of classes.
-        clips, dropped: split -> number of clips used by every row, and left out because they lack a modality.
+        clips, dropped: split -> number of clips used by every row, and left out because they lack a stream.
         ceiling: reachable ceiling of the test split.
         seeds, settings: seeds and training settings of every row.
         rows: all rows, the untransformed concat first.
-        gain: gain of the untransformed concat over the better single modality (by validation), on test clips.
-        better_single: that modality's row.
+        gain: gain of the untransformed concat over the better single stream (by validation), on test clips.
+        better_single: that stream's row.
         blend: weights of gradient blending, determined on training and validation clips.
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
             Holm's correction for the table's comparisons.
@@ -152,7 +152,7 @@ class CompareTable:
             "reachable_ceiling": ceiling_json(self.ceiling),
             "seeds": list(self.seeds),
             "smallest_resolvable_gap": self.resolvable_gap,
-            "gain_over_better_modality": {"modality": self.better_single.title, **self.gain.to_json()},
+            "gain_over_better_stream": {"stream": self.better_single.title, **self.gain.to_json()},
             "blending_weights": dict(self.blend),
             "rows": [
                 {
@@ -290,11 +290,11 @@ def _row(group: str, title: str, trained: Trained) -> CompareRow:
 
 
 def late_fusion(clips: SameClips, singles: Sequence[Trained], split: str) -> SplitResult:
-    """Score the mean of the modalities' probabilities per seed; if a clip lacks a modality, the other's alone."""
+    """Score the mean of the streams' probabilities per seed; if a clip lacks a stream, the other's alone."""
     embeddings = clips.embeddings[split]
     probabilities = np.stack(
         [[trained.head.predict_proba(embeddings) for trained in single.heads] for single in singles]
-    )  # (modalities, seeds, clips, C)
+    )  # (streams, seeds, clips, C)
     with np.errstate(divide="ignore"):
         logits = np.log(np.nanmean(probabilities, axis=0, dtype=np.float64))
     logits = np.maximum(logits, np.log(np.finfo(np.float32).tiny))  # for probabilities that float32 rounds to 0
@@ -309,12 +309,12 @@ def blending_weights(clips: SameClips, singles: Sequence[Trained], fused: Traine
 
     Args:
         clips: training and validation clips of the heads.
-        singles: heads of each modality alone.
-        fused: heads of both modalities, trained without auxiliary losses.
+        singles: heads of each stream alone.
+        fused: heads of both streams, trained without auxiliary losses.
     """
     start = math.log(len(clips.classes))
     raw = {}
-    names = (*(single.experiment.modalities[0] for single in singles), FUSED)
+    names = (*(single.experiment.streams[0] for single in singles), FUSED)
     for name, trained in zip(names, (*singles, fused), strict=True):
         train, val = (_mean_loss(clips, trained, split) for split in ("train", "val"))
         generalisation, overfitting = start - val, val - train

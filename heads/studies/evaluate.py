@@ -55,7 +55,7 @@ class RunEvaluation:
         split: "train", "val" or "test".
         head: configuration of the run's heads.
         seeds: number of heads.
-        dropped: clips left out because they lack a modality.
+        dropped: clips left out because they lack a stream.
         ceiling: number of the clips whose label occurs in training.
         evaluation: the figures.
         against: comparison with another run, if one was named.
@@ -177,7 +177,7 @@ def softmax(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.nda
 def trained_labels(dataset: Dataset, config: HeadConfig) -> frozenset[str]:
     """Return the labels of the training clips that heads of this configuration can use.
 
-    A label is left out if all its training clips lack a modality that the heads read. If the training split isn't
+    A label is left out if all its training clips lack a stream that the heads read. If the training split isn't
     extracted, all labels of the manifest's training clips are returned.
     """
     clips = dataset.manifest.of_split("train")
@@ -192,9 +192,9 @@ def load_run(run: Path, dataset: Dataset, split: str) -> list[AlphaFusion]:
     """Load a run's heads, after checking that the split's embeddings have the run's recipes."""
     trained = read_run(run)
     stored = dataset.store(split).recipes()
-    for modality in trained.modalities if stored else ():
-        own, other = trained.embeddings[modality], stored.get(modality, {})
-        require_recipe(run, modality, own, other, than=f"the {split} clips of {dataset.root}")
+    for stream in trained.streams if stored else ():
+        own, other = trained.embeddings[stream], stored.get(stream, {})
+        require_recipe(run, stream, own, other, than=f"the {split} clips of {dataset.root}")
     return list(trained.heads)
 
 

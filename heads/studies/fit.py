@@ -31,7 +31,7 @@ class RunResult:
         folder: the run folder.
         splits: "val" and "test" -> results.
         heads: one head per seed, in the order of `seeds`.
-        dropped: split -> clips left out because they lack a modality.
+        dropped: split -> clips left out because they lack a stream.
 
     >>> from alphafuse import Dataset, Experiment, TrainSettings, fit
     >>> quick = TrainSettings(epochs=2, hidden=(16,))
@@ -75,7 +75,7 @@ def fit(
 
     Args:
         dataset: a dataset whose three splits are extracted.
-        experiment: modalities, transform and fusion.
+        experiment: streams, transform and fusion.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
         run: name of the run; by default the experiment's name. An older run of that name is replaced.

@@ -43,8 +43,8 @@ def _experiment_options(experiment: Experiment) -> list[str]:
         words.append(f"--alpha={experiment.alpha:g}")
     if experiment.fusion != BASELINE.fusion:
         words += ["--fusion", experiment.fusion]
-    if experiment.modalities != BASELINE.modalities:
-        words += ["--modalities", ",".join(experiment.modalities)]
+    if experiment.streams != BASELINE.streams:
+        words += ["--streams", ",".join(experiment.streams)]
     return words
 
 

@@ -352,7 +352,7 @@ class TrainedRun:
 
     >>> from alphafuse import read_run
     >>> run = read_run("demo/runs/sqrt-ast")
-    >>> len(run.classes), run.modalities, run.embeddings["ast"]["protocol"]
+    >>> len(run.classes), run.streams, run.embeddings["ast"]["protocol"]
     (16, ('timesformer', 'ast'), 'standard')
     """
 
@@ -371,18 +371,18 @@ class TrainedRun:
         return self.heads[0].config.classes
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities that the heads read."""
-        return self.heads[0].config.modalities
+    def streams(self) -> tuple[str, ...]:
+        """Streams that the heads read."""
+        return self.heads[0].config.streams
 
     @property
     def embeddings(self) -> Mapping[str, Mapping[str, Any]]:
-        """modality -> recipe of the embeddings that the heads were trained on, as in a store."""
+        """stream -> recipe of the embeddings that the heads were trained on, as in a store."""
         return self.config["embeddings"]
 
     @property
     def encoders(self) -> Mapping[str, Mapping[str, str]]:
-        """modality -> {"name", "revision"} of the embeddings' encoder; empty if the store didn't record it."""
+        """stream -> {"name", "revision"} of the embeddings' encoder; empty if the store didn't record it."""
         return self.config.get("encoders", {})
 
     def write(self, folder: str | Path) -> None:
@@ -394,12 +394,12 @@ class TrainedRun:
 
 
 def require_recipe(
-    run: Path, modality: str, made: Mapping[str, Any], other: Mapping[str, Any], *, than: str, way_out: str = ""
+    run: Path, stream: str, made: Mapping[str, Any], other: Mapping[str, Any], *, than: str, way_out: str = ""
 ) -> None:
     """Raise `RecipeMismatchError` if a run's heads were trained with another recipe; `than` describes the other one."""
     difference = recipe_differences(made, other)
     if difference:
-        raise RecipeMismatchError(f"the run {run} was trained on another {modality} {difference} than {than}{way_out}")
+        raise RecipeMismatchError(f"the run {run} was trained on another {stream} {difference} than {than}{way_out}")
 
 
 def read_run(folder: Path | str) -> TrainedRun:
@@ -438,7 +438,7 @@ def read_run(folder: Path | str) -> TrainedRun:
             shared = {name: value for name, value in config.items() if name != "experiments"}
             config = {**shared, "kind": "fit", "experiment": experiment}
             metrics = {split: row[split] for split in EVALUATED}
-        absent = [modality for modality in heads[0].config.modalities if modality not in config["embeddings"]]
+        absent = [stream for stream in heads[0].config.streams if stream not in config["embeddings"]]
         if absent or len(config["seeds"]) != len(heads):
             raise ExperimentError(f"config.json and the heads in {folder} don't belong together: train it again")
         return TrainedRun(folder, Experiment(**config["experiment"]), tuple(heads), config, metrics)

@@ -48,7 +48,7 @@ class SplitResult:
     Attributes:
         split: "val" or "test".
         clip_ids, groups, labels: ids, source videos and labels of the n scored clips.
-        dropped: clips left out because they lack a modality.
+        dropped: clips left out because they lack a stream.
         ceiling: number of the n clips whose label occurs in training.
         top1, topk: accuracies in [0, 1].
         loss: cross entropy in nats.
@@ -105,7 +105,7 @@ class SameClips:
     """The clips that every experiment of a study uses, so that their results can be paired.
 
     Attributes:
-        embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all modalities that are read.
+        embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all streams that are read.
         dropped: split -> number of clips left out.
         classes: class names of the dataset.
         provenance: inputs of the study apart from its experiments, for config.json.
@@ -146,14 +146,14 @@ class SameClips:
             if not usable.any():
                 raise EmptySplitError(
                     f"none of the {len(embeddings)} {split} clips has the embeddings that a head of "
-                    f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
+                    f"{' and '.join(config.streams)} needs: see `alphafuse store info`, or use --absent zeros"
                 )
             kept[split] = embeddings if usable.all() else embeddings.take(usable)
             dropped[split] = int((~usable).sum())
         provenance = {
             "dataset": {"name": dataset.name, "source": dataset.source},
             "classes": list(dataset.classes),
-            "embeddings": {modality: dict(recipe) for modality, recipe in by_split["train"].recipes.items()},
+            "embeddings": {stream: dict(recipe) for stream, recipe in by_split["train"].recipes.items()},
             "encoders": dataset.store("train").provenance().get("encoders", {}),
             "settings": settings.to_json(),
             "seeds": list(seeds),

@@ -49,12 +49,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Result of `sweep`: a transform with several alphas on one or more modalities.
+    """Result of `sweep`: a transform with several alphas on one or more streams.
 
     Attributes:
         dataset_name: name of the dataset.
         transform, on, alphas, seeds, settings: arguments of the call.
-        clips, dropped: split -> number of clips used, and left out because they lack a modality.
+        clips, dropped: split -> number of clips used, and left out because they lack a stream.
         baseline: untransformed heads; the chosen points are compared with their test result.
         curves: "timesformer", "ast" or "both" -> points in the order of `alphas`, with validation results.
         chosen: the same keys -> the alpha with the highest mean validation top-1 (among equals, the lowest loss).
@@ -261,7 +261,7 @@ def sweep(
 
 def _check(transform: str, on: tuple[str, ...], alphas: tuple[float, ...]) -> None:
     if not on or not alphas:
-        raise ExperimentError("a sweep needs modalities and alphas: --on ast --alpha 0:2:0.25")
+        raise ExperimentError("a sweep needs streams and alphas: --on ast --alpha 0:2:0.25")
     if len(set(alphas)) < len(alphas):
         raise ExperimentError("an alpha occurs twice in the sweep: give each once")
     takes_alpha = [name for name, entry in TRANSFORMS.items() if entry.alpha not in ("none", "fixed")]

@@ -1,4 +1,4 @@
-"""The paper's table 1 on any dataset: its six experiments, the untransformed baseline and each modality alone."""
+"""The paper's table 1 on any dataset: its six experiments, the untransformed baseline and each stream alone."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
 PAPER_TEST_CLIPS = 18  # in the authors' notebook; the paper says 20
 
 PAPER_SIX = tuple(
-    Experiment(transform, on=modality)
-    for modality in ("timesformer", "ast")
+    Experiment(transform, on=stream)
+    for stream in ("timesformer", "ast")
     for transform in ("sqrt", "pos-scalar", "neg-scalar")
 )
 TABLE1: tuple[Experiment, ...] = (
     BASELINE,
     *PAPER_SIX,  # the paper's table 1, in its order
-    Experiment(modalities=("timesformer",)),
-    Experiment(modalities=("ast",)),
+    Experiment(streams=("timesformer",)),
+    Experiment(streams=("ast",)),
 )
 FIGURE3 = PAPER_SIX[1]  # the paper's figure 3 shows the losses of experiment 2
 
@@ -121,7 +121,7 @@ class Table1:
         is_demo: whether the dataset is the generated demo.
         is_paper_split: whether the dataset is the paper's split of VGGSound, complete and in protocol `notebook`.
         classes: number of classes.
-        clips, dropped: split -> number of clips used by every row, and left out because they lack a modality.
+        clips, dropped: split -> number of clips used by every row, and left out because they lack a stream.
         ceiling: reachable ceiling of the test split.
         seeds, settings: seeds and training settings of every row.
         rows: all rows, in the order of `TABLE1`.
@@ -217,9 +217,9 @@ def table1(
     engine: str = "local",
     address: str | None = None,
 ) -> Table1:
-    """Train the paper's six experiments, the untransformed baseline and both single-modality heads.
+    """Train the paper's six experiments, the untransformed baseline and both single-stream heads.
 
-    Every row uses the same clips: with `settings.absent="drop"`, those that have both modalities. Writes no files; see
+    Every row uses the same clips: with `settings.absent="drop"`, those that have both streams. Writes no files; see
     `alphafuse.write_table1`.
 
     Args:

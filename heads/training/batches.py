@@ -4,7 +4,7 @@ A window is the part of an epoch that is in memory. A split that fits into memor
 into blocks of `BLOCK_ROWS` consecutive clips of the store. Each epoch assigns the blocks to its windows at random. The
 next window's blocks are read while the heads train on the current window, and every head shuffles a window's rows with
 its own seed. The assignment depends on the epoch alone, and the windows on the store and the memory alone, not on the
-modalities that a head reads. So all heads that are trained together share one pass over the store per epoch, and each
+streams that a head reads. So all heads that are trained together share one pass over the store per epoch, and each
 gives the same result as when trained alone.
 """
 
@@ -31,7 +31,7 @@ WINDOWS_HELD = 3  # windows' worth of memory: the one in use, the one being read
 class Window(NamedTuple):
     """Clips in memory.
 
-    features: modality -> (rows, dim) float32, rows of NaN where absent; targets: (rows,) int64.
+    features: stream -> (rows, dim) float32, rows of NaN where absent; targets: (rows,) int64.
     """
 
     features: dict[str, torch.Tensor]
@@ -70,14 +70,14 @@ class Streamed:
 
     Attributes:
         source: the embeddings on disk.
-        modalities: modalities to read.
+        streams: streams to read.
         targets: (clips,) integers, class indices of all clips of the source.
         window_rows: clips per window, a multiple of `BLOCK_ROWS`.
         device: device of the windows.
     """
 
     source: EmbeddingSource
-    modalities: tuple[str, ...]
+    streams: tuple[str, ...]
     targets: np.ndarray
     window_rows: int
     device: torch.device
@@ -111,7 +111,7 @@ class Streamed:
     def _read(self, order: np.ndarray, starts: np.ndarray) -> Window:
         # blocks stay in the order of the store, because heads shuffle the rows
         rows = np.concatenate([order[start : start + BLOCK_ROWS] for start in starts])
-        return read_window(self.source, self.modalities, self.targets, rows).to(self.device)
+        return read_window(self.source, self.streams, self.targets, rows).to(self.device)
 
     def steps(self, batch_size: int) -> int:
         """Most batches per epoch: the exact number depends on which window gets the block that isn't full."""
@@ -124,7 +124,7 @@ Source = InMemory | Streamed
 
 def make_source(
     embeddings: EmbeddingSource,
-    modalities: tuple[str, ...],
+    streams: tuple[str, ...],
     targets: np.ndarray,
     *,
     device: torch.device,
@@ -132,24 +132,24 @@ def make_source(
 ) -> Source:
     """Return all clips in memory if their features fit into `memory_bytes`, else a source of windows that do.
 
-    The size counts all modalities of the embeddings, even those that are not read, so that windows don't depend on
-    `modalities`.
+    The size counts all streams of the embeddings, even those that are not read, so that windows don't depend on
+    `streams`.
     """
     row_bytes = 4 * sum(embeddings.dims.values())
     if len(embeddings) * row_bytes <= memory_bytes:
         if isinstance(embeddings, Embeddings):  # already in memory: no copy
-            features = {name: torch.from_numpy(embeddings.features[name]) for name in modalities}
+            features = {name: torch.from_numpy(embeddings.features[name]) for name in streams}
             return InMemory(Window(features, torch.from_numpy(targets)).to(device))
-        return InMemory(read_window(embeddings, modalities, targets, np.arange(len(embeddings))).to(device))
+        return InMemory(read_window(embeddings, streams, targets, np.arange(len(embeddings))).to(device))
     if isinstance(embeddings, StoredEmbeddings):
-        embeddings = embeddings.only(modalities)
+        embeddings = embeddings.only(streams)
     blocks = memory_bytes // (WINDOWS_HELD * row_bytes * BLOCK_ROWS)
-    return Streamed(embeddings, modalities, targets.astype(np.int32), max(1, blocks) * BLOCK_ROWS, device)
+    return Streamed(embeddings, streams, targets.astype(np.int32), max(1, blocks) * BLOCK_ROWS, device)
 
 
 def read_window(
-    embeddings: EmbeddingSource, modalities: tuple[str, ...], targets: np.ndarray, rows: np.ndarray
+    embeddings: EmbeddingSource, streams: tuple[str, ...], targets: np.ndarray, rows: np.ndarray
 ) -> Window:
     """Return these rows as a window on the CPU."""
     features, own = embeddings.read_rows(rows), targets[rows].astype(np.int64, copy=False)
-    return Window({name: torch.from_numpy(features[name]) for name in modalities}, torch.from_numpy(own))
+    return Window({name: torch.from_numpy(features[name]) for name in streams}, torch.from_numpy(own))

@@ -67,8 +67,8 @@ class Splits:
     """Training and validation clips of heads that have the same classes and usable clips.
 
     Attributes:
-        train, val: clips with all modalities that any of these heads reads; a stack uses only its own.
-        dropped: "train" and "val" -> clips left out because they lack a modality.
+        train, val: clips with all streams that any of these heads reads; a stack uses only its own.
+        dropped: "train" and "val" -> clips left out because they lack a stream.
         class_weights: (C,) float32, or None if all clips have the same weight.
     """
 

@@ -55,7 +55,7 @@ class Stack:
         settings: training settings.
         steps: number of steps of the whole training, for the learning rate's schedule.
         device: device of the training.
-        moments: modality -> mean and standard deviation (dim,) of each head's transformed training embeddings, for
+        moments: stream -> mean and standard deviation (dim,) of each head's transformed training embeddings, for
             zscore; empty for other heads.
         class_weights: (C,) float32, or None if all clips have the same weight.
     """
@@ -76,14 +76,14 @@ class Stack:
         self.seeds = [seed for _, seed in members]
         self.config = self.configs[0]
         self.heads = [AlphaFusion(config, generator=generator(seed, "init")).to(device) for config, seed in members]
-        for head, of_modality in zip(self.heads, moments, strict=True):
-            for modality, (mean, std) in of_modality.items():
-                normalization = cast(Normalization, head.normalizations[modality])
+        for head, of_stream in zip(self.heads, moments, strict=True):
+            for stream, (mean, std) in of_stream.items():
+                normalization = cast(Normalization, head.normalizations[stream])
                 normalization.mean.copy_(mean)
                 normalization.std.copy_(std)
         self.order_generators = [generator(seed, "order") for seed in self.seeds]
         self.dropout_generators = [generator(seed, "dropout", device) for seed in self.seeds]
-        self.modality_generators = [generator(seed, "modality dropout", device) for seed in self.seeds]
+        self.stream_generators = [generator(seed, "modality dropout", device) for seed in self.seeds]
         self.mixup_generators = [np.random.default_rng(_state(seed, "mixup")) for seed in self.seeds]
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.dropout, self.modality_dropout = self.config.settings.dropout, self.config.settings.modality_dropout
@@ -91,10 +91,10 @@ class Stack:
         self._window: torch.Tensor | None = None  # targets of the window that `_prepared` was made from
         self._prepared: torch.Tensor | None = None
         self._first_of = self._first_with_same_preparation()
-        self._columns = self._columns_of_modalities()
+        self._columns = self._columns_of_streams()
         self._learn_transform = any(p.requires_grad for p in self.heads[0].transforms.parameters())
         self._front = [p for part in (self.heads[0].transforms, self.heads[0].fusion) for p in part.parameters()]
-        self.auxiliary_weights = dict(self.config.experiment.auxiliary)  # modality or FUSED -> weight of its loss
+        self.auxiliary_weights = dict(self.config.experiment.auxiliary)  # stream or FUSED -> weight of its loss
         self._auxiliary = self._auxiliary_classifiers()
         self._front += self._auxiliary.parameters()
         if self._front and len(self.heads) > 1:
@@ -116,28 +116,28 @@ class Stack:
         kinds = [config.preparation for config in self.configs]
         return [kinds.index(kind) for kind in kinds]
 
-    def _columns_of_modalities(self) -> dict[str, slice]:
+    def _columns_of_streams(self) -> dict[str, slice]:
         columns, start = {}, 0
-        for modality in self.config.modalities:
-            columns[modality] = slice(start, start + self.config.dims[modality])
-            start += self.config.dims[modality]
+        for stream in self.config.streams:
+            columns[stream] = slice(start, start + self.config.dims[stream])
+            start += self.config.dims[stream]
         return columns
 
     def _auxiliary_classifiers(self) -> nn.ModuleDict:
-        """Return a linear classifier on each modality's expert, for gradient blending."""
+        """Return a linear classifier on each stream's expert, for gradient blending."""
         classifiers = nn.ModuleDict()
         auxiliary_generator = generator(self.seeds[0], "auxiliary")
-        for modality in self.auxiliary_weights:
-            if modality != FUSED:
+        for stream in self.auxiliary_weights:
+            if stream != FUSED:
                 width, classes = self.heads[0].fusion.output_dim, len(self.config.classes)
                 layer = nn.utils.skip_init(nn.Linear, width, classes)
                 for parameter in layer.parameters():
                     nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=auxiliary_generator)
-                classifiers[modality] = layer
+                classifiers[stream] = layer
         return classifiers.to(self.device)
 
     def _rates(self) -> torch.Tensor | None:
-        """Return the modalities' relative learning rates (heads, 1, inputs), or None if all are 1.
+        """Return the streams' relative learning rates (heads, 1, inputs), or None if all are 1.
 
         A layer on r x with weights divided by r is the same function of x. Adam ignores the gradient's scale, so one
         step changes that function r times as much: r acts as a learning rate, exactly except for Adam's epsilon.
@@ -146,8 +146,8 @@ class Stack:
             return None
         rates = torch.ones(len(self.heads), 1, sum(self.config.dims.values()))
         for position, config in enumerate(self.configs):
-            for modality, rate in config.experiment.rates:
-                rates[position, 0, self._columns[modality]] = rate
+            for stream, rate in config.experiment.rates:
+                rates[position, 0, self._columns[stream]] = rate
         return rates.to(self.device)
 
     # training
@@ -156,14 +156,14 @@ class Stack:
         """Train on a window's clips in random order; return the clips' losses before their steps, summed.
 
         Args:
-            window: clips with at least the modalities that the heads read.
+            window: clips with at least the streams that the heads read.
             check: called before every step; an exception from it ends the pass.
             keep: whether to keep the prepared embeddings, because the same window comes again.
 
         Returns:
             (heads,) float64.
         """
-        window = self._select_modalities(window)
+        window = self._select_streams(window)
         clips = len(window.targets)
         order = torch.stack([torch.randperm(clips, generator=own) for own in self.order_generators]).to(self.device)
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
@@ -174,11 +174,11 @@ class Stack:
             self._window = self._prepared = None
         return total.cpu().numpy()
 
-    def _select_modalities(self, window: Window) -> Window:
-        """Return the window with only the modalities that the heads read."""
-        if len(window.features) == len(self.config.modalities):
+    def _select_streams(self, window: Window) -> Window:
+        """Return the window with only the streams that the heads read."""
+        if len(window.features) == len(self.config.streams):
             return window
-        return Window({name: window.features[name] for name in self.config.modalities}, window.targets)
+        return Window({name: window.features[name] for name in self.config.streams}, window.targets)
 
     def _step(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
         """Make one step of Adam on these clips; return the mean losses before it, (heads,)."""
@@ -208,12 +208,12 @@ class Stack:
             x = prepared[0][rows] if len(prepared) == 1 else prepared[self._kind_of_head[:, None], rows]
         else:
             x = self._prepare({name: matrix[rows] for name, matrix in window.features.items()})
-        if self.modality_dropout and len(self.config.modalities) > 1:
-            x = x * self._modality_mask(window, rows)
+        if self.modality_dropout and len(self.config.streams) > 1:
+            x = x * self._stream_mask(window, rows)
         return x
 
     def _prepare(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (heads, batch, dim)} -> (heads, batch, sum of dims); heads with equal preparation share it."""
+        """{stream: (heads, batch, dim)} -> (heads, batch, sum of dims); heads with equal preparation share it."""
         x = torch.empty(0)
         for first in sorted(set(self._first_of)):
             same = [position for position, other in enumerate(self._first_of) if other == first]
@@ -227,7 +227,7 @@ class Stack:
 
     def _cat(self, position: int, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         prepared = self.heads[position].prepare(features)
-        return torch.cat([prepared[modality] for modality in self.config.modalities], dim=-1)
+        return torch.cat([prepared[stream] for stream in self.config.streams], dim=-1)
 
     def _prepared_window(self, window: Window) -> torch.Tensor | None:
         """Prepare a whole window: (kinds of preparation, clips, sum of dims); None if that is too large.
@@ -245,17 +245,17 @@ class Stack:
             self._kind_of_head = torch.tensor([kinds.index(first) for first in self._first_of], device=self.device)
         return self._prepared
 
-    def _modality_mask(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
-        """Return a mask (heads, batch, sum of dims) of 0 and 1 that drops one modality of complete clips at random."""
+    def _stream_mask(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
+        """Return a mask (heads, batch, sum of dims) of 0 and 1 that drops one stream of complete clips at random."""
         share = self.modality_dropout / 2
         draws = torch.stack(
-            [torch.rand(rows.shape[1], generator=own, device=self.device) for own in self.modality_generators]
+            [torch.rand(rows.shape[1], generator=own, device=self.device) for own in self.stream_generators]
         )
         present = [~torch.isnan(x[rows]).any(dim=-1) for x in window.features.values()]  # (heads, batch) each
         complete = torch.stack(present).all(dim=0)
         mask = torch.ones(*rows.shape, sum(self.config.dims.values()), device=self.device)
-        for modality, dropped in zip(self.config.modalities, (draws < share, draws >= 1 - share), strict=True):
-            mask[..., self._columns[modality]] = (~(dropped & complete)).float()[..., None]
+        for stream, dropped in zip(self.config.streams, (draws < share, draws >= 1 - share), strict=True):
+            mask[..., self._columns[stream]] = (~(dropped & complete)).float()[..., None]
         return mask
 
     def _mixing(self, shape: torch.Size) -> _Mixing:
@@ -275,7 +275,7 @@ class Stack:
         return self.heads[0].fusion(self._split(x[0]))[None]
 
     def _split(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {modality: x[..., columns] for modality, columns in self._columns.items()}
+        return {stream: x[..., columns] for stream, columns in self._columns.items()}
 
     @property
     def _hard_targets(self) -> bool:
@@ -344,11 +344,11 @@ class Stack:
         roots, gradients = [fused], [gradient]
         if self._auxiliary:
             experts = cast(Gate, self.heads[0].fusion).experts(self._split(x[0]))
-            for modality, classifier in self._auxiliary.items():
-                logits = classifier(experts[modality])[None]  # (1, batch, C)
+            for stream, classifier in self._auxiliary.items():
+                logits = classifier(experts[stream])[None]  # (1, batch, C)
                 _, of_logits = _loss(logits.detach(), targets, soft)
                 roots.append(logits)
-                gradients.append(of_logits * self.auxiliary_weights[modality])
+                gradients.append(of_logits * self.auxiliary_weights[stream])
         torch.autograd.backward(roots, gradients)
         with torch.no_grad():
             found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._front]
@@ -359,7 +359,7 @@ class Stack:
     @torch.no_grad()
     def validate(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Return a window's summed cross entropy (heads,) float64 and correct predictions (heads,), without dropout."""
-        window = self._select_modalities(window)
+        window = self._select_streams(window)
         heads, clips = len(self.heads), len(window.targets)
         loss, right = np.zeros(heads), np.zeros(heads)
         for start in range(0, clips, VALIDATION_ROWS):

@@ -37,7 +37,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from alphafuse.data.columns import Texts
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 from alphafuse.heads.model.config import HeadConfig, usable_clips
 from alphafuse.heads.model.head import AlphaFusion
@@ -70,7 +70,7 @@ class TrainedHead:
         seed: the seed of its random generators.
         history: losses and accuracy per epoch.
         epoch: the epoch of its weights, from 1: the last, or with `patience` the one with the lowest validation loss.
-        dropped: "train" and "val" -> clips left out because they lack a modality that the head reads.
+        dropped: "train" and "val" -> clips left out because they lack a stream that the head reads.
     """
 
     head: AlphaFusion
@@ -147,11 +147,11 @@ def train_heads(
             raise ExperimentError(f"the weight of class {label} must be above 0, not {weight}")
     device = choose_device(settings.device)
     memory = memory_bytes(settings, device)
-    usable: dict[tuple[Any, ...], UsableClips] = {}  # (modalities, absent) of a head -> the clips that it can use
+    usable: dict[tuple[Any, ...], UsableClips] = {}  # (streams, absent) of a head -> the clips that it can use
     kinds: dict[tuple[Any, ...], list[HeadConfig]] = {}  # heads that are trained on the same clips
     kind_of_head = []
     for config in heads:
-        reads = (config.modalities, config.settings.absent)
+        reads = (config.streams, config.settings.absent)
         if reads not in usable:
             usable[reads] = UsableClips(*(usable_clips(source, config) for source in (train, val)))
         kind = (config.classes, usable[reads].key)
@@ -159,7 +159,7 @@ def train_heads(
         kind_of_head.append(kind)
     splits = {}
     for kind, configs in kinds.items():
-        clips = usable[configs[0].modalities, configs[0].settings.absent]
+        clips = usable[configs[0].streams, configs[0].settings.absent]
         splits[kind] = _load(train, val, clips, configs, settings, class_weights, device, memory)
     members = [Member(i, config, seed) for i, (config, seed) in enumerate(product(heads, seeds))]
     of_member = [splits[kind] for kind in kind_of_head for _ in seeds]
@@ -189,7 +189,7 @@ def _check(heads: Sequence[HeadConfig], seeds: Sequence[int], settings: TrainSet
     if workers is not None and workers < 1:
         raise ExperimentError(f"workers must be at least 1, not {workers}")
     if settings.weight_decay and any(config.experiment.rates for config in heads):
-        raise ExperimentError("learning rates per modality don't go with weight_decay: leave one of them out")
+        raise ExperimentError("learning rates per stream don't go with weight_decay: leave one of them out")
 
 
 def memory_bytes(settings: TrainSettings, device: torch.device) -> int:
@@ -237,7 +237,7 @@ def _load(
 ) -> Splits:
     """Load the usable clips, the same for all these heads; a quarter of the memory is for validation."""
     config = configs[0]
-    modalities = tuple(name for name in MODALITIES if any(name in one.modalities for one in configs))
+    streams = tuple(name for name in DEFAULT_NAMES if any(name in one.streams for one in configs))
     sources, dropped = {}, {}
     weights = None
     for name, embeddings, rows, share in (
@@ -247,7 +247,7 @@ def _load(
         if not rows.any():
             raise EmptySplitError(
                 f"none of the {len(embeddings)} {name} clips has the embeddings that a head of "
-                f"{' and '.join(config.modalities)} needs: see `alphafuse store info`, or use --absent zeros"
+                f"{' and '.join(config.streams)} needs: see `alphafuse store info`, or use --absent zeros"
             )
         kept = embeddings if rows.all() else embeddings.take(rows)
         targets = class_indices(kept.labels, config.classes)
@@ -257,7 +257,7 @@ def _load(
             present = np.unique(targets)
             weights = torch.ones(len(config.classes))
             weights[present] = torch.from_numpy(compute_class_weight("balanced", classes=present, y=targets)).float()
-        sources[name] = make_source(kept, modalities, targets, device=device, memory_bytes=share)
+        sources[name] = make_source(kept, streams, targets, device=device, memory_bytes=share)
         dropped[name] = int((~rows).sum())
     return Splits(sources["train"], sources["val"], dropped, weights)
 
@@ -273,10 +273,10 @@ def _with_moments(members: Sequence[Member], source: Source, device: torch.devic
         return list(members)
     for window in source.windows(0):
         for head, moments in kinds.values():
-            for name, of_modality in moments.items():
-                of_modality.add(head.transforms[name], window.features[name])
+            for name, of_stream in moments.items():
+                of_stream.add(head.transforms[name], window.features[name])
     found = {
-        kind: {name: of_modality.mean_and_std() for name, of_modality in moments.items()}
+        kind: {name: of_stream.mean_and_std() for name, of_stream in moments.items()}
         for kind, (_, moments) in kinds.items()
     }
     return [member._replace(moments=found.get(member.config.preparation, {})) for member in members]
@@ -363,7 +363,7 @@ def _stacks(members: Sequence[Member], device: torch.device) -> list[list[Member
         config = member.config
         learned = config.experiment.learns
         options = config.settings.dropout, config.settings.modality_dropout, config.experiment.fusion, learned
-        return repr((config.modalities, _widths(config), *options))
+        return repr((config.streams, _widths(config), *options))
 
     stacks = []
     for _, group in groupby(sorted(members, key=shape), key=shape):

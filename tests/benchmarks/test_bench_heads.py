@@ -215,7 +215,7 @@ def test_smaller_machines_measure_less_and_report_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench, "free_memory_bytes", lambda: 3 * 4 * 2 * 8 * 500)  # 500 clips of 2 x 8, 1000 of 2 x 4
     result = bench_heads(["vggsound", "scaling", "stream"], repeats=1, quick=True)
     assert any("500 clips instead of 600" in note for note in result["vggsound"].notes)
-    assert any("4 instead of 8 numbers per modality" in note for note in result["scaling"].notes)
+    assert any("4 instead of 8 numbers per stream" in note for note in result["scaling"].notes)
     assert any("500 clips instead of 2048" in note for note in result["stream"].notes)
     monkeypatch.setattr(bench, "free_memory_bytes", lambda: 3 * 4 * 2 * 4 * 500)
     result = bench_heads(["scaling"], repeats=1, quick=True)

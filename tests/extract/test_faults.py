@@ -71,7 +71,7 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
     calm, killed = (make(tmp_path / name, files, clips) for name in ("calm", "killed"))
     extract_embeddings(calm, ["train"], settings(tiny_encoders))
     store, rng, before, early = killed.store("train"), random.Random(0), 0, 0
-    folders = [str(tiny_encoders[modality]) for modality in ("timesformer", "ast")]
+    folders = [str(tiny_encoders[stream]) for stream in ("timesformer", "ast")]
     parent = subprocess.Popen(
         [sys.executable, "-P", "-c", LIVES, str(killed.root), *folders],
         cwd=killed.root,

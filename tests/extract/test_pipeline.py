@@ -37,7 +37,7 @@ MakeRoot = Callable[..., Path]
 
 
 def tiny(encoders: dict[str, Path], **settings: object) -> ExtractSettings:
-    names = {modality: str(folder) for modality, folder in encoders.items()}
+    names = {stream: str(folder) for stream, folder in encoders.items()}
     return ExtractSettings(**{"batch_size": 4, "workers": 2, **names, **settings})  # type: ignore[arg-type]
 
 
@@ -121,7 +121,7 @@ def test_a_second_extract_does_nothing_and_then_embeds_only_a_new_clip(
     assert repaired.already == 3 and repaired.embedded["ast"] == 1
 
 
-def test_a_failing_modality_is_recorded_and_the_other_is_stored(
+def test_a_failing_stream_is_recorded_and_the_other_is_stored(
     make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
     root = make_root()
@@ -248,15 +248,15 @@ def test_extracting_one_stream_leaves_the_others_embeddings_unchanged(
     shutil.copytree(dataset.root, dataset.root.with_name("both"))
     both = Dataset.open(dataset.root.with_name("both"))
     extract_embeddings(both, ["train"], tiny(tiny_encoders))
-    (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders, modalities=("ast",)))
+    (first,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders, streams=("ast",)))
     assert first.embedded == {"ast": 4} and dataset.store("train").info().rows == {"ast": 4}
     shards = {path: path.read_bytes() for path in dataset.store("train").shards()}
     (second,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
     assert second.embedded == {"timesformer": 4, "ast": 0}, "existing embeddings are not made again"
     assert all(path.read_bytes() == content for path, content in shards.items())
     assert dataset.store("train").info().duplicates == 0
-    for modality in ("timesformer", "ast"):
-        ours, together = (root.embeddings("train").features[modality] for root in (dataset, both))
+    for stream in ("timesformer", "ast"):
+        ours, together = (root.embeddings("train").features[stream] for root in (dataset, both))
         np.testing.assert_allclose(ours, together, atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_only_the_input_of_an_encoder_is_decoded(make_root: MakeRoot, tiny_encod
     for _, decoded in embedder.decode(jobs):
         assert decoded.frames is None and decoded.waveform is not None
         assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms need"
-    for _, decoded in embedder.decode([replace(job, modalities=("timesformer",)) for job in jobs]):
+    for _, decoded in embedder.decode([replace(job, streams=("timesformer",)) for job in jobs]):
         assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
 
 
@@ -285,15 +285,15 @@ def test_frames_resized_beside_the_model_give_the_same_embeddings(
         assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_resized
     on_device = embedder.embed(travelled)
     order = {job: i for i, job in enumerate(beside.jobs)}
-    for modality in ("timesformer", "ast"):
-        for job, row in zip(on_device.jobs, on_device.rows[modality], strict=True):
-            np.testing.assert_allclose(row, beside.rows[modality][order[job]], atol=1e-6)
+    for stream in ("timesformer", "ast"):
+        for job, row in zip(on_device.jobs, on_device.rows[stream], strict=True):
+            np.testing.assert_allclose(row, beside.rows[stream][order[job]], atol=1e-6)
 
 
 def test_a_dry_run_counts_measures_and_writes_nothing(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     dataset = Dataset.open(make_root())
     extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
-    extract_embeddings(dataset, ["test"], tiny(tiny_encoders, modalities=("timesformer",)))
+    extract_embeddings(dataset, ["test"], tiny(tiny_encoders, streams=("timesformer",)))
     gone = dataset.manifest.of_split("train")[0]
     dataset.path_of(gone).unlink()
     before = sorted(dataset.root.rglob("*"))
@@ -337,9 +337,9 @@ def test_resampling_confirms_a_correct_store_and_detects_changed_clips(
     assert len(resample(dataset, "train", 2, seed=1).differences) <= 4
     write_clip(dataset.path_of(dataset.manifest.of_split("train")[1]), look=9)  # another clip under the same name
     dataset.path_of(dataset.manifest.of_split("train")[2]).unlink()
-    problems = {(problem.clip_id, problem.modality): problem for problem in resample(dataset, "train", 10).problems}
+    problems = {(problem.clip_id, problem.stream): problem for problem in resample(dataset, "train", 10).problems}
     changed, gone = (clip.clip_id for clip in dataset.manifest.of_split("train")[1:3])
-    assert set(problems) == {(clip_id, modality) for clip_id in (changed, gone) for modality in ("timesformer", "ast")}
+    assert set(problems) == {(clip_id, stream) for clip_id in (changed, gone) for stream in ("timesformer", "ast")}
     assert "No such file" in problems[gone, "ast"].reason and problems[changed, "ast"].reason == ""
     assert np.isinf(problems[gone, "ast"].relative) and problems[changed, "ast"].relative > 0.01
 

@@ -34,7 +34,7 @@ QUICK = {"hidden": (16,), "learning_rate": 1e-2, "epochs": 4}
 
 
 def clips(count: int = 60, *, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """X = [timesformer | ast]: both modalities identify the class, TimeSformer weakly and AST noisily."""
+    """X = [timesformer | ast]: both streams identify the class, TimeSformer weakly and AST noisily."""
     rng = np.random.default_rng(seed)
     targets = np.arange(count) % len(classes)
     means = np.random.default_rng(99).normal(size=(len(classes), sum(DIMS.values())))
@@ -73,7 +73,7 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
         AlphaFusionClassifier(
             "learned-dim", on="both", fusion="matrix", absent="zeros", hidden=(32,), learning_rate=2e-3, epochs=10
         ),
-        AlphaFusionClassifier("tanh", on="ast", modalities=("ast",), normalize="zscore", hidden=(), learning_rate=1e-2),
+        AlphaFusionClassifier("tanh", on="ast", streams=("ast",), normalize="zscore", hidden=(), learning_rate=1e-2),
     ]
 )
 def test_scikit_learns_checks_pass(
@@ -216,9 +216,9 @@ def test_nan_is_refused_unless_zeros_replace_it() -> None:
         estimator(absent="zeros").fit(np.where(np.isnan(x), np.inf, x), Y)
 
 
-def test_columns_follow_the_order_of_the_modalities() -> None:
+def test_columns_follow_the_order_of_the_streams() -> None:
     usual = estimator(transform="sqrt", on="ast").fit(X, Y)
-    swapped = estimator(transform="sqrt", on="ast", modalities=("ast", "timesformer"))
+    swapped = estimator(transform="sqrt", on="ast", streams=("ast", "timesformer"))
     x = np.hstack([X[:, 5:], X[:, :5]])
     np.testing.assert_array_equal(swapped.fit(x, Y).predict_proba(x), usual.predict_proba(X))
 
@@ -232,8 +232,8 @@ def test_columns_are_halved_by_default() -> None:
     assert found[0].filename == __file__
 
 
-def test_one_modality_alone_takes_all_columns() -> None:
-    fitted = estimator(modalities="ast", timesformer_dim=None).fit(X[:, 5:], Y)
+def test_one_stream_alone_takes_all_columns() -> None:
+    fitted = estimator(streams="ast", timesformer_dim=None).fit(X[:, 5:], Y)
     expected = trained_directly(X, Y, dims={"ast": 3})
     np.testing.assert_array_equal(fitted.predict_proba(X[:, 5:]), expected.predict_proba(embeddings(X, Y)))
 
@@ -308,13 +308,13 @@ def test_the_prediction_for_a_row_does_not_depend_on_the_other_rows() -> None:
     ("parameters", "message"),
     [
         ({"transform": "sqr", "on": "ast"}, r"unknown transform 'sqr' \(did you mean 'sqrt'\?\)"),
-        ({"transform": "sqrt"}, "transform 'sqrt' needs a modality"),
+        ({"transform": "sqrt"}, "transform 'sqrt' needs a stream"),
         ({"transform": "scale", "on": "ast"}, "needs an alpha"),
         ({"fusion": "sum"}, "unknown fusion 'sum'"),
-        ({"modalities": ("timesformer", "clap")}, "unknown modality 'clap'"),
-        ({"modalities": ("ast", "ast")}, "different from each other, not ast, ast"),
-        ({"modalities": ("ast",)}, "there is only ast: leave it out"),
-        ({"modalities": (), "timesformer_dim": None}, "needs at least one modality"),
+        ({"streams": ("timesformer", "clap")}, "unknown stream 'clap'"),
+        ({"streams": ("ast", "ast")}, "different from each other, not ast, ast"),
+        ({"streams": ("ast",)}, "there is only ast: leave it out"),
+        ({"streams": (), "timesformer_dim": None}, "needs at least one stream"),
         ({"timesformer_dim": 8}, "a whole number from 1 to 7, as X has 8 features, not 8"),
         ({"timesformer_dim": 2.5}, "not 2.5"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1"),

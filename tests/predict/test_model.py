@@ -64,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_encoders: dict[str, Path
     )
     extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(workers=1))
     fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=SETTINGS)
-    fit(dataset, Experiment(modalities=("ast",)), settings=SETTINGS)
+    fit(dataset, Experiment(streams=("ast",)), settings=SETTINGS)
     zeros = replace(SETTINGS, absent="zeros")
     fit(dataset, Experiment(), settings=zeros, run="zeros")
     return dataset
@@ -79,8 +79,8 @@ def test_a_clip_of_the_store_gets_the_answer_that_its_stored_embeddings_get(root
     clips = root.manifest.of_split("test")
     stored = root.embeddings("test")
     embedded = model.embed([root.path_of(clip) for clip in clips])
-    for modality in ("timesformer", "ast"):
-        np.testing.assert_array_equal(embedded.features[modality], stored.features[modality])
+    for stream in ("timesformer", "ast"):
+        np.testing.assert_array_equal(embedded.features[stream], stored.features[stream])
     found = model.predict([root.path_of(clip) for clip in clips])
     heads = read_run(root.root / "runs" / "sqrt-ast").heads
     expected = np.mean([head.predict_proba(stored).astype(np.float64) for head in heads], axis=0)
@@ -124,7 +124,7 @@ def test_a_prediction_is_yielded_before_later_clips_are_decoded(
     assert sum(progress.done) == progress.rounds[0][1] == 5 and progress.stopped == 1
 
 
-def test_heads_that_need_both_modalities_report_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
+def test_heads_that_need_both_streams_report_why_they_have_no_answer(model: AlphaFuse, tmp_path: Path) -> None:
     silent = write_clip(tmp_path / "silent.mp4", audio=False)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")
@@ -132,13 +132,13 @@ def test_heads_that_need_both_modalities_report_why_they_have_no_answer(model: A
     assert of_silent.label is None and of_silent.top == () and of_silent.missing == {"ast": "no audio stream"}
     assert np.isnan(of_silent.probabilities).all()
     assert set(of_broken.missing) == {"timesformer", "ast"}
-    advice = "(heads of `alphafuse fit --absent zeros` use the other modality)"
+    advice = "(heads of `alphafuse fit --absent zeros` use the other stream)"
     assert format_prediction(of_silent).endswith(f"silent.mp4\n  no answer: no audio: no audio stream {advice}\n")
     assert format_prediction(of_broken).count("can't be opened") == 1
     assert isinstance(model.explain([silent])[0], Prediction)
 
 
-def test_heads_trained_with_zeros_answer_from_the_modality_that_is_there(root: Dataset, tmp_path: Path) -> None:
+def test_heads_trained_with_zeros_answer_from_the_stream_that_is_there(root: Dataset, tmp_path: Path) -> None:
     model = AlphaFuse.from_pretrained(root.root / "runs" / "zeros", workers=1)
     silent = write_clip(tmp_path / "silent.mp4", audio=False)
     (explained,) = model.explain([silent])
@@ -151,14 +151,14 @@ def test_heads_trained_with_zeros_answer_from_the_modality_that_is_there(root: D
     )
 
 
-def test_a_head_of_one_modality_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
+def test_a_head_of_one_stream_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
     model = AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", timesformer=str(tmp_path / "gone"), workers=1)
     assert set(model.embedder.encoders) == {"ast"}
     blind = write_clip(tmp_path / "blind.m4a", video=False)
     assert model(blind).label in root.classes and model(blind).missing == {}
 
 
-def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_the_difference_from_the_blank_clip(
+def test_an_explanation_blanks_each_stream_and_its_shares_sum_to_the_difference_from_the_blank_clip(
     root: Dataset, model: AlphaFuse
 ) -> None:
     clip = root.path_of(root.manifest.of_split("test")[0])
@@ -172,8 +172,8 @@ def test_an_explanation_blanks_each_modality_and_its_shares_sum_to_the_differenc
     v[("ast",)] = explained.blanked["timesformer"].probability
     expected = (v[("timesformer", "ast")] - v[("ast",)] + v[("timesformer",)] - v[()]) / 2
     assert explained.shares["timesformer"] == pytest.approx(expected)
-    for modality in ("timesformer", "ast"):
-        points = dict(explained.along[modality])
+    for stream in ("timesformer", "ast"):
+        points = dict(explained.along[stream])
         assert tuple(points) == ALPHAS
         assert points[1.0].probability == pytest.approx(probability)
         assert points[1.0].top.label == explained.prediction.label
@@ -460,7 +460,7 @@ def test_black_frames_are_embedded_once_for_clips_of_any_duration(
     embed = Encoder.embed
 
     def counted(encoder: Encoder, batch: Any) -> np.ndarray:
-        calls.append(encoder.modality)
+        calls.append(encoder.stream)
         return embed(encoder, batch)
 
     monkeypatch.setattr(Encoder, "embed", counted)

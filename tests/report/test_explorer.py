@@ -103,7 +103,7 @@ def test_packed_head_gives_the_heads_logits_at_any_alphas(config: dict[str, Any]
     embeddings = make_embeddings(dims={"timesformer": 8, "ast": 6} | config.get("dims", {}))
     packed = PackedHead.of(head, embeddings)
     for values in ((1, 1), (0, 1), (1, 0), (0, 0), (1.5, 0.75), (0.35, 2), (-1, 3)):
-        alphas = dict(zip(head.config.modalities, values, strict=False))
+        alphas = dict(zip(head.config.streams, values, strict=False))
         exact = head.predict_logits(embeddings, alphas)
         assert np.ptp(exact) > 0
         np.testing.assert_allclose(packed.logits(alphas), exact, atol=2e-3 * max(1, np.abs(exact).max()))
@@ -154,7 +154,7 @@ def test_largest_difference_is_never_rounded_down(difference: float, text: str) 
 
 
 @pytest.mark.parametrize("fusion", ["matrix", "gate", "attention"])
-def test_fusions_that_do_not_split_by_modality_are_refused(fusion: str) -> None:
+def test_fusions_that_do_not_split_by_stream_are_refused(fusion: str) -> None:
     with pytest.raises(ExperimentError, match=f"fusion '{fusion}' can't be explored .* as concat and add are"):
         make_html(make_head(fusion=fusion), make_embeddings(dims={"timesformer": 8, "ast": 6}))
 
@@ -209,7 +209,7 @@ def test_label_that_the_head_does_not_know_is_never_right() -> None:
     assert {clip["target"] for clip in data_of(html)["clips"]} == {-1} and "0 of 40 clips right" in text_of(html)
 
 
-def test_head_of_one_modality_has_one_slider_and_no_votes() -> None:
+def test_head_of_one_stream_has_one_slider_and_no_votes() -> None:
     embeddings = make_embeddings(dims={"timesformer": 8, "ast": 6})
     html = make_html(make_head(dims={"ast": 6}), embeddings)
     assert html.count('type="range"') == 1 and 'id="explorer-alpha-ast"' in html
@@ -278,16 +278,16 @@ class Opened:
         self.page.wait_for_selector('#explorer[data-busy="false"]')
 
     def set(self, **alphas: float) -> None:
-        for modality, alpha in alphas.items():
-            self.page.fill(f"#explorer-alpha-{modality}", f"{alpha:g}")
+        for stream, alpha in alphas.items():
+            self.page.fill(f"#explorer-alpha-{stream}", f"{alpha:g}")
         self.settle()
 
     def text(self, name: str) -> str:
         return self.page.text_content(f'[data-out="{name}"]').strip()
 
     def alphas(self) -> dict[str, float]:
-        sliders = self.page.locator("input[data-modality]").all()
-        return {slider.get_attribute("data-modality"): float(slider.input_value()) for slider in sliders}
+        sliders = self.page.locator("input[data-stream]").all()
+        return {slider.get_attribute("data-stream"): float(slider.input_value()) for slider in sliders}
 
     def listed(self) -> dict[str, int]:
         """Clip id -> class index of the prediction, from all pages of the list."""

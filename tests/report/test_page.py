@@ -60,7 +60,7 @@ def make_root(root: Path) -> Dataset:
     write_compare(compare(dataset, seeds=1, settings=replace(QUICK, epochs=2)), dataset)
     fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=QUICK)
     fit(dataset, Experiment(fusion="attention"), seeds=2, settings=replace(QUICK, epochs=1), run="badly-trained")
-    fit(dataset, Experiment(modalities=("timesformer",)), seeds=2, settings=QUICK)
+    fit(dataset, Experiment(streams=("timesformer",)), seeds=2, settings=QUICK)
     for position, clip in enumerate(dataset.manifest.of_split("test")[:6]):
         write_clip(dataset.path_of(clip), look=position)
     return dataset
@@ -286,11 +286,11 @@ RIGHT, WRONG, OTHER = Vote("dog", 0.9, 0.9, True), Vote("cat", 0.8, 0.1, False),
         (RIGHT, WRONG, WRONG, "right, with low confidence"),
     ],
 )
-def test_a_finding_names_the_modality_that_misled(fused: Vote, sight: Vote, sound: Vote, finding: str) -> None:
+def test_a_finding_names_the_stream_that_misled(fused: Vote, sight: Vote, sound: Vote, finding: str) -> None:
     assert finding_of({"fused": fused, "timesformer": sight, "ast": sound}, is_reachable=True) == finding
 
 
-def test_no_modality_misled_on_a_label_that_never_occurs_in_training() -> None:
+def test_no_stream_misled_on_a_label_that_never_occurs_in_training() -> None:
     assert finding_of({"fused": WRONG}, is_reachable=False) == "its label never occurs in training"
     assert finding_of({"fused": WRONG, "timesformer": RIGHT}, is_reachable=True) == ""
 
@@ -361,7 +361,7 @@ def test_a_section_without_data_is_one_line_with_the_command_that_adds_it(datase
         f"alphafuse table1 --root {root}",
         f"alphafuse sweep --on timesformer,ast --root {root}",
         f"alphafuse compare --root {root}",
-        f"alphafuse fit --modalities timesformer --root {root}",
+        f"alphafuse fit --streams timesformer --root {root}",
     ):
         assert f"<code>{command}</code> adds" in page
     assert set(drawn) == {"losses", "ablation", "confusion"}
@@ -386,7 +386,7 @@ def test_the_ceiling_is_drawn_into_every_plot_of_accuracies(built: tuple[Report,
     report, drawn = built
     ceiling = 100 * report.audit.splits["test"].ceiling.accuracy
     assert not isinstance(report.table, Absent)
-    of_rows = 100 * report.table.ceiling.accuracy  # of the clips that have both modalities
+    of_rows = 100 * report.table.ceiling.accuracy  # of the clips that have both streams
     assert of_rows != ceiling
     assert ceiling_lines(drawn["table1"], of_rows) == 1
     assert ceiling_lines(drawn["ablation"], of_rows) == 1

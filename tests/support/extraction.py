@@ -25,14 +25,14 @@ def make(root: Path, files: Path, clips: int) -> Dataset:
 
 
 def command(root: Path, encoders: Names, *options: str) -> list[str]:
-    names = [part for modality in encoders for part in (f"--{modality}", str(encoders[modality]))]
+    names = [part for stream in encoders for part in (f"--{stream}", str(encoders[stream]))]
     program = "from alphafuse.cli.main import main; main()"
     fixed = ("extract", "--split", "train", "--root", str(root), "--device", "cpu", "--workers", "1")
     return [sys.executable, "-P", "-c", program, *fixed, *names, *options]
 
 
 def settings(encoders: Names, **changes: object) -> ExtractSettings:
-    names = {modality: str(folder) for modality, folder in encoders.items()}
+    names = {stream: str(folder) for stream, folder in encoders.items()}
     return ExtractSettings(device="cpu", workers=1, **names, **changes)  # type: ignore[arg-type]
 
 
@@ -40,8 +40,8 @@ def assert_same_stores(found: Dataset, expected: Dataset) -> None:
     """Assert that two stores are equal to the bit: on the CPU an embedding depends on its clip alone."""
     store = found.store("train")
     assert store.verify() == [] and store.info().duplicates == 0
-    for modality in ("timesformer", "ast"):
-        ours, theirs = (dataset.embeddings("train").features[modality] for dataset in (found, expected))
+    for stream in ("timesformer", "ast"):
+        ours, theirs = (dataset.embeddings("train").features[stream] for dataset in (found, expected))
         np.testing.assert_array_equal(ours, theirs)
     with Claims(store.folder):
         pass  # a process that was still ending after its kill leaves the file to the next one

@@ -12,7 +12,7 @@ SETTINGS = tuple(field.name for field in fields(HeadSettings))
 
 
 def head_config(dims: Mapping[str, int], classes: Sequence[str], **changes: Any) -> HeadConfig:
-    """Return the config of a head of all these modalities, from fields of `Experiment` and `HeadSettings`."""
+    """Return the config of a head of all these streams, from fields of `Experiment` and `HeadSettings`."""
     settings = {name: changes.pop(name) for name in SETTINGS if name in changes}
-    experiment = Experiment(**{"modalities": tuple(dims), **changes})
+    experiment = Experiment(**{"streams": tuple(dims), **changes})
     return HeadConfig(dims, tuple(classes), experiment, HeadSettings(**settings))

@@ -1,4 +1,4 @@
-"""A small store whose two modalities identify the class only together; for the tests of stage two."""
+"""A small store whose two streams identify the class only together; for the tests of stage two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_dataset(
     classes: tuple[str, ...] = CLASSES,
     name: str = "toy",
 ) -> Dataset:
-    """Make a dataset of nine classes: each modality identifies three groups, only both together the class."""
+    """Make a dataset of nine classes: each stream identifies three groups, only both together the class."""
     rng = np.random.default_rng(0)
     sights, sounds = rng.normal(size=(3, 8)), rng.normal(size=(3, 6))
     rows = []

@@ -37,7 +37,7 @@ def extract(folder: Path, seed: int, start: float) -> None:
         assert claims.is_shared
         while waiting:
             got = claims.claim(waiting[:4])
-            finished = store.finished(modalities=["ast"], among=waiting)["ast"]
+            finished = store.finished(streams=["ast"], among=waiting)["ast"]
             todo = [clip_id for clip_id in got if clip_id not in finished]
             if todo:
                 store.write(embed(todo))
@@ -55,7 +55,7 @@ def test_processes_that_share_a_store_embed_each_clip_exactly_once(tmp_path: Pat
     assert [worker.exitcode for worker in workers] == [0] * 4
     store = EmbeddingStore(folder)
     info = store.info()
-    assert info.clips == len(IDS) and info.duplicates == 0 and store.done(modalities=["ast"]) == set(IDS)
+    assert info.clips == len(IDS) and info.duplicates == 0 and store.done(streams=["ast"]) == set(IDS)
     assert not list(folder.glob(".*"))
 
 

@@ -57,7 +57,7 @@ def rows(count: int = 40, *, first: int = 0, dim: int = 768) -> Embeddings:
     """Random embeddings with file sizes and digests; the first clip has no audio."""
     rng = np.random.default_rng(first)
     ids = tuple(f"abcdefghijk_{i:06d}" for i in range(first, first + count))
-    features = {modality: rng.normal(size=(count, dim)).astype(np.float32) for modality in ("timesformer", "ast")}
+    features = {stream: rng.normal(size=(count, dim)).astype(np.float32) for stream in ("timesformer", "ast")}
     features["ast"][0] = np.nan
     failures = (Failure(ids[0], "ast", "no audio stream"),)
     made = Embeddings(ids, ("playing harp",) * count, ids, features, failures, SETTINGS)
@@ -159,8 +159,8 @@ def test_every_method_of_a_store_gives_the_same_behind_a_url_as_on_a_disk(memory
     for a, b in ((there.read(), here.read()), (there.open_rows(), here.open_rows())):
         chosen = np.array([49, 0, 7])
         assert a.clip_ids == b.clip_ids and a.failures == b.failures and there.verify() == []
-        for modality in a.dims:
-            np.testing.assert_array_equal(a.read_rows(chosen)[modality], b.read_rows(chosen)[modality])
+        for stream in a.dims:
+            np.testing.assert_array_equal(a.read_rows(chosen)[stream], b.read_rows(chosen)[stream])
     before = there.read()
     assert [str(path) for path in (there.pack(), *there.shards())] == [str(there.shards()[0])] * 2
     np.testing.assert_array_equal(there.read().features["ast"], before.features["ast"])
@@ -524,8 +524,8 @@ def settings(names: Names, **keywords: Any) -> ExtractSettings:
 def assert_same_stores(one: Dataset, other: Dataset, split: str) -> None:
     a, b = one.store(split).read(one.manifest.of_split(split)), other.store(split).read(other.manifest.of_split(split))
     assert a.clip_ids == b.clip_ids and set(a.failures) == set(b.failures)
-    for modality in b.features:
-        np.testing.assert_array_equal(a.features[modality], b.features[modality])
+    for stream in b.features:
+        np.testing.assert_array_equal(a.features[stream], b.features[stream])
 
 
 def make_pair(files: Path, tmp_path: Path, url: str, copies: int = 1) -> tuple[Dataset, Dataset]:
@@ -580,7 +580,7 @@ def test_a_killed_extraction_into_a_bucket_is_resumed_and_loses_nothing_that_was
     server: str, files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
     there, here = make_pair(files, tmp_path, "s3://bucket/killed", copies=25)
-    names = [f"--{modality}={tiny_encoders[modality]}" for modality in BOTH]
+    names = [f"--{stream}={tiny_encoders[stream]}" for stream in BOTH]
     command = [sys.executable, "-P", "-m", "alphafuse", "extract", "--split", "train", "--root", str(there.root)]
     for goal in (2, 4):
         run = subprocess.Popen(

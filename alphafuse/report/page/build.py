@@ -40,7 +40,7 @@ def write_report(
 ) -> Path:
     """Write one self-contained html page of a root's runs.
 
-    It shows table 1 beside the paper's, loss curves, accuracy against alpha, the contribution of each modality in all
+    It shows table 1 beside the paper's, loss curves, accuracy against alpha, the contribution of each stream in all
     and per class, confusions, the hardest clips, the splits' ceiling, and the source of every number. A section
     without data names the command that adds it.
 

@@ -1,7 +1,7 @@
 """The alpha explorer of the report page: a trained head that recomputes its predictions in the browser.
 
-An alpha is a factor on a modality before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
-first layer splits into one part per modality, for any transform and normalisation before it:
+An alpha is a factor on a stream before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
+first layer splits into one part per stream, for any transform and normalisation before it:
 
     z1 = W1 fuse(aS S, aA A) + b1 = aS (W1 fuse(S, 0)) + aA (W1 fuse(0, A)) + b1
 
@@ -108,7 +108,7 @@ class PackedHead:
     """A quantised head, with its first layer already applied to some clips.
 
     Attributes:
-        parts: modality -> (clips, width of the first layer): the modality's part of that layer's output.
+        parts: stream -> (clips, width of the first layer): the stream's part of that layer's output.
         bias: (width,) float32, bias of that layer.
         layers: the layers that follow: weights (outputs, inputs) and bias (outputs,) float32 of each.
     """
@@ -120,15 +120,15 @@ class PackedHead:
     @classmethod
     @torch.no_grad()
     def of(cls, head: AlphaFusion, embeddings: Embeddings) -> PackedHead:
-        """Split the first layer's product by modality; the head must be able to use all clips of `embeddings`."""
-        modalities = head.config.modalities
+        """Split the first layer's product by stream; the head must be able to use all clips of `embeddings`."""
+        streams = head.config.streams
         first, *others = head.linears
         device = first.weight.device
-        features = {name: torch.from_numpy(embeddings.features[name]).to(device) for name in modalities}
+        features = {name: torch.from_numpy(embeddings.features[name]).to(device) for name in streams}
         parts = {}
-        for modality in modalities:
-            fused = head.fuse(features, {name: float(name == modality) for name in modalities})  # (clips, fused dim)
-            parts[modality] = Packed.of((fused @ first.weight.T).cpu().numpy())
+        for stream in streams:
+            fused = head.fuse(features, {name: float(name == stream) for name in streams})  # (clips, fused dim)
+            parts[stream] = Packed.of((fused @ first.weight.T).cpu().numpy())
         return cls(
             parts,
             first.bias.cpu().numpy(),
@@ -195,19 +195,19 @@ def explorer_html(
     """
     rows = _explored_rows(heads, embeddings)
     head, clips = heads[0], _in_memory(embeddings, rows)
-    modalities, classes = head.config.modalities, head.config.classes
+    streams, classes = head.config.streams, head.config.classes
     packed = PackedHead.of(head, clips)
     points = [
-        dict(zip(modalities, point, strict=True)) for point in itertools.product(MAP_ALPHAS, repeat=len(modalities))
+        dict(zip(streams, point, strict=True)) for point in itertools.product(MAP_ALPHAS, repeat=len(streams))
     ]
     exact = [head.predict_logits(clips, point) for point in points]
     position = {label: index for index, label in enumerate(classes)}
     targets = np.array([position.get(label, -1) for label in clips.labels])  # -1: a label that the head does not know
     right = [int((logits.argmax(axis=1) == targets).sum()) for logits in exact]
-    at_one = points.index(dict.fromkeys(modalities, 1.0))
-    votes = {  # predictions with one modality alone
-        name: exact[points.index({other: float(other == name) for other in modalities})].argmax(axis=1).tolist()
-        for name in (modalities if len(modalities) > 1 else ())
+    at_one = points.index(dict.fromkeys(streams, 1.0))
+    votes = {  # predictions with one stream alone
+        name: exact[points.index({other: float(other == name) for other in streams})].argmax(axis=1).tolist()
+        for name in (streams if len(streams) > 1 else ())
     }
 
     shown = {clip_id: thumbnails[clip_id] for clip_id in clips.clip_ids if clip_id in thumbnails} if thumbnails else {}
@@ -215,7 +215,7 @@ def explorer_html(
         if not address.startswith("data:image/"):
             raise ValueError(f"the thumbnail of {clip_id} must be a data:image/ address, not {address[:40]!r}")
     data = {
-        "modalities": [{"id": name, "name": TITLES[name], "sense": SENSES[name]} for name in modalities],
+        "streams": [{"id": name, "name": TITLES[name], "sense": SENSES[name]} for name in streams],
         "classes": list(classes),
         "clips": [
             {"id": clip_id, "label": label, "target": int(target), "thumbnail": shown.get(clip_id)}
@@ -235,8 +235,8 @@ def explorer_html(
             style=Markup((TEMPLATES / "explorer.css").read_text(encoding="utf-8")),
             script=Markup((TEMPLATES / "explorer.js").read_text(encoding="utf-8")),
             data=htmlsafe_json_dumps(data, separators=(",", ":")),
-            modalities=data["modalities"],
-            presets=_presets(modalities),
+            streams=data["streams"],
+            presets=_presets(streams),
             highest=HIGHEST_ALPHA,
             step=ALPHA_STEP,
             seeds=len(heads),
@@ -247,7 +247,7 @@ def explorer_html(
             ceiling=ceiling,
             right=right[at_one],
             interval=wilson_interval(right[at_one], len(rows)),
-            map=_map(modalities, points, right, len(rows)),
+            map=_map(streams, points, right, len(rows)),
             agreement=_agreement(packed, points, exact, at_one),
         )
     )
@@ -263,10 +263,10 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
             f"fusion '{config.experiment.fusion}' can't be explored in the page: it isn't linear, as "
             f"{' and '.join(EXPLORABLE)} are"
         )
-    for modality, dim in config.dims.items():
-        if embeddings.dims.get(modality, dim) != dim:
+    for stream, dim in config.dims.items():
+        if embeddings.dims.get(stream, dim) != dim:
             raise ExperimentError(
-                f"the head was made for {dim}-d {modality} embeddings, not {embeddings.dims[modality]}-d ones: extract "
+                f"the head was made for {dim}-d {stream} embeddings, not {embeddings.dims[stream]}-d ones: extract "
                 "with the encoder it was trained on"
             )
     rows = np.flatnonzero(usable_clips(embeddings, config))
@@ -275,7 +275,7 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
     if len(rows) > MAX_CLIPS:
         rows = np.sort(np.random.default_rng(0).choice(rows, MAX_CLIPS, replace=False))
     widths = [layer.out_features for layer in heads[0].linears]
-    numbers = len(rows) * len(config.modalities) * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
+    numbers = len(rows) * len(config.streams) * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
     if (page_bytes := numbers * 2 * 4 // 3) > MAX_PAGE_BYTES:  # int16, then base64
         raise ExperimentError(
             f"the head is too large for a page: {page_bytes / 1e6:.0f} MB, of at most "
@@ -305,16 +305,16 @@ def _agreement(
     return Agreement(len(exact[0]), len(points), equal[at_one], float(np.mean(equal)), difference)
 
 
-def _presets(modalities: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+def _presets(streams: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """Return buttons in groups: their text and the alphas they set, as json."""
-    ones = dict.fromkeys(modalities, 1.0)
+    ones = dict.fromkeys(streams, 1.0)
     simple = [("as trained", ones)]
-    if len(modalities) > 1:
+    if len(streams) > 1:
         for kept, dropped in (("timesformer", "ast"), ("ast", "timesformer")):
             simple.append((f"{SENSES[kept]} only ({TITLES[dropped]} 0)", ones | {dropped: 0.0}))
-    scalars = [  # the paper scales one modality
-        (f"{TITLES[modality]} {value:g}", ones | {modality: value})
-        for modality in modalities
+    scalars = [  # the paper scales one stream
+        (f"{TITLES[stream]} {value:g}", ones | {stream: value})
+        for stream in streams
         for value in (POS_SCALAR, NEG_SCALAR)
     ]
     groups = {"Alphas": simple, "The paper's scalars:": scalars}
@@ -325,17 +325,17 @@ def _presets(modalities: Sequence[str]) -> dict[str, list[dict[str, str]]]:
 
 
 def _map(
-    modalities: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
+    streams: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
 ) -> dict[str, Any]:
-    """Return accuracy over the alphas for the template: x is the last modality's alpha, y the other's.
+    """Return accuracy over the alphas for the template: x is the last stream's alpha, y the other's.
 
     `shade` is in [0, 1], from the lowest accuracy of the map to its highest.
     """
     low, high = min(right), max(right)
     cells = []
     for point, count in zip(points, right, strict=True):
-        column = MAP_ALPHAS.index(point[modalities[-1]])
-        row = MAP_ALPHAS.index(point[modalities[0]]) if len(modalities) > 1 else 0
+        column = MAP_ALPHAS.index(point[streams[-1]])
+        row = MAP_ALPHAS.index(point[streams[0]]) if len(streams) > 1 else 0
         cells.append(
             {
                 "column": column,

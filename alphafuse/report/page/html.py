@@ -143,7 +143,7 @@ def _code(text: str) -> Markup:
 
 
 def _tiles(report: Report) -> list[Tile]:
-    """Return the accuracies of the fused heads and each modality alone, from `votes` or else from table 1."""
+    """Return the accuracies of the fused heads and each stream alone, from `votes` or else from table 1."""
     if isinstance(report.votes, Votes):
         voters = [(voter, voter.metrics["top1"]) for voter in report.votes.voters]
         return [

@@ -158,14 +158,14 @@ def _ablation(
 
 
 def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
-    """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the better modality."""
+    """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the better stream."""
     content = run.figures()
     bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
-    gain = content["gain_over_better_modality"]
+    gain = content["gain_over_better_stream"]
     low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
-    better = str(gain["modality"]).removesuffix(" only")
+    better = str(gain["stream"]).removesuffix(" only")
     note = (
-        f"Fused against {better}, the modality that is better on validation: {points(float(gain['difference']))} "
+        f"Fused against {better}, the stream that is better on validation: {points(float(gain['difference']))} "
         f"points on test clips ({low} to {high}; {p_phrase(float(gain['p_value']))}, {gain['method']})."
     )
     return run, bars, ceiling_from_json(content), note
@@ -188,7 +188,7 @@ def _fit_bar(run: Run) -> tuple[Bar, Run, Any]:
     metrics = run.figures()
     experiment = run.experiment
     title = experiment.title if run.name == experiment.name else f"{experiment.title} (run {run.name})"
-    is_plain = experiment.name in (BASELINE.name, *(f"{modality}-only" for modality in experiment.modalities))
+    is_plain = experiment.name in (BASELINE.name, *(f"{stream}-only" for stream in experiment.streams))
     test = Measure.from_json(metrics["test"], "top1")
     bar = Bar("single runs", title, role_of(experiment), test, None, None, is_plain)
     return bar, run, ceiling_from_json(metrics["test"])
@@ -217,12 +217,12 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
 def _embedding_facts(made: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     facts = [("protocol", ", ".join(sorted({str(one.get("protocol", "unknown")) for one in settings.values()})))]
     encoders = made.get("encoders", {})
-    for modality, one in settings.items():
-        encoder = encoders.get(modality, {})
+    for stream, one in settings.items():
+        encoder = encoders.get(stream, {})
         parts = [str(encoder.get("name") or "encoder not recorded")]
         parts += [f"revision {encoder['revision']}"] if encoder.get("revision") else []
         parts += [f"{key.replace('_', ' ')} {one_line(value, 80)}" for key, value in one.items() if key != "protocol"]
-        facts.append((modality, ", ".join(parts)))
+        facts.append((stream, ", ".join(parts)))
     rest = {name: value for name, value in made.items() if name != "encoders"}
     return facts + [(f"extracted with: {name.replace('_', ' ')}", _flat(value)) for name, value in rest.items()]
 

@@ -14,7 +14,7 @@ from alphafuse.report.tables import p_phrase, percent, points
 
 
 def answer(report: Report) -> list[str]:
-    """Return the answer as sentences: the contribution of each modality, the transforms, the ceiling."""
+    """Return the answer as sentences: the contribution of each stream, the transforms, the ceiling."""
     sentences = []
     votes, table = report.votes, report.table
     if isinstance(votes, Votes):
@@ -97,7 +97,7 @@ def whose_heads(report: Report) -> str:
     run = report.votes.fused.run
     if run.kind == "table1":
         return f"The fused heads are the untransformed ones of run {run.name}; nothing was chosen."
-    rivals = [one for one in report.runs if one.kind == "fit" and len(one.experiment.modalities) > 1]
+    rivals = [one for one in report.runs if one.kind == "fit" and len(one.experiment.streams) > 1]
     if len(rivals) == 1:
         return f"The fused heads are those of run {run.name}, the only run with fused heads."
     if report.is_chosen:
@@ -166,15 +166,15 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("clips", ", ".join(f"{split} {count}" for split, count in config["clips"].items())))
     if any(config.get("dropped", {}).values()):
         dropped = ", ".join(f"{split} {count}" for split, count in config["dropped"].items())
-        facts.append(("left out", f"{dropped} (they lack a modality)"))
+        facts.append(("left out", f"{dropped} (they lack a stream)"))
     facts.append(("settings", "; ".join(filter(None, [", ".join(changed), f"the paper's: {', '.join(same)}"]))))
-    for modality, made in config["embeddings"].items():
-        encoder = config.get("encoders", {}).get(modality, {})
+    for stream, made in config["embeddings"].items():
+        encoder = config.get("encoders", {}).get(stream, {})
         parts = [str(encoder.get("name") or "encoder not recorded")]
         parts += [f"revision {encoder['revision']}"] if encoder.get("revision") else []
         parts += [f"protocol {made.get('protocol', 'unknown')}"]
         parts += [f"weights sha256 {made['weights_sha256']}"] if made.get("weights_sha256") else []
-        facts.append((TITLES.get(modality, modality), ", ".join(parts)))
+        facts.append((TITLES.get(stream, stream), ", ".join(parts)))
     facts.append(("versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())))
     return facts
 

@@ -1,6 +1,6 @@
-"""Predictions of trained heads on the test clips: the contribution of each modality, per class and per clip.
+"""Predictions of trained heads on the test clips: the contribution of each stream, per class and per clip.
 
-Three sides are compared on the clips that all can use: the fused heads, and the heads of each modality alone.
+Three sides are compared on the clips that all can use: the fused heads, and the heads of each stream alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ALONE: tuple[Role, ...] = ("timesformer", "ast")
 
 @dataclass(frozen=True)
 class Side:
-    """The heads of one side: fused, or one modality."""
+    """The heads of one side: fused, or one stream."""
 
     role: Role
     run: Run
@@ -60,11 +60,11 @@ class Side:
 
 
 def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[Role, Side]:
-    """Find the fused heads and the heads of each modality alone, as far as they exist.
+    """Find the fused heads and the heads of each stream alone, as far as they exist.
 
     If the caller has `chosen` the runs, the fused heads are those of the first run that has fused heads. Else they are
     those of the `fit` run with the highest validation accuracy (ties: lowest validation loss), else the untransformed
-    ones of table 1. The heads of each modality are found in the same way. A damaged run is left out, with a line in
+    ones of table 1. The heads of each stream are found in the same way. A damaged run is left out, with a line in
     `problems`.
     """
     sides: dict[Role, Side] = {}
@@ -156,12 +156,12 @@ def ask_heads(
 
 
 def _require_same_recipes(side: Side, embeddings: EmbeddingSource) -> None:
-    for modality in side.heads[0].config.modalities:
+    for stream in side.heads[0].config.streams:
         require_recipe(
             side.run.folder,
-            modality,
-            side.run.config["embeddings"].get(modality, {}),
-            embeddings.recipes.get(modality, {}),
+            stream,
+            side.run.config["embeddings"].get(stream, {}),
+            embeddings.recipes.get(stream, {}),
             than="the test clips of this root",
             way_out=f": make it again: {side.run.command}",
         )
@@ -173,7 +173,7 @@ def _voter(side: Side, found: Evaluation) -> Voter:
 
 
 def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) -> tuple[Contribution, ...]:
-    """Compare the fused heads with the heads of each modality alone, on the same clips."""
+    """Compare the fused heads with the heads of each stream alone, on the same clips."""
     alone = [role for role in correct if role != "fused"]
     pairs = [(correct["fused"], correct[role]) for role in alone]
     return tuple(
@@ -272,7 +272,7 @@ def _hardest(
 
 
 def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
-    """Return which modality misled the fused heads on a clip, in words."""
+    """Return which stream misled the fused heads on a clip, in words."""
     if not is_reachable:
         return "its label never occurs in training"
     fused = votes["fused"]

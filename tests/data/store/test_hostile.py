@@ -308,7 +308,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "an empty id": (replaced("clip_id", data=texts("", "b", "c")), "has '': empty"),
     "a long id": (replaced("clip_id", data=texts("x" * 5000, "b", "c")), "too long"),
     "bytes": (replaced("clip_id", data=np.array([b"\xff", b"b", b"c"]), dtype="S1"), "utf-8"),
-    "failures of nothing": (replaced("failures/stream", data=texts("video")), "unknown modality 'video'"),
+    "failures of nothing": (replaced("failures/stream", data=texts("video")), "unknown stream 'video'"),
     "no version": (lambda s: s.attrs.pop("format_version"), "it has no format_version"),
     "version in words": (attribute("format_version", "one"), "format_version is not an integer"),
     "versions": (attribute("format_version", [1, 1]), "format_version is not a single value"),
@@ -318,7 +318,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "recipes of an array": (attribute("recipes", np.array([b"{}", b"{}"])), "recipes is not a single value"),
     "no json": (recipes_of("{"), "line 1 column 2"),
     "a list": (recipes_of([1]), "recipes is not a json object"),
-    "recipes of others": (recipes_of({"\nx": {}}), r"recipes of unknown modality '\\nx'"),
+    "recipes of others": (recipes_of({"\nx": {}}), r"recipes of unknown stream '\\nx'"),
     "recipes that are text": (recipes_of({"ast": "x"}), "recipes of ast are not a json object"),
     "recipes of one": (recipes_of({"ast": {}}), "/streams holds objects other than ast"),
     "not a number": (recipes_of('{"ast": {"x": NaN}, "timesformer": {}}'), "NaN is not json"),
@@ -361,7 +361,7 @@ def test_the_content_of_a_shard_found_to_be_damaged_is_discarded(tmp_path: Path)
     with h5py.File(path, "r+") as shard:
         shard["failures/stream"][0] = b"x"
     store = EmbeddingStore(tmp_path)
-    with pytest.raises(StoreError, match="unknown modality 'x'"):
+    with pytest.raises(StoreError, match="unknown stream 'x'"):
         store.finished()
     path.unlink()
     assert store.finished() == {"timesformer": set(), "ast": set()}

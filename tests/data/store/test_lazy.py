@@ -17,30 +17,30 @@ from alphafuse.data.store import hdf5 as hdf5_module
 from alphafuse.data.store import shard as shard_module
 from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
 from alphafuse.data.store.store import EmbeddingStore
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import DatasetError, EmptySplitError, RecipeMismatchError, StoreError
 
 DIMS = {"timesformer": 5, "ast": 3}
-SETTINGS = {modality: {"protocol": "standard", "dim": dim} for modality, dim in DIMS.items()}
+SETTINGS = {stream: {"protocol": "standard", "dim": dim} for stream, dim in DIMS.items()}
 
 
 def write(
     store: EmbeddingStore,
     clip_ids: list[str],
     *,
-    modalities: tuple[str, ...] = MODALITIES,
+    streams: tuple[str, ...] = DEFAULT_NAMES,
     absent: dict[str, list[str]] | None = None,
     dtype: type = np.float32,
     seed: int = 0,
     failures: bool = True,
     recipes: dict[str, dict[str, object]] = SETTINGS,
 ) -> None:
-    """Append a shard of random rows; `absent` names the clips that lack a modality."""
+    """Append a shard of random rows; `absent` names the clips that lack a stream."""
     generator, absent = np.random.default_rng(seed), absent or {}
     features: dict[str, np.ndarray] = {}
-    for modality in modalities:
-        features[modality] = generator.normal(size=(len(clip_ids), DIMS[modality])).astype(dtype)
-        features[modality][[c in absent.get(modality, ()) for c in clip_ids]] = np.nan
+    for stream in streams:
+        features[stream] = generator.normal(size=(len(clip_ids), DIMS[stream])).astype(dtype)
+        features[stream][[c in absent.get(stream, ()) for c in clip_ids]] = np.nan
     store.write(
         Embeddings(
             clip_ids=tuple(clip_ids),
@@ -48,7 +48,7 @@ def write(
             groups=tuple(clip_ids),
             features=features,
             failures=tuple(Failure(c, m, "broken") for m, ids in absent.items() for c in ids if failures),
-            recipes={modality: recipes[modality] for modality in modalities},
+            recipes={stream: recipes[stream] for stream in streams},
         )
     )
 
@@ -66,21 +66,21 @@ def joined(store: EmbeddingStore, clip_ids: list[str]) -> dict[str, np.ndarray]:
     found: dict[tuple[str, str], np.ndarray] = {}
     for path in sorted(store.folder.glob("*.h5")):
         with h5py.File(path) as shard:
-            for modality in MODALITIES:
-                if modality in shard["streams"]:
-                    features = shard[f"streams/{modality}/features"][()]
+            for stream in DEFAULT_NAMES:
+                if stream in shard["streams"]:
+                    features = shard[f"streams/{stream}/features"][()]
                     for clip_id, row in zip(shard["clip_id"].asstr()[()], features, strict=True):
                         if np.isfinite(row).all():
-                            found.setdefault((modality, clip_id), row.astype(np.float32))
-    nothing = {modality: np.full(dim, np.nan, np.float32) for modality, dim in DIMS.items()}
-    return {m: np.array([found.get((m, c), nothing[m]) for c in clip_ids]).reshape(-1, DIMS[m]) for m in MODALITIES}
+                            found.setdefault((stream, clip_id), row.astype(np.float32))
+    nothing = {stream: np.full(dim, np.nan, np.float32) for stream, dim in DIMS.items()}
+    return {m: np.array([found.get((m, c), nothing[m]) for c in clip_ids]).reshape(-1, DIMS[m]) for m in DEFAULT_NAMES}
 
 
 def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
     assert list(ours) == list(theirs)
-    for modality in ours:
-        assert ours[modality].dtype == np.float32
-        np.testing.assert_array_equal(ours[modality], theirs[modality])
+    for stream in ours:
+        assert ours[stream].dtype == np.float32
+        np.testing.assert_array_equal(ours[stream], theirs[stream])
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def store(tmp_path: Path) -> EmbeddingStore:
 def test_rows_equal_a_row_by_row_join_for_all_kinds_of_shards(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Clips stored twice in and across shards, absent rows, float16, separate modalities, empty shards."""
+    """Clips stored twice in and across shards, absent rows, float16, separate streams, empty shards."""
     monkeypatch.setattr(hdf5_module, "SLICE_BYTES", 120)  # slices of a few rows, so that they end at many positions
     monkeypatch.setattr(hdf5_module, "GAP_BYTES", 40)
     monkeypatch.setattr(hdf5_module, "ID_ROWS", 7)
@@ -103,8 +103,8 @@ def test_rows_equal_a_row_by_row_join_for_all_kinds_of_shards(
         write(
             store,
             ids,
-            modalities=(MODALITIES, ("timesformer",), ("ast",))[generator.integers(3)],
-            absent={m: generator.choice(everything, size=15).tolist() for m in MODALITIES},
+            streams=(DEFAULT_NAMES, ("timesformer",), ("ast",))[generator.integers(3)],
+            absent={m: generator.choice(everything, size=15).tolist() for m in DEFAULT_NAMES},
             dtype=(np.float32, np.float16)[number % 2],
             seed=10 * seed + number,
         )
@@ -115,8 +115,8 @@ def test_rows_equal_a_row_by_row_join_for_all_kinds_of_shards(
     read = store.read(clips(asked))
     assert_same(dict(read.features), expected)
     assert opened.failures == read.failures and opened.recipes == read.recipes
-    for modality in MODALITIES:
-        np.testing.assert_array_equal(opened.present(modality), np.isfinite(expected[modality]).all(axis=1))
+    for stream in DEFAULT_NAMES:
+        np.testing.assert_array_equal(opened.present(stream), np.isfinite(expected[stream]).all(axis=1))
     positions = generator.integers(len(asked), size=80)  # with repetitions
     assert_same(opened.read_rows(positions), {m: matrix[positions] for m, matrix in expected.items()})
     half = opened.take(positions)
@@ -132,13 +132,13 @@ def test_embeddings_in_memory_and_on_disk_have_the_same_methods_and_results(stor
     for source, other in ((here, there), (here.take(np.array([4, 1, 2])), there.take(np.array([4, 1, 2])))):
         assert len(source) == len(other) and source.recipes == other.recipes == SETTINGS
         assert source.clip_ids == other.clip_ids and source.labels == other.labels and source.groups == other.groups
-        assert source.dims == other.dims == DIMS and list(source.dims) == list(MODALITIES)
+        assert source.dims == other.dims == DIMS and list(source.dims) == list(DEFAULT_NAMES)
         assert sorted(source.storage_order()) == sorted(other.storage_order()) == list(range(len(source)))
         assert_same(source.read_rows(np.array([2, 0])), other.read_rows(np.array([2, 0])))
         assert_same(source.read_rows(np.array([], int)), other.read_rows(np.array([], int)))
-        for modality in MODALITIES:
-            np.testing.assert_array_equal(source.present(modality), other.present(modality))
-        with pytest.raises(StoreError, match="unknown modality 'audio'"):
+        for stream in DEFAULT_NAMES:
+            np.testing.assert_array_equal(source.present(stream), other.present(stream))
+        with pytest.raises(StoreError, match="unknown stream 'audio'"):
             other.present("audio")
     assert there.labels[1] == "label of clip0" and there.groups[1] == "video of clip0"
     assert there.take(there.present("ast")).clip_ids == ("clip0", "clip7")
@@ -269,7 +269,7 @@ def test_a_store_larger_than_memory_is_opened_and_read_within_a_limit(tmp_path: 
         ids = tuple(f"clip{i}" for i in range(number * per_shard, (number + 1) * per_shard))
         features = {m: generator.random((per_shard, dim), np.float32).astype(np.float16) for m, dim in dims.items()}
         total += sum(matrix.sum(dtype=np.float64) for matrix in features.values())
-        store.write(Embeddings(ids, ids, ids, features, recipes={modality: {} for modality in dims}))
+        store.write(Embeddings(ids, ids, ids, features, recipes={stream: {} for stream in dims}))
     count, allowed = shards * per_shard, 32_000_000
     assert 4 * count * sum(dims.values()) > 3 * allowed
     command = [sys.executable, "-c", BOUNDED, str(store.folder), str(count), str(allowed)]
@@ -332,7 +332,7 @@ def test_a_store_replaced_by_one_of_another_recipe_is_not_mixed_in(store: Embedd
     write(store, names(4))
     opened = store.open_rows(clips(names(4)))
     store.shards()[0].unlink()
-    notebook = {modality: {**recipes, "protocol": "notebook"} for modality, recipes in SETTINGS.items()}
+    notebook = {stream: {**recipes, "protocol": "notebook"} for stream, recipes in SETTINGS.items()}
     write(store, names(4), recipes=notebook)
     with pytest.raises(StoreError, match="has lost timesformer embeddings"):
         opened.read_rows(np.array([0]))
@@ -385,9 +385,9 @@ def test_an_empty_store_and_a_clip_requested_twice_are_store_errors(store: Embed
 
 
 def test_dims_are_known_without_reading_features(store: EmbeddingStore, reads: list[int]) -> None:
-    write(store, names(3), modalities=("ast",))
+    write(store, names(3), streams=("ast",))
     assert store.dims() == {"ast": 3}
-    write(store, names(3), modalities=("timesformer",))
+    write(store, names(3), streams=("timesformer",))
     reads.clear()
     assert list(store.dims().items()) == [("timesformer", 5), ("ast", 3)] and reads == []
 
@@ -431,16 +431,16 @@ def test_unfinished_and_unusable_splits_are_refused_in_memory_and_on_disk(tmp_pa
     with pytest.raises(StoreError, match="no embeddings in"):
         dataset.embeddings("val", max_bytes=max_bytes)
     write(dataset.store("val"), names(3, "val"), absent={"timesformer": ["val0"], "ast": ["val0"]})
-    write(dataset.store("val"), ["val3"], absent={key: ["val3"] for key in MODALITIES}, failures=False)
+    write(dataset.store("val"), ["val3"], absent={key: ["val3"] for key in DEFAULT_NAMES}, failures=False)
     write(
-        dataset.store("val"), ["val3"], modalities=("ast",), absent={"ast": ["val3"]}
-    )  # only one modality of it has a failure
+        dataset.store("val"), ["val3"], streams=("ast",), absent={"ast": ["val3"]}
+    )  # only one stream of it has a failure
     with pytest.raises(DatasetError, match=r"1 of 4 val clips are not extracted yet: run `alphafuse extract --split"):
         dataset.embeddings("val", max_bytes=max_bytes)
     write(dataset.store("val"), ["val3"])
     assert len(dataset.embeddings("val", max_bytes=max_bytes)) == 4
     shutil.rmtree(dataset.store("val").folder)
-    write(dataset.store("val"), names(4, "val"), absent=dict.fromkeys(MODALITIES, names(4, "val")))
+    write(dataset.store("val"), names(4, "val"), absent=dict.fromkeys(DEFAULT_NAMES, names(4, "val")))
     with pytest.raises(EmptySplitError, match="none of the 4 val clips has an embedding"):
         dataset.embeddings("val", max_bytes=max_bytes)
 
@@ -448,7 +448,7 @@ def test_unfinished_and_unusable_splits_are_refused_in_memory_and_on_disk(tmp_pa
 def test_splits_of_different_recipes_are_also_refused_on_disk(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     shutil.rmtree(dataset.store("test").folder)
-    notebook = {modality: {**recipes, "protocol": "notebook"} for modality, recipes in SETTINGS.items()}
+    notebook = {stream: {**recipes, "protocol": "notebook"} for stream, recipes in SETTINGS.items()}
     write(dataset.store("test"), names(4, "test"), recipes=notebook)
     with pytest.raises(RecipeMismatchError, match="train and test were extracted with another timesformer protocol"):
         dataset.all_embeddings(max_bytes=0)

@@ -69,7 +69,7 @@ def test_clip_that_was_never_extracted_reads_as_nan_and_is_not_done(store: Embed
     assert store.done() == {"a"}
 
 
-def test_a_failed_modality_is_absent_with_its_reason_and_the_other_is_kept(store: EmbeddingStore) -> None:
+def test_a_failed_stream_is_absent_with_its_reason_and_the_other_is_kept(store: EmbeddingStore) -> None:
     store.write(rows("a", "b", absent=("b",)))
     read = store.read()
     assert read.present("timesformer").tolist() == [True, True]
@@ -205,16 +205,16 @@ def test_a_shard_copied_from_another_store_is_detected(store: EmbeddingStore, tm
         store.read()
 
 
-def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
+def test_a_stream_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
     both = rows("a", "bb")
-    for modality, order in (("timesformer", [0, 1]), ("ast", [1, 0])):
+    for stream, order in (("timesformer", [0, 1]), ("ast", [1, 0])):
         store.write(
             Embeddings(
                 clip_ids=tuple(both.clip_ids[i] for i in order),
                 labels=tuple(both.labels[i] for i in order),
                 groups=tuple(both.groups[i] for i in order),
-                features={modality: both.features[modality][order]},
-                recipes={modality: RECIPES[modality]},
+                features={stream: both.features[stream][order]},
+                recipes={stream: RECIPES[stream]},
             )
         )
     read = store.read()
@@ -223,14 +223,14 @@ def test_a_modality_added_later_joins_by_clip_id(store: EmbeddingStore) -> None:
     assert store.done() == {"a", "bb"}
 
 
-def only(embeddings: Embeddings, modality: str, *clip_ids: str) -> Embeddings:
-    """Return one modality's embeddings of these clips, in this order."""
+def only(embeddings: Embeddings, stream: str, *clip_ids: str) -> Embeddings:
+    """Return one stream's embeddings of these clips, in this order."""
     chosen = embeddings.take(np.array([embeddings.clip_ids.index(c) for c in clip_ids], int))
     return replace(
         chosen,
-        features={modality: chosen.features[modality]},
-        failures=tuple(f for f in chosen.failures if f.modality == modality),
-        recipes={modality: RECIPES[modality]},
+        features={stream: chosen.features[stream]},
+        failures=tuple(f for f in chosen.failures if f.stream == stream),
+        recipes={stream: RECIPES[stream]},
     )
 
 
@@ -244,7 +244,7 @@ def test_a_stream_is_added_without_changing_the_shards_of_the_other(store: Embed
     store.write(only(both, "timesformer", "bb", "d"))
     store.write(only(both, "timesformer", "a"))
     assert store.finished() == {"timesformer": {"a", "bb", "d"}, "ast": {"a", "bb", "c"}}
-    assert store.finished(retry_failed=True, modalities=["ast"]) == {"ast": {"a", "bb"}}
+    assert store.finished(retry_failed=True, streams=["ast"]) == {"ast": {"a", "bb"}}
     assert store.finished(among=["d", "never"]) == {"timesformer": {"d"}, "ast": set()}
     assert store.done() == {"a", "bb"} and first.read_bytes() == before
     for _ in ("in four shards", "packed"):
@@ -284,7 +284,7 @@ def test_a_second_query_for_finished_clips_opens_only_new_shards_and_reads_no_fe
     def counting(path: Path) -> Shard:
         opened.append(path)
         shard = original(path)
-        monkeypatch.setattr(shard, "_finite", lambda modality: pytest.fail("features are read"))
+        monkeypatch.setattr(shard, "_finite", lambda stream: pytest.fail("features are read"))
         return shard
 
     monkeypatch.setattr(files_module, "open_shard", counting)
@@ -521,7 +521,7 @@ def test_threads_write_at_the_same_time_and_only_old_temporary_files_are_removed
         ({"recipes": {**RECIPES, "ast": {"x": np.float32(1)}}}, "recipes can't be stored as json"),
         ({"recipes": {**RECIPES, "ast": {"x": float("nan")}}}, "recipes can't be stored as json"),
         ({"recipes": {**RECIPES, "ast": {"x": "y" * 10**5}}}, "more than the 60000 that a shard has room for"),
-        ({"failures": (Failure("a", "video", "x"),)}, "unknown modality 'video'"),
+        ({"failures": (Failure("a", "video", "x"),)}, "unknown stream 'video'"),
         ({"failures": (Failure("", "ast", "x"),)}, "clip_id '' is empty"),
     ],
 )
@@ -636,12 +636,12 @@ def ragged(*clip_ids: str, recipes: dict = RECIPES) -> Embeddings:
 DIMS = {"timesformer": 3, "ast": 2}
 
 
-def means(made: Embeddings, modality: str) -> list[np.ndarray]:
+def means(made: Embeddings, stream: str) -> list[np.ndarray]:
     """Return each clip's mean over its windows that have an embedding."""
     found = []
     for first, last in zip(made.offsets[:-1], made.offsets[1:], strict=True):
-        there = [row.astype(np.float64) for row in made.features[modality][first:last] if not np.isnan(row[0])]
-        found.append((sum(there) / len(there) if there else np.full(DIMS[modality], np.nan)).astype(np.float32))
+        there = [row.astype(np.float64) for row in made.features[stream][first:last] if not np.isnan(row[0])]
+        found.append((sum(there) / len(there) if there else np.full(DIMS[stream], np.nan)).astype(np.float32))
     return found
 
 
@@ -679,13 +679,13 @@ def test_pooled_rows_are_means_over_the_present_windows(store: EmbeddingStore, t
     store.write(made)
     read, stored = store.read(), store.open_rows()
     again = np.array([3, 1, 3, 0])
-    for modality in DIMS:
-        expected = np.array(means(made, modality))
-        for matrix in (read.features[modality], stored.read_rows(np.arange(4))[modality]):
+    for stream in DIMS:
+        expected = np.array(means(made, stream))
+        for matrix in (read.features[stream], stored.read_rows(np.arange(4))[stream]):
             np.testing.assert_array_equal(matrix, expected)
         for source in (read, stored, made):
-            np.testing.assert_array_equal(source.read_rows(again)[modality], expected[again])
-            np.testing.assert_array_equal(source.present(modality), np.isfinite(expected[:, 0]))
+            np.testing.assert_array_equal(source.read_rows(again)[stream], expected[again])
+            np.testing.assert_array_equal(source.present(stream), np.isfinite(expected[:, 0]))
     assert read.windows.tolist()[1:] == [[0, 2], [0, 4], [0, 6]] and read.offsets.tolist() == [0, 1, 2, 3, 4]
     one = rows("a", "b", absent=("b",))
     assert one.pooled() is one
@@ -694,8 +694,8 @@ def test_pooled_rows_are_means_over_the_present_windows(store: EmbeddingStore, t
 
 def test_streams_of_a_clip_from_two_shards_are_joined_window_by_window(store: EmbeddingStore) -> None:
     made = ragged("a", "b", "c")
-    for modality in DIMS:
-        store.write(only(made, modality, "a", "b", "c"))
+    for stream in DIMS:
+        store.write(only(made, stream, "a", "b", "c"))
     assert_same(store.read(pooled=False), made)
     store.pack()
     assert_same(store.read(pooled=False), made)
@@ -737,7 +737,7 @@ def test_streams_may_have_the_name_of_any_other_part_of_a_shard(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("clip-id", "labels", "present", "failures", "streams", "x0")
-    monkeypatch.setattr(streams_module, "MODALITIES", names)
+    monkeypatch.setattr(streams_module, "DEFAULT_NAMES", names)
     features = {name: np.full((2, i + 1), i, np.float32) for i, name in enumerate(names)}
     failures = (Failure("b", "labels", "none"),)
     features["labels"][1] = np.nan
@@ -746,7 +746,7 @@ def test_streams_may_have_the_name_of_any_other_part_of_a_shard(
     store.pack()
     assert store.verify() == [] and store.dims() == {name: i + 1 for i, name in enumerate(names)}
     assert_same(store.read(), made)
-    assert store.finished(modalities=names, retry_failed=True)["labels"] == {"a"} and store.done(modalities=names)
+    assert store.finished(streams=names, retry_failed=True)["labels"] == {"a"} and store.done(streams=names)
 
 
 @pytest.mark.parametrize(
@@ -781,14 +781,14 @@ def test_take_keeps_rows_labels_and_failures_together(store: EmbeddingStore) -> 
     assert store.read().take(np.array([True, False, False])).failures == ()
 
 
-def test_provenance_names_each_modality_s_encoder_wherever_it_was_written(store: EmbeddingStore) -> None:
+def test_provenance_names_each_stream_s_encoder_wherever_it_was_written(store: EmbeddingStore) -> None:
     assert store.provenance() == {}
     both = rows("a", "b")
-    for modality in ("timesformer", "ast"):
+    for stream in ("timesformer", "ast"):
         alone = replace(
-            both, features={modality: both.features[modality]}, recipes={modality: RECIPES[modality]}, failures=()
+            both, features={stream: both.features[stream]}, recipes={stream: RECIPES[stream]}, failures=()
         )
-        store.write(alone, provenance={"device": modality, "encoders": {modality: {"name": f"my {modality}"}}})
+        store.write(alone, provenance={"device": stream, "encoders": {stream: {"name": f"my {stream}"}}})
     assert store.provenance() == store.info().provenance
     assert store.provenance()["device"] == "ast"
     assert {m: made["name"] for m, made in store.provenance()["encoders"].items()} == {

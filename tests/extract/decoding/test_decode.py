@@ -147,7 +147,7 @@ def test_other_formats_decode_to_the_same_frames(tmp_path: Path, name: str, code
     assert decoded.waveform is not None and abs(len(decoded.waveform) - 32_000) < 3_000
 
 
-def test_a_failure_of_one_modality_does_not_affect_the_other(tmp_path: Path) -> None:
+def test_a_failure_of_one_stream_does_not_affect_the_other(tmp_path: Path) -> None:
     silent = decode_clip(write_clip(tmp_path / "silent.mp4", audio=False), frames=2)
     assert silent.frames is not None and silent.waveform is None and silent.no_waveform == "no audio stream"
     blind = decode_clip(write_clip(tmp_path / "blind.mp4", video=False), frames=2)
@@ -155,7 +155,7 @@ def test_a_failure_of_one_modality_does_not_affect_the_other(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"text named .mp4", b"\x00" * 5000])
-def test_a_file_that_is_not_a_clip_gives_a_reason_for_both_modalities(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_clip_gives_a_reason_for_both_streams(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.mp4").write_bytes(content)
     decoded = decode_clip(tmp_path / "bad.mp4", frames=2)
     assert decoded.frames is None and decoded.waveform is None

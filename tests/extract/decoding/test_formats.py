@@ -520,7 +520,7 @@ def test_less_than_one_frame_or_sample_is_an_error(tmp_path: Path, settings: dic
         decode_clip(tmp_path / "clip.mp4", **settings)  # type: ignore[arg-type]
 
 
-def test_a_modality_that_is_not_requested_is_not_decoded(tmp_path: Path, handed: Handed) -> None:
+def test_a_stream_that_is_not_requested_is_not_decoded(tmp_path: Path, handed: Handed) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
     both = decode_clip(clip, frames=2)
     handed.packets = 0
@@ -717,7 +717,7 @@ def test_a_title_in_another_text_encoding_is_accepted(tmp_path: Path) -> None:
     assert decoded.frames is not None and decoded.waveform is not None
 
 
-def test_an_unknown_codec_is_a_failure_and_the_other_modality_is_kept(tmp_path: Path) -> None:
+def test_an_unknown_codec_is_a_failure_and_the_other_stream_is_kept(tmp_path: Path) -> None:
     content = write_clip(tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "blind.mp4").write_bytes(content.replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
     blind = decode_clip(tmp_path / "blind.mp4", frames=2)

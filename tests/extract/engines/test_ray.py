@@ -58,7 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def names(tiny_encoders: Names) -> dict[str, str]:
-    return {modality: str(folder) for modality, folder in tiny_encoders.items()}
+    return {stream: str(folder) for stream, folder in tiny_encoders.items()}
 
 
 def make(root: Path, files: Path, clips: int) -> Dataset:
@@ -75,11 +75,11 @@ def assert_same_stores(found: Dataset, expected: Dataset) -> None:
     assert ours.verify() == []
     assert ours.info().duplicates == 0
     assert len(ours.read()) == len(found.manifest)
-    for modality in ("timesformer", "ast"):
-        matrices = [dataset.embeddings("train").features[modality] for dataset in (found, expected)]
+    for stream in ("timesformer", "ast"):
+        matrices = [dataset.embeddings("train").features[stream] for dataset in (found, expected)]
         assert np.isfinite(matrices[1]).all(axis=1).any()
         np.testing.assert_array_equal(*matrices)
-    failures = [sorted((f.clip_id, f.modality, f.reason) for f in store.info().failures) for store in (ours, theirs)]
+    failures = [sorted((f.clip_id, f.stream, f.reason) for f in store.info().failures) for store in (ours, theirs)]
     assert failures[0] == failures[1] != []
 
 
@@ -162,12 +162,12 @@ def test_pickled_encoders_give_the_same_embeddings_to_the_bit(
     travelled = stages.unship_encoders((pickled, arrays))
     decoded = decode_inputs(
         (files / "0.mp4", ("timesformer", "ast")),
-        specs={modality: encoder.spec for modality, encoder in encoders.items()},
+        specs={stream: encoder.spec for stream, encoder in encoders.items()},
         device_resizes=False,
     )
-    for modality, inputs in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
-        assert travelled[modality].recipe() == encoders[modality].recipe()
-        ours, theirs = (found[modality].embed([inputs]) for found in (travelled, encoders))
+    for stream, inputs in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
+        assert travelled[stream].recipe() == encoders[stream].recipe()
+        ours, theirs = (found[stream].embed([inputs]) for found in (travelled, encoders))
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -181,7 +181,7 @@ class Silent:
 
 
 def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
-    specs = {modality: encoder.spec for modality, encoder in load_encoders(names).items()}
+    specs = {stream: encoder.spec for stream, encoder in load_encoders(names).items()}
     return stages.Decoding(library_versions(), specs, 60.0, 2**29, folder, Silent)
 
 
@@ -228,11 +228,11 @@ def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: P
 
     encoders = load_encoders(names)
     job = Job(Clip("c", "0.mp4", "dog", "train", "g"), files / "0.mp4", ("timesformer", "ast"))
-    specs = {modality: encoder.spec for modality, encoder in encoders.items()}
-    decoded = decode_inputs((job.path, job.modalities), specs=specs, device_resizes=False)
+    specs = {stream: encoder.spec for stream, encoder in encoders.items()}
+    decoded = decode_inputs((job.path, job.streams), specs=specs, device_resizes=False)
     batch = embed_batch(encoders, [(job, decoded)])
     table = pyarrow.Table.from_pylist([stages.pack_block(3, [batch])])
-    settings = {modality: encoder.recipe() for modality, encoder in encoders.items()}
+    settings = {stream: encoder.recipe() for stream, encoder in encoders.items()}
     commit = stages.Commit(tmp_path / "store", None, 5, settings, {"attempt": 1})
     first = stages.commit_blocks(commit, table)
     again = stages.commit_blocks(replace(commit, provenance={"attempt": 2}), table)
@@ -476,7 +476,7 @@ def test_an_interrupt_during_a_commit_does_not_request_it_twice() -> None:
 
 
 def command(root: Path, names: dict[str, str], *options: str) -> list[str]:
-    given = [part for modality, folder in names.items() for part in (f"--{modality}", folder)]
+    given = [part for stream, folder in names.items() for part in (f"--{stream}", folder)]
     program = "from alphafuse.cli.main import main; main()"
     fixed = ("extract", "--split", "train", "--root", str(root), "--device", "cpu", "--flush-seconds", "0.5")
     return [sys.executable, "-P", "-c", program, *fixed, *given, *options]

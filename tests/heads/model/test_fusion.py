@@ -128,7 +128,7 @@ def test_fusion_equals_its_formula_in_numpy(name: str, dims: dict[str, int]) -> 
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_the_order_of_the_given_modalities_does_not_matter(name: str) -> None:
+def test_the_order_of_the_given_streams_does_not_matter(name: str) -> None:
     one, other = built(name, UNEQUAL), built(name, dict(reversed(UNEQUAL.items())))
     x = features(UNEQUAL)
     assert torch.equal(one(x), other(dict(reversed(x.items()))))
@@ -180,10 +180,10 @@ def test_gradients_reach_every_parameter(name: str, dims: dict[str, int]) -> Non
 
 @pytest.mark.parametrize("absent", [("timesformer",), ("ast",), ("timesformer", "ast")])
 @pytest.mark.parametrize("name", FUSIONS)
-def test_absent_modalities_give_finite_numbers_and_gradients(name: str, absent: tuple[str, ...]) -> None:
+def test_absent_streams_give_finite_numbers_and_gradients(name: str, absent: tuple[str, ...]) -> None:
     fusion, x = moved(name, UNEQUAL), features(UNEQUAL)
-    for modality in absent:
-        x[modality].zero_()
+    for stream in absent:
+        x[stream].zero_()
     fused = fusion(x)
     assert torch.isfinite(fused).all()
     if fused.requires_grad:
@@ -191,7 +191,7 @@ def test_absent_modalities_give_finite_numbers_and_gradients(name: str, absent: 
     assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
 
 
-def test_an_absent_modality_adds_nothing_to_sums_and_matrices() -> None:
+def test_an_absent_stream_adds_nothing_to_sums_and_matrices() -> None:
     x = features(EQUAL)
     silent = {**x, "ast": torch.zeros(7, 5)}
     torch.testing.assert_close(built("add", EQUAL)(silent), x["timesformer"])
@@ -224,7 +224,7 @@ def test_gate_weighs_the_outputs_of_its_experts() -> None:
     assert weights.std(dim=0).min() > 0.01, "the gate ignores its input"
     torch.testing.assert_close(fusion(x), weights[:, :1] * experts["timesformer"] + weights[:, 1:] * experts["ast"])
     lone = Gate.experts(fusion, {**x, "ast": torch.zeros(7, 4)})
-    assert torch.equal(lone["timesformer"], experts["timesformer"]), "an expert reads only its own modality"
+    assert torch.equal(lone["timesformer"], experts["timesformer"]), "an expert reads only its own stream"
 
 
 def test_each_attention_token_sees_the_other() -> None:
@@ -265,15 +265,15 @@ def test_add_projects_only_the_shorter_vector() -> None:
 
 
 @pytest.mark.parametrize("name", JOINING)
-def test_a_fusion_of_two_modalities_refuses_one(name: str) -> None:
-    message = f"fusion '{name}' joins two modalities, but the head reads only ast: use concat"
+def test_a_fusion_of_two_streams_refuses_one(name: str) -> None:
+    message = f"fusion '{name}' joins two streams, but the head reads only ast: use concat"
     with pytest.raises(ExperimentError, match=message):
         check_fusion(name, ("ast",))
     with pytest.raises(ExperimentError, match=message):
         build_fusion(name, {"ast": 4})
 
 
-def test_concat_passes_one_modality_unchanged() -> None:
+def test_concat_passes_one_stream_unchanged() -> None:
     x = features({"ast": 4})
     check_fusion("concat", ("ast",))
     assert torch.equal(build_fusion("concat", {"ast": 4})(x), x["ast"])

@@ -49,12 +49,12 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
         ({"transform": "scale", "on": "ast"}, "transform 'scale' needs an alpha"),
         ({"transform": "sqrt", "on": "ast", "alpha": 2.0}, "takes no alpha"),
         ({"transform": "scale", "on": "ast", "alpha": float("nan")}, "finite number"),
-        ({"transform": "sqrt"}, "needs a modality: --on timesformer|ast"),
-        ({"transform": "sqrt", "on": "audio"}, "unknown modality 'audio'"),
+        ({"transform": "sqrt"}, "needs a stream: --on timesformer|ast"),
+        ({"transform": "sqrt", "on": "audio"}, "unknown stream 'audio'"),
         ({"transform": "sqrt", "on": "ast", "dims": {"timesformer": 6}}, "the head reads only timesformer"),
         ({"fusion": "conca"}, r"unknown fusion 'conca' \(did you mean 'concat'\?\): choose from concat"),
-        ({"dims": {}}, "at least one modality"),
-        ({"dims": {"video": 6}}, "unknown modality 'video'"),
+        ({"dims": {}}, "at least one stream"),
+        ({"dims": {"video": 6}}, "unknown stream 'video'"),
         ({"dims": {"ast": 0}}, "dimension of ast must be a whole number"),
         ({"hidden": (8, 0)}, "hidden width must be a whole number of at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
@@ -64,10 +64,10 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
         ({"normalize": "minmax"}, "choose from none, zscore, l2"),
         ({"normalize": "zscore", "transform": "learned", "on": "ast"}, "learns its alpha, and zscore needs"),
         ({"modality_dropout": 1.0}, r"modality_dropout must be in \[0, 1\)"),
-        ({"rates": {"audio": 2.0}}, "unknown modality 'audio'"),
+        ({"rates": {"audio": 2.0}}, "unknown stream 'audio'"),
         ({"rates": {"ast": 0.0}}, "the learning rate of ast must be above 0"),
         ({"rates": {"ast": 2.0}, "fusion": "gate"}, "need fusion 'concat', not 'gate'"),
-        ({"auxiliary": {"ast": 0.5}}, "need fusion 'gate', which has an expert per modality, not 'concat'"),
+        ({"auxiliary": {"ast": 0.5}}, "need fusion 'gate', which has an expert per stream, not 'concat'"),
         ({"auxiliary": {"sound": 0.5}, "fusion": "gate"}, "unknown auxiliary loss 'sound'"),
     ],
 )
@@ -77,8 +77,8 @@ def test_bad_head_settings_are_named(changes: dict[str, object], message: str) -
 
 
 def test_a_config_keeps_the_dimensions_that_its_experiment_reads() -> None:
-    config = HeadConfig(DIMS, CLASSES, Experiment(modalities=("ast",)))
-    assert config.dims == {"ast": 4} and config.modalities == ("ast",)
+    config = HeadConfig(DIMS, CLASSES, Experiment(streams=("ast",)))
+    assert config.dims == {"ast": 4} and config.streams == ("ast",)
     with pytest.raises(ExperimentError, match="the experiment reads ast, and only timesformer has a dimension"):
         HeadConfig({"timesformer": 6}, CLASSES)
 
@@ -103,12 +103,12 @@ def test_the_papers_head_is_1536_1024_512_classes() -> None:
     assert head({name: torch.zeros(4, 768) for name in DIMS}).shape == (4, 91)
 
 
-@pytest.mark.parametrize("modality", DIMS)
-def test_a_single_modality_head_reads_that_modality_alone(modality: str) -> None:
-    head = AlphaFusion(config(dims={modality: DIMS[modality]})).eval()
+@pytest.mark.parametrize("stream", DIMS)
+def test_a_single_stream_head_reads_that_stream_alone(stream: str) -> None:
+    head = AlphaFusion(config(dims={stream: DIMS[stream]})).eval()
     x = features()
-    assert head.linears[0].in_features == DIMS[modality]
-    np.testing.assert_array_equal(head({modality: x[modality]}).detach(), head(x).detach())
+    assert head.linears[0].in_features == DIMS[stream]
+    np.testing.assert_array_equal(head({stream: x[stream]}).detach(), head(x).detach())
 
 
 def test_normalisation_follows_the_transform_and_absent_embeddings_are_fused_as_zeros() -> None:
@@ -138,7 +138,7 @@ def test_head_equals_a_plain_sequential_on_transformed_vectors() -> None:
         torch.testing.assert_close(head(x), expected)
 
 
-def test_both_transforms_both_modalities() -> None:
+def test_both_transforms_both_streams() -> None:
     head = AlphaFusion(config(transform="scale", on="both", alpha=2.0))
     x = features()
     torch.testing.assert_close(head.fuse(x), 2 * torch.cat([x["timesformer"], x["ast"]], dim=1))
@@ -236,7 +236,7 @@ def test_prediction_of_a_clip_without_audio_is_nan_or_made_of_zeros() -> None:
     assert np.isnan(clips.features["ast"][2]).all(), "the store's arrays are not changed"
 
 
-def test_embeddings_without_a_modality_are_refused() -> None:
+def test_embeddings_without_a_stream_are_refused() -> None:
     clips = embeddings()
     silent = Embeddings(clips.clip_ids, clips.labels, clips.groups, {"timesformer": clips.features["timesformer"]})
     with pytest.raises(ExperimentError, match=r"have no ast \(only timesformer\)"):
@@ -244,7 +244,7 @@ def test_embeddings_without_a_modality_are_refused() -> None:
 
 
 @pytest.mark.parametrize("fusion", ["concat", "add", "matrix", "gate", "attention"])
-def test_an_alpha_of_1_changes_nothing_and_of_0_is_an_absent_modality(fusion: str) -> None:
+def test_an_alpha_of_1_changes_nothing_and_of_0_is_an_absent_stream(fusion: str) -> None:
     config = head_config(dims={"timesformer": 8, "ast": 8}, classes=("a", "b", "c"), fusion=fusion, normalize="zscore")
     head = AlphaFusion(config).eval()
     features = {"timesformer": torch.randn(5, 8), "ast": torch.randn(5, 8)}
@@ -264,9 +264,9 @@ def test_an_alpha_is_applied_after_transform_and_normalisation() -> None:
 
 @pytest.mark.parametrize(
     ("alphas", "message"),
-    [({"timesformer": 1.0}, "unknown modality 'timesformer'.*: choose from ast"), ({"ast": math.nan}, "finite number")],
+    [({"timesformer": 1.0}, "unknown stream 'timesformer'.*: choose from ast"), ({"ast": math.nan}, "finite number")],
 )
-def test_an_alpha_that_fits_no_modality_is_refused(alphas: dict[str, float], message: str) -> None:
+def test_an_alpha_that_fits_no_stream_is_refused(alphas: dict[str, float], message: str) -> None:
     head = AlphaFusion(head_config(dims={"ast": 6}, classes=("a", "b")))
     with pytest.raises(ExperimentError, match=message):
         head({"ast": torch.zeros(1, 6)}, alphas)

@@ -1,4 +1,4 @@
-"""The comparison of everything, on data where only both modalities together identify the class."""
+"""The comparison of everything, on data where only both streams together identify the class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.progress import RecordedProgress
 from support.toy import SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.streams import MODALITIES
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.fusion import FUSIONS
 from alphafuse.heads.model.head import AlphaFusion
@@ -38,9 +38,9 @@ def table(dataset: Dataset) -> CompareTable:
 def test_every_fusion_every_transform_and_the_controls_have_a_row(table: CompareTable) -> None:
     experiments = [row.experiment for row in table.rows if row.experiment]
     assert {e.fusion for e in experiments} == set(FUSIONS)
-    for modality in MODALITIES:
-        assert Experiment(modalities=(modality,)) in experiments
-        transforms = {e.transform for e in experiments if e.on == modality}
+    for stream in DEFAULT_NAMES:
+        assert Experiment(streams=(stream,)) in experiments
+        transforms = {e.transform for e in experiments if e.on == stream}
         assert transforms >= {name for name, t in TRANSFORMS.items() if t.alpha != "required"} - {"none"}
     assert {e.normalize for e in experiments} >= {"zscore", "l2"}
     assert any(e.auxiliary for e in experiments)
@@ -50,7 +50,7 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     assert sum(PROGRESS.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
 
 
-def test_concat_beats_both_modalities_by_more_than_the_interval(table: CompareTable) -> None:
+def test_concat_beats_both_streams_by_more_than_the_interval(table: CompareTable) -> None:
     concat, *others = table.rows
     alone = [row for row in others if row.group == "alone"]
     assert concat.test.top1.mean > max(row.test.top1.mean for row in alone) + 0.2
@@ -59,13 +59,13 @@ def test_concat_beats_both_modalities_by_more_than_the_interval(table: CompareTa
     assert all(row.comparison and row.comparison.interval.high < 0 for row in alone)
 
 
-def test_late_fusion_is_the_mean_of_the_modalities_probabilities(dataset: Dataset, table: CompareTable) -> None:
+def test_late_fusion_is_the_mean_of_the_streams_probabilities(dataset: Dataset, table: CompareTable) -> None:
     late = next(row for row in table.rows if row.experiment is None)
     test = dataset.embeddings("test")
     for position, seed in enumerate(table.seeds):
         heads = [
-            fit(dataset, Experiment(modalities=(m,)), first_seed=seed, settings=SETTINGS, run="single").heads[0].head
-            for m in MODALITIES
+            fit(dataset, Experiment(streams=(m,)), first_seed=seed, settings=SETTINGS, run="single").heads[0].head
+            for m in DEFAULT_NAMES
         ]
         mean = np.mean([head.predict_proba(test) for head in heads], axis=0)
         targets = [dataset.classes.index(label) for label in test.labels]
@@ -82,7 +82,7 @@ def test_tuned_settings_are_chosen_on_validation(table: CompareTable) -> None:
 
 
 def test_blending_weights_sum_to_one(table: CompareTable) -> None:
-    assert set(table.blend) == {*MODALITIES, "fused"}
+    assert set(table.blend) == {*DEFAULT_NAMES, "fused"}
     assert math.isclose(sum(table.blend.values()), 1) and min(table.blend.values()) >= 0
 
 

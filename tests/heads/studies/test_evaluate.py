@@ -34,7 +34,7 @@ def fused(dataset: Dataset) -> RunResult:
 
 @pytest.fixture(scope="module")
 def single(dataset: Dataset) -> RunResult:
-    return fit(dataset, Experiment(modalities=("ast",)), seeds=3, settings=SETTINGS)
+    return fit(dataset, Experiment(streams=("ast",)), seeds=3, settings=SETTINGS)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -61,7 +61,7 @@ def test_top5_and_confusion_are_scikit_learns(dataset: Dataset, fused: RunResult
 def test_runs_are_compared_on_the_clips_that_both_can_use(tmp_path: Path) -> None:
     silent = make_dataset(tmp_path / "silent", silent_test_clips=3)
     both = fit(silent, Experiment(), settings=SETTINGS)
-    sight = fit(silent, Experiment(modalities=("timesformer",)), settings=SETTINGS)
+    sight = fit(silent, Experiment(streams=("timesformer",)), settings=SETTINGS)
     found = evaluate(sight.folder, against=both.folder)
     assert (found.evaluation.clips, found.dropped) == (45, 0)
     assert found.against is not None and found.against.n == 42
@@ -127,7 +127,7 @@ def test_a_folder_that_is_not_a_run_is_refused_by_name(dataset: Dataset, fused: 
 
 def test_a_split_without_a_usable_clip_is_named(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "toy")
-    run = fit(dataset, Experiment(modalities=("ast",)), settings=SETTINGS)
+    run = fit(dataset, Experiment(streams=("ast",)), settings=SETTINGS)
     store = dataset.store("test")
     kept: Embeddings = store.read()
     for shard in store.shards():
@@ -140,12 +140,12 @@ def test_a_split_without_a_usable_clip_is_named(tmp_path: Path) -> None:
 
 
 def test_the_ceiling_is_that_of_the_clips_that_could_be_trained_on(tmp_path: Path) -> None:
-    """A label whose training clips all lack a modality is unknown to heads that need it."""
+    """A label whose training clips all lack a stream is unknown to heads that need it."""
     dataset = make_dataset(tmp_path / "toy")
     silence_label(dataset, CLASSES[0])
     result = fit(dataset, Experiment(), settings=SETTINGS)
     found = evaluate(result.folder)
     assert found.ceiling == result.splits["test"].ceiling
     assert found.ceiling.reachable == found.ceiling.clips - 5  # 45 test clips of 9 classes
-    sight = fit(dataset, Experiment(modalities=("timesformer",)), settings=SETTINGS)
+    sight = fit(dataset, Experiment(streams=("timesformer",)), settings=SETTINGS)
     assert evaluate(sight.folder).ceiling.accuracy == 1.0

@@ -37,7 +37,7 @@ def table(dataset: Dataset) -> Table1:
     return table1(dataset, seeds=3, settings=SETTINGS)
 
 
-def test_table1_has_the_papers_six_in_order_between_the_baseline_and_the_single_modalities() -> None:
+def test_table1_has_the_papers_six_in_order_between_the_baseline_and_the_single_streams() -> None:
     assert TABLE1[0] == BASELINE
     assert [(e.on, e.transform) for e in TABLE1[1:7]] == [
         ("timesformer", "sqrt"),
@@ -67,8 +67,8 @@ def test_the_papers_figures_come_from_its_json() -> None:
         (Experiment("none", on="ast"), "untransformed", "untransformed"),
         (Experiment("sqrt", on="ast"), "sqrt-ast", "AST sqrt"),
         (Experiment("scale", on="timesformer", alpha=0.5), "scale-0.5-timesformer", "TimeSformer scale 0.5"),
-        (Experiment(modalities=("ast",)), "ast-only", "AST only"),
-        (Experiment("sqrt", on="ast", modalities=("ast",)), "sqrt-ast-ast-only", "AST only sqrt"),
+        (Experiment(streams=("ast",)), "ast-only", "AST only"),
+        (Experiment("sqrt", on="ast", streams=("ast",)), "sqrt-ast-ast-only", "AST only sqrt"),
         (Experiment(fusion="gate"), "gate", "gate"),
         (Experiment("sqrt", on="ast", fusion="add"), "sqrt-ast-add", "AST sqrt, add"),
         (Experiment(normalize="zscore"), "zscore", "zscore"),
@@ -84,11 +84,11 @@ def test_experiments_have_a_name_and_a_title(experiment: Experiment, name: str, 
     ("arguments", "message"),
     [
         ({"transform": "sqroot", "on": "ast"}, "unknown transform 'sqroot'"),
-        ({"transform": "sqrt", "on": "sound"}, "unknown modality 'sound'"),
-        ({"transform": "sqrt"}, "needs a modality"),
+        ({"transform": "sqrt", "on": "sound"}, "unknown stream 'sound'"),
+        ({"transform": "sqrt"}, "needs a stream"),
         ({"fusion": "sum"}, "unknown fusion 'sum'"),
-        ({"modalities": ("sound",)}, "unknown modality 'sound'"),
-        ({"modalities": ()}, "at least one modality"),
+        ({"streams": ("sound",)}, "unknown stream 'sound'"),
+        ({"streams": ()}, "at least one stream"),
     ],
 )
 def test_bad_experiments_are_named(arguments: dict[str, Any], message: str) -> None:
@@ -96,7 +96,7 @@ def test_bad_experiments_are_named(arguments: dict[str, Any], message: str) -> N
         Experiment(**arguments)
 
 
-def test_fused_head_beats_both_single_modalities(table: Table1) -> None:
+def test_fused_head_beats_both_single_streams(table: Table1) -> None:
     fused, sight, sound = (table.rows[i].test.top1 for i in (0, 7, 8))
     assert fused.interval.low > max(sight.interval.high, sound.interval.high)
     assert all(row.comparison is not None and row.comparison.p_holm < 0.05 for row in table.rows[7:])
@@ -160,7 +160,7 @@ def test_table1_on_a_split_that_is_too_small_says_so(tmp_path: Path) -> None:
     small = make_dataset(tmp_path, unseen_test_labels=5, silent_test_clips=27)
     result = table1(small, seeds=2, settings=TrainSettings(epochs=1, hidden=(4,)))
     assert result.clips["test"] == 18 and result.dropped == {"train": 0, "val": 0, "test": 27}
-    assert all(row.test.n == 18 for row in result.rows), "single-modality rows use the same clips"
+    assert all(row.test.n == 18 for row in result.rows), "single-stream rows use the same clips"
     assert (result.ceiling.reachable, result.ceiling.clips) == (8, 18)
     assert "18 test clips can't settle differences of this size" in result.verdict
     assert "0 train, 0 val, 27 test" in to_text(describe(result))
@@ -209,7 +209,7 @@ def test_fit_leaves_out_silent_clips_and_reports_them(tmp_path: Path) -> None:
     silent = make_dataset(tmp_path, silent_test_clips=3)
     dropped = fit(silent, BASELINE, settings=SETTINGS)
     assert dropped.splits["test"].n == 42 and dropped.splits["test"].dropped == 3
-    assert "Left out because they lack a modality: 0 train, 0 val, 3 test." in to_text(describe(dropped))
+    assert "Left out because they lack a stream: 0 train, 0 val, 3 test." in to_text(describe(dropped))
     zeros = fit(silent, BASELINE, settings=TrainSettings(epochs=1, hidden=(4,), absent="zeros"), run="zeros")
     assert zeros.splits["test"].n == 45
 
@@ -252,7 +252,7 @@ def test_pos_scalar_is_the_papers_factor_or_the_notebooks_by_protocol(dataset: D
     train = dataset.embeddings("train")
     experiment = Experiment("pos-scalar", on="ast")
     paper = experiment.head_config(train, CLASSES, SETTINGS)
-    made = {modality: {**settings, "protocol": "notebook"} for modality, settings in train.recipes.items()}
+    made = {stream: {**settings, "protocol": "notebook"} for stream, settings in train.recipes.items()}
     notebook = experiment.head_config(replace(train, recipes=made), CLASSES, SETTINGS)
     ast = {"timesformer": torch.ones(1, 8), "ast": torch.ones(1, 6)}
     assert AlphaFusion(paper).fuse(ast)[0, 8:].tolist() == [1.5] * 6

@@ -57,7 +57,7 @@ def test_text_that_is_not_a_list_of_alphas_is_refused(text: str) -> None:
         parse_alphas(text)
 
 
-def test_alpha_zero_is_the_other_modality_alone_and_alpha_one_the_baseline(found: Sweep) -> None:
+def test_alpha_zero_is_the_other_stream_alone_and_alpha_one_the_baseline(found: Sweep) -> None:
     for curve in found.curves.values():
         assert [point.experiment.alpha for point in curve] == list(ALPHAS)
         assert curve[0].val.top1.mean < 0.6 < curve[2].val.top1.mean
@@ -131,10 +131,10 @@ def test_ties_of_accuracy_are_decided_by_the_lowest_loss(found: Sweep) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"on": (), "alphas": (1.0,)}, "needs modalities and alphas"),
+        ({"on": (), "alphas": (1.0,)}, "needs streams and alphas"),
         ({"on": ("ast",), "alphas": (1.0, 1.0)}, "occurs twice"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqrt"}, r"'sqrt' takes no alpha to sweep: choose from power"),
-        ({"on": ("sound",), "alphas": (1.0,)}, "unknown modality 'sound'"),
+        ({"on": ("sound",), "alphas": (1.0,)}, "unknown stream 'sound'"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqr"}, "unknown transform 'sqr'"),
     ],
 )

@@ -91,9 +91,9 @@ def test_an_epoch_of_windows_has_every_clip_once_with_its_own_embeddings(
     assert max(sizes) <= source.window_rows and min(sizes) >= max(sizes) - BLOCK_ROWS  # no window is small
     seen = torch.cat([window.targets for window in windows]).numpy()
     np.testing.assert_array_equal(np.sort(seen), np.arange(2000))
-    for modality in BOTH:
-        rows = torch.cat([window.features[modality] for window in windows]).numpy()
-        np.testing.assert_array_equal(rows, clips.features[modality][seen])
+    for stream in BOTH:
+        rows = torch.cat([window.features[stream] for window in windows]).numpy()
+        np.testing.assert_array_equal(rows, clips.features[stream][seen])
 
 
 def test_windows_mix_distant_rows_of_the_store_and_differ_only_by_epoch(store: EmbeddingStore) -> None:
@@ -131,10 +131,10 @@ def test_streamed_heads_are_as_accurate_as_those_in_memory_also_on_a_store_sorte
         assert b.history.val_accuracy[-1] == pytest.approx(a.history.val_accuracy[-1], abs=0.02)
         assert b.history.val_loss[-1] == pytest.approx(a.history.val_loss[-1], abs=0.05)
         if normalize == "zscore":
-            for modality in BOTH:
-                x = clips.features[modality]
+            for stream in BOTH:
+                x = clips.features[stream]
                 for head in (a.head, b.head):
-                    found = head.normalizations[modality]
+                    found = head.normalizations[stream]
                     np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-4, atol=1e-5)
                     np.testing.assert_allclose(found.std, x.std(axis=0, dtype=np.float64), rtol=1e-4)
 
@@ -178,7 +178,7 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_heads_of_all_kinds_read_the_store_once_per_epoch_and_are_the_same_alone(
     store: EmbeddingStore, rows_read: list[int], workers: int
 ) -> None:
-    """Train heads as in table 1: both modalities, each alone, transformed, other fusions, several seeds."""
+    """Train heads as in table 1: both streams, each alone, transformed, other fusions, several seeds."""
     val = sorted_clips(100, seed=2)
     settings = TrainSettings(epochs=3, batch_size=64, memory_gb=2000 * ROW_BYTES / 2 / 1e9)
     configs = [head_config(classes=CLASSES, hidden=(8,), **kind) for kind in KINDS]  # type: ignore[arg-type]

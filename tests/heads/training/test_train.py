@@ -86,7 +86,7 @@ class Reference:
                 self.head.normalizations[name].std.copy_(y.std(dim=0, correction=0))
 
     def classify(self, x: torch.Tensor, first: list[torch.Tensor]) -> torch.Tensor:
-        """The layers, with dropout drawn as training draws it; the first weight comes in parts, one per modality."""
+        """The layers, with dropout drawn as training draws it; the first weight comes in parts, one per stream."""
         for index, layer in enumerate(self.head.linears):
             weight = torch.cat(first, dim=1) if index == 0 else layer.weight
             x = functional.linear(x, weight, layer.bias)
@@ -276,7 +276,7 @@ def test_scalar_alphas_vanish_under_standardisation() -> None:
 
 
 def test_modality_dropout_makes_one_head_serve_clips_without_audio() -> None:
-    """Either modality alone identifies the label; a head that never lacked one depends on both."""
+    """Either stream alone identifies the label; a head that never lacked one depends on both."""
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=400)
     arrays = {m: np.eye(3)[labels] @ rng.normal(size=(3, d)) for m, d in DIMS.items()}
@@ -386,7 +386,7 @@ def test_settings_survive_a_round_trip_through_json() -> None:
         TrainSettings.from_json({"epoch": 3})
 
 
-def test_learning_rates_per_modality_refuse_weight_decay() -> None:
+def test_learning_rates_per_stream_refuse_weight_decay() -> None:
     with pytest.raises(ExperimentError, match="don't go with weight_decay"):
         train(config(rates={"ast": 2.0}), settings=TrainSettings(weight_decay=0.1))
 

@@ -4,7 +4,7 @@
   const root = document.currentScript.closest(".explorer-root");
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
   const { clips, classes, votes } = data;
-  const modalities = data.modalities.map((modality) => modality.id);
+  const streams = data.streams.map((stream) => stream.id);
   const PER_PAGE = 24;
   const SLICE_MS = 11; // of the 16 ms of a frame: leaves the browser time to draw
   const SPEAK_AFTER_MS = 500; // a screen reader announces the final position of a slider, not every step
@@ -29,7 +29,7 @@
     return result;
   }
 
-  const parts = modalities.map((modality) => unpack(data.head.parts[modality])); // (clips, width) each
+  const parts = streams.map((stream) => unpack(data.head.parts[stream])); // (clips, width) each
   const firstBias = floats(data.head.bias);
   const first = new Float32Array(firstBias.length);
   const layers = data.head.layers.map((layer) => {
@@ -96,7 +96,7 @@
   // ---- Recomputing. A pass goes over all clips, in slices of a frame. It always ends, and the next one starts with
   // the current alphas, so that each state shown while dragging is consistent.
 
-  const ONES = modalities.map(() => 1);
+  const ONES = streams.map(() => 1);
   const same = (a, b) => a.every((value, i) => value === b[i]);
   let baseline = null;
   let shown = null; // the last complete result
@@ -149,11 +149,11 @@
   const one = (selector, within = root) => within.querySelector(selector);
   const all = (selector, within = root) => [...within.querySelectorAll(selector)];
   const out = (name) => one(`[data-out="${name}"]`);
-  const sliders = modalities.map((modality) => one(`input[data-modality="${modality}"]`));
-  const values = modalities.map((modality) => one(`[data-value="${modality}"]`));
+  const sliders = streams.map((stream) => one(`input[data-stream="${stream}"]`));
+  const values = streams.map((stream) => one(`[data-value="${stream}"]`));
   const presets = all("button[data-alphas]").map((button) => {
     const alphas = JSON.parse(button.dataset.alphas);
-    return { button, alphas: modalities.map((modality) => alphas[modality]) };
+    return { button, alphas: streams.map((stream) => alphas[stream]) };
   });
   const list = one(".explorer-list");
   const map = one(".explorer-map svg");
@@ -183,7 +183,7 @@
     const alphas = wanted();
     alphas.forEach((alpha, m) => {
       values[m].textContent = alpha.toFixed(2);
-      sliders[m].setAttribute("aria-valuetext", `${data.modalities[m].name} alpha ${alpha.toFixed(2)}`);
+      sliders[m].setAttribute("aria-valuetext", `${data.streams[m].name} alpha ${alpha.toFixed(2)}`);
     });
     for (const preset of presets) preset.button.setAttribute("aria-pressed", String(same(preset.alphas, alphas)));
     const { left, cell, rows } = geometry();
@@ -237,7 +237,7 @@
       one(`[data-count="${name}"]`).textContent = String(clips.filter((_, clip) => KINDS[name](clip)).length);
     }
     if (atStart) return; // no alpha has been changed yet
-    const where = data.modalities.map(({ name }, m) => `${name} ${shown.alphas[m].toFixed(2)}`).join(", ");
+    const where = data.streams.map(({ name }, m) => `${name} ${shown.alphas[m].toFixed(2)}`).join(", ");
     speak(`At alpha ${where}: accuracy ${accuracy}, ${counts.right} of ${n} clips right; ${change}.`);
   }
 
@@ -280,7 +280,7 @@
       if (thumbnail) picture.src = thumbnail;
       else picture.removeAttribute("src");
       one('[data-row="label"] bdi', card).textContent = label;
-      for (const [modality, predictions] of Object.entries(votes)) showVote(card, modality, predictions[clip], target);
+      for (const [stream, predictions] of Object.entries(votes)) showVote(card, stream, predictions[clip], target);
     }
     card.dataset.predicted = String(predicted);
     card.dataset.changed = String(predicted !== before);
