@@ -116,9 +116,7 @@ class Experiment:
     def _check_on(self) -> None:
         if self.on is None:
             if self.transform != "none":
-                raise ExperimentError(
-                    f"transform '{self.transform}' needs a stream: --on {'|'.join(self.streams)}"
-                )
+                raise ExperimentError(f"transform '{self.transform}' needs a stream: --on {'|'.join(self.streams)}")
             return
         check_choice("stream", self.on, (*DEFAULT_NAMES, BOTH))
         if self.on not in self.streams and not (self.on == BOTH and len(self.streams) > 1):

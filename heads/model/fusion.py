@@ -129,9 +129,7 @@ class Matrix(Fusion):
         self.influence = nn.ParameterDict(
             {stream: nn.Parameter(torch.empty(dims[stream], dims[stream])) for stream in self.streams}
         )
-        self.factors = nn.ModuleDict(
-            {stream: _linear(dims[stream], RANK, bias=False) for stream in self.streams}
-        )
+        self.factors = nn.ModuleDict({stream: _linear(dims[stream], RANK, bias=False) for stream in self.streams})
         self.spread = nn.Parameter(torch.empty(self.output_dim, RANK))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -159,9 +157,7 @@ class Gate(Fusion):
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
         self.output_dim = max(dims[stream] for stream in self.streams)
-        self.layers = nn.ModuleDict(
-            {stream: _linear(dims[stream], self.output_dim) for stream in self.streams}
-        )
+        self.layers = nn.ModuleDict({stream: _linear(dims[stream], self.output_dim) for stream in self.streams})
         self.gate = _linear(sum(dims[stream] for stream in self.streams), len(self.streams))
 
     def experts(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -267,7 +267,7 @@ def table1(
         dataset_name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
         is_paper_split=dataset.source.get("subset") == "paper"
-        and dataset.protocol == "notebook"
+        and all(stream.options.get("protocol") == "notebook" for stream in dataset.streams)
         and not dataset.source.get("missing"),
         classes=len(dataset.classes),
         clips=clips.counts,
