@@ -103,7 +103,7 @@ class Embedder:
         decode = partial(decode_inputs, specs=specs, device_resizes=self.device_resizes)
         return map_tasks(
             decode,
-            ((job, (job.path, job.streams)) for job in jobs),
+            ((job, job.task) for job in jobs),
             failed=lambda reason: Inputs.failed(specs, reason),
             workers=self.memory.workers,
             timeout_seconds=self.settings.timeout_seconds,
