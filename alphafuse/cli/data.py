@@ -279,7 +279,7 @@ def data_kinetics(as_json: bool, **arguments: Any) -> None:
 
 @data.command("folder")
 @click.argument("source", type=Place())
-@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
+@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group][,audio].")
 @root_option
 @seed_option
 @_val_fraction_option
