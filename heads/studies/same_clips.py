@@ -22,6 +22,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import in_order
 from alphafuse.errors import EmptySplitError, ExperimentError
 from alphafuse.heads.model.config import BASELINE, Experiment, usable_clips
 from alphafuse.heads.scoring.metrics import Scores, score
@@ -107,12 +108,14 @@ class SameClips:
     Attributes:
         embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all streams that are read.
         dropped: split -> number of clips left out.
+        streams: streams that the training clips have, in order; those of the root without any embedding are no part.
         classes: class names of the dataset.
         provenance: inputs of the study apart from its experiments, for config.json.
     """
 
     embeddings: Mapping[str, EmbeddingSource]
     dropped: Mapping[str, int]
+    streams: tuple[str, ...]
     classes: tuple[str, ...]
     provenance: Mapping[str, Any]
 
@@ -134,10 +137,12 @@ class SameClips:
 
         Raises:
             EmptySplitError: a split has no such clip.
+            ExperimentError: a stream was extracted, but no training clip has it.
             DatasetError, StoreError: splits that are empty or not extracted.
         """
         memory = memory_bytes(settings, choose_device(settings.device))
         by_split = dataset.all_embeddings(max_bytes=memory // 2)
+        _require_streams(dataset, by_split, experiment)
         config = experiment.head_config(by_split["train"], dataset.classes, settings)
         kept: dict[str, EmbeddingSource] = {}
         dropped = {}
@@ -153,7 +158,9 @@ class SameClips:
         provenance = {
             "dataset": {"name": dataset.name, "source": dataset.source},
             "classes": list(dataset.classes),
-            "embeddings": {stream: dict(recipe) for stream, recipe in by_split["train"].recipes.items()},
+            "embeddings": {
+                stream: dict(recipe) for stream, recipe in by_split["train"].recipes.items() if stream in dataset.media
+            },
             "encoders": dataset.store("train").provenance().get("encoders", {}),
             "settings": settings.to_json(),
             "seeds": list(seeds),
@@ -164,7 +171,7 @@ class SameClips:
                 "numpy": np.__version__,
             },
         }
-        return cls(kept, dropped, dataset.classes, provenance)
+        return cls(kept, dropped, config.experiment.available, dataset.classes, provenance)
 
     def train(
         self,
@@ -222,6 +229,25 @@ class SameClips:
             loss=estimate(scores.loss, bootstrap_interval(scores.loss, groups)),
             scores=scores,
         )
+
+
+def _require_streams(dataset: Dataset, by_split: Mapping[str, EmbeddingSource], experiment: Experiment) -> None:
+    """Raise `ExperimentError` if no training clip has a stream that the experiment names, or that was extracted.
+
+    A stream of the dataset that was never extracted is no part of "all streams".
+    """
+    train = by_split["train"]
+    wanted = {*experiment.streams, *experiment.transformed}
+    if not experiment.streams:
+        wanted |= {failure.stream for failure in train.failures}
+        wanted |= {stream for embeddings in by_split.values() for stream in embeddings.dims}
+    for stream in dataset.media:
+        if stream in wanted and stream not in train.dims:
+            others = ",".join(in_order(train.dims))
+            raise ExperimentError(
+                f"no training clip has a {stream} embedding: see `alphafuse store info`, run `alphafuse extract "
+                f"--stream {stream}`, or leave it out with --streams {others}"
+            )
 
 
 def ceiling_json(ceiling: Ceiling) -> dict[str, Any]:
