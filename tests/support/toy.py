@@ -86,7 +86,7 @@ def silence_label(dataset: Dataset, label: str) -> None:
     silent = np.array([one == label for one in kept.labels])
     sound = np.where(silent[:, None], np.nan, kept.features["ast"]).astype(np.float32)
     failures = tuple(Failure(kept.clip_ids[i], "ast", "no audio stream") for i in np.flatnonzero(silent))
-    store.write(replace(kept, features={**kept.features, "ast": sound}, failures=failures))
+    store.write(replace(kept, features={**kept.features, "ast": sound}, failures=(*kept.failures, *failures)))
 
 
 def assert_no_nan(content: Any) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from support.progress import RecordedProgress
-from support.toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
+from support.toy import CLASSES, DINO, SETTINGS, SIZES, assert_no_nan, make_dataset, silence_label
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
-from alphafuse.data.streams import DEFAULT_NAMES
+from alphafuse.data.streams import DEFAULT_NAMES, DEFAULT_STREAMS
 from alphafuse.errors import ExperimentError, StoreError
 from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.model.head import AlphaFusion
@@ -199,6 +199,34 @@ def test_table1_on_a_split_that_is_too_small_says_so(tmp_path: Path) -> None:
     assert (result.ceiling.reachable, result.ceiling.clips) == (8, 18)
     assert "18 test clips can't settle differences of this size" in result.verdict
     assert "0 train, 0 val, 27 test" in to_text(describe(result))
+
+
+def test_table1_reads_the_papers_streams_alone(dataset: Dataset, tmp_path: Path) -> None:
+    quick = TrainSettings(epochs=2, hidden=(4,))
+    more = make_dataset(tmp_path / "more", streams=(*DEFAULT_STREAMS, DINO))
+    results = [table1(one, seeds=1, settings=quick) for one in (dataset, more)]
+    figures = [[row.to_json() for row in one.rows] for one in results]
+    assert figures[0] == figures[1]
+    assert [one.unread for one in results] == [(), ("dino-s",)]
+    assert results[0].note_on_streams == "" and "Not read: dino-s" in results[1].note_on_streams
+    lone = make_dataset(tmp_path / "lone", streams=(DEFAULT_STREAMS[0], DINO))
+    with pytest.raises(ExperimentError, match="has no stream 'ast': add it with `alphafuse data streams --add ast=MIT"):
+        table1(lone, seeds=1, settings=quick)
+
+
+def test_a_stream_that_no_training_clip_has_is_named_unless_it_was_never_extracted(tmp_path: Path) -> None:
+    quick = TrainSettings(epochs=1, hidden=(4,))
+    silent = make_dataset(tmp_path / "silent")
+    for label in CLASSES:
+        silence_label(silent, label)
+    for experiment in (BASELINE, Experiment(streams=("ast",)), Experiment("sqrt", on="ast")):
+        with pytest.raises(ExperimentError, match=r"no training clip has a ast embedding: .* --streams timesformer"):
+            fit(silent, experiment, settings=quick)
+    assert fit(silent, Experiment(streams=("timesformer",)), settings=quick).experiment.available == ("timesformer",)
+    later = make_dataset(tmp_path / "later").with_streams((*DEFAULT_STREAMS, DINO))
+    assert fit(later, BASELINE, settings=quick).experiment.streams == DEFAULT_NAMES
+    with pytest.raises(ExperimentError, match=r"no training clip has a dino-s embedding: .* extract --stream dino-s"):
+        fit(later, Experiment(streams=("dino-s",)), settings=quick)
 
 
 def test_fit_writes_a_complete_run_and_predictions_that_add_up(dataset: Dataset) -> None:
