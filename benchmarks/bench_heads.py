@@ -220,7 +220,9 @@ def class_names(classes: int) -> tuple[str, ...]:
 
 
 def _head(dim: int, hidden: Sequence[int], classes: int) -> HeadConfig:
-    return HeadConfig(dict.fromkeys(DEFAULT_NAMES, dim), class_names(classes), settings=HeadSettings(hidden=tuple(hidden)))
+    return HeadConfig(
+        dict.fromkeys(DEFAULT_NAMES, dim), class_names(classes), settings=HeadSettings(hidden=tuple(hidden))
+    )
 
 
 def _paper_size(sizes: Sizes, hidden: Sequence[int] | None = None) -> tuple[Embeddings, Embeddings, HeadConfig]:

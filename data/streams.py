@@ -23,6 +23,21 @@ RESERVED |= {"fromkeys", "setdefault", "training", "type", "update", "values"}
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 
+def is_code(encoder: str) -> bool:
+    """Whether an encoder's name is Python code: "package.module:name"."""
+    return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder))
+
+
+def require_name(name: str) -> None:
+    """Raise `DatasetError` unless this can be a stream's name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DatasetError(
+            f"'{one_line(name, 60)}' can't name a stream: use up to 40 of a-z, 0-9 and '-', a letter first"
+        )
+    if name in RESERVED:
+        raise DatasetError(f"'{name}' can't name a stream, because the word is taken: choose another name")
+
+
 @dataclass(frozen=True)
 class Stream:
     """A named source of embeddings.
@@ -108,21 +123,6 @@ TITLES = dict(zip(DEFAULT_NAMES, ("TimeSformer", "AST"), strict=True))
 def title_of(name: str) -> str:
     """Return a stream's name in tables: that of the paper for its own streams."""
     return TITLES.get(name, name)
-
-
-def is_code(encoder: str) -> bool:
-    """Whether an encoder's name is Python code: "package.module:name"."""
-    return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder))
-
-
-def require_name(name: str) -> None:
-    """Raise `DatasetError` unless this can be a stream's name."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DatasetError(
-            f"'{one_line(name, 60)}' can't name a stream: use up to 40 lower-case letters, digits and '-', a letter first"
-        )
-    if name in RESERVED:
-        raise DatasetError(f"'{name}' can't name a stream, because the word is taken: choose another name")
 
 
 def require_stream(name: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip
-from alphafuse.extract.decoding.specs import Decoded
+from alphafuse.extract.decoding.specs import Inputs
 from alphafuse.extract.engines.embedder import DecodedJobs, Embedder
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
@@ -63,12 +63,11 @@ def embed_files(
         """Return the batch, and (stream, position in the batch) -> the row of the same clip made blank."""
         blank_rows = {}
         for i, (job, decoded) in enumerate(decoded_jobs if blank else ()):
-            for stream, part in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
-                if stream in streams and part is not None:
-                    blank_rows[stream, i] = blank_row(stream, part.shape, job, decoded)
+            for stream, part in decoded.arrays.items():
+                blank_rows[stream, i] = blank_row(stream, part.shape, job, decoded)
         return embedder.embed(decoded_jobs), blank_rows
 
-    def blank_row(stream: str, shape: tuple[int, ...], job: Job, decoded: Decoded) -> np.ndarray:
+    def blank_row(stream: str, shape: tuple[int, ...], job: Job, decoded: Inputs) -> np.ndarray:
         if (stream, shape) not in of_blank:  # two threads may both compute it, with the same result
             made = embedder.embed([(replace(job, streams=(stream,)), _blank(decoded))])
             of_blank[stream, shape] = made.rows[stream][0]
@@ -96,8 +95,6 @@ def embed_files(
     return EmbeddedFiles(embeddings, replace(embeddings, features=blanks, failures=()) if blank else None)
 
 
-def _blank(decoded: Decoded) -> Decoded:
+def _blank(decoded: Inputs) -> Inputs:
     """Return the same clip with a black picture and without sound."""
-    frames = None if decoded.frames is None else np.zeros_like(decoded.frames)
-    waveform = None if decoded.waveform is None else np.zeros_like(decoded.waveform)
-    return replace(decoded, frames=frames, waveform=waveform)
+    return replace(decoded, arrays={stream: np.zeros_like(array) for stream, array in decoded.arrays.items()})

@@ -231,7 +231,8 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
             "and --embed-seconds instead of --root"
         )
     embedder = _embedder(dataset, _settings_to_measure(settings, None))
-    jobs = [Job(clip, dataset.path_of(clip), settings.streams) for clip in _random_sample(existing, SAMPLE_CLIPS)]
+    streams = tuple(embedder.encoders)
+    jobs = [Job(clip, dataset.path_of(clip), streams) for clip in _random_sample(existing, SAMPLE_CLIPS)]
     return measure_rates(embedder, jobs), {name: encoder.dim for name, encoder in embedder.encoders.items()}
 
 

@@ -93,16 +93,17 @@ def resample(
     if info is None or not info.rows:
         raise DatasetError(f"no embeddings in {store.folder}: run `alphafuse extract --split {split}` first")
     encoders = info.provenance.get("encoders", {})
-    stored = next(iter(info.recipes.values()))
+    names = [name for name in info.recipes if name in encoders]
+    if not names:
+        raise DatasetError(f"the embeddings in {store.folder} were given, not extracted: they can't be made again")
     settings = settings or ExtractSettings()
-    settings = replace(
-        settings,
-        streams=tuple(info.recipes),
-        timesformer=settings.timesformer or encoders.get("timesformer", {}).get("name"),
-        ast=settings.ast or encoders.get("ast", {}).get("name"),
-        protocol=settings.protocol or stored.get("protocol"),
-        precision=stored.get("precision", settings.precision),
-    )
+    made_by = [
+        replace(dataset.stream(name), encoder=encoders[name]["name"]).with_options(
+            protocol=info.recipes[name].get("protocol"), precision=info.recipes[name].get("precision")
+        )
+        for name in names
+    ]
+    dataset, settings = replace(dataset, streams=tuple(made_by)), replace(settings, streams=tuple(names))
     embedder = Embedder(load_encoders(dataset, settings, settings.device), settings)
     store.require_recipes(embedder.recipes)
     chosen = _choose(dataset, split, clips, seed)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from alphafuse.data.streams import DEFAULT_NAMES, PROTOCOLS
+from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, PROTOCOLS, Stream, in_order
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.system.cluster import ENGINES, require_engine
+
+if TYPE_CHECKING:
+    from alphafuse.data.dataset import Dataset
 
 PRECISIONS = ("fp32", "bf16")
 BATCH_ON_CUDA = 16  # clips; on the CPU each core embeds one clip at a time
@@ -18,11 +23,11 @@ class ExtractSettings:
     """Settings of extraction, which are also the options of `alphafuse extract`.
 
     Attributes:
-        timesformer, ast: hub id, folder or "compact"; None = the root's default.
-        streams: encoders to run; stored embeddings of others stay.
-        protocol: preprocessing; None = the root's default.
+        streams: streams to extract; () = all of the root. Stored embeddings of others stay.
+        encoders: stream -> hub id, folder or "compact", instead of the root's encoder.
+        protocol: preprocessing of the streams that know protocols; None = the root's.
         device: "auto", "cpu", "cuda" or "cuda:N"; several with commas, or "all" CUDA devices; each gets a process.
-        precision: "fp32" or "bf16".
+        precision: "fp32" or "bf16", unless a stream has an option of that name.
         compile: compile the models with torch.compile (minutes at the start; on the CPU needs a C++ compiler).
         batch_size: clips per forward pass; 0 = 1 on the CPU, 16 on CUDA.
         workers: decode processes, on all machines together; 0 = one per processor.
@@ -35,26 +40,30 @@ class ExtractSettings:
         address: address of the Ray cluster, such as "auto"; None = that of the variable RAY_ADDRESS, else Ray is
             started on this machine.
         retry_failed: also retry clips whose failure is recorded.
+        trust_code: run the Python code that streams of the root name as their encoder.
 
     >>> from alphafuse import ExtractSettings
     >>> ExtractSettings(streams=("ast",), device="cpu", max_memory_gb=8.0).precision
     'fp32'
     """
 
-    timesformer: str | None = field(
-        default=None, metadata={"help": "Hub id, HuggingFace folder, or 'compact'. [default: the root's]"}
-    )
-    ast: str | None = field(
-        default=None, metadata={"help": "Hub id, HuggingFace folder, or 'compact'. [default: the root's]"}
-    )
     streams: tuple[str, ...] = field(
-        default=DEFAULT_NAMES,
+        default=(),
         metadata={
-            "help": "Run only this encoder; stored embeddings of the other stay.",
+            "help": "Extract only these streams, separated by commas; embeddings of others stay. [default: all]",
             "flags": ("--stream",),
             "multiple": True,
             "choices": DEFAULT_NAMES,
         },
+    )
+    encoders: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "NAME=ENCODER: another encoder for a stream (hub id, HuggingFace folder or 'compact').",
+            "flags": ("--encoder",),
+            "short": DEFAULT_NAMES,
+        },
+        hash=False,
     )
     protocol: str | None = field(
         default=None,
@@ -121,6 +130,9 @@ class ExtractSettings:
         },
     )
     retry_failed: bool = field(default=False, metadata={"help": "Also retry clips whose failure is recorded."})
+    trust_code: bool = field(
+        default=False, metadata={"help": "Run the Python code that streams of the root name as their encoder."}
+    )
 
     def __post_init__(self) -> None:
         require_engine(self.engine)
@@ -131,9 +143,31 @@ class ExtractSettings:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise EncoderError(f"{name} must be 0 or more, not {value}")
-        for stream in self.streams:
-            if stream not in DEFAULT_NAMES:
-                raise EncoderError(unknown("stream", stream, DEFAULT_NAMES))
-        if not self.streams:
-            raise EncoderError(f"at least one stream is needed: {', '.join(DEFAULT_NAMES)}")
-        object.__setattr__(self, "streams", tuple(m for m in DEFAULT_NAMES if m in self.streams))
+        object.__setattr__(self, "streams", tuple(in_order(set(self.streams))))
+        object.__setattr__(self, "encoders", dict(self.encoders))
+
+    def streams_of(self, dataset: Dataset) -> tuple[Stream, ...]:
+        """Return the streams of a root that these settings extract, with the encoders that they name.
+
+        Raises:
+            DatasetError: the root has no stream of that name.
+            EncoderError: a stream's embeddings are the user's own, or the root has no other.
+        """
+        chosen = [dataset.stream(name) for name in self.streams] or [
+            stream for stream in dataset.streams if stream.encoder != GIVEN
+        ]
+        for name in self.encoders:
+            if name not in [stream.name for stream in chosen]:
+                raise EncoderError(unknown("stream", name, [stream.name for stream in chosen]))
+        given = [stream.name for stream in chosen if self.encoders.get(stream.name, stream.encoder) == GIVEN]
+        if given or not chosen:
+            raise EncoderError(
+                f"the embeddings of {', '.join(given) or 'all streams'} were given, so there is nothing to extract: "
+                "`alphafuse data embeddings` reads them"
+            )
+        return tuple(
+            replace(stream, encoder=self.encoders.get(stream.name, stream.encoder)).with_options(
+                protocol=self.protocol if stream.name in DEFAULT_NAMES else None  # others know no protocols
+            )
+            for stream in chosen
+        )

@@ -5,16 +5,24 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
-from alphafuse.data.dataset import Dataset
+from alphafuse.data.dataset import Dataset, streams_of
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.streams import DEFAULT_AST, DEFAULT_PROTOCOL, DEFAULT_TIMESFORMER, PROTOCOLS
+from alphafuse.data.streams import (
+    DEFAULT_NAMES,
+    DEFAULT_PROTOCOL,
+    DEFAULT_STREAMS,
+    PROTOCOLS,
+    Stream,
+    require_different,
+)
 from alphafuse.system.progress import Bar
 
 from .common import (
@@ -49,6 +57,7 @@ seed_option = click.option(
             "ucf101": "From UCF-101's official split files and its clips.",
             "kinetics": "From Kinetics' official csv files and its clips.",
             "folder": "From your own clips: a folder per class, or a csv.",
+            "streams": "The streams of a root: list, add or remove some.",
             "audit": "Check a root: what its splits can show, problems with clips.",
             "split": "Make a new split of a root, by source video, balanced by label.",
         }
@@ -72,14 +81,29 @@ _stores_option = click.option(
     type=Place(),
     help="Folder or URL (s3://, gs://, ...) for the embedding stores. [default: the root's, else ROOT/stores]",
 )
-_ENCODER = "Hub id, HuggingFace folder, or 'compact' to try without weights; saved in the root for extract."
 
 
 def _defaults(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for what a root saves: encoders and protocol."""
+    """Add the options for what a root saves: streams and stores. The command gets `streams`, None if none is given."""
+
+    @functools.wraps(command)
+    def wrapped(stream: tuple[str, ...], protocol: str | None, **arguments: Any) -> None:
+        encoders = {name: arguments.pop(name) for name in DEFAULT_NAMES}
+        streams = _chosen_streams(arguments["root"], stream, encoders, protocol)
+        return command(**arguments, streams=streams)
+
     options = (
-        click.option("--timesformer", help=f"{_ENCODER} [default: the root's, else {DEFAULT_TIMESFORMER}]"),
-        click.option("--ast", help=f"{_ENCODER} [default: the root's, else {DEFAULT_AST}]"),
+        click.option(
+            "--stream",
+            multiple=True,
+            metavar="NAME=ENCODER",
+            help="A stream of embeddings: hub id, HuggingFace folder, compact or package.module:name, then "
+            "options: dino=facebook/dinov2-base,frames=16. Repeatable. [default: the root's, else the paper's two]",
+        ),
+        *(
+            click.option(f"--{stream.name}", help=f"Encoder of stream {stream.name}. [default: {stream.encoder}]")
+            for stream in DEFAULT_STREAMS
+        ),
         click.option(
             "--protocol",
             shell_complete=one_of(*PROTOCOLS),
@@ -87,7 +111,33 @@ def _defaults(command: Callable[..., None]) -> Callable[..., None]:
         ),
         _stores_option,
     )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), wrapped)
+
+
+def _chosen_streams(
+    root: Path, texts: Sequence[str], encoders: Mapping[str, str | None], protocol: str | None
+) -> list[Stream] | None:
+    """Return the streams that a root gets; None if no option asks for any.
+
+    They are added to those of an existing root, or replace those of their names. A new root gets the given ones; if
+    none is given by --stream, the default ones.
+    """
+    from alphafuse.extract.encoders.families import parse_stream
+
+    if not texts and protocol is None and not any(encoders.values()):
+        return None
+    exists = (root / "dataset.json").is_file()
+    known = streams_of(root) if exists or not texts else ()
+    chosen = {stream.name: stream for stream in known}
+    given = require_different([parse_stream(text) for text in texts]) if texts else ()
+    chosen |= {stream.name: stream for stream in given}
+    for default in DEFAULT_STREAMS:
+        name, encoder = default.name, encoders[default.name]
+        if encoder is not None:
+            chosen[name] = replace(chosen.get(name, default), encoder=encoder)
+        if name in chosen:
+            chosen[name] = chosen[name].with_options(protocol=protocol)
+    return list(chosen.values())
 
 
 @data.command("demo")

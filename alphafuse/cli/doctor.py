@@ -21,14 +21,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from .common import DEFAULT_ROOT, EXIT_FOUND, json_option, paint, print_json, roots
+
+if TYPE_CHECKING:
+    from alphafuse.data.streams import Stream
 
 CHILD_SECONDS = 180.0  # importing torch took 23 s on two cores shared by ten processes
 LITTLE_DISK_BYTES = 2 * 10**9  # both published encoders take 0.8 GB, the embeddings of VGGSound 1.2 GB
@@ -239,7 +242,7 @@ def _weights(folder: str) -> Iterator[Finding]:
 
     from huggingface_hub import constants
 
-    from alphafuse.data.streams import DEFAULT_AST, DEFAULT_TIMESFORMER
+    from alphafuse.data.streams import DEFAULT_STREAMS
 
     hub = Finding("hub", "ok", f"{constants.ENDPOINT} answers")
     if constants.HF_HUB_OFFLINE:
@@ -252,32 +255,34 @@ def _weights(folder: str) -> Iterator[Finding]:
                 line = f"{constants.ENDPOINT} can't be reached: weights come from folders or the hub's cache only"
                 hub = Finding("hub", "note", line, "export HF_HUB_OFFLINE=1")
     yield hub
-    for stream, name in (("timesformer", DEFAULT_TIMESFORMER), ("ast", DEFAULT_AST)):
-        yield _encoder(stream, "compact", "problem")
-        yield _encoder(stream, name, "note")
+    for stream in DEFAULT_STREAMS:
+        yield _encoder(replace(stream, encoder="compact"), "problem")
+        yield _encoder(stream, "note")
 
 
-def _encoder(stream: str, name: str, lacking: Status) -> Finding:
+def _encoder(stream: Stream, lacking: Status) -> Finding:
     """Report whether an encoder's weights are on this machine; `lacking` is the status if they are not."""
     from alphafuse.errors import EncoderError
     from alphafuse.extract.encoders.hub import local_folder
 
-    fix = f"{REINSTALL} alphafuse" if name == "compact" else f"alphafuse convert {stream} FILE OUT"
+    name = stream.encoder
+    fix = f"{REINSTALL} alphafuse" if name == "compact" else "alphafuse convert --help"
     try:
-        folder = local_folder(stream, name)
+        folder = local_folder(stream)
     except EncoderError as error:
-        return Finding(stream, lacking, str(error), fix)
+        return Finding(stream.name, lacking, str(error), fix)
     if folder is not None and any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        return Finding(stream, "ok", f"{name} ({folder})")
+        return Finding(stream.name, "ok", f"{name} ({folder})")
     line = (
         f"the weights of {name} are not on this machine: extract downloads them from the hub, "
         "or convert the original checkpoint"
     )
-    return Finding(stream, lacking, line, fix)
+    return Finding(stream.name, lacking, line, fix)
 
 
 def _root(folder: str) -> Iterator[Finding]:
     from alphafuse.data.dataset import Dataset
+    from alphafuse.data.streams import GIVEN
     from alphafuse.errors import AlphafuseError
 
     if not (Path(folder) / "dataset.json").exists():
@@ -303,8 +308,9 @@ def _root(folder: str) -> Iterator[Finding]:
         if done < clips:
             lacking = "problem"  # extraction needs the encoders
         yield Finding(f"store {split}", "note", line, fix) if done < clips else Finding(f"store {split}", "ok", line)
-    yield _encoder("timesformer", dataset.timesformer, lacking)
-    yield _encoder("ast", dataset.ast, lacking)
+    for stream in dataset.streams:
+        if stream.encoder != GIVEN and not stream.is_code:
+            yield _encoder(stream, lacking)
 
 
 def _self_test(folder: str) -> Iterator[Finding]:
@@ -314,6 +320,7 @@ def _self_test(folder: str) -> Iterator[Finding]:
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.manifest import Clip, Manifest
     from alphafuse.data.sources.demo import write_mp4
+    from alphafuse.data.streams import DEFAULT_STREAMS
     from alphafuse.extract.pipeline import extract_embeddings
     from alphafuse.extract.settings import ExtractSettings
 
@@ -330,8 +337,7 @@ def _self_test(folder: str) -> Iterator[Finding]:
             name="self test",
             clip_folder=scratch,
             classes=("noise",),
-            timesformer="compact",
-            ast="compact",
+            streams=[replace(stream, encoder="compact") for stream in DEFAULT_STREAMS],
         )
         (report,) = extract_embeddings(dataset, ["test"], ExtractSettings(device="cpu", workers=1))
         rows = report.store.read().features.values()

@@ -5,8 +5,9 @@ default. More metadata, all optional:
 
     choices     names that completion offers [default: the values of the field's Literal]
     flags       ("--timeout",): another name of the option
-    multiple    True: several values are several options; False: one option, values separated by commas
+    multiple    True: the option may be repeated, and its values separated by commas
     least       smallest allowed integer
+    short       of a mapping: names that get an option of their own: --ast X for --encoder ast=X
 """
 
 from __future__ import annotations
@@ -56,6 +57,21 @@ class Names(click.ParamType):
         return ",".join(value)
 
 
+class Assignment(click.ParamType):
+    """A name and a value: "clap=laion/clap-htsat-unfused" -> ("clap", "laion/clap-htsat-unfused")."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return both; raise `InvalidOption` for a text without "=" or with nothing on one side of it."""
+        if not isinstance(value, str):
+            return tuple(value)
+        name, _, given = value.partition("=")
+        if not name or not given:
+            raise InvalidOption(value, "NAME=VALUE", param, ctx)
+        return name, given
+
+
 class Widths(click.ParamType):
     """Widths of layers: "1024,512" -> (1024, 512), "linear" -> ()."""
 
@@ -91,19 +107,28 @@ def options_of(
     hints = get_type_hints(kind)
     chosen = [field for field in fields(kind) if "help" in field.metadata and (not names or field.name in names)]
 
+    repeated = [field.name for field in chosen if field.metadata.get("multiple")]
+    mappings = {field.name: field.metadata["short"] for field in chosen if "short" in field.metadata}
+
     def add(command: Command) -> Command:
-        wrapped: Any = command
-        if into is not None:
+        @functools.wraps(command)
+        def wrapped(**arguments: Any) -> Any:
+            for field in repeated:
+                arguments[field] = tuple(part for text in arguments[field] for part in text.split(",") if part)
+            for field, short in mappings.items():
+                own = {name: value for name in short if (value := arguments.pop(name)) is not None}
+                arguments[field] = {**dict(arguments[field]), **own}
+            if into is not None:
+                arguments[into] = kind(**{field.name: arguments.pop(field.name) for field in chosen})
+            return command(**arguments)
 
-            @functools.wraps(command)
-            def wrapped(**arguments: Any) -> Any:
-                values = {field.name: arguments.pop(field.name) for field in chosen}
-                return command(**arguments, **{into: kind(**values)})
-
+        options: Any = wrapped
         for field in reversed(chosen):
             metadata = {**field.metadata, **(change or {}).get(field.name, {})}
-            wrapped = _option(field.name, hints[field.name], field.default, **metadata)(wrapped)
-        return wrapped
+            for name in reversed(metadata.pop("short", ())):
+                options = click.option(f"--{name}", help=f"The same for stream {name}.")(options)
+            options = _option(field.name, hints[field.name], field.default, **metadata)(options)
+        return options
 
     return add
 
@@ -124,6 +149,8 @@ def _option(
     hint = _without_none(hint)
     if hint is bool:
         return click.option(*flags, name, is_flag=True, default=default, help=help)
+    if get_origin(hint) is Mapping:
+        return click.option(*flags, name, type=Assignment(), multiple=True, help=help)
     choices = choices or (get_args(hint) if get_origin(hint) is Literal else ())
     kind: click.ParamType = click.STRING
     if get_origin(hint) is tuple and not multiple:

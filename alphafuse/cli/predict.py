@@ -32,10 +32,9 @@ ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the run]"
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
 @options_of(
     ExtractSettings,
-    *("timesformer", "ast", "device", "workers"),
+    *("encoders", "device", "workers", "trust_code"),
     change={
-        "timesformer": {"help": ENCODER_HELP},
-        "ast": {"help": ENCODER_HELP},
+        "encoders": {"help": ENCODER_HELP},
         "device": ONE_DEVICE,
         "workers": {"help": "Decode processes; 0 = one per processor.", "flags": ("--workers",)},
     },
@@ -48,10 +47,10 @@ def predict(
     top: int,
     why: bool,
     as_csv: bool,
-    timesformer: str | None,
-    ast: str | None,
+    encoders: dict[str, str],
     device: str,
     workers: int,
+    trust_code: bool,
     as_json: bool,
 ) -> None:
     """Label clips (files, or folders of them) with a trained run.
@@ -77,7 +76,7 @@ def predict(
     if run is None:
         run = str(best_run(Dataset.open(root)))
         click.echo(f"run: {run} ({report.format_best(read_run(run))})", err=True)
-    model = AlphaFuse.from_pretrained(run, timesformer=timesformer, ast=ast, device=device, workers=workers)
+    model = AlphaFuse.from_pretrained(run, encoders=encoders, trust_code=trust_code, device=device, workers=workers)
     if report.is_guessing(model.run):
         click.echo(
             "note: on test clips, this run can't be distinguished from guessing; don't rely on its answers", err=True

@@ -20,8 +20,8 @@ from .options import ONE_DEVICE, options_of
 ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the store]"
 checking_options = options_of(  # options of commands that embed a few clips again
     ExtractSettings,
-    *("timesformer", "ast", "device"),
-    change={"timesformer": {"help": ENCODER_HELP}, "ast": {"help": ENCODER_HELP}, "device": ONE_DEVICE},
+    *("encoders", "device", "trust_code"),
+    change={"encoders": {"help": ENCODER_HELP}, "device": ONE_DEVICE},
 )
 
 

@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, ExperimentError
 from alphafuse.extract.encoders.hub import COMPACT, local_folder
 from alphafuse.heads.studies.runs import TrainedRun, read_run
@@ -72,10 +73,10 @@ def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) 
         name = encoder["name"]
         source = carried_encoder(run.folder, stream)
         if source is None and with_encoders:
-            source = local_folder(stream, name)
+            source = local_folder(Stream(stream, name, encoder["medium"]))
             if source is None:
                 raise EncoderError(
-                    f"the {stream} '{name}' is not on this machine: predict once with it, or leave the encoders out"
+                    f"the encoder {name} of {stream} is not on this machine: predict with it once, or leave it out"
                 )
         if source is not None:
             _copy_encoder(source, folder / "encoders" / stream)

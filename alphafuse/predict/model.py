@@ -16,9 +16,10 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
-from alphafuse.errors import DatasetError, ExperimentError
+from alphafuse.data.streams import Stream
+from alphafuse.errors import DatasetError, ExperimentError, unknown
 from alphafuse.extract.encoders.encoder import Encoder, Placement
-from alphafuse.extract.encoders.families import load_encoders
+from alphafuse.extract.encoders.families import load_encoder
 from alphafuse.extract.encoders.hub import hub_reachable
 from alphafuse.extract.engines.embedder import Embedder
 from alphafuse.extract.in_memory import EmbeddedFiles, embed_files
@@ -73,8 +74,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                 stream,
                 run.embeddings[stream],
                 models[stream].recipe(),
-                than=f"{models[stream].name} gives",
-                way_out=f": name the encoder it was trained with (--{stream})",
+                than=f"{models[stream].stream.encoder} gives",
+                way_out=f": name the encoder it was trained with (--encoder {stream}=ENCODER)",
             )
         self.embedder = Embedder({name: models[name] for name in run.streams}, extract_settings or ExtractSettings())
 
@@ -92,8 +93,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        timesformer: str | None = None,
-        ast: str | None = None,
+        encoders: Mapping[str, str] | None = None,
+        trust_code: bool = False,
         device: str = "auto",
         workers: int = 0,
         timeout_seconds: float = ExtractSettings.timeout_seconds,
@@ -107,7 +108,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
         Args:
             pretrained_model_name_or_path: the folder or hub id; a run of `table1` gives its untransformed heads.
-            timesformer, ast: folder or hub id of the encoder, if not as recorded in the run.
+            encoders: stream -> folder or hub id of its encoder, if not as recorded in the run.
+            trust_code: run the Python code that the run names as an encoder.
             device: "auto", "cpu", "cuda" or "cuda:N".
             workers, timeout_seconds: settings of decoding, as in `ExtractSettings`.
             revision, token, cache_dir, force_download, local_files_only: huggingface_hub's own, for a hub id.
@@ -118,7 +120,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
             RecipeMismatchError: an encoder or its preprocessing differs from the run's.
         """
         name = str(pretrained_model_name_or_path)
-        how: dict[str, Any] = {"timesformer": timesformer, "ast": ast, "device": device}
+        how: dict[str, Any] = {"encoders": encoders or {}, "trust_code": trust_code, "device": device}
         how |= {"workers": workers, "timeout_seconds": timeout_seconds}
         if Path(name).exists():
             return cls._load(Path(name), **how)
@@ -172,19 +174,22 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         cls,
         folder: Path,
         *,
-        timesformer: str | None,
-        ast: str | None,
+        encoders: Mapping[str, str],
+        trust_code: bool,
         device: str,
         workers: int,
         timeout_seconds: float,
     ) -> AlphaFuse:
         run = read_run(folder)
-        given = {"timesformer": timesformer, "ast": ast}
-        names = {stream: given[stream] or _encoder_name(run, stream) for stream in run.streams}
-        made = next(iter(run.embeddings.values()))
-        placement = Placement(choose_device(device), made.get("precision", "fp32"), made.get("protocol", "standard"))
-        settings = ExtractSettings(device=device, workers=workers, timeout_seconds=timeout_seconds)
-        return cls(run, load_encoders(names, placement), settings)
+        for name in encoders:
+            if name not in run.streams:
+                raise ExperimentError(unknown("stream", name, run.streams))
+        placement = Placement(choose_device(device))
+        loaded = {
+            name: load_encoder(_stream(run, name, encoders.get(name)), placement, trust_code=trust_code)
+            for name in run.streams
+        }
+        return cls(run, loaded, ExtractSettings(device=device, workers=workers, timeout_seconds=timeout_seconds))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_bundle(self.run, save_directory)
@@ -344,9 +349,14 @@ def _files(clips: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _encoder_name(run: TrainedRun, stream: str) -> str:
-    carried = carried_encoder(run.folder, stream)
-    name = run.encoders.get(stream, {}).get("name", "")
-    if carried is None and not name:
-        raise ExperimentError(f"the run {run.folder} doesn't record its {stream} encoder: give --{stream}")
-    return str(carried or name)
+def _stream(run: TrainedRun, name: str, encoder: str | None) -> Stream:
+    """Return a stream as the run records it, with another encoder if one is given."""
+    made, recipe = run.encoders.get(name, {}), run.embeddings[name]
+    encoder = encoder or str(carried_encoder(run.folder, name) or made.get("name", ""))
+    if not encoder:
+        raise ExperimentError(
+            f"the run {run.folder} doesn't record its {name} encoder: give --encoder {name}=ENCODER; embeddings that "
+            "were given can't be made of a clip"
+        )
+    stream = Stream(name, encoder, made["medium"], made["options"])
+    return stream.with_options(protocol=recipe.get("protocol"), precision=recipe.get("precision"))

@@ -1,4 +1,4 @@
-"""Free memory, and worker processes that end with their main process."""
+"""Free memory, the memory that a call takes, and worker processes that end with their main process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")  # limits of this container (Linux control groups, version 2)
+_PROCESS = Path("/proc/self")
 _watched: set[int] = set()
+Result = TypeVar("Result")
 
 
 def start_worker(parent: int) -> None:
@@ -45,3 +49,19 @@ def free_memory_bytes() -> int:
     except OSError:
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def measure_memory(call: Callable[[], Result]) -> tuple[Result, int | None]:
+    """Call a function; return its result and by how many bytes it raised this process's memory at most.
+
+    None if the system doesn't tell (it resets the peak through Linux's /proc). Memory that was free within the process
+    before isn't counted, so measure first calls.
+    """
+    before = psutil.Process().memory_info().rss
+    try:
+        (_PROCESS / "clear_refs").write_text("5")  # resets VmHWM
+    except OSError:
+        return call(), None
+    result = call()
+    peak = next(line for line in (_PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return result, max(0, int(peak.split()[1]) * 1024 - before)

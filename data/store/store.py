@@ -296,9 +296,7 @@ class EmbeddingStore:
             mentions=entries[""],
         )
         absent = (
-            failure
-            for (stream, row), failure in failures.items()
-            if stream not in dims or entries[stream][row] < 0
+            failure for (stream, row), failure in failures.items() if stream not in dims or entries[stream][row] < 0
         )
         return index, tuple(absent)
 

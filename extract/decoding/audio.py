@@ -1,6 +1,8 @@
-"""Decode packets of an audio stream into a waveform: mono, 16 kHz, float32."""
+"""Decode packets of an audio stream into waveforms: mono, float32, at one or more rates."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -11,29 +13,39 @@ from av.packet import Packet
 
 from alphafuse.system.workers import NO_MEMORY
 
-from .specs import SAMPLE_RATE_HZ, first_line
+from .specs import first_line
 
 JOINED_SAMPLES = 8192  # samples that are resampled at once: fewer, larger steps
 
 
 class AudioTrack:
-    """Decodes the packets of an audio stream as they are read; returns the waveform, or why there is none.
+    """Decodes the packets of an audio stream as they are read; returns waveforms, or why there are none.
 
     Attributes:
         stream: the audio stream; None if there is no usable one.
     """
 
-    def __init__(self, audio: AudioStream | None, max_samples: int | None) -> None:
+    def __init__(self, audio: AudioStream | None, wanted: Mapping[int, int | None]) -> None:
+        """Decode this stream.
+
+        Args:
+            audio: the stream; None if the file has none.
+            wanted: samples per second -> number of samples to decode; None = all.
+        """
         self._problem = audio_problem(audio)
         self.stream = None if self._problem else audio
         self._damage = ""  # error of the last packet that couldn't be decoded
-        self._max_samples = max_samples
-        self._resampler = MonoResampler()
+        self._wanted = dict(wanted)
+        self._resamplers = {rate: MonoResampler(rate) for rate in self._wanted}
 
     @property
     def is_complete(self) -> bool:
         """Whether further packets make no difference."""
-        return bool(self._problem) or (self._max_samples is not None and self._resampler.samples >= self._max_samples)
+        return bool(self._problem) or not any(map(self._needs_more, self._wanted))
+
+    def _needs_more(self, rate: int) -> bool:
+        most = self._wanted[rate]
+        return most is None or self._resamplers[rate].samples < most
 
     def add(self, packet: Packet | None) -> None:
         """Decode a packet; None flushes the decoder."""
@@ -41,7 +53,9 @@ class AudioTrack:
             return
         try:
             for frame in self._decode(self.stream, packet):
-                self._resampler.push(frame)
+                for rate in self._wanted:
+                    if self._needs_more(rate):
+                        self._resamplers[rate].push(frame)
         except MemoryError:
             self._problem = NO_MEMORY
         except (FFmpegError, ValueError) as error:
@@ -56,13 +70,16 @@ class AudioTrack:
             self._damage = f"audio can't be decoded: {first_line(error)}"
             return []
 
-    def finish(self) -> tuple[np.ndarray | None, str]:
-        """Return the waveform (samples,) float32 and "", or None and the reason."""
+    def finish(self) -> dict[int, tuple[np.ndarray | None, str]]:
+        """Return rate -> the waveform (samples,) float32 and "", or None and the reason."""
         self.add(None)
+        return {rate: self._finish(rate) for rate in self._wanted}
+
+    def _finish(self, rate: int) -> tuple[np.ndarray | None, str]:
         if self._problem:
             return None, self._problem
         try:
-            waveform = self._resampler.finish()[: self._max_samples]
+            waveform = self._resamplers[rate].finish()[: self._wanted[rate]]
             if not len(waveform):
                 return None, self._damage or "audio stream without a sample"
             if not np.isfinite(waveform).all():
@@ -82,17 +99,18 @@ def audio_problem(audio: AudioStream | None) -> str:
 
 
 class MonoResampler:
-    """Resamples audio frames of any rate, layout and format to mono 16 kHz float32, by FFmpeg's libswresample.
+    """Resamples audio frames of any rate, layout and format to mono float32 of one rate, by FFmpeg's libswresample.
 
     The channels are mixed as `ffmpeg -ac 1` mixes them into a 16-bit file: stereo becomes the mean of left and right.
     (By default, libswresample scales a *float* stereo mix by sqrt(2), which shifts every log filter bank by 0.69.)
 
     Attributes:
-        samples: number of output samples so far, at 16 kHz; the last input may not be resampled yet.
+        samples: number of output samples so far; the last input may not be resampled yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: int) -> None:
         self.samples = 0
+        self._rate = rate
         self._graph: Graph | None = None
         self._shape: tuple[int, str, str] | None = None
         self._inside = 0  # samples pushed since the last pull
@@ -103,7 +121,7 @@ class MonoResampler:
         shape = (frame.sample_rate, frame.format.name, frame.layout.name)
         if self._graph is None or shape != self._shape:  # rate, layout and format may change within a stream
             self._drain()
-            self._graph, self._shape = _mono_graph(*shape), shape
+            self._graph, self._shape = _mono_graph(*shape, self._rate), shape
         self._graph.push(frame)
         self._inside += frame.samples
         if self._inside >= 4 * JOINED_SAMPLES:  # an attempt to pull takes as long as resampling a frame
@@ -133,11 +151,11 @@ class MonoResampler:
             self.samples += frame.samples
 
 
-def _mono_graph(sample_rate_hz: int, sample_format: str, layout: str) -> Graph:
+def _mono_graph(sample_rate_hz: int, sample_format: str, layout: str, output_rate_hz: int) -> Graph:
     graph = Graph()
     graph.threads = 1
     # rematrix_maxval=1: no mixing weight may sum to more than 1, as for integer formats
-    options = f"osr={SAMPLE_RATE_HZ}:osf=fltp:ochl=mono:rematrix_maxval=1"
+    options = f"osr={output_rate_hz}:osf=fltp:ochl=mono:rematrix_maxval=1"
     graph.link_nodes(
         graph.add_abuffer(sample_rate=sample_rate_hz, format=sample_format, layout=layout),
         graph.add("asetnsamples", f"n={JOINED_SAMPLES}:p=0"),

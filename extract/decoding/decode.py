@@ -2,7 +2,7 @@
 
 A `sampling` chooses among the *shown* frames (an mp4 edit list hides some frames, which are decoded only because others
 depend on them). Frames equal those of decoding everything, bit for bit, and are turned upright as a player turns them
-(`video`). The waveform is mono, 16 kHz, float32 (`audio`).
+(`video`). Waveforms are mono and float32, at each stream's rate (`audio`).
 A decode worker calls `decode_inputs` for each clip.
 """
 
@@ -13,9 +13,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -35,16 +35,18 @@ from .audio import AudioTrack, audio_problem
 from .fetch import fetched
 from .specs import (
     DEVICE_RESIZE_PIXELS,
+    SAMPLE_RATE_HZ,
     SAMPLINGS,
-    WINDOW_SAMPLES,
     AudioSpec,
     Decoded,
     FrameSpec,
+    Inputs,
+    Spec,
     crop_box,
     first_line,
     resized_size,
 )
-from .video import MAX_PIXELS, VideoTrack
+from .video import MAX_PIXELS, FrameRequest, Taken, VideoTrack
 
 NOT_ASKED_FOR = "not asked for"
 
@@ -56,6 +58,7 @@ def decode_clip(
     sampling: str = "spread",
     prepare: Callable[[np.ndarray], np.ndarray] = lambda image: image,
     max_samples: int | None = None,
+    rate: int = SAMPLE_RATE_HZ,
     picture: bool = True,
     sound: bool = True,
 ) -> Decoded:
@@ -72,6 +75,7 @@ def decode_clip(
         prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
             prepared frames are held (for instance resized ones). Its `DecodeError` becomes `no_frames`.
         max_samples: number of samples of the waveform to decode; None = all.
+        rate: samples per second of the waveform.
         picture, sound: whether to decode the frames and the waveform.
 
     >>> from pathlib import Path
@@ -84,12 +88,43 @@ def decode_clip(
     """
     if frames < 1 or (max_samples is not None and max_samples < 1):
         raise ValueError(f"frames and max_samples must be at least 1, not {frames} and {max_samples}")
+    spec = FrameSpec(frames=frames, sampling=sampling)
+    decoded = _decode_file(path, [(spec, prepare)] if picture else [], {rate: max_samples} if sound else {})
+    images, no_frames = decoded.frames[0] if picture else (None, NOT_ASKED_FOR)
+    waveform, no_waveform = decoded.waveforms[rate] if sound else (None, NOT_ASKED_FOR)
+    return Decoded(images, waveform, no_frames, no_waveform, seconds=decoded.seconds)
+
+
+class _Content(NamedTuple):
+    """What was decoded of a file."""
+
+    frames: list[Taken]  # of each request
+    waveforms: dict[int, Taken]  # rate -> waveform
+    seconds: float  # as in `Decoded`
+
+
+def _decode_file(
+    path: str | Path,
+    pictures: Sequence[tuple[FrameSpec, Callable[[np.ndarray], np.ndarray]]],
+    sounds: Mapping[int, int | None],
+) -> _Content:
+    """Decode a file in one pass.
+
+    Args:
+        path: any file that FFmpeg's libraries can read.
+        pictures: which frames to take, and what prepares each (`FrameRequest.prepare`).
+        sounds: samples per second -> number of samples to decode; None = all.
+    """
+
+    def nothing(reason: str) -> _Content:
+        return _Content([(None, reason)] * len(pictures), dict.fromkeys(sounds, (None, reason)), math.nan)
+
     if Path(path).exists() and not Path(path).is_file():
-        return Decoded(None, None, "not a regular file", "not a regular file")  # a named pipe would block forever
+        return nothing("not a regular file")  # a named pipe would block forever
     try:
         with _open(path) as container:
-            picture_track = VideoTrack(_video_of(container) if picture else None, partial(_read_again, path))
-            sound_track = AudioTrack(next(iter(container.streams.audio), None) if sound else None, max_samples)
+            picture_track = VideoTrack(_video_of(container) if pictures else None, partial(_read_again, path))
+            sound_track = AudioTrack(next(iter(container.streams.audio), None) if sounds else None, sounds)
             streams = [stream for stream in (picture_track.stream, sound_track.stream) if stream is not None]
             shown = _ShownSpans(container)
             for packet in _read(container, streams):
@@ -101,21 +136,19 @@ def decode_clip(
                 if picture_track.stream is None and sound_track.is_complete:
                     shown.is_whole = False
                     break
-            waveform, no_waveform = sound_track.finish()
-            choose = partial(_choose, SAMPLINGS[sampling], _listed_frames(picture_track.stream), frames)
-            images, no_frames = picture_track.take(choose, prepare)
+            waveforms = sound_track.finish()
+            listed = _listed_frames(picture_track.stream)
+            taken = picture_track.take(
+                [
+                    FrameRequest(spec.frames, partial(_choose, SAMPLINGS[spec.sampling], listed, spec.frames), prepare)
+                    for spec, prepare in pictures
+                ]
+            )
     except MemoryError:
-        return Decoded(None, None, NO_MEMORY, NO_MEMORY)
+        return nothing(NO_MEMORY)
     except (FFmpegError, OSError, ValueError) as error:
-        reason = f"can't be opened: {first_line(error)}"
-        return Decoded(None, None, reason, reason)
-    return Decoded(
-        images,
-        waveform,
-        no_frames if picture else NOT_ASKED_FOR,
-        no_waveform if sound else NOT_ASKED_FOR,
-        seconds=shown.seconds,
-    )
+        return nothing(f"can't be opened: {first_line(error)}")
+    return _Content(taken, waveforms, shown.seconds)
 
 
 def probe_audio(path: str | Path) -> str:
@@ -155,65 +188,72 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
-def check_waveform(waveform: np.ndarray) -> None:
-    """Raise `DecodeError` if a waveform (samples,) is too short for AST."""
-    if len(waveform) < WINDOW_SAMPLES:
-        raise DecodeError(f"audio is shorter than one window of {WINDOW_SAMPLES} samples (25 ms)")
-
-
 def decode_inputs(
-    task: tuple[Path, tuple[str, ...]], *, specs: Mapping[str, FrameSpec | AudioSpec], device_resizes: bool
-) -> Decoded:
-    """Decode a clip's file into the frames and the waveform for the encoders; runs in a worker.
+    task: tuple[Path, tuple[str, ...]], *, specs: Mapping[str, Spec], device_resizes: frozenset[str] = frozenset()
+) -> Inputs:
+    """Decode a clip's file into the inputs of its streams, in one pass; runs in a worker.
 
     Args:
         task: the file or its URL, and the streams to decode for.
         specs: stream -> specification of its encoder's input.
-        device_resizes: don't resize frames of up to `DEVICE_RESIZE_PIXELS`.
+        device_resizes: streams whose frames of up to `DEVICE_RESIZE_PIXELS` are left as they are.
     """
     began = time.process_time()
     path, streams = task
-    frame_spec, audio_spec = specs.get("timesformer", FrameSpec()), specs.get("ast", AudioSpec())
-    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
-    resize = _FrameResizer(frame_spec, leave_small=device_resizes)
+    framed = {name: spec for name in streams if isinstance(spec := specs[name], FrameSpec)}
+    heard = {name: spec for name in streams if isinstance(spec := specs[name], AudioSpec)}
+    resizers = {name: _FrameResizer(spec, leave_small=name in device_resizes) for name, spec in framed.items()}
     try:
         with fetched(path) if is_remote(path) else nullcontext(path) as file:
-            decoded = decode_clip(
-                file,
-                frames=frame_spec.frames,
-                sampling=frame_spec.sampling,
-                prepare=resize,
-                max_samples=audio_spec.max_samples,
-                picture="timesformer" in streams,
-                sound="ast" in streams,
+            decoded = _decode_file(
+                file, [(spec, resizers[name]) for name, spec in framed.items()], _samples_per_rate(heard.values())
             )
             file_bytes, digest = _identify(file)
     except DecodeError as error:
-        return Decoded(None, None, str(error), str(error), cpu_seconds=time.process_time() - began)
-    if decoded.waveform is not None:
-        try:
-            check_waveform(decoded.waveform)
-        except DecodeError as error:
-            decoded = replace(decoded, waveform=None, no_waveform=str(error))
-    return replace(
-        decoded,
-        is_resized=resize.resizes,
+        return Inputs.failed(streams, str(error), cpu_seconds=time.process_time() - began)
+    taken = dict(zip(framed, decoded.frames, strict=True))
+    taken |= {name: _cut(*decoded.waveforms[spec.rate], spec) for name, spec in heard.items()}
+    return Inputs(
+        arrays={name: array for name, (array, _) in taken.items() if array is not None},
+        reasons={name: reason for name, (array, reason) in taken.items() if array is None},
+        unresized=frozenset(name for name in device_resizes.intersection(framed) if not resizers[name].resizes),
+        seconds=decoded.seconds,
         file_bytes=file_bytes,
         digest=digest,
         cpu_seconds=time.process_time() - began,
     )
 
 
+def _samples_per_rate(specs: Iterable[AudioSpec]) -> dict[int, int | None]:
+    """Return rate -> the largest number of samples that a stream hears; None = all."""
+    most: dict[int, int | None] = {}
+    for spec in specs:
+        known = most.get(spec.rate, 0)
+        most[spec.rate] = None if known is None or spec.max_samples is None else max(known, spec.max_samples)
+    return most
+
+
+def _cut(waveform: np.ndarray | None, reason: str, spec: AudioSpec) -> Taken:
+    """Return the part of a waveform that a stream hears, or why it is too short."""
+    if waveform is None:
+        return None, reason
+    try:
+        spec.check(waveform)
+    except DecodeError as error:
+        return None, str(error)
+    return waveform[: spec.max_samples], ""
+
+
 class _FrameResizer:
-    """Resizes a clip's frames, or leaves small ones to the encoder's device; the first frame's size decides.
+    """Resizes a clip's frames, or leaves them as they are, as `spec.resize` and the first frame's size decide.
 
     Attributes:
         resizes: whether it resizes the frames.
     """
 
     def __init__(self, spec: FrameSpec, *, leave_small: bool) -> None:
-        self.resizes = True
-        self._spec, self._is_undecided = spec, leave_small
+        self.resizes = spec.resize == "pil"
+        self._spec, self._is_undecided = spec, self.resizes and leave_small
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if self._is_undecided:

@@ -8,7 +8,7 @@ paper's code, with its errors (see docs/paper.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,16 @@ import numpy as np
 
 from alphafuse.errors import DecodeError, EncoderError
 
-SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 3.1)
-WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
-HOP_SAMPLES = 160  # Kaldi's hop: 10 ms
+SAMPLE_RATE_HZ = 16_000  # of most audio encoders
 DEVICE_RESIZE_PIXELS = 640 * 480  # largest frame that a device resizes; decode workers resize larger ones
 
 
 @dataclass(frozen=True)
 class FrameSpec:
-    """Preprocessing of frames into TimeSformer's input.
+    """Which frames of a clip an encoder looks at, and their preprocessing.
 
-    The defaults are the published Kinetics-400 values (mean 0.45, std 0.225, short side and centre crop 224, bilinear);
-    the ImageNet statistics that HuggingFace's processor classes fall back to are not TimeSformer's.
+    The defaults are TimeSformer's published Kinetics-400 values (mean 0.45, std 0.225, short side and centre crop 224,
+    bilinear); the ImageNet statistics that HuggingFace's processor classes fall back to are not TimeSformer's.
 
     Attributes:
         frames: number of frames.
@@ -38,6 +36,8 @@ class FrameSpec:
         scale: factor on the 8-bit values.
         mean, std: per channel, in units of the scaled values.
         sampling: choice of the clip's frames, see `SAMPLINGS`.
+        resize: what resizes, because results differ: "pil", in the decode workers; or "torch", which HuggingFace's
+            torchvision processors use: workers pass frames on as they are, and the encoder resizes them.
     """
 
     frames: int = 8
@@ -49,6 +49,7 @@ class FrameSpec:
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
     sampling: str = "spread"
+    resize: str = "pil"
 
     @classmethod
     def notebook(cls, *, frames: int, image_size: int) -> FrameSpec:
@@ -106,62 +107,26 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """Preprocessing of a waveform into AST's input.
-
-    The defaults are AST's published AudioSet values: 128 mel bands, 1024 frames of 10 ms, and the mean and standard
-    deviation of AudioSet's log filter banks.
+    """The waveform that an encoder hears.
 
     Attributes:
-        mel_bins: mel bands.
-        max_length: number of frames; shorter clips are padded with zeros before normalisation, longer ones cut.
-        mean, std: the result is (x - mean) / (2 std).
-        spectrogram: "kaldi" (natural logarithm, `ast.filter_banks`) or "decibel" (the notebook's,
-            `ast.decibel_spectrogram`).
+        rate: samples per second.
+        max_samples: samples of a clip that matter, from its start; None = all.
+        min_samples: a clip with fewer can't be embedded.
     """
 
-    mel_bins: int = 128
-    max_length: int = 1024
-    mean: float = -4.2677393
-    std: float = 4.5689974
-    spectrogram: str = "kaldi"
+    rate: int = SAMPLE_RATE_HZ
+    max_samples: int | None = None
+    min_samples: int = 1
 
-    @property
-    def max_samples(self) -> int | None:
-        """Samples of a clip that matter; None = all, because the notebook's decibels are relative to the loudest."""
-        if self.spectrogram == "decibel":
-            return None
-        return (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
+    def check(self, waveform: np.ndarray) -> None:
+        """Raise `DecodeError` if a waveform (samples,) is too short."""
+        if len(waveform) < self.min_samples:
+            milliseconds = 1000 * self.min_samples / self.rate
+            raise DecodeError(f"audio is shorter than one window of {self.min_samples} samples ({milliseconds:.0f} ms)")
 
-    @classmethod
-    def notebook(cls, *, mel_bins: int, max_length: int) -> AudioSpec:
-        """Return the notebook's: decibels, normalised by AudioSet's (rounded) statistics of natural logarithms."""
-        return cls(mel_bins=mel_bins, max_length=max_length, mean=-4.26, std=4.57, spectrogram="decibel")
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, mel_bins: int, max_length: int) -> AudioSpec:
-        """Read HuggingFace's AST feature extractor settings; absent ones take the published values.
-
-        Raises:
-            EncoderError: the sample rate isn't 16 kHz, or the size isn't that of the model.
-        """
-        rate = config.get("sampling_rate", SAMPLE_RATE_HZ)
-        if rate != SAMPLE_RATE_HZ:
-            raise EncoderError(
-                f"preprocessor_config.json wants audio at {rate} Hz: only {SAMPLE_RATE_HZ} is implemented"
-            )
-        given = (config.get("num_mel_bins", mel_bins), config.get("max_length", max_length))
-        if given != (mel_bins, max_length):
-            raise EncoderError(
-                f"preprocessor_config.json makes {given[0]} mel bins x {given[1]} frames, config.json takes "
-                f"{mel_bins} x {max_length}: make them agree"
-            )
-        normalize = config.get("do_normalize", True)
-        return cls(
-            mel_bins=mel_bins,
-            max_length=max_length,
-            mean=config.get("mean", cls.mean) if normalize else 0.0,
-            std=config.get("std", cls.std) if normalize else 0.5,
-        )
+Spec = FrameSpec | AudioSpec
 
 
 @dataclass(frozen=True)
@@ -170,29 +135,49 @@ class Decoded:
 
     Attributes:
         frames: (frames, height, width, 3) uint8 RGB, or None.
-        waveform: (samples,) float32 at 16 kHz, nominally in [-1, 1], or None.
+        waveform: (samples,) float32, nominally in [-1, 1], or None.
         no_frames, no_waveform: reason why the frames or the waveform are None, else "".
-        is_resized: whether the frames are resized and cropped; False = the encoder's device resizes them.
         seconds: duration that a player shows, the longer of picture and sound; nan if unknown.
-        file_bytes: size of the file; -1 = unknown.
-        digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" if unknown.
-        cpu_seconds: processor time of decoding, if it was measured.
     """
 
     frames: np.ndarray | None
     waveform: np.ndarray | None
     no_frames: str = ""
     no_waveform: str = ""
-    is_resized: bool = True
     seconds: float = math.nan
-    file_bytes: int = -1
-    digest: str = ""
-    cpu_seconds: float = 0.0
 
     def __repr__(self) -> str:
         frames = self.no_frames if self.frames is None else self.frames.shape
         waveform = self.no_waveform if self.waveform is None else self.waveform.shape
         return f"Decoded(frames={frames}, waveform={waveform})"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of all streams, from one pass over a clip's file.
+
+    Attributes:
+        arrays: stream -> (frames, height, width, 3) uint8 RGB, or (samples,) float32 at the stream's rate.
+        reasons: stream -> why it has no input.
+        unresized: streams whose frames are as decoded, though the decode workers could resize them.
+        seconds: duration that a player shows, the longer of picture and sound; nan if unknown.
+        file_bytes: size of the file; -1 = unknown.
+        digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" if unknown.
+        cpu_seconds: processor time of decoding, if it was measured.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    reasons: Mapping[str, str]
+    unresized: frozenset[str] = frozenset()
+    seconds: float = math.nan
+    file_bytes: int = -1
+    digest: str = ""
+    cpu_seconds: float = 0.0
+
+    @classmethod
+    def failed(cls, streams: Iterable[str], reason: str, *, cpu_seconds: float = 0.0) -> Inputs:
+        """Return the result for a file of which nothing can be decoded."""
+        return cls({}, dict.fromkeys(streams, reason), cpu_seconds=cpu_seconds)
 
 
 def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:

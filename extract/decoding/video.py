@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 from av.error import FFmpegError
@@ -22,11 +23,28 @@ from .specs import first_line
 MAX_PIXELS = 8192 * 8192  # per frame; the highest levels of H.264, HEVC (6.2) and AV1 (6.3) allow 35.7 million
 HELD_BYTES = 64 * 2**20  # limit of video packets in memory; a file with more is read a second time
 NO_SIZE = f"frames of no known size, or larger than this reads ({MAX_PIXELS // 10**6} megapixels)"
+Taken = tuple[np.ndarray | None, str]  # (frames, height, width, 3) uint8 and "", or None and the reason
 ReadAgain = Callable[[], AbstractContextManager[tuple[VideoStream, Iterable[Packet]]]]
 
 
+@dataclass(frozen=True)
+class FrameRequest:
+    """Frames to take from a video.
+
+    Attributes:
+        frames: their number.
+        choose: number of shown frames -> indices of the frames to take.
+        prepare: applied to each taken frame, (height, width, 3) uint8 RGB, as soon as it is decoded, so that only
+            prepared frames are held (for instance resized ones). Its `DecodeError` fails this request alone.
+    """
+
+    frames: int
+    choose: Callable[[int], list[int]]
+    prepare: Callable[[np.ndarray], np.ndarray]
+
+
 class VideoTrack:
-    """Collects the packets of a video stream as they are read; returns the sampled frames, or why there are none.
+    """Collects the packets of a video stream as they are read; returns sampled frames, or why there are none.
 
     Attributes:
         stream: the video stream; None if there is no usable one.
@@ -56,68 +74,59 @@ class VideoTrack:
         if self._held is not None:
             self._held.append(packet)
 
-    def take(
-        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
-    ) -> tuple[np.ndarray | None, str]:
-        """Return (frames, height, width, 3) uint8 and "", or None and the reason.
-
-        Args:
-            choose: number of shown frames -> indices of those to take.
-            prepare: see `decode_clip`.
-        """
+    def take(self, requests: Sequence[FrameRequest]) -> list[Taken]:
+        """Return the frames of each request, from one pass over the packets."""
         if self.stream is None:
-            return None, self._problem
+            return [(None, self._problem)] * len(requests)
         try:
-            taken = self._take_planned(choose, prepare)
+            taken = self._take_planned(requests)
             if taken is None:
-                taken = self._take_from_all(choose, prepare)
+                taken = self._take_from_all(requests)
             if taken is not None:
-                return taken, ""
+                return taken
             problem = "video stream without a frame"
         except MemoryError:
-            return None, NO_MEMORY
-        except DecodeError as error:
-            return None, str(error)
+            return [(None, NO_MEMORY)] * len(requests)
         except (FFmpegError, ValueError) as error:
             problem = f"video can't be decoded: {first_line(error)}"
-        return None, problem if self.stream.codec_context.width else NO_SIZE  # FFmpeg resets a size that it refuses
+        if not self.stream.codec_context.width:  # FFmpeg resets a size that it refuses
+            problem = NO_SIZE
+        return [(None, problem)] * len(requests)
 
-    def _take_planned(
-        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
-    ) -> np.ndarray | None:
+    def _take_planned(self, requests: Sequence[FrameRequest]) -> list[Taken] | None:
         """Decode by a `PacketPlan`; return None without a plan, or if the decoder outputs unexpected frames."""
-        plan = self._index.plan(choose)
+        plan = self._index.plan(lambda shown: [index for request in requests for index in request.choose(shown)])
         if plan is None:
             return None
-        sampled, expected = _SampledFrames(plan.wanted, prepare), iter(plan.expected)
+        wanted = iter(plan.wanted)
+        sampled = [_SampledFrames(list(islice(wanted, request.frames)), request.prepare) for request in requests]
+        expected = iter(plan.expected)
         with self._packets(strict=True) as packets:
             needed = (packet for use, packet in zip(plan.decoded, packets, strict=False) if use)
             try:
                 for frame in _decode(needed, strict=True):
                     if frame.is_corrupt or frame.pts is None or frame.pts != next(expected, None):
                         return None
-                    sampled.add_if_sampled(frame.pts, frame)
+                    _offer(sampled, frame.pts, frame)
             except MemoryError:
                 raise
             except FFmpegError:
                 return None
-        return sampled.finish() if next(expected, None) is None else None
+        return _finish(sampled) if next(expected, None) is None else None
 
-    def _take_from_all(
-        self, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
-    ) -> np.ndarray | None:
+    def _take_from_all(self, requests: Sequence[FrameRequest]) -> list[Taken] | None:
         """Decode everything; do it a second time if there are fewer frames than the packets announce."""
         total = self._index.listed
         for _ in range(2):
-            sampled, shown = _SampledFrames(choose(total), prepare), 0
+            sampled, shown = [_SampledFrames(request.choose(total), request.prepare) for request in requests], 0
             with self._packets(strict=False) as packets:
                 for frame in _decode(packets, strict=False):
-                    sampled.add_if_sampled(shown, frame)
+                    _offer(sampled, shown, frame)
                     shown += 1
             if shown in (0, total):
                 break
             total = shown
-        return sampled.finish()
+        return _finish(sampled)
 
     @contextmanager
     def _packets(self, *, strict: bool) -> Iterator[Iterable[Packet]]:
@@ -133,9 +142,14 @@ class VideoTrack:
 
 
 class _SampledFrames:
-    """The sampled frames; each is prepared and stored as soon as it is decoded."""
+    """The sampled frames of a request; each is prepared and stored as soon as it is decoded.
+
+    Attributes:
+        problem: why the request can't be met, else "".
+    """
 
     def __init__(self, keys: list[int], prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.problem = ""
         self._places: dict[int, list[int]] = {}
         for place, key in enumerate(keys):
             self._places.setdefault(key, []).append(place)
@@ -143,21 +157,49 @@ class _SampledFrames:
         self._prepare = prepare
         self._frames: np.ndarray | None = None
 
-    def add_if_sampled(self, key: int, frame: VideoFrame) -> None:
-        """Store a frame if it is one of the sampled ones."""
-        places = self._places.pop(key, None)
-        if places is None:
+    def wants(self, key: int) -> bool:
+        """Whether a frame is one of the sampled ones and has not been stored yet."""
+        return key in self._places
+
+    def add(self, key: int, image: np.ndarray) -> None:
+        """Store a sampled frame (height, width, 3)."""
+        places = self._places.pop(key)
+        if self.problem:
             return
-        image = self._prepare(_upright(frame))
+        try:
+            image = self._prepare(image)
+        except DecodeError as error:
+            self.problem = str(error)
+            return
         if self._frames is None:
             self._frames = np.empty((self._count, *image.shape), image.dtype)
         if image.shape != self._frames.shape[1:]:
-            raise DecodeError("frames change their size")
+            self.problem = "frames change their size"
+            return
         self._frames[places] = image
 
-    def finish(self) -> np.ndarray | None:
-        """Return (frames, height, width, 3), or None if one was never offered."""
-        return None if self._places else self._frames
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sampled frame was decoded."""
+        return not self._places
+
+    def finish(self) -> Taken:
+        """Return the frames."""
+        return (None, self.problem) if self.problem else (self._frames, "")
+
+
+def _offer(sampled: Sequence[_SampledFrames], key: int, frame: VideoFrame) -> None:
+    """Give a decoded frame to the requests that sample it."""
+    wanting = [frames for frames in sampled if frames.wants(key)]
+    if wanting:
+        image = _upright(frame)
+        for frames in wanting:
+            frames.add(key, image)
+
+
+def _finish(sampled: Sequence[_SampledFrames]) -> list[Taken] | None:
+    """Return the frames of each request; None if a frame was never decoded."""
+    return [frames.finish() for frames in sampled] if all(frames.is_complete for frames in sampled) else None
 
 
 def _video_problem(video: VideoStream | None) -> str:

@@ -7,7 +7,8 @@ Shapes: b clips, n tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,11 +17,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alphafuse.extract.decoding.specs import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioSpec
+from alphafuse.data.streams import DEFAULT_PROTOCOL, Stream
+from alphafuse.errors import EncoderError
+from alphafuse.extract.decoding.specs import AudioSpec
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
 from .transformer import Attention, Block, Mlp, run_blocks
 
+SAMPLE_RATE_HZ = 16_000  # AST was trained at 16 kHz (Gong et al. 2021, section 3.1)
+WINDOW_SAMPLES = 400  # Kaldi's filter bank window: 25 ms at 16 kHz
+HOP_SAMPLES = 160  # Kaldi's hop: 10 ms
 PREEMPHASIS = 0.97  # Kaldi's default
 FFT_SAMPLES = 512  # Kaldi's default: the window rounded up to a power of two
 LOWEST_HZ = 20.0  # Kaldi's default
@@ -28,26 +34,94 @@ DECIBEL_FFT = 2048  # samples; librosa's default, which the notebook kept
 DECIBEL_RANGE = 80.0  # dB; librosa's default (`top_db`), which the notebook kept
 
 
-def load_ast(name: str, placement: Placement | None = None) -> Encoder:
+@dataclass(frozen=True)
+class SpectrogramSpec:
+    """Preprocessing of a waveform into AST's input.
+
+    The defaults are AST's published AudioSet values: 128 mel bands, 1024 frames of 10 ms, and the mean and standard
+    deviation of AudioSet's log filter banks.
+
+    Attributes:
+        mel_bins: mel bands.
+        max_length: number of frames; shorter clips are padded with zeros before normalisation, longer ones cut.
+        mean, std: the result is (x - mean) / (2 std).
+        spectrogram: "kaldi" (natural logarithm, `filter_banks`) or "decibel" (the notebook's,
+            `decibel_spectrogram`).
+    """
+
+    mel_bins: int = 128
+    max_length: int = 1024
+    mean: float = -4.2677393
+    std: float = 4.5689974
+    spectrogram: str = "kaldi"
+
+    @property
+    def audio(self) -> AudioSpec:
+        """The waveform: all of it for the notebook, because its decibels are relative to the loudest moment."""
+        longest = (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
+        return AudioSpec(SAMPLE_RATE_HZ, None if self.spectrogram == "decibel" else longest, WINDOW_SAMPLES)
+
+    @classmethod
+    def notebook(cls, *, mel_bins: int, max_length: int) -> SpectrogramSpec:
+        """Return the notebook's: decibels, normalised by AudioSet's (rounded) statistics of natural logarithms."""
+        return cls(mel_bins=mel_bins, max_length=max_length, mean=-4.26, std=4.57, spectrogram="decibel")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, mel_bins: int, max_length: int) -> SpectrogramSpec:
+        """Read HuggingFace's AST feature extractor settings; absent ones take the published values.
+
+        Raises:
+            EncoderError: the sample rate isn't 16 kHz, or the size isn't that of the model.
+        """
+        rate = config.get("sampling_rate", SAMPLE_RATE_HZ)
+        if rate != SAMPLE_RATE_HZ:
+            raise EncoderError(
+                f"preprocessor_config.json wants audio at {rate} Hz: only {SAMPLE_RATE_HZ} is implemented"
+            )
+        given = (config.get("num_mel_bins", mel_bins), config.get("max_length", max_length))
+        if given != (mel_bins, max_length):
+            raise EncoderError(
+                f"preprocessor_config.json makes {given[0]} mel bins x {given[1]} frames, config.json takes "
+                f"{mel_bins} x {max_length}: make them agree"
+            )
+        normalize = config.get("do_normalize", True)
+        return cls(
+            mel_bins=mel_bins,
+            max_length=max_length,
+            mean=config.get("mean", cls.mean) if normalize else 0.0,
+            std=config.get("std", cls.std) if normalize else 0.5,
+        )
+
+
+def load_ast(stream: Stream, placement: Placement | None = None) -> Encoder:
     """Load an AST: hub id, folder or "compact"; any input length and strides.
+
+    The embedding is the mean of the CLS and the distillation token after the final norm. Option `protocol`:
+    "notebook" prepares audio as the paper's notebook did.
 
     Raises:
         EncoderError: it can't be loaded, isn't an AST, lacks weights, or has settings that aren't implemented.
     """
     from transformers import ASTModel
 
-    model, config, preprocessor = load_pretrained("ast", name, ASTModel)
-    placement = placement or Placement()
+    model, config, preprocessor = load_pretrained(stream, ASTModel)
     size = {"mel_bins": config.num_mel_bins, "max_length": config.max_length}
-    notebook = placement.protocol == "notebook"
-    spec = AudioSpec.notebook(**size) if notebook else AudioSpec.from_config(preprocessor, **size)
-    return freeze_ast(name, model, spec, placement)
+    notebook = stream.options.get("protocol") == "notebook"
+    spec = SpectrogramSpec.notebook(**size) if notebook else SpectrogramSpec.from_config(preprocessor, **size)
+    return freeze_ast(stream, model, spec, placement)
 
 
-def freeze_ast(name: str, model: Any, spec: AudioSpec, placement: Placement) -> Encoder:
+def freeze_ast(stream: Stream, model: Any, spec: SpectrogramSpec, placement: Placement | None = None) -> Encoder:
     """Make the encoder of a `transformers.ASTModel`; it takes over the weights."""
-    prepare = partial(audio_inputs, spec=spec)
-    return freeze("ast", name, model, PooledAst, spec=spec, prepare=prepare, placement=placement)
+    return freeze(
+        stream,
+        model,
+        PooledAst,
+        spec=spec.audio,
+        prepare=partial(audio_inputs, spec=spec),
+        placement=placement,
+        details={"protocol": stream.options.get("protocol", DEFAULT_PROTOCOL), "pool": "cls", **asdict(spec)},
+    )
 
 
 class PooledAst(nn.Module):
@@ -76,11 +150,11 @@ def _ast_block(layer: Any, config: Any) -> Block:
 # audio
 
 
-def audio_inputs(waveforms: Sequence[np.ndarray], spec: AudioSpec, *, device: torch.device) -> torch.Tensor:
+def audio_inputs(waveforms: Sequence[np.ndarray], spec: SpectrogramSpec, *, device: torch.device) -> torch.Tensor:
     """Turn the waveforms of a batch into AST's `input_values`.
 
     Args:
-        waveforms: each (samples,) float32, mono, 16 kHz, at least 400 samples (`decode.check_waveform`).
+        waveforms: each (samples,) float32, mono, 16 kHz, at least 400 samples (`AudioSpec.check`).
         spec: sizes, statistics and kind of spectrogram.
         device: device of the samples and all computations.
 

@@ -1,14 +1,15 @@
-"""An encoder: a frozen HuggingFace model without its classifier, with its preprocessing, on a device.
+"""An encoder: a frozen model without its classifier, with its preprocessing, on a device.
 
-The families (`timesformer`, `ast`) build one from a hub id, a folder in HuggingFace's layout, or "compact", the small
-one of the package; `families` lists them.
+Builders (`families`) make one from a stream: `load_pretrained` reads HuggingFace's files, `freeze` puts a model, its
+forward pass and its preprocessing together.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from alphafuse.data.streams import PROTOCOLS
+from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
+from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Spec
 from alphafuse.extract.settings import PRECISIONS
-from alphafuse.system.files import read_json
+from alphafuse.system.processes import measure_memory
 
-from .hub import LAYOUT, hub_reachable, locate
+from .hub import hub_reachable, locate, not_found, read_file
 from .transformer import store_products_in
+
+EXAMPLE_SECONDS = 60  # of sound, for encoders that hear all of it
+UNKNOWN_PASS_BYTES = 2**30  # memory of a forward pass where the system doesn't tell
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Device, precision and preprocessing of an encoder.
+    """Device and precision of an encoder.
 
     Attributes:
         device: name of the device, see `alphafuse.system.devices.choose_device`.
-        precision: "fp32", or "bf16" for the models' matrix products; embeddings are float32 either way.
-        protocol: preprocessing, see `alphafuse.extract.decoding.specs`.
+        precision: "fp32", or "bf16" for the models' matrix products; embeddings are float32 either way. A stream's own
+            option `precision` comes first.
         compile: compile the models with `torch.compile`; on the CPU that needs a C++ compiler.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
-    protocol: str = "standard"
     compile: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EncoderError(unknown("precision", self.precision, PRECISIONS))
-        if self.protocol not in PROTOCOLS:
-            raise EncoderError(unknown("protocol", self.protocol, PROTOCOLS))
 
 
 @dataclass(frozen=True)
@@ -54,51 +55,49 @@ class Encoder:
     """A frozen model with its preprocessing.
 
     Attributes:
-        stream: "timesformer" or "ast".
-        name: hub id, folder or "compact", as given.
+        stream: its name, encoder, medium and options.
         revision: the hub's commit, or "" for a folder.
         weights_sha256: checksum of the tensors in use, so independent of the file format.
         dim: length of an embedding.
-        forward_bytes: approximate memory of a forward pass per clip.
-        spec: `FrameSpec` or `AudioSpec`.
-        prepare: (decoded frames or waveform of each clip, device=...) -> the model's input on the device.
-        model: the forward pass up to the embedding, in eval mode, without gradients.
-        placement: its device, precision and preprocessing.
+        spec: the frames or the waveform that decode workers prepare.
+        prepare: (frames or waveform of each clip, device=...) -> the model's input on the device.
+        model: the forward pass up to the embedding, (clips, dim); a module is in eval mode, without gradients.
+        placement: its device and precision.
+        details: what else decides the numbers, json-able: family, pooling, preprocessing beyond `spec`.
         resize: decoded frames on any device -> resized ones, as by `decode.prepare_frame`; None if only decode workers
             can resize.
     """
 
-    stream: str
-    name: str
+    stream: Stream
     revision: str
     weights_sha256: str
     dim: int
-    forward_bytes: int
-    spec: FrameSpec | AudioSpec
-    prepare: Callable[..., torch.Tensor]
-    model: nn.Module
+    spec: Spec
+    prepare: Callable[..., Any]
+    model: Callable[[Any], torch.Tensor]
     placement: Placement
+    details: Mapping[str, Any] = field(default_factory=dict)
     resize: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __repr__(self) -> str:
-        return f"Encoder({self.stream}: {self.name!r}, dim={self.dim}, {self.spec}, {self.placement})"
+        return f"Encoder({self.stream.name}: {self.stream.encoder!r}, dim={self.dim}, {self.spec}, {self.placement})"
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides this stream's numbers, json-able; the store compares it."""
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
         return {
-            "protocol": self.placement.protocol,
             "precision": self.placement.precision,
             "weights_sha256": self.weights_sha256,
             "dim": self.dim,
             **spec,
+            **self.details,
         }
 
     def embed(self, clips: Sequence[np.ndarray]) -> np.ndarray:
-        """Embed a batch: TimeSformer's CLS token, or the mean of AST's CLS and distillation tokens, after the norm.
+        """Embed a batch.
 
         Args:
-            clips: each (frames, height, width, 3) uint8, resized, for TimeSformer; (samples,) float32 for AST.
+            clips: each (frames, height, width, 3) uint8, or (samples,) float32, as `spec` says.
 
         Returns:
             (clips, dim) float32.
@@ -124,33 +123,65 @@ class Encoder:
         assert self.resize is not None
         return self.resize(torch.from_numpy(frames).to(self.placement.device))
 
+    @cached_property
+    def forward_bytes(self) -> int:
+        """Memory of this process that a forward pass of one clip takes at most; measured by a trial pass.
+
+        Raises:
+            EncoderError: the pass doesn't give one embedding of `dim` numbers.
+        """
+        made, taken = measure_memory(lambda: self.embed([example_input(self.spec)]))
+        if made.shape != (1, self.dim):
+            raise EncoderError(
+                f"{self.stream.encoder} returns an array of shape {made.shape[1:]} for a clip, not ({self.dim},)"
+            )
+        return UNKNOWN_PASS_BYTES if taken is None else taken
+
+
+def example_input(spec: Spec) -> np.ndarray:
+    """Return a black picture or silence of the largest size that an encoder gets."""
+    if isinstance(spec, AudioSpec):
+        return np.zeros(max(spec.min_samples, spec.max_samples or EXAMPLE_SECONDS * spec.rate), np.float32)
+    height, width = spec.crop if spec.crop != (0, 0) else spec.size
+    if spec.resize != "pil" or not height:
+        width = 640
+        height = DEVICE_RESIZE_PIXELS // width
+    return np.zeros((spec.frames, height, width, 3), np.uint8)
+
 
 def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
     """Copy an encoder from the CPU to another device, and compile it if requested."""
     placement = replace(encoder.placement, device=torch.device(device), compile=compile)
-    model = encoder.model if placement.device.type == "cpu" else encoder.model.to(placement.device)
-    compiled: Any = torch.compile(model) if compile else model  # callable as a module
-    return replace(encoder, model=compiled, placement=placement)
+    model: Any = encoder.model
+    if isinstance(model, nn.Module):
+        model = model if placement.device.type == "cpu" else model.to(placement.device)
+        model = torch.compile(model) if compile else model  # callable as a module
+    return replace(encoder, model=model, placement=placement)
 
 
 def freeze(
-    stream: str,
-    name: str,
+    stream: Stream,
     model: Any,
     forward: Callable[[Any], nn.Module],
     *,
-    spec: FrameSpec | AudioSpec,
-    prepare: Callable[..., torch.Tensor],
-    placement: Placement,
+    spec: Spec,
+    prepare: Callable[..., Any],
+    placement: Placement | None = None,
+    dim: int | None = None,
+    details: Mapping[str, Any] | None = None,
     resize: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Encoder:
     """Make an encoder from a HuggingFace model; it takes over the weights.
 
     Args:
-        stream, name, spec, prepare, placement, resize: see `Encoder`.
+        stream, spec, prepare, details, resize: see `Encoder`.
         model: HuggingFace's model, in float32 on the CPU.
         forward: makes the family's forward pass from the model's modules.
+        placement: device and precision; by default on the CPU in float32.
+        dim: length of an embedding; by default the config's hidden size.
     """
+    placement = placement or Placement()
+    placement = replace(placement, precision=stream.options.get("precision", placement.precision))
     config: Any = model.config
     weights_sha256 = _weights_sha256(model)
     model.eval().requires_grad_(False)
@@ -159,29 +190,21 @@ def freeze(
         store_products_in(fast, torch.bfloat16)
     frozen = Encoder(
         stream=stream,
-        name=name,
         revision=getattr(config, "_commit_hash", None) or "",
         weights_sha256=weights_sha256,
-        dim=config.hidden_size,
-        forward_bytes=_forward_bytes(model),
+        dim=dim or config.hidden_size,
         spec=spec,
         prepare=prepare,
         model=fast,
         placement=placement,
+        details={"family": config.model_type, **(details or {})},
         resize=resize,
     )
     return place(frozen, str(placement.device), compile=placement.compile)
 
 
-def _forward_bytes(model: Any) -> int:
-    """Estimate one clip's peak memory: the hidden layer of an MLP, and about nine times the tokens' width."""
-    config = model.config
-    tokens = model.embeddings.position_embeddings.shape[1] * getattr(config, "num_frames", 1)
-    return 4 * tokens * (2 * config.intermediate_size + 9 * config.hidden_size)
-
-
-def load_pretrained(stream: str, name: str, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Load HuggingFace's model by its name: a hub id, a folder or "compact".
+def load_pretrained(stream: Stream, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Load HuggingFace's model of a stream from a hub id, a folder or "compact".
 
     Returns:
         The model in float32, its config, and its preprocessor_config.json as a dict, {} without one.
@@ -196,7 +219,7 @@ def load_pretrained(stream: str, name: str, model_class: Any) -> tuple[Any, Any,
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = locate(stream, name)
+    name, source = stream.encoder, locate(stream)
     is_folder = Path(source).is_dir()
     offline = not is_folder and not hub_reachable()
     try:
@@ -206,7 +229,7 @@ def load_pretrained(stream: str, name: str, model_class: Any) -> tuple[Any, Any,
     except (OSError, ValueError) as error:
         if is_folder:
             raise EncoderError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
-        raise EncoderError(_not_found_message(stream, name, offline=offline)) from None
+        raise EncoderError(not_found(stream)) from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
         raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
     if report["missing_keys"]:  # HuggingFace would fill them with random numbers
@@ -214,28 +237,7 @@ def load_pretrained(stream: str, name: str, model_class: Any) -> tuple[Any, Any,
         raise EncoderError(
             f"{name} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
-    return model, model.config, _preprocessor_config(source, offline=offline)
-
-
-def _preprocessor_config(source: str, *, offline: bool) -> dict[str, Any]:
-    if Path(source).is_dir():
-        path = Path(source) / "preprocessor_config.json"
-        return read_json(path) if path.is_file() else {}
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        source, "preprocessor_config.json", local_files_only=offline, _raise_exceptions_for_missing_entries=False
-    )
-    return read_json(Path(found)) if found else {}
-
-
-def _not_found_message(stream: str, name: str, *, offline: bool) -> str:
-    what = f"the hub can't be reached and '{name}' is not in its cache" if offline else f"the hub has no model '{name}'"
-    return (
-        f"{what}: point at a folder (--{stream} FOLDER with {LAYOUT}), convert the original checkpoint "
-        f"(`alphafuse convert {stream} FILE OUT`), or try the small "
-        f"encoder of the package (--{stream} compact, or `alphafuse data demo`)"
-    )
+    return model, model.config, read_file(source, "preprocessor_config.json") or {}
 
 
 def _weights_sha256(model: nn.Module) -> str:

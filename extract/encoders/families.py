@@ -1,28 +1,164 @@
-"""The families of encoders: one entry for each supported model_type of HuggingFace's config.json."""
+"""The families of encoders: a line for each model_type of HuggingFace's config.json. Doesn't load torch.
+
+    load_encoder(stream) -> FAMILIES[model_type] -> the builder of its module -> Encoder
+
+To add a family, write a builder `(stream, placement) -> Encoder` in a module of this folder, and a line here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .ast import load_ast
-from .encoder import Encoder, Placement
-from .hub import MODEL_TYPES
-from .timesformer import load_timesformer
+from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, require_name
+from alphafuse.errors import DatasetError, EncoderError, unknown
+from alphafuse.system.files import one_line
 
-FAMILIES: dict[str, Callable[[str, Placement | None], Encoder]] = {
-    "timesformer": load_timesformer,
-    "audio-spectrogram-transformer": load_ast,
+from .hub import COMPACT, hub_reachable, locate, not_found, read_file
+
+if TYPE_CHECKING:
+    from .encoder import Encoder, Placement
+
+EVERY = ("medium", "precision")  # options of every stream
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of encoders.
+
+    Attributes:
+        media: what it embeds; a stream must say which of several (`medium=audio`).
+        module: module of this folder with its builder.
+        builder: name of the builder.
+        options: what a stream may choose: `frames`, `seconds`, `pool`, `protocol`.
+    """
+
+    media: tuple[str, ...]
+    module: str
+    builder: str
+    options: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    "timesformer": Family(("video",), "timesformer", "load_timesformer", ("protocol",)),
+    "audio-spectrogram-transformer": Family(("audio",), "ast", "load_ast", ("protocol",)),
 }
+CODE = Family(MEDIA, "code", "load_code")
+GENERIC = Family(MEDIA, "generic", "load_generic", ("frames", "seconds", "pool"))  # a model_type that isn't listed
 
 
-def load_encoders(names: Mapping[str, str], placement: Placement | None = None) -> dict[str, Encoder]:
-    """Load the encoder of each stream.
+def load_encoder(stream: Stream, placement: Placement | None = None, *, trust_code: bool = False) -> Encoder:
+    """Load the encoder of a stream.
 
     Args:
-        names: stream -> hub id, folder or "compact".
-        placement: device, precision and preprocessing; by default on the CPU in float32.
+        stream: its encoder is a hub id, a folder, "compact" or "package.module:name".
+        placement: device, precision; by default on the CPU in float32.
+        trust_code: whether "package.module:name" may run.
 
     Raises:
-        EncoderError: one of them can't be loaded.
+        EncoderError: it can't be loaded, embeds another medium, or doesn't have one of the stream's options.
     """
-    return {stream: FAMILIES[MODEL_TYPES[stream]](name, placement) for stream, name in names.items()}
+    family = CODE if stream.is_code else _family_of(stream)
+    if stream.is_code and not trust_code:
+        raise EncoderError(
+            f"stream {stream.name} would run the Python code {stream.encoder}: read it, then allow it with "
+            "--trust-code (trust_code=True)"
+        )
+    if stream.medium not in family.media:
+        raise EncoderError(
+            f"{stream.encoder} embeds {' and '.join(family.media)}, and stream {stream.name} is {stream.medium}: give "
+            "it another encoder, or the stream another name"
+        )
+    known = (*family.options, *EVERY)
+    for option in stream.options:
+        if option not in known and family is not CODE:
+            raise EncoderError(f"stream {stream.name}: {unknown('option', option, known)}")
+    build: Callable[[Stream, Placement | None], Encoder] = getattr(
+        import_module(f".{family.module}", __package__), family.builder
+    )
+    return build(stream, placement)
+
+
+def parse_stream(text: str) -> Stream:
+    """Return the stream that a text like "dino=facebook/dinov2-base,frames=16,pool=mean" describes.
+
+    The name of a default stream alone ("ast") is that stream.
+
+    Raises:
+        DatasetError: the text isn't of this form, or the name or an option is invalid.
+        EncoderError: the encoder doesn't tell what it embeds, and the option `medium` isn't given.
+
+    >>> from alphafuse import parse_stream
+    >>> parse_stream("tiny=compact,medium=audio")
+    Stream(tiny=compact)
+    """
+    head, *parts = text.split(",")
+    name, _, encoder = head.partition("=")
+    defaults = {stream.name: stream for stream in DEFAULT_STREAMS}
+    if not encoder and name in defaults:
+        encoder = defaults[name].encoder
+    options = dict(part.partition("=")[::2] for part in parts)
+    if not name or not encoder or not all(options.values()):
+        raise DatasetError(
+            f"'{one_line(text, 80)}' is no stream: write NAME=ENCODER or NAME=ENCODER,option=value, such as "
+            "clap=laion/clap-htsat-unfused"
+        )
+    require_name(name)
+    for option in options:
+        if option not in OPTIONS and not is_code(encoder):
+            raise DatasetError(f"stream {name}: {unknown('option', option, OPTIONS)}")
+    return Stream(name, encoder, medium_of(name, encoder, options), options)
+
+
+def medium_of(name: str, encoder: str, options: dict[str, str]) -> str:
+    """Return the medium of a stream that is being made: its option `medium`, or what its encoder embeds.
+
+    Args:
+        name, encoder: as in `Stream`.
+        options: as in `Stream`; `medium` is taken out.
+
+    Raises:
+        EncoderError: the encoder doesn't tell; the message asks for the option.
+    """
+    if "medium" in options:
+        return options.pop("medium")
+    if is_code(encoder) and ("frames" in options) != ("rate" in options):
+        return "video" if "frames" in options else "audio"
+    for stream in DEFAULT_STREAMS:
+        if name == stream.name:
+            return stream.medium
+    ask = f"say what stream {name} embeds: --stream {name}={encoder},medium=video (or audio)"
+    if encoder in (COMPACT, GIVEN) or is_code(encoder):
+        raise EncoderError(ask)
+    source = locate(Stream(name, encoder, MEDIA[0]))
+    config = read_file(source, "config.json")
+    if config is None:
+        reached = "its config.json can't be read" if hub_reachable() else "the hub can't be reached"
+        raise EncoderError(f"{reached}, so {ask}")
+    family = FAMILIES.get(str(config.get("model_type")))
+    media = family.media if family else _media_by_preprocessor(source)
+    if len(media) != 1:
+        raise EncoderError(f"{encoder} doesn't tell a medium: {ask}")
+    return media[0]
+
+
+def _family_of(stream: Stream) -> Family:
+    """Return the family of a folder or hub id; `GENERIC` for one that isn't listed."""
+    source = locate(stream)
+    config = read_file(source, "config.json")
+    if config is None:
+        raise EncoderError(not_found(stream))
+    return FAMILIES.get(str(config.get("model_type")), GENERIC)
+
+
+def _media_by_preprocessor(source: str) -> tuple[str, ...]:
+    """Return what the preprocessor of an unlisted family reads; () if it doesn't tell."""
+    for file in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
+        content: dict[str, Any] = read_file(source, file) or {}
+        if "image_processor_type" in content or "video_processor_type" in content:
+            return ("video",)
+        if "feature_extractor_type" in content:
+            return ("audio",)
+    return ()

@@ -6,7 +6,9 @@ import socket
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+from alphafuse.data.streams import Stream
 from alphafuse.errors import AlphafuseError, EncoderError
 from alphafuse.system.files import read_json
 
@@ -14,40 +16,81 @@ COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
 LAYOUT = "config.json and model.safetensors"
 HUB_TIMEOUT_SECONDS = 5.0
-MODEL_TYPES = {"timesformer": "timesformer", "ast": "audio-spectrogram-transformer"}  # config.json's model_type
+COMPACT_OF = {"video": "timesformer", "audio": "ast"}  # medium -> folder of its small encoder
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def locate(stream: str, name: str) -> str:
-    """Return the folder or hub id of a name; check that a folder holds the right model.
+def locate(stream: Stream) -> str:
+    """Return the folder or hub id of a stream's encoder.
 
     Raises:
-        EncoderError: the folder doesn't exist, or holds another model.
+        EncoderError: the folder doesn't exist, or has no config.json.
     """
-    folder = COMPACT_FOLDER / stream if name == COMPACT else Path(name).expanduser()
+    if stream.encoder == COMPACT:
+        return str(COMPACT_FOLDER / COMPACT_OF[stream.medium])
+    folder = Path(stream.encoder).expanduser()
     if not folder.is_dir():
+        name = stream.encoder
         looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
         if looks_like_folder:
             raise EncoderError(
-                f"no such folder for --{stream}: '{name}': name a HuggingFace folder ({LAYOUT}), a hub id like "
+                f"no such folder for {stream.name}: '{name}': name a HuggingFace folder ({LAYOUT}), a hub id like "
                 f"owner/name, or '{COMPACT}'"
             )
         return name
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise EncoderError(
-            f"{folder} is not a HuggingFace folder (no config.json): convert an original checkpoint with "
-            f"`alphafuse convert {stream} FILE OUT`"
-        )
-    try:
-        model_type = read_json(config).get("model_type")
-    except AlphafuseError as error:
-        raise EncoderError(str(error)) from None
-    if model_type != MODEL_TYPES[stream]:
-        raise EncoderError(
-            f"{folder} holds a '{model_type}', not the '{MODEL_TYPES[stream]}' that --{stream} needs"
+            f"{folder} is not a HuggingFace folder (no config.json): `alphafuse convert` makes one from an original "
+            "checkpoint"
         )
     return str(folder)
+
+
+def read_file(source: str, name: str) -> dict[str, Any] | None:
+    """Return a json file of a folder or hub id as a dict; None if it has no such file, or can't be reached.
+
+    Raises:
+        EncoderError: the file can't be read.
+    """
+    path: str | Path | None = Path(source) / name
+    if not Path(source).is_dir():
+        path = _from_hub(source, name)
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        return read_json(Path(path))
+    except AlphafuseError as error:
+        raise EncoderError(str(error)) from None
+
+
+def _from_hub(hub_id: str, name: str) -> str | None:
+    """Return the path of a hub model's file in the hub's cache, after fetching it if need be; None without one."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    cached = huggingface_hub.try_to_load_from_cache(hub_id, name)
+    if isinstance(cached, str):
+        return cached
+    if cached is not None or not hub_reachable():  # the cache records that there is no such file
+        return None
+    try:
+        return huggingface_hub.hf_hub_download(hub_id, name)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def not_found(stream: Stream) -> str:
+    """Return the message for a hub id whose files are neither on the hub nor in its cache."""
+    hub_id = stream.encoder
+    what = (
+        f"the hub has no model '{hub_id}'"
+        if hub_reachable()
+        else f"the hub can't be reached and '{hub_id}' is not in its cache"
+    )
+    return (
+        f"{what}: give stream {stream.name} a folder ({LAYOUT}; `alphafuse convert` makes one from an original "
+        f"checkpoint), or try the small encoder of the package (--{stream.name} {COMPACT}, or `alphafuse data demo`)"
+    )
 
 
 def weights_in(folder: Path) -> Path | None:
@@ -81,13 +124,13 @@ def hub_reachable() -> bool:
         return False
 
 
-def local_folder(stream: str, name: str) -> Path | None:
+def local_folder(stream: Stream) -> Path | None:
     """Return the folder of an encoder's files: its own, the package's or the hub's cache; None if not on this machine.
 
     Raises:
-        EncoderError: the folder doesn't exist, or holds another model.
+        EncoderError: the folder doesn't exist, or has no config.json.
     """
-    source = locate(stream, name)
+    source = locate(stream)
     if Path(source).is_dir():
         return Path(source)
     cached = cached_weights(source)

@@ -19,6 +19,7 @@ import PIL
 import torch
 from torch import nn
 
+from alphafuse.data.streams import DEFAULT_PROTOCOL, Stream
 from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import FrameSpec, crop_box, resized_size
 
@@ -32,38 +33,40 @@ FILTER_SUPPORT = {2: 1.0, 3: 2.0}  # PIL's bilinear and bicubic: half their widt
 _ROWS_MAY_COME_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
-def load_timesformer(name: str, placement: Placement | None = None) -> Encoder:
+def load_timesformer(stream: Stream, placement: Placement | None = None) -> Encoder:
     """Load a TimeSformer: hub id, folder or "compact"; its config decides the number of frames.
+
+    The embedding is the CLS token after the final norm. Option `protocol`: "notebook" prepares frames as the paper's
+    notebook did.
 
     Raises:
         EncoderError: it can't be loaded, isn't a TimeSformer, lacks weights, or has settings that aren't implemented.
     """
     from transformers import TimesformerModel
 
-    model, config, preprocessor = load_pretrained("timesformer", name, TimesformerModel)
+    model, config, preprocessor = load_pretrained(stream, TimesformerModel)
     if config.attention_type == "space_only":
         raise EncoderError(
-            f"{name} has space_only attention, for which HuggingFace lacks the average over frames: use a model with "
-            "divided_space_time or joint_space_time attention"
+            f"{stream.encoder} has space_only attention, for which HuggingFace lacks the average over frames: use a "
+            "model with divided_space_time or joint_space_time attention"
         )
-    placement = placement or Placement()
     size = {"frames": config.num_frames, "image_size": config.image_size}
-    notebook = placement.protocol == "notebook"
+    notebook = stream.options.get("protocol") == "notebook"
     spec = FrameSpec.notebook(**size) if notebook else FrameSpec.from_config(preprocessor, **size)
-    return freeze_timesformer(name, model, spec, placement)
+    return freeze_timesformer(stream, model, spec, placement)
 
 
-def freeze_timesformer(name: str, model: Any, spec: FrameSpec, placement: Placement) -> Encoder:
+def freeze_timesformer(stream: Stream, model: Any, spec: FrameSpec, placement: Placement | None = None) -> Encoder:
     """Make the encoder of a `transformers.TimesformerModel`; it takes over the weights."""
     return freeze(
-        "timesformer",
-        name,
+        stream,
         model,
         PooledTimesformer,
         spec=spec,
         prepare=partial(frame_inputs, spec=spec),
         resize=partial(resize_frames, spec=spec) if can_resize(spec) else None,
         placement=placement,
+        details={"protocol": stream.options.get("protocol", DEFAULT_PROTOCOL), "pool": "cls"},
     )
 
 

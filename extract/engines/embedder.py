@@ -25,7 +25,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.errors import DecodeError, EncoderError
 from alphafuse.extract.decoding.decode import decode_inputs
-from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Decoded, FrameSpec
+from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Inputs, Spec
 from alphafuse.extract.jobs import Batch, Job
 from alphafuse.extract.settings import BATCH_ON_CUDA, ExtractSettings
 from alphafuse.system.devices import choose_device
@@ -36,7 +36,7 @@ from alphafuse.system.workers import TASKS_PER_WORKER, map_tasks
 if TYPE_CHECKING:
     from alphafuse.extract.encoders.encoder import Encoder
 
-DecodedJobs = Sequence[tuple[Job, Decoded]]
+DecodedJobs = Sequence[tuple[Job, Inputs]]
 Result = TypeVar("Result")
 
 THREADS_ON_CUDA = 2  # one prepares inputs while the other's batch is on the device
@@ -45,23 +45,25 @@ NOT_FINITE = "the embedding is not finite"
 SHARE_OF_FREE = 0.8  # share of the free memory that is the default limit
 WORKER_BYTES = 150 * 2**20  # a decode worker at its start: Python, NumPy, FFmpeg's libraries
 CLIP_MEMORY = (256 * 2**20, 2 * 2**30)  # least and most for decoding one clip: 4K H.264 takes 250 MB, 8K 900 MB
+RAW_PIXELS = 1920 * 1080  # of frames that no worker resizes; larger ones may fail for lack of memory, and say so
 MARGIN_BYTES = 256 * 2**20  # growth of Python's heap, the writer, freed memory that malloc keeps
 
 
 def load_encoders(dataset: Dataset, settings: ExtractSettings, device: str) -> dict[str, Encoder]:
-    """Load the encoders that the settings name, else those of the dataset.
+    """Load the encoders of the root's streams that the settings choose.
 
     Raises:
         EncoderError: one of them can't be loaded.
         DeviceError: the device doesn't exist.
     """
-    from alphafuse.extract.encoders import families
     from alphafuse.extract.encoders.encoder import Placement
+    from alphafuse.extract.encoders.families import load_encoder
 
-    names = {"timesformer": settings.timesformer or dataset.timesformer, "ast": settings.ast or dataset.ast}
-    protocol = settings.protocol or dataset.protocol
-    placement = Placement(choose_device(device), settings.precision, protocol, compile=settings.compile)
-    return families.load_encoders({name: names[name] for name in settings.streams}, placement)
+    placement = Placement(choose_device(device), settings.precision, compile=settings.compile)
+    return {
+        stream.name: load_encoder(stream, placement, trust_code=settings.trust_code)
+        for stream in settings.streams_of(dataset)
+    }
 
 
 class Embedder:
@@ -73,7 +75,7 @@ class Embedder:
         device: device of the models.
         threads: number of threads that run the models.
         batch_size: clips per forward pass.
-        device_resizes: whether decoded frames of common sizes are resized on the device.
+        device_resizes: streams whose decoded frames of common sizes are resized on the device.
         memory: limits of the decode workers.
     """
 
@@ -92,7 +94,7 @@ class Embedder:
         """Stream -> everything that decides its numbers."""
         return {stream: encoder.recipe() for stream, encoder in self.encoders.items()}
 
-    def decode(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Decoded], None, None]:
+    def decode(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Inputs], None, None]:
         """Decode clips in worker processes and yield them as they are finished, only a few ahead of the consumer.
 
         A clip whose decoder crashes, hangs or needs too much memory is yielded with that as its reason.
@@ -102,7 +104,7 @@ class Embedder:
         return map_tasks(
             decode,
             ((job, (job.path, job.streams)) for job in jobs),
-            failed=lambda reason: Decoded(None, None, reason, reason),
+            failed=lambda reason: Inputs.failed(specs, reason),
             workers=self.memory.workers,
             timeout_seconds=self.settings.timeout_seconds,
             memory_bytes=self.memory.clip_bytes,
@@ -126,7 +128,7 @@ class Embedder:
         """
         decoded_jobs = self.decode(jobs)
         running: set[Future[Result]] = set()
-        waiting: list[tuple[Job, Decoded]] = []
+        waiting: list[tuple[Job, Inputs]] = []
         with self.model_threads() as pool:
             try:
                 for decoded_job in decoded_jobs:
@@ -174,7 +176,8 @@ class Embedder:
             workers=self.settings.workers or cpu_count(),
             compute_bytes=self.threads * self.batch_size * per_clip,
             decoded_bytes=sum(
-                decoded_bytes(encoder.spec, device_resizes=self.device_resizes) for encoder in self.encoders.values()
+                decoded_bytes(encoder.spec, device_resizes=name in self.device_resizes)
+                for name, encoder in self.encoders.items()
             ),
             held_clips=(in_flight + 1) * self.batch_size,
             per_worker_clips=TASKS_PER_WORKER,
@@ -189,21 +192,19 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
     jobs, decoded = tuple(job for job, _ in decoded_jobs), [decoded for _, decoded in decoded_jobs]
     rows: dict[str, np.ndarray] = {}
     failures: list[Failure] = []
-    for stream, encoder in encoders.items():
-        fed = [_input(encoder, clip) for clip in decoded]
-        inputs, reasons = [item for item, _ in fed], [reason for _, reason in fed]
-        usable = [i for i, job in enumerate(jobs) if stream in job.streams and inputs[i] is not None]
-        matrix = rows[stream] = np.full((len(jobs), encoder.dim), np.nan, np.float32)
+    for name, encoder in encoders.items():
+        asked = [i for i, job in enumerate(jobs) if name in job.streams]
+        inputs, reasons = dict[int, Any](), dict[int, str]()
+        for i in asked:
+            inputs[i], reasons[i] = _input(encoder, decoded[i])
+        usable = [i for i in asked if not reasons[i]]
+        matrix = rows[name] = np.full((len(jobs), encoder.dim), np.nan, np.float32)
         if usable:
             matrix[usable] = encoder.embed([inputs[i] for i in usable])
         for i in usable:
             if not np.isfinite(matrix[i]).all():
                 matrix[i], reasons[i] = np.nan, NOT_FINITE
-        failures += [
-            Failure(job.clip.clip_id, stream, reason)
-            for job, reason in zip(jobs, reasons, strict=True)
-            if reason and stream in job.streams
-        ]
+        failures += [Failure(jobs[i].clip.clip_id, name, reasons[i]) for i in asked if reasons[i]]
     return Batch(
         jobs=jobs,
         rows=rows,
@@ -216,32 +217,35 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
     )
 
 
-def _input(encoder: Encoder, decoded: Decoded) -> tuple[Any, str]:
+def _input(encoder: Encoder, decoded: Inputs) -> tuple[Any, str]:
     """Return the encoder's input and "", or None and the reason."""
-    if isinstance(encoder.spec, AudioSpec):
-        return decoded.waveform, decoded.no_waveform
-    if decoded.frames is None or decoded.is_resized:
-        return decoded.frames, decoded.no_frames
+    name = encoder.stream.name
+    if name not in decoded.arrays:
+        return None, decoded.reasons[name]
+    if name not in decoded.unresized:
+        return decoded.arrays[name], ""
     try:
-        return encoder.resize_on_device(decoded.frames), ""
+        return encoder.resize_on_device(decoded.arrays[name]), ""
     except DecodeError as error:
         return None, str(error)
 
 
-def device_resizes(encoders: Mapping[str, Encoder]) -> bool:
-    """Whether frames are resized on the encoders' device; on the CPU, PIL in the worker is five times as fast."""
-    return all(
-        encoder.placement.device.type != "cpu" and (encoder.resize is not None or isinstance(encoder.spec, AudioSpec))
-        for encoder in encoders.values()
+def device_resizes(encoders: Mapping[str, Encoder]) -> frozenset[str]:
+    """Return the streams whose frames their device resizes; on the CPU, PIL in the worker is five times as fast."""
+    return frozenset(
+        name
+        for name, encoder in encoders.items()
+        if encoder.placement.device.type != "cpu" and encoder.resize is not None
     )
 
 
-def decoded_bytes(spec: FrameSpec | AudioSpec, *, device_resizes: bool) -> int:
-    """Return the largest size of a decoded clip in bytes (for the notebook's audio: of a minute)."""
+def decoded_bytes(spec: Spec, *, device_resizes: bool) -> int:
+    """Return the largest size of a clip's input in bytes (for all of a clip's sound: of a minute)."""
     if isinstance(spec, AudioSpec):
-        return 4 * (spec.max_samples or 60 * 16_000)
+        return 4 * (spec.max_samples or 60 * spec.rate)
     height, width = spec.crop if spec.crop != (0, 0) else spec.size
-    return 3 * spec.frames * max(height * width, DEVICE_RESIZE_PIXELS if device_resizes else 0)
+    unresized = RAW_PIXELS if spec.resize != "pil" or not height else DEVICE_RESIZE_PIXELS if device_resizes else 0
+    return 3 * spec.frames * max(height * width, unresized)
 
 
 def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
@@ -250,7 +254,13 @@ def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "encoders": {
-            stream: {"name": encoder.name, "revision": encoder.revision} for stream, encoder in encoders.items()
+            name: {
+                "name": encoder.stream.encoder,
+                "revision": encoder.revision,
+                "medium": encoder.stream.medium,
+                "options": dict(encoder.stream.options),
+            }
+            for name, encoder in encoders.items()
         },
         "libraries": library_versions(),
     }

@@ -22,7 +22,7 @@ from alphafuse.data.store.shard_files import shard_name
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.decode import decode_inputs
-from alphafuse.extract.decoding.specs import AudioSpec, Decoded, FrameSpec
+from alphafuse.extract.decoding.specs import Inputs, Spec
 from alphafuse.extract.jobs import Batch, Done, Job, join_batches
 from alphafuse.system.claims import committing
 from alphafuse.system.cluster import require_versions
@@ -66,7 +66,7 @@ class Decoding:
     """
 
     libraries: Mapping[str, str]
-    specs: Mapping[str, FrameSpec | AudioSpec]
+    specs: Mapping[str, Spec]
     timeout_seconds: float
     clip_bytes: int
     clip_folder: Path | None
@@ -95,10 +95,10 @@ class DecodeBlock:
                 "cluster must see it (a shared file system), or the root's clips must lie behind a URL"
             )
         self._decoding = decoding
-        self._pool: TaskPool[Any, Decoded] = TaskPool(
+        self._pool: TaskPool[Any, Inputs] = TaskPool(
             # resized in the worker, for a GPU too: a fifth of the bytes then travel between the machines
-            partial(decode_inputs, specs=dict(decoding.specs), device_resizes=False),
-            failed=_undecoded,
+            partial(decode_inputs, specs=dict(decoding.specs)),
+            failed=partial(Inputs.failed, tuple(decoding.specs)),
             workers=1,
             timeout_seconds=decoding.timeout_seconds,
             memory_bytes=decoding.clip_bytes,
@@ -111,10 +111,6 @@ class DecodeBlock:
         decoded = dict(self._pool.map((i, (job.path, job.streams)) for i, job in enumerate(jobs)))
         _send_counts(self._decoding.counts, decoded=len(jobs))
         return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
-
-
-def _undecoded(reason: str) -> Decoded:
-    return Decoded(None, None, reason, reason)
 
 
 # ----------------------------------------------------------------------------------------------------------- embedding

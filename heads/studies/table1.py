@@ -18,7 +18,7 @@ from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.config import BASELINE, Experiment, is_notebook
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
@@ -272,7 +272,8 @@ def table1(
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     unread = tuple(stream for stream in dataset.media if stream not in PAPER_STREAMS)
-    clips = SameClips.load(_with_paper_streams(dataset), settings, chosen)
+    paper = _with_paper_streams(dataset)
+    clips = SameClips.load(paper, settings, chosen)
     with epochs_of(progress, "table 1", len(TABLE1) * len(chosen), settings) as shown:
         trained = clips.train(TABLE1, chosen, settings=settings, progress=shown, engine=engine, address=address)
     test = [row.test for row in trained if row.test]
@@ -285,7 +286,7 @@ def table1(
         dataset_name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
         is_paper_split=dataset.source.get("subset") == "paper"
-        and is_notebook(clips.provenance["embeddings"])
+        and all(stream.options.get("protocol") == "notebook" for stream in paper.streams)
         and not dataset.source.get("missing"),
         unread=unread,
         classes=len(dataset.classes),

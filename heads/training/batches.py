@@ -147,9 +147,7 @@ def make_source(
     return Streamed(embeddings, streams, targets.astype(np.int32), max(1, blocks) * BLOCK_ROWS, device)
 
 
-def read_window(
-    embeddings: EmbeddingSource, streams: tuple[str, ...], targets: np.ndarray, rows: np.ndarray
-) -> Window:
+def read_window(embeddings: EmbeddingSource, streams: tuple[str, ...], targets: np.ndarray, rows: np.ndarray) -> Window:
     """Return these rows as a window on the CPU."""
     features, own = embeddings.read_rows(rows), targets[rows].astype(np.int64, copy=False)
     return Window({name: torch.from_numpy(features[name]) for name in streams}, torch.from_numpy(own))

@@ -39,6 +39,8 @@ def extract(folder: Path, seed: int, start: float) -> None:
             got = claims.claim(waiting[:4])
             finished = store.finished(streams=["ast"], among=waiting)["ast"]
             todo = [clip_id for clip_id in got if clip_id not in finished]
+            if not got:
+                time.sleep(0.01)  # others hold them; without a pause, waiting takes the processors that they need
             if todo:
                 store.write(embed(todo))
             claims.release(got)

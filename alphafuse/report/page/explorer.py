@@ -197,9 +197,7 @@ def explorer_html(
     head, clips = heads[0], _in_memory(embeddings, rows)
     streams, classes = head.config.streams, head.config.classes
     packed = PackedHead.of(head, clips)
-    points = [
-        dict(zip(streams, point, strict=True)) for point in itertools.product(MAP_ALPHAS, repeat=len(streams))
-    ]
+    points = [dict(zip(streams, point, strict=True)) for point in itertools.product(MAP_ALPHAS, repeat=len(streams))]
     exact = [head.predict_logits(clips, point) for point in points]
     position = {label: index for index, label in enumerate(classes)}
     targets = np.array([position.get(label, -1) for label in clips.labels])  # -1: a label that the head does not know

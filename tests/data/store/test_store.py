@@ -785,9 +785,7 @@ def test_provenance_names_each_stream_s_encoder_wherever_it_was_written(store: E
     assert store.provenance() == {}
     both = rows("a", "b")
     for stream in ("timesformer", "ast"):
-        alone = replace(
-            both, features={stream: both.features[stream]}, recipes={stream: RECIPES[stream]}, failures=()
-        )
+        alone = replace(both, features={stream: both.features[stream]}, recipes={stream: RECIPES[stream]}, failures=())
         store.write(alone, provenance={"device": stream, "encoders": {stream: {"name": f"my {stream}"}}})
     assert store.provenance() == store.info().provenance
     assert store.provenance()["device"] == "ast"
