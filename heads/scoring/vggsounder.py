@@ -247,7 +247,7 @@ def modality_confusion(
     table = table or load_labels()
     if len(single) not in (1, 2):
         raise ValueError(
-            f"modality confusion needs the heads of 1 or 2 modalities, sight and sound, not of {len(single)}: of "
+            f"modality confusion needs the heads of 1 or 2 modalities, not of {len(single)}: sight and sound; of "
             "several streams of one modality, pass one head that reads them all"
         )
     heads = {name: _as_heads(clip_ids, scores, classes) for name, scores in single.items()}

@@ -137,12 +137,12 @@ class SameClips:
 
         Raises:
             EmptySplitError: a split has no such clip.
-            ExperimentError: a stream was extracted, but no training clip has it.
+            ExperimentError: the experiment names a stream that doesn't exist or isn't extracted.
             DatasetError, StoreError: splits that are empty or not extracted.
         """
         memory = memory_bytes(settings, choose_device(settings.device))
         by_split = dataset.all_embeddings(max_bytes=memory // 2)
-        _require_streams(dataset, by_split, experiment)
+        _require_streams(dataset, by_split["train"], experiment)
         config = experiment.head_config(by_split["train"], dataset.classes, settings)
         kept: dict[str, EmbeddingSource] = {}
         dropped = {}
@@ -231,22 +231,16 @@ class SameClips:
         )
 
 
-def _require_streams(dataset: Dataset, by_split: Mapping[str, EmbeddingSource], experiment: Experiment) -> None:
-    """Raise `ExperimentError` if no training clip has a stream that the experiment names, or that was extracted.
+def _require_streams(dataset: Dataset, train: EmbeddingSource, experiment: Experiment) -> None:
+    """Raise `ExperimentError` if the experiment names a stream of the dataset that isn't extracted.
 
-    A stream of the dataset that was never extracted is no part of "all streams".
+    To experiments that don't name it, such a stream doesn't exist.
     """
-    train = by_split["train"]
-    wanted = {*experiment.streams, *experiment.transformed}
-    if not experiment.streams:
-        wanted |= {failure.stream for failure in train.failures}
-        wanted |= {stream for embeddings in by_split.values() for stream in embeddings.dims}
     for stream in dataset.media:
-        if stream in wanted and stream not in train.dims:
-            others = ",".join(in_order(train.dims))
+        if stream in (*experiment.streams, *experiment.transformed) and stream not in train.dims:
             raise ExperimentError(
-                f"no training clip has a {stream} embedding: see `alphafuse store info`, run `alphafuse extract "
-                f"--stream {stream}`, or leave it out with --streams {others}"
+                f"the clips have no {stream} embeddings yet: run `alphafuse extract --split all --stream {stream} "
+                f"--root {dataset.root}`, or leave the stream out with --streams {','.join(in_order(train.dims))}"
             )
 
 
