@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.streams import ALL, in_order
+from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
@@ -157,7 +157,7 @@ def table1(
     "--on",
     type=Names(),
     default="",
-    shell_complete=some_of(ALL),
+    shell_complete=some_of(*DEFAULT_NAMES, ALL),
     help="A stream or all; a curve for each of NAME,NAME. [default: the last stream]",
 )
 @click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.streams import ALL, in_order, require_name, title_of
+from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, require_name, title_of
 from alphafuse.data.streams import TITLES as STREAM_TITLES
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
@@ -115,14 +115,18 @@ class Experiment:
     )
     on: str | None = field(
         default=None,
-        metadata={"help": "Apply the transform to a stream, to several (NAME,NAME) or to all.", "choices": (ALL,)},
+        metadata={
+            "help": "Apply the transform to a stream, to several (NAME,NAME) or to all.",
+            "choices": (*DEFAULT_NAMES, ALL),  # only what completion offers
+        },
     )
     alpha: float | None = field(default=None, metadata={"help": "For scale and power; optional for tanh and learned."})
     fusion: str = field(
         default="concat", metadata={"help": "concat, add, matrix, gate or attention.", "choices": FUSIONS}
     )
     streams: tuple[str, ...] = field(
-        default=(), metadata={"help": "Streams that the head reads: NAME[,NAME]. [default: all]", "choices": (ALL,)}
+        default=(),
+        metadata={"help": "Streams that the head reads: NAME[,NAME]. [default: all]", "choices": DEFAULT_NAMES},
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
