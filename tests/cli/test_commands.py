@@ -195,7 +195,7 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(run("extract", "--split", "tests", "--root", extracted), "did you mean 'test'?")
     assert_one_line_error(run("extract", "--split", "train", "--root", tmp_path), "no dataset root")
     assert_one_line_error(run("fit", "--transform", "sqr", "--on", "ast", "--root", extracted), "did you mean 'sqrt'?")
-    assert_one_line_error(run("fit", "--transform", "sqrt", "--root", extracted), "--on timesformer|ast")
+    assert_one_line_error(run("fit", "--transform", "sqrt", "--root", extracted), "--on NAME[,NAME] or --on all")
     assert_one_line_error(run("fit", "--transform", "sqrt", "--on", "audio", "--root", extracted), "unknown stream")
     assert_one_line_error(run("fit", "--seeds", "0", "--root", extracted), "seeds must be")
     assert_one_line_error(run("fit", "--run", "a/b", "--root", extracted), "can't name a run")

@@ -101,7 +101,7 @@ def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **enviro
         ("alphafuse fit --absent ", ["drop", "zeros"]),
         ("alphafuse fit --device c", ["cpu", "cuda"]),
         ("alphafuse fit --streams timesformer,", ["timesformer,ast"]),
-        ("alphafuse sweep --on timesformer,", ["timesformer,ast", "timesformer,both"]),
+        ("alphafuse sweep --on timesformer,", ["timesformer,ast", "timesformer,all"]),
         ("alphafuse extract --split t", ["train", "test"]),
         ("alphafuse extract --stream a", ["ast"]),
         ("alphafuse extract --protocol n", ["notebook"]),
