@@ -23,7 +23,7 @@ from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Sp
 from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.processes import measure_memory
 
-from .hub import hub_reachable, locate, not_found, read_file
+from .hub import hub_reachable, locate, not_found, read_preprocessor
 from .transformer import store_products_in
 
 EXAMPLE_SECONDS = 60  # of sound, for encoders that hear all of it
@@ -186,8 +186,8 @@ def freeze(
     weights_sha256 = _weights_sha256(model)
     model.eval().requires_grad_(False)
     fast = forward(model).eval().requires_grad_(False)
-    if placement.precision == "bf16":
-        store_products_in(fast, torch.bfloat16)
+    if placement.precision == "bf16" and not store_products_in(fast, torch.bfloat16):
+        fast = _InBfloat16(fast)
     frozen = Encoder(
         stream=stream,
         revision=getattr(config, "_commit_hash", None) or "",
@@ -203,11 +203,29 @@ def freeze(
     return place(frozen, str(placement.device), compile=placement.compile)
 
 
-def load_pretrained(stream: Stream, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
+class _InBfloat16(nn.Module):
+    """A forward pass of HuggingFace's modules whose products run in bfloat16; sums, norms and results are float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            embeddings: torch.Tensor = self.model(inputs)
+        return embeddings.float()
+
+
+def load_pretrained(stream: Stream, model_class: Any, **loading: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Load HuggingFace's model of a stream from a hub id, a folder or "compact".
 
+    Args:
+        stream: its encoder and medium.
+        model_class: class of `transformers`, with `from_pretrained`.
+        loading: further arguments of `from_pretrained`, such as `key_mapping`.
+
     Returns:
-        The model in float32, its config, and its preprocessor_config.json as a dict, {} without one.
+        The model in float32, its config, and its preprocessor's settings, {} without a file of them.
 
     Raises:
         EncoderError: the model doesn't exist, or its weights are damaged or incomplete.
@@ -224,7 +242,7 @@ def load_pretrained(stream: Stream, model_class: Any) -> tuple[Any, Any, dict[st
     offline = not is_folder and not hub_reachable()
     try:
         model, report = model_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, local_files_only=offline
+            source, dtype=torch.float32, output_loading_info=True, local_files_only=offline, **loading
         )
     except (OSError, ValueError) as error:
         if is_folder:
@@ -237,7 +255,7 @@ def load_pretrained(stream: Stream, model_class: Any) -> tuple[Any, Any, dict[st
         raise EncoderError(
             f"{name} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
-    return model, model.config, read_file(source, "preprocessor_config.json") or {}
+    return model, model.config, read_preprocessor(source, stream.medium)
 
 
 def _weights_sha256(model: nn.Module) -> str:

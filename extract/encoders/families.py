@@ -44,6 +44,11 @@ class Family:
 FAMILIES = {
     "timesformer": Family(("video",), "timesformer", "load_timesformer", ("protocol",)),
     "audio-spectrogram-transformer": Family(("audio",), "ast", "load_ast", ("protocol",)),
+    "vjepa2": Family(("video",), "video", "load_vjepa2", ("frames", "pool")),
+    "dinov2": Family(("video",), "image", "load_dinov2", ("frames", "pool")),
+    "dinov2_with_registers": Family(("video",), "image", "load_dinov2", ("frames", "pool")),
+    "clap": Family(("audio",), "spectrogram", "load_clap", ("seconds", "pool")),
+    "whisper": Family(("audio",), "spectrogram", "load_whisper", ("seconds", "pool")),
 }
 CODE = Family(MEDIA, "code", "load_code")
 GENERIC = Family(MEDIA, "generic", "load_generic", ("frames", "seconds", "pool"))  # a model_type that isn't listed
