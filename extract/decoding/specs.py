@@ -38,6 +38,11 @@ class FrameSpec:
         sampling: choice of the clip's frames, see `SAMPLINGS`.
         resize: what resizes, because results differ: "pil", in the decode workers; or "torch", which HuggingFace's
             torchvision processors use: workers pass frames on as they are, and the encoder resizes them.
+
+    >>> from alphafuse import FrameSpec
+    >>> spec = FrameSpec(frames=16, shortest_edge=256, crop=(224, 224))
+    >>> spec.sampling, spec.resize
+    ('spread', 'pil')
     """
 
     frames: int = 8
@@ -113,6 +118,10 @@ class AudioSpec:
         rate: samples per second.
         max_samples: samples of a clip that matter, from its start; None = all.
         min_samples: a clip with fewer can't be embedded.
+
+    >>> from alphafuse import AudioSpec
+    >>> AudioSpec(rate=48_000, max_samples=480_000)
+    AudioSpec(rate=48000, max_samples=480000, min_samples=1)
     """
 
     rate: int = SAMPLE_RATE_HZ

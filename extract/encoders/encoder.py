@@ -156,6 +156,8 @@ def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
     if isinstance(model, nn.Module):
         model = model if placement.device.type == "cpu" else model.to(placement.device)
         model = torch.compile(model) if compile else model  # callable as a module
+    elif hasattr(model, "to"):  # code of one's own, which isn't compiled
+        model = model.to(placement.device)
     return replace(encoder, model=model, placement=placement)
 
 
