@@ -126,7 +126,12 @@ class Experiment:
     )
     streams: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "Streams that the head reads: NAME[,NAME]. [default: all]", "choices": DEFAULT_NAMES},
+        metadata={
+            "help": "Streams that the head reads, separated by commas. [default: all]",
+            "flags": ("--stream",),
+            "multiple": True,
+            "choices": DEFAULT_NAMES,
+        },
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
@@ -288,7 +293,7 @@ class HeadSettings:
             with the same probability; a clip that lacks a stream anyway loses none. With `absent="zeros"`, one head
             then serves clips that lack any one of them (Neverova et al. 2016). Heads of one stream ignore it.
         normalize: normalisation of each stream's embeddings after the transform: "none"; "zscore", (x - mean) / std
-            per dimension over the training clips; "l2", x / |x|.
+            per dimension over the training clips; "l2", ``x / |x|``.
         absent: treatment of a clip that lacks a stream which the head reads: "drop" leaves the clip out (its
             predictions are NaN), "zeros" fuses zeros in place of the absent embedding.
 
