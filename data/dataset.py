@@ -28,7 +28,7 @@ from alphafuse.system.remote import folder_exists, is_remote, list_objects, obje
 
 from .embeddings import Embeddings
 from .manifest import SPLITS, Clip, Manifest
-from .streams import DEFAULT_STREAMS, Stream, in_order, require_different
+from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, require_different
 
 FORMAT_VERSION = 2
 FLOAT32_BYTES = 4
@@ -164,6 +164,11 @@ class Dataset:
     def media(self) -> dict[str, str]:
         """Name of a stream -> "video" or "audio"."""
         return {stream.name: stream.medium for stream in self.streams}
+
+    @property
+    def needs_clips(self) -> bool:
+        """Whether clips have files: whether any stream is extracted from them, not given as embeddings."""
+        return any(stream.encoder != GIVEN for stream in self.streams)
 
     def stream(self, name: str) -> Stream:
         """Return the stream of this name; `DatasetError` if the root has none."""
