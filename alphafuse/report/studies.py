@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.heads.model.config import TITLES, is_notebook
+from alphafuse.heads.model.config import is_notebook
 from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
 from alphafuse.heads.scoring.metrics import ClassRow
 from alphafuse.heads.scoring.statistics import Comparison, Estimate
@@ -29,6 +29,7 @@ from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
 from .figures import alpha_curves, losses, png
+from .looks import looks_of, titles_of
 from .tables import (
     Column,
     Document,
@@ -253,7 +254,9 @@ def describe_sweep(sweep: Sweep) -> Document:
         return p_value(chosen.comparison.p_holm) if chosen else None
 
     columns = [
-        Column("on", lambda point: TITLES[point.experiment.on] if point.experiment.on else "untransformed", left=True),
+        Column(
+            "on", lambda point: titles_of(point.experiment.on) if point.experiment.on else "untransformed", left=True
+        ),
         Column("alpha", alpha),
         *_accuracy("val top-1", lambda point: point.val.top1),
         *_loss("val loss", lambda point: point.val.loss, digits=3),
@@ -274,7 +277,9 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
         interval = percent_range(found.comparison.interval, sign="+")
         gap = f"{100 * found.comparison.test.difference:+.1f} points ({interval})"
         verdict = "differs from" if found.comparison.is_found else "can't be distinguished from"
-        notes.append(f"{TITLES[on]} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}.")
+        notes.append(
+            f"{titles_of(on)} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}."
+        )
     notes += [
         f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired "
         "test, 80% power).",
@@ -328,7 +333,7 @@ def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Pa
         figures=figures,
         history=[(point.experiment.name, point.heads) for point in (sweep.baseline, *sweep.points)],
         rows=csv_rows(_sweep_csv(sweep)),
-        picture=png(alpha_curves(AlphaCurves.from_json(figures))),
+        picture=png(alpha_curves(AlphaCurves.from_json(figures), looks_of(dataset.media))),
     )
 
 
