@@ -45,12 +45,14 @@ from measuring import (
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.importing import find_videos
+from alphafuse.data.streams import DEFAULT_STREAMS, TITLES
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, frame_indices
-from alphafuse.extract.encoders.ast import audio_inputs
-from alphafuse.extract.encoders.families import load_encoders
-from alphafuse.extract.encoders.hub import COMPACT
+from alphafuse.extract.decoding.specs import FrameSpec, Spec, frame_indices
+from alphafuse.extract.encoders.ast import SpectrogramSpec, audio_inputs
+from alphafuse.extract.encoders.encoder import Encoder
+from alphafuse.extract.encoders.families import load_encoder
+from alphafuse.extract.encoders.hub import COMPACT, COMPACT_FOLDER
 from alphafuse.extract.encoders.timesformer import frame_inputs
 from alphafuse.extract.encoders.transformer import model_flops
 from alphafuse.extract.engines.embedder import Embedder
@@ -58,10 +60,11 @@ from alphafuse.extract.engines.local import LocalEngine
 from alphafuse.extract.missing import Work
 from alphafuse.extract.pipeline import ExtractReport, fill_store
 from alphafuse.extract.settings import ExtractSettings
+from alphafuse.system.files import read_json
 
 FRAMES = 8
 SPLIT = "test"
-DEFAULT_NAMES_SHOWN = {"timesformer": "TimeSformer", "ast": "AST"}
+COMPACT_STREAMS = [replace(stream, encoder=COMPACT) for stream in DEFAULT_STREAMS]
 
 
 @dataclass(frozen=True)
@@ -167,10 +170,10 @@ def _decode_ours(files: Sequence[Path], turn: Turn) -> dict[str, float]:
     for path in files:
         decode_clip(path, frames=FRAMES)
     ours = time.process_time() - start
-    specs = {"timesformer": FrameSpec(), "ast": AudioSpec()}
+    specs: dict[str, Spec] = {"timesformer": FrameSpec(), "ast": SpectrogramSpec().audio}
     start = time.process_time()
     for path in files:
-        decode_inputs((path, ("timesformer", "ast")), specs=specs, device_resizes=False)  # type: ignore[arg-type]
+        decode_inputs((path, ("timesformer", "ast")), specs=specs)
     worker = time.process_time() - start
     return {"alphafuse": 1e3 * ours / len(files), "worker": 1e3 * worker / len(files)}
 
@@ -243,7 +246,7 @@ def _models(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
     )
     configs = {name: model.config for name, model in _huggingface(sizes).items()}
     figures = [Figure("torch.mm on all cores", "GFLOP/s", found["gflops"])]
-    for stream, shown in DEFAULT_NAMES_SHOWN.items():
+    for stream, shown in TITLES.items():
         flops = model_flops(configs[stream])
         for library, least in (("alphafuse", 90.0), ("HuggingFace", None)):
             seconds = found[f"{library} {stream}"]
@@ -315,8 +318,6 @@ def _huggingface(sizes: Sizes) -> dict[str, torch.nn.Module]:
         return random_models()
     from transformers import ASTModel, TimesformerModel
 
-    from alphafuse.extract.encoders.hub import COMPACT_FOLDER
-
     return {
         "timesformer": TimesformerModel.from_pretrained(COMPACT_FOLDER / "timesformer").eval(),
         "ast": ASTModel.from_pretrained(COMPACT_FOLDER / "ast").eval(),
@@ -340,13 +341,25 @@ def _huggingface_embeddings(
     return made
 
 
-def _specs(sizes: Sizes) -> tuple[FrameSpec, AudioSpec]:
+def _compact_encoders() -> dict[str, Encoder]:
+    return {stream.name: load_encoder(stream) for stream in COMPACT_STREAMS}
+
+
+def _specs(sizes: Sizes) -> tuple[FrameSpec, SpectrogramSpec]:
     if sizes.full_size:
-        return FrameSpec(), AudioSpec()
-    encoders = load_encoders({"timesformer": COMPACT, "ast": COMPACT})
-    frame_spec, audio_spec = encoders["timesformer"].spec, encoders["ast"].spec
-    assert isinstance(frame_spec, FrameSpec) and isinstance(audio_spec, AudioSpec)
-    return frame_spec, audio_spec
+        return FrameSpec(), SpectrogramSpec()
+    video, audio = (COMPACT_FOLDER / stream.name for stream in COMPACT_STREAMS)
+    frames, bins = read_json(video / "config.json"), read_json(audio / "config.json")
+    return (
+        FrameSpec.from_config(
+            read_json(video / "preprocessor_config.json"), frames=frames["num_frames"], image_size=frames["image_size"]
+        ),
+        SpectrogramSpec.from_config(
+            read_json(audio / "preprocessor_config.json"),
+            mel_bins=bins["num_mel_bins"],
+            max_length=bins["max_length"],
+        ),
+    )
 
 
 def _random_inputs(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -433,7 +446,7 @@ def _engines(sizes: Sizes, files: Sequence[Path], measure: Measure) -> Part:
 
 def _embedder(sizes: Sizes) -> Embedder:
     """Return an embedder with random full-size encoders, or with the compact ones."""
-    encoders = random_encoders() if sizes.full_size else load_encoders({"timesformer": COMPACT, "ast": COMPACT})
+    encoders = random_encoders() if sizes.full_size else _compact_encoders()
     return Embedder(encoders, ExtractSettings(device="cpu"))
 
 
@@ -455,8 +468,7 @@ def _root(root: Path, files: Sequence[Path]) -> Dataset:
         name="bench",
         clip_folder=clip_folder,
         classes=("any",),
-        timesformer=COMPACT,
-        ast=COMPACT,
+        streams=COMPACT_STREAMS,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
-from alphafuse.extract.encoders.ast import freeze_ast
+from alphafuse.data.streams import DEFAULT_STREAMS
+from alphafuse.extract.decoding.specs import FrameSpec
+from alphafuse.extract.encoders.ast import SpectrogramSpec, freeze_ast
 from alphafuse.extract.encoders.encoder import Encoder, Placement
 from alphafuse.extract.encoders.timesformer import freeze_timesformer
 
@@ -16,10 +19,11 @@ def random_encoders(placement: Placement | None = None) -> dict[str, Encoder]:
     placement = placement or Placement()
     models = random_models()
     frame_spec = FrameSpec.from_config({}, frames=8, image_size=224)
-    audio_spec = AudioSpec.from_config({}, mel_bins=128, max_length=1024)
+    audio_spec = SpectrogramSpec.from_config({}, mel_bins=128, max_length=1024)
+    sight, sound = (replace(stream, encoder="random") for stream in DEFAULT_STREAMS)
     return {
-        "timesformer": freeze_timesformer("random", models["timesformer"], frame_spec, placement),
-        "ast": freeze_ast("random", models["ast"], audio_spec, placement),
+        sight.name: freeze_timesformer(sight, models["timesformer"], frame_spec, placement),
+        sound.name: freeze_ast(sound, models["ast"], audio_spec, placement),
     }
 
 

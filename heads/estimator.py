@@ -1,9 +1,10 @@
 """A fusion head as a scikit-learn classifier, for `GridSearchCV`, `cross_val_score` and pipelines.
 
-    X (clips, columns) = [timesformer | ast], y (clips,) -> train_heads -> predict, predict_proba
+    X (clips, columns) = [video | audio | ...], y (clips,) -> train_heads -> predict, predict_proba
 
     from sklearn.model_selection import GridSearchCV
-    search = GridSearchCV(AlphaFusionClassifier("scale", on="ast", random_state=0), {"alpha": [0.5, 1, 2]})
+    head = AlphaFusionClassifier("scale", on="audio", streams={"video": 768, "audio": 512}, random_state=0)
+    search = GridSearchCV(head, {"alpha": [0.5, 1, 2]})
 
 The head equals that of `train_heads` with the same seed. Folds should keep a source video's clips together: use
 scikit-learn's GroupKFold, and pass the source videos as `groups` to the search's `fit`. The estimator doesn't receive
@@ -13,8 +14,7 @@ stopping; tune `epochs` like the other parameters.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from inspect import Parameter, Signature
 from numbers import Integral
@@ -38,7 +38,10 @@ from alphafuse.heads.training.train import TrainedHead, train_heads
 
 # patience needs a validation split, X is in memory, and scikit-learn's name is class_weight
 EXCLUDED_FIELDS = ("patience", "memory_gb", "class_weights")
-OWN_PARAMETERS: dict[str, Any] = {"timesformer_dim": None, "class_weight": None, "random_state": None}
+EXCLUDED_FIELDS += ("streams", "available")  # streams are blocks of X's columns
+OWN_PARAMETERS: dict[str, Any] = {"streams": None, "class_weight": None, "random_state": None}
+ONLY_STREAM = "x"  # its name if all columns are one stream
+REST = -1  # number of columns: all others
 
 
 def _signature() -> Signature:
@@ -65,7 +68,7 @@ class EstimatorError(ExperimentError, ValueError):
 
 
 class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
-    """A fusion head over one matrix of embeddings, [timesformer | ast] by default.
+    """A fusion head over one matrix of embeddings, whose columns are blocks: a block is a stream.
 
     Defaults are the paper's. They also work for few columns: on 300 points in three overlapping blobs the accuracy is
     0.94 after 950 steps. The number of steps matters: with far fewer clips use more `epochs` or a higher
@@ -76,9 +79,8 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         hidden, dropout, modality_dropout, normalize: as in `HeadSettings`.
         epochs, batch_size, learning_rate, schedule, weight_decay, label_smoothing, mixup, device: as in
             `TrainSettings`.
-        streams: streams of X's columns, in this order: both, or one.
-        timesformer_dim: number of TimeSformer's columns. None with two streams: half of the columns; if their number
-            is odd, AST gets one more, with a warning.
+        streams: name of a stream -> number of its columns, block after block in X; one of the numbers may be -1, the
+            columns that the others leave. None: all columns are one stream named "x".
         class_weight: None (all clips have weight 1), "balanced" (n / (C n_class)), or label -> weight above 0; labels
             that are not in it have weight 1.
         absent: "drop": NaN in X is an error, since every row must be predicted. "zeros": a row with NaN in a stream's
@@ -91,6 +93,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         classes_: (C,) labels of y, sorted.
         head_: the trained `AlphaFusion`, in eval mode on the CPU; `head_.save_pretrained(folder)` writes it. Its
             classes are `classes_` as text.
+        streams_: name of a stream -> number of its columns, in the order of X.
         loss_curve_: (epochs,) float64 training loss of each epoch, as in `History`.
         n_features_in_: number of columns of X.
         feature_names_in_: names of the columns, if X has any.
@@ -103,7 +106,8 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
     >>> import numpy as np
     >>> from alphafuse import AlphaFusionClassifier
     >>> X, y = np.random.default_rng(0).normal(size=(20, 6)), ["bark", "meow"] * 10
-    >>> AlphaFusionClassifier("sqrt", on="ast", random_state=0).fit(X, y).predict_proba(X).shape
+    >>> head = AlphaFusionClassifier("sqrt", on="audio", streams={"video": 4, "audio": 2}, random_state=0)
+    >>> head.fit(X, y).predict_proba(X).shape
     (20, 2)
     """
 
@@ -146,6 +150,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         except AlphafuseError as error:
             raise EstimatorError(str(error)) from None
         self.classes_, self.head_, self.loss_curve_ = classes, trained.head, trained.history.train_loss
+        self.streams_ = _dims(X.shape[1], _plain(vars(self)["streams"]))
         return self
 
     def _train(self, X: np.ndarray, classes: tuple[str, ...], targets: np.ndarray, weights: np.ndarray) -> TrainedHead:
@@ -153,8 +158,8 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ExperimentError(f"y has only one class, {classes[0]}: a head needs clips of at least two")
         parameters = _plain(self.get_params())
-        dims = _dims(X.shape[1], parameters["streams"], parameters["timesformer_dim"])
-        experiment = Experiment(**pick(Experiment, parameters) | {"streams": tuple(dims)})
+        dims = _dims(X.shape[1], parameters["streams"])
+        experiment = Experiment(**pick(Experiment, parameters) | {"streams": ()}).of(dims)
         settings = TrainSettings(**pick(TrainSettings, parameters))
         config = HeadConfig(dims, classes, experiment, settings)
         ids = tuple(str(row) for row in range(len(X)))
@@ -192,7 +197,7 @@ class AlphaFusionClassifier(ClassifierMixin, BaseEstimator):
         config = self.head_.config
         X = validate_data(self, X, dtype=np.float32, ensure_all_finite=_nan_option(config.settings.absent), reset=False)
         parts = [
-            self.head_.logits_of(_features(part, config.dims))
+            self.head_.logits_of(_features(part, self.streams_))
             for part in np.split(X, range(PREDICT_ROWS, len(X), PREDICT_ROWS))
         ]
         return np.concatenate(parts)
@@ -218,42 +223,33 @@ def _seed(random_state: Any) -> int:
     return int(random_state) if isinstance(random_state, Integral) else int(random.randint(np.iinfo(np.int32).max))
 
 
-def _dims(columns: int, streams: Sequence[str], timesformer_dim: int | None) -> dict[str, int]:
+def _dims(columns: int, streams: Any) -> dict[str, int]:
     """Return stream -> number of its columns, in the order of X.
 
     Raises:
-        ExperimentError: a stream is named twice, or the columns can't be divided in this way.
+        ExperimentError: `streams` isn't a mapping of names to numbers, or X has another number of columns.
     """
-    streams = (streams,) if isinstance(streams, str) else tuple(streams)
-    if len(set(streams)) < len(streams):
-        raise ExperimentError(f"streams must be different from each other, not {', '.join(streams)}")
-    if len(streams) != 2:
-        if timesformer_dim is not None:
+    if streams is None:
+        return {ONLY_STREAM: columns}
+    if not isinstance(streams, Mapping) or not streams:
+        raise ExperimentError(
+            "streams must map each stream's name to the number of its columns, such as "
+            f"{{'video': 768, 'audio': 512}}, not {streams!r}"
+        )
+    dims = dict(streams)
+    for name, dim in dims.items():
+        if isinstance(dim, bool) or not isinstance(dim, int) or not (dim > 0 or dim == REST):
             raise ExperimentError(
-                f"timesformer_dim divides X's columns between two streams, but there is only "
-                f"{', '.join(streams)}: leave it out"
+                f"the number of columns of {name} must be a whole number of at least 1, or -1 for the rest, not {dim!r}"
             )
-        return dict.fromkeys(streams, columns)
-    if columns < 2:
-        raise ExperimentError(
-            f"X has {columns} feature(s), and {' and '.join(streams)} need at least one each: if X holds only one "
-            "stream, pass streams=('timesformer',) or ('ast',)"
-        )
-    if timesformer_dim is None:
-        if columns % 2:
-            warnings.warn(
-                f"X has an odd number of columns, {columns}: TimeSformer gets {columns // 2}, AST the others; set "
-                "timesformer_dim to choose",
-                stacklevel=4,
-            )
-        timesformer_dim = columns // 2
-    if isinstance(timesformer_dim, bool) or not isinstance(timesformer_dim, int) or not 0 < timesformer_dim < columns:
-        raise ExperimentError(
-            f"timesformer_dim must be a whole number from 1 to {columns - 1}, as X has {columns} features, not "
-            f"{timesformer_dim!r}"
-        )
-    rest = columns - timesformer_dim
-    return {name: timesformer_dim if name == "timesformer" else rest for name in streams}
+    open_ones = [name for name, dim in dims.items() if dim == REST]
+    if len(open_ones) > 1:
+        raise ExperimentError(f"only one stream can take the rest of the columns, not {' and '.join(open_ones)}")
+    taken = sum(dim for dim in dims.values() if dim != REST)
+    if columns - taken < len(open_ones) or (columns != taken and not open_ones):
+        listed = ", ".join(f"{name} {'the rest' if dim == REST else dim}" for name, dim in dims.items())
+        raise ExperimentError(f"X has {columns} feature(s), which don't divide into the streams: {listed}")
+    return dims | {name: columns - taken for name in open_ones}
 
 
 def _features(X: np.ndarray, dims: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ def test_one_clip_passes_few_modules_from_the_command_to_its_row(
 ) -> None:
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.manifest import Manifest
+    from alphafuse.data.streams import DEFAULT_STREAMS
 
     demo = Dataset.open(finished_demo / "demo")
     dataset = Dataset.create(
@@ -109,8 +111,7 @@ def test_one_clip_passes_few_modules_from_the_command_to_its_row(
         name="one",
         clip_folder=demo.clip_folder,
         classes=demo.classes,
-        timesformer="compact",
-        ast="compact",
+        streams=[replace(stream, encoder="compact") for stream in DEFAULT_STREAMS],
     )
     called = functions_called(tmp_path, dataset.root)
     assert len(dataset.store("val").read()) == 1

@@ -11,9 +11,9 @@ from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.streams import DEFAULT_NAMES
+from alphafuse.data.streams import ALL, in_order
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.heads.model.config import BOTH, Experiment
+from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.progress import Bar
@@ -79,7 +79,6 @@ def fit(
       alphafuse fit --streams ast --hidden linear --root demo
     """
     from alphafuse.heads.studies.fit import fit as fit_experiment
-    from alphafuse.heads.studies.runs import run_folder
     from alphafuse.report.studies import describe
     from alphafuse.report.tables import to_text
 
@@ -87,7 +86,7 @@ def fit(
     if on and experiment.transform == "none" and not is_typed:
         raise click.UsageError(f"--on {on} needs a --transform; to train on one stream, use --streams {on}")
     dataset = Dataset.open(root)
-    replaces = run_folder(dataset.root, run or experiment.name).is_dir()
+    older = set((dataset.root / "runs").glob("*/"))
     result = fit_experiment(
         dataset,
         experiment,
@@ -99,7 +98,7 @@ def fit(
         engine=engine,
         address=address,
     )
-    if replaces:
+    if result.folder in older:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
         made = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
@@ -125,7 +124,8 @@ def table1(
 ) -> None:
     """Train the paper's six experiments, the untransformed baseline and each stream alone.
 
-    Prints them beside the paper's figures and writes ROOT/runs/table1/ (json, markdown, loss curves).
+    Needs the paper's streams, and reads no others. Prints the rows beside the paper's figures and writes
+    ROOT/runs/table1/ (json, markdown, loss curves).
 
     \b
     Example:
@@ -156,10 +156,9 @@ def table1(
 @click.option(
     "--on",
     type=Names(),
-    default="ast",
-    show_default=True,
-    shell_complete=some_of(*DEFAULT_NAMES, BOTH),
-    help="timesformer, ast, both; several: timesformer,ast.",
+    default="",
+    shell_complete=some_of(ALL),
+    help="A stream or all; a curve for each of NAME,NAME. [default: the last stream]",
 )
 @click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")
 @click.option(
@@ -220,6 +219,7 @@ def sweep(
     if config:
         arguments = read_sweep_config(config)
     dataset = Dataset.open(root)
+    arguments["on"] = arguments["on"] or in_order(dataset.media)[-1:]
     found = run_sweep(dataset, **arguments, progress=Bar(), engine=engine, address=address)
     folder = write_sweep(found, dataset, run=run)
     if as_json:
@@ -243,7 +243,7 @@ def compare(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Compare single streams, late fusion, all fusions, all transforms and controls in one table.
+    """Compare streams alone and in pairs, late fusion, all fusions, all transforms and controls in one table.
 
     Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
 

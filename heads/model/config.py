@@ -10,14 +10,15 @@ Loads no torch. The command line generates its options from the fields that have
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.streams import DEFAULT_NAMES
-from alphafuse.errors import ExperimentError
+from alphafuse.data.streams import ALL, in_order, require_name, title_of
+from alphafuse.data.streams import TITLES as STREAM_TITLES
+from alphafuse.errors import DatasetError, ExperimentError, unknown
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
 from .transforms import NOTEBOOK_POS_SCALAR, TRANSFORMS, check_transform
@@ -25,48 +26,84 @@ from .transforms import NOTEBOOK_POS_SCALAR, TRANSFORMS, check_transform
 if TYPE_CHECKING:
     from alphafuse.data.store.lazy import EmbeddingSource
 
-BOTH = "both"
 FUSED = "fused"  # key of `Experiment.auxiliary` for the loss of the head itself
 FUSIONS = ("concat", "add", "matrix", "gate", "attention")  # their layers: `fusion.LAYERS`
-TITLES = {"timesformer": "TimeSformer", "ast": "AST", BOTH: "both"}
+TITLES = {**STREAM_TITLES, ALL: ALL}  # only for alphafuse.report, until it uses `title_of`
 
 Normalize = Literal["none", "zscore", "l2"]
 Absent = Literal["drop", "zeros"]
 
 
 def check_fusion(name: str, streams: Sequence[str]) -> None:
-    """Raise `ExperimentError` if the fusion doesn't exist, or needs two streams and there is only one."""
+    """Raise `ExperimentError` if the fusion doesn't exist, or joins streams and there is only one."""
     check_choice("fusion", name, FUSIONS)
     if name != "concat" and len(streams) < 2:
         raise ExperimentError(
-            f"fusion '{name}' joins two streams, but the head reads only {' and '.join(streams)}: use concat"
+            f"fusion '{name}' joins streams, but the head reads only {', '.join(streams)}: use concat"
         )
+
+
+def title_of_streams(names: str) -> str:
+    """Return the title of a stream, of several separated by commas, or of "all".
+
+    >>> title_of_streams("timesformer,ast")
+    'TimeSformer + AST'
+    """
+    return " + ".join(title_of(name) for name in names.split(","))
+
+
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Return different names of streams, in order; () if "all" is among them; a text is split at its commas.
+
+    Raises:
+        ExperimentError: a name that no stream can have.
+    """
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
+    different = dict.fromkeys(names)
+    if ALL in different:
+        return ()
+    for name in different:
+        try:
+            require_name(name)
+        except DatasetError as error:
+            raise ExperimentError(str(error)) from None
+    return tuple(in_order(different))
 
 
 @dataclass(frozen=True)
 class Experiment:
     """An experiment: the streams that a head fuses, the transform, the fusion, and variants of the training.
 
+    It can be written before it is known which streams there are. `of` completes it for the streams of some embeddings;
+    fit, sweep and the other studies do so, and their results have completed experiments.
+
     Attributes:
         transform: name of an entry of `TRANSFORMS`.
-        on: the stream that is transformed, "both", or None with transform "none".
+        on: what is transformed: a stream, several separated by commas ("ast,clap"), "all" that the head reads, or None
+            with transform "none".
         alpha: parameter of the transforms that take one.
         fusion: one of `FUSIONS`.
-        streams: the streams that the head reads: both, or one.
+        streams: the streams that the head reads, in the order of `in_order`; () is all that the embeddings have.
         normalize: normalisation that overrides the settings'; None uses theirs (see `HeadSettings.normalize`).
         rates: pairs (stream, factor on the learning rate) for the stream's columns of the first layer; the
             control for alpha. Needs fusion concat. A mapping is accepted.
         auxiliary: pairs (stream or "fused", weight of its loss): during training each stream's expert of fusion
             `gate` gets a linear classifier of its own (gradient blending, Wang et al. 2020). A mapping is accepted.
+        available: the streams of the embeddings, in order, once `of` has completed the experiment; () before. Only
+            names and titles depend on it: a head that reads all available streams isn't named after them.
 
     Raises:
-        ExperimentError: an unknown name, or fields that contradict each other.
+        ExperimentError: an unknown name, or fields that contradict each other. What depends on the streams that there
+            are is found by `of`.
 
     >>> from alphafuse import Experiment
     >>> Experiment("sqrt", on="ast").name
     'sqrt-ast'
     >>> Experiment(streams=("ast",)).title
     'AST only'
+    >>> Experiment("sqrt", on="all").of(["timesformer", "ast", "clap"]).transformed
+    ('timesformer', 'ast', 'clap')
     >>> Experiment("sqr", on="ast")
     Traceback (most recent call last):
         ...
@@ -78,31 +115,28 @@ class Experiment:
     )
     on: str | None = field(
         default=None,
-        metadata={
-            "help": "Apply the transform to timesformer, ast or both.",
-            "choices": (*DEFAULT_NAMES, BOTH),
-        },
+        metadata={"help": "Apply the transform to a stream, to several (NAME,NAME) or to all.", "choices": (ALL,)},
     )
     alpha: float | None = field(default=None, metadata={"help": "For scale and power; optional for tanh and learned."})
     fusion: str = field(
         default="concat", metadata={"help": "concat, add, matrix, gate or attention.", "choices": FUSIONS}
     )
     streams: tuple[str, ...] = field(
-        default=DEFAULT_NAMES, metadata={"help": "Streams that the head reads: both, or one.", "choices": DEFAULT_NAMES}
+        default=(), metadata={"help": "Streams that the head reads: NAME[,NAME]. [default: all]", "choices": (ALL,)}
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
     auxiliary: tuple[tuple[str, float], ...] = ()
+    available: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for stream in self.streams:
-            check_choice("stream", stream, DEFAULT_NAMES)
-        object.__setattr__(self, "streams", tuple(m for m in DEFAULT_NAMES if m in self.streams))
-        if not self.streams:
-            raise ExperimentError(f"an experiment needs at least one stream: {', '.join(DEFAULT_NAMES)}")
+        object.__setattr__(self, "streams", _ordered(self.streams))
+        object.__setattr__(self, "available", _ordered(self.available))
         check_transform(self.transform, self.alpha)
         self._check_on()
-        check_fusion(self.fusion, self.streams)
+        check_choice("fusion", self.fusion, FUSIONS)
+        if self.streams:
+            check_fusion(self.fusion, self.streams)
         if self.normalize is not None:
             check_choice("normalisation", self.normalize, get_args(Normalize))
         for name in ("rates", "auxiliary"):
@@ -110,23 +144,45 @@ class Experiment:
             object.__setattr__(self, name, tuple(sorted((key, float(value)) for key, value in pairs.items())))
         self._check_rates()
         self._check_auxiliary()
-        if self.transform == "none":
-            object.__setattr__(self, "on", None)  # none on ast = none on timesformer
+
+    def of(self, available: Iterable[str]) -> Experiment:
+        """Return the experiment for embeddings of these streams: the streams that it reads are filled in.
+
+        Raises:
+            ExperimentError: it names a stream that isn't among them, or joins streams and there is only one.
+        """
+        names = tuple(in_order(available))
+        for stream in (*self.streams, *self._named_on):
+            if stream not in names:
+                raise ExperimentError(unknown("stream", stream, names))
+        return replace(self, streams=self.streams or names, available=names)
+
+    @property
+    def _named_on(self) -> tuple[str, ...]:
+        """The streams that `on` names one by one; () for "all"."""
+        return () if self.on in (None, ALL) else tuple(str(self.on).split(","))
 
     def _check_on(self) -> None:
         if self.on is None:
             if self.transform != "none":
-                raise ExperimentError(f"transform '{self.transform}' needs a stream: --on {'|'.join(self.streams)}")
+                choices = "|".join(self.streams) or f"NAME[,NAME] or --on {ALL}"
+                raise ExperimentError(f"transform '{self.transform}' needs a stream: --on {choices}")
             return
-        check_choice("stream", self.on, (*DEFAULT_NAMES, BOTH))
-        if self.on not in self.streams and not (self.on == BOTH and len(self.streams) > 1):
-            raise ExperimentError(
-                f"the transform is on '{self.on}', but the head reads only {' and '.join(self.streams)}"
-            )
+        names = _ordered(self.on)
+        for name in names if self.streams else ():
+            if name not in self.streams:
+                raise ExperimentError(f"the transform is on '{name}', but the head reads only {_listed(self.streams)}")
+        is_all = not names or (len(names) > 1 and names == self.streams)
+        if is_all and len(self.streams) == 1:
+            names, is_all = self.streams, False
+        # none on one stream = none on another
+        on = None if self.transform == "none" else ALL if is_all else ",".join(names)
+        object.__setattr__(self, "on", on)
 
     def _check_rates(self) -> None:
         for stream, rate in self.rates:
-            check_choice("stream", stream, self.streams)
+            if self.streams:
+                check_choice("stream", stream, self.streams)
             if not (math.isfinite(rate) and rate > 0):
                 raise ExperimentError(f"the learning rate of {stream} must be above 0, not {rate}")
         if self.rates and self.fusion != "concat":
@@ -134,7 +190,8 @@ class Experiment:
 
     def _check_auxiliary(self) -> None:
         for name, weight in self.auxiliary:
-            check_choice("auxiliary loss", name, (*self.streams, FUSED))
+            if self.streams:
+                check_choice("auxiliary loss", name, (*self.streams, FUSED))
             if not (math.isfinite(weight) and weight >= 0):
                 raise ExperimentError(f"the weight of the {name} loss must be 0 or more, not {weight}")
         if self.auxiliary and self.fusion != "gate":
@@ -144,8 +201,8 @@ class Experiment:
 
     @property
     def transformed(self) -> tuple[str, ...]:
-        """The streams that the transform changes."""
-        return self.streams if self.on == BOTH else tuple(m for m in self.streams if m == self.on)
+        """The streams that the transform changes; with "all", those that the head reads."""
+        return self.streams if self.on == ALL else self._named_on
 
     @property
     def learns(self) -> bool:
@@ -153,48 +210,57 @@ class Experiment:
         return self.fusion != "concat" or TRANSFORMS[self.transform].learns
 
     @property
+    def reads_all(self) -> bool:
+        """Whether the head reads all streams that the embeddings have."""
+        return self.streams in ((), self.available)
+
+    @property
     def name(self) -> str:
-        """Short name for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only", "gate"."""
-        parts = [self.transform, "" if self.alpha is None else f"{self.alpha:g}", self.on or ""]
-        single = len(self.streams) == 1
+        """Short name for a run's folder: "sqrt-ast", "scale-0.5-timesformer", "untransformed", "ast-only", "gate".
+
+        A head of some of the streams is named after them: "ast+clap".
+        """
+        picked = "" if self.reads_all else "+".join(self.streams) + ("-only" if len(self.streams) == 1 else "")
+        parts = [self.transform, "" if self.alpha is None else f"{self.alpha:g}", (self.on or "").replace(",", "+")]
+        others = [*self._variants, *(f"rate-{rate:g}-{stream}" for stream, rate in self.rates)]
+        others += ["blended"] if self.auxiliary else []
         if self.transform == "none":
-            parts = [] if single or self._other_parts else ["untransformed"]
-        parts += [f"{self.streams[0]}-only"] if single else []
-        return "-".join(part for part in (*parts, *self._other_parts) if part)
+            parts = [] if picked or others else ["untransformed"]
+        return "-".join(part for part in (*parts, picked, *others) if part)
 
     @property
     def title(self) -> str:
-        """Title for a row of a table: "AST sqrt", "untransformed", "AST only", "gate"."""
+        """Title for a row of a table: "AST sqrt", "untransformed", "AST only", "AST + clap", "gate"."""
         alpha = "" if self.alpha is None else f" {self.alpha:g}"
-        parts = [f"{TITLES[self.streams[0]]} only"] if len(self.streams) == 1 else []
-        if self.transform != "none":
-            parts = [f"{parts[0] if parts else TITLES[str(self.on)]} {self.transform}{alpha}"]
-        parts += [part.replace("-", " ") for part in self._other_parts]
-        return ", ".join(parts) or "untransformed"
+        parts = [] if self.reads_all else [title_of_streams(",".join(self.streams))]
+        if parts and len(self.streams) == 1:
+            parts = [f"{parts[0]} only"]
+            parts = parts if self.transform == "none" else [f"{parts[0]} {self.transform}{alpha}"]
+        elif self.transform != "none":
+            parts.append(f"{title_of_streams(str(self.on))} {self.transform}{alpha}")
+        parts += [*self._variants, *(f"rate {rate:g} {stream}" for stream, rate in self.rates)]
+        return ", ".join(parts + (["blended"] if self.auxiliary else [])) or "untransformed"
 
     @property
-    def _other_parts(self) -> list[str]:
-        """Parts of the name that describe fields other than transform and streams."""
+    def _variants(self) -> list[str]:
+        """Fusion and normalisation, if they aren't the paper's."""
         parts = [] if self.fusion == "concat" else [self.fusion]
-        parts += [] if self.normalize in (None, "none") else [str(self.normalize)]
-        parts += [f"rate-{rate:g}-{stream}" for stream, rate in self.rates]
-        return parts + (["blended"] if self.auxiliary else [])
+        return parts if self.normalize in (None, "none") else [*parts, str(self.normalize)]
 
     def head_config(self, train: EmbeddingSource, classes: Sequence[str], settings: HeadSettings) -> HeadConfig:
         """Return the head's configuration for these embeddings; `ExperimentError` if they lack a stream.
 
         `pos-scalar` is 1.5 as in the paper, or 2 as in its authors' code for embeddings of protocol `notebook`.
         """
-        for stream in self.streams:
-            if stream not in train.dims:
-                raise ExperimentError(
-                    f"no training clip has a {stream} embedding: see `alphafuse store info`, or choose the other "
-                    "stream alone"
-                )
-        experiment = self
+        experiment = self.of(train.dims)
         if self.transform == "pos-scalar" and is_notebook(train.recipes):
-            experiment = replace(self, transform="scale", alpha=NOTEBOOK_POS_SCALAR)
+            experiment = replace(experiment, transform="scale", alpha=NOTEBOOK_POS_SCALAR)
         return HeadConfig(train.dims, tuple(classes), experiment, settings)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names as read aloud: "a and b"."""
+    return " and ".join(names)
 
 
 def is_notebook(recipes: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -214,9 +280,9 @@ class HeadSettings:
     Attributes:
         hidden: widths of the hidden layers; () is a linear head.
         dropout: probability in [0, 1), after each hidden layer, during training.
-        modality_dropout: probability in [0, 1) that a training clip loses one of its two streams, chosen at random,
-            in a step. With `absent="zeros"`, one head then serves clips that lack either (Neverova et al. 2016). Heads
-            of one stream ignore it.
+        modality_dropout: probability in [0, 1) that a training clip loses one of its streams in a step, each of them
+            with the same probability; a clip that lacks a stream anyway loses none. With `absent="zeros"`, one head
+            then serves clips that lack any one of them (Neverova et al. 2016). Heads of one stream ignore it.
         normalize: normalisation of each stream's embeddings after the transform: "none"; "zscore", (x - mean) / std
             per dimension over the training clips; "l2", x / |x|.
         absent: treatment of a clip that lacks a stream which the head reads: "drop" leaves the clip out (its
@@ -260,9 +326,9 @@ class HeadConfig:
     """Everything that determines a head's shape and function, apart from its weights.
 
     Attributes:
-        dims: stream -> dimension of its embeddings; those that the experiment doesn't read are left out.
+        dims: stream -> dimension of its embeddings, in order; those that the experiment doesn't read are left out.
         classes: labels in the order of the logits.
-        experiment: streams, transform and fusion.
+        experiment: streams, transform and fusion, completed by `Experiment.of` for the streams of `dims`.
         settings: hidden layers and the rest; of a subclass of `HeadSettings`, only `HeadSettings`' own fields are kept.
 
     Raises:
@@ -280,12 +346,14 @@ class HeadConfig:
     settings: HeadSettings = HeadSettings()
 
     def __post_init__(self) -> None:
-        for stream in self.streams:
+        if not self.dims:
+            raise ExperimentError("a head needs at least one stream")
+        experiment = self.experiment if self.experiment.available else self.experiment.of(self.dims)
+        for stream in experiment.streams:
             if stream not in self.dims:
-                raise ExperimentError(
-                    f"the experiment reads {stream}, and only {' and '.join(self.dims) or 'nothing'} has a dimension"
-                )
-        dims = {stream: dim for stream, dim in self.dims.items() if stream in self.streams}
+                raise ExperimentError(f"the experiment reads {stream}, and only {_listed(self.dims)} has a dimension")
+        dims = {stream: self.dims[stream] for stream in experiment.streams}
+        object.__setattr__(self, "experiment", experiment)
         for stream, dim in dims.items():
             check_count(f"dimension of {stream}", dim)
         object.__setattr__(self, "dims", dims)
@@ -301,7 +369,7 @@ class HeadConfig:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that the head reads, in the order of `DEFAULT_NAMES`."""
+        """The streams that the head reads, in order."""
         return self.experiment.streams
 
     @property
@@ -320,7 +388,7 @@ class HeadConfig:
         experiment = self.experiment
         alpha = "" if experiment.alpha is None else f" (alpha {experiment.alpha:g})"
         transformed = f"{experiment.transform}{alpha} on {experiment.on}" if experiment.on else "untransformed"
-        description = f"{transformed}, {experiment.fusion} of {' and '.join(self.streams)}"
+        description = f"{transformed}, {experiment.fusion} of {_listed(self.streams)}"
         return description if self.normalize == "none" else f"{description}, {self.normalize}"
 
     def to_json(self) -> dict[str, Any]:
@@ -348,7 +416,7 @@ def usable_clips(embeddings: EmbeddingSource, config: HeadConfig) -> np.ndarray:
         if stream not in embeddings.dims:
             raise ExperimentError(
                 f"these embeddings have no {stream} (only {', '.join(embeddings.dims) or 'none'}), which the "
-                "head reads: extract it, or use a head of the other stream alone"
+                "head reads: extract it, or use a head of other streams"
             )
     if config.settings.absent == "zeros":  # all clips that have at least one embedding
         return np.logical_or.reduce([embeddings.present(stream) for stream in embeddings.dims])

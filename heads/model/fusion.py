@@ -1,12 +1,14 @@
 """Fusion layers: each maps the transformed vectors of the streams to one vector for the head's layers.
 
-    concat      (S, A)                                  the paper's fusion
-    add         S + A                                   future work in the paper
-    matrix      (M_S S, M_A A) + P (U S * V A)          future work in the paper, plus low-rank bilinear pooling
-    gate        g_S E_S(S) + g_A E_A(A)                 a mixture of experts
-    attention   a transformer layer over two tokens
+    concat      (x_1, ..., x_N)                                 the paper's fusion
+    add         x_1 + ... + x_N                                 future work in the paper
+    matrix      (M_1 x_1, ..., M_N x_N) + sum P_st (U_s x_s * U_t x_t)
+                                                                future work in the paper, plus low-rank bilinear pooling
+    gate        g_1 E_1(x_1) + ... + g_N E_N(x_N)               a mixture of experts
+    attention   a transformer layer over N tokens
 
-S and A are TimeSformer's and AST's transformed vectors; * is the elementwise product. A fusion is a layer built from
+x_1, ..., x_N are the transformed vectors of the N streams, in the order of `in_order` (the paper's: TimeSformer's, then
+AST's); * is the elementwise product; sums over s and t are over all pairs of streams. A fusion is a layer built from
 the streams' dimensions; `LAYERS` maps names to classes. To add one, write a class with its formula and source in
 the docstring and add its name to `config.FUSIONS`. Parameter counts are for two 768-d streams, without the head's
 layers.
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import reduce
+from itertools import combinations
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from alphafuse.data.streams import DEFAULT_NAMES
+from alphafuse.data.streams import in_order
 
 from .config import FUSIONS, check_fusion
 
@@ -38,13 +42,13 @@ class Fusion(nn.Module):
         dims: stream -> dimension of its embeddings, for the streams that the head reads.
 
     Attributes:
-        streams: those streams in the order of `DEFAULT_NAMES`, independent of the order of `dims`.
+        streams: those streams in the order of `in_order`, independent of the order of `dims`.
         output_dim: length of the fused vector.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__()
-        self.streams = tuple(stream for stream in DEFAULT_NAMES if stream in dims)
+        self.streams = tuple(in_order(dims))
         self.output_dim = 0
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -71,7 +75,7 @@ def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class Concat(Fusion):
-    """cat(S, A): TimeSformer's vector, then AST's (paper section 3); with one stream, that vector itself."""
+    """cat(x_1, ..., x_N): in the paper TimeSformer's vector, then AST's (section 3); one stream stays as it is."""
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__(dims)
@@ -83,9 +87,9 @@ class Concat(Fusion):
 
 
 class Add(Fusion):
-    """S + A, the first alternative to concatenation that the paper names. No parameters if the dims are equal.
+    """x_1 + ... + x_N, the first alternative to concatenation that the paper names. No parameters if dims are equal.
 
-    If they differ, a learned projection W (no bias) first maps the shorter vector to the longer one's length: S + W A.
+    If they differ, learned projections W_s (no bias) first map the shorter vectors to the longest one's length.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -101,25 +105,27 @@ class Add(Fusion):
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """{stream: (batch, dim)} -> (batch, largest dim)."""
-        first, second = (
-            self.projections[stream](features[stream]) if stream in self.projections else features[stream]
-            for stream in self.streams
+        return reduce(
+            torch.add,
+            (
+                self.projections[stream](features[stream]) if stream in self.projections else features[stream]
+                for stream in self.streams
+            ),
         )
-        return first + second
 
 
 class Matrix(Fusion):
-    """cat(M_S S, M_A A) + P (U S * V A): a learned matrix weighs each stream. 1,376,256 parameters.
+    """cat(M_1 x_1, ..., M_N x_N) + sum over pairs of P_st (U_s x_s * U_t x_t): learned matrices. 1,376,256 parameters.
 
-    The paper names "a learned matrix" as an alternative to concatenation without specifying it. M = diag(M_S, M_A) is
-    (D, D), D the sum of dims. Off-diagonal blocks would mix streams, which the head's first layer does already, and
-    a step would take three times as long as with concat instead of twice. M alone changes how fast each stream is
-    learned, not which functions can be: it is linear, and a linear layer follows. The second term adds new functions:
-    low-rank bilinear pooling (Kim et al. 2017, "Hadamard product for low-rank bilinear pooling", without bias and
-    tanh). U (64, dim of S) and V (64, dim of A) give 64 products of one number of each stream; P (D, 64) maps them
-    to the fused vector.
+    The paper names "a learned matrix" as an alternative to concatenation without specifying it. M = diag(M_1, ..., M_N)
+    is (D, D), D the sum of dims: each block weighs a stream. Off-diagonal blocks would mix streams, which the head's
+    first layer does already, and a step would take three times as long as with concat instead of twice. M alone changes
+    how fast each stream is learned, not which functions can be: it is linear, and a linear layer follows. The second
+    term adds new functions: low-rank bilinear pooling (Kim et al. 2017, "Hadamard product for low-rank bilinear
+    pooling", without bias and tanh) of each pair of streams s and t. U_s (64, dim of s), one per stream, and U_t give
+    64 products of one number of each; P_st (D, 64) maps them to the fused vector.
 
-    M starts as the identity and P as zeros, so training starts from the same function as concat; U and V are random.
+    M starts as the identity and every P as zeros, so training starts from the same function as concat; U are random.
     An absent stream (zeros) contributes nothing.
     """
 
@@ -130,10 +136,12 @@ class Matrix(Fusion):
             {stream: nn.Parameter(torch.empty(dims[stream], dims[stream])) for stream in self.streams}
         )
         self.factors = nn.ModuleDict({stream: _linear(dims[stream], RANK, bias=False) for stream in self.streams})
-        self.spread = nn.Parameter(torch.empty(self.output_dim, RANK))
+        self.pairs = list(combinations(self.streams, 2))
+        # P of all pairs, side by side: (D, pairs x 64)
+        self.spread = nn.Parameter(torch.empty(self.output_dim, len(self.pairs) * RANK))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw U and V; set M to the identity and P to zeros."""
+        """Draw U; set M to the identity and P to zeros."""
         super().reset_parameters(generator)
         for block in self.influence.values():
             nn.init.eye_(block)
@@ -142,16 +150,17 @@ class Matrix(Fusion):
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """{stream: (batch, dim)} -> (batch, sum of dims)."""
         weighed = [functional.linear(features[stream], self.influence[stream]) for stream in self.streams]
-        left, right = (self.factors[stream](features[stream]) for stream in self.streams)  # (batch, 64) each
-        return torch.cat(weighed, dim=-1) + functional.linear(left * right, self.spread)
+        factors = {stream: self.factors[stream](features[stream]) for stream in self.streams}  # (batch, 64) each
+        products = [factors[one] * factors[other] for one, other in self.pairs]  # (batch, 64) each
+        return torch.cat(weighed, dim=-1) + functional.linear(torch.cat(products, dim=-1), self.spread)
 
 
 class Gate(Fusion):
-    """g_S E_S(S) + g_A E_A(A): a mixture of experts, one per stream (Jacobs et al. 1991). 1,184,258 parameters.
+    """g_1 E_1(x_1) + ... + g_N E_N(x_N): a mixture of experts (Jacobs et al. 1991). 1,184,258 parameters.
 
-    Expert E_m(x) = relu(W_m x + b_m) is as wide as the longest vector; the gate g = softmax(G cat(S, A) + c) has one
-    number in [0, 1] per stream, and they sum to 1. So each clip's embeddings determine the streams' weights. For
-    an absent stream (zeros) the expert returns relu(b_m).
+    Each stream has an expert E_s(x) = relu(W_s x + b_s), as wide as the longest vector. The gate
+    g = softmax(G cat(x_1, ..., x_N) + c) has one number in [0, 1] per stream, and they sum to 1. So each clip's
+    embeddings determine the streams' weights. For an absent stream (zeros) the expert returns relu(b_s).
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -176,17 +185,17 @@ class Gate(Fusion):
 
 
 class Attention(Fusion):
-    """A transformer layer over two tokens, one per stream. 1,183,744 parameters.
+    """A transformer layer over N tokens, one per stream. 1,183,744 parameters.
 
-        t_m = W_m x_m + e_m                         e_m: the stream's embedding
+        t_s = W_s x_s + e_s                         e_s: the stream's embedding
         t   = t + O attention(LN(t))                4 heads, softmax(q k^T / sqrt(head width)) v
         t   = t + W_2 gelu(W_1 LN(t))
-        fused = cat(LN(t_S), LN(t_A))
+        fused = cat(LN(t_1), ..., LN(t_N))
 
     Vaswani et al. 2017 with the norms before each part (Xiong et al. 2020) and without dropout; a learned embedding per
     stream as in ViLT (Kim et al. 2021). A token's width is 256, or the length of the longest vector rounded up to a
     multiple of the 4 heads if that is smaller. The tokens are concatenated, so the streams stay separate, as with
-    concat. The token of an absent stream (zeros) is the stream's embedding e_m.
+    concat. The token of an absent stream (zeros) is the stream's embedding e_s.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -206,21 +215,21 @@ class Attention(Fusion):
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{stream: (batch, dim)} -> (batch, 2 x width)."""
-        tokens = [self.tokens[stream](features[stream]) for stream in self.streams]  # its bias is e_m
-        t = torch.stack(tokens, dim=1)  # (batch, 2, width)
+        """{stream: (batch, dim)} -> (batch, N x width)."""
+        tokens = [self.tokens[stream](features[stream]) for stream in self.streams]  # its bias is e_s
+        t = torch.stack(tokens, dim=1)  # (batch, N, width)
         t = t + self.attention_output(self._attend(self.attention_norm(t)))
         t = t + self.mlp_output(functional.gelu(self.mlp_hidden(self.mlp_norm(t))))
         return self.final_norm(t).flatten(start_dim=1)
 
     def _attend(self, t: torch.Tensor) -> torch.Tensor:
-        """Multi-head self-attention, (batch, 2, width) -> (batch, 2, width).
+        """Multi-head self-attention, (batch, N, width) -> (batch, N, width).
 
-        Written out: for two tokens fused kernels gain nothing, and on CUDA their gradients may differ from run to run.
+        Written out: for few tokens fused kernels gain nothing, and on CUDA their gradients may differ from run to run.
         """
-        parts = self.queries(t), self.keys(t), self.values(t)  # (batch, 2, width) each
-        q, k, v = (x.unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2) for x in parts)  # (batch, heads, 2, 64)
-        attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)  # (batch, heads, 2, 2)
+        parts = self.queries(t), self.keys(t), self.values(t)  # (batch, N, width) each
+        q, k, v = (x.unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2) for x in parts)  # (batch, heads, N, 64)
+        attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)  # (batch, heads, N, N)
         return (attention @ v).transpose(1, 2).flatten(start_dim=2)
 
 
@@ -231,7 +240,7 @@ def build_fusion(name: str, dims: Mapping[str, int]) -> Fusion:
     """Return the fusion layer of that name for these dimensions, uninitialised until `reset_parameters`.
 
     Raises:
-        ExperimentError: the name is unknown, or the fusion needs two streams and there is only one.
+        ExperimentError: the name is unknown, or the fusion joins streams and there is only one.
     """
     check_fusion(name, tuple(dims))
     return LAYERS[name](dims)

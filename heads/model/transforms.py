@@ -1,4 +1,4 @@
-"""Alpha-transforms: functions applied to the embeddings of one or both streams before fusion.
+"""Alpha-transforms: functions applied to the embeddings of one, several or all streams before fusion.
 
 The paper transforms one of the two streams and leaves the other unchanged (paper section 3, table 1). Each transform
 is a function `(x, alpha) -> y`, x and y tensors (..., dim); `TRANSFORMS` lists them by name. Every transform maps zeros
@@ -66,7 +66,7 @@ def hyperbolic_tangent(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 def unit_length(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """x / max(|x|, 1e-12), |x| the Euclidean length of each vector (l2 normalisation, Perronnin et al. 2010).
 
-    All that a vector's length says is gone: both streams weigh the same when it is on both.
+    All that a vector's length says is gone: all streams weigh the same when it is on all.
     """
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 

@@ -234,7 +234,8 @@ def modality_confusion(
     Args:
         clip_ids: `{youtube_id}_{start:06d}`, without repetitions.
         fused: (clips, C) or (seeds, clips, C) scores of the heads that read both modalities.
-        single: modality -> scores of the heads that read it alone, of the same shape; one or two modalities.
+        single: modality -> scores of the heads that read it alone, of the same shape; one or two modalities, sight and
+            sound. Of several streams of one modality, take a head that reads them all.
         classes: C of VGGSound's official class names.
         table: labels; the installed package's by default.
 
@@ -245,7 +246,10 @@ def modality_confusion(
     """
     table = table or load_labels()
     if len(single) not in (1, 2):
-        raise ValueError(f"modality confusion needs the heads of 1 or 2 modalities, not of {len(single)}")
+        raise ValueError(
+            f"modality confusion needs the heads of 1 or 2 modalities, not of {len(single)}: sight and sound; of "
+            "several streams of one modality, pass one head that reads them all"
+        )
     heads = {name: _as_heads(clip_ids, scores, classes) for name, scores in single.items()}
     both = _as_heads(clip_ids, fused, classes)
     if any(scores.shape != both.shape for scores in heads.values()):

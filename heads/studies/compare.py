@@ -1,21 +1,25 @@
-"""One comparison of each stream alone, late fusion, every fusion, every transform, and control experiments.
+"""One comparison of each stream alone, some of them, late fusion, every fusion, every transform, and controls.
 
 A fair study of alpha needs the controls. Scaling one stream's features before a trainable layer doesn't change which
 functions the head can express; under Adam it acts as that stream's learning rate and initial scale. So the table
 also has heads on standardised embeddings (scalar alphas have no effect on them) and heads with a learning rate per
 stream instead of an alpha, tuned on the same grid. Tuned values are chosen on validation clips; only the chosen ones
 are scored on test clips.
+
+With more than two streams, the table also has every pair, and with more than three the streams without each one in
+turn. With one stream there is nothing to fuse: the table has its transforms and controls.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,8 +27,8 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.streams import DEFAULT_NAMES
-from alphafuse.heads.model.config import BASELINE, FUSED, FUSIONS, Experiment
+from alphafuse.data.streams import in_order, title_of
+from alphafuse.heads.model.config import FUSED, FUSIONS, Experiment
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
@@ -48,20 +52,77 @@ from .same_clips import (
 
 COMPARE_SEEDS = 5
 ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
-RATIOS = (0.25, 0.5, 2.0, 4.0)  # AST relative to TimeSformer, as alpha and as learning rate
-SINGLE = tuple(Experiment(streams=(stream,)) for stream in DEFAULT_NAMES)
-OTHER_FUSIONS = tuple(Experiment(fusion=fusion) for fusion in FUSIONS if fusion != "concat")
-TRANSFORMED = tuple(
-    Experiment(name, on=stream)
-    for stream in DEFAULT_NAMES
-    for name, transform in TRANSFORMS.items()
-    if name != "none" and transform.alpha != "required"
-)
-STANDARDISED = (Experiment(normalize="zscore"), Experiment(normalize="l2"))
-ALPHAS = tuple(Experiment("scale", on="ast", alpha=ratio) for ratio in RATIOS)
-RATES = tuple(Experiment(rates=(("ast", ratio),)) for ratio in RATIOS)
-GRID = (BASELINE, *SINGLE, *OTHER_FUSIONS, *TRANSFORMED, *STANDARDISED, *ALPHAS, *RATES)
+RATIOS = (0.25, 0.5, 2.0, 4.0)  # one stream relative to the others, as alpha and as learning rate
 LATE_TITLE = "late: mean probability"
+PARTIAL = ("alone", "some")  # groups of rows that read only some of the streams
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The experiments of a comparison of these streams, completed for them; the blended gate comes on top.
+
+    Attributes:
+        streams: streams of the embeddings, in order.
+        tuned: the stream whose alpha and learning rate are tuned: the last one. Of two streams either would do, because
+            only their ratio matters.
+        baseline: untransformed concatenation of all streams.
+        single: each stream alone; none if there is only one.
+        some: title -> some of the streams: every pair of more than two, and more than three without each in turn.
+        fusions, transformed, standardised, alphas, rates: experiments on all streams.
+
+    >>> len(Grid.of(["timesformer", "ast"]).experiments), list(Grid.of(["timesformer", "ast", "clap"]).some)
+    (35, ['TimeSformer + AST', 'TimeSformer + clap', 'AST + clap'])
+    """
+
+    streams: tuple[str, ...]
+    tuned: str
+    baseline: Experiment
+    single: tuple[Experiment, ...]
+    some: Mapping[str, Experiment]
+    fusions: tuple[Experiment, ...]
+    transformed: tuple[Experiment, ...]
+    standardised: tuple[Experiment, ...]
+    alphas: tuple[Experiment, ...]
+    rates: tuple[Experiment, ...]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Grid:
+        """Return the experiments for these streams."""
+        streams = tuple(in_order(names))
+        tuned = streams[-1]
+
+        def made(**fields: Any) -> Experiment:
+            return Experiment(**fields).of(streams)
+
+        several = len(streams) > 1
+        pairs = [made(streams=pair) for pair in combinations(streams, 2)] if len(streams) > 2 else []
+        some = {pair.title: pair for pair in pairs}
+        if len(streams) > 3:
+            some |= {f"without {title_of(one)}": made(streams=tuple(set(streams) - {one})) for one in streams}
+        return cls(
+            streams=streams,
+            tuned=tuned,
+            baseline=made(),
+            single=tuple(made(streams=(stream,)) for stream in streams) if several else (),
+            some=some,
+            fusions=tuple(made(fusion=fusion) for fusion in FUSIONS if fusion != "concat") if several else (),
+            transformed=tuple(
+                made(transform=name, on=stream)
+                for stream in streams
+                for name, transform in TRANSFORMS.items()
+                if name != "none" and transform.alpha != "required"
+            ),
+            standardised=(made(normalize="zscore"), made(normalize="l2")),
+            alphas=tuple(made(transform="scale", on=tuned, alpha=ratio) for ratio in RATIOS),
+            rates=tuple(made(rates=((tuned, ratio),)) for ratio in RATIOS),
+        )
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """All experiments, in the order in which they are trained."""
+        partial_ones = (*self.single, *self.some.values())
+        whole = (*self.fusions, *self.transformed, *self.standardised, *self.alphas, *self.rates)
+        return (self.baseline, *partial_ones, *whole)
 
 
 @dataclass(frozen=True)
@@ -69,7 +130,7 @@ class CompareRow:
     """One row of a `CompareTable`.
 
     Attributes:
-        group: "baseline", "alone", "fusion", "transform" or "control".
+        group: "baseline", "alone", "some" (of more than two streams), "fusion", "transform" or "control".
         title: title shown to users.
         experiment: the row's experiment; None for late fusion, which has no head of its own.
         val, test: results on the two splits.
@@ -99,9 +160,11 @@ class CompareTable:
         ceiling: reachable ceiling of the test split.
         seeds, settings: seeds and training settings of every row.
         rows: all rows, the untransformed concat first.
-        gain: gain of the untransformed concat over the better single stream (by validation), on test clips.
-        better_single: that stream's row.
-        blend: weights of gradient blending, determined on training and validation clips.
+        gain: gain of the untransformed concat over the best single stream (by validation), on test clips; None if there
+            is only one stream.
+        better_single: that stream's row, or None.
+        blend: weights of gradient blending, determined on training and validation clips; empty for one stream.
+        tuned: the stream whose alpha and learning rate were chosen on validation.
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
             Holm's correction for the table's comparisons.
         provenance: inputs of the study, for config.json.
@@ -123,9 +186,10 @@ class CompareTable:
     seeds: tuple[int, ...]
     settings: TrainSettings
     rows: tuple[CompareRow, ...]
-    gain: Comparison
-    better_single: CompareRow
+    gain: Comparison | None
+    better_single: CompareRow | None
     blend: Mapping[str, float]
+    tuned: str
     resolvable_gap: float
     provenance: Mapping[str, Any]
 
@@ -152,8 +216,11 @@ class CompareTable:
             "reachable_ceiling": ceiling_json(self.ceiling),
             "seeds": list(self.seeds),
             "smallest_resolvable_gap": self.resolvable_gap,
-            "gain_over_better_stream": {"stream": self.better_single.title, **self.gain.to_json()},
+            "gain_over_better_stream": self.better_single
+            and self.gain
+            and {"stream": self.better_single.title, **self.gain.to_json()},
             "blending_weights": dict(self.blend),
+            "tuned_stream": self.tuned,
             "rows": [
                 {
                     "group": row.group,
@@ -189,9 +256,10 @@ def published_results() -> tuple[Published, ...]:
     return tuple(Published(**row) for row in json.loads(text))
 
 
-def count_compare_heads(seeds: int) -> int:
-    """Return the number of heads that `compare` trains."""
-    return (len(GRID) + 1) * seeds
+def count_compare_heads(streams: Iterable[str], seeds: int) -> int:
+    """Return the number of heads that `compare` trains on embeddings of these streams."""
+    grid = Grid.of(streams)
+    return (len(grid.experiments) + bool(grid.single)) * seeds  # gradient blending comes on top
 
 
 def compare(
@@ -212,7 +280,7 @@ def compare(
         dataset: a dataset whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default. Titles of rows name a different normalisation or fusion.
-        progress: counts finished epochs, `count_compare_heads(seeds) * settings.total_epochs` in total.
+        progress: counts finished epochs, `count_compare_heads(streams, seeds) * settings.total_epochs` in total.
         engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
         address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
             Ray on this machine.
@@ -232,30 +300,36 @@ def compare(
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     clips = SameClips.load(dataset, settings, chosen)
+    grid = Grid.of(clips.streams)
     with (
         connected(address) if engine == "ray" else nullcontext(),  # one connection for both calls of `train`
-        epochs_of(progress, "compare", count_compare_heads(len(chosen)), settings) as shown,
+        epochs_of(progress, "compare", count_compare_heads(grid.streams, len(chosen)), settings) as shown,
     ):
         train = partial(clips.train, seeds=chosen, settings=settings, progress=shown, engine=engine, address=address)
-        found = dict(zip(GRID, train(GRID), strict=True))
-        blend = blending_weights(clips, [found[single] for single in SINGLE], found[Experiment(fusion="gate")])
-        blended = Experiment(fusion="gate", auxiliary=tuple(blend.items()))
-        found[blended] = train([blended])[0]
-    best_alpha = best_on_validation([found[experiment] for experiment in (BASELINE, *ALPHAS)])
-    best_rate = best_on_validation([found[experiment] for experiment in (BASELINE, *RATES)])
+        found = dict(zip(grid.experiments, train(grid.experiments), strict=True))
+        singles = [found[single] for single in grid.single]
+        blend: dict[str, float] = {}
+        if singles:
+            blend = blending_weights(clips, singles, found[Experiment(fusion="gate").of(grid.streams)])
+            blended = Experiment(fusion="gate", auxiliary=tuple(blend.items())).of(grid.streams)
+            found[blended] = train([blended])[0]
+    best_alpha = best_on_validation([found[experiment] for experiment in (grid.baseline, *grid.alphas)])
+    best_rate = best_on_validation([found[experiment] for experiment in (grid.baseline, *grid.rates)])
 
-    rows = [_row("baseline", "concat, untransformed", found[BASELINE])]
-    rows += [_row("alone", single.title, found[single]) for single in SINGLE]
-    late_val, late_test = (late_fusion(clips, [found[single] for single in SINGLE], split) for split in EVALUATED)
-    rows.append(CompareRow("fusion", LATE_TITLE, None, late_val, late_test, None))
-    rows += [_row("fusion", experiment.title, found[experiment]) for experiment in OTHER_FUSIONS]
-    rows.append(_row("fusion", "gate, gradient blending", found[blended]))
-    rows += [_row("transform", experiment.title, found[experiment]) for experiment in TRANSFORMED]
+    rows = [_row("baseline", "concat, untransformed", found[grid.baseline])]
+    rows += [_row("alone", single.title, found[single]) for single in grid.single]
+    rows += [_row("some", title, found[experiment]) for title, experiment in grid.some.items()]
+    if singles:
+        late_val, late_test = (late_fusion(clips, singles, split) for split in EVALUATED)
+        rows.append(CompareRow("fusion", LATE_TITLE, None, late_val, late_test, None))
+        rows += [_row("fusion", experiment.title, found[experiment]) for experiment in grid.fusions]
+        rows.append(_row("fusion", "gate, gradient blending", found[blended]))
+    rows += [_row("transform", experiment.title, found[experiment]) for experiment in grid.transformed]
     ratio = 1.0 if best_alpha.experiment.alpha is None else best_alpha.experiment.alpha
-    rows.append(_row("transform", f"AST scale {ratio:g} (chosen)", best_alpha))
-    rows += [_row("control", f"concat, {experiment.normalize}", found[experiment]) for experiment in STANDARDISED]
-    ratio = dict(best_rate.experiment.rates).get("ast", 1.0)
-    rows.append(_row("control", f"AST rate x {ratio:g} (chosen)", best_rate))
+    rows.append(_row("transform", f"{title_of(grid.tuned)} scale {ratio:g} (chosen)", best_alpha))
+    rows += [_row("control", f"concat, {experiment.normalize}", found[experiment]) for experiment in grid.standardised]
+    ratio = dict(best_rate.experiment.rates).get(grid.tuned, 1.0)
+    rows.append(_row("control", f"{title_of(grid.tuned)} rate x {ratio:g} (chosen)", best_rate))
 
     baseline, others = rows[0], rows[1:]
     comparisons = against(baseline.test, [row.test for row in others])
@@ -263,6 +337,7 @@ def compare(
     better = min(
         (row for row in others if row.group == "alone"),
         key=lambda row: validation_rank(row.val.top1.mean, row.val.loss.mean),
+        default=None,
     )
     return CompareTable(
         dataset_name=dataset.name,
@@ -274,11 +349,12 @@ def compare(
         seeds=chosen,
         settings=settings,
         rows=(baseline, *others),
-        gain=against(better.test, [baseline.test])[0],
+        gain=against(better.test, [baseline.test])[0] if better else None,
         better_single=better,
         blend=blend,
+        tuned=grid.tuned,
         resolvable_gap=resolvable_gap(
-            baseline.test, [row.test for row in others if row.group != "alone"], comparisons=len(others)
+            baseline.test, [row.test for row in others if row.group not in PARTIAL], comparisons=len(others)
         ),
         provenance=clips.provenance,
     )
@@ -290,7 +366,7 @@ def _row(group: str, title: str, trained: Trained) -> CompareRow:
 
 
 def late_fusion(clips: SameClips, singles: Sequence[Trained], split: str) -> SplitResult:
-    """Score the mean of the streams' probabilities per seed; if a clip lacks a stream, the other's alone."""
+    """Score the mean of the streams' probabilities per seed; if a clip lacks some, of the others'."""
     embeddings = clips.embeddings[split]
     probabilities = np.stack(
         [[trained.head.predict_proba(embeddings) for trained in single.heads] for single in singles]
@@ -310,7 +386,7 @@ def blending_weights(clips: SameClips, singles: Sequence[Trained], fused: Traine
     Args:
         clips: training and validation clips of the heads.
         singles: heads of each stream alone.
-        fused: heads of both streams, trained without auxiliary losses.
+        fused: heads of all streams, trained without auxiliary losses.
     """
     start = math.log(len(clips.classes))
     raw = {}

@@ -27,7 +27,7 @@ class RunResult:
     """Result of `fit`.
 
     Attributes:
-        experiment, settings, seeds: arguments of the call.
+        experiment, settings, seeds: arguments of the call; the experiment is completed by `Experiment.of`.
         folder: the run folder.
         splits: "val" and "test" -> results.
         heads: one head per seed, in the order of `seeds`.
@@ -75,7 +75,7 @@ def fit(
 
     Args:
         dataset: a dataset whose three splits are extracted.
-        experiment: streams, transform and fusion.
+        experiment: streams, transform and fusion; without streams, the head reads all that the embeddings have.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
         run: name of the run; by default the experiment's name. An older run of that name is replaced.
@@ -101,11 +101,14 @@ def fit(
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
+    if run:
+        check_run_name(run)
+    if run in RESERVED_RUNS:
+        raise ExperimentError(f"the run name '{run}' is reserved for `alphafuse {run}`: choose another --run")
+    clips = SameClips.load(dataset, settings, chosen, experiment)
+    experiment = experiment.of(clips.streams)
     name = run or experiment.name
     check_run_name(name)
-    if name in RESERVED_RUNS:
-        raise ExperimentError(f"the run name '{name}' is reserved for `alphafuse {name}`: choose another --run")
-    clips = SameClips.load(dataset, settings, chosen, experiment)
     with epochs_of(progress, experiment.title, len(chosen), settings) as shown:
         (trained,) = clips.train(
             [experiment], chosen, settings=settings, progress=shown, engine=engine, address=address

@@ -43,7 +43,7 @@ def _experiment_options(experiment: Experiment) -> list[str]:
         words.append(f"--alpha={experiment.alpha:g}")
     if experiment.fusion != BASELINE.fusion:
         words += ["--fusion", experiment.fusion]
-    if experiment.streams != BASELINE.streams:
+    if not experiment.reads_all:
         words += ["--streams", ",".join(experiment.streams)]
     return words
 

@@ -10,7 +10,7 @@
       head/                  the first seed's head
       heads/seed-<n>/        the heads of the other seeds
     table1 adds              table1.json, table1.md, figure3.png (losses of experiment 2 next to the paper's), and
-      heads/<name>/          heads of untransformed, timesformer-only and ast-only, each like a run of fit
+      heads/<name>/          heads of untransformed and of each stream alone, each like a run of fit
     sweep adds               sweep.json, sweep.csv (a line per point), sweep.png; its config.json reproduces it
     compare adds             compare.json, compare.csv (a line per row), compare.md; no history
     evaluate adds, to the run that it scores

@@ -22,6 +22,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import in_order
 from alphafuse.errors import EmptySplitError, ExperimentError
 from alphafuse.heads.model.config import BASELINE, Experiment, usable_clips
 from alphafuse.heads.scoring.metrics import Scores, score
@@ -107,12 +108,14 @@ class SameClips:
     Attributes:
         embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all streams that are read.
         dropped: split -> number of clips left out.
+        streams: streams that the training clips have, in order; those of the root without any embedding are no part.
         classes: class names of the dataset.
         provenance: inputs of the study apart from its experiments, for config.json.
     """
 
     embeddings: Mapping[str, EmbeddingSource]
     dropped: Mapping[str, int]
+    streams: tuple[str, ...]
     classes: tuple[str, ...]
     provenance: Mapping[str, Any]
 
@@ -134,10 +137,12 @@ class SameClips:
 
         Raises:
             EmptySplitError: a split has no such clip.
+            ExperimentError: the experiment names a stream that doesn't exist or isn't extracted.
             DatasetError, StoreError: splits that are empty or not extracted.
         """
         memory = memory_bytes(settings, choose_device(settings.device))
         by_split = dataset.all_embeddings(max_bytes=memory // 2)
+        _require_streams(dataset, by_split["train"], experiment)
         config = experiment.head_config(by_split["train"], dataset.classes, settings)
         kept: dict[str, EmbeddingSource] = {}
         dropped = {}
@@ -153,7 +158,9 @@ class SameClips:
         provenance = {
             "dataset": {"name": dataset.name, "source": dataset.source},
             "classes": list(dataset.classes),
-            "embeddings": {stream: dict(recipe) for stream, recipe in by_split["train"].recipes.items()},
+            "embeddings": {
+                stream: dict(recipe) for stream, recipe in by_split["train"].recipes.items() if stream in dataset.media
+            },
             "encoders": dataset.store("train").provenance().get("encoders", {}),
             "settings": settings.to_json(),
             "seeds": list(seeds),
@@ -164,7 +171,7 @@ class SameClips:
                 "numpy": np.__version__,
             },
         }
-        return cls(kept, dropped, dataset.classes, provenance)
+        return cls(kept, dropped, config.experiment.available, dataset.classes, provenance)
 
     def train(
         self,
@@ -222,6 +229,19 @@ class SameClips:
             loss=estimate(scores.loss, bootstrap_interval(scores.loss, groups)),
             scores=scores,
         )
+
+
+def _require_streams(dataset: Dataset, train: EmbeddingSource, experiment: Experiment) -> None:
+    """Raise `ExperimentError` if the experiment names a stream of the dataset that isn't extracted.
+
+    To experiments that don't name it, such a stream doesn't exist.
+    """
+    for stream in dataset.media:
+        if stream in (*experiment.streams, *experiment.transformed) and stream not in train.dims:
+            raise ExperimentError(
+                f"the clips have no {stream} embeddings yet: run `alphafuse extract --split all --stream {stream} "
+                f"--root {dataset.root}`, or leave the stream out with --streams {','.join(in_order(train.dims))}"
+            )
 
 
 def ceiling_json(ceiling: Ceiling) -> dict[str, Any]:

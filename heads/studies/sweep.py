@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -53,19 +53,19 @@ class Sweep:
 
     Attributes:
         dataset_name: name of the dataset.
-        transform, on, alphas, seeds, settings: arguments of the call.
+        transform, on, alphas, seeds, settings: arguments of the call; `on` as in completed experiments.
         clips, dropped: split -> number of clips used, and left out because they lack a stream.
         baseline: untransformed heads; the chosen points are compared with their test result.
-        curves: "timesformer", "ast" or "both" -> points in the order of `alphas`, with validation results.
+        curves: a stream, several ("ast,clap") or "all" -> points in the order of `alphas`, with validation results.
         chosen: the same keys -> the alpha with the highest mean validation top-1 (among equals, the lowest loss).
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases.
         provenance: inputs of the study, for config.json.
 
     >>> from alphafuse import Dataset, TrainSettings, parse_alphas, sweep
     >>> quick = TrainSettings(epochs=2, hidden=(16,))
-    >>> found = sweep(Dataset.open("demo"), on=["both"], alphas=parse_alphas("0.5:1.5:0.5"), seeds=1, settings=quick)
-    >>> found.name, found.alphas, len(found.curves["both"])
-    ('sweep-both', (0.5, 1.0, 1.5), 3)
+    >>> found = sweep(Dataset.open("demo"), on=["all"], alphas=parse_alphas("0.5:1.5:0.5"), seeds=1, settings=quick)
+    >>> found.name, found.alphas, len(found.curves["all"])
+    ('sweep-all', (0.5, 1.0, 1.5), 3)
     """
 
     dataset_name: str
@@ -89,7 +89,8 @@ class Sweep:
     @property
     def name(self) -> str:
         """Name of the sweep's run folder."""
-        return "-".join(["sweep", *([] if self.transform == "scale" else [self.transform]), *self.on])
+        on = [target.replace(",", "+") for target in self.on]
+        return "-".join(["sweep", *([] if self.transform == "scale" else [self.transform]), *on])
 
     @property
     def points(self) -> list[Trained]:
@@ -193,7 +194,8 @@ def sweep(
 
     Args:
         dataset: a dataset whose three splits are extracted.
-        on: one or more of "timesformer", "ast" and "both" (the same alpha on both); each gives a curve.
+        on: one or more of a stream's name, several names ("ast,clap": the same alpha on each) and "all"; each gives a
+            curve.
         alphas: values of the transform's alpha, all different.
         transform: a transform that takes an alpha.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each point.
@@ -219,14 +221,17 @@ def sweep(
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen_seeds = seed_range(seeds, first_seed)
-    on, alphas = tuple(dict.fromkeys(on)), tuple(float(alpha) for alpha in alphas)
+    on, alphas = tuple(on), tuple(float(alpha) for alpha in alphas)
     _check(transform, on, alphas)
-    grid = [Experiment(transform, on=target, alpha=alpha) for target in on for alpha in alphas]
+    of_target = [[Experiment(transform, on=target, alpha=alpha) for alpha in alphas] for target in on]
     clips = SameClips.load(dataset, settings, chosen_seeds)
+    of_target = [[experiment.of(clips.streams) for experiment in curve] for curve in of_target]
+    by_on = {str(curve[0].on): curve for curve in of_target}  # two words for the same streams are one curve
+    on, grid = tuple(by_on), [experiment for curve in by_on.values() for experiment in curve]
     heads = count_sweep_heads(on, alphas, len(chosen_seeds))
     with epochs_of(progress, "sweep", heads, settings) as shown:
         baseline, *points = clips.train(
-            [BASELINE, *grid],
+            [BASELINE.of(clips.streams), *grid],
             chosen_seeds,
             settings=settings,
             progress=shown,
@@ -248,7 +253,7 @@ def sweep(
         settings=settings,
         clips=clips.counts,
         dropped=clips.dropped,
-        baseline=Trained(BASELINE, baseline.heads, baseline.val, of_baseline),
+        baseline=replace(baseline, test=of_baseline),
         curves=curves,
         chosen={
             target: Chosen(best[target], test[target], comparison)
@@ -261,7 +266,7 @@ def sweep(
 
 def _check(transform: str, on: tuple[str, ...], alphas: tuple[float, ...]) -> None:
     if not on or not alphas:
-        raise ExperimentError("a sweep needs streams and alphas: --on ast --alpha 0:2:0.25")
+        raise ExperimentError("a sweep needs streams and alphas: --on NAME --alpha 0:2:0.25")
     if len(set(alphas)) < len(alphas):
         raise ExperimentError("an alpha occurs twice in the sweep: give each once")
     takes_alpha = [name for name, entry in TRANSFORMS.items() if entry.alpha not in ("none", "fixed")]

@@ -1,10 +1,13 @@
-"""The paper's table 1 on any dataset: its six experiments, the untransformed baseline and each stream alone."""
+"""The paper's table 1 on any dataset: its six experiments, the untransformed baseline and each stream alone.
+
+It needs the paper's two streams, and reads these alone.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,6 +16,8 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
+from alphafuse.data.streams import DEFAULT_STREAMS
+from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
@@ -25,16 +30,16 @@ from .same_clips import SameClips, SplitResult, against, ceiling_json, epochs_of
 TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
 PAPER_TEST_CLIPS = 18  # in the authors' notebook; the paper says 20
 
+PAPER_STREAMS = ("timesformer", "ast")
 PAPER_SIX = tuple(
-    Experiment(transform, on=stream)
-    for stream in ("timesformer", "ast")
+    Experiment(transform, on=stream).of(PAPER_STREAMS)
+    for stream in PAPER_STREAMS
     for transform in ("sqrt", "pos-scalar", "neg-scalar")
 )
 TABLE1: tuple[Experiment, ...] = (
-    BASELINE,
+    BASELINE.of(PAPER_STREAMS),
     *PAPER_SIX,  # the paper's table 1, in its order
-    Experiment(streams=("timesformer",)),
-    Experiment(streams=("ast",)),
+    *(Experiment(streams=(stream,)).of(PAPER_STREAMS) for stream in PAPER_STREAMS),
 )
 FIGURE3 = PAPER_SIX[1]  # the paper's figure 3 shows the losses of experiment 2
 
@@ -65,7 +70,7 @@ def paper_results() -> Mapping[Experiment, Paper]:
     """Return the six experiments with the paper's figures, in the paper's order (from paper_results.json)."""
     rows = json.loads(resources.files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
     return {
-        Experiment(row["transform"].replace("_", "-"), on=row["on"].lower()): Paper(
+        Experiment(row["transform"].replace("_", "-"), on=row["on"].lower()).of(PAPER_STREAMS): Paper(
             experiment=row["experiment"],
             accuracy=row["paper_table1_accuracy"],
             loss=row["paper_table1_loss"],
@@ -120,6 +125,7 @@ class Table1:
         dataset_name: name of the dataset.
         is_demo: whether the dataset is the generated demo.
         is_paper_split: whether the dataset is the paper's split of VGGSound, complete and in protocol `notebook`.
+        unread: the dataset's other streams, which the study leaves alone.
         classes: number of classes.
         clips, dropped: split -> number of clips used by every row, and left out because they lack a stream.
         ceiling: reachable ceiling of the test split.
@@ -140,6 +146,7 @@ class Table1:
     dataset_name: str
     is_demo: bool
     is_paper_split: bool
+    unread: tuple[str, ...]
     classes: int
     clips: Mapping[str, int]
     dropped: Mapping[str, int]
@@ -180,6 +187,14 @@ class Table1:
             f"and {n} test clips resolve differences from about {gap:.1f} points on (paired test, 80% power)."
         )
 
+    @property
+    def note_on_streams(self) -> str:
+        """One sentence that says which streams were not read; empty if the dataset has no others."""
+        if not self.unread:
+            return ""
+        read = " and ".join(PAPER_STREAMS)
+        return f"Read: {read}, as in the paper. Not read: {', '.join(self.unread)} (`alphafuse compare` reads all)."
+
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
         return {
@@ -195,6 +210,7 @@ class Table1:
             "dataset": self.dataset_name,
             "is_demo": self.is_demo,
             "is_paper_split": self.is_paper_split,
+            "unread_streams": list(self.unread),
             "classes": self.classes,
             "clips": dict(self.clips),
             "dropped": dict(self.dropped),
@@ -219,8 +235,8 @@ def table1(
 ) -> Table1:
     """Train the paper's six experiments, the untransformed baseline and both single-stream heads.
 
-    Every row uses the same clips: with `settings.absent="drop"`, those that have both streams. Writes no files; see
-    `alphafuse.write_table1`.
+    Every row uses the same clips: with `settings.absent="drop"`, those that have both streams. Other streams of the
+    dataset aren't read, and change nothing. Writes no files; see `alphafuse.write_table1`.
 
     Args:
         dataset: a dataset whose three splits are extracted.
@@ -233,7 +249,8 @@ def table1(
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: settings that don't fit, or a loss that is not finite.
+        ExperimentError: the dataset lacks one of the paper's streams, settings that don't fit, or a loss that is not
+            finite.
         ClusterError: an unknown engine, or a Ray cluster that can't be used.
 
     >>> from alphafuse import Dataset, TrainSettings, table1
@@ -254,7 +271,9 @@ def table1(
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
-    clips = SameClips.load(dataset, settings, chosen)
+    unread = tuple(stream for stream in dataset.media if stream not in PAPER_STREAMS)
+    paper = _with_paper_streams(dataset)
+    clips = SameClips.load(paper, settings, chosen)
     with epochs_of(progress, "table 1", len(TABLE1) * len(chosen), settings) as shown:
         trained = clips.train(TABLE1, chosen, settings=settings, progress=shown, engine=engine, address=address)
     test = [row.test for row in trained if row.test]
@@ -267,8 +286,9 @@ def table1(
         dataset_name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
         is_paper_split=dataset.source.get("subset") == "paper"
-        and all(stream.options.get("protocol") == "notebook" for stream in dataset.streams)
+        and all(stream.options.get("protocol") == "notebook" for stream in paper.streams)
         and not dataset.source.get("missing"),
+        unread=unread,
         classes=len(dataset.classes),
         clips=clips.counts,
         dropped=clips.dropped,
@@ -279,3 +299,15 @@ def table1(
         resolvable_gap=resolvable_gap(test[0], test[1 : 1 + len(PAPER_SIX)], comparisons=len(TABLE1) - 1),
         provenance=clips.provenance,
     )
+
+
+def _with_paper_streams(dataset: Dataset) -> Dataset:
+    """Return the dataset as if it had the paper's streams alone; `ExperimentError` if it lacks one."""
+    for stream in DEFAULT_STREAMS:
+        if stream.name not in dataset.media:
+            raise ExperimentError(
+                f"table 1 is the paper's study of {' and '.join(PAPER_STREAMS)}, and {dataset.root} has no stream "
+                f"'{stream.name}': add it with `alphafuse data streams --add {stream.name}={stream.encoder} --root "
+                f"{dataset.root}`, or compare the streams that it has with `alphafuse compare --root {dataset.root}`"
+            )
+    return replace(dataset, streams=tuple(stream for stream in dataset.streams if stream.name in PAPER_STREAMS))

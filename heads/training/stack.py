@@ -246,15 +246,23 @@ class Stack:
         return self._prepared
 
     def _stream_mask(self, window: Window, rows: torch.Tensor) -> torch.Tensor:
-        """Return a mask (heads, batch, sum of dims) of 0 and 1 that drops one stream of complete clips at random."""
-        share = self.modality_dropout / 2
+        """Return a mask (heads, batch, sum of dims) of 0 and 1 that drops one stream of complete clips at random.
+
+        One number u in [0, 1) is drawn per clip: the first stream is dropped for u < p / N, the last one for
+        u >= 1 - p / N, and those between them for u in the intervals of that length that follow p / N.
+        """
+        streams = self.config.streams
+        share = self.modality_dropout / len(streams)
         draws = torch.stack(
             [torch.rand(rows.shape[1], generator=own, device=self.device) for own in self.stream_generators]
         )
         present = [~torch.isnan(x[rows]).any(dim=-1) for x in window.features.values()]  # (heads, batch) each
         complete = torch.stack(present).all(dim=0)
         mask = torch.ones(*rows.shape, sum(self.config.dims.values()), device=self.device)
-        for stream, dropped in zip(self.config.streams, (draws < share, draws >= 1 - share), strict=True):
+        last = len(streams) - 1
+        for place, stream in enumerate(streams):
+            start = place * share if place < last else 1 - share
+            dropped = (draws >= start) & (draws < start + share if place < last else draws < 1)
             mask[..., self._columns[stream]] = (~(dropped & complete)).float()[..., None]
         return mask
 

@@ -37,7 +37,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from alphafuse.data.columns import Texts
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.streams import DEFAULT_NAMES
+from alphafuse.data.streams import in_order
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
 from alphafuse.heads.model.config import HeadConfig, usable_clips
 from alphafuse.heads.model.head import AlphaFusion
@@ -237,7 +237,7 @@ def _load(
 ) -> Splits:
     """Load the usable clips, the same for all these heads; a quarter of the memory is for validation."""
     config = configs[0]
-    streams = tuple(name for name in DEFAULT_NAMES if any(name in one.streams for one in configs))
+    streams = tuple(in_order({name for one in configs for name in one.streams}))
     sources, dropped = {}, {}
     weights = None
     for name, embeddings, rows, share in (

@@ -101,7 +101,7 @@ def test_a_bad_variable_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     ("commands", "kind", "left_out"),
     [
         (("fit", "table1", "sweep", "compare"), TrainSettings, set()),
-        (("fit",), Experiment, {"normalize", "rates", "auxiliary"}),  # --normalize is the settings'
+        (("fit",), Experiment, {"normalize", "rates", "auxiliary", "available"}),  # --normalize is the settings'
         (("extract",), ExtractSettings, set()),
     ],
 )

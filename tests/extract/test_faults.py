@@ -51,7 +51,8 @@ from alphafuse.extract.settings import ExtractSettings
 from alphafuse.extract.missing import Work
 import alphafuse.extract.encoders.encoder, transformers  # slow imports, once for all lives
 dataset = Dataset.open(sys.argv[1])
-settings = ExtractSettings(timesformer=sys.argv[2], ast=sys.argv[3], device="cpu", workers=1, flush_seconds=0.05)
+encoders = {"timesformer": sys.argv[2], "ast": sys.argv[3]}
+settings = ExtractSettings(encoders=encoders, device="cpu", workers=1, flush_seconds=0.05)
 for line in sys.stdin:
     life = os.fork()
     if not life:

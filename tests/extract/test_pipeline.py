@@ -38,7 +38,7 @@ MakeRoot = Callable[..., Path]
 
 def tiny(encoders: dict[str, Path], **settings: object) -> ExtractSettings:
     names = {stream: str(folder) for stream, folder in encoders.items()}
-    return ExtractSettings(**{"batch_size": 4, "workers": 2, **names, **settings})  # type: ignore[arg-type]
+    return ExtractSettings(**{"batch_size": 4, "workers": 2, "encoders": names, **settings})  # type: ignore[arg-type]
 
 
 def make_embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
@@ -355,7 +355,7 @@ def test_resampling_refuses_other_weights_than_the_stores(
     model.layernorm.bias.data += 1
     model.save_pretrained(tmp_path / "other")
     with pytest.raises(RecipeMismatchError, match="another ast weights_sha256"):
-        resample(dataset, "train", 1, ExtractSettings(ast=str(tmp_path / "other")))
+        resample(dataset, "train", 1, ExtractSettings(encoders={"ast": str(tmp_path / "other")}))
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_all_real_clips_embed_with_the_shipped_encoders(real_csv: Path, real_cli
     for path in real_clips[::4]:
         (few / path.name).symlink_to(path)
     dataset = import_vggsound(real_csv, few, tmp_path / "root", val_fraction=0).dataset
-    settings = ExtractSettings(timesformer="compact", ast="compact")
+    settings = ExtractSettings(encoders={"timesformer": "compact", "ast": "compact"})
     reports = extract_embeddings(dataset, ["train", "test"], settings)
     assert sum(report.embedded["timesformer"] for report in reports) == len(real_clips[::4])
     assert sum(report.embedded["ast"] for report in reports) == len(real_clips[::4])

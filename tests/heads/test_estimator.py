@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -46,7 +45,7 @@ X, Y = clips()
 
 
 def estimator(**parameters: object) -> AlphaFusionClassifier:
-    return AlphaFusionClassifier(**{"timesformer_dim": 5, "random_state": 3, **QUICK, **parameters})  # type: ignore[arg-type]
+    return AlphaFusionClassifier(**{"streams": DIMS, "random_state": 3, **QUICK, **parameters})  # type: ignore[arg-type]
 
 
 def trained_directly(
@@ -65,15 +64,20 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
     return Embeddings(ids, tuple(str(label) for label in y), ids, parts)
 
 
-# scikit-learn's checks use 3 and 5 columns, which can't be halved
-@pytest.mark.filterwarnings("ignore:an odd number of columns")
 @parametrize_with_checks(
     [
         AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3),  # otherwise the defaults
         AlphaFusionClassifier(
-            "learned-dim", on="both", fusion="matrix", absent="zeros", hidden=(32,), learning_rate=2e-3, epochs=10
+            "learned-dim",
+            on="all",
+            fusion="matrix",
+            streams={"video": 1, "audio": -1},  # the checks use several numbers of columns
+            absent="zeros",
+            hidden=(32,),
+            learning_rate=2e-3,
+            epochs=10,
         ),
-        AlphaFusionClassifier("tanh", on="ast", streams=("ast",), normalize="zscore", hidden=(), learning_rate=1e-2),
+        AlphaFusionClassifier("tanh", on="x", normalize="zscore", hidden=(), learning_rate=1e-2),
     ]
 )
 def test_scikit_learns_checks_pass(
@@ -120,15 +124,15 @@ def test_class_weights_as_a_dict_equal_balanced_ones() -> None:
 
 def test_every_setting_of_heads_and_of_training_is_a_parameter_with_the_same_default() -> None:
     parameters = AlphaFusionClassifier().get_params()
-    # needs a validation split; X is in memory; scikit-learn has another name
-    left_out = {"patience", "memory_gb", "class_weights"}
+    # needs a validation split; X is in memory; scikit-learn has another name; streams are blocks of columns
+    left_out = {"patience", "memory_gb", "class_weights", "streams", "available"}
     names = {field.name for kind in (TrainSettings, Experiment) for field in fields(kind)} - left_out
     assert names <= set(parameters)
     for kind in (TrainSettings, Experiment):  # both have normalize: the parameter is that of the settings
         for field in fields(kind):
             if field.name not in left_out:
                 assert parameters.pop(field.name, field.default) == field.default
-    assert parameters == {"timesformer_dim": None, "random_state": None, "class_weight": None}
+    assert parameters == {"streams": None, "random_state": None, "class_weight": None}
 
 
 def test_grid_search_over_transforms_and_alphas_equals_a_loop() -> None:
@@ -218,24 +222,34 @@ def test_nan_is_refused_unless_zeros_replace_it() -> None:
 
 def test_columns_follow_the_order_of_the_streams() -> None:
     usual = estimator(transform="sqrt", on="ast").fit(X, Y)
-    swapped = estimator(transform="sqrt", on="ast", streams=("ast", "timesformer"))
+    swapped = estimator(transform="sqrt", on="ast", streams={"ast": 3, "timesformer": -1})
     x = np.hstack([X[:, 5:], X[:, :5]])
     np.testing.assert_array_equal(swapped.fit(x, Y).predict_proba(x), usual.predict_proba(X))
 
 
-def test_columns_are_halved_by_default() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert estimator(timesformer_dim=None).fit(X, Y).head_.config.dims == {"timesformer": 4, "ast": 4}
-    with pytest.warns(UserWarning, match="an odd number of columns, 7: TimeSformer gets 3, AST the others") as found:
-        assert estimator(timesformer_dim=None).fit(X[:, :7], Y).head_.config.dims == {"timesformer": 3, "ast": 4}
-    assert found[0].filename == __file__
+def test_three_streams_are_three_blocks_of_columns() -> None:
+    dims = {"sound": 2, "ast": 3, "sight": 3}
+    fitted = estimator(streams=dims, transform="sqrt", on="ast,sight", fusion="matrix").fit(X, Y)
+    assert fitted.streams_ == dims and fitted.head_.config.streams == ("ast", "sight", "sound")
+    ids = tuple(map(str, range(60)))
+    parts = {"sound": X[:, :2], "ast": X[:, 2:5], "sight": X[:, 5:]}
+    train = Embeddings(ids, tuple(Y), ids, {name: part.astype(np.float32) for name, part in parts.items()})
+    config = head_config(dims, CLASSES, hidden=(16,), transform="sqrt", on="ast,sight", fusion="matrix")
+    (expected,) = train_heads(train, train, [config], [3], settings=TrainSettings(epochs=4, learning_rate=1e-2))
+    np.testing.assert_array_equal(fitted.predict_proba(X), expected.head.predict_proba(train))
 
 
-def test_one_stream_alone_takes_all_columns() -> None:
-    fitted = estimator(streams="ast", timesformer_dim=None).fit(X[:, 5:], Y)
-    expected = trained_directly(X, Y, dims={"ast": 3})
+def test_without_blocks_all_columns_are_one_stream() -> None:
+    fitted = estimator(streams=None, transform="sqrt", on="all").fit(X[:, 5:], Y)
+    expected = trained_directly(X, Y, dims={"ast": 3}, transform="sqrt", on="ast")
     np.testing.assert_array_equal(fitted.predict_proba(X[:, 5:]), expected.predict_proba(embeddings(X, Y)))
+    assert fitted.streams_ == {"x": 3}
+
+
+def test_a_grid_search_may_choose_the_blocks() -> None:
+    blocks = [{"timesformer": 5, "ast": 3}, {"timesformer": 4, "ast": 4}, None]
+    search = GridSearchCV(estimator(), {"streams": blocks}, cv=3).fit(X, Y)
+    assert search.best_params_["streams"] in blocks and clone(search.best_estimator_).get_params()["streams"] in blocks
 
 
 def test_a_seed_determines_the_head_and_a_random_state_draws_seeds() -> None:
@@ -298,7 +312,7 @@ def test_more_rows_than_fit_into_one_step_are_predicted_in_order(monkeypatch: py
 
 def test_the_prediction_for_a_row_does_not_depend_on_the_other_rows() -> None:
     x = np.random.default_rng(0).normal(size=(60, 192)).astype(np.float32)
-    fitted = estimator(timesformer_dim=96, hidden=(64, 40)).fit(x, Y)
+    fitted = estimator(streams={"timesformer": 96, "ast": 96}, hidden=(64, 40)).fit(x, Y)
     whole = fitted.predict_proba(x)
     for count in (1, 2, 3, 5):
         np.testing.assert_array_equal(fitted.predict_proba(x[-count:]), whole[-count:])
@@ -311,12 +325,16 @@ def test_the_prediction_for_a_row_does_not_depend_on_the_other_rows() -> None:
         ({"transform": "sqrt"}, "transform 'sqrt' needs a stream"),
         ({"transform": "scale", "on": "ast"}, "needs an alpha"),
         ({"fusion": "sum"}, "unknown fusion 'sum'"),
-        ({"streams": ("timesformer", "clap")}, "unknown stream 'clap'"),
-        ({"streams": ("ast", "ast")}, "different from each other, not ast, ast"),
-        ({"streams": ("ast",)}, "there is only ast: leave it out"),
-        ({"streams": (), "timesformer_dim": None}, "needs at least one stream"),
-        ({"timesformer_dim": 8}, "a whole number from 1 to 7, as X has 8 features, not 8"),
-        ({"timesformer_dim": 2.5}, "not 2.5"),
+        ({"on": "clap", "transform": "sqrt"}, "unknown stream 'clap': choose from timesformer, ast"),
+        ({"streams": ("timesformer", "ast")}, "must map each stream's name to the number of its columns"),
+        ({"streams": {}}, "must map each stream's name"),
+        ({"streams": {"Video": 8}}, "'Video' can't name a stream"),
+        ({"streams": {"ast": 8, "clap": 1}}, r"X has 8 feature.s., which don't divide into the streams: ast 8, clap 1"),
+        ({"streams": {"ast": 8, "clap": -1}}, "don't divide into the streams: ast 8, clap the rest"),
+        ({"streams": {"ast": 4}}, "don't divide into the streams: ast 4"),
+        ({"streams": {"ast": -1, "clap": -1}}, "only one stream can take the rest of the columns, not ast and clap"),
+        ({"streams": {"ast": 2.5}}, "not 2.5"),
+        ({"streams": {"ast": 0}}, "at least 1, or -1 for the rest, not 0"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1"),
         ({"class_weight": {"bark": 0.0}}, "the weight of class bark must be above 0"),
         ({"learning_rate": 1e30, "epochs": 20}, "the loss stopped being finite"),
@@ -331,8 +349,8 @@ def test_bad_parameters_are_named_as_scikit_learn_and_alphafuse_expect(
 
 
 def test_clips_that_no_head_can_be_trained_on_are_refused() -> None:
-    with pytest.raises(ExperimentError, match=r"X has 1 feature\(s\), and timesformer and ast need at least one each"):
-        AlphaFusionClassifier().fit(X[:, :1], Y)
+    with pytest.raises(ExperimentError, match=r"X has 1 feature\(s\), which don't divide into the streams"):
+        AlphaFusionClassifier(streams={"video": 1, "audio": -1}).fit(X[:, :1], Y)
     with pytest.raises(ExperimentError, match="none of the 60 train clips"):
         estimator(absent="zeros").fit(np.full_like(X, np.nan), Y)
     with pytest.raises(NotFittedError):

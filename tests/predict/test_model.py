@@ -19,6 +19,7 @@ from support.progress import RecordedProgress
 
 from alphafuse.cli.main import main
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError, EncoderError, ExperimentError, RecipeMismatchError
 from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.pipeline import extract_embeddings
@@ -59,8 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_encoders: dict[str, Path
         name="toy",
         clip_folder=folder / "clips",
         classes=("dog", "cat, meowing", "owl"),
-        timesformer=str(tiny_encoders["timesformer"]),
-        ast=str(tiny_encoders["ast"]),
+        streams=[replace(stream, encoder=str(tiny_encoders[stream.name])) for stream in DEFAULT_STREAMS],
     )
     extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(workers=1))
     fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=SETTINGS)
@@ -152,7 +152,9 @@ def test_heads_trained_with_zeros_answer_from_the_stream_that_is_there(root: Dat
 
 
 def test_a_head_of_one_stream_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
-    model = AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", timesformer=str(tmp_path / "gone"), workers=1)
+    model = AlphaFuse.from_pretrained(
+        root.root / "runs" / "ast-only", encoders={"timesformer": str(tmp_path / "gone")}, workers=1
+    )
     assert set(model.embedder.encoders) == {"ast"}
     blind = write_clip(tmp_path / "blind.m4a", video=False)
     assert model(blind).label in root.classes and model(blind).missing == {}
@@ -240,7 +242,7 @@ def test_an_encoder_other_than_the_run_s_is_refused(
     shutil.copytree(tiny_encoders["ast"], other)
     write_json(other / "preprocessor_config.json", {"mean": -1.0})
     with pytest.raises(RecipeMismatchError, match=r"trained on another ast mean .*\(--ast\)"):
-        AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", ast=str(other))
+        AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", encoders={"ast": str(other)})
 
 
 def test_runs_without_heads_and_folders_that_are_not_runs_are_refused(root: Dataset, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def command(root: Path, encoders: Names, *options: str) -> list[str]:
 
 def settings(encoders: Names, **changes: object) -> ExtractSettings:
     names = {stream: str(folder) for stream, folder in encoders.items()}
-    return ExtractSettings(device="cpu", workers=1, **names, **changes)  # type: ignore[arg-type]
+    return ExtractSettings(device="cpu", workers=1, encoders=names, **changes)  # type: ignore[arg-type]
 
 
 def assert_same_stores(found: Dataset, expected: Dataset) -> None:

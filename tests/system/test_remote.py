@@ -425,7 +425,7 @@ def test_a_clip_behind_a_url_is_decoded_like_the_file_and_leaves_nothing_behind(
     memory: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(files, memory)
-    decode = functools.partial(decode_inputs, specs=SPECS, device_resizes=False)
+    decode = functools.partial(decode_inputs, specs=SPECS)
     for name in ("cat/0.mp4", "cat/silent.mp4", "dog/broken.mp4"):
         ours, theirs = (decode((place / name, BOTH)) for place in (to_path(memory), files))
         assert (ours.no_frames, ours.no_waveform) == (theirs.no_frames, theirs.no_waveform)
@@ -518,7 +518,7 @@ def alphafuse(*arguments: object, **environment: str) -> subprocess.CompletedPro
 
 
 def settings(names: Names, **keywords: Any) -> ExtractSettings:
-    return ExtractSettings(timesformer=str(names["timesformer"]), ast=str(names["ast"]), **keywords)
+    return ExtractSettings(encoders={name: str(names[name]) for name in ("timesformer", "ast")}, **keywords)
 
 
 def assert_same_stores(one: Dataset, other: Dataset, split: str) -> None:
@@ -702,7 +702,7 @@ def test_a_wrong_address_or_wrong_credentials_are_one_line_errors(server: str, t
 @pytest.mark.cluster
 def test_a_decode_worker_with_little_memory_fetches_and_decodes_as_a_local_one(server: str, files: Path) -> None:
     upload(files, "s3://bucket/decode")
-    decode = functools.partial(decode_inputs, specs=SPECS, device_resizes=False)
+    decode = functools.partial(decode_inputs, specs=SPECS)
     names = ["cat/0.mp4", "dog/1.mp4", "cat/none.mp4"]
     found = {}
     for place in (to_path("s3://bucket/decode"), files):

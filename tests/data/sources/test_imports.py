@@ -7,6 +7,7 @@ from alphafuse.data.manifest import Clip
 from alphafuse.data.sources.folder import import_folder
 from alphafuse.data.sources.vggsound import import_vggsound, official_classes, paper_rows, read_vggsound_csv
 from alphafuse.data.splits import Ceiling, reachable_ceiling, split_off, take_subset
+from alphafuse.data.streams import DEFAULT_STREAMS, Stream
 from alphafuse.errors import DatasetError
 
 CSV = """\
@@ -124,7 +125,8 @@ def test_protocol_notebook_keeps_the_last_clip_of_each_video_so_the_papers_split
     (tmp_path / "clips").mkdir()
     for row in paper_rows():
         (tmp_path / "clips" / f"{row.clip_id}.mp4").touch()
-    dataset = import_vggsound(None, tmp_path / "clips", tmp_path / "root", subset="paper", protocol="notebook").dataset
+    streams = [stream.with_options(protocol="notebook") for stream in DEFAULT_STREAMS]
+    dataset = import_vggsound(None, tmp_path / "clips", tmp_path / "root", subset="paper", streams=streams).dataset
     splits = {split: dataset.manifest.of_split(split) for split in ("train", "val", "test")}
     assert [len(clips) for clips in splits.values()] == [86, 9, 18]
     assert len(dataset.classes) == 91
@@ -269,19 +271,20 @@ def test_all_clips_of_the_real_sample_are_found(real_csv: Path, real_clips: list
     shutil.rmtree(nested)
 
 
-def test_importing_again_keeps_the_encoders_of_the_root(tmp_path: Path) -> None:
+def test_importing_again_keeps_the_streams_of_the_root(tmp_path: Path) -> None:
     for label in ("dog", "cat"):
         for number in range(6):
             path = tmp_path / "clips" / label / f"{label}{number}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     root = tmp_path / "root"
-    import_folder(tmp_path / "clips", root, timesformer="compact", ast="compact", protocol="notebook")
+    streams = [Stream("ear", "compact", "audio", {"protocol": "notebook"}), *DEFAULT_STREAMS]
+    import_folder(tmp_path / "clips", root, streams=streams)
     (tmp_path / "clips" / "dog" / "more.mp4").touch()
     again = import_folder(tmp_path / "clips", root).dataset
-    assert (again.timesformer, again.ast, again.protocol) == ("compact", "compact", "notebook")
-    other = import_folder(tmp_path / "clips", root, ast="me/mine").dataset
-    assert (other.timesformer, other.ast) == ("compact", "me/mine")
+    assert again.streams == (*DEFAULT_STREAMS, streams[0])
+    other = import_folder(tmp_path / "clips", root, streams=streams[:1]).dataset
+    assert other.streams == (streams[0],)
 
 
 def test_a_csv_whose_files_are_missing_and_an_empty_folder_are_different_errors(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "an empty id": (replaced("clip_id", data=texts("", "b", "c")), "has '': empty"),
     "a long id": (replaced("clip_id", data=texts("x" * 5000, "b", "c")), "too long"),
     "bytes": (replaced("clip_id", data=np.array([b"\xff", b"b", b"c"]), dtype="S1"), "utf-8"),
-    "failures of nothing": (replaced("failures/stream", data=texts("video")), "unknown stream 'video'"),
+    "failures of nothing": (replaced("failures/stream", data=texts("No name")), "'No name' can't name a stream"),
     "no version": (lambda s: s.attrs.pop("format_version"), "it has no format_version"),
     "version in words": (attribute("format_version", "one"), "format_version is not an integer"),
     "versions": (attribute("format_version", [1, 1]), "format_version is not a single value"),

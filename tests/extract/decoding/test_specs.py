@@ -7,16 +7,17 @@ import pytest
 import torch
 from PIL import Image
 from support.clips import sine, write_clip
+from support.encoders import load
 from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-from alphafuse.errors import DecodeError, EncoderError
-from alphafuse.extract.decoding.decode import check_waveform, decode_clip, prepare_frame
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
+from alphafuse.errors import DatasetError, DecodeError, EncoderError
+from alphafuse.extract.decoding.decode import decode_clip, prepare_frame
+from alphafuse.extract.decoding.specs import FrameSpec
 from alphafuse.extract.encoders import ast as ast_family
-from alphafuse.extract.encoders.ast import audio_inputs, load_ast
+from alphafuse.extract.encoders.ast import SpectrogramSpec, audio_inputs
 from alphafuse.extract.encoders.encoder import Placement
-from alphafuse.extract.encoders.timesformer import can_resize, frame_inputs, load_timesformer, resize_frames
+from alphafuse.extract.encoders.timesformer import can_resize, frame_inputs, resize_frames
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def our_frames(frames: np.ndarray, config: dict) -> np.ndarray:
     return frame_inputs([prepared], spec, device=CPU)[0].numpy()
 
 
-def audio_input(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+def audio_input(waveform: np.ndarray, spec: SpectrogramSpec) -> np.ndarray:
     return audio_inputs([waveform], spec, device=CPU)[0].numpy()
 
 
@@ -85,16 +86,16 @@ def test_a_folder_without_processor_settings_gets_the_published_ones() -> None:
     assert FrameSpec.from_config({}, frames=8, image_size=224) == FrameSpec.from_config(K400, frames=8, image_size=224)
     assert FrameSpec.from_config({}, frames=8, image_size=224) == FrameSpec()
     assert FrameSpec.from_config({}, frames=16, image_size=448).crop == (448, 448)
-    assert AudioSpec.from_config({}, mel_bins=128, max_length=1024) == AudioSpec()
+    assert SpectrogramSpec.from_config({}, mel_bins=128, max_length=1024) == SpectrogramSpec()
 
 
 def test_settings_that_are_not_implemented_are_refused_not_ignored() -> None:
     with pytest.raises(EncoderError, match="only shortest_edge or height and width are implemented"):
         FrameSpec.from_config({"size": {"longest_edge": 224}}, frames=8, image_size=224)
     with pytest.raises(EncoderError, match="wants audio at 44100 Hz"):
-        AudioSpec.from_config({"sampling_rate": 44_100}, mel_bins=128, max_length=1024)
+        SpectrogramSpec.from_config({"sampling_rate": 44_100}, mel_bins=128, max_length=1024)
     with pytest.raises(EncoderError, match=r"64 mel bins x 1024 frames, config.json takes 128 x 1024"):
-        AudioSpec.from_config({"num_mel_bins": 64}, mel_bins=128, max_length=1024)
+        SpectrogramSpec.from_config({"num_mel_bins": 64}, mel_bins=128, max_length=1024)
     with pytest.raises(DecodeError, match="smaller than the crop"):
         prepare_frame(noise(100, 100, 3), FrameSpec(shortest_edge=0, crop=(224, 224)))
 
@@ -138,9 +139,9 @@ def test_frames_resized_on_the_device_and_prepared_frames_share_a_batch() -> Non
 def test_filter_banks_do_not_depend_on_the_batch() -> None:
     rng = np.random.default_rng(0)
     waveforms = [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (400, 7_000, 160_000, 200_000)]
-    together = audio_inputs(waveforms, AudioSpec(), device=CPU)
+    together = audio_inputs(waveforms, SpectrogramSpec(), device=CPU)
     for waveform, fed in zip(waveforms, together, strict=True):
-        torch.testing.assert_close(fed, audio_inputs([waveform], AudioSpec(), device=CPU)[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(fed, audio_inputs([waveform], SpectrogramSpec(), device=CPU)[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("seconds", [0.03, 1.0, 10.0, 12.5])
@@ -148,13 +149,13 @@ def test_filter_bank_equals_huggingfaces_extractor_at_any_length(seconds: float)
     waveform = sine(seconds, 16_000, 1)[0] + np.random.default_rng(0).normal(0, 0.01, round(seconds * 16_000))
     waveform = waveform.astype(np.float32)
     expected = ASTFeatureExtractor()(waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
-    ours = audio_input(waveform, AudioSpec())
+    ours = audio_input(waveform, SpectrogramSpec())
     assert ours.shape == (1024, 128) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 def test_samples_beyond_the_last_frame_do_not_change_the_audio_input() -> None:
-    spec = AudioSpec(max_length=50, mel_bins=64)
+    spec = SpectrogramSpec(max_length=50, mel_bins=64)
     waveform = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
     samples = 49 * 160 + 400
     np.testing.assert_array_equal(audio_input(waveform, spec), audio_input(waveform[:samples], spec))
@@ -162,15 +163,16 @@ def test_samples_beyond_the_last_frame_do_not_change_the_audio_input() -> None:
 
 
 def test_audio_shorter_than_a_window_is_refused() -> None:
-    check_waveform(np.zeros(400, np.float32))
+    audio = SpectrogramSpec().audio
+    audio.check(np.zeros(400, np.float32))
     with pytest.raises(DecodeError, match=r"audio is shorter than one window of 400 samples \(25 ms\)"):
-        check_waveform(np.zeros(399, np.float32))
+        audio.check(np.zeros(399, np.float32))
 
 
 def test_embeddings_equal_huggingfaces_models(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
     clip = decode_clip(write_clip(tmp_path / "clip.mp4"), frames=4)
     assert clip.frames is not None and clip.waveform is not None
-    timesformer, ast = load_timesformer(str(tiny_encoders["timesformer"])), load_ast(str(tiny_encoders["ast"]))
+    timesformer, ast = load("timesformer", tiny_encoders["timesformer"]), load("ast", tiny_encoders["ast"])
     config = {**K400, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     pixel_values = torch.from_numpy(huggingface_frames(clip.frames, config))[None].float()
     extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
@@ -188,8 +190,8 @@ def test_embeddings_equal_huggingfaces_models(tiny_encoders: dict[str, Path], tm
 def test_bf16_stays_close_to_fp32(tiny_encoders: dict[str, Path]) -> None:
     frames = noise(2, 4, 32, 32, 3)
     name = str(tiny_encoders["timesformer"])
-    full = load_timesformer(name).embed(list(frames))
-    half = load_timesformer(name, Placement(precision="bf16")).embed(list(frames))
+    full = load("timesformer", name).embed(list(frames))
+    half = load("timesformer", name, Placement(precision="bf16")).embed(list(frames))
     assert half.dtype == np.float32 and not np.array_equal(full, half)
     cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
     assert (cosine > 0.99).all()
@@ -197,13 +199,13 @@ def test_bf16_stays_close_to_fp32(tiny_encoders: dict[str, Path]) -> None:
 
 def test_weights_checksum_depends_on_the_weights_alone(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
     name = str(tiny_encoders["ast"])
-    original = load_ast(name)
+    original = load("ast", name)
     ASTModel.from_pretrained(name).save_pretrained(tmp_path / "copy")
-    assert load_ast(str(tmp_path / "copy")).recipe() == original.recipe()
+    assert load("ast", tmp_path / "copy").recipe() == original.recipe()
     changed = ASTModel.from_pretrained(name)
     changed.layernorm.bias.data[0] += 1e-3
     changed.save_pretrained(tmp_path / "changed")
-    assert load_ast(str(tmp_path / "changed")).weights_sha256 != original.weights_sha256
+    assert load("ast", tmp_path / "changed").weights_sha256 != original.weights_sha256
 
 
 def test_a_classifier_checkpoint_loads_without_its_head(tmp_path: Path) -> None:
@@ -215,23 +217,25 @@ def test_a_classifier_checkpoint_loads_without_its_head(tmp_path: Path) -> None:
     whole = ASTForAudioClassification(config)
     whole.save_pretrained(tmp_path / "ast")
     whole.audio_spectrogram_transformer.save_pretrained(tmp_path / "body")
-    loaded, body = load_ast(str(tmp_path / "ast")), load_ast(str(tmp_path / "body"))
+    loaded, body = load("ast", tmp_path / "ast"), load("ast", tmp_path / "body")
     assert loaded.weights_sha256 == body.weights_sha256
     waveform = noise(16_000).astype(np.float32) / 255
     np.testing.assert_array_equal(loaded.embed([waveform]), body.embed([waveform]))
 
 
 def test_a_folder_that_is_not_an_encoder_is_a_one_line_error(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"no such folder for --ast: '/nowhere/ast'"):
-        load_ast("/nowhere/ast")
-    with pytest.raises(EncoderError, match=r"no config.json\): .* `alphafuse convert ast FILE OUT`"):
-        load_ast(str(tmp_path))
-    with pytest.raises(EncoderError, match=r"holds a 'timesformer', not the 'audio-spectrogram-transformer'"):
-        load_ast(str(tiny_encoders["timesformer"]))
+    with pytest.raises(EncoderError, match=r"no such folder for ast: '/nowhere/ast'"):
+        load("ast", "/nowhere/ast")
+    with pytest.raises(EncoderError, match=r"no config.json\): `alphafuse convert` makes one from an original"):
+        load("ast", tmp_path)
+    with pytest.raises(EncoderError, match=r"embeds video, and stream ast is audio: give it another encoder"):
+        load("ast", tiny_encoders["timesformer"])
     with pytest.raises(EncoderError, match=r"unknown precision 'fp8'"):
         Placement(precision="fp8")
-    with pytest.raises(EncoderError, match=r"unknown protocol 'notebok' \(did you mean 'notebook'\?\)"):
-        Placement(protocol="notebok")
+    with pytest.raises(DatasetError, match=r"unknown protocol 'notebok' \(did you mean 'notebook'\?\)"):
+        load("ast", tiny_encoders["ast"], protocol="notebok")
+    with pytest.raises(EncoderError, match="stream ast: unknown option 'frames': choose from protocol"):
+        load("ast", tiny_encoders["ast"], frames="4")
 
 
 def test_incomplete_weights_are_refused_not_filled_with_random_numbers(
@@ -245,17 +249,17 @@ def test_incomplete_weights_are_refused_not_filled_with_random_numbers(
     del tensors["layernorm.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EncoderError, match=r"lacks 1 weights, such as layernorm.weight"):
-        load_ast(str(folder))
+        load("ast", folder)
     (folder / "model.safetensors").write_bytes((tiny_encoders["ast"] / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(EncoderError, match=r"can't be loaded"):
-        load_ast(str(folder))
+        load("ast", folder)
 
 
 def test_an_unreachable_hub_names_three_alternatives() -> None:
     with pytest.raises(EncoderError) as caught:
-        load_timesformer("facebook/timesformer-base-finetuned-k400")
+        load("timesformer", "facebook/timesformer-base-finetuned-k400")
     message = str(caught.value)
-    for way in ("--timesformer FOLDER", "alphafuse convert timesformer FILE OUT", "alphafuse data demo"):
+    for way in ("a folder (config.json and model.safetensors;", "`alphafuse convert`", "`alphafuse data demo`"):
         assert way in message
     assert "\n" not in message
 
@@ -266,7 +270,7 @@ def test_real_clips_prepare_exactly_like_huggingfaces_processors(real_clips: lis
         assert clip.frames is not None and clip.waveform is not None
         np.testing.assert_allclose(our_frames(clip.frames, K400), huggingface_frames(clip.frames, K400), atol=1e-6)
         expected = ASTFeatureExtractor()(clip.waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
-        np.testing.assert_allclose(audio_input(clip.waveform, AudioSpec()), expected, atol=1e-6)
+        np.testing.assert_allclose(audio_input(clip.waveform, SpectrogramSpec()), expected, atol=1e-6)
 
 
 def librosa_decibels(waveform: np.ndarray) -> np.ndarray:
@@ -285,7 +289,7 @@ def test_decibel_spectrogram_equals_librosas_on_noise_sine_and_silence() -> None
 
 def test_notebook_audio_is_transposed_padded_with_maximum_loudness_and_normalised_like_natural_logarithms() -> None:
     waveform = sine(2.0, 16_000, 1)[0]
-    spec = AudioSpec.notebook(mel_bins=128, max_length=1024)
+    spec = SpectrogramSpec.notebook(mel_bins=128, max_length=1024)
     fed = audio_input(waveform, spec)
     assert fed.shape == (128, 1024) and fed.dtype == np.float32
     expected = (librosa_decibels(waveform) + 4.26) / (4.57 * 2)
@@ -304,9 +308,8 @@ def test_notebook_frames_are_squashed_to_a_square_in_zero_to_one() -> None:
 
 
 def test_the_recipes_of_protocols_differ(tiny_encoders: dict[str, Path]) -> None:
-    for load, name in ((load_timesformer, "timesformer"), (load_ast, "ast")):
-        standard = load(str(tiny_encoders[name])).recipe()
-        notebook = load(str(tiny_encoders[name]), Placement(protocol="notebook")).recipe()
+    for name, folder in tiny_encoders.items():
+        standard, notebook = load(name, folder).recipe(), load(name, folder, protocol="notebook").recipe()
         assert standard["protocol"] == "standard" and notebook["protocol"] == "notebook"
         assert standard["weights_sha256"] == notebook["weights_sha256"]
 
@@ -324,10 +327,10 @@ def test_all_computation_of_an_embedding_stays_on_the_device(tiny_encoders: dict
     resized = resize_frames(torch.zeros(2, 300, 400, 3, dtype=torch.uint8, device=device), FrameSpec())
     assert frame_inputs([resized, resized], FrameSpec(), device=device).shape == (2, 2, 3, 224, 224)
     waveforms = [np.zeros(samples, np.float32) for samples in (5_000, 9_000)]
-    assert audio_inputs(waveforms, AudioSpec(), device=device).shape == (2, 1024, 128)
-    notebook = AudioSpec.notebook(mel_bins=128, max_length=64)
+    assert audio_inputs(waveforms, SpectrogramSpec(), device=device).shape == (2, 1024, 128)
+    notebook = SpectrogramSpec.notebook(mel_bins=128, max_length=64)
     assert audio_inputs(waveforms, notebook, device=device).shape == (2, 128, 64)
-    timesformer, ast = load_timesformer(str(tiny_encoders["timesformer"])), load_ast(str(tiny_encoders["ast"]))
+    timesformer, ast = load("timesformer", tiny_encoders["timesformer"]), load("ast", tiny_encoders["ast"])
     for encoder, inputs in ((timesformer, (2, 4, 3, 32, 32)), (ast, (2, 128, 64))):
         with torch.inference_mode():
             embeddings = encoder.model.to(device)(torch.zeros(inputs, device=device))

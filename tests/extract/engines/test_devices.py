@@ -62,7 +62,7 @@ def test_two_devices_embed_and_count_each_clip_once(files: Path, tmp_path: Path,
     assert report.decode_seconds > 0 < report.embed_seconds and report.is_shared
     assert watch.calls == [("train", 200, 0), ("stop", 0, 0)] and watch.done == 200
     assert len(shared.store("train").shards()) >= 2, "each process wrote its own"
-    other = replace(how, ast="compact")
+    other = replace(how, encoders={**how.encoders, "ast": "compact"})
     with pytest.raises(RecipeMismatchError, match="was made with another ast"):
         extract_embeddings(shared, ["train"], other)
 

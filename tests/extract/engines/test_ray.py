@@ -20,13 +20,13 @@ import numpy as np
 import psutil
 import pytest
 from support.clips import write_clip
+from support.encoders import load_all
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.errors import ClusterError, DatasetError, RecipeMismatchError, StoreError
 from alphafuse.extract.decoding.decode import decode_inputs
-from alphafuse.extract.decoding.specs import Decoded
-from alphafuse.extract.encoders.families import load_encoders
+from alphafuse.extract.decoding.specs import Inputs
 from alphafuse.extract.engines import ray as ray_engine
 from alphafuse.extract.engines import ray_stages as stages
 from alphafuse.extract.engines.embedder import embed_batch, library_versions
@@ -154,7 +154,7 @@ def test_pickled_encoders_give_the_same_embeddings_to_the_bit(
 ) -> None:
     from alphafuse.extract.encoders.encoder import Placement
 
-    encoders = load_encoders(names, Placement(precision=precision))
+    encoders = load_all(names, Placement(precision=precision))
     pickled, arrays = pickle.loads(pickle.dumps(stages.ship_encoders(encoders)))
     assert sum(map(len, arrays)) > 50 * len(pickled) / 100, "weights are pickled separately"
     for array in arrays:
@@ -163,9 +163,8 @@ def test_pickled_encoders_give_the_same_embeddings_to_the_bit(
     decoded = decode_inputs(
         (files / "0.mp4", ("timesformer", "ast")),
         specs={stream: encoder.spec for stream, encoder in encoders.items()},
-        device_resizes=False,
     )
-    for stream, inputs in (("timesformer", decoded.frames), ("ast", decoded.waveform)):
+    for stream, inputs in decoded.arrays.items():
         assert travelled[stream].recipe() == encoders[stream].recipe()
         ours, theirs = (found[stream].embed([inputs]) for found in (travelled, encoders))
         np.testing.assert_array_equal(ours, theirs)
@@ -181,7 +180,7 @@ class Silent:
 
 
 def decoding(names: dict[str, str], folder: Path) -> stages.Decoding:
-    specs = {stream: encoder.spec for stream, encoder in load_encoders(names).items()}
+    specs = {stream: encoder.spec for stream, encoder in load_all(names).items()}
     return stages.Decoding(library_versions(), specs, 60.0, 2**29, folder, Silent)
 
 
@@ -194,10 +193,10 @@ def test_a_block_is_decoded_in_order_even_if_a_clip_fails(files: Path, names: di
     decode = stages.DecodeBlock(decoding(names, files))
     found = decode(stages.pack_block(7, jobs))
     assert found["number"] == 7
-    pairs: list[tuple[Job, Decoded]] = pickle.loads(found["content"])
+    pairs: list[tuple[Job, Inputs]] = pickle.loads(found["content"])
     assert [job for job, _ in pairs] == list(jobs)
-    assert [decoded.frames is not None for _, decoded in pairs] == [True, False, True, False, True]
-    assert [decoded.no_waveform for _, decoded in pairs][3:] == [
+    assert ["timesformer" in decoded.arrays for _, decoded in pairs] == [True, False, True, False, True]
+    assert [decoded.reasons["ast"] for _, decoded in pairs if "ast" in decoded.reasons][-2:] == [
         "can't be opened: No such file or directory",
         "no audio stream",
     ]
@@ -226,10 +225,10 @@ def test_a_machine_without_access_to_the_clips_or_the_store_is_an_error(
 def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: Path, names: dict[str, str]) -> None:
     import pyarrow
 
-    encoders = load_encoders(names)
+    encoders = load_all(names)
     job = Job(Clip("c", "0.mp4", "dog", "train", "g"), files / "0.mp4", ("timesformer", "ast"))
     specs = {stream: encoder.spec for stream, encoder in encoders.items()}
-    decoded = decode_inputs((job.path, job.streams), specs=specs, device_resizes=False)
+    decoded = decode_inputs((job.path, job.streams), specs=specs)
     batch = embed_batch(encoders, [(job, decoded)])
     table = pyarrow.Table.from_pylist([stages.pack_block(3, [batch])])
     settings = {stream: encoder.recipe() for stream, encoder in encoders.items()}
@@ -412,7 +411,7 @@ def test_several_nodes_make_the_store_that_one_machine_makes(
     # existing embeddings stay, for any engine
     (again,) = extract_embeddings(dataset, ["train"], how)
     assert (again.already, again.embedded["ast"]) == (700, 0)
-    other = replace(how, ast="compact")
+    other = replace(how, encoders={**how.encoders, "ast": "compact"})
     with pytest.raises(RecipeMismatchError, match="was made with another ast"):
         extract_embeddings(dataset, ["train"], other)
 

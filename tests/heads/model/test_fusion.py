@@ -8,6 +8,7 @@ from math import erf
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import block_diag
 
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import FUSIONS, check_fusion
@@ -17,10 +18,13 @@ UNEQUAL = {"timesformer": 6, "ast": 4}
 SWAPPED = {"timesformer": 4, "ast": 7}
 EQUAL = {"timesformer": 5, "ast": 5}
 WIDE = {"timesformer": 300, "ast": 40}  # wider than a token of `attention`
+THREE = {"timesformer": 6, "ast": 4, "dino-s": 7}
+FOUR = {"timesformer": 5, "ast": 5, "clap": 3, "dino-s": 5}
+LONE = {"clap": 4}
 JOINING = [name for name in FUSIONS if name != "concat"]
 
 Weights = Mapping[str, np.ndarray]
-Reference = Callable[[np.ndarray, np.ndarray, Weights], np.ndarray]
+Reference = Callable[[Mapping[str, np.ndarray], Weights], np.ndarray]
 
 
 def features(dims: Mapping[str, int], clips: int = 7) -> dict[str, torch.Tensor]:
@@ -44,37 +48,45 @@ def moved(name: str, dims: Mapping[str, int]) -> Fusion:
     return fusion
 
 
-def concat_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
-    return np.hstack([s, a])
+def concat_reference(x: Mapping[str, np.ndarray], w: Weights) -> np.ndarray:
+    return np.hstack(list(x.values()))
 
 
-def add_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
-    if s.shape[1] < a.shape[1]:
-        s = s @ w["projections.timesformer.weight"].T
-    elif a.shape[1] < s.shape[1]:
-        a = a @ w["projections.ast.weight"].T
-    return s + a
+def add_reference(x: Mapping[str, np.ndarray], w: Weights) -> np.ndarray:
+    longest = max(part.shape[1] for part in x.values())
+    total = np.zeros((7, longest))
+    for name, part in x.items():
+        total += part if part.shape[1] == longest else part @ w[f"projections.{name}.weight"].T
+    return total
 
 
-def matrix_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
-    """Compute each fused number as a bilinear form: x M_i + s^T (sum_r P_ir u_r v_r^T) a."""
-    m_s, m_a = w["influence.timesformer"], w["influence.ast"]
-    m = np.block([[m_s, np.zeros((len(m_s), len(m_a)))], [np.zeros((len(m_a), len(m_s))), m_a]])
-    forms = np.einsum("ir,rs,ra->isa", w["spread"], w["factors.timesformer.weight"], w["factors.ast.weight"])
-    return np.hstack([s, a]) @ m.T + np.einsum("bs,isa,ba->bi", s, forms, a)
+def matrix_reference(x: Mapping[str, np.ndarray], w: Weights) -> np.ndarray:
+    """Compute each fused number as bilinear forms: x M_i + sum over pairs of s^T (sum_r P_ir u_r v_r^T) a."""
+    names = list(x)
+    m = block_diag(*(w[f"influence.{name}"] for name in names))
+    fused = np.hstack(list(x.values())) @ m.T
+    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
+    assert w["spread"].shape == (len(m), 64 * len(pairs))
+    for number, (one, other) in enumerate(pairs):
+        spread = w["spread"][:, 64 * number : 64 * (number + 1)]
+        forms = np.einsum("ir,rs,ra->isa", spread, w[f"factors.{one}.weight"], w[f"factors.{other}.weight"])
+        fused += np.einsum("bs,isa,ba->bi", x[one], forms, x[other])
+    return fused
 
 
-def gate_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
+def gate_reference(x: Mapping[str, np.ndarray], w: Weights) -> np.ndarray:
     rows = []
-    for of_s, of_a in zip(s, a, strict=True):
-        scores = np.exp(w["gate.weight"] @ np.concatenate([of_s, of_a]) + w["gate.bias"])
-        expert_s = np.maximum(w["layers.timesformer.weight"] @ of_s + w["layers.timesformer.bias"], 0)
-        expert_a = np.maximum(w["layers.ast.weight"] @ of_a + w["layers.ast.bias"], 0)
-        rows.append((scores[0] * expert_s + scores[1] * expert_a) / scores.sum())
+    for parts in zip(*x.values(), strict=True):
+        scores = np.exp(w["gate.weight"] @ np.concatenate(parts) + w["gate.bias"])
+        experts = [
+            np.maximum(w[f"layers.{name}.weight"] @ part + w[f"layers.{name}.bias"], 0)
+            for name, part in zip(x, parts, strict=True)
+        ]
+        rows.append(sum(score * expert for score, expert in zip(scores, experts, strict=True)) / scores.sum())
     return np.array(rows)
 
 
-def attention_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
+def attention_reference(x: Mapping[str, np.ndarray], w: Weights) -> np.ndarray:
     """Compute one clip, one attention head and one token at a time."""
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:
@@ -87,8 +99,8 @@ def attention_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
         return x * 0.5 * (1 + np.array([erf(value / 2**0.5) for value in x]))
 
     rows = []
-    for of_s, of_a in zip(s, a, strict=True):
-        tokens = [linear(of_s, "tokens.timesformer"), linear(of_a, "tokens.ast")]
+    for parts in zip(*x.values(), strict=True):
+        tokens = [linear(part, f"tokens.{name}") for name, part in zip(x, parts, strict=True)]
         width = len(tokens[0])
         size = width // 4
         normed = [norm(token, "attention_norm") for token in tokens]
@@ -99,7 +111,7 @@ def attention_reference(s: np.ndarray, a: np.ndarray, w: Weights) -> np.ndarray:
             for start in range(0, width, size):
                 part = slice(start, start + size)
                 scores = np.exp([queries[position][part] @ key[part] / size**0.5 for key in keys])
-                seen[part] = (scores[0] * values[0][part] + scores[1] * values[1][part]) / scores.sum()
+                seen[part] = scores @ [value[part] for value in values] / scores.sum()
             token = token + linear(seen, "attention_output")
             token = token + linear(gelu(linear(norm(token, "mlp_norm"), "mlp_hidden")), "mlp_output")
             after.append(norm(token, "final_norm"))
@@ -116,21 +128,22 @@ REFERENCES: dict[str, Reference] = {
 }
 
 
-@pytest.mark.parametrize("dims", [UNEQUAL, SWAPPED, EQUAL, WIDE], ids=str)
+@pytest.mark.parametrize("dims", [UNEQUAL, SWAPPED, EQUAL, WIDE, THREE, FOUR], ids=str)
 @pytest.mark.parametrize("name", FUSIONS)
 def test_fusion_equals_its_formula_in_numpy(name: str, dims: dict[str, int]) -> None:
     fusion, x = moved(name, dims), features(dims)
     weights = {key: value.double().numpy() for key, value in fusion.state_dict().items()}
-    expected = REFERENCES[name](x["timesformer"].double().numpy(), x["ast"].double().numpy(), weights)
+    expected = REFERENCES[name]({name: part.double().numpy() for name, part in x.items()}, weights)
     ours = fusion(x).detach()
     assert ours.shape == (7, fusion.output_dim) and ours.dtype == torch.float32
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dims", [UNEQUAL, FOUR], ids=str)
 @pytest.mark.parametrize("name", FUSIONS)
-def test_the_order_of_the_given_streams_does_not_matter(name: str) -> None:
-    one, other = built(name, UNEQUAL), built(name, dict(reversed(UNEQUAL.items())))
-    x = features(UNEQUAL)
+def test_the_order_of_the_given_streams_does_not_matter(name: str, dims: dict[str, int]) -> None:
+    one, other = built(name, dims), built(name, dict(reversed(dims.items())))
+    x = features(dims)
     assert torch.equal(one(x), other(dict(reversed(x.items()))))
 
 
@@ -165,7 +178,7 @@ def test_drawn_weights_are_uniform_within_pytorchs_bound(name: str) -> None:
             assert 0 < layer.bias.abs().max().item() <= bound
 
 
-@pytest.mark.parametrize("dims", [UNEQUAL, EQUAL], ids=str)
+@pytest.mark.parametrize("dims", [UNEQUAL, EQUAL, THREE], ids=str)
 @pytest.mark.parametrize("name", JOINING)
 def test_gradients_reach_every_parameter(name: str, dims: dict[str, int]) -> None:
     fusion, x = moved(name, dims), features(dims)
@@ -178,10 +191,11 @@ def test_gradients_reach_every_parameter(name: str, dims: dict[str, int]) -> Non
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-4, key
 
 
-@pytest.mark.parametrize("absent", [("timesformer",), ("ast",), ("timesformer", "ast")])
+@pytest.mark.parametrize("absent", [("timesformer",), ("ast",), ("timesformer", "ast"), ("timesformer", "dino-s")])
 @pytest.mark.parametrize("name", FUSIONS)
 def test_absent_streams_give_finite_numbers_and_gradients(name: str, absent: tuple[str, ...]) -> None:
-    fusion, x = moved(name, UNEQUAL), features(UNEQUAL)
+    dims = THREE if "dino-s" in absent else UNEQUAL
+    fusion, x = moved(name, dims), features(dims)
     for stream in absent:
         x[stream].zero_()
     fused = fusion(x)
@@ -198,9 +212,11 @@ def test_an_absent_stream_adds_nothing_to_sums_and_matrices() -> None:
     matrix = moved("matrix", EQUAL)
     expected = x["timesformer"] @ matrix.state_dict()["influence.timesformer"].T
     torch.testing.assert_close(matrix(silent), torch.cat([expected, torch.zeros(7, 5)], dim=1))
+    two, three = moved("add", EQUAL), moved("add", {**EQUAL, "clap": 5})
+    torch.testing.assert_close(three({**x, "clap": torch.zeros(7, 5)}), two(x))
 
 
-@pytest.mark.parametrize("dims", [UNEQUAL, EQUAL], ids=str)
+@pytest.mark.parametrize("dims", [UNEQUAL, EQUAL, THREE], ids=str)
 def test_matrix_starts_as_concat_and_leaves_it_at_the_first_step(dims: dict[str, int]) -> None:
     matrix, x = built("matrix", dims), features(dims)
     expected = build_fusion("concat", dims)(x)
@@ -228,10 +244,10 @@ def test_gate_weighs_the_outputs_of_its_experts() -> None:
 
 
 def test_each_attention_token_sees_the_other() -> None:
-    fusion, x = moved("attention", EQUAL), features(EQUAL)
-    width = fusion.output_dim // 2
-    changed = fusion({**x, "ast": x["ast"] + 1})
-    assert (changed - fusion(x))[:, :width].abs().max() > 1e-3
+    fusion, x = moved("attention", FOUR), features(FOUR)
+    width = fusion.output_dim // 4
+    changed = fusion({**x, "ast": x["ast"] + 1}) - fusion(x)
+    assert all(part.abs().max() > 1e-3 for part in changed.split(width, dim=1))
 
 
 @pytest.mark.parametrize(
@@ -265,8 +281,8 @@ def test_add_projects_only_the_shorter_vector() -> None:
 
 
 @pytest.mark.parametrize("name", JOINING)
-def test_a_fusion_of_two_streams_refuses_one(name: str) -> None:
-    message = f"fusion '{name}' joins two streams, but the head reads only ast: use concat"
+def test_a_fusion_that_joins_streams_refuses_one(name: str) -> None:
+    message = f"fusion '{name}' joins streams, but the head reads only ast: use concat"
     with pytest.raises(ExperimentError, match=message):
         check_fusion(name, ("ast",))
     with pytest.raises(ExperimentError, match=message):
@@ -274,9 +290,9 @@ def test_a_fusion_of_two_streams_refuses_one(name: str) -> None:
 
 
 def test_concat_passes_one_stream_unchanged() -> None:
-    x = features({"ast": 4})
-    check_fusion("concat", ("ast",))
-    assert torch.equal(build_fusion("concat", {"ast": 4})(x), x["ast"])
+    x = features(LONE)
+    check_fusion("concat", tuple(LONE))
+    assert torch.equal(build_fusion("concat", LONE)(x), x["clap"])
 
 
 def test_an_unknown_fusion_is_an_error_that_names_the_choices() -> None:

@@ -49,12 +49,17 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
         ({"transform": "scale", "on": "ast"}, "transform 'scale' needs an alpha"),
         ({"transform": "sqrt", "on": "ast", "alpha": 2.0}, "takes no alpha"),
         ({"transform": "scale", "on": "ast", "alpha": float("nan")}, "finite number"),
-        ({"transform": "sqrt"}, "needs a stream: --on timesformer|ast"),
-        ({"transform": "sqrt", "on": "audio"}, "unknown stream 'audio'"),
-        ({"transform": "sqrt", "on": "ast", "dims": {"timesformer": 6}}, "the head reads only timesformer"),
+        ({"transform": "sqrt"}, r"needs a stream: --on NAME\[,NAME\] or --on all"),
+        ({"transform": "sqrt", "streams": ("ast", "timesformer")}, r"needs a stream: --on timesformer\|ast"),
+        ({"transform": "sqrt", "on": "audio"}, "unknown stream 'audio': choose from timesformer, ast"),
+        ({"transform": "sqrt", "on": "ast,audio"}, "unknown stream 'audio'"),
+        ({"transform": "sqrt", "on": "ast", "dims": {"clap": 6}}, "unknown stream 'ast': choose from clap"),
+        ({"transform": "sqrt", "on": "ast", "streams": ("timesformer",)}, "the head reads only timesformer"),
+        ({"streams": ("ats",)}, r"unknown stream 'ats' .did you mean 'ast'"),
+        ({"streams": ("AST",)}, "'AST' can't name a stream"),
+        ({"fusion": "gate", "dims": {"ast": 4}}, "'gate' joins streams, but the head reads only ast"),
         ({"fusion": "conca"}, r"unknown fusion 'conca' \(did you mean 'concat'\?\): choose from concat"),
         ({"dims": {}}, "at least one stream"),
-        ({"dims": {"video": 6}}, "unknown stream 'video'"),
         ({"dims": {"ast": 0}}, "dimension of ast must be a whole number"),
         ({"hidden": (8, 0)}, "hidden width must be a whole number of at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
@@ -62,7 +67,7 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
         ({"classes": ("bark", "bark")}, "all different"),
         ({"absent": "skip"}, "choose from drop, zeros"),
         ({"normalize": "minmax"}, "choose from none, zscore, l2"),
-        ({"normalize": "zscore", "transform": "learned", "on": "ast"}, "learns its alpha, and zscore needs"),
+        ({"normalize": "zscore", "transform": "learned", "on": "ast"}, "learns its alpha, but zscore needs"),
         ({"modality_dropout": 1.0}, r"modality_dropout must be in \[0, 1\)"),
         ({"rates": {"audio": 2.0}}, "unknown stream 'audio'"),
         ({"rates": {"ast": 0.0}}, "the learning rate of ast must be above 0"),
@@ -79,8 +84,12 @@ def test_bad_head_settings_are_named(changes: dict[str, object], message: str) -
 def test_a_config_keeps_the_dimensions_that_its_experiment_reads() -> None:
     config = HeadConfig(DIMS, CLASSES, Experiment(streams=("ast",)))
     assert config.dims == {"ast": 4} and config.streams == ("ast",)
+    assert HeadConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    swapped = HeadConfig({"clap": 3, "ast": 4, "timesformer": 6}, CLASSES, Experiment(streams=("clap", "ast")))
+    assert list(swapped.dims.items()) == [("ast", 4), ("clap", 3)] and swapped.experiment.name == "ast+clap"
+    assert HeadConfig({"timesformer": 6}, CLASSES).streams == ("timesformer",)
     with pytest.raises(ExperimentError, match="the experiment reads ast, and only timesformer has a dimension"):
-        HeadConfig({"timesformer": 6}, CLASSES)
+        HeadConfig({"timesformer": 6}, CLASSES, config.experiment)
 
 
 def test_an_experiments_normalisation_overrides_the_settings() -> None:
@@ -138,10 +147,13 @@ def test_head_equals_a_plain_sequential_on_transformed_vectors() -> None:
         torch.testing.assert_close(head(x), expected)
 
 
-def test_both_transforms_both_streams() -> None:
-    head = AlphaFusion(config(transform="scale", on="both", alpha=2.0))
-    x = features()
-    torch.testing.assert_close(head.fuse(x), 2 * torch.cat([x["timesformer"], x["ast"]], dim=1))
+@pytest.mark.parametrize(("on", "factors"), [("all", (2, 2, 2)), ("clap,timesformer", (2, 1, 2)), ("ast", (1, 2, 1))])
+def test_a_transform_changes_the_streams_that_it_is_on(on: str, factors: tuple[int, ...]) -> None:
+    dims = {"clap": 3, **DIMS}
+    head = AlphaFusion(config(transform="scale", on=on, alpha=2.0, dims=dims))
+    x = {**features(), "clap": torch.ones(7, 3)}
+    parts = [factor * x[name] for factor, name in zip(factors, ("timesformer", "ast", "clap"), strict=True)]
+    torch.testing.assert_close(head.fuse(x), torch.cat(parts, dim=1))
 
 
 def test_dropout_is_active_in_training_only() -> None:

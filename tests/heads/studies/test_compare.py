@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.progress import RecordedProgress
-from support.toy import SETTINGS, assert_no_nan, make_dataset
+from support.toy import CLAP, DINO, SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.streams import DEFAULT_NAMES
+from alphafuse.data.streams import DEFAULT_NAMES, DEFAULT_STREAMS, Stream, in_order
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.fusion import FUSIONS
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.model.transforms import TRANSFORMS
-from alphafuse.heads.studies.compare import GRID, CompareTable, compare, count_compare_heads, published_results
+from alphafuse.heads.studies.compare import CompareTable, Grid, compare, count_compare_heads, published_results
 from alphafuse.heads.studies.fit import fit
+from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.studies import describe, write_compare
 from alphafuse.report.tables import to_markdown, to_text
 
@@ -47,7 +50,34 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     groups = [row.group for row in table.rows]
     assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
     assert PROGRESS.rounds == [("compare", sum(PROGRESS.done), "epoch")] and PROGRESS.stopped == 1
-    assert sum(PROGRESS.done) == count_compare_heads(2) * SETTINGS.epochs == (len(GRID) + 1) * 2 * SETTINGS.epochs
+    heads = len(Grid.of(DEFAULT_NAMES).experiments) + 1  # gradient blending comes on top
+    assert sum(PROGRESS.done) == count_compare_heads(DEFAULT_NAMES, 2) * SETTINGS.epochs == heads * 2 * SETTINGS.epochs
+
+
+@pytest.mark.parametrize("streams", [(*DEFAULT_STREAMS, DINO), (CLAP, DINO, *DEFAULT_STREAMS)], ids=len)
+def test_streams_are_compared_alone_in_pairs_and_without_each(tmp_path: Path, streams: tuple[Stream, ...]) -> None:
+    quick, progress = TrainSettings(epochs=1, hidden=(4,)), RecordedProgress()
+    table = compare(make_dataset(tmp_path, streams=streams), seeds=1, settings=quick, progress=progress)
+    names = in_order(stream.name for stream in streams)
+    assert sum(progress.done) == count_compare_heads(names, 1)
+    alone = [row.experiment.streams for row in table.rows if row.group == "alone" and row.experiment]
+    assert alone == [(name,) for name in names]
+    some = [row.experiment.streams for row in table.rows if row.group == "some" and row.experiment]
+    left_out = [tuple(other for other in names if other != name) for name in names] if len(names) > 3 else []
+    assert some == [*combinations(names, 2), *left_out], "each set of streams once"
+    titles = [row.title for row in table.rows]
+    assert "TimeSformer + dino-s" in titles and ("without TimeSformer" in titles) == (len(names) == 4)
+    assert len(set(titles)) == len(titles) and sum(title.startswith("dino-s rate x ") for title in titles) == 1
+    assert set(table.blend) == {*names, "fused"} and table.tuned == "dino-s"
+    assert_no_nan(json.loads(json.dumps(table.to_json())))
+
+
+def test_one_stream_alone_has_transforms_and_controls_and_nothing_to_fuse(tmp_path: Path) -> None:
+    table = compare(make_dataset(tmp_path, streams=(CLAP,)), seeds=1, settings=TrainSettings(epochs=1, hidden=(4,)))
+    assert {row.group for row in table.rows} == {"baseline", "transform", "control"}
+    assert table.gain is None and table.better_single is None and table.blend == {} and table.tuned == "clap"
+    assert table.to_json()["gain_over_better_stream"] is None
+    assert all(row.experiment and row.experiment.streams == ("clap",) for row in table.rows)
 
 
 def test_concat_beats_both_streams_by_more_than_the_interval(table: CompareTable) -> None:

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
-from support.toy import CLASSES, SETTINGS, assert_no_nan, make_dataset, silence_label
+from support.toy import CLAP, CLASSES, DINO, SETTINGS, assert_no_nan, make_dataset, silence_label
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings, Failure
+from alphafuse.data.streams import DEFAULT_STREAMS, Stream
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.studies.evaluate import evaluate
 from alphafuse.heads.studies.fit import RunResult, fit
+from alphafuse.heads.studies.runs import Run, read_run
 from alphafuse.report.studies import describe, write_evaluation
 from alphafuse.report.tables import to_text
 
@@ -66,6 +68,25 @@ def test_runs_are_compared_on_the_clips_that_both_can_use(tmp_path: Path) -> Non
     assert (found.evaluation.clips, found.dropped) == (45, 0)
     assert found.against is not None and found.against.n == 42
     assert found.against.top1 == pytest.approx(both.splits["test"].top1.mean)
+
+
+@pytest.mark.parametrize("streams", [(CLAP,), (DINO, *DEFAULT_STREAMS)], ids=["one stream", "three streams"])
+def test_any_number_of_streams_is_fitted_evaluated_and_compared(tmp_path: Path, streams: tuple[Stream, ...]) -> None:
+    dataset = make_dataset(tmp_path / "many", streams=streams, silent_test_clips=3 if len(streams) > 1 else 0)
+    every = fit(dataset, Experiment("sqrt", on="all"), settings=SETTINGS)
+    first = fit(dataset, Experiment(streams=(dataset.streams[0].name,)), settings=SETTINGS)
+    found = evaluate(every.folder, against=first.folder)
+    trained = every.splits["test"]
+    assert found.evaluation.top1.mean == pytest.approx(trained.top1.mean, abs=1e-12)
+    assert found.evaluation.clips == (42 if len(streams) > 1 else 45)
+    assert found.head.streams == every.experiment.streams == tuple(dataset.media)
+    assert found.against is not None and found.against.top1 == pytest.approx(
+        first.splits["test"].top1.mean, abs=0.1 if len(streams) > 1 else 1e-12
+    )
+    assert every.folder.name == ("sqrt-all" if len(streams) > 1 else "sqrt-clap")
+    assert first.folder.name == ("timesformer-only" if len(streams) > 1 else "untransformed")
+    assert read_run(first.folder).experiment == first.experiment
+    assert ("--streams" in Run.open(first.folder, dataset.root).command) == (len(streams) > 1)
 
 
 def test_a_difference_has_an_interval_and_a_test_for_any_number_of_seeds(fused: RunResult, single: RunResult) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from support.progress import RecordedProgress
-from support.toy import CLASSES, SETTINGS, SIZES, assert_no_nan, make_dataset
+from support.toy import CLASSES, DINO, SETTINGS, SIZES, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.streams import DEFAULT_NAMES, DEFAULT_STREAMS
 from alphafuse.errors import ExperimentError, StoreError
 from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.model.head import AlphaFusion
@@ -25,6 +27,8 @@ from alphafuse.heads.studies.table1 import PAPER_SIX, TABLE1, Table1, paper_resu
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.studies import describe, figure3, write_table1
 from alphafuse.report.tables import to_markdown, to_text
+
+THREE = ("dino-s", "ast", "timesformer")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def table(dataset: Dataset) -> Table1:
 
 
 def test_table1_has_the_papers_six_in_order_between_the_baseline_and_the_single_streams() -> None:
-    assert TABLE1[0] == BASELINE
+    assert TABLE1[0] == BASELINE.of(DEFAULT_NAMES)
     assert [(e.on, e.transform) for e in TABLE1[1:7]] == [
         ("timesformer", "sqrt"),
         ("timesformer", "pos-scalar"),
@@ -74,26 +78,57 @@ def test_the_papers_figures_come_from_its_json() -> None:
         (Experiment(normalize="zscore"), "zscore", "zscore"),
         (Experiment(rates={"ast": 2.0}), "rate-2-ast", "rate 2 ast"),
         (Experiment(fusion="gate", auxiliary={"ast": 0.5}), "gate-blended", "gate, blended"),
+        (Experiment("sqrt", on="all"), "sqrt-all", "all sqrt"),
     ],
 )
 def test_experiments_have_a_name_and_a_title(experiment: Experiment, name: str, title: str) -> None:
     assert (experiment.name, experiment.title) == (name, title)
+    assert (experiment.of(DEFAULT_NAMES).name, experiment.of(DEFAULT_NAMES).title) == (name, title)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "available", "name", "title"),
+    [
+        (Experiment(streams=("ast", "timesformer")), DEFAULT_NAMES, "untransformed", "untransformed"),
+        (Experiment(streams=("ast", "timesformer")), THREE, "timesformer+ast", "TimeSformer + AST"),
+        (Experiment(streams=("all", "ast")), THREE, "untransformed", "untransformed"),
+        (Experiment("sqrt", on="ast, dino-s, timesformer"), THREE, "sqrt-all", "all sqrt"),
+        (Experiment("sqrt", on="dino-s,ast"), THREE, "sqrt-ast+dino-s", "AST + dino-s sqrt"),
+        (
+            Experiment("sqrt", on="dino-s", streams=("dino-s", "ast"), fusion="add"),
+            THREE,
+            "sqrt-dino-s-ast+dino-s-add",
+            "AST + dino-s, dino-s sqrt, add",
+        ),
+        (Experiment(rates={"dino-s": 2.0}), THREE, "rate-2-dino-s", "rate 2 dino-s"),
+        (Experiment("sqrt", on="all"), ["dino-s"], "sqrt-dino-s", "dino-s sqrt"),
+        (Experiment(streams=("dino-s",)), ["dino-s"], "untransformed", "untransformed"),
+    ],
+)
+def test_names_and_titles_say_which_of_the_available_streams_are_read(
+    experiment: Experiment, available: Sequence[str], name: str, title: str
+) -> None:
+    completed = experiment.of(available)
+    assert (completed.name, completed.title) == (name, title)
+    assert completed.of(available) == completed and Experiment(**asdict(completed)).name == name
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"transform": "sqroot", "on": "ast"}, "unknown transform 'sqroot'"),
-        ({"transform": "sqrt", "on": "sound"}, "unknown stream 'sound'"),
+        ({"transform": "sqrt", "on": "sound"}, "unknown stream 'sound': choose from timesformer, ast"),
+        ({"rates": {"sound": 2.0}}, "unknown stream 'sound'"),
+        ({"fusion": "gate", "auxiliary": {"sound": 2.0}}, "unknown auxiliary loss 'sound'"),
         ({"transform": "sqrt"}, "needs a stream"),
         ({"fusion": "sum"}, "unknown fusion 'sum'"),
         ({"streams": ("sound",)}, "unknown stream 'sound'"),
-        ({"streams": ()}, "at least one stream"),
+        ({"streams": ("ast",), "fusion": "gate"}, "'gate' joins streams, but the head reads only ast"),
     ],
 )
 def test_bad_experiments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
-        Experiment(**arguments)
+        Experiment(**arguments).of(DEFAULT_NAMES)
 
 
 def test_fused_head_beats_both_single_streams(table: Table1) -> None:
@@ -164,6 +199,30 @@ def test_table1_on_a_split_that_is_too_small_says_so(tmp_path: Path) -> None:
     assert (result.ceiling.reachable, result.ceiling.clips) == (8, 18)
     assert "18 test clips can't settle differences of this size" in result.verdict
     assert "0 train, 0 val, 27 test" in to_text(describe(result))
+
+
+def test_table1_reads_the_papers_streams_alone(dataset: Dataset, tmp_path: Path) -> None:
+    quick = TrainSettings(epochs=2, hidden=(4,))
+    more = make_dataset(tmp_path / "more", streams=(*DEFAULT_STREAMS, DINO))
+    results = [table1(one, seeds=1, settings=quick) for one in (dataset, more)]
+    figures = [[row.to_json() for row in one.rows] for one in results]
+    assert figures[0] == figures[1]
+    assert [one.unread for one in results] == [(), ("dino-s",)]
+    assert results[0].note_on_streams == "" and "Not read: dino-s" in results[1].note_on_streams
+    lone = make_dataset(tmp_path / "lone", streams=(DEFAULT_STREAMS[0], DINO))
+    with pytest.raises(ExperimentError, match="has no stream 'ast': add it with `alphafuse data streams --add ast=MIT"):
+        table1(lone, seeds=1, settings=quick)
+
+
+def test_a_stream_that_is_not_extracted_yet_is_read_by_no_head_and_asked_for_by_its_name(tmp_path: Path) -> None:
+    quick = TrainSettings(epochs=1, hidden=(4,))
+    later = make_dataset(tmp_path / "later").with_streams((*DEFAULT_STREAMS, DINO))
+    assert fit(later, BASELINE, settings=quick).experiment.streams == DEFAULT_NAMES
+    message = r"have no dino-s embeddings yet: run `.* --stream dino-s .* with --streams timesformer,ast"
+    for experiment in (Experiment(streams=("dino-s",)), Experiment("sqrt", on="dino-s,ast")):
+        with pytest.raises(ExperimentError, match=message):
+            fit(later, experiment, settings=quick)
+    assert fit(later, Experiment(streams=DEFAULT_NAMES), settings=quick).experiment.reads_all
 
 
 def test_fit_writes_a_complete_run_and_predictions_that_add_up(dataset: Dataset) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.toy import SETTINGS, assert_no_nan, make_dataset
+from support.toy import CLAP, DINO, SETTINGS, assert_no_nan, make_dataset
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import ClusterError, ExperimentError
 from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.studies.compare import compare
@@ -21,6 +22,7 @@ from alphafuse.heads.studies.runs import read_sweep_config
 from alphafuse.heads.studies.same_clips import Trained, best_on_validation
 from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
 from alphafuse.heads.studies.table1 import table1
+from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.studies import describe, write_sweep
 from alphafuse.report.tables import to_text
 
@@ -74,6 +76,25 @@ def test_only_the_chosen_alpha_is_tested_and_validation_chose_it(found: Sweep) -
         assert chosen.point.val.loss.mean == min(point.val.loss.mean for point in ties)
         assert chosen.test.split == "test" and chosen.test.n == found.clips["test"]
         assert chosen.comparison.interval.low <= chosen.comparison.test.difference <= chosen.comparison.interval.high
+
+
+def test_a_curve_may_be_on_several_streams_or_all_and_words_for_the_same_streams_are_one_curve(tmp_path: Path) -> None:
+    three = make_dataset(tmp_path, streams=(*DEFAULT_STREAMS, DINO))
+    on = ["dino-s,ast", "all", "ast,timesformer,dino-s"]
+    found = sweep(three, on=on, alphas=(0.5,), seeds=1, settings=TrainSettings(epochs=1, hidden=(4,)))
+    assert list(found.curves) == list(found.on) == ["ast,dino-s", "all"]
+    assert [curve[0].experiment.transformed for curve in found.curves.values()] == [
+        ("ast", "dino-s"),
+        ("timesformer", "ast", "dino-s"),
+    ]
+    assert found.name == "sweep-ast+dino-s-all" and found.baseline.experiment.name == "untransformed"
+
+
+def test_a_sweep_of_one_stream_and_no_other(tmp_path: Path) -> None:
+    lone = make_dataset(tmp_path, streams=(CLAP,))
+    found = sweep(lone, on=["all"], alphas=(0.5, 1.0), seeds=1, settings=TrainSettings(epochs=2, hidden=(4,)))
+    assert found.on == ("clap",)
+    np.testing.assert_allclose(found.curves["clap"][1].val.scores.loss, found.baseline.val.scores.loss, rtol=1e-5)
 
 
 def test_a_chosen_alpha_is_the_same_experiment_that_fit_trains(dataset: Dataset, found: Sweep) -> None:
@@ -135,6 +156,7 @@ def test_ties_of_accuracy_are_decided_by_the_lowest_loss(found: Sweep) -> None:
         ({"on": ("ast",), "alphas": (1.0, 1.0)}, "occurs twice"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqrt"}, r"'sqrt' takes no alpha to sweep: choose from power"),
         ({"on": ("sound",), "alphas": (1.0,)}, "unknown stream 'sound'"),
+        ({"on": ("ast,sound",), "alphas": (1.0,)}, "unknown stream 'sound'"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqr"}, "unknown transform 'sqr'"),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_streamed_head_is_the_same_alone_and_with_others(store: EmbeddingStore
 KINDS = [
     {"dims": DIMS},
     {"dims": DIMS, "transform": "scale", "on": "ast", "alpha": 0.5},
-    {"dims": DIMS, "transform": "learned", "on": "both"},
+    {"dims": DIMS, "transform": "learned", "on": "all"},
     {"dims": DIMS, "fusion": "gate"},
     {"dims": {"timesformer": 6}},
     {"dims": {"ast": 4}, "absent": "zeros"},

@@ -77,7 +77,7 @@ def assert_same_files(here: Path, there: Path) -> None:
 
 @pytest.mark.parametrize("settings", [SETTINGS, STREAMED], ids=["in memory", "streamed"])
 def test_a_swept_run_has_the_same_bytes_on_a_cluster(dataset: Dataset, nodes: Any, settings: TrainSettings) -> None:
-    arguments: dict[str, Any] = {"on": ["ast", "both"], "alphas": [0.5, 1.5], "seeds": 2, "settings": settings}
+    arguments: dict[str, Any] = {"on": ["ast", "all"], "alphas": [0.5, 1.5], "seeds": 2, "settings": settings}
     here = write_sweep(sweep(dataset, **arguments), dataset, run="here")
     there = write_sweep(sweep(dataset, **arguments, engine="ray"), dataset, run="there")
     assert_same_files(here, there)

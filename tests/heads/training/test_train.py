@@ -24,6 +24,7 @@ from alphafuse.system.progress import Progress
 
 CLASSES = ("bark", "meow", "moo", "never in training")
 DIMS = {"timesformer": 6, "ast": 4}
+THREE = {**DIMS, "dino-s": 5}
 QUICK = TrainSettings(epochs=3, learning_rate=1e-3)
 
 
@@ -31,7 +32,9 @@ def clips(count: int, *, seed: int, labels: tuple[str, ...] = CLASSES[:3]) -> Em
     rng = np.random.default_rng(seed)
     ids = tuple(f"{seed}clip{i}_000000" for i in range(count))
     arrays = {name: rng.normal(size=(count, dim)).astype(np.float32) for name, dim in DIMS.items()}
-    return Embeddings(ids, tuple(str(label) for label in rng.choice(labels, count)), ids, arrays)
+    chosen = tuple(str(label) for label in rng.choice(labels, count))
+    arrays["dino-s"] = rng.normal(size=(count, THREE["dino-s"])).astype(np.float32)
+    return Embeddings(ids, chosen, ids, arrays)
 
 
 def without_audio(embeddings: Embeddings, rows: list[int]) -> Embeddings:
@@ -105,9 +108,12 @@ class Reference:
             soft = soft * (len(self.targets) / (present * counts))[self.targets[rows]][:, None]
         if self.config.settings.modality_dropout:
             lots = torch.rand(len(rows), generator=self.lots)
-            share = self.config.settings.modality_dropout / 2
+            share = self.config.settings.modality_dropout / len(x)
             x["timesformer"] = x["timesformer"] * (lots >= share)[:, None]
-            x["ast"] = x["ast"] * (lots < 1 - share)[:, None]
+            if len(x) == 3:
+                x["ast"] = x["ast"] * ((lots < share) | (lots >= 2 * share))[:, None]
+            last = list(x)[-1]
+            x[last] = x[last] * (lots < 1 - share)[:, None]
         if self.settings.mixup:
             share = self.mixing.beta(self.settings.mixup, self.settings.mixup)
             partner = self.mixing.permutation(len(rows))
@@ -171,7 +177,12 @@ class Reference:
         ({}, {}),
         ({"transform": "sqrt", "on": "ast"}, {}),
         ({"transform": "learned", "on": "timesformer", "alpha": 1.5}, {}),
-        ({"transform": "learned-dim", "on": "both"}, {}),
+        ({"transform": "learned-dim", "on": "all"}, {}),
+        ({"transform": "learned-dim", "on": "ast,dino-s", "dims": THREE, "streams": ("dino-s", "ast")}, {}),
+        ({"dims": THREE, "rates": {"dino-s": 3.0}, "normalize": "zscore"}, {}),
+        ({"dims": THREE, "modality_dropout": 0.6, "absent": "zeros"}, {}),
+        ({"dims": THREE, "fusion": "matrix", "transform": "sqrt", "on": "dino-s"}, {"mixup": 0.2}),
+        ({"dims": THREE, "fusion": "gate", "auxiliary": {"fused": 0.5, "ast": 0.3, "dino-s": 0.2}}, {}),
         ({"dims": {"ast": 4}, "hidden": (12,), "dropout": 0.25}, {"weight_decay": 0.1}),
         ({"hidden": (), "dropout": 0.0}, {"schedule": "cosine"}),
         ({"normalize": "zscore", "transform": "signed-sqrt", "on": "ast"}, {"schedule": "two-phase", "epochs": 3}),
