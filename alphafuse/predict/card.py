@@ -52,7 +52,7 @@ def model_card(run: TrainedRun) -> ModelCard:
         carries_encoders=(run.folder / "encoders").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
         what=" and ".join(medium for medium in MEDIA if medium in media),
-        inputs=" and ".join(_input(run.embeddings[stream]) for stream in run.streams),
+        inputs=" and ".join(dict.fromkeys(_input(run.embeddings[stream]) for stream in run.streams)),
         is_compact=COMPACT in names,
         warnings=warnings_of(run),
         is_paper=set(run.streams) <= set(DEFAULT_NAMES),

@@ -28,10 +28,11 @@ from matplotlib.ticker import MaxNLocator
 
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import title_of
+from alphafuse.heads.model.config import title_of_streams
 from alphafuse.system.files import one_line, write_atomically
 
 from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow
-from .looks import COMBINED, FUSED, Looks, look_of, titles_of
+from .looks import COMBINED, FUSED, Looks, look_of
 from .tables import percent
 
 PALETTE = {  # as in page/page.css, light: blue, orange and green of Okabe and Ito (2008), darkened for text
@@ -247,7 +248,9 @@ def alpha_curves(found: AlphaCurves, looks: Looks, *, narrow: bool = False) -> F
             alphas = [point.alpha for point in points]
             measures: list[Measure] = [getattr(point, name) for point in points]
             means = [scale * one.mean for one in measures]
-            axes.plot(alphas, means, color=color, marker=marker, markersize=3.5, label=f"{titles_of(on)}, validation")
+            axes.plot(
+                alphas, means, color=color, marker=marker, markersize=3.5, label=f"{title_of_streams(on)}, validation"
+            )
             ends = ([scale * one.low for one in measures], [scale * one.high for one in measures])
             axes.fill_between(alphas, *ends, color=color, alpha=0.14, linewidth=0)
             chosen = found.chosen[on]
@@ -264,7 +267,7 @@ def alpha_curves(found: AlphaCurves, looks: Looks, *, narrow: bool = False) -> F
                 markersize=5.5,
                 elinewidth=1,
                 capsize=2.5,
-                label=f"{titles_of(on)} {chosen.alpha:g} (chosen), test",
+                label=f"{title_of_streams(on)} {chosen.alpha:g} (chosen), test",
             )
         for split, split_title, style in (("val", "validation", ":"), ("test", "test", (0, (6, 2, 1, 2, 1, 2)))):
             base = (

@@ -76,15 +76,6 @@ def roles_of(media: Mapping[str, str]) -> tuple[str, ...]:
     return (*((FUSED,) if len(media) > 1 else ()), *in_order(media))
 
 
-def titles_of(on: str) -> str:
-    """Return the title of what a transform is on: a stream, several ("ast,clap"), or "all".
-
-    >>> titles_of("timesformer,ast")
-    'TimeSformer + AST'
-    """
-    return " + ".join(map(title_of, on.split(",")))
-
-
 def listed(words: Sequence[str]) -> str:
     """Join words for a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -7,10 +7,11 @@ from typing import Any
 
 from alphafuse.data.power import LEVEL
 from alphafuse.data.streams import SENSES, title_of
+from alphafuse.heads.model.config import title_of_streams
 from alphafuse.heads.studies.runs import Run
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.contents import Absent, Measure, Report, Votes, role_of
-from alphafuse.report.looks import FUSED, capitalised, listed, look_of, titles_of
+from alphafuse.report.looks import FUSED, capitalised, listed, look_of
 from alphafuse.report.tables import p_phrase, percent, points
 
 
@@ -109,8 +110,8 @@ def sweep_verdicts(curves: Any) -> list[str]:
         verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be distinguished from"
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
         sentences.append(
-            f"Alpha {found.alpha:g} of {titles_of(on)}, chosen on validation, {verdict} the untransformed heads on "
-            f"test clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+            f"Alpha {found.alpha:g} of {title_of_streams(on)}, chosen on validation, {verdict} the untransformed heads "
+            f"on test clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
         )
     if not curves.ceilings["val"].reachable:
         sentences.append(
@@ -161,7 +162,7 @@ def described(name: str, report: Report) -> str:
         return f"Test accuracies with 95% intervals: {bars}"
     if name.startswith("alpha"):
         curves = report.sweeps[int(name.partition("-")[2] or 1) - 1]
-        chosen = ", ".join(f"{titles_of(on)} {found.alpha:g}" for on, found in curves.chosen.items())
+        chosen = ", ".join(f"{title_of_streams(on)} {found.alpha:g}" for on, found in curves.chosen.items())
         return f"Validation accuracy and loss against alpha with 95% bands; chosen: {chosen}"
     if name == "losses" and not isinstance(report.losses, Absent):
         return f"Training and validation loss per epoch: {report.losses.title}"
