@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, require_name, title_of
-from alphafuse.data.streams import TITLES as STREAM_TITLES
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 FUSED = "fused"  # key of `Experiment.auxiliary` for the loss of the head itself
 FUSIONS = ("concat", "add", "matrix", "gate", "attention")  # their layers: `fusion.LAYERS`
-TITLES = {**STREAM_TITLES, ALL: ALL}  # only for alphafuse.report, until it uses `title_of`
 
 Normalize = Literal["none", "zscore", "l2"]
 Absent = Literal["drop", "zeros"]
