@@ -3,14 +3,16 @@
     plan_extraction(dataset, splits) -> what each split's store lacks, its size, and the time at the measured rate
     plan_clips(clips, rates.on(cpus=512, gpus=8), dims) -> the same for any number of clips and other machines
 
-Decoding and models are the two stages that matter; docs/scale.md says when network, driver or commits matter too.
+Decoding serves all streams at once; each stream's model is measured by itself. These stages are what matters;
+docs/scale.md says when network, driver or commits matter too.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from loky import cpu_count
 
@@ -20,7 +22,7 @@ from alphafuse.system.cluster import alive_nodes, connected
 from alphafuse.system.devices import list_devices
 from alphafuse.system.interrupts import map_in
 
-from .engines.embedder import Embedder, load_encoders
+from .engines.embedder import Embedder, embed_batch, load_encoders
 from .jobs import Job
 from .missing import Work
 from .settings import ExtractSettings
@@ -30,7 +32,7 @@ SAMPLED_FILES = 1000  # clips whose files are checked, to find some to measure
 OVERLAP = 1.15  # wall time x cores divided by the seconds of decoding and models; docs/extraction.md measured 1.02
 FEEDING_CORES = 1  # cores per GPU that prepare batches and start kernels
 TEXT_BYTES = 120  # size of a clip's clip_id, label, group and their positions in a shard
-DEFAULT_DIM = 768  # dimension of both published encoders
+DEFAULT_DIM = 768  # dimension of both published encoders of the default streams
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Rates:
 
     Attributes:
         clips: number of measured clips; 0 if the seconds were given.
-        decode_seconds: decoding time of one core per clip.
-        embed_seconds: time in the models per clip: of one core while all cores embed, or of one device.
+        decode_seconds: decoding time of one core per clip, for all streams together.
+        embed_seconds: time in all models per clip: of one core while all cores embed, or of one device.
         cores: number of cores.
         workers: number of decode processes.
         device: device of the models: "cpu", "cuda:0", ...
         devices: number of these devices; the CPU counts as one.
+        stream_seconds: stream -> its part of `embed_seconds`; empty if the seconds were given.
 
     >>> from alphafuse import Rates
     >>> rates = Rates(clips=8, decode_seconds=0.15, embed_seconds=0.01, cores=16, workers=16, device="cuda:0")
@@ -61,13 +64,21 @@ class Rates:
     workers: int
     device: str
     devices: int = 1
+    stream_seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def clips_per_second(self) -> float:
-        """Expected rate: on the CPU decoding and models share the cores, else the slower of the two decides."""
+        """Expected rate of clips that lack every stream."""
+        return 1 / self.wall_seconds(self.decode_seconds, self.embed_seconds)
+
+    def wall_seconds(self, decode: float, embed: float) -> float:
+        """Return the time that these seconds of decoding and in the models take on all machines.
+
+        On the CPU both share the cores, else the slower of the two decides.
+        """
         if self.device == "cpu":
-            return self.cores / (OVERLAP * (self.decode_seconds + self.embed_seconds))
-        return min(self.decoded_per_second, self.embedded_per_second)
+            return OVERLAP * (decode + embed) / self.cores
+        return max(decode / self.workers, embed / self.devices)
 
     @property
     def bottleneck(self) -> str:
@@ -132,6 +143,7 @@ class ExtractPlan:
         missing_files: pending clips whose file doesn't exist.
         store_bytes: present size of the store.
         new_bytes: growth of the store.
+        stream_bytes: stream -> its part of `new_bytes`; the rest is the clips' names and labels.
         seconds: time at the measured rate; None if nothing is pending.
 
     >>> from alphafuse import Dataset, plan_extraction
@@ -147,6 +159,7 @@ class ExtractPlan:
     missing_files: int
     store_bytes: int
     new_bytes: int
+    stream_bytes: dict[str, int]
     seconds: float | None
 
 
@@ -160,6 +173,7 @@ class ClipsPlan:
         seconds: time of the whole run, without starting a cluster and loading the models.
         core_hours, gpu_hours: hours of all cores and all GPUs, busy or idle.
         store_bytes: size of all shards.
+        stream_bytes: stream -> its part of `store_bytes`.
     """
 
     clips: int
@@ -168,6 +182,7 @@ class ClipsPlan:
     core_hours: float
     gpu_hours: float
     store_bytes: int
+    stream_bytes: dict[str, int]
 
 
 def plan_extraction(
@@ -188,17 +203,41 @@ def plan_extraction(
     (0, {'timesformer': 192, 'ast': 192}, None)
     """
     settings = settings or ExtractSettings()
-    cluster = _cluster(settings) if settings.engine == "ray" else None
-    embedder = _embedder(dataset, _settings_to_measure(settings, cluster))
-    pending = {
-        split: Work(dataset, split, embedder.recipes, retry_failed=settings.retry_failed).jobs for split in splits
+    measured, of_all_devices = _one_device(settings)
+    embedder = Embedder(load_encoders(dataset, measured, measured.device), measured)
+    works = [Work(dataset, split, embedder.recipes, retry_failed=settings.retry_failed) for split in splits]
+    lacking = {
+        work.split: {name: sum(name in job.streams for job in work.jobs) for name in work.recipes} for work in works
     }
-    files = {split: dataset.file_sizes(jobs.clips) for split, jobs in pending.items()}
-    existing = [job for split, jobs in pending.items() for job in jobs if job.clip.clip_id in files[split]]
-    chosen = random.Random(0).sample(existing, min(SAMPLE_CLIPS, len(existing)))
-    rates = _rates_of_all_devices(measure_rates(embedder, chosen), settings, cluster) if chosen else None
-    missing = {split: len(jobs) - len(files[split]) for split, jobs in pending.items()}
-    return [_plan(dataset, embedder, split, jobs, missing[split], rates) for split, jobs in pending.items()], rates
+    files = {work.split: dataset.file_sizes(work.jobs.clips) for work in works}
+    existing = [job for work in works for job in work.jobs if job.clip.clip_id in files[work.split]]
+    wanted = tuple(name for name in embedder.encoders if any(counts[name] for counts in lacking.values()))
+    rates = None
+    if existing:  # each measured clip with every stream that some clip lacks
+        sample = [replace(job, streams=wanted) for job in _random_sample(existing, SAMPLE_CLIPS)]
+        rates = of_all_devices(measure_rates(embedder, sample))
+    plans = []
+    for work in works:
+        pending, counts = len(work.jobs), lacking[work.split]
+        sizes = {name: FLOAT32_BYTES * counts[name] * encoder.dim for name, encoder in embedder.encoders.items()}
+        seconds = None
+        if rates:
+            models = sum(counts[name] * each for name, each in rates.stream_seconds.items())
+            seconds = rates.wall_seconds(pending * rates.decode_seconds, models)
+        plans.append(
+            ExtractPlan(
+                split=work.split,
+                clips=work.clips,
+                pending=pending,
+                finished={name: work.clips - count for name, count in counts.items()},
+                missing_files=pending - len(files[work.split]),
+                store_bytes=work.store.size_bytes(),
+                new_bytes=TEXT_BYTES * pending + sum(sizes.values()),
+                stream_bytes=sizes,
+                seconds=seconds,
+            )
+        )
+    return plans, rates
 
 
 def plan_clips(clips: int, rates: Rates, dims: Mapping[str, int]) -> ClipsPlan:
@@ -212,7 +251,9 @@ def plan_clips(clips: int, rates: Rates, dims: Mapping[str, int]) -> ClipsPlan:
     seconds = clips / rates.clips_per_second
     gpus = 0 if rates.device == "cpu" else rates.devices
     hours = seconds / 3600
-    return ClipsPlan(clips, rates, seconds, rates.cores * hours, gpus * hours, clips * clip_bytes(dims))
+    sizes = {name: FLOAT32_BYTES * clips * dim for name, dim in dims.items()}
+    store_bytes = TEXT_BYTES * clips + sum(sizes.values())
+    return ClipsPlan(clips, rates, seconds, rates.cores * hours, gpus * hours, store_bytes, sizes)
 
 
 def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, dict[str, int]]:
@@ -230,7 +271,8 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
             f"none of the first clips has a file in {dataset.clip_folder}: restore them, or give --decode-seconds "
             "and --embed-seconds instead of --root"
         )
-    embedder = _embedder(dataset, _settings_to_measure(settings, None))
+    measured, _ = _one_device(replace(settings, engine="local"))
+    embedder = Embedder(load_encoders(dataset, measured, measured.device), measured)
     streams = tuple(embedder.encoders)
     jobs = [
         Job(clip, dataset.path_of(clip), streams, dataset.sound_of(clip))
@@ -240,80 +282,54 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
 
 
 def measure_rates(embedder: Embedder, jobs: Sequence[Job]) -> Rates:
-    """Decode these clips, then embed them with all threads; the first batch of each thread isn't counted."""
+    """Decode these clips, then embed each of their streams with all threads.
+
+    The jobs ask for the same streams. The first batch of each thread isn't counted.
+    """
     decoded_jobs = list(embedder.decode(jobs))
     size = embedder.batch_size
     batches = [decoded_jobs[start : start + size] for start in range(0, len(decoded_jobs), size)]
+    stream_seconds = {}
     with embedder.model_threads() as pool:
-        list(map_in(pool, embedder.embed, [batches[0]] * embedder.threads))
-        embedded = list(map_in(pool, embedder.embed, batches))
+        for name in jobs[0].streams:
+            embed = partial(embed_batch, {name: embedder.encoders[name]})
+            list(map_in(pool, embed, [batches[0]] * embedder.threads))
+            embedded = list(map_in(pool, embed, batches))
+            stream_seconds[name] = sum(batch.embed_seconds for batch in embedded) / len(jobs)
     return Rates(
         clips=len(jobs),
         decode_seconds=sum(decoded.cpu_seconds for _, decoded in decoded_jobs) / len(jobs),
-        embed_seconds=sum(batch.embed_seconds for batch in embedded) / len(jobs),
+        embed_seconds=sum(stream_seconds.values()),
         cores=cpu_count(),
         workers=embedder.memory.workers,
         device=str(embedder.device),
+        stream_seconds=stream_seconds,
     )
-
-
-def clip_bytes(dims: Mapping[str, int]) -> int:
-    """Return the size of a clip in a shard in bytes; `dims`: dimensions of its embeddings."""
-    return TEXT_BYTES + FLOAT32_BYTES * sum(dims.values())
 
 
 def _random_sample(items: Sequence, count: int) -> list:
     return random.Random(0).sample(items, min(count, len(items)))
 
 
-def _cluster(settings: ExtractSettings) -> tuple[int, int]:
-    """Return cores and GPUs of the Ray cluster; GPUs are 0 if the cores run the models."""
+def _one_device(settings: ExtractSettings) -> tuple[ExtractSettings, Callable[[Rates], Rates]]:
+    """Return settings for the one device of this machine that is measured, and: its rates -> those of all devices."""
+    if settings.engine != "ray":
+        devices = list_devices(settings.device)
+
+        def counted(rates: Rates) -> Rates:
+            return rates if rates.device == "cpu" else replace(rates, devices=len(devices))
+
+        return replace(settings, device=devices[0]), counted
+    import torch
+
     with connected(settings.address, memory_bytes=int(settings.max_memory_gb * 1e9)) as ray:
         resources = [node["Resources"] for node in alive_nodes(ray)]
     cpus, gpus = (int(sum(of_node.get(name, 0.0) for of_node in resources)) for name in ("CPU", "GPU"))
-    return cpus, 0 if settings.device == "cpu" else gpus
-
-
-def _embedder(dataset: Dataset, settings: ExtractSettings) -> Embedder:
-    return Embedder(load_encoders(dataset, settings, settings.device), settings)
-
-
-def _settings_to_measure(settings: ExtractSettings, cluster: tuple[int, int] | None) -> ExtractSettings:
-    """Return the settings for the one device of this machine that is measured."""
-    if cluster is None:
-        return replace(settings, device=list_devices(settings.device)[0], engine="local")
-    import torch
-
-    _, gpus = cluster
+    if settings.device == "cpu":
+        gpus = 0  # the cores run the models
     if gpus and not torch.cuda.is_available():
         raise ClusterError(
             f"the Ray cluster has {gpus} GPUs and this machine none to measure: run the dry run on a machine that has "
             "one, or with --device cpu"
         )
-    return replace(settings, device="cuda" if gpus else "cpu", engine="local")
-
-
-def _rates_of_all_devices(rates: Rates, settings: ExtractSettings, cluster: tuple[int, int] | None) -> Rates:
-    """Return the rates measured on one device for all devices that would do the work."""
-    if cluster is not None:
-        cpus, gpus = cluster
-        return rates.on(cpus=cpus, gpus=gpus)
-    return rates if rates.device == "cpu" else replace(rates, devices=len(list_devices(settings.device)))
-
-
-def _plan(
-    dataset: Dataset, embedder: Embedder, split: str, jobs: Sequence[Job], missing_files: int, rates: Rates | None
-) -> ExtractPlan:
-    clips = dataset.manifest.require_split(split)
-    lacking = {stream: sum(stream in job.streams for job in jobs) for stream in embedder.encoders}
-    dims = {stream: encoder.dim for stream, encoder in embedder.encoders.items()}
-    return ExtractPlan(
-        split=split,
-        clips=len(clips),
-        pending=len(jobs),
-        finished={stream: len(clips) - count for stream, count in lacking.items()},
-        missing_files=missing_files,
-        store_bytes=dataset.store(split).size_bytes(),
-        new_bytes=sum(clip_bytes({stream: dims[stream] for stream in job.streams}) for job in jobs),
-        seconds=len(jobs) / rates.clips_per_second if rates else None,
-    )
+    return replace(settings, device="cuda" if gpus else "cpu", engine="local"), partial(Rates.on, cpus=cpus, gpus=gpus)

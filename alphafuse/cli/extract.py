@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import DatasetError, unknown
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.progress import Bar
@@ -44,7 +45,9 @@ def planning_options(command: Command) -> Command:
         click.option("--cpus", type=int, help="Planned CPU cores of all machines. [default: of this one]"),
         click.option("--decode-seconds", type=positive, help="Planned seconds of a core per clip. [default: measured]"),
         click.option(
-            "--embed-seconds", type=positive, help="Planned seconds of a GPU (or core) per clip. [default: measured]"
+            "--embed-seconds",
+            type=positive,
+            help="Planned seconds of a GPU (or core) per clip, in all models. [default: measured]",
         ),
     )
     for option in reversed(options):
@@ -71,6 +74,8 @@ def extract(
 ) -> None:
     """Run the frozen encoders once over the clips of a split; a repeated command resumes.
 
+    A stream that was added to the root later is extracted alone: stored embeddings of others stay.
+
     \b
     Examples:
       alphafuse extract --split train
@@ -78,6 +83,7 @@ def extract(
       alphafuse extract --dry-run --clips 10000000 --cpus 512 --root demo
       alphafuse extract --split all --root demo
       alphafuse extract --split all --timesformer ./timesformer-k400 --ast ./ast-audioset
+      alphafuse extract --split all --stream clap,dino
       alphafuse extract --split train --engine ray --address auto
     """
     # set before torch is loaded: OpenMP threads that spin take processors from the decode workers
@@ -153,7 +159,8 @@ def print_run_plan(
 ) -> None:
     """Plan the run from the given seconds per clip; measure those not given on clips of the root.
 
-    With both given, no root is needed: unless --root is typed, an embedding has `DEFAULT_DIM` numbers.
+    With both given, no root is needed: unless --root is typed, the streams are the default ones, or those named by
+    --stream, and each embedding has `DEFAULT_DIM` numbers.
     """
     from dataclasses import replace
 
@@ -169,11 +176,11 @@ def print_run_plan(
         rates = Rates(
             clips=0, decode_seconds=decode_seconds, embed_seconds=embed_seconds, cores=1, workers=1, device=device
         )
-        dims = dict.fromkeys(settings.streams, DEFAULT_DIM)
+        dims = dict.fromkeys(settings.streams or DEFAULT_NAMES, DEFAULT_DIM)
     else:
         rates, dims = measure_root(Dataset.open(root), settings)
         if embed_seconds:
-            rates = replace(rates, embed_seconds=embed_seconds, device=device)
+            rates = replace(rates, embed_seconds=embed_seconds, stream_seconds={}, device=device)
         rates = replace(rates, decode_seconds=decode_seconds or rates.decode_seconds)
     plan = plan_clips(clips, rates.on(cpus=cpu_count() if cpus is None else cpus, gpus=gpus), dims)
     if as_json:

@@ -76,7 +76,7 @@ def fit(
       alphafuse fit --transform sqrt --on ast
       alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
       alphafuse fit --fusion gate --normalize zscore --patience 5
-      alphafuse fit --streams ast --hidden linear --root demo
+      alphafuse fit --stream ast --hidden linear --root demo
     """
     from alphafuse.heads.studies.fit import fit as fit_experiment
     from alphafuse.report.studies import describe
@@ -84,7 +84,7 @@ def fit(
 
     on, is_typed = context.params["on"], context.get_parameter_source("transform") != ParameterSource.DEFAULT
     if on and experiment.transform == "none" and not is_typed:
-        raise click.UsageError(f"--on {on} needs a --transform; to train on one stream, use --streams {on}")
+        raise click.UsageError(f"--on {on} needs a --transform; to train on one stream, use --stream {on}")
     dataset = Dataset.open(root)
     older = set((dataset.root / "runs").glob("*/"))
     result = fit_experiment(

@@ -28,7 +28,7 @@ ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the run]"
 )
 @root_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
-@click.option("--why", is_flag=True, help="Also predict with audio muted, with video black, and along alpha.")
+@click.option("--why", is_flag=True, help="Also predict with each stream blank (black, muted), and along alpha.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
 @options_of(
     ExtractSettings,
@@ -108,8 +108,11 @@ def predict(
 @click.option("--with-encoders", is_flag=True, help="Also copy the encoders' files into the folder.")
 @click.option("--push", metavar="OWNER/NAME", help="Also push it to the hub (needs a token: `hf auth login`).")
 @click.option("--private", is_flag=True, help="With --push: a private repository.")
+@click.option("--trust-code", is_flag=True, help="With --push: run the Python code that the run names, as a check.")
 @json_option
-def export(run: Path, out: Path, with_encoders: bool, push: str | None, private: bool, as_json: bool) -> None:
+def export(
+    run: Path, out: Path, with_encoders: bool, push: str | None, private: bool, trust_code: bool, as_json: bool
+) -> None:
     """Bundle a run into one folder: heads, preprocessing, encoders' ids, metrics, and a model card.
 
     The folder is all that `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
@@ -120,11 +123,15 @@ def export(run: Path, out: Path, with_encoders: bool, push: str | None, private:
       alphafuse export demo/runs/sqrt-ast exported --with-encoders
       alphafuse export vggsound/runs/sqrt-ast exported --push me/vggsound-sqrt-ast
     """
+    from alphafuse.heads.studies.runs import read_run
     from alphafuse.predict.bundle import export_run
+    from alphafuse.predict.card import warnings_of
     from alphafuse.predict.push import push_bundle
 
     folder = export_run(run, out, with_encoders=with_encoders)
-    pushed = push_bundle(folder, push, private=private) if push else None
+    for warning in warnings_of(read_run(folder)):
+        click.echo(f"note: {warning}", err=True)
+    pushed = push_bundle(folder, push, private=private, trust_code=trust_code) if push else None
     if as_json:
         print_json({"folder": str(folder), "pushed": pushed, "bytes": _bytes(folder)})
         return

@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from alphafuse.data.streams import Stream
+from alphafuse.data.streams import GIVEN, Stream, is_code
 from alphafuse.errors import EncoderError, ExperimentError
 from alphafuse.extract.encoders.hub import COMPACT, local_folder
 from alphafuse.heads.studies.runs import TrainedRun, read_run
@@ -35,6 +35,7 @@ def export_run(run: str | Path, out: str | Path, *, with_encoders: bool = False)
         out: folder to make, written atomically.
         with_encoders: also copy the encoders' files, so that prediction needs nothing else. Without them, the
             folder holds their hub ids; for an encoder in a local folder, its name and the sha256 of its weights.
+            An encoder that is Python code is never copied; see `card.warnings_of`.
 
     Returns:
         `out`.
@@ -72,7 +73,8 @@ def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) 
     for stream, encoder in run.encoders.items():
         name = encoder["name"]
         source = carried_encoder(run.folder, stream)
-        if source is None and with_encoders:
+        has_files = stream in run.streams and name != GIVEN and not is_code(name)
+        if source is None and with_encoders and has_files:
             source = local_folder(Stream(stream, name, encoder["medium"]))
             if source is None:
                 raise EncoderError(
@@ -80,7 +82,7 @@ def write_bundle(run: TrainedRun, folder: Path, *, with_encoders: bool = False) 
                 )
         if source is not None:
             _copy_encoder(source, folder / "encoders" / stream)
-        is_public = name == COMPACT or not Path(name).expanduser().exists()
+        is_public = name in (COMPACT, GIVEN) or not Path(name).expanduser().exists()
         encoders[stream] = {**encoder, "name": name if is_public else Path(name).resolve().name}
     TrainedRun(run.folder, run.experiment, run.heads, {**run.config, "encoders": encoders}, run.metrics).write(folder)
 

@@ -9,9 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from alphafuse.data.sources.demo import DEMO_NAME
-from alphafuse.extract.decoding.specs import HOP_SAMPLES, SAMPLE_RATE_HZ
+from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, MEDIA, is_code, title_of
 from alphafuse.extract.encoders.hub import COMPACT
-from alphafuse.heads.model.config import TITLES
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.version import __version__
 
@@ -22,11 +21,15 @@ SHOWN_CLASSES = 30
 def model_card(run: TrainedRun) -> ModelCard:
     """Return the card, made from the records of the run; nothing is measured again."""
     config, head = run.config, run.heads[0].config
-    hub_names = [made["name"] for made in run.encoders.values() if "/" in made.get("name", "")]
+    encoders = [run.encoders.get(stream, {}) for stream in run.streams]
+    media = {made.get("medium") for made in encoders}
+    names = [made.get("name", "") for made in encoders]
+    hub_names = [name for name in names if "/" in name]
+    families = [str(run.embeddings[stream]["family"]) for stream in run.streams if "family" in run.embeddings[stream]]
     data = ModelCardData(
         library_name="alphafuse",
-        pipeline_tag="video-classification",
-        tags=["alphafuse", "audio-visual", "timesformer", "audio-spectrogram-transformer"],
+        pipeline_tag="video-classification" if "video" in media else "audio-classification",
+        tags=list(dict.fromkeys(["alphafuse", *(["audio-visual"] if len(media) > 1 else []), *families])),
         base_model=hub_names or None,
     )
     parameters = sum(parameter.numel() for parameter in run.heads[0].parameters())
@@ -48,21 +51,39 @@ def model_card(run: TrainedRun) -> ModelCard:
         encoders=[_encoder(run, stream) for stream in run.streams],
         carries_encoders=(run.folder / "encoders").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
-        inputs=" and ".join(_input(run.embeddings[stream]) for stream in run.streams),
-        is_compact=any(made.get("name") == COMPACT for made in run.encoders.values()),
+        what=" and ".join(medium for medium in MEDIA if medium in media),
+        inputs=" and ".join(dict.fromkeys(_input(run.embeddings[stream]) for stream in run.streams)),
+        is_compact=COMPACT in names,
+        warnings=warnings_of(run),
+        is_paper=set(run.streams) <= set(DEFAULT_NAMES),
         absent=head.settings.absent,
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
         version=__version__,
-        streams=" and ".join(TITLES[stream] for stream in run.streams),
+        streams=" and ".join(title_of(stream) for stream in run.streams),
     )
+
+
+def warnings_of(run: TrainedRun) -> list[str]:
+    """Return what prediction with a run needs beyond it, or can't do: a sentence per stream concerned."""
+    warnings = []
+    for stream in run.streams:
+        name = run.encoders.get(stream, {}).get("name", "")
+        if is_code(name):
+            warnings.append(
+                f"Stream {stream} runs the Python code {name}, which must be importable: read it, then allow it with "
+                "--trust-code (trust_code=True)."
+            )
+        elif name == GIVEN:
+            warnings.append(f"The embeddings of stream {stream} were given: predict can't make them of a clip.")
+    return warnings
 
 
 def _encoder(run: TrainedRun, stream: str) -> dict[str, Any]:
     made = run.embeddings[stream]
     known = run.encoders.get(stream, {})
     return {
-        "title": TITLES[stream],
+        "title": title_of(stream),
         "option": stream,
         "name": known.get("name", "not recorded"),
         "revision": known.get("revision", ""),
@@ -73,14 +94,12 @@ def _encoder(run: TrainedRun, stream: str) -> dict[str, Any]:
 
 
 def _input(made: Mapping[str, Any]) -> str:
-    """Return which part of a clip an encoder reads."""
+    """Return which part of a clip an encoder reads, from the recipe of its embeddings."""
     if "frames" in made:
         return f"{made['frames']} frames, spread over the whole clip,"
-    return (
-        f"the first {made['max_length'] * HOP_SAMPLES / SAMPLE_RATE_HZ:.1f} seconds of audio"
-        if "max_length" in made
-        else "the audio"
-    )
+    if made.get("max_samples"):
+        return f"the first {made['max_samples'] / made['rate']:.1f} seconds of audio"
+    return "the audio" if "rate" in made else "vectors that were given"
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:

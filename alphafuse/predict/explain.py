@@ -1,18 +1,22 @@
-"""Explanations of predictions: the same clip with a stream blank, and along alpha."""
+"""Explanations of predictions: the same clip with streams blank, and along alpha."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from alphafuse.data.embeddings import Embeddings
+from alphafuse.errors import ExperimentError
 
 from .prediction import Prediction, Ranked
 
 ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, the alpha in training
+MAX_STREAMS = 10  # Shapley values need the answers with every subset of the streams blank: 2^10 for each clip
 Ask = Callable[[Embeddings, Mapping[str, float] | None], np.ndarray]
 
 
@@ -35,14 +39,14 @@ class ChangedAnswer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a prediction depends on video and on audio.
+    """How a prediction depends on each stream.
 
     Attributes:
         prediction: prediction for the unchanged clip.
         blanked: stream -> prediction with this stream blank (black frames, silence) and the other unchanged.
         blank: prediction with all streams blank.
-        shares: stream -> its share of the answer's probability over that of the blank clip: Shapley values of the
-            game whose players are the streams (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
+        shares: stream -> its share of the answer's probability over that of the blank clip: exact Shapley values of
+            the game whose players are the streams (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
             sum to probability - `blank.probability` and may be negative.
         along: stream -> (alpha, prediction) with this stream multiplied by alpha before fusion; 1 is `prediction`.
 
@@ -78,6 +82,15 @@ class Explanation:
         }
 
 
+def require_few(names: Sequence[str]) -> None:
+    """Raise `ExperimentError` for more streams than can be explained."""
+    if len(names) > MAX_STREAMS:
+        raise ExperimentError(
+            f"explaining {len(names)} streams takes the answers with each of their 2^{len(names)} subsets blank, and "
+            f"{MAX_STREAMS} streams are the most: explain a run of fewer streams (`alphafuse fit --streams NAME,NAME`)"
+        )
+
+
 def explain(
     predictions: Sequence[Prediction],
     rows: Embeddings,
@@ -96,18 +109,27 @@ def explain(
         blank: embeddings of black frames and silence, in the same order.
         ask: (embeddings, stream -> alpha) -> probabilities (heads, clips, C) float64.
         classes: C labels.
-        names: streams that the heads use.
+        names: streams that the heads use, at most `MAX_STREAMS`.
         alphas: factors on a stream before fusion.
     """
+    require_few(names)
 
     def changed(probabilities: np.ndarray, answer: int) -> ChangedAnswer:
         best = int(probabilities.argmax())
         return ChangedAnswer(Ranked(classes[best], float(probabilities[best])), float(probabilities[answer]))
 
-    without = {
-        frozenset(some): ask(_mixed(rows, blank, some), None).mean(axis=0)
-        for some in (*((name,) for name in names), tuple(names))
-    }
+    subsets = [frozenset(some) for size in range(1, len(names) + 1) for some in itertools.combinations(names, size)]
+    answers = np.array([classes.index(one.top[0].label) if one.top else 0 for one in predictions])
+    shown = {some for some in subsets if len(some) in (1, len(names))}  # the others are only for the shares
+    without: dict[frozenset[str], np.ndarray] = {}  # streams that are blank -> (clips, C)
+    values: dict[frozenset[str], np.ndarray] = {}  # streams that are blank -> probability of each clip's answer
+    for some in subsets:
+        probabilities = ask(_mixed(rows, blank, some), None).mean(axis=0)
+        values[some] = probabilities[np.arange(len(answers)), answers]
+        if some in shown:
+            without[some] = probabilities
+    values[frozenset()] = np.array([one.top[0].probability if one.top else np.nan for one in predictions])
+    shares = {name: _shapley(values, name, names) for name in names}  # stream -> (clips,)
     along = {name: [(alpha, ask(rows, {name: alpha}).mean(axis=0)) for alpha in alphas] for name in names}
     present = {name: blank.present(name) for name in names}
     explained: list[Explanation | Prediction] = []
@@ -116,40 +138,39 @@ def explain(
         if not prediction.top or not own:
             explained.append(prediction)
             continue
-        answer = classes.index(prediction.top[0].label)
-        value = {some: float(probabilities[i, answer]) for some, probabilities in without.items()}
-        value[frozenset()] = prediction.top[0].probability
+        answer = int(answers[i])
         explained.append(
             Explanation(
                 prediction,
                 {name: changed(without[frozenset((name,))][i], answer) for name in own},
                 changed(without[frozenset(names)][i], answer),
-                _shapley(value, names, own),
+                {name: float(shares[name][i]) for name in own},
                 {name: tuple((a, changed(p[i], answer)) for a, p in along[name]) for name in own},
             )
         )
     return explained
 
 
-def _mixed(rows: Embeddings, blank: Embeddings, streams: Sequence[str]) -> Embeddings:
+def _mixed(rows: Embeddings, blank: Embeddings, streams: Iterable[str]) -> Embeddings:
     """Return the rows, with the embeddings of some streams replaced by blank ones."""
     features = {name: blank.features[name] if name in streams else rows.features[name] for name in rows.features}
     return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
 
 
-def _shapley(blanked: Mapping[frozenset[str], float], names: Sequence[str], players: Sequence[str]) -> dict[str, float]:
-    """Return the Shapley values of one or two players.
+def _shapley(values: Mapping[frozenset[str], np.ndarray], name: str, names: Sequence[str]) -> np.ndarray:
+    """Return the Shapley value of one stream for each clip: (clips,).
+
+    It is the mean, over all orders in which streams may join the blank clip, of what this one adds when it joins.
+    One that a clip lacks adds nothing.
 
     Args:
-        blanked: set of blank streams -> probability of the answer.
-        names: all streams; blanking one that the clip lacks changes nothing.
-        players: the streams that the clip has.
+        values: set of blank streams, one for every subset -> (clips,) probability of each clip's answer.
+        name: the stream.
+        names: all streams.
     """
-    everything = frozenset(names)
-    shares = {}
-    for name in players:
-        others = everything - {name}
-        last = blanked[frozenset()] - blanked[frozenset((name,))]  # it joins the other stream
-        first = blanked[others] - blanked[everything]  # it joins the blank clip
-        shares[name] = (last + first) / 2
-    return shares
+    others, share = [other for other in names if other != name], np.zeros_like(values[frozenset()])
+    for size in range(len(others) + 1):  # number of streams that are still blank when it has joined
+        orders = math.factorial(size) * math.factorial(len(others) - size) / math.factorial(len(names))
+        for blank in map(frozenset, itertools.combinations(others, size)):
+            share += orders * (values[blank] - values[blank | {name}])
+    return share

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_videos
-from alphafuse.data.streams import Stream
+from alphafuse.data.streams import GIVEN, Stream
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 from alphafuse.extract.encoders.encoder import Encoder, Placement
 from alphafuse.extract.encoders.families import load_encoder
@@ -31,7 +31,7 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .bundle import carried_encoder, write_bundle
 from .card import model_card
-from .explain import ALPHAS, Explanation, explain
+from .explain import ALPHAS, Explanation, explain, require_few
 from .prediction import Prediction, Ranked
 
 TOP = 5
@@ -87,6 +87,11 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     def classes(self) -> tuple[str, ...]:
         """Labels in the order of `Prediction.probabilities`."""
         return self.run.classes
+
+    @property
+    def media(self) -> dict[str, str]:
+        """Stream that the heads read -> "video" or "audio"."""
+        return {name: encoder.stream.medium for name, encoder in self.embedder.encoders.items()}
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # no **model_kwargs: a misspelt argument is an error
@@ -233,7 +238,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         alphas: Sequence[float] = ALPHAS,
         progress: Progress = NO_PROGRESS,
     ) -> list[Explanation | Prediction]:
-        """Label clips and explain how the answers depend on video and audio; without an answer, return a `Prediction`.
+        """Label clips and explain how the answers depend on each stream; without an answer, return a `Prediction`.
 
         A blank stream is black frames or silence of the same length, passed through its encoder. Possibly no training
         clip was like that: the result tells how much the answer depends on the stream, not what a head trained
@@ -245,6 +250,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
         Raises:
             DatasetError: a file does not exist.
+            ExperimentError: the heads read more than 10 streams.
         """
         return list(self.stream(clips, top=top, why=True, alphas=alphas, progress=progress))
 
@@ -264,6 +270,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         """
         if top < 1:
             raise ExperimentError(f"top must be at least 1, not {top}")
+        if why:
+            require_few(self.run.streams)
         files = _files(clips)
         progress.start("predict", total=len(files))
         try:
@@ -314,6 +322,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                     agreeing=int((probabilities[:, i].argmax(axis=1) == order[0]).sum()) if order else 0,
                     heads=len(probabilities),
                     missing=embedded.reasons(i),
+                    media=self.media,
                     probabilities=mean,
                 )
             )
@@ -353,10 +362,12 @@ def _stream(run: TrainedRun, name: str, encoder: str | None) -> Stream:
     """Return a stream as the run records it, with another encoder if one is given."""
     made, recipe = run.encoders.get(name, {}), run.embeddings[name]
     encoder = encoder or str(carried_encoder(run.folder, name) or made.get("name", ""))
-    if not encoder:
+    if encoder == GIVEN:
         raise ExperimentError(
-            f"the run {run.folder} doesn't record its {name} encoder: give --encoder {name}=ENCODER; embeddings that "
-            "were given can't be made of a clip"
+            f"the {name} embeddings of {run.folder} were given, and can't be made of a clip: predict with a run that "
+            "leaves the stream out (`alphafuse fit --streams NAME,NAME`)"
         )
+    if not encoder:
+        raise ExperimentError(f"the run {run.folder} doesn't record its {name} encoder: give --encoder {name}=ENCODER")
     stream = Stream(name, encoder, made["medium"], made["options"])
     return stream.with_options(protocol=recipe.get("protocol"), precision=recipe.get("precision"))

@@ -28,6 +28,7 @@ class Prediction:
         agreeing: number of heads that rank the first label first.
         heads: number of heads.
         missing: stream -> why the clip has no such embedding; only streams that the heads use.
+        media: stream -> "video" or "audio", of the streams that the heads use.
         probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN without an answer.
 
     >>> from alphafuse import AlphaFuse, find_clips
@@ -41,6 +42,7 @@ class Prediction:
     agreeing: int
     heads: int
     missing: Mapping[str, str]
+    media: Mapping[str, str]
     probabilities: np.ndarray
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.scoring.statistics import Estimate, Interval, wilson_interval
 from alphafuse.heads.studies.runs import Run
 
-Role = Literal["fused", "timesformer", "ast"]
-ROLES: tuple[Role, ...] = ("fused", "timesformer", "ast")
+from .looks import FUSED, Looks
+
+Role = str  # `looks.FUSED`, or the name of the one stream that heads read
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def ceiling_from_json(split: Mapping[str, Any]) -> Ceiling:
 def role_of(experiment: Mapping[str, Any] | Experiment | None) -> Role:
     """Return what a head reads: one stream, or "fused" for several (late fusion has no experiment)."""
     if experiment is None:
-        return "fused"
+        return FUSED
     streams = experiment.streams if isinstance(experiment, Experiment) else tuple(experiment["streams"])
-    return "fused" if len(streams) > 1 else streams[0]  # type: ignore[return-value]
+    return str(streams[0]) if len(streams) == 1 else FUSED
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class AlphaCurves:
     """A sweep: see `alphafuse.heads.studies.sweep.Sweep`.
 
     Attributes:
-        curves, chosen: "timesformer", "ast" or "both" -> points in order of alpha, and the chosen one.
+        curves, chosen: a stream, several ("ast,clap") or "all" -> points in order of alpha, and the chosen one.
         untransformed: split -> "top1" and "loss" of the untransformed heads.
         ceilings: split -> ceiling.
         run: the run of the sweep; None while the run is being written.
@@ -295,7 +296,7 @@ class Ablation:
         bars: accuracies on test clips, from top to bottom.
         runs: the runs of the bars.
         ceiling: ceiling of the test split.
-        note: sentence of `compare` on the gain over the better stream; empty without `compare`.
+        note: sentence of `compare` on the gain over the best stream; empty without `compare`, or with one stream.
     """
 
     bars: tuple[Bar, ...]
@@ -326,7 +327,7 @@ class Voter:
 
 @dataclass(frozen=True)
 class Contribution:
-    """Gain of fusion over one stream alone in test top-1, with a paired test (Holm-corrected over the two)."""
+    """Gain of fusion over one stream alone in test top-1, with a paired test (Holm-corrected over the streams)."""
 
     over: Role
     gain: Measure
@@ -336,7 +337,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class ClassGain:
-    """One class: recall of the fused heads, of TimeSformer alone, and the difference with its interval."""
+    """One class: recall of the fused heads, of one stream alone, and the difference with its interval."""
 
     label: str
     n: int
@@ -403,11 +404,14 @@ class Votes:
     """The predictions of trained heads on the test clips.
 
     Attributes:
-        fused: the fused heads; alone: stream -> heads of that stream (some may be missing).
+        fused: the fused heads; in a root of one stream, the heads of that stream.
+        alone: stream -> heads of that stream (some may be missing).
         clips, source_videos: counts of the test clips that all these heads can use; dropped: the other test clips.
         ceiling: ceiling on those clips.
-        contributions: gain of the fused heads over each stream alone.
-        gains: gain per class, the largest first; empty without heads of TimeSformer alone.
+        contributions: gain of the fused heads over each of their streams alone.
+        joined: the streams that the fused heads read; none in a root of one stream.
+        base: the one of them with whose heads the fused ones are compared per class.
+        gains: gain per class over `base` alone, the largest first; empty without such heads.
         confusion: confusions of the fused heads.
         hardest: clips of highest loss, the hardest first.
         unreachable: number of test clips whose label never occurs in training.
@@ -420,6 +424,8 @@ class Votes:
     dropped: int
     ceiling: Ceiling
     contributions: tuple[Contribution, ...]
+    joined: tuple[str, ...]
+    base: str
     gains: tuple[ClassGain, ...]
     confusion: Confusion
     hardest: tuple[HardClip, ...]
@@ -438,6 +444,7 @@ class Report:
     Attributes:
         root: path of the root, as commands take it.
         name: name of the dataset; is_demo: whether it is the generated demo.
+        looks: role -> how its heads are shown; roles: those of the root's streams, see `looks.roles_of`.
         classes: number of classes.
         clips: split -> number of listed clips.
         facts: (name, value) pairs: encoders, protocol, versions, the source csv of the root.
@@ -452,6 +459,8 @@ class Report:
     root: Path
     name: str
     is_demo: bool
+    looks: Looks
+    roles: tuple[Role, ...]
     classes: int
     clips: Mapping[str, int]
     facts: Sequence[tuple[str, str]]
@@ -466,3 +475,13 @@ class Report:
     votes: Votes | Absent
     explorer: str | Absent
     is_chosen: bool = False
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The root's streams, in order."""
+        return tuple(role for role in self.roles if role != FUSED)
+
+    @property
+    def lead(self) -> str:
+        """The heads that this page is about, in a sentence."""
+        return "the fused heads" if self.roles[0] == FUSED else "the heads"

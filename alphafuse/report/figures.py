@@ -7,6 +7,7 @@ variables, so that one drawing serves the dark and the light theme.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,23 +27,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.model.config import TITLES
+from alphafuse.data.streams import title_of
+from alphafuse.heads.model.config import title_of_streams
 from alphafuse.system.files import one_line, write_atomically
 
 from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow
+from .looks import COMBINED, FUSED, Looks, look_of
 from .tables import percent
 
-PALETTE = {  # as in page/page.css, light; blue, orange and green of Okabe and Ito (2008), darkened for text
+PALETTE = {  # as in page/page.css, light: blue, orange and green of Okabe and Ito (2008), darkened for text
     "ink": "#1c2127",
     "muted": "#5c6670",
     "paper": "#fbfaf7",
     "line": "#dcd9d2",
     "sight": "#0868ac",
+    "sight-2": "#16275c",
     "sound": "#b84a00",
+    "sound-2": "#5a1c00",
     "fused": "#00755e",
 }
-COLORS = {"timesformer": PALETTE["sight"], "ast": PALETTE["sound"], "fused": PALETTE["fused"], "both": PALETTE["fused"]}
-MARKERS = {"timesformer": "^", "ast": "s", "fused": "o", "both": "o"}  # shapes tell the curves apart without colour
 WIDTH = 7.4  # inches; 710 px in the page
 NARROW = 3.55  # inches; 341 px, for phones: labels are above their rows, panels one below the other
 DPI = 200  # of PNG files
@@ -119,12 +122,12 @@ def shortened(label: str, most: int = LONGEST_LABEL) -> str:
 
 
 @_styled
-def forest(table: Table, *, narrow: bool = False) -> Figure:
+def forest(table: Table, looks: Looks, *, narrow: bool = False) -> Figure:
     """Plot table 1: accuracies with intervals, the paper's beside them, and both ceilings."""
     rows = table.rows
     figure, axes = _rows_figure(len(rows), row_inches=0.4, narrow=narrow)
     for place, row in enumerate(rows):
-        _interval(axes, place - (0.13 if row.paper else 0), row.test, row.role, is_full=row.paper is None)
+        _interval(axes, place - (0.13 if row.paper else 0), row.test, looks, row.role, is_full=row.paper is None)
         if row.paper:
             _papers(axes, place + 0.2, row)
     labels = [f"{row.paper.experiment}  {row.title}" if row.paper else row.title for row in rows]
@@ -163,7 +166,7 @@ def _papers(axes: Axes, place: float, row: TableRow) -> None:
 
 
 @_styled
-def ablation(found: Ablation, *, narrow: bool = False) -> Figure:
+def ablation(found: Ablation, looks: Looks, *, narrow: bool = False) -> Figure:
     """Plot bars of accuracy: fused, each stream alone, and other fusions."""
     groups = list(dict.fromkeys(bar.group for bar in found.bars))
     places, place = [], 0.0
@@ -172,7 +175,8 @@ def ablation(found: Ablation, *, narrow: bool = False) -> Figure:
         places.append(place)
     figure, axes = _rows_figure(places[-1], row_inches=0.34, narrow=narrow)
     for place, bar in zip(places, found.bars, strict=True):
-        _bar(axes, place, bar, height=0.4 if narrow else 0.62)
+        color = PALETTE[look_of(looks, bar.role).color]
+        _bar(axes, place, bar, color, height=0.4 if narrow else 0.62)
     axes.set_ylim(places[-1] + 0.7, places[0] - 0.8)
     _row_labels(axes, [bar.title for bar in found.bars], places, narrow=narrow)
     _values(axes, [bar.test for bar in found.bars], places, narrow=narrow)
@@ -185,8 +189,7 @@ def ablation(found: Ablation, *, narrow: bool = False) -> Figure:
     return figure
 
 
-def _bar(axes: Axes, place: float, bar: Bar, *, height: float) -> None:
-    color = COLORS[bar.role]
+def _bar(axes: Axes, place: float, bar: Bar, color: str, *, height: float) -> None:
     axes.barh(place, 100 * bar.test.mean, height=height, color=color, alpha=0.6 if bar.is_plain else 0.3, linewidth=0)
     _whisker(axes, place, bar.test, color=PALETTE["ink"])
 
@@ -233,17 +236,21 @@ def _loss_panel(axes: Axes, train: np.ndarray, val: np.ndarray, title: str, colo
 
 
 @_styled
-def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
+def alpha_curves(found: AlphaCurves, looks: Looks, *, narrow: bool = False) -> Figure:
     """Plot validation accuracy and loss against alpha with 95% bands, the chosen alphas' test scores and ceilings."""
     figure = Figure(figsize=(NARROW, 6.6) if narrow else (WIDTH, 3.7), layout="constrained")
     accuracy, loss = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+    several = dict(zip((on for on in found.curves if on not in looks), itertools.cycle(COMBINED), strict=False))
     for axes, name, scale in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):
         for on, points in found.curves.items():
-            color, marker = COLORS[on], MARKERS[on]
+            look = look_of(looks, on)
+            color, marker = PALETTE[look.color], several.get(on, look.marker)
             alphas = [point.alpha for point in points]
             measures: list[Measure] = [getattr(point, name) for point in points]
             means = [scale * one.mean for one in measures]
-            axes.plot(alphas, means, color=color, marker=marker, markersize=3.5, label=f"{TITLES[on]}, validation")
+            axes.plot(
+                alphas, means, color=color, marker=marker, markersize=3.5, label=f"{title_of_streams(on)}, validation"
+            )
             ends = ([scale * one.low for one in measures], [scale * one.high for one in measures])
             axes.fill_between(alphas, *ends, color=color, alpha=0.14, linewidth=0)
             chosen = found.chosen[on]
@@ -260,7 +267,7 @@ def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
                 markersize=5.5,
                 elinewidth=1,
                 capsize=2.5,
-                label=f"{TITLES[on]} {chosen.alpha:g} (chosen), test",
+                label=f"{title_of_streams(on)} {chosen.alpha:g} (chosen), test",
             )
         for split, split_title, style in (("val", "validation", ":"), ("test", "test", (0, (6, 2, 1, 2, 1, 2)))):
             base = (
@@ -289,14 +296,17 @@ def alpha_curves(found: AlphaCurves, *, narrow: bool = False) -> Figure:
 
 
 @_styled
-def class_gains(gains: Sequence[ClassGain], *, narrow: bool = False) -> Figure:
-    """Plot the change in each class's recall from adding audio; of many classes, those at each end."""
+def class_gains(gains: Sequence[ClassGain], base: str, looks: Looks, *, narrow: bool = False) -> Figure:
+    """Plot the change in each class's recall from adding other streams to `base`; of many classes, both ends."""
+    others = [role for role in looks if role not in (FUSED, base)]
+    gained = PALETTE[look_of(looks, others[0] if len(others) == 1 else FUSED).color]
+    lost = PALETTE[look_of(looks, base).color]
     shown = shown_gains(gains)
     figure, axes = _rows_figure(len(shown), row_inches=0.25, narrow=narrow)
     ends = [100 * end for one in shown for end in (one.gain.low, one.gain.high, one.gain.mean)]
     for place, one in enumerate(shown):
         apart = one.gain.has_interval and (one.gain.low > 0 or one.gain.high < 0)
-        color = (PALETTE["sound"] if one.gain.mean > 0 else PALETTE["sight"]) if apart else PALETTE["muted"]
+        color = (gained if one.gain.mean > 0 else lost) if apart else PALETTE["muted"]
         if one.gain.has_interval:
             axes.plot([100 * one.gain.low, 100 * one.gain.high], [place, place], color=color, linewidth=1.1, alpha=0.6)
         axes.plot(
@@ -314,7 +324,7 @@ def class_gains(gains: Sequence[ClassGain], *, narrow: bool = False) -> Figure:
     _row_labels(axes, labels, narrow=narrow)
     values = [(_whole_points(one.gain.mean), f"n = {one.n}") for one in shown]
     _texts(axes, values, range(len(shown)), narrow=narrow)
-    axes.set_xlabel("recall, fused minus TimeSformer only (points)", color=PALETTE["muted"])
+    axes.set_xlabel(f"recall, fused minus {title_of(base)} only (points)", color=PALETTE["muted"])
     return figure
 
 
@@ -408,13 +418,14 @@ def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float
             axes.text(1.12, place, remark, transform=right, va="center", fontsize=8, color=muted)
 
 
-def _interval(axes: Axes, place: float, measure: Measure, role: str, *, is_full: bool) -> None:
-    color = COLORS[role]
+def _interval(axes: Axes, place: float, measure: Measure, looks: Looks, role: str, *, is_full: bool) -> None:
+    look = look_of(looks, role)
+    color = PALETTE[look.color]
     ends = [100 * measure.low, 100 * measure.high]
     whole: dict[str, Any] = {"color": color, "clip_on": False}  # the axes' edge must not cut off marks at 0
     axes.plot(ends, [place, place], linewidth=2, solid_capstyle="round", **whole)
     face = color if is_full else PALETTE["paper"]
-    axes.plot([100 * measure.mean], [place], MARKERS[role], mfc=face, markersize=6, mew=1.6, **whole)
+    axes.plot([100 * measure.mean], [place], look.marker, mfc=face, markersize=6, mew=1.6, **whole)
 
 
 def _whisker(axes: Axes, place: float, measure: Measure, color: str) -> None:

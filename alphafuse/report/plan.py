@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,17 @@ def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Data
     total = sum(plan.seconds or 0.0 for plan in plans)
     lines += [
         _seconds(rates),
-        f"to do: {pending} clips at {rates.clips_per_second:.2f} clips/s on {_machines(rates)}, about "
+        f"to do: {pending} clips at {pending / total:.2f} clips/s on {_machines(rates)}, about "
         f"{duration(total)}; {sum(plan.new_bytes for plan in plans) / 1e6:.1f} MB more in {dataset.store_folder}",
         *_balance(rates),
     ]
-    return "\n".join(lines) + "\n"
+    to_do = {name: sum(plan.clips - plan.finished[name] for plan in plans) for name in rates.stream_seconds}
+    sizes = {name: sum(plan.stream_bytes[name] for plan in plans) for name in to_do}
+    return "\n".join([*lines, *_by_stream(rates, to_do, sizes, "MB more", 1e6)]) + "\n"
 
 
 def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:
-    """Return the plan as json-able values."""
+    """Return the plan as json-able values: the fields of `ExtractPlan` and `Rates`, and the expected rate."""
     return {"splits": [asdict(plan) for plan in plans], "rates": None if rates is None else _rates_json(rates)}
 
 
@@ -55,11 +57,12 @@ def format_clips_plan(plan: ClipsPlan) -> str:
         f"{' and '.join(hours)}, busy or idle; store: {number(plan.store_bytes / 1e9)} GB",
         *_balance(rates),
     ]
-    return "\n".join(lines) + "\n"
+    to_do = dict.fromkeys(rates.stream_seconds, plan.clips)
+    return "\n".join([*lines, *_by_stream(rates, to_do, plan.stream_bytes, "GB", 1e9)]) + "\n"
 
 
 def clips_plan_json(plan: ClipsPlan) -> dict[str, Any]:
-    """Return the plan as json-able values."""
+    """Return the plan as json-able values: the fields of `ClipsPlan` and `Rates`, and the expected rate."""
     return {**asdict(plan), "rates": _rates_json(plan.rates)}
 
 
@@ -98,6 +101,19 @@ def _seconds(rates: Rates) -> str:
         f"{known}: decoding {rates.decode_seconds:.3f} s of a core per clip, models {rates.embed_seconds:.3f} s of "
         f"{'a core' if rates.device == 'cpu' else 'the device'}"
     )
+
+
+def _by_stream(
+    rates: Rates, to_do: Mapping[str, int], sizes: Mapping[str, int], unit: str, unit_bytes: float
+) -> list[str]:
+    """Return a table of what each stream takes: embeddings to make, seconds in its model, and their size."""
+    rows: list[tuple[str, ...]] = (
+        [("stream", "to do", "s per clip", "model time", unit)] if rates.stream_seconds else []
+    )
+    for name, seconds in rates.stream_seconds.items():
+        busy = duration(rates.wall_seconds(0.0, to_do[name] * seconds))
+        rows.append((name, f"{to_do[name]:,}", f"{seconds:.3f}", busy, f"{sizes[name] / unit_bytes:.1f}"))
+    return aligned(rows, left=("stream",)) if rows else []
 
 
 def _balance(rates: Rates) -> list[str]:

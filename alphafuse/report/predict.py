@@ -7,16 +7,16 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from alphafuse.heads.model.config import TITLES
+from alphafuse.data.streams import title_of
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.predict.explain import ChangedAnswer, Explanation
 from alphafuse.predict.prediction import Prediction
 from alphafuse.system.files import one_line
 
+from .looks import listed
 from .tables import aligned
 
-BLANKED = {"timesformer": "video black", "ast": "audio muted"}
-SENSES = {"timesformer": "video", "ast": "audio"}
+BLANKED = {"video": "black", "audio": "muted"}  # what a blank stream is
 LABEL_COLUMNS = 44  # width of a label in the table of changed answers
 
 
@@ -36,11 +36,18 @@ def _missing(prediction: Prediction) -> str:
     """Return why a clip lacks streams, and which heads would label it without them."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in prediction.missing.items():
-        by_reason.setdefault(one_line(reason), []).append(SENSES[name])
-    reasons = "; ".join(f"no {' and no '.join(senses)}: {reason}" for reason, senses in by_reason.items())
-    if not prediction.top and len(prediction.missing) == 1:
-        reasons += " (heads of `alphafuse fit --absent zeros` use the other stream)"
+        by_reason.setdefault(one_line(reason), []).append(_noun(prediction, name))
+    reasons = "; ".join(f"no {' and no '.join(nouns)}: {reason}" for reason, nouns in by_reason.items())
+    others = len(prediction.media) - len(prediction.missing)
+    if not prediction.top and others:
+        reasons += f" (heads of `alphafuse fit --absent zeros` use the other stream{'s' * (others > 1)})"
     return reasons
+
+
+def _noun(prediction: Prediction, name: str) -> str:
+    """Return what a stream is of a clip: "video"; "video (eye)" if several streams have this medium."""
+    medium = prediction.media[name]
+    return f"{medium} ({title_of(name)})" if [*prediction.media.values()].count(medium) > 1 else medium
 
 
 def format_explanation(explanation: Explanation) -> str:
@@ -50,18 +57,19 @@ def format_explanation(explanation: Explanation) -> str:
     lines = [f"  why: {verdict(explanation)}", ""]
     rows = [("", "answer", "its p", "p of the answer above")]
     rows.append(("as it is", first.label, _percent(first.probability), _percent(first.probability)))
-    rows += [_row(BLANKED[name], changed) for name, changed in explanation.blanked.items()]
+    for name, changed in explanation.blanked.items():
+        rows.append(_row(f"{_noun(prediction, name)} {BLANKED[prediction.media[name]]}", changed))
     if len(explanation.blanked) > 1:
-        rows.append(_row("both", explanation.blank))
+        rows.append(_row("both" if len(explanation.blanked) == 2 else "all", explanation.blank))
     shown = [(what, one_line(label, LABEL_COLUMNS), its, answer) for what, label, its, answer in rows]
     lines += [f"    {line}" for line in aligned(shown, left=("", "answer"))]
-    shares = ", ".join(f"{TITLES[name]} {100 * share:+.1f}" for name, share in explanation.shares.items())
+    shares = ", ".join(f"{title_of(name)} {100 * share:+.1f}" for name, share in explanation.shares.items())
     lines += ["", f"    share of the answer (Shapley), in points: {shares}"]
     alphas = next(iter(explanation.along.values()))
     table = [("p of the answer, alpha =", *(f"{alpha:g}" for alpha, _ in alphas))]
     for name, points in explanation.along.items():
         cells = (f"{_percent(i.probability)}{'' if i.top.label == first.label else '*'}" for _, i in points)
-        table.append((f"{TITLES[name]} x alpha", *cells))
+        table.append((f"{title_of(name)} x alpha", *cells))
     lines += [f"    {line}" for line in aligned(table, left=(table[0][0],))]
     if any("*" in cell for row in table[1:] for cell in row):
         lines.append("    * the answer changes at this alpha")
@@ -69,22 +77,26 @@ def format_explanation(explanation: Explanation) -> str:
 
 
 def verdict(explanation: Explanation) -> str:
-    """Return one sentence: which stream decided."""
+    """Return one sentence: which streams decided."""
     present, decided, prediction = tuple(explanation.blanked), explanation.decided, explanation.prediction
     if 2 * prediction.agreeing <= prediction.heads and prediction.heads > 1:
         return (
             f"no clear answer: {prediction.agreeing} of {prediction.heads} heads put it first; the explanation is weak."
         )
+    nouns = {name: f"the {_noun(prediction, name)}" for name in present}
+    ways = {name: f"{nouns[name]} is {BLANKED[prediction.media[name]]}" for name in present}
+    kept = [name for name in present if name not in decided]
     if len(present) == 1:
-        return f"only the {SENSES[present[0]]} was used."
-    if len(decided) == 2:
-        return "both are needed: without the video, or without the audio, the answer changes."
+        return f"only {nouns[present[0]]} was used."
+    if not kept:
+        without = ", or ".join(f"without {noun}" for noun in nouns.values())
+        return f"{'both' if len(present) == 2 else 'all'} are needed: {without}, the answer changes."
     if not decided:
-        return "either is enough: the answer stays the same without the video, and without the audio."
-    (other,) = (name for name in present if name not in decided)
-    ways = {"timesformer": "the video is black", "ast": "the audio is muted"}
-    change, same = ways[decided[0]], ways[other]
-    return f"the {SENSES[decided[0]]} decided: the answer changes when {change}, and stays the same when {same}."
+        enough = "either is enough" if len(present) == 2 else "no single one is needed"
+        return f"{enough}: the answer stays the same {', and '.join(f'without {noun}' for noun in nouns.values())}."
+    change, same = ", or when ".join(ways[name] for name in decided), ", and when ".join(ways[name] for name in kept)
+    deciding = listed([nouns[name] for name in decided])
+    return f"{deciding} decided: the answer changes when {change}, and stays the same when {same}."
 
 
 def format_best(run: TrainedRun) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.heads.model.config import TITLES, is_notebook
+from alphafuse.data.streams import title_of
+from alphafuse.heads.model.config import is_notebook, title_of_streams
 from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
 from alphafuse.heads.scoring.metrics import ClassRow
 from alphafuse.heads.scoring.statistics import Comparison, Estimate
-from alphafuse.heads.studies.compare import RATIOS, CompareTable, published_results
+from alphafuse.heads.studies.compare import PARTIAL, RATIOS, CompareTable, published_results
 from alphafuse.heads.studies.evaluate import RunEvaluation
 from alphafuse.heads.studies.fit import RunResult
 from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_run
@@ -29,6 +30,7 @@ from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
 from .figures import alpha_curves, losses, png
+from .looks import looks_of
 from .tables import (
     Column,
     Document,
@@ -253,7 +255,11 @@ def describe_sweep(sweep: Sweep) -> Document:
         return p_value(chosen.comparison.p_holm) if chosen else None
 
     columns = [
-        Column("on", lambda point: TITLES[point.experiment.on] if point.experiment.on else "untransformed", left=True),
+        Column(
+            "on",
+            lambda point: title_of_streams(point.experiment.on) if point.experiment.on else "untransformed",
+            left=True,
+        ),
         Column("alpha", alpha),
         *_accuracy("val top-1", lambda point: point.val.top1),
         *_loss("val loss", lambda point: point.val.loss, digits=3),
@@ -274,7 +280,9 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
         interval = percent_range(found.comparison.interval, sign="+")
         gap = f"{100 * found.comparison.test.difference:+.1f} points ({interval})"
         verdict = "differs from" if found.comparison.is_found else "can't be distinguished from"
-        notes.append(f"{TITLES[on]} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}.")
+        notes.append(
+            f"{title_of_streams(on)} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}."
+        )
     notes += [
         f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired "
         "test, 80% power).",
@@ -328,7 +336,7 @@ def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Pa
         figures=figures,
         history=[(point.experiment.name, point.heads) for point in (sweep.baseline, *sweep.points)],
         rows=csv_rows(_sweep_csv(sweep)),
-        picture=png(alpha_curves(AlphaCurves.from_json(figures))),
+        picture=png(alpha_curves(AlphaCurves.from_json(figures), looks_of(dataset.media))),
     )
 
 
@@ -368,31 +376,47 @@ def describe_compare(table: CompareTable) -> Document:
 
 
 def _compare_notes(table: CompareTable) -> list[str]:
-    test, gain = table.rows[0].test, table.gain
-    others = [row for row in table.rows if row.comparison and row.group != "alone"]
+    test = table.rows[0].test
+    compared = table.gain or next(row.comparison for row in table.rows if row.comparison)
+    others = [row for row in table.rows if row.comparison and row.group not in PARTIAL]
     found = [row for row in others if row.comparison and row.comparison.is_found]
-    interval = percent_range(gain.interval, sign="+")
-    p = p_value(gain.test.p_value)
-    points = f"{100 * gain.test.difference:+.1f} points ({interval}, p {p if p.startswith('<') else f'= {p}'})"
     names = ", ".join(f"{row.title} ({100 * row.comparison.test.difference:+.1f})" for row in found if row.comparison)
+    fuse = "ways to fuse" if table.better_single else "heads"
     return [
-        f"Fusing gains {points} over the better stream alone, {table.better_single.title.removesuffix(' only')}.",
-        f"Of the {len(others)} other ways to fuse, {len(found) or 'none'} can be distinguished from the "
+        *_gain(table),
+        f"Of the {len(others)} other {fuse}, {len(found) or 'none'} can be distinguished from the "
         "untransformed concat" + (f": {names}." if found else "."),
         f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired "
         f"test among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {test.n} test clips of {len(set(test.groups))} source videos (val: "
         f"{table.clips['val']} clips). {methods(test)}",
-        f"vs concat: points; p: {gain.test.method}, Holm-corrected for all "
+        f"vs concat: points; p: {compared.test.method}, Holm-corrected for all "
         f"{len(table.rows) - 1} rows. Chosen: on val, from "
         f"{', '.join(f'{ratio:g}' for ratio in (1, *RATIOS))}; test was scored once.",
-        "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for AST "
-        "instead of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
-        "Gradient blending: loss weights "
-        + ", ".join(f"{name} {weight:.2f}" for name, weight in table.blend.items())
-        + " (from how single heads generalise and overfit on val).",
+        "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for "
+        f"{title_of(table.tuned)} instead of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
+        *_blending(table),
         *_left_out(table.dropped),
     ]
+
+
+def _gain(table: CompareTable) -> list[str]:
+    """Return a sentence on what fusing gains; none if there is only one stream."""
+    if table.gain is None or table.better_single is None:
+        return []
+    gain, p = table.gain, p_value(table.gain.test.p_value)
+    interval = percent_range(gain.interval, sign="+")
+    points = f"{100 * gain.test.difference:+.1f} points ({interval}, p {p if p.startswith('<') else f'= {p}'})"
+    better = "better" if sum(row.group == "alone" for row in table.rows) == 2 else "best"
+    name = table.better_single.title.removesuffix(" only")
+    return [f"Fusing gains {points} over the {better} stream alone, {name}."]
+
+
+def _blending(table: CompareTable) -> list[str]:
+    if not table.blend:
+        return []
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in table.blend.items())
+    return [f"Gradient blending: loss weights {weights} (from how single heads generalise and overfit on val)."]
 
 
 def _compare_csv(table: CompareTable) -> Table:

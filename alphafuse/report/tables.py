@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.heads.studies.same_clips import SplitResult
 
 TEXT_COLUMNS = 118
-SENSES = {"timesformer": "sight", "ast": "sound"}
 
 
 @dataclass(frozen=True)

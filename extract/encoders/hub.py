@@ -82,6 +82,11 @@ def read_preprocessor(source: str, medium: str) -> dict[str, Any]:
     return next((content for name in files if (content := read_file(source, name)) is not None), {})
 
 
+def architectures(stream: Stream) -> list[str]:
+    """Return the classes of `transformers` that a stream's config.json names; [] without."""
+    return list((read_file(locate(stream), "config.json") or {}).get("architectures") or ())
+
+
 def _from_hub(hub_id: str, name: str) -> str | None:
     """Return the path of a hub model's file in the hub's cache, after fetching it if need be; None without one."""
     import huggingface_hub

@@ -143,7 +143,7 @@ class WhisperMean(nn.Module):
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Map the result of `whisper_inputs` to (b, d) float32."""
-        states = self.model(inputs["input_features"]).last_hidden_state  # (b, n, d)
+        states = self.model(inputs["input_features"]).last_hidden_state.float()  # (b, n, d)
         tokens = inputs["tokens"][:, None]
         is_real = torch.arange(states.shape[1], device=states.device) < tokens  # (b, n)
         return (states * is_real[..., None]).sum(dim=1) / tokens
@@ -152,5 +152,6 @@ class WhisperMean(nn.Module):
 def _require_equal(stream: Stream, what: str, made: int, taken: int) -> None:
     if made != taken:
         raise EncoderError(
-            f"the preprocessor of {stream.encoder} makes {made} {what}, and its config.json takes {taken}: make them agree"
+            f"the preprocessor of {stream.encoder} makes {made} {what}, and its config.json takes {taken}: make them "
+            "agree"
         )

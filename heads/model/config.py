@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, require_name, title_of
-from alphafuse.data.streams import TITLES as STREAM_TITLES
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 FUSED = "fused"  # key of `Experiment.auxiliary` for the loss of the head itself
 FUSIONS = ("concat", "add", "matrix", "gate", "attention")  # their layers: `fusion.LAYERS`
-TITLES = {**STREAM_TITLES, ALL: ALL}  # only for alphafuse.report, until it uses `title_of`
 
 Normalize = Literal["none", "zscore", "l2"]
 Absent = Literal["drop", "zeros"]
@@ -126,7 +124,12 @@ class Experiment:
     )
     streams: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "Streams that the head reads: NAME[,NAME]. [default: all]", "choices": DEFAULT_NAMES},
+        metadata={
+            "help": "Streams that the head reads, separated by commas. [default: all]",
+            "flags": ("--stream",),
+            "multiple": True,
+            "choices": DEFAULT_NAMES,
+        },
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
@@ -288,7 +291,7 @@ class HeadSettings:
             with the same probability; a clip that lacks a stream anyway loses none. With `absent="zeros"`, one head
             then serves clips that lack any one of them (Neverova et al. 2016). Heads of one stream ignore it.
         normalize: normalisation of each stream's embeddings after the transform: "none"; "zscore", (x - mean) / std
-            per dimension over the training clips; "l2", x / |x|.
+            per dimension over the training clips; "l2", ``x / |x|``.
         absent: treatment of a clip that lacks a stream which the head reads: "drop" leaves the clip out (its
             predictions are NaN), "zeros" fuses zeros in place of the absent embedding.
 

@@ -261,7 +261,7 @@ def test_fit_reports_a_replaced_run_and_requires_a_transform_for_on(run: Run, tm
     assert code == 0 and err == f"replaced: the older run {root / 'runs' / 'untransformed'} (--run NAME keeps both)\n"
     assert "mean over 2 seeds" in out
     code, _, err = run(*quick, "--on", "ast")
-    assert code == 2 and "--on ast needs a --transform; to train on one stream, use --streams ast" in err
+    assert code == 2 and "--on ast needs a --transform; to train on one stream, use --stream ast" in err
     assert run(*quick, "--transform", "none", "--on", "ast")[0] == 0, "the baseline of a loop over transforms"
 
 

@@ -100,7 +100,7 @@ def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **enviro
         ("alphafuse fit --schedule c", ["constant", "cosine"]),
         ("alphafuse fit --absent ", ["drop", "zeros"]),
         ("alphafuse fit --device c", ["cpu", "cuda"]),
-        ("alphafuse fit --streams timesformer,", ["timesformer,ast"]),
+        ("alphafuse fit --stream timesformer,", ["timesformer,ast"]),
         ("alphafuse sweep --on timesformer,", ["timesformer,ast", "timesformer,all"]),
         ("alphafuse extract --split t", ["train", "test"]),
         ("alphafuse extract --stream a", ["ast"]),

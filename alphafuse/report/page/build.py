@@ -18,11 +18,12 @@ from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.studies.evaluate import load_embeddings_of, trained_labels
 from alphafuse.report.contents import Absent, Report, Role, Votes
 from alphafuse.report.figures import write_figures
+from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.system.files import one_line, write_atomically
 
 from .explorer import explored_clip_ids, explorer_html
 from .html import draw_figures, render_page
-from .sections import collect, find_runs
+from .sections import collect, find_runs, first_command
 from .sentences import named
 from .thumbnails import thumbnails
 from .votes import Side, ask_heads, explorable_sides, find_sides
@@ -80,23 +81,28 @@ def build_report(
     found, left_out = find_runs(dataset, runs)
     if not found:
         raise ExperimentError(
-            f"no run in {dataset.root / 'runs'} to report on: make one with `alphafuse table1 --root {dataset.root}`"
+            f"no run in {dataset.root / 'runs'} to report on: make one with `{first_command(dataset)}`"
         )
-    sides = find_sides(found, chosen=bool(runs), problems=left_out)
+    roles = roles_of(dataset.media)
+    sides = find_sides(found, roles, chosen=bool(runs), problems=left_out)
     votes = _votes(dataset, sides, progress)
     progress("reading the runs")
     report = replace(collect(dataset, found, left_out, votes), is_chosen=bool(runs))
     if isinstance(votes, Votes):
-        candidates = explorable_sides(found, sides["fused"])
+        candidates = explorable_sides(found, sides[roles[0]])
         report = replace(report, explorer=_explorer(dataset, candidates, votes, progress))
     progress("drawing")
     return report, draw_figures(report)
 
 
+def _kind(dataset: Dataset) -> str:
+    return "fused heads" if len(dataset.media) > 1 else "heads"
+
+
 def _votes(dataset: Dataset, sides: Mapping[Role, Side], progress: Callable[[str], object]) -> Votes | Absent:
-    root = shlex.quote(str(dataset.root))
-    if "fused" not in sides:
-        return Absent("No run has fused heads", f"alphafuse table1 --root {root}")
+    lead = roles_of(dataset.media)[0]
+    if lead not in sides:
+        return Absent(f"No run has {_kind(dataset)}", first_command(dataset))
     try:
         votes = ask_heads(dataset, sides, progress=progress)
     except AlphafuseError as error:
@@ -124,7 +130,8 @@ def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: C
                 embeddings,
                 ceiling=reachable_ceiling(trained_labels(dataset, side.heads[0].config), labels),
                 title=named(side.title, side.run),
-                note=f"The fused heads at the top of this page can't be explored: {reason}." if reason else "",
+                looks=looks_of(dataset.media),
+                note=f"The {_kind(dataset)} at the top of this page can't be explored: {reason}." if reason else "",
                 thumbnails=pictures,
             )
         except AlphafuseError as error:

@@ -1,7 +1,7 @@
 """The alpha explorer of the report page: a trained head that recomputes its predictions in the browser.
 
 An alpha is a factor on a stream before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
-first layer splits into one part per stream, for any transform and normalisation before it:
+first layer splits into one part per stream, for any transform and normalisation before it; for two streams S and A:
 
     z1 = W1 fuse(aS S, aA A) + b1 = aS (W1 fuse(S, 0)) + aA (W1 fuse(0, A)) + b1
 
@@ -42,12 +42,14 @@ from scipy.special import softmax
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import title_of
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.config import TITLES, usable_clips
+from alphafuse.heads.model.config import usable_clips
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.model.transforms import NEG_SCALAR, POS_SCALAR
 from alphafuse.heads.scoring.statistics import wilson_interval
-from alphafuse.report.tables import SENSES, percent
+from alphafuse.report.looks import Looks, capitalised, listed, look_of
+from alphafuse.report.tables import percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXPLORABLE = ("concat", "add")  # fusions that are linear without bias
@@ -55,7 +57,11 @@ MAX_CLIPS = 400  # with 309 classes: 0.15 s per recomputation on a busy core of 
 MAX_PAGE_BYTES = 12_000_000  # limit of parts and weights as written into the page
 HIGHEST_ALPHA = 2.0
 ALPHA_STEP = 0.05  # step of the sliders
-MAP_ALPHAS = tuple(np.linspace(0, HIGHEST_ALPHA, 9).tolist())
+MAP_ALPHAS = tuple(np.linspace(0, HIGHEST_ALPHA, 9).tolist())  # of one or two streams
+COARSE_ALPHAS = MAP_ALPHAS[
+    ::2
+]  # of each pair of more streams: three take 3 s on two cores with 9 x 9 alphas, ten 5 min
+MAP_PIXELS = 306  # side of a map
 QUANTA = 32_767  # largest int16
 
 
@@ -166,6 +172,7 @@ def explorer_html(
     heads: Sequence[AlphaFusion],
     embeddings: EmbeddingSource,
     *,
+    looks: Looks,
     ceiling: Ceiling,
     title: str,
     note: str = "",
@@ -182,6 +189,7 @@ def explorer_html(
         heads: heads of one experiment, ordered by seed; the first one is explored.
         embeddings: embeddings of the split. Clips that the head can't use are left out; of more than 400 others, a
             random sample of 400 is shown.
+        looks: role -> how it is called and coloured.
         ceiling: ceiling on these clips (`explored_clip_ids`).
         title: title of the head: "sqrt on ast".
         note: a sentence that says why this head is explored, or "".
@@ -197,23 +205,32 @@ def explorer_html(
     head, clips = heads[0], _in_memory(embeddings, rows)
     streams, classes = head.config.streams, head.config.classes
     packed = PackedHead.of(head, clips)
-    points = [dict(zip(streams, point, strict=True)) for point in itertools.product(MAP_ALPHAS, repeat=len(streams))]
+    grids = _grids(streams)
+    ones = dict.fromkeys(streams, 1.0)
+    alone = {name: {other: float(other == name) for other in streams} for name in streams} if len(streams) > 1 else {}
+    points = list(
+        {tuple(point.values()): point for point in (*itertools.chain(*grids.values()), *alone.values())}.values()
+    )
     exact = [head.predict_logits(clips, point) for point in points]
     position = {label: index for index, label in enumerate(classes)}
     targets = np.array([position.get(label, -1) for label in clips.labels])  # -1: a label that the head does not know
     right = [int((logits.argmax(axis=1) == targets).sum()) for logits in exact]
-    at_one = points.index(dict.fromkeys(streams, 1.0))
-    votes = {  # predictions with one stream alone
-        name: exact[points.index({other: float(other == name) for other in streams})].argmax(axis=1).tolist()
-        for name in (streams if len(streams) > 1 else ())
-    }
-
+    at_one = points.index(ones)
+    votes = {name: exact[points.index(point)].argmax(axis=1).tolist() for name, point in alone.items()}
     shown = {clip_id: thumbnails[clip_id] for clip_id in clips.clip_ids if clip_id in thumbnails} if thumbnails else {}
     for clip_id, address in shown.items():
         if not address.startswith("data:image/"):
             raise ValueError(f"the thumbnail of {clip_id} must be a data:image/ address, not {address[:40]!r}")
     data = {
-        "streams": [{"id": name, "name": TITLES[name], "sense": SENSES[name]} for name in streams],
+        "streams": [
+            {
+                "id": name,
+                "name": title_of(name),
+                "sense": look_of(looks, name).sense,
+                "color": look_of(looks, name).color,
+            }
+            for name in streams
+        ],
         "classes": list(classes),
         "clips": [
             {"id": clip_id, "label": label, "target": int(target), "thumbnail": shown.get(clip_id)}
@@ -234,7 +251,7 @@ def explorer_html(
             script=Markup((TEMPLATES / "explorer.js").read_text(encoding="utf-8")),
             data=htmlsafe_json_dumps(data, separators=(",", ":")),
             streams=data["streams"],
-            presets=_presets(streams),
+            presets=_presets(streams, looks),
             highest=HIGHEST_ALPHA,
             step=ALPHA_STEP,
             seeds=len(heads),
@@ -245,7 +262,12 @@ def explorer_html(
             ceiling=ceiling,
             right=right[at_one],
             interval=wilson_interval(right[at_one], len(rows)),
-            map=_map(streams, points, right, len(rows)),
+            maps=[
+                _map(pair, grid, [right[points.index(point)] for point in grid], len(rows))
+                for pair, grid in grids.items()
+            ],
+            side=MAP_PIXELS,
+            listed=listed,
             agreement=_agreement(packed, points, exact, at_one),
         )
     )
@@ -303,15 +325,29 @@ def _agreement(
     return Agreement(len(exact[0]), len(points), equal[at_one], float(np.mean(equal)), difference)
 
 
-def _presets(streams: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+def _grids(streams: Sequence[str]) -> dict[tuple[str, ...], list[dict[str, float]]]:
+    """Return, for each pair of streams (or the only one), the alphas of its map; other streams have alpha 1."""
+    alphas = MAP_ALPHAS if len(streams) <= 2 else COARSE_ALPHAS
+    ones = dict.fromkeys(streams, 1.0)
+    pairs: list[tuple[str, ...]] = list(itertools.combinations(streams, 2)) or [tuple(streams)]
+    return {
+        pair: [ones | dict(zip(pair, point, strict=True)) for point in itertools.product(alphas, repeat=len(pair))]
+        for pair in pairs
+    }
+
+
+def _presets(streams: Sequence[str], looks: Looks) -> dict[str, list[dict[str, str]]]:
     """Return buttons in groups: their text and the alphas they set, as json."""
     ones = dict.fromkeys(streams, 1.0)
     simple = [("as trained", ones)]
-    if len(streams) > 1:
-        for kept, dropped in (("timesformer", "ast"), ("ast", "timesformer")):
-            simple.append((f"{SENSES[kept]} only ({TITLES[dropped]} 0)", ones | {dropped: 0.0}))
+    for kept in streams if len(streams) > 1 else ():
+        dropped = [name for name in streams if name != kept]
+        what = title_of(dropped[0]) if len(dropped) == 1 else "others"
+        simple.append((f"{look_of(looks, kept).sense} only ({what} 0)", ones | dict.fromkeys(dropped, 0.0)))
+    if len(streams) > 2:
+        simple += [(f"without {look_of(looks, name).sense}", ones | {name: 0.0}) for name in streams]
     scalars = [  # the paper scales one stream
-        (f"{TITLES[stream]} {value:g}", ones | {stream: value})
+        (f"{title_of(stream)} {value:g}", ones | {stream: value})
         for stream in streams
         for value in (POS_SCALAR, NEG_SCALAR)
     ]
@@ -323,27 +359,28 @@ def _presets(streams: Sequence[str]) -> dict[str, list[dict[str, str]]]:
 
 
 def _map(
-    streams: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
+    pair: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
 ) -> dict[str, Any]:
-    """Return accuracy over the alphas for the template: x is the last stream's alpha, y the other's.
+    """Return accuracy over the alphas of one or two streams for the template: x is the last one's alpha, y the other's.
 
     `shade` is in [0, 1], from the lowest accuracy of the map to its highest.
     """
     low, high = min(right), max(right)
+    alphas = sorted({point[pair[-1]] for point in points})
     cells = []
     for point, count in zip(points, right, strict=True):
-        column = MAP_ALPHAS.index(point[streams[-1]])
-        row = MAP_ALPHAS.index(point[streams[0]]) if len(streams) > 1 else 0
+        column = alphas.index(point[pair[-1]])
+        row = alphas.index(point[pair[0]]) if len(pair) > 1 else 0
         cells.append(
             {
                 "column": column,
                 "row": row,
                 "accuracy": count / clips,
                 "shade": (count - low) / (high - low) if high > low else 0.0,
-                "alphas": ", ".join(f"{TITLES[name]} {alpha:g}" for name, alpha in point.items()),
+                "alphas": ", ".join(f"{title_of(name)} {point[name]:g}" for name in pair),
             }
         )
-    return {"cells": cells, "alphas": MAP_ALPHAS, "low": low / clips, "high": high / clips}
+    return {"pair": pair, "cells": cells, "columns": len(alphas), "low": low / clips, "high": high / clips}
 
 
 def _environment() -> Environment:
@@ -354,7 +391,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "share": _share, "bound": _bound}
+    environment.filters |= {"percent": percent, "capitalised": capitalised, "share": _share, "bound": _bound}
     return environment
 
 

@@ -16,44 +16,49 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from alphafuse.data.splits import Ceiling
-from alphafuse.heads.model.config import TITLES
+from alphafuse.data.streams import title_of
 from alphafuse.report import figures as draw
-from alphafuse.report.contents import ROLES, Absent, Measure, Report, Role, Votes
+from alphafuse.report.contents import Absent, Measure, Report, Role, Votes
+from alphafuse.report.looks import Looks, capitalised, look_of
 from alphafuse.report.studies import metric_title
 from alphafuse.report.tables import p_value, percent, points, seeds_text
 from alphafuse.version import __version__
 
 from .sentences import (
+    added_to,
     all_seeds,
     answer,
     between,
     described,
+    encoders_in_words,
     interval_methods,
     named,
     number,
     run_facts,
     sweep_verdicts,
+    telling,
     whose_heads,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
-SIDES: Mapping[Role, str] = {"fused": "fused", "timesformer": "sight alone", "ast": "sound alone"}
 
 
 def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
     """Plot the figures that have data, by name, in the page's order; `narrow`: only those with a layout for phones."""
     drawn: dict[str, Figure] = {}
     if not isinstance(report.table, Absent):
-        drawn["table1"] = draw.forest(report.table, narrow=narrow)
+        drawn["table1"] = draw.forest(report.table, report.looks, narrow=narrow)
     if not isinstance(report.losses, Absent):
         drawn["losses"] = draw.losses(report.losses, narrow=narrow)
     for position, curves in enumerate(report.sweeps, start=1):
-        drawn["alpha" if len(report.sweeps) == 1 else f"alpha-{position}"] = draw.alpha_curves(curves, narrow=narrow)
+        drawn["alpha" if len(report.sweeps) == 1 else f"alpha-{position}"] = draw.alpha_curves(
+            curves, report.looks, narrow=narrow
+        )
     if not isinstance(report.ablation, Absent):
-        drawn["ablation"] = draw.ablation(report.ablation, narrow=narrow)
+        drawn["ablation"] = draw.ablation(report.ablation, report.looks, narrow=narrow)
     if not isinstance(report.votes, Absent):
         if report.votes.gains:
-            drawn["class-gains"] = draw.class_gains(report.votes.gains, narrow=narrow)
+            drawn["class-gains"] = draw.class_gains(report.votes.gains, report.votes.base, report.looks, narrow=narrow)
         if not narrow:
             drawn["confusion"] = draw.confusion(report.votes.confusion)
     return drawn
@@ -61,7 +66,7 @@ def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the three accuracies at the top."""
+    """One of the accuracies at the top."""
 
     role: Role
     title: str
@@ -82,8 +87,12 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         "percent": percent,
         "points": points,
         "code": _code,
-        "capitalised": lambda text: text[:1].upper() + text[1:],
+        "capitalised": capitalised,
         "p": p_value,
+        "look": lambda role: _style(report.looks, role),
+        "side": lambda role: look_of(report.looks, role).alone,
+        "sense": lambda role: look_of(report.looks, role).sense,
+        "title_of": title_of,
         "between": between,
         "number": number,
         "points_between": lambda one: f"{points(one.low)} to {points(one.high)}" if one.has_interval else "-",
@@ -114,6 +123,10 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         explorer=report.explorer if isinstance(report.explorer, Absent) else Markup(report.explorer),
         tiles=tiles,
         answer=answer(report),
+        telling=telling(report),
+        encoders=encoders_in_words(report),
+        added=_added(report),
+        no_image="no image: the file can't be read" if "sight" in telling(report) else "no image",
         sweep_verdicts={name: sweep_verdicts(curves) for name, curves in zip(sweep_names, report.sweeps, strict=True)},
         svg=inline(drawn, ""),
         narrow_svg=inline(draw_figures(report, narrow=True), "-narrow"),
@@ -123,13 +136,16 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         most_cells=draw.MOST_CELLS,
         seeds_text=seeds_text,
         all_seeds=all_seeds(report),
-        ROLES=ROLES,
-        TITLES=TITLES,
-        SIDES=SIDES,
         version=__version__,
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
     )
+
+
+def _style(looks: Looks, role: Role) -> Markup:
+    """Return the attribute that gives an element a role's colour, and as its mark the role's sign."""
+    look = look_of(looks, role)
+    return Markup("style=\"--own: var(--{}); --sign: '{}'\"").format(look.color, look.sign)
 
 
 def _code(text: str) -> Markup:
@@ -147,7 +163,12 @@ def _tiles(report: Report) -> list[Tile]:
     if isinstance(report.votes, Votes):
         voters = [(voter, voter.metrics["top1"]) for voter in report.votes.voters]
         return [
-            Tile(voter.role, _tile_title(voter.role), f"{named(voter.title, voter.run)}, {_seeds(voter.seeds)}", top1)
+            Tile(
+                voter.role,
+                _tile_title(report, voter.role),
+                f"{named(voter.title, voter.run)}, {_seeds(voter.seeds)}",
+                top1,
+            )
             for voter, top1 in voters
             if top1
         ]
@@ -155,7 +176,7 @@ def _tiles(report: Report) -> list[Tile]:
         return []
     rows = [row for row in report.table.rows if not row.paper]
     note = seeds_text(report.table.run.seeds)
-    return [Tile(row.role, _tile_title(row.role), f"{row.title}, {note}, run table1", row.test) for row in rows]
+    return [Tile(row.role, _tile_title(report, row.role), f"{row.title}, {note}, run table1", row.test) for row in rows]
 
 
 def _ceiling_of_tiles(report: Report) -> Ceiling:
@@ -169,8 +190,14 @@ def _seeds(count: int) -> str:
     return seeds_text(range(count))
 
 
-def _tile_title(role: Role) -> str:
-    return {"fused": "Fused", "timesformer": "Sight alone", "ast": "Sound alone"}[role]
+def _tile_title(report: Report, role: Role) -> str:
+    return capitalised(look_of(report.looks, role).alone)
+
+
+def _added(report: Report) -> str:
+    """Return what is added to `votes.base`, as the heading of the gains names it."""
+    added = added_to(report.votes.base, report.votes, report) if isinstance(report.votes, Votes) else "sound"
+    return {"sight": "video", "sound": "audio"}.get(added, added)
 
 
 def _metric_names(votes: Votes | Absent) -> list[tuple[str, str, float, int]]:

@@ -18,8 +18,8 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
+from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import AlphafuseError
-from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.studies.runs import DAMAGED, Run, list_runs
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
 from alphafuse.report.contents import (
@@ -35,10 +35,16 @@ from alphafuse.report.contents import (
     ceiling_from_json,
     role_of,
 )
+from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.report.tables import p_phrase, points
 from alphafuse.system.files import one_line
 
-OUTLINE = ("baseline", "alone", "fusion")  # groups of `compare` in the ablation
+OUTLINE = {  # groups of `compare` in the ablation, and their names there
+    "baseline": "fused",
+    "alone": "alone",
+    "some": "some streams",
+    "fusion": "fused otherwise",
+}
 
 T = TypeVar("T")
 
@@ -54,19 +60,31 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
     return list_runs(dataset.root)
 
 
+def first_command(dataset: Dataset) -> str:
+    """Return a command that makes a first run of a root: the paper's table if it has the paper's streams."""
+    command = "table1" if set(DEFAULT_NAMES) <= set(dataset.media) else "fit"
+    return f"alphafuse {command} --root {shlex.quote(str(dataset.root))}"
+
+
 def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], votes: Votes | Absent) -> Report:
     """Collect the data of the page, with `votes` from `votes.ask_heads`; the explorer is still absent."""
     problems = list(left_out)
     tables = _of_kind(runs, "table1", _table, problems)
     sweeps = _of_kind(runs, "sweep", _sweep, problems)
-    root = dataset.root
-    no_table = Absent("No run of table 1", f"alphafuse table1 --root {shlex.quote(str(root))}")
-    losses = _losses(runs, votes, no_table, problems)
+    root, first = dataset.root, first_command(dataset)
+    no_table = Absent("No run of table 1", first)
+    if not set(DEFAULT_NAMES) <= set(dataset.media):
+        no_table = Absent(
+            f"The paper's table is of its streams {' and '.join(DEFAULT_NAMES)}, and this root has others"
+        )
+    losses = _losses(runs, votes, Absent("No run with loss curves", first), problems)
     ablation = _ablation(runs, tables, votes, problems, root)
     return Report(
         root=root,
         name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
+        looks=looks_of(dataset.media),
+        roles=roles_of(dataset.media),
         classes=len(dataset.classes),
         clips={split: len(dataset.manifest.of_split(split)) for split in SPLITS},
         facts=tuple(_facts(dataset)),
@@ -79,7 +97,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         sweeps=tuple(sweeps),
         ablation=ablation,
         votes=votes,
-        explorer=Absent("No heads to explore", f"alphafuse table1 --root {shlex.quote(str(root))}"),
+        explorer=Absent("No heads to explore", first),
     )
 
 
@@ -103,12 +121,12 @@ def _sweep(run: Run) -> AlphaCurves:
     return AlphaCurves.from_json(run.figures(), run)
 
 
-def _losses(runs: Sequence[Run], votes: Votes | Absent, no_table: Absent, problems: list[str]) -> LossCurves | Absent:
-    """Return the curves of table 1's experiment 2 beside the paper's figure 3; without table 1, the fused run's."""
+def _losses(runs: Sequence[Run], votes: Votes | Absent, none: Absent, problems: list[str]) -> LossCurves | Absent:
+    """Return the curves of table 1's experiment 2 beside the paper's figure 3; without it, of the run of `votes`."""
     curves = _of_kind(runs, "table1", _figure3, problems)
     if not curves and isinstance(votes, Votes) and votes.fused.run.kind == "fit":
         curves = _of_kind([votes.fused.run], "fit", _own_losses, problems)
-    return curves[0] if curves else no_table
+    return curves[0] if curves else none
 
 
 def _figure3(run: Run) -> LossCurves:
@@ -158,14 +176,17 @@ def _ablation(
 
 
 def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
-    """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the better stream."""
+    """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the best stream."""
     content = run.figures()
     bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
     gain = content["gain_over_better_stream"]
+    if gain is None:  # there is only one stream
+        return run, bars, ceiling_from_json(content), ""
     low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
     better = str(gain["stream"]).removesuffix(" only")
+    best = "best" if sum(row["group"] == "alone" for row in content["rows"]) > 2 else "better"
     note = (
-        f"Fused against {better}, the stream that is better on validation: {points(float(gain['difference']))} "
+        f"Fused against {better}, the stream that is {best} on validation: {points(float(gain['difference']))} "
         f"points on test clips ({low} to {high}; {p_phrase(float(gain['p_value']))}, {gain['method']})."
     )
     return run, bars, ceiling_from_json(content), note
@@ -174,7 +195,7 @@ def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
 def _compare_bar(row: Mapping[str, Any]) -> Bar:
     against, test = row["against_concat"], row["test"]
     return Bar(
-        group={"baseline": "fused", "alone": "alone", "fusion": "fused otherwise"}[row["group"]],
+        group=OUTLINE[row["group"]],
         title=str(row["title"]),
         role=role_of(row["experiment"]),
         test=Measure.from_json(test, "top1"),
@@ -188,7 +209,8 @@ def _fit_bar(run: Run) -> tuple[Bar, Run, Any]:
     metrics = run.figures()
     experiment = run.experiment
     title = experiment.title if run.name == experiment.name else f"{experiment.title} (run {run.name})"
-    is_plain = experiment.name in (BASELINE.name, *(f"{stream}-only" for stream in experiment.streams))
+    is_plain = (experiment.transform, experiment.fusion) == ("none", "concat") and not experiment.rates
+    is_plain = is_plain and experiment.normalize in (None, "none")
     test = Measure.from_json(metrics["test"], "top1")
     bar = Bar("single runs", title, role_of(experiment), test, None, None, is_plain)
     return bar, run, ceiling_from_json(metrics["test"])

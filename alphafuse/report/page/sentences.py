@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from alphafuse.data.power import LEVEL
-from alphafuse.heads.model.config import TITLES
+from alphafuse.data.streams import SENSES, title_of
+from alphafuse.heads.model.config import title_of_streams
 from alphafuse.heads.studies.runs import Run
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.report.contents import Absent, Measure, Report, Votes
+from alphafuse.report.contents import Absent, Measure, Report, Votes, role_of
+from alphafuse.report.looks import FUSED, capitalised, listed, look_of
 from alphafuse.report.tables import p_phrase, percent, points
 
 
@@ -21,11 +23,11 @@ def answer(report: Report) -> list[str]:
         top1 = votes.fused.metrics["top1"]
         assert top1 is not None
         sentences.append(
-            f"On {votes.clips} test clips of {votes.source_videos} source videos, the fused heads are right on "
+            f"On {votes.clips} test clips of {votes.source_videos} source videos, {report.lead} are right on "
             f"{percent(top1.mean)}% ({between(top1)})."
         )
         for one in votes.contributions:
-            added, base = ("sound", "sight") if one.over == "timesformer" else ("sight", "sound")
+            added, base = added_to(one.over, votes, report), look_of(report.looks, one.over).sense
             sentences.append(
                 f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
                 f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
@@ -38,7 +40,7 @@ def answer(report: Report) -> list[str]:
             f"{percent(base_row.test.mean)}% ({between(base_row.test)})."
         )
         for row in table.rows:
-            if row.role != "fused" and row.difference and row.p_value is not None:
+            if row.role != FUSED and row.difference and row.p_value is not None:
                 ends = f"{points(row.difference.low)} to {points(row.difference.high)}"
                 gap = f"{points(row.difference.mean)} points ({ends}, {p_phrase(row.p_value)})"
                 sentences.append(f"{row.title}: {percent(row.test.mean)}%, {gap}.")
@@ -68,6 +70,35 @@ def answer(report: Report) -> list[str]:
     return sentences
 
 
+def added_to(stream: str, votes: Votes, report: Report) -> str:
+    """Return what the fused heads add to a stream, in words: the sense of the other stream, or "the other streams"."""
+    others = [name for name in votes.joined if name != stream]
+    return look_of(report.looks, others[0]).sense if len(others) == 1 else "the other streams"
+
+
+def telling(report: Report) -> str:
+    """Return the question of the page in words: "what sight and sound contribute"."""
+    senses = [sense for sense in SENSES.values() if any(_is_of(sense, name, report) for name in report.streams)]
+    if len(report.streams) == 1:
+        return f"what {senses[0]} tells"
+    return f"what {listed(senses)} contribute" if len(senses) > 1 else f"what each stream of {senses[0]} contributes"
+
+
+def encoders_in_words(report: Report) -> str:
+    """Return which network each sense is: "sight is TimeSformer on the frames, sound is AST on the audio track"."""
+    parts = {"sight": "the frames", "sound": "the audio track"}
+    return ", ".join(
+        f"{look_of(report.looks, name).sense} is {title_of(name)} on {part}"
+        for name in report.streams
+        for sense, part in parts.items()
+        if _is_of(sense, name, report)
+    )
+
+
+def _is_of(sense: str, stream: str, report: Report) -> bool:
+    return look_of(report.looks, stream).sense.partition(" ")[0] == sense
+
+
 def _changes(gain: float) -> str:
     return "gains" if gain >= 0 else "loses"
 
@@ -79,8 +110,8 @@ def sweep_verdicts(curves: Any) -> list[str]:
         verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be distinguished from"
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
         sentences.append(
-            f"Alpha {found.alpha:g} of {TITLES[on]}, chosen on validation, {verdict} the untransformed heads on test "
-            f"clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+            f"Alpha {found.alpha:g} of {title_of_streams(on)}, chosen on validation, {verdict} the untransformed heads "
+            f"on test clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
         )
     if not curves.ceilings["val"].reachable:
         sentences.append(
@@ -91,19 +122,19 @@ def sweep_verdicts(curves: Any) -> list[str]:
 
 
 def whose_heads(report: Report) -> str:
-    """Return a sentence that says how the fused heads were chosen."""
+    """Return a sentence that says how the heads that this page is about were chosen."""
     if isinstance(report.votes, Absent):
         return ""
-    run = report.votes.fused.run
+    run, lead = report.votes.fused.run, capitalised(report.lead)
     if run.kind == "table1":
-        return f"The fused heads are the untransformed ones of run {run.name}; nothing was chosen."
-    rivals = [one for one in report.runs if one.kind == "fit" and len(one.experiment.streams) > 1]
+        return f"{lead} are the untransformed ones of run {run.name}; nothing was chosen."
+    rivals = [one for one in report.runs if one.kind == "fit" and role_of(one.experiment) == report.roles[0]]
     if len(rivals) == 1:
-        return f"The fused heads are those of run {run.name}, the only run with fused heads."
+        return f"{lead} are those of run {run.name}, the only run with {report.lead.removeprefix('the ')}."
     if report.is_chosen:
-        return f"The fused heads are those of run {run.name}, the first that was named for this page."
+        return f"{lead} are those of run {run.name}, the first that was named for this page."
     among = f"{len(rivals)} runs" if not report.left_out else "those that can be used"
-    return f"The fused heads are those of run {run.name}: the best of {among} on validation clips."
+    return f"{lead} are those of run {run.name}: the best of {among} on validation clips."
 
 
 def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
@@ -131,13 +162,14 @@ def described(name: str, report: Report) -> str:
         return f"Test accuracies with 95% intervals: {bars}"
     if name.startswith("alpha"):
         curves = report.sweeps[int(name.partition("-")[2] or 1) - 1]
-        chosen = ", ".join(f"{TITLES[on]} {found.alpha:g}" for on, found in curves.chosen.items())
+        chosen = ", ".join(f"{title_of_streams(on)} {found.alpha:g}" for on, found in curves.chosen.items())
         return f"Validation accuracy and loss against alpha with 95% bands; chosen: {chosen}"
     if name == "losses" and not isinstance(report.losses, Absent):
         return f"Training and validation loss per epoch: {report.losses.title}"
-    if name == "class-gains":
-        return "Recall of each class, fused minus TimeSformer only, with 95% intervals; the table below has the figures"
-    return "Confusion matrix of the fused heads on test clips; the table below lists the most frequent mistakes"
+    if name == "class-gains" and isinstance(report.votes, Votes):
+        base = title_of(report.votes.base)
+        return f"Recall of each class, fused minus {base} only, with 95% intervals; the table below has the figures"
+    return f"Confusion matrix of {report.lead} on test clips; the table below lists the most frequent mistakes"
 
 
 def named(title: str, run: Run) -> str:
@@ -174,7 +206,7 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         parts += [f"revision {encoder['revision']}"] if encoder.get("revision") else []
         parts += [f"protocol {made.get('protocol', 'unknown')}"]
         parts += [f"weights sha256 {made['weights_sha256']}"] if made.get("weights_sha256") else []
-        facts.append((TITLES.get(stream, stream), ", ".join(parts)))
+        facts.append((title_of(stream), ", ".join(parts)))
     facts.append(("versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())))
     return facts
 

@@ -1,6 +1,7 @@
 """Predictions of trained heads on the test clips: the contribution of each stream, per class and per clip.
 
-Three sides are compared on the clips that all can use: the fused heads, and the heads of each stream alone.
+The fused heads and the heads of each stream alone are compared on the clips that all can use. In a root of one stream,
+the heads of that stream take the place of the fused ones, and nothing is compared.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import title_of
 from alphafuse.errors import AlphafuseError, ExperimentError
-from alphafuse.heads.model.config import BASELINE, TITLES
+from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, compare_pairs, difference_interval
@@ -23,7 +25,6 @@ from alphafuse.heads.studies.evaluate import load_embeddings_of, softmax, traine
 from alphafuse.heads.studies.runs import DAMAGED, Run, load_heads, require_recipe
 from alphafuse.heads.training.train import class_indices
 from alphafuse.report.contents import (
-    ROLES,
     ClassGain,
     Confusion,
     Contribution,
@@ -35,11 +36,10 @@ from alphafuse.report.contents import (
     Votes,
     role_of,
 )
-from alphafuse.report.tables import SENSES
+from alphafuse.report.looks import FUSED, Looks, listed, look_of, looks_of, roles_of
 
 HARDEST = 24  # number of clips shown
 PAIRS = 20  # number of confusions listed
-ALONE: tuple[Role, ...] = ("timesformer", "ast")
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Side:
         """Title of the heads' experiment."""
         if self.run.kind == "fit":
             return self.run.experiment.title
-        return "untransformed" if self.role == "fused" else f"{TITLES[self.role]} only"
+        return "untransformed" if self.role == FUSED else f"{title_of(self.role)} only"
 
 
-def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[Role, Side]:
-    """Find the fused heads and the heads of each stream alone, as far as they exist.
+def find_sides(runs: Sequence[Run], roles: Sequence[Role], chosen: bool, problems: list[str]) -> dict[Role, Side]:
+    """Find the heads of each role, as far as they exist; the first role is that of the heads that read most.
 
     If the caller has `chosen` the runs, the fused heads are those of the first run that has fused heads. Else they are
     those of the `fit` run with the highest validation accuracy (ties: lowest validation loss), else the untransformed
@@ -68,17 +68,17 @@ def find_sides(runs: Sequence[Run], chosen: bool, problems: list[str]) -> dict[R
     `problems`.
     """
     sides: dict[Role, Side] = {}
-    for role in ROLES:
+    for role in roles:
         fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == role]
         tables = [run for run in runs if run.kind == "table1"]
-        by_hand = chosen and role == "fused"
+        by_hand = chosen and role == roles[0]
         candidates = (
             [run for run in runs if run in fits or run in tables]
             if by_hand
             else [*_best_first(fits, problems), *tables]
         )
         for run in candidates:
-            path = run.heads_folder(BASELINE.name if role == "fused" else f"{role}-only")
+            path = run.heads_folder(BASELINE.name if role == FUSED else f"{role}-only")
             if run.kind == "table1" and not path.is_dir():
                 continue  # a run without saved heads
             try:
@@ -108,7 +108,7 @@ def ask_heads(
 
     Args:
         dataset: a root whose test split is extracted.
-        sides: result of `find_sides`; must contain the fused heads.
+        sides: result of `find_sides`; must contain the heads of the first role.
         progress: called with a few words at each step.
 
     Raises:
@@ -116,15 +116,16 @@ def ask_heads(
         RecipeMismatchError: the test embeddings have another recipe than a run's.
         DatasetError, StoreError: the test split isn't extracted.
     """
+    lead = roles_of(dataset.media)[0]
     embeddings = load_embeddings_of(dataset, "test")
-    config = sides["fused"].heads[0].config
+    config = sides[lead].heads[0].config
     classes, train_labels = config.classes, trained_labels(dataset, config)
     targets = class_indices(embeddings.labels, classes)
     probabilities: dict[Role, np.ndarray] = {}
     for role, side in sides.items():
         _require_same_recipes(side, embeddings)
         if side.heads[0].config.classes != classes:
-            raise ExperimentError(f"{side.path} has other classes than {sides['fused'].path}: train one of them again")
+            raise ExperimentError(f"{side.path} has other classes than {sides[lead].path}: train one of them again")
         progress(f"computing predictions of {side.run.name}")
         probabilities[role] = softmax(side.heads, embeddings)  # (seeds, clips, C), NaN for unusable clips
     usable = {role: ~np.isnan(asked[0, :, 0]) for role, asked in probabilities.items()}
@@ -140,17 +141,23 @@ def ask_heads(
         evaluations[role] = evaluate_probabilities(asked, targets[common], classes, groups)
     correct = {role: asked.argmax(axis=2) == targets[common] for role, asked in on_common.items()}
     voters = {role: _voter(sides[role], found) for role, found in evaluations.items()}
+    joined = config.streams if lead == FUSED else ()
+    base = next((name for name in joined if dataset.media[name] == "video"), joined[0] if joined else "")
     return Votes(
-        fused=voters["fused"],
-        alone={role: voter for role, voter in voters.items() if role != "fused"},
+        fused=voters[lead],
+        alone={role: voter for role, voter in voters.items() if role != lead},
         clips=len(kept),
         source_videos=len(set(groups)),
         dropped=int((~common).sum()),
         ceiling=reachable_ceiling(train_labels, kept.labels),
-        contributions=_contributions(correct, groups),
-        gains=_class_gains(correct, kept, dataset.classes, set(train_labels)),
-        confusion=_confusion(evaluations["fused"]),
-        hardest=_hardest(embeddings, probabilities, usable, targets, classes, set(train_labels)),
+        contributions=_contributions(correct, joined, groups),
+        joined=tuple(joined),
+        base=base,
+        gains=_class_gains(correct, base, kept, dataset.classes, set(train_labels)) if base in correct else (),
+        confusion=_confusion(evaluations[lead]),
+        hardest=_hardest(
+            embeddings, probabilities, usable, targets, classes, set(train_labels), joined, looks_of(dataset.media)
+        ),
         unreachable=sum(label not in set(train_labels) for label in embeddings.labels),
     )
 
@@ -172,10 +179,12 @@ def _voter(side: Side, found: Evaluation) -> Voter:
     return Voter(side.role, side.title, side.run, side.path, found.seeds, metrics)
 
 
-def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) -> tuple[Contribution, ...]:
-    """Compare the fused heads with the heads of each stream alone, on the same clips."""
-    alone = [role for role in correct if role != "fused"]
-    pairs = [(correct["fused"], correct[role]) for role in alone]
+def _contributions(
+    correct: Mapping[Role, np.ndarray], joined: Sequence[str], groups: Sequence[str]
+) -> tuple[Contribution, ...]:
+    """Compare the fused heads with the heads of each of their streams alone, on the same clips."""
+    alone = [role for role in correct if role in joined]
+    pairs = [(correct[FUSED], correct[role]) for role in alone]
     return tuple(
         Contribution(
             role,
@@ -188,18 +197,16 @@ def _contributions(correct: Mapping[Role, np.ndarray], groups: Sequence[str]) ->
 
 
 def _class_gains(
-    correct: Mapping[Role, np.ndarray], kept: EmbeddingSource, classes: Sequence[str], trained: set[str]
+    correct: Mapping[Role, np.ndarray], base: str, kept: EmbeddingSource, classes: Sequence[str], trained: set[str]
 ) -> tuple[ClassGain, ...]:
-    """Return the recall of the fused heads minus that of TimeSformer alone, the largest gain first."""
-    if "timesformer" not in correct:
-        return ()
+    """Return the recall of the fused heads minus that of `base` alone, the largest gain first."""
     labels, groups = np.asarray(kept.labels, dtype=object), np.asarray(kept.groups, dtype=object)
     found = []
     for label in classes:
         of_class = labels == label
         if not of_class.any():
             continue
-        fused, alone = (correct[role][:, of_class] for role in ("fused", "timesformer"))
+        fused, alone = (correct[role][:, of_class] for role in (FUSED, base))
         videos = groups[of_class].tolist()
         is_reachable = label in trained
         if is_reachable:
@@ -247,10 +254,13 @@ def _hardest(
     targets: np.ndarray,
     classes: Sequence[str],
     trained: set[str],
+    joined: Sequence[str],
+    looks: Looks,
 ) -> tuple[HardClip, ...]:
-    """Return the clips of highest mean loss of the fused heads; labels that never occur in training come last."""
-    rows = np.flatnonzero(usable["fused"])
-    of_truth = probabilities["fused"][:, rows, targets[rows]]  # (seeds, rows)
+    """Return the clips of highest mean loss of the first heads; labels that never occur in training come last."""
+    lead = next(iter(probabilities))
+    rows = np.flatnonzero(usable[lead])
+    of_truth = probabilities[lead][:, rows, targets[rows]]  # (seeds, rows)
     losses = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean(axis=0)
     unseen = np.array([embeddings.labels[row] not in trained for row in rows.tolist()])
     order = np.lexsort((-losses, unseen))[:HARDEST]
@@ -266,37 +276,48 @@ def _hardest(
                 of_label = float(mean[targets[row]])
                 votes[role] = Vote(classes[best], float(mean[best]), of_label, best == int(targets[row]))
         is_reachable = label in trained
-        finding = finding_of(votes, is_reachable)
+        finding = finding_of(votes, is_reachable, lead, joined, looks)
         found.append(HardClip(embeddings.clip_ids[row], label, float(losses[position]), is_reachable, votes, finding))
     return tuple(found)
 
 
-def finding_of(votes: Mapping[Role, Vote], is_reachable: bool) -> str:
-    """Return which stream misled the fused heads on a clip, in words."""
+def finding_of(votes: Mapping[Role, Vote], is_reachable: bool, lead: Role, joined: Sequence[str], looks: Looks) -> str:
+    """Return which streams misled the fused heads on a clip, in words.
+
+    Args:
+        votes: role -> vote; streams without heads of their own are missing.
+        is_reachable: whether the clip's label occurs in training.
+        lead: the role of the heads that are explained.
+        joined: the streams that they join; none for heads of one stream.
+        looks: how streams are called.
+    """
     if not is_reachable:
         return "its label never occurs in training"
-    fused = votes["fused"]
-    if fused.is_right:
+    if votes[lead].is_right:
         return "right, with low confidence"
-    right = [role for role in ALONE if role in votes and votes[role].is_right]
-    wrong = [role for role in ALONE if role in votes and not votes[role].is_right]
-    if not wrong:
-        return "each alone is right, fused is wrong" if len(right) == len(ALONE) else ""
+    asked = [name for name in joined if name in votes]
+    right = [look_of(looks, name).sense for name in asked if votes[name].is_right]
+    wrong = [look_of(looks, name).sense for name in asked if not votes[name].is_right]
+    followed = [look_of(looks, name).sense for name in asked if votes[name].label == votes[lead].label]
+    every = "both" if len(joined) == 2 else "all"
+    if right and wrong:
+        return f"{listed(right)} {'was' if len(right) == 1 else 'were'} right, {listed(wrong)} misled"
+    if len(asked) < len(joined):
+        return f"{listed(followed)} misled" if followed else ""
     if right:
-        return f"{SENSES[right[0]]} was right, {SENSES[wrong[0]]} misled"
-    followed = [SENSES[role] for role in wrong if votes[role].label == fused.label]
-    if len(wrong) < len(ALONE):
-        return f"{SENSES[wrong[0]]} misled" if followed else ""
-    return f"both wrong; fusion followed {followed[0]}" if len(followed) == 1 else "both wrong"
+        return "each alone is right, fused is wrong"
+    if wrong:
+        return f"{every} wrong; fusion followed {followed[0]}" if len(followed) == 1 else f"{every} wrong"
+    return ""
 
 
-def explorable_sides(runs: Sequence[Run], fused: Side) -> list[Side]:
-    """Return heads for the explorer: the fused ones, then other runs by validation accuracy, then table 1's."""
-    sides = [fused]
-    fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == fused.role]
+def explorable_sides(runs: Sequence[Run], first: Side) -> list[Side]:
+    """Return heads for the explorer: the first ones, then other runs by validation accuracy, then table 1's."""
+    sides = [first]
+    fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == first.role]
     for run in [*_best_first(fits, []), *runs]:
-        if run.kind in ("fit", "table1") and run.folder != fused.run.folder:
-            found = find_sides([run], chosen=False, problems=[]).get("fused")
+        if run.kind in ("fit", "table1") and run.folder != first.run.folder:
+            found = find_sides([run], (first.role,), chosen=False, problems=[]).get(first.role)
             if found and found.path not in [side.path for side in sides]:
                 sides.append(found)
     return sides

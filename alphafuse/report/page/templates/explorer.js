@@ -156,7 +156,8 @@
     return { button, alphas: streams.map((stream) => alphas[stream]) };
   });
   const list = one(".explorer-list");
-  const map = one(".explorer-map svg");
+  const maps = all(".explorer-map svg"); // of each pair of streams, one shown
+  let map = maps[0];
   const wanted = () => sliders.map((slider) => Number(slider.value));
   const percent = (share) => (100 * share).toFixed(1);
   const isRight = (result, clip) => result.predicted[clip] === clips[clip].target;
@@ -186,10 +187,12 @@
       sliders[m].setAttribute("aria-valuetext", `${data.streams[m].name} alpha ${alpha.toFixed(2)}`);
     });
     for (const preset of presets) preset.button.setAttribute("aria-pressed", String(same(preset.alphas, alphas)));
-    const { left, cell, rows } = geometry();
-    const x = left + (alphas[alphas.length - 1] * 4 + 0.5) * cell - 0.5;
-    const y = alphas.length > 1 ? (rows - 0.5 - alphas[0] * 4) * cell + 1.5 : cell / 2 + 1.5;
-    out("present").setAttribute("transform", `translate(${x} ${y})`);
+    const { left, cell, rows, perAlpha, x, y } = geometry();
+    const right = left + (alphas[x] * perAlpha + 0.5) * cell - 0.5;
+    const down = y < 0 ? cell / 2 + 1.5 : (rows - 0.5 - alphas[y] * perAlpha) * cell + 1.5;
+    const ring = one(".explorer-present", map);
+    ring.setAttribute("transform", `translate(${right} ${down})`);
+    ring.dataset.beside = String(alphas.some((alpha, m) => m !== x && m !== y && alpha !== 1)); // of the map's plane
   }
 
   function render() {
@@ -321,25 +324,41 @@
   }
   for (const { button, alphas } of presets) button.addEventListener("click", () => setAlphas(alphas));
 
+  /** The shown map: its measures, squares per alpha of 1, and the places of its two streams (y: -1 for one stream). */
   function geometry() {
-    const { left, cell, rows } = map.dataset;
-    return { left: Number(left), cell: Number(cell), rows: Number(rows) };
+    const { left, cell, columns, rows, x, y } = map.dataset;
+    return {
+      left: Number(left),
+      cell: Number(cell),
+      rows: Number(rows),
+      perAlpha: (Number(columns) - 1) / 2,
+      x: streams.indexOf(x),
+      y: streams.indexOf(y),
+    };
   }
 
   function goTo(event) {
-    const { left, cell, rows } = geometry();
-    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
-    const alphas = wanted();
-    alphas[alphas.length - 1] = ((x - left) / cell - 0.5) / 4;
-    if (alphas.length > 1) alphas[0] = (rows - 0.5 - (y - 2) / cell) / 4;
+    const { left, cell, rows, perAlpha, x, y } = geometry();
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
+    const alphas = [...ONES];
+    alphas[x] = ((at.x - left) / cell - 0.5) / perAlpha;
+    if (y >= 0) alphas[y] = (rows - 0.5 - (at.y - 2) / cell) / perAlpha;
     setAlphas(alphas.map((alpha) => Math.min(2, Math.max(0, alpha)))); // a range input rounds to its step
   }
-  map.addEventListener("click", goTo);
-  map.addEventListener("pointerdown", (event) => {
-    if (event.pointerType === "mouse") map.setPointerCapture(event.pointerId);
-  });
-  map.addEventListener("pointermove", (event) => {
-    if (event.pointerType === "mouse" && event.buttons === 1) goTo(event); // dragging a finger scrolls the page
+  for (const each of maps) {
+    each.addEventListener("click", goTo);
+    each.addEventListener("pointerdown", (event) => {
+      if (event.pointerType === "mouse") each.setPointerCapture(event.pointerId);
+    });
+    each.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "mouse" && event.buttons === 1) goTo(event); // dragging a finger scrolls the page
+    });
+  }
+  const pair = one("#explorer-pair");
+  pair?.addEventListener("change", () => {
+    map = maps[Number(pair.value)];
+    for (const each of maps) each.toggleAttribute("hidden", each !== map);
+    showAlphas();
   });
 
   for (const choice of all('[name="explorer-filter"]')) {
