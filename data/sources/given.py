@@ -88,7 +88,7 @@ def import_embeddings(
     >>> report.dataset.streams
     (Stream(timesformer=given), Stream(ast=given))
     >>> report.dataset.manifest
-    Manifest(230 clips: train=165, val=19, test=46)
+    Manifest(230 clips: train=166, val=18, test=46)
     """
     table, root = VectorFile(Path(file)), Path(root)
     old = Dataset.open(root) if (root / "dataset.json").is_file() else None
