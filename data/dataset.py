@@ -235,16 +235,21 @@ class Dataset:
         return EmbeddingStore(self.store_folder / split, root=self.root)
 
     @overload
-    def embeddings(self, split: str, *, max_bytes: None = None) -> Embeddings: ...
+    def embeddings(self, split: str, *, streams: Sequence[str] = (), max_bytes: None = None) -> Embeddings: ...
 
     @overload
-    def embeddings(self, split: str, *, max_bytes: int) -> Embeddings | StoredEmbeddings: ...
+    def embeddings(
+        self, split: str, *, streams: Sequence[str] = (), max_bytes: int
+    ) -> Embeddings | StoredEmbeddings: ...
 
-    def embeddings(self, split: str, *, max_bytes: int | None = None) -> Embeddings | StoredEmbeddings:
+    def embeddings(
+        self, split: str, *, streams: Sequence[str] = (), max_bytes: int | None = None
+    ) -> Embeddings | StoredEmbeddings:
         """Read the split's embeddings of the root's streams, in manifest order; all of stage two reads them by this.
 
         Args:
             split: "train", "val" or "test".
+            streams: streams whose extraction must be finished; () = all that are stored. The others are read too.
             max_bytes: features (float32) that take more than this stay on disk and are read in parts; None = all are
                 read into memory.
 
@@ -262,7 +267,7 @@ class Dataset:
         for stream in embeddings.dims:
             present = embeddings.present(stream)
             usable |= present
-            for row in np.flatnonzero(~present).tolist():
+            for row in np.flatnonzero(~present).tolist() if not streams or stream in streams else ():
                 pending[row] |= (clips[row].clip_id, stream) not in failed
         if pending.any():
             raise DatasetError(
@@ -276,24 +281,35 @@ class Dataset:
         return embeddings
 
     @overload
-    def all_embeddings(self, *, max_bytes: None = None) -> dict[str, Embeddings]: ...
+    def all_embeddings(self, *, streams: Sequence[str] = (), max_bytes: None = None) -> dict[str, Embeddings]: ...
 
     @overload
-    def all_embeddings(self, *, max_bytes: int) -> dict[str, Embeddings | StoredEmbeddings]: ...
+    def all_embeddings(
+        self, *, streams: Sequence[str] = (), max_bytes: int
+    ) -> dict[str, Embeddings | StoredEmbeddings]: ...
 
     def all_embeddings(
-        self, *, max_bytes: int | None = None
+        self, *, streams: Sequence[str] = (), max_bytes: int | None = None
     ) -> dict[str, Embeddings] | dict[str, Embeddings | StoredEmbeddings]:
         """Return split -> embeddings of train, val and test, made under the same recipes.
 
         Args:
-            max_bytes: limit for each split, as in `embeddings`.
+            streams, max_bytes: as in `embeddings`, for each split.
 
         Raises:
+            DatasetError: one of these streams isn't extracted for every split.
             RecipeMismatchError: two splits were extracted with different encoders, protocols or precisions.
         """
-        loaded = {split: self.embeddings(split, max_bytes=max_bytes) for split in SPLITS}
-        names = in_order({stream for embeddings in loaded.values() for stream in embeddings.recipes})
+        loaded = {split: self.embeddings(split, streams=streams, max_bytes=max_bytes) for split in SPLITS}
+        stored = {stream for embeddings in loaded.values() for stream in embeddings.recipes}
+        names = in_order(stored.intersection(streams or self.media))
+        for stream in names:
+            for split in SPLITS:
+                if stream not in loaded[split].recipes:
+                    raise DatasetError(
+                        f"stream {stream} is not extracted for {split}: run `alphafuse extract --split {split} "
+                        f"--stream {stream} --root {self.root}`, or name other streams (--stream)"
+                    )
         for split in SPLITS[1:]:
             for stream in names:
                 train_recipe, other_recipe = (loaded[name].recipes.get(stream, {}) for name in ("train", split))

@@ -141,7 +141,7 @@ class SameClips:
             DatasetError, StoreError: splits that are empty or not extracted.
         """
         memory = memory_bytes(settings, choose_device(settings.device))
-        by_split = dataset.all_embeddings(max_bytes=memory // 2)
+        by_split = dataset.all_embeddings(streams=experiment.streams, max_bytes=memory // 2)
         _require_streams(dataset, by_split["train"], experiment)
         config = experiment.head_config(by_split["train"], dataset.classes, settings)
         kept: dict[str, EmbeddingSource] = {}
