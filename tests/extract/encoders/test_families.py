@@ -276,6 +276,39 @@ def wav2vec2_reference(folder: Path, settings: Settings, waveform: np.ndarray) -
     return transformers.AutoModel.from_pretrained(folder).eval()(inputs["input_values"]).last_hidden_state[0].mean(0)
 
 
+def pe(*sides: str) -> Any:
+    tower = {"hidden_size": 32, "head_dim": 16, **SMALL}
+    ids = {name: 1 for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")}
+    text = {"model_type": "modernbert", "vocab_size": 60, "hidden_size": 24, **SMALL, **ids}
+    codec = {"encoder_hidden_size": 4, "downsampling_ratios": [4, 5, 8], "codebook_dim": 8, "hidden_size": 32}
+    audio = {"model_type": "pe_audio_encoder", "dac_config": codec, **tower}
+    sizes = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    images = {"architecture": "vit_pe_core_tiny_patch16_384", "num_classes": 8, "global_pool": "map"}
+    images |= {"do_pooling": True, "model_args": {**sizes, "ref_feat_shape": [2, 2]}}
+    video = {"model_type": "pe_video_encoder", "vision_config": images, **tower}
+    if sides == ("audio",):
+        return transformers.PeAudioModel(transformers.PeAudioConfig(text_config=text, audio_config=audio))
+    if sides == ("video",):
+        return transformers.PeVideoModel(transformers.PeVideoConfig(text_config=text, video_config=video))
+    both = {"audio_config": audio, "video_config": video, **tower}
+    return transformers.PeAudioVideoModel(transformers.PeAudioVideoConfig(text_config=text, audio_video_config=both))
+
+
+def pe_audio(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.PeAudioFeatureExtractor(**settings)
+    inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = getattr(model, "audio_model", model)
+    return model.audio_head(model.audio_encoder(**inputs).pooler_output)[0]
+
+
+def pe_video(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = transformers.PeVideoVideoProcessor(**settings, do_sample_frames=False)(frames, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = getattr(model, "video_model", model)
+    return model.video_head(model.video_encoder(**inputs).pooler_output)[0]
+
+
 WAVEFORM: Settings = {"sampling_rate": 8000, "do_normalize": False}
 WAVEFORM_CHANGES: list[Settings] = [{"sampling_rate": 12_000}, {"do_normalize": True}]
 
@@ -395,6 +428,34 @@ CASES = {
     ),
     "hubert": Case(lambda: wav2vec2("Hubert"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30),
     "wavlm": Case(lambda: wav2vec2("WavLM"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30),
+    "pe-audio": Case(
+        lambda: pe("audio"),
+        {"sampling_rate": 8000, "hop_length": 160},
+        pe_audio,
+        [{"sampling_rate": 12_000}, {"hop_length": 480}],
+        rate=8000,
+        longest=30,
+    ),
+    "pe-audio-of-both": Case(
+        lambda: pe("audio", "video"), {"sampling_rate": 8000, "hop_length": 160}, pe_audio, [], rate=8000, longest=30
+    ),
+    "pe-video": Case(
+        lambda: pe("video"),
+        {**PICTURE, **SIDES, "resample": 3},
+        pe_video,
+        [*PICTURE_CHANGES[1:], {"resample": 2}],
+        frames=16,
+        file="video_preprocessor_config.json",
+    ),
+    "pe-video-of-both": Case(
+        lambda: pe("audio", "video"),
+        {**PICTURE, **SIDES, "resample": 3},
+        pe_video,
+        [],
+        frames=3,
+        options={"frames": "3"},
+        file="video_preprocessor_config.json",
+    ),
     "dinov2": Case(
         dinov2,
         {**PICTURE, "resample": 2, "do_center_crop": True, "crop_size": {"height": 28, "width": 35}},
