@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import GIVEN
 from alphafuse.errors import DatasetError
 from alphafuse.system.interrupts import map_in
 
@@ -93,7 +94,8 @@ def resample(
     if info is None or not info.rows:
         raise DatasetError(f"no embeddings in {store.folder}: run `alphafuse extract --split {split}` first")
     encoders = info.provenance.get("encoders", {})
-    names = [name for name in info.recipes if name in encoders]
+    extracted = [name for name in info.recipes if encoders.get(name, {}).get("name", GIVEN) != GIVEN]
+    names = [name for name in extracted if name in dataset.media]  # a stream may be removed from the root
     if not names:
         raise DatasetError(f"the embeddings in {store.folder} were given, not extracted: they can't be made again")
     settings = settings or ExtractSettings()
@@ -129,7 +131,7 @@ def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job
     """Choose clips of the manifest that have an embedding, at random."""
     every = dataset.manifest.require_split(split)
     rows = dataset.store(split).open_rows(every)
-    present = {stream: rows.present(stream) for stream in rows.dims}
+    present = {stream: rows.present(stream) for stream in rows.dims if stream in dataset.media}
     jobs = [
         Job(
             clip,

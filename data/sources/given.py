@@ -88,7 +88,7 @@ def import_embeddings(
     >>> report.dataset.streams
     (Stream(timesformer=given), Stream(ast=given))
     >>> report.dataset.manifest
-    Manifest(230 clips: train=165, val=19, test=46)
+    Manifest(230 clips: train=166, val=18, test=46)
     """
     table, root = VectorFile(Path(file)), Path(root)
     old = Dataset.open(root) if (root / "dataset.json").is_file() else None
@@ -102,11 +102,12 @@ def import_embeddings(
     strange = tuple(clip_id for clip_id in table.clip_ids if clip_id not in ids)
     if len(strange) == len(table.clip_ids):
         raise DatasetError(f"none of the clips of {table.file} is in {root}, which has clips like '{clips[0].clip_id}'")
-    recipes = {one: {"encoder": GIVEN, "file_sha256": table.sha256, "dim": table.dim(one)} for one in table.names}
+    dims = {name: table.dim(name) for name in table.names}
+    recipes = {name: {"encoder": GIVEN, "file_sha256": table.sha256, "dim": dim} for name, dim in dims.items()}
     for store in stores.values():
         _require_same(store, recipes)
     writers = [_Writer(store, clips.of_split(split), recipes, streams, table) for split, store in stores.items()]
-    for clip_ids, features in table.blocks({name: recipe["dim"] for name, recipe in recipes.items()}):
+    for clip_ids, features in table.blocks(dims):
         for writer in writers:
             writer.write(clip_ids, features, f"no vector in {table.file.name}")
     for writer in writers:

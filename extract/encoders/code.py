@@ -249,7 +249,8 @@ def _load_again(stream: Stream, device: torch.device, folder: str, weights_sha25
             code = _load(stream, str(device))
     except EncoderError as error:
         raise ClusterError(
-            f"machine {socket.gethostname()} lacks the code of a stream, or can't run it: {error}"
+            f"machine {socket.gethostname()} lacks the code of a stream, or can't run it ({error}); every machine of "
+            "the cluster needs it"
         ) from None
     if code.weights_sha256 != weights_sha256:
         raise ClusterError(

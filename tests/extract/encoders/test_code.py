@@ -16,14 +16,16 @@ from support.clips import write_clip
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
+from alphafuse.data.sources.given import import_embeddings
 from alphafuse.data.streams import Stream
-from alphafuse.errors import AlphafuseError, ClipError, EncoderError, RecipeMismatchError
+from alphafuse.errors import AlphafuseError, ClipError, DatasetError, EncoderError, RecipeMismatchError
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.encoders.encoder import Encoder, Placement, place
 from alphafuse.extract.encoders.families import load_encoder, parse_stream
 from alphafuse.extract.engines.embedder import NOT_FINITE, embed_batch
 from alphafuse.extract.engines.ray_stages import ship_encoders
 from alphafuse.extract.pipeline import extract_embeddings
+from alphafuse.extract.recheck import resample
 from alphafuse.extract.settings import ExtractSettings
 
 MakeRoot = Callable[..., Path]
@@ -464,3 +466,23 @@ def test_a_stream_may_be_named_like_a_default_one(write: Callable[..., str]) -> 
 def test_code_must_say_its_medium(text: str) -> None:
     with pytest.raises(AlphafuseError, match="say what stream x embeds"):
         parse_stream(text)
+
+
+def test_verify_extracts_again_only_what_was_extracted_and_is_a_stream_of_the_root(
+    make_root: MakeRoot, write: Callable[..., str], tmp_path: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write(PLAIN)
+    dataset = root_with(make_root, "colour=mine:colour,frames=2", "loud=mine:loudness,rate=8000")
+    extract_embeddings(dataset, ["test"], SETTINGS)
+    ids = [clip.clip_id for clip in dataset.manifest]
+    parquet.write_table(pyarrow.table({"clip_id": ids, "video": [[1.0]] * len(ids)}), tmp_path / "x.parquet")
+    dataset = import_embeddings(tmp_path / "x.parquet", dataset.root).dataset
+    dataset = dataset.with_streams([stream for stream in dataset.streams if stream.name != "loud"])
+    again = resample(dataset, "test", 4, SETTINGS)
+    assert {one.stream for one in again.differences} == {"colour"} and again.largest == 0
+    given = dataset.with_streams([dataset.stream("video")])
+    with pytest.raises(DatasetError, match="were given, not extracted"):
+        resample(given, "test", 4, SETTINGS)
