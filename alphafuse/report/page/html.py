@@ -91,7 +91,7 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         "p": p_value,
         "look": lambda role: _style(report.looks, role),
         "side": lambda role: look_of(report.looks, role).alone,
-        "sense": lambda role: look_of(report.looks, role).sense,
+        "short": lambda role: look_of(report.looks, role).short,
         "title_of": title_of,
         "between": between,
         "number": number,
