@@ -126,7 +126,6 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         telling=telling(report),
         encoders=encoders_in_words(report),
         added=_added(report),
-        no_image="no image: the file can't be read" if "sight" in telling(report) else "no image",
         sweep_verdicts={name: sweep_verdicts(curves) for name, curves in zip(sweep_names, report.sweeps, strict=True)},
         svg=inline(drawn, ""),
         narrow_svg=inline(draw_figures(report, narrow=True), "-narrow"),
