@@ -25,17 +25,22 @@ if TYPE_CHECKING:
     from alphafuse.data.manifest import Clip, Manifest
     from alphafuse.data.sources.demo import make_demo
     from alphafuse.data.sources.folder import import_folder
+    from alphafuse.data.sources.given import GivenReport, import_embeddings
     from alphafuse.data.sources.kinetics import import_kinetics
     from alphafuse.data.sources.resplit import fold_datasets, resplit_dataset
     from alphafuse.data.sources.ucf101 import import_ucf101
     from alphafuse.data.sources.vggsound import import_vggsound
     from alphafuse.data.store.lazy import EmbeddingSource, StoredEmbeddings
     from alphafuse.data.store.store import EmbeddingStore
+    from alphafuse.data.streams import Stream
     from alphafuse.errors import AlphafuseError
     from alphafuse.extract.decoding.decode import decode_clip
     from alphafuse.extract.decoding.probe import files_without_audio
     from alphafuse.extract.decoding.signatures import sign_clips
+    from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
     from alphafuse.extract.encoders.checkpoints import convert_ast, convert_timesformer
+    from alphafuse.extract.encoders.code import CustomEncoder
+    from alphafuse.extract.encoders.families import parse_stream
     from alphafuse.extract.pipeline import ExtractReport, extract_embeddings
     from alphafuse.extract.planning import ExtractPlan, Rates, plan_extraction
     from alphafuse.extract.recheck import Resampling, resample
@@ -67,20 +72,25 @@ _HOMES = {
     "alphafuse.data.dataset": ("Dataset",),
     "alphafuse.data.sources.demo": ("make_demo",),
     "alphafuse.data.sources.folder": ("import_folder",),
+    "alphafuse.data.sources.given": ("GivenReport", "import_embeddings"),
     "alphafuse.data.sources.kinetics": ("import_kinetics",),
     "alphafuse.data.manifest": ("Clip", "Manifest"),
     "alphafuse.data.sources.resplit": ("fold_datasets", "resplit_dataset"),
     "alphafuse.data.embeddings": ("Embeddings", "Failure"),
     "alphafuse.data.store.store": ("EmbeddingStore",),
     "alphafuse.data.store.lazy": ("EmbeddingSource", "StoredEmbeddings"),
+    "alphafuse.data.streams": ("Stream",),
     "alphafuse.data.sources.ucf101": ("import_ucf101",),
     "alphafuse.data.sources.vggsound": ("import_vggsound",),
     "alphafuse.cli.doctor": ("Finding", "examine"),
     "alphafuse.errors": ("AlphafuseError",),
     "alphafuse.extract.encoders.checkpoints": ("convert_ast", "convert_timesformer"),
+    "alphafuse.extract.encoders.code": ("CustomEncoder",),
+    "alphafuse.extract.encoders.families": ("parse_stream",),
     "alphafuse.extract.decoding.decode": ("decode_clip",),
     "alphafuse.extract.pipeline": ("ExtractReport", "extract_embeddings"),
     "alphafuse.extract.decoding.probe": ("files_without_audio",),
+    "alphafuse.extract.decoding.specs": ("AudioSpec", "FrameSpec"),
     "alphafuse.extract.planning": ("ExtractPlan", "Rates", "plan_extraction"),
     "alphafuse.extract.recheck": ("Resampling", "resample"),
     "alphafuse.extract.settings": ("ExtractSettings",),
@@ -112,9 +122,11 @@ __all__ = [
     "AlphaFusion",
     "AlphaFusionClassifier",
     "AlphafuseError",
+    "AudioSpec",
     "AuditReport",
     "Clip",
     "CompareTable",
+    "CustomEncoder",
     "Dataset",
     "EmbeddingSource",
     "EmbeddingStore",
@@ -127,6 +139,8 @@ __all__ = [
     "ExtractSettings",
     "Failure",
     "Finding",
+    "FrameSpec",
+    "GivenReport",
     "HeadConfig",
     "HeadSettings",
     "Manifest",
@@ -136,6 +150,7 @@ __all__ = [
     "RunEvaluation",
     "RunResult",
     "StoredEmbeddings",
+    "Stream",
     "Sweep",
     "Table1",
     "TrainSettings",
@@ -155,12 +170,14 @@ __all__ = [
     "find_clips",
     "fit",
     "fold_datasets",
+    "import_embeddings",
     "import_folder",
     "import_kinetics",
     "import_ucf101",
     "import_vggsound",
     "make_demo",
     "parse_alphas",
+    "parse_stream",
     "plan_extraction",
     "push_bundle",
     "read_run",

@@ -5,7 +5,8 @@
     │   └── EmptySplitError      a split has no clip, or no usable embedding
     ├── DecodeError              a clip's file can't be decoded into frames or a waveform
     ├── DeviceError              PyTorch doesn't know the device, or this machine doesn't have it
-    ├── EncoderError             a model can't be loaded, or is not a TimeSformer or AST
+    ├── EncoderError             an encoder can't be loaded, or doesn't embed what the stream needs
+    │   ├── ClipError            an encoder can't embed one clip
     │   └── CheckpointError      an original .pyth/.pth file can't be converted
     ├── StoreError               an embedding store can't be read or written
     │   └── RecipeMismatchError  its shards were made with another recipe than the one asked for
@@ -51,7 +52,11 @@ class DeviceError(AlphafuseError):
 
 
 class EncoderError(AlphafuseError):
-    """A model can't be loaded, or is not a TimeSformer or AST."""
+    """An encoder can't be loaded, or doesn't embed what the stream needs."""
+
+
+class ClipError(EncoderError):
+    """An encoder can't embed one clip. The message is stored as the clip's failure; other clips aren't affected."""
 
 
 class CheckpointError(EncoderError):

@@ -173,7 +173,7 @@ def _decode_ours(files: Sequence[Path], turn: Turn) -> dict[str, float]:
     specs: dict[str, Spec] = {"timesformer": FrameSpec(), "ast": SpectrogramSpec().audio}
     start = time.process_time()
     for path in files:
-        decode_inputs((path, ("timesformer", "ast")), specs=specs)
+        decode_inputs((path, ("timesformer", "ast"), None), specs=specs)
     worker = time.process_time() - start
     return {"alphafuse": 1e3 * ours / len(files), "worker": 1e3 * worker / len(files)}
 

@@ -209,7 +209,7 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
     """Count what the dataset's splits can show and find what is wrong with them.
 
     Args:
-        dataset: any root; clips without a file are counted as missing.
+        dataset: any root; clips without a file are counted as missing, unless all its embeddings were given.
         signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all findings
             that need decoding. Clips without a signature (their files are missing) are left out of those findings.
 
@@ -223,7 +223,7 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
     clips = dataset.manifest
     files = {clip.clip_id: dataset.path_of(clip) for clip in clips}
     sizes = dataset.file_sizes(clips)
-    missing = tuple(clip_id for clip_id in files if clip_id not in sizes)
+    missing = tuple(clip_id for clip_id in files if clip_id not in sizes) if dataset.needs_clips else ()
     by_id = {clip.clip_id: clip for clip in clips}
     identical = _byte_identical({clip_id: files[clip_id] for clip_id in files if clip_id in sizes}, sizes)
     train_labels = {clip.label for clip in clips.of_split("train")}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -23,14 +23,14 @@ import numpy as np
 from alphafuse.data.store.lazy import StoredEmbeddings
 from alphafuse.data.store.store import EmbeddingStore, recipe_differences
 from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, RecipeMismatchError, unknown
-from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, to_path, write_json
+from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, split_address, to_path, write_json
 from alphafuse.system.remote import folder_exists, is_remote, list_objects, object_size
 
 from .embeddings import Embeddings
 from .manifest import SPLITS, Clip, Manifest
-from .streams import DEFAULT_STREAMS, Stream, in_order, require_different
+from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, require_different
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FLOAT32_BYTES = 4
 STORES = "stores"  # below the root, unless dataset.json says otherwise
 FEW = 64  # up to this many objects are queried one by one; for more, the folder is listed
@@ -165,6 +165,11 @@ class Dataset:
         """Name of a stream -> "video" or "audio"."""
         return {stream.name: stream.medium for stream in self.streams}
 
+    @property
+    def needs_clips(self) -> bool:
+        """Whether clips have files: whether any stream is extracted from them, not given as embeddings."""
+        return any(stream.encoder != GIVEN for stream in self.streams)
+
     def stream(self, name: str) -> Stream:
         """Return the stream of this name; `DatasetError` if the root has none."""
         for stream in self.streams:
@@ -187,25 +192,27 @@ class Dataset:
         return replace(self, streams=streams)
 
     def path_of(self, clip: Clip) -> Path:
-        """Return the path of the clip's file; a `upath.UPath` if the clip folder is a URL."""
+        """Return the address of the clip's file, or of its picture's; a `upath.UPath` if the clip folder is a URL."""
         return self.clip_folder / clip.path
 
+    def sound_of(self, clip: Clip) -> Path | None:
+        """Return the address of the file with the clip's sound; None if `path_of` has it."""
+        return self.clip_folder / clip.audio if clip.audio else None
+
     def file_sizes(self, clips: Sequence[Clip]) -> dict[str, int]:
-        """Return clip_id -> bytes of its file, for those of these clips that have one; a URL is listed once.
+        """Return clip_id -> bytes of its files, for those of these clips that have them; a URL is listed once.
 
         Raises:
             DatasetError: the URL can't be reached.
         """
         if not is_remote(self.clip_folder):
-            return {clip.clip_id: size for clip in clips if (size := _file_size(self.path_of(clip))) is not None}
+            return _sizes(clips, lambda file: _file_size(self.clip_folder / file))
         try:
             if len(clips) <= FEW:
-                found = ((clip.clip_id, object_size(self.path_of(clip))) for clip in clips)
-                return {clip_id: size for clip_id, size in found if size is not None}
-            listed = list_objects(self.clip_folder, recursive=True)
+                return _sizes(clips, lambda file: object_size(self.clip_folder / file))
+            return _sizes(clips, list_objects(self.clip_folder, recursive=True).get)
         except AlphafuseError as error:
             raise DatasetError(str(error)) from None
-        return {clip.clip_id: listed[clip.path] for clip in clips if clip.path in listed}
 
     def require_clips(self) -> None:
         """Raise `DatasetError` if the clip folder, or its bucket, doesn't exist or can't be reached."""
@@ -356,6 +363,22 @@ def _folder_of(recorded: str, root: Path) -> Path:
 def _existing_stores(root: Path) -> str | None:
     content = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
     return content["stores"] if isinstance(content.get("stores"), str) else None
+
+
+def _sizes(clips: Sequence[Clip], size_of: Callable[[str], int | None]) -> dict[str, int]:
+    """Return clip_id -> bytes of all its files, for clips whose files exist; `size_of` of no file is None."""
+    found = {}
+    for clip in clips:
+        total = 0
+        for address in clip.addresses:
+            file, part = split_address(address)
+            size = size_of(file)
+            if size is None:
+                break
+            total += part[1] if part else size
+        else:
+            found[clip.clip_id] = total
+    return found
 
 
 def _file_size(path: Path) -> int | None:

@@ -1,7 +1,9 @@
 """Clips and the manifest that lists them.
 
-A manifest is a csv with the columns `clip_id, path, label, split, group`. `path` is relative to the dataset's clip
-folder and may not leave it; `group` is the source video, the unit that must not straddle splits.
+A manifest is a csv with the columns `clip_id, path, label, split, group`, and `audio` if sounds have files of their
+own. `group` is the source video, the unit that must not straddle splits. `path` and `audio` are addresses: a file
+relative to the dataset's clip folder, which they may not leave, or a part of one: `videos.tar@1536+48210` is 48,210
+bytes from byte 1,536 on, as an uncompressed tar file holds its members.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
 from typing import overload
@@ -36,10 +38,11 @@ class Clip:
 
     Attributes:
         clip_id: unique name, in VGGSound `{youtube_id}_{start:06d}`.
-        path: file, relative to the dataset's clip folder, with forward slashes.
+        path: address of the file, relative to the dataset's clip folder, with forward slashes.
         label: name of the class.
         split: "train", "val" or "test".
         group: source video; clips of one group belong into one split.
+        audio: address of the file with the sound; "" = `path` has it.
 
     Raises:
         DatasetError: a field is empty, longer than 4096 characters, or has control characters or characters that hide
@@ -55,10 +58,13 @@ class Clip:
     label: str
     split: str
     group: str
+    audio: str = ""
 
     def __post_init__(self) -> None:
         for name in COLUMNS:
             value = getattr(self, name)
+            if name == "audio" and not value:
+                continue
             if not value:
                 raise DatasetError(f"a clip has an empty {name}: {one_line(self)}")
             if not is_clean(value):
@@ -68,20 +74,27 @@ class Clip:
             raise DatasetError(
                 f"clip {one_line(self.clip_id, 80)}: {unknown('split', one_line(self.split, 40), SPLITS)}"
             )
-        if _LEAVES.search(self.path):
-            raise DatasetError(
-                f"clip {one_line(self.clip_id, 80)}: path '{one_line(self.path, 80)}' leaves the clip folder: "
-                "give paths relative to it, without '..'"
-            )
-        # (a character takes at most 4 bytes)
-        if len(self.path) > MAX_NAME_BYTES / 4 and len(max(self.path.encode().split(b"/"), key=len)) > MAX_NAME_BYTES:
-            raise DatasetError(
-                f"clip {one_line(self.clip_id, 80)}: path '{one_line(self.path, 80)}' has a name longer than "
-                f"{MAX_NAME_BYTES} bytes, which no file can have: correct it"
-            )
+        for path in (self.path, self.audio):
+            if _LEAVES.search(path):
+                raise DatasetError(
+                    f"clip {one_line(self.clip_id, 80)}: path '{one_line(path, 80)}' leaves the clip folder: "
+                    "give paths relative to it, without '..'"
+                )
+            # (a character takes at most 4 bytes)
+            if len(path) > MAX_NAME_BYTES / 4 and len(max(path.encode().split(b"/"), key=len)) > MAX_NAME_BYTES:
+                raise DatasetError(
+                    f"clip {one_line(self.clip_id, 80)}: path '{one_line(path, 80)}' has a name longer than "
+                    f"{MAX_NAME_BYTES} bytes, which no file can have: correct it"
+                )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of its files: one, or those of picture and sound."""
+        return (self.path, self.audio) if self.audio else (self.path,)
 
 
 COLUMNS = tuple(field.name for field in fields(Clip))
+REQUIRED = COLUMNS[:-1]  # in a csv, `audio` may be absent
 
 
 class Clips(Sequence[Clip]):
@@ -98,6 +111,7 @@ class Clips(Sequence[Clip]):
     clip_splits: Texts
     clip_groups: Texts
     _files: Texts
+    _sounds: Texts
 
     def __init__(self, clips: Iterable[Clip] = ()) -> None:
         made = (
@@ -109,11 +123,13 @@ class Clips(Sequence[Clip]):
             made.clip_splits,
             made.clip_groups,
         )
-        self._files = made._files
+        self._files, self._sounds = made._files, made._sounds
 
     @classmethod
-    def of_columns(cls, clip_ids: Texts, files: Texts, labels: Texts, splits: Texts, groups: Texts) -> Clips:
-        """Make clips from checked columns; a file is its clip's path with NUL in place of the clip_id."""
+    def of_columns(
+        cls, clip_ids: Texts, files: Texts, labels: Texts, splits: Texts, groups: Texts, sounds: Texts | None = None
+    ) -> Clips:
+        """Make clips from checked columns; files and sounds are addresses with NUL in place of the clip_id."""
         clips = Clips.__new__(Clips)
         clips.clip_ids, clips._files, clips.clip_labels, clips.clip_splits, clips.clip_groups = (
             clip_ids,
@@ -122,6 +138,7 @@ class Clips(Sequence[Clip]):
             splits,
             groups,
         )
+        clips._sounds = TextsBuilder().extend(repeat("", len(clip_ids))).build() if sounds is None else sounds
         return clips
 
     def __len__(self) -> int:
@@ -158,8 +175,8 @@ class Clips(Sequence[Clip]):
         return self.of_columns(*(column.take(positions) for column in self._columns))
 
     @property
-    def _columns(self) -> tuple[Texts, Texts, Texts, Texts, Texts]:
-        return self.clip_ids, self._files, self.clip_labels, self.clip_splits, self.clip_groups
+    def _columns(self) -> tuple[Texts, Texts, Texts, Texts, Texts, Texts]:
+        return self.clip_ids, self._files, self.clip_labels, self.clip_splits, self.clip_groups, self._sounds
 
 
 class Manifest(Clips):
@@ -213,7 +230,8 @@ class Manifest(Clips):
 
     def write(self, path: str | Path) -> None:
         """Write the csv atomically."""
-        write_csv(Path(path), chain([COLUMNS], map(_ROW, self)))
+        columns = COLUMNS if any(self._sounds.distinct()) else REQUIRED
+        write_csv(Path(path), chain([columns], map(attrgetter(*columns), self)))
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
@@ -224,9 +242,12 @@ class Manifest(Clips):
         """
         path = Path(path)
         rows = iterate_csv(path)
-        if tuple(next(rows, (0, []))[1]) != COLUMNS:
-            raise DatasetError(f"{one_line(path, 1000)} is not a manifest: its first line must be {','.join(COLUMNS)}")
-        return cls(_columns(_checked_rows(path, rows)))
+        header = tuple(next(rows, (0, []))[1])
+        if header not in (COLUMNS, REQUIRED):
+            raise DatasetError(
+                f"{one_line(path, 1000)} is not a manifest: its first line must be {','.join(REQUIRED)}[,audio]"
+            )
+        return cls(_columns(_checked_rows(path, rows, len(header))))
 
 
 def as_clips(clips: Sequence[Clip]) -> Clips:
@@ -237,7 +258,7 @@ def as_clips(clips: Sequence[Clip]) -> Clips:
 _ROW = attrgetter(*COLUMNS)
 
 
-def _make_clip(clip_id: str, file: str, label: str, split: str, group: str) -> Clip:
+def _make_clip(clip_id: str, file: str, label: str, split: str, group: str, sound: str) -> Clip:
     """Make a clip from values that were checked before."""
     clip, set_field = Clip.__new__(Clip), object.__setattr__
     set_field(clip, "clip_id", clip_id)
@@ -245,45 +266,49 @@ def _make_clip(clip_id: str, file: str, label: str, split: str, group: str) -> C
     set_field(clip, "label", label)
     set_field(clip, "split", split)
     set_field(clip, "group", group)
+    set_field(clip, "audio", sound.replace("\0", clip_id))
     return clip
 
 
 def _columns(parts: Iterable[Iterable[Sequence[str]]]) -> Clips:
-    """Make clips from parts of a table with checked rows (clip_id, path, label, split, group)."""
+    """Make clips from parts of a table with checked rows (clip_id, path, label, split, group[, audio])."""
     builders = [TextsBuilder() for _ in COLUMNS]
     for part in parts:
         columns = [list(column) for column in zip(*part, strict=True)]
         if columns:
             # most files are named by their clip: with NUL in place of its id few different names remain
-            columns[1] = [file.replace(clip_id, "\0") for clip_id, file in zip(*columns[:2], strict=True)]
+            columns += [[""] * len(columns[0])] * (len(COLUMNS) - len(columns))
+            for at in (1, 5):
+                columns[at] = [
+                    file.replace(clip_id, "\0") for clip_id, file in zip(columns[0], columns[at], strict=True)
+                ]
             for builder, column in zip(builders, columns, strict=True):
                 builder.add(column)
     return Clips.of_columns(*(builder.build() for builder in builders))
 
 
-def _checked_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[list[str]]]:
+def _checked_rows(path: Path, rows: Iterator[tuple[int, list[str]]], width: int) -> Iterator[list[list[str]]]:
     """Yield the rows of a csv in parts, each checked as `Clip` checks it; errors name the line."""
     part: list[tuple[int, list[str]]] = []
     try:
         for line, row in rows:
             part.append((line, row))
-            if len(part) == ROWS_AT_ONCE or len(row) != len(COLUMNS) or max(map(len, row)) > MAX_TEXT:
-                yield _checked(path, part)
+            if len(part) == ROWS_AT_ONCE or len(row) != width or max(map(len, row)) > MAX_TEXT:
+                yield _checked(path, part, width)
                 part = []
     except DatasetError:
-        _checked(path, part)  # a bad row before the unreadable one is reported first
+        _checked(path, part, width)  # a bad row before the unreadable one is reported first
         raise
-    yield _checked(path, part)
+    yield _checked(path, part, width)
 
 
-def _checked(path: Path, part: Sequence[tuple[int, list[str]]]) -> list[list[str]]:
+def _checked(path: Path, part: Sequence[tuple[int, list[str]]], width: int) -> list[list[str]]:
     rows = [row for _, row in part]
-    if not _are_plain(rows):
+    if not _are_plain(rows, width):
         for line, row in part:
-            if len(row) != len(COLUMNS):
+            if len(row) != width:
                 raise DatasetError(
-                    f"{one_line(path, 1000)} line {line} has {len(row)} columns instead of {len(COLUMNS)}: "
-                    f"{one_line(row)}"
+                    f"{one_line(path, 1000)} line {line} has {len(row)} columns instead of {width}: {one_line(row)}"
                 )
             try:
                 Clip(*row)
@@ -292,15 +317,16 @@ def _checked(path: Path, part: Sequence[tuple[int, list[str]]]) -> list[list[str
     return rows
 
 
-def _are_plain(rows: Sequence[Sequence[str]]) -> bool:
+def _are_plain(rows: Sequence[Sequence[str]], width: int) -> bool:
     """Whether `Clip` certainly accepts all rows: a quick check of many at once, with false negatives."""
-    if not rows or set(map(len, rows)) != {len(COLUMNS)}:
+    if not rows or set(map(len, rows)) != {width}:
         return not rows
-    clip_ids, paths, labels, splits, groups = zip(*rows, strict=True)
+    clip_ids, paths, labels, splits, groups, *sounds = zip(*rows, strict=True)
+    paths = (*paths, *chain.from_iterable(filter(any, sounds)))
     files = "/".join(("", *paths))
     return (
         set(splits) <= set(SPLITS)
-        and all(_are_clean(column) for column in (clip_ids, paths, labels, groups))
+        and all(_are_clean(column) for column in (clip_ids, paths, labels, groups))  # an empty sound isn't certain
         and max(map(len, paths)) <= MAX_NAME_BYTES // 4
         and not any(sign in files for sign in ("//", "..", "\\", ":"))
     )

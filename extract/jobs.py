@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
+from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip, Clips
 
 
 @dataclass(frozen=True)
 class Job:
-    """A clip, its file, and the streams to extract."""
+    """A clip, the streams to extract, and its file, or the files of its picture (`path`) and its sound (`audio`)."""
 
     clip: Clip
     path: Path
     streams: tuple[str, ...]
+    audio: Path | None = None
+
+    @property
+    def task(self) -> tuple[Path, tuple[str, ...], Path | None]:
+        """What a decode worker needs."""
+        return self.path, self.streams, self.audio
 
 
 class Jobs(Sequence[Job]):
@@ -28,15 +35,15 @@ class Jobs(Sequence[Job]):
     Slices are `Jobs` too.
     """
 
-    def __init__(self, clips: Clips, path_of: Callable[[Clip], Path], wanted: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, clips: Clips, dataset: Dataset, wanted: Mapping[str, np.ndarray]) -> None:
         """Combine clips with the streams to extract.
 
         Args:
             clips: the clips.
-            path_of: clip -> path of its file.
+            dataset: the root, which knows the clips' files.
             wanted: stream -> (clips,) bool: whether to extract it.
         """
-        self.clips, self._path_of, self._wanted = clips, path_of, dict(wanted)
+        self.clips, self._dataset, self._wanted = clips, dataset, dict(wanted)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -63,16 +70,16 @@ class Jobs(Sequence[Job]):
         """Return the jobs at these positions (an integer array) or under this mask (a boolean array)."""
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         wanted = {stream: mask[positions] for stream, mask in self._wanted.items()}
-        return Jobs(self.clips.take(positions), self._path_of, wanted)
+        return Jobs(self.clips.take(positions), self._dataset, wanted)
 
     def restricted_to(self, lacking: Mapping[str, np.ndarray]) -> Jobs:
         """Return the jobs that are left, each with what it lacks; `lacking`: stream -> (clips,) bool."""
         wanted = {stream: mask & lacking[stream] for stream, mask in self._wanted.items()}
-        return Jobs(self.clips, self._path_of, wanted).take(np.any([*wanted.values()], axis=0))
+        return Jobs(self.clips, self._dataset, wanted).take(np.any([*wanted.values()], axis=0))
 
     def _job(self, position: int, clip: Clip) -> Job:
         streams = tuple(name for name, mask in self._wanted.items() if mask[position])
-        return Job(clip, self._path_of(clip), streams)
+        return Job(clip, self._dataset.path_of(clip), streams, self._dataset.sound_of(clip))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Work:
         self.store = dataset.store(split)
         self.store.require_recipes(recipes)
         self._retry_failed = retry_failed
-        self._everything = Jobs(clips, dataset.path_of, {stream: np.ones(len(clips), bool) for stream in recipes})
+        self._everything = Jobs(clips, dataset, {stream: np.ones(len(clips), bool) for stream in recipes})
 
     def __repr__(self) -> str:
         return f"Work({self.split}, {self.clips} clips, {self.store!r})"

@@ -131,7 +131,12 @@ def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job
     rows = dataset.store(split).open_rows(every)
     present = {stream: rows.present(stream) for stream in rows.dims}
     jobs = [
-        Job(clip, dataset.path_of(clip), tuple(stream for stream in present if present[stream][i]))
+        Job(
+            clip,
+            dataset.path_of(clip),
+            tuple(stream for stream in present if present[stream][i]),
+            dataset.sound_of(clip),
+        )
         for i, clip in enumerate(every)
     ]
     embedded = [job for job in jobs if job.streams]

@@ -36,9 +36,8 @@ from alphafuse.heads.model.head import PREDICT_ROWS
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead, train_heads
 
-# patience needs a validation split, X is in memory, and scikit-learn's name is class_weight
-EXCLUDED_FIELDS = ("patience", "memory_gb", "class_weights")
-EXCLUDED_FIELDS += ("streams", "available")  # streams are blocks of X's columns
+# patience needs a validation split, X is in memory, scikit-learn's name is class_weight, streams are blocks of X
+EXCLUDED_FIELDS = ("patience", "memory_gb", "class_weights", "streams", "available")
 OWN_PARAMETERS: dict[str, Any] = {"streams": None, "class_weight": None, "random_state": None}
 ONLY_STREAM = "x"  # its name if all columns are one stream
 REST = -1  # number of columns: all others

@@ -23,6 +23,7 @@ from alphafuse.data.streams import (
     Stream,
     require_different,
 )
+from alphafuse.system.files import one_line
 from alphafuse.system.progress import Bar
 
 from .common import (
@@ -36,8 +37,10 @@ from .common import (
     root_option,
     workers_option,
 )
+from .options import Assignment
 
 if TYPE_CHECKING:
+    from alphafuse.data.sources.given import GivenReport
     from alphafuse.data.sources.importing import ImportReport, LeaveOut
     from alphafuse.data.sources.resplit import SplitReport
 
@@ -57,6 +60,7 @@ seed_option = click.option(
             "ucf101": "From UCF-101's official split files and its clips.",
             "kinetics": "From Kinetics' official csv files and its clips.",
             "folder": "From your own clips: a folder per class, or a csv.",
+            "embeddings": "From your own embeddings: a parquet file of vectors.",
             "streams": "The streams of a root: list, add or remove some.",
             "audit": "Check a root: what its splits can show, problems with clips.",
             "split": "Make a new split of a root, by source video, balanced by label.",
@@ -75,6 +79,9 @@ def data() -> None:
 
 _val_fraction_option = click.option(
     "--val-fraction", default=0.1, show_default=True, help="Share of train moved to validation."
+)
+_test_fraction_option = click.option(
+    "--test-fraction", default=0.2, show_default=True, help="Share of all clips moved to test."
 )
 _stores_option = click.option(
     "--stores",
@@ -279,11 +286,11 @@ def data_kinetics(as_json: bool, **arguments: Any) -> None:
 
 @data.command("folder")
 @click.argument("source", type=Place())
-@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group].")
+@click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group][,audio].")
 @root_option
 @seed_option
 @_val_fraction_option
-@click.option("--test-fraction", default=0.2, show_default=True, help="Share of all clips moved to test.")
+@_test_fraction_option
 @_defaults
 @json_option
 def data_folder(as_json: bool, **arguments: Any) -> None:
@@ -299,6 +306,83 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
     from alphafuse.data.sources.folder import import_folder
 
     _print_import(import_folder(**arguments), as_json=as_json)
+
+
+@data.command("embeddings")
+@click.argument("file", type=click.Path(path_type=Path))
+@root_option
+@click.option(
+    "--medium",
+    "media",
+    type=Assignment(),
+    multiple=True,
+    metavar="NAME=MEDIUM",
+    help="What a column embeds: video or audio. Repeatable. [default: a word in its name, as in audio-clap]",
+)
+@click.option("--name", help="Name of a new dataset. [default: that of the file]")
+@seed_option
+@_val_fraction_option
+@_test_fraction_option
+@json_option
+def data_embeddings(as_json: bool, media: tuple[tuple[str, str], ...], **arguments: Any) -> None:
+    """Make a root from a parquet file of your own embeddings, or add them to a root as streams, by clip_id.
+
+    Columns: clip_id; for a new root label, and if you have them split and group; each column of lists of numbers is a
+    stream of that name. Such a root needs no clips. Null and NaN mean that a clip has no embedding.
+
+    \b
+    Examples:
+      alphafuse data embeddings vectors.parquet --root mine --medium clap=audio --medium dino=video
+      alphafuse data embeddings more.parquet --root vggsound --medium clap=audio
+    """
+    from alphafuse.data.sources.given import import_embeddings
+
+    report = import_embeddings(media=dict(media), **arguments)
+    if as_json:
+        print_json(_given_json(report))
+    else:
+        _print_given(report)
+
+
+@data.command("streams")
+@root_option
+@click.option(
+    "--add",
+    multiple=True,
+    metavar="NAME=ENCODER",
+    help="Add a stream, or replace that of its name; as --stream of alphafuse data folder. Repeatable.",
+)
+@click.option("--remove", multiple=True, metavar="NAME", help="Remove a stream; its embeddings stay. Repeatable.")
+@json_option
+def data_streams(root: Path, add: tuple[str, ...], remove: tuple[str, ...], as_json: bool) -> None:
+    """List the streams of a root; add or remove some. Stored embeddings stay, and extract adds what is missing.
+
+    \b
+    Examples:
+      alphafuse data streams --root demo
+      alphafuse data streams --root demo --add clap=laion/clap-htsat-unfused
+      alphafuse data streams --root demo --add dino=facebook/dinov2-base,frames=16 --remove timesformer
+      alphafuse data streams --root demo --add colour=mymodule:colour,frames=8
+    """
+    from alphafuse.extract.encoders.families import parse_stream
+
+    dataset = Dataset.open(root)
+    removed = [dataset.stream(name).name for name in remove]
+    added = require_different([parse_stream(text) for text in add]) if add else ()
+    if added or removed:
+        streams = {stream.name: stream for stream in dataset.streams if stream.name not in removed}
+        streams |= {stream.name: stream for stream in added}
+        dataset = dataset.with_streams([*streams.values()])
+    if as_json:
+        print_json({"root": str(root), "streams": [stream.to_json() for stream in dataset.streams]})
+        return
+    rows = [(stream.name, stream.medium, str(stream).partition("=")[2].rstrip(")")) for stream in dataset.streams]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, medium, encoder in rows:
+        click.echo(f"{name:<{widths[0]}}  {medium:<{widths[1]}}  {encoder}")
+    if added:
+        trust = " --trust-code" if any(stream.is_code for stream in added) else ""
+        print_text(f"next: alphafuse extract --split all --root {root}{trust}")
 
 
 @data.command("audit")
@@ -395,6 +479,38 @@ def _print_split(report: SplitReport) -> None:
         click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")
     step = "table1" if carried == len(manifest) else "extract --split all"
     print_text(f"  next: alphafuse {step} --root {root}")
+
+
+def _given_json(report: GivenReport) -> dict[str, Any]:
+    return {
+        "root": str(report.dataset.root),
+        "name": report.dataset.name,
+        "clips": {split: len(report.dataset.manifest.of_split(split)) for split in SPLITS},
+        "streams": {
+            stream.name: {"medium": stream.medium, "present": count, "absent": report.absent[stream.name]}
+            for stream in report.dataset.streams
+            if (count := report.present.get(stream.name)) is not None
+        },
+        "unknown": list(report.unknown),
+        "notes": list(report.notes),
+    }
+
+
+def _print_given(report: GivenReport) -> None:
+    dataset = report.dataset
+    sizes = ", ".join(f"{split} {len(dataset.manifest.of_split(split))}" for split in SPLITS)
+    click.echo(f"{dataset.name}: {len(dataset.manifest)} clips in {len(dataset.classes)} classes ({sizes})")
+    for name, count in report.present.items():
+        absent = f", absent for {report.absent[name]}" if report.absent[name] else ""
+        click.echo(f"  {name} ({dataset.media[name]}): embeddings of {count} clips{absent}")
+    if report.unknown:
+        click.echo(
+            f"  left out: {len(report.unknown)} clips of the file that the root lacks, such as "
+            f"{', '.join(one_line(clip_id, 40) for clip_id in report.unknown[:3])}"
+        )
+    for note in report.notes:
+        click.echo(f"  {note}")
+    print_text(f"root: {dataset.root}\nnext: alphafuse compare --root {dataset.root}")
 
 
 def _print_import(report: ImportReport, *, as_json: bool) -> None:

@@ -290,7 +290,8 @@ def _root(folder: str) -> Iterator[Finding]:
         return
     try:
         dataset = Dataset.open(folder)
-        dataset.require_clips()
+        if dataset.needs_clips:
+            dataset.require_clips()
     except AlphafuseError as error:
         yield Finding("root", "problem", str(error), f"alphafuse data audit --root {folder}")
         return

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.streams import ALL, in_order
+from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
@@ -76,7 +76,7 @@ def fit(
       alphafuse fit --transform sqrt --on ast
       alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
       alphafuse fit --fusion gate --normalize zscore --patience 5
-      alphafuse fit --streams ast --hidden linear --root demo
+      alphafuse fit --stream ast --hidden linear --root demo
     """
     from alphafuse.heads.studies.fit import fit as fit_experiment
     from alphafuse.report.studies import describe
@@ -84,7 +84,7 @@ def fit(
 
     on, is_typed = context.params["on"], context.get_parameter_source("transform") != ParameterSource.DEFAULT
     if on and experiment.transform == "none" and not is_typed:
-        raise click.UsageError(f"--on {on} needs a --transform; to train on one stream, use --streams {on}")
+        raise click.UsageError(f"--on {on} needs a --transform; to train on one stream, use --stream {on}")
     dataset = Dataset.open(root)
     older = set((dataset.root / "runs").glob("*/"))
     result = fit_experiment(
@@ -157,7 +157,7 @@ def table1(
     "--on",
     type=Names(),
     default="",
-    shell_complete=some_of(ALL),
+    shell_complete=some_of(*DEFAULT_NAMES, ALL),
     help="A stream or all; a curve for each of NAME,NAME. [default: the last stream]",
 )
 @click.option("--alpha", default="0:2:0.25", show_default=True, help="start:stop:step, or a list 0.5,1,2.")

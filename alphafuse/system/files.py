@@ -20,6 +20,8 @@ from alphafuse.errors import AlphafuseError, DatasetError
 MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
+_PART = re.compile(r"(.+)@(\d+)\+(\d+)", re.DOTALL)
+_PART = re.compile(r"(.+)@(\d+)\+(\d+)", re.DOTALL)  # an address that is a part of a file
 DIGEST_BYTES = 2**16  # of each end of a file
 UNKNOWN_BYTES = -1  # where a file's size is expected
 # control characters, and characters that hide or reorder text; joiners (U+200C, U+200D) are part of some scripts
@@ -46,6 +48,18 @@ def file_digest(path: Path) -> tuple[int, str]:
         file.seek(max(0, size - DIGEST_BYTES))
         digest.update(file.read(DIGEST_BYTES))
     return size, digest.hexdigest()
+
+
+def split_address(address: str) -> tuple[str, tuple[int, int] | None]:
+    """Return the file of an address, and the first byte and the number of bytes if the address is a part of it.
+
+    >>> split_address("videos.tar@1536+48210")
+    ('videos.tar', (1536, 48210))
+    >>> split_address("dog.mp4")
+    ('dog.mp4', None)
+    """
+    match = _PART.fullmatch(address)
+    return (match[1], (int(match[2]), int(match[3]))) if match else (address, None)
 
 
 def is_clean(text: str) -> bool:

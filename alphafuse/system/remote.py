@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import tempfile
 import threading
 import uuid
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from alphafuse.errors import AlphafuseError
 
-from .files import one_line
+from .files import one_line, split_address
 from .scratch import scratch_folder
 
 BLOCK_BYTES = 64 * 2**10  # the first block of a shard of 600 clips holds all of it but the features
@@ -343,12 +344,23 @@ def _is_local(error: OSError, local: Path) -> bool:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """Yield a local file as it is, or a temporary copy of an object, which is removed when the block ends.
+    """Yield a local file as it is, or a temporary copy of an object or of a part of a file (`split_address`).
+
+    The copy is removed when the block ends.
 
     Raises:
         FileNotFoundError: no such object.
         AlphafuseError: it can't be fetched.
     """
+    name, part = split_address(path.name)
+    if part is not None:
+        with tempfile.NamedTemporaryFile() as copy_of_part:
+            with path.with_name(name).open("rb") as container:
+                container.seek(part[0])
+                copy_of_part.write(container.read(part[1]))
+            copy_of_part.flush()
+            yield Path(copy_of_part.name)
+        return
     if not is_remote(path):
         yield path
         return

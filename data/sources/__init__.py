@@ -5,6 +5,8 @@ folder       a folder per label
 vggsound     VGGSound's csv
 ucf101       UCF101's split lists
 kinetics     Kinetics' csv files
+given        embeddings of one's own
+vectors      the parquet file that holds them
 demo         generated clips
 synthesis    pictures and sounds of the demo
 resplit      another root's clips in new splits, embeddings included

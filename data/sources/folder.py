@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from alphafuse.data.dataset import Dataset
@@ -11,12 +12,13 @@ from alphafuse.data.manifest import SPLITS, Clip, Manifest
 from alphafuse.data.splits import VAL_FRACTION, split_off
 from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError
-from alphafuse.system.files import read_csv, to_path
+from alphafuse.system.files import read_csv, split_address, to_path
 from alphafuse.system.remote import is_remote
 
 from .importing import ImportReport, check_fraction, find_videos, list_files, write_missing
 
 TEST_FRACTION = 0.2  # of all clips, if the source has no test split
+OPTIONAL = {"split", "group", "audio"}  # columns of a csv
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # {youtube_id}_{start_seconds:06d} as in VGGSound, or followed by the end as in Kinetics
 _YOUTUBE_NAME = re.compile(r"([\w-]{11})_\d{6}(?:_\d{6})?")
@@ -38,9 +40,10 @@ def import_folder(
 
     Without `csv`, the folder holds one folder per class (`dog/a.mp4`), or split folders with one folder per class
     (`train/dog/a.mp4`, `test/dog/b.mp4`; val, valid and validation mean val). With `csv` (header
-    `path,label[,split][,group]`, paths relative to `source`), the csv decides everything. Splits that the source
-    doesn't have are made by source video: test from all clips, then val from train. A clip's group is that of the csv,
-    else the YouTube id of a name as in VGGSound or Kinetics, else the clip itself.
+    `path,label[,split][,group][,audio]`, paths relative to `source`, `audio` for sounds in files of their own), the
+    csv decides everything. Splits that the source doesn't have are made by source video: test from all clips, then
+    val from train. A clip's group is that of the csv, else the YouTube id of a name as in VGGSound or Kinetics, else
+    the clip itself.
 
     Args:
         source: folder with the clips, or its URL (s3://, gs://, hf://, ...).
@@ -78,7 +81,7 @@ def import_folder(
             f"no clips found in {source}: it needs one folder per class with video files, or a csv (--csv path,label)"
         )
     given = {split for _, split in listed if split}
-    clips = [Clip(c.clip_id, c.path, c.label, split or "train", c.group) for c, split in listed]
+    clips = [replace(clip, split=split or "train") for clip, split in listed]
     if "test" not in given:
         clips = split_off(clips, test_fraction, into="test", seed=seed)
     if "val" not in given:
@@ -127,8 +130,10 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
     """Return ((clip, split or "") of each listed file that exists, clip_ids of the others)."""
     rows = read_csv(csv)
     header = [column.strip().lower() for column in rows[0][1]] if rows else []
-    if header[:2] != ["path", "label"] or not set(header[2:]) <= {"split", "group"} or len(set(header)) != len(header):
-        raise DatasetError(f"{csv}: the first line must be path,label[,split][,group], not '{','.join(header)}'")
+    if header[:2] != ["path", "label"] or not set(header[2:]) <= OPTIONAL or len(set(header)) != len(header):
+        raise DatasetError(
+            f"{csv}: the first line must be path,label[,split][,group][,audio], not '{','.join(header)}'"
+        )
     listed, missing = [], []
     objects = list_files(source) if is_remote(source) else None
     for line, columns in rows[1:]:
@@ -138,13 +143,15 @@ def _from_csv(source: Path, csv: Path) -> tuple[list[tuple[Clip, str]], tuple[st
         split = _SPLIT_FOLDERS.get(row.get("split", "").lower(), row.get("split", ""))
         if split and split not in SPLITS:
             raise DatasetError(f"{csv} line {line}: split '{split}' is not one of {', '.join(SPLITS)}")
-        path = Path(row["path"])
+        path, sound = Path(row["path"]), row.get("audio", "")
         stem = path.with_suffix("").as_posix()
+        group = row.get("group") or _group_of(stem)
         try:
-            clip = Clip(stem, path.as_posix(), row["label"], split or "train", row.get("group") or _group_of(stem))
+            clip = Clip(stem, path.as_posix(), row["label"], split or "train", group, sound)
         except DatasetError as error:
             raise DatasetError(f"{csv} line {line}: {error}") from None
-        if (source / path).is_file() if objects is None else path.as_posix() in objects:
+        files = [split_address(address)[0] for address in clip.addresses]
+        if all((source / file).is_file() if objects is None else file in objects for file in files):
             listed.append((clip, split))
         else:
             missing.append(clip.clip_id)

@@ -9,10 +9,12 @@ A decode worker calls `decode_inputs` for each clip.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,6 @@ from PIL import Image
 
 from alphafuse.errors import DecodeError
 from alphafuse.system.files import UNKNOWN_BYTES, file_digest
-from alphafuse.system.remote import is_remote
 from alphafuse.system.workers import NO_MEMORY
 
 from .audio import AudioTrack, audio_problem
@@ -189,28 +190,43 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
 
 
 def decode_inputs(
-    task: tuple[Path, tuple[str, ...]], *, specs: Mapping[str, Spec], device_resizes: frozenset[str] = frozenset()
+    task: tuple[Path, tuple[str, ...], Path | None],
+    *,
+    specs: Mapping[str, Spec],
+    device_resizes: frozenset[str] = frozenset(),
 ) -> Inputs:
-    """Decode a clip's file into the inputs of its streams, in one pass; runs in a worker.
+    """Decode a clip into the inputs of its streams, each of its files in one pass; runs in a worker.
 
     Args:
-        task: the file or its URL, and the streams to decode for.
+        task: the file or its URL, the streams to decode for, and the file of the sound if it has one of its own.
         specs: stream -> specification of its encoder's input.
         device_resizes: streams whose frames of up to `DEVICE_RESIZE_PIXELS` are left as they are.
     """
     began = time.process_time()
-    path, streams = task
-    framed = {name: spec for name in streams if isinstance(spec := specs[name], FrameSpec)}
-    heard = {name: spec for name in streams if isinstance(spec := specs[name], AudioSpec)}
+    path, streams, audio = task
+    chosen = {name: specs[name] for name in streams}
+    if audio is None:
+        inputs = _decode_one(path, chosen, device_resizes)
+    else:
+        seen = {name: spec for name, spec in chosen.items() if isinstance(spec, FrameSpec)}
+        heard = {name: spec for name, spec in chosen.items() if isinstance(spec, AudioSpec)}
+        inputs = _joined(_decode_one(path, seen, device_resizes), _decode_one(audio, heard, device_resizes))
+    return replace(inputs, cpu_seconds=time.process_time() - began)
+
+
+def _decode_one(path: Path, specs: Mapping[str, Spec], device_resizes: frozenset[str]) -> Inputs:
+    """Decode one file into the inputs of streams."""
+    framed = {name: spec for name, spec in specs.items() if isinstance(spec, FrameSpec)}
+    heard = {name: spec for name, spec in specs.items() if isinstance(spec, AudioSpec)}
     resizers = {name: _FrameResizer(spec, leave_small=name in device_resizes) for name, spec in framed.items()}
     try:
-        with fetched(path) if is_remote(path) else nullcontext(path) as file:
+        with fetched(path) as file:
             decoded = _decode_file(
                 file, [(spec, resizers[name]) for name, spec in framed.items()], _samples_per_rate(heard.values())
             )
             file_bytes, digest = _identify(file)
     except DecodeError as error:
-        return Inputs.failed(streams, str(error), cpu_seconds=time.process_time() - began)
+        return Inputs.failed(specs, str(error))
     taken = dict(zip(framed, decoded.frames, strict=True))
     taken |= {name: _cut(*decoded.waveforms[spec.rate], spec) for name, spec in heard.items()}
     return Inputs(
@@ -220,7 +236,19 @@ def decode_inputs(
         seconds=decoded.seconds,
         file_bytes=file_bytes,
         digest=digest,
-        cpu_seconds=time.process_time() - began,
+    )
+
+
+def _joined(picture: Inputs, sound: Inputs) -> Inputs:
+    """Join the inputs from a clip's two files."""
+    both_known = picture.digest and sound.digest
+    return Inputs(
+        arrays={**picture.arrays, **sound.arrays},
+        reasons={**picture.reasons, **sound.reasons},
+        unresized=picture.unresized,
+        seconds=float(np.fmax(picture.seconds, sound.seconds)),
+        file_bytes=picture.file_bytes + sound.file_bytes if both_known else UNKNOWN_BYTES,
+        digest=hashlib.sha256(f"{picture.digest} {sound.digest}".encode()).hexdigest() if both_known else "",
     )
 
 

@@ -38,6 +38,11 @@ class FrameSpec:
         sampling: choice of the clip's frames, see `SAMPLINGS`.
         resize: what resizes, because results differ: "pil", in the decode workers; or "torch", which HuggingFace's
             torchvision processors use: workers pass frames on as they are, and the encoder resizes them.
+
+    >>> from alphafuse import FrameSpec
+    >>> spec = FrameSpec(frames=16, shortest_edge=256, crop=(224, 224))
+    >>> spec.sampling, spec.resize
+    ('spread', 'pil')
     """
 
     frames: int = 8
@@ -106,6 +111,31 @@ class FrameSpec:
 
 
 @dataclass(frozen=True)
+class PatchSpec(FrameSpec):
+    """Frames that nearly keep their proportions: resized to as many square patches as are allowed.
+
+    Attributes:
+        patch_size: side of a patch, pixels.
+        max_patches: number of patches of a frame at most.
+    """
+
+    patch_size: int = 16
+    max_patches: int = 256
+
+    def patched_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) of a frame after resizing; the search is that of HuggingFace's SigLIP 2 processor."""
+        low, high = 1e-6, 100.0  # scale
+        while high - low >= 1e-5:
+            scale = (low + high) / 2
+            rows, columns = (self._patches(side, scale) for side in (height, width))
+            low, high = (scale, high) if rows * columns <= self.max_patches else (low, scale)
+        return self._patches(height, low) * self.patch_size, self._patches(width, low) * self.patch_size
+
+    def _patches(self, side: int, scale: float) -> int:
+        return max(1, math.ceil(side * scale / self.patch_size))
+
+
+@dataclass(frozen=True)
 class AudioSpec:
     """The waveform that an encoder hears.
 
@@ -113,6 +143,10 @@ class AudioSpec:
         rate: samples per second.
         max_samples: samples of a clip that matter, from its start; None = all.
         min_samples: a clip with fewer can't be embedded.
+
+    >>> from alphafuse import AudioSpec
+    >>> AudioSpec(rate=48_000, max_samples=480_000)
+    AudioSpec(rate=48000, max_samples=480000, min_samples=1)
     """
 
     rate: int = SAMPLE_RATE_HZ
@@ -182,6 +216,8 @@ class Inputs:
 
 def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
     """Return (height, width) of a frame after resizing, before the crop."""
+    if isinstance(spec, PatchSpec):
+        return spec.patched_size(height, width)
     if spec.shortest_edge:
         short, long = sorted((height, width))
         longest_edge = int(spec.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do

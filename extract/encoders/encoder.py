@@ -7,6 +7,7 @@ forward pass and its preprocessing together.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -16,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
-from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Spec
+from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, PatchSpec, Spec
 from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.processes import measure_memory
 
-from .hub import hub_reachable, locate, not_found, read_file
+from .hub import hub_reachable, locate, not_found, read_preprocessor
 from .transformer import store_products_in
 
 EXAMPLE_SECONDS = 60  # of sound, for encoders that hear all of it
@@ -143,7 +145,10 @@ def example_input(spec: Spec) -> np.ndarray:
     if isinstance(spec, AudioSpec):
         return np.zeros(max(spec.min_samples, spec.max_samples or EXAMPLE_SECONDS * spec.rate), np.float32)
     height, width = spec.crop if spec.crop != (0, 0) else spec.size
-    if spec.resize != "pil" or not height:
+    if isinstance(spec, PatchSpec):
+        height = width = round(math.sqrt(spec.max_patches)) * spec.patch_size
+        height, width = spec.patched_size(height, width)
+    elif spec.resize != "pil" or not height:
         width = 640
         height = DEVICE_RESIZE_PIXELS // width
     return np.zeros((spec.frames, height, width, 3), np.uint8)
@@ -156,6 +161,8 @@ def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:
     if isinstance(model, nn.Module):
         model = model if placement.device.type == "cpu" else model.to(placement.device)
         model = torch.compile(model) if compile else model  # callable as a module
+    elif hasattr(model, "to"):  # code of one's own, which isn't compiled
+        model = model.to(placement.device)
     return replace(encoder, model=model, placement=placement)
 
 
@@ -183,11 +190,12 @@ def freeze(
     placement = placement or Placement()
     placement = replace(placement, precision=stream.options.get("precision", placement.precision))
     config: Any = model.config
+    _store_parametrized_weights(model)
     weights_sha256 = _weights_sha256(model)
     model.eval().requires_grad_(False)
     fast = forward(model).eval().requires_grad_(False)
-    if placement.precision == "bf16":
-        store_products_in(fast, torch.bfloat16)
+    if placement.precision == "bf16" and not store_products_in(fast, torch.bfloat16):
+        fast = _InBfloat16(fast)
     frozen = Encoder(
         stream=stream,
         revision=getattr(config, "_commit_hash", None) or "",
@@ -203,11 +211,44 @@ def freeze(
     return place(frozen, str(placement.device), compile=placement.compile)
 
 
-def load_pretrained(stream: Stream, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _store_parametrized_weights(model: nn.Module) -> None:
+    """Replace weights that are computed from others at each pass (`weight_norm`) by their values; they can be pickled.
+
+    HuggingFace's speech models have such weights.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+            module._load_state_dict_pre_hooks.clear()  # weight_norm's local function, for checkpoints of older versions
+
+
+class _InBfloat16(nn.Module):
+    """A forward pass of HuggingFace's modules whose products run in bfloat16; sums, norms and results are float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            embeddings: torch.Tensor = self.model(inputs)
+        return embeddings.float()
+
+
+def load_pretrained(
+    stream: Stream, model_class: Any, *, unused: Sequence[str] = (), **loading: Any
+) -> tuple[Any, Any, dict[str, Any]]:
     """Load HuggingFace's model of a stream from a hub id, a folder or "compact".
 
+    Args:
+        stream: its encoder and medium.
+        model_class: class of `transformers`, with `from_pretrained`.
+        unused: last parts of the names of weights that an embedding doesn't need; they may be missing, and are removed.
+        loading: further arguments of `from_pretrained`, such as `key_mapping`.
+
     Returns:
-        The model in float32, its config, and its preprocessor_config.json as a dict, {} without one.
+        The model in float32, its config, and its preprocessor's settings, {} without a file of them.
 
     Raises:
         EncoderError: the model doesn't exist, or its weights are damaged or incomplete.
@@ -224,20 +265,29 @@ def load_pretrained(stream: Stream, model_class: Any) -> tuple[Any, Any, dict[st
     offline = not is_folder and not hub_reachable()
     try:
         model, report = model_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, local_files_only=offline
+            source, dtype=torch.float32, output_loading_info=True, local_files_only=offline, **loading
         )
     except (OSError, ValueError) as error:
         if is_folder:
             raise EncoderError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
         raise EncoderError(not_found(stream)) from None
+    except ImportError as error:
+        raise EncoderError(f"{name} needs another package: {_line_of(error)}") from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
         raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
-    if report["missing_keys"]:  # HuggingFace would fill them with random numbers
-        missing = sorted(report["missing_keys"])
+    for name in [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in unused]:
+        owner, _, last = name.rpartition(".")
+        delattr(model.get_submodule(owner), last)
+    missing = sorted(key for key in report["missing_keys"] if key.rpartition(".")[2] not in unused)
+    if missing:  # HuggingFace would fill them with random numbers
         raise EncoderError(
-            f"{name} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
+            f"{stream.encoder} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
-    return model, model.config, read_file(source, "preprocessor_config.json") or {}
+    return model, model.config, read_preprocessor(source, stream.medium)
+
+
+def _line_of(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _weights_sha256(model: nn.Module) -> str:

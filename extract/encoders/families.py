@@ -44,6 +44,25 @@ class Family:
 FAMILIES = {
     "timesformer": Family(("video",), "timesformer", "load_timesformer", ("protocol",)),
     "audio-spectrogram-transformer": Family(("audio",), "ast", "load_ast", ("protocol",)),
+    "clap": Family(("audio",), "spectrogram", "load_clap", ("seconds", "pool")),
+    "clap_audio_model": Family(("audio",), "spectrogram", "load_clap", ("seconds", "pool")),
+    "clip": Family(("video",), "image", "load_clip", ("frames", "pool")),
+    "clip_vision_model": Family(("video",), "image", "load_clip", ("frames", "pool")),
+    "dinov2": Family(("video",), "image", "load_dinov2", ("frames", "pool")),
+    "dinov2_with_registers": Family(("video",), "image", "load_dinov2", ("frames", "pool")),
+    "dinov3_convnext": Family(("video",), "image", "load_dinov3", ("frames", "pool")),
+    "dinov3_vit": Family(("video",), "image", "load_dinov3", ("frames", "pool")),
+    "hubert": Family(("audio",), "waveform", "load_wav2vec2", ("seconds", "pool")),
+    "siglip": Family(("video",), "image", "load_siglip", ("frames", "pool")),
+    "siglip_vision_model": Family(("video",), "image", "load_siglip", ("frames", "pool")),
+    "siglip2": Family(("video",), "image", "load_siglip2", ("frames", "pool")),
+    "siglip2_vision_model": Family(("video",), "image", "load_siglip2", ("frames", "pool")),
+    "videomae": Family(("video",), "video", "load_videomae", ("pool",)),
+    "vivit": Family(("video",), "video", "load_vivit", ("pool",)),
+    "vjepa2": Family(("video",), "video", "load_vjepa2", ("frames", "pool")),
+    "wav2vec2": Family(("audio",), "waveform", "load_wav2vec2", ("seconds", "pool")),
+    "wavlm": Family(("audio",), "waveform", "load_wav2vec2", ("seconds", "pool")),
+    "whisper": Family(("audio",), "spectrogram", "load_whisper", ("seconds", "pool")),
 }
 CODE = Family(MEDIA, "code", "load_code")
 GENERIC = Family(MEDIA, "generic", "load_generic", ("frames", "seconds", "pool"))  # a model_type that isn't listed

@@ -17,6 +17,7 @@ COMPACT_FOLDER = Path(__file__).parent / "compact"
 LAYOUT = "config.json and model.safetensors"
 HUB_TIMEOUT_SECONDS = 5.0
 COMPACT_OF = {"video": "timesformer", "audio": "ast"}  # medium -> folder of its small encoder
+PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -61,6 +62,29 @@ def read_file(source: str, name: str) -> dict[str, Any] | None:
         return read_json(Path(path))
     except AlphafuseError as error:
         raise EncoderError(str(error)) from None
+
+
+def read_preprocessor(source: str, medium: str) -> dict[str, Any]:
+    """Return the settings of the preprocessor of a folder or hub id; {} if it has no file of them.
+
+    They are in preprocessor_config.json, for videos also in video_preprocessor_config.json, or are a part of
+    processor_config.json, which comes first (as in transformers 5).
+
+    Raises:
+        EncoderError: a file can't be read.
+    """
+    parts = ("feature_extractor",) if medium == "audio" else ("video_processor", "image_processor")
+    files = ("preprocessor_config.json",) if medium == "audio" else PREPROCESSOR_FILES
+    whole = read_file(source, "processor_config.json") or {}
+    for part in parts:
+        if isinstance(whole.get(part), dict):
+            return dict(whole[part])
+    return next((content for name in files if (content := read_file(source, name)) is not None), {})
+
+
+def architectures(stream: Stream) -> list[str]:
+    """Return the classes of `transformers` that a stream's config.json names; [] without."""
+    return list((read_file(locate(stream), "config.json") or {}).get("architectures") or ())
 
 
 def _from_hub(hub_id: str, name: str) -> str | None:

@@ -182,11 +182,16 @@ def run_blocks(blocks: nn.ModuleList, x: torch.Tensor, queries: int) -> torch.Te
     return result
 
 
-def store_products_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the weights of all products to `dtype`, in which they then run; sums and norms stay in float32."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.to(dtype)
+def store_products_in(model: nn.Module, dtype: torch.dtype) -> int:
+    """Convert the weights of all products to `dtype`, in which they then run; sums and norms stay in float32.
+
+    Returns:
+        The number of these products; 0 for HuggingFace's own modules, which stay as they are.
+    """
+    products = [module for module in model.modules() if isinstance(module, Linear)]
+    for product in products:
+        product.to(dtype)
+    return len(products)
 
 
 def model_flops(config: Any) -> int:

@@ -23,7 +23,7 @@ from loky import cpu_count
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
-from alphafuse.errors import DecodeError, EncoderError
+from alphafuse.errors import ClipError, DecodeError, EncoderError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Inputs, Spec
 from alphafuse.extract.jobs import Batch, Job
@@ -103,7 +103,7 @@ class Embedder:
         decode = partial(decode_inputs, specs=specs, device_resizes=self.device_resizes)
         return map_tasks(
             decode,
-            ((job, (job.path, job.streams)) for job in jobs),
+            ((job, job.task) for job in jobs),
             failed=lambda reason: Inputs.failed(specs, reason),
             workers=self.memory.workers,
             timeout_seconds=self.settings.timeout_seconds,
@@ -199,11 +199,13 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
             inputs[i], reasons[i] = _input(encoder, decoded[i])
         usable = [i for i in asked if not reasons[i]]
         matrix = rows[name] = np.full((len(jobs), encoder.dim), np.nan, np.float32)
-        if usable:
-            matrix[usable] = encoder.embed([inputs[i] for i in usable])
-        for i in usable:
-            if not np.isfinite(matrix[i]).all():
-                matrix[i], reasons[i] = np.nan, NOT_FINITE
+        for i, row in zip(usable, _embed_each(encoder, [inputs[i] for i in usable]), strict=True):
+            if isinstance(row, str):
+                reasons[i] = row
+            elif np.isfinite(row).all():
+                matrix[i] = row
+            else:
+                reasons[i] = NOT_FINITE
         failures += [Failure(jobs[i].clip.clip_id, name, reasons[i]) for i in asked if reasons[i]]
     return Batch(
         jobs=jobs,
@@ -215,6 +217,16 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
         decode_seconds=sum(clip.cpu_seconds for clip in decoded),
         embed_seconds=clock() - began,
     )
+
+
+def _embed_each(encoder: Encoder, inputs: Sequence[Any]) -> Sequence[np.ndarray | str]:
+    """Return the embedding of each clip, or why there is none; clips are embedded singly if one fails in a batch."""
+    if not inputs:
+        return []
+    try:
+        return list(encoder.embed(inputs))
+    except ClipError as error:
+        return [str(error)] if len(inputs) == 1 else [_embed_each(encoder, [one])[0] for one in inputs]
 
 
 def _input(encoder: Encoder, decoded: Inputs) -> tuple[Any, str]:

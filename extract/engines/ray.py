@@ -229,8 +229,8 @@ class RayEngine:
 
 
 def _absolute(job: Job) -> Job:
-    """Return the job with an absolute path, which is valid in every process."""
-    return replace(job, path=_absolute_path(job.path))
+    """Return the job with absolute paths, which are valid in every process."""
+    return replace(job, path=_absolute_path(job.path), audio=job.audio and _absolute_path(job.audio))
 
 
 def _absolute_path(path: Path) -> Path:

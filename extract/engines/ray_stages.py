@@ -108,7 +108,7 @@ class DecodeBlock:
     def __call__(self, row: Row) -> Row:
         """Turn a block of jobs into (job, decoded) in the same order."""
         jobs: Sequence[Job] = unpack_block(row)
-        decoded = dict(self._pool.map((i, (job.path, job.streams)) for i, job in enumerate(jobs)))
+        decoded = dict(self._pool.map((i, job.task) for i, job in enumerate(jobs)))
         _send_counts(self._decoding.counts, decoded=len(jobs))
         return pack_block(row["number"], [(job, decoded[i]) for i, job in enumerate(jobs)])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.streams import ALL, in_order, require_name, title_of
+from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, require_name, title_of
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
@@ -113,14 +113,23 @@ class Experiment:
     )
     on: str | None = field(
         default=None,
-        metadata={"help": "Apply the transform to a stream, to several (NAME,NAME) or to all.", "choices": (ALL,)},
+        metadata={
+            "help": "Apply the transform to a stream, to several (NAME,NAME) or to all.",
+            "choices": (*DEFAULT_NAMES, ALL),  # only what completion offers
+        },
     )
     alpha: float | None = field(default=None, metadata={"help": "For scale and power; optional for tanh and learned."})
     fusion: str = field(
         default="concat", metadata={"help": "concat, add, matrix, gate or attention.", "choices": FUSIONS}
     )
     streams: tuple[str, ...] = field(
-        default=(), metadata={"help": "Streams that the head reads: NAME[,NAME]. [default: all]", "choices": (ALL,)}
+        default=(),
+        metadata={
+            "help": "Streams that the head reads, separated by commas. [default: all]",
+            "flags": ("--stream",),
+            "multiple": True,
+            "choices": DEFAULT_NAMES,
+        },
     )
     normalize: Normalize | None = None
     rates: tuple[tuple[str, float], ...] = ()
@@ -282,7 +291,7 @@ class HeadSettings:
             with the same probability; a clip that lacks a stream anyway loses none. With `absent="zeros"`, one head
             then serves clips that lack any one of them (Neverova et al. 2016). Heads of one stream ignore it.
         normalize: normalisation of each stream's embeddings after the transform: "none"; "zscore", (x - mean) / std
-            per dimension over the training clips; "l2", x / |x|.
+            per dimension over the training clips; "l2", ``x / |x|``.
         absent: treatment of a clip that lacks a stream which the head reads: "drop" leaves the clip out (its
             predictions are NaN), "zeros" fuses zeros in place of the absent embedding.
 

@@ -120,9 +120,8 @@ class Grid:
     @property
     def experiments(self) -> tuple[Experiment, ...]:
         """All experiments, in the order in which they are trained."""
-        partial_ones = (*self.single, *self.some.values())
-        whole = (*self.fusions, *self.transformed, *self.standardised, *self.alphas, *self.rates)
-        return (self.baseline, *partial_ones, *whole)
+        others = (*self.fusions, *self.transformed, *self.standardised, *self.alphas, *self.rates)
+        return (self.baseline, *self.single, *self.some.values(), *others)
 
 
 @dataclass(frozen=True)

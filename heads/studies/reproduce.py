@@ -44,7 +44,7 @@ def _experiment_options(experiment: Experiment) -> list[str]:
     if experiment.fusion != BASELINE.fusion:
         words += ["--fusion", experiment.fusion]
     if not experiment.reads_all:
-        words += ["--streams", ",".join(experiment.streams)]
+        words += ["--stream", ",".join(experiment.streams)]
     return words
 
 

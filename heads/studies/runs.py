@@ -66,7 +66,7 @@ def check_run_name(name: str) -> None:
     """Raise `ExperimentError` unless the name is valid as a folder name."""
     if not re.fullmatch(r"[\w][\w.+=@-]{0,99}", name):
         raise ExperimentError(
-            f"'{name}' can't name a run: use up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
+            f"'{name}' can't name a run: choose --run, up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
         )
 
 

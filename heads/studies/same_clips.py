@@ -240,7 +240,7 @@ def _require_streams(dataset: Dataset, train: EmbeddingSource, experiment: Exper
         if stream in (*experiment.streams, *experiment.transformed) and stream not in train.dims:
             raise ExperimentError(
                 f"the clips have no {stream} embeddings yet: run `alphafuse extract --split all --stream {stream} "
-                f"--root {dataset.root}`, or leave the stream out with --streams {','.join(in_order(train.dims))}"
+                f"--root {dataset.root}`, or leave the stream out with --stream {','.join(in_order(train.dims))}"
             )
 
 

@@ -195,7 +195,7 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(run("extract", "--split", "tests", "--root", extracted), "did you mean 'test'?")
     assert_one_line_error(run("extract", "--split", "train", "--root", tmp_path), "no dataset root")
     assert_one_line_error(run("fit", "--transform", "sqr", "--on", "ast", "--root", extracted), "did you mean 'sqrt'?")
-    assert_one_line_error(run("fit", "--transform", "sqrt", "--root", extracted), "--on timesformer|ast")
+    assert_one_line_error(run("fit", "--transform", "sqrt", "--root", extracted), "--on NAME[,NAME] or --on all")
     assert_one_line_error(run("fit", "--transform", "sqrt", "--on", "audio", "--root", extracted), "unknown stream")
     assert_one_line_error(run("fit", "--seeds", "0", "--root", extracted), "seeds must be")
     assert_one_line_error(run("fit", "--run", "a/b", "--root", extracted), "can't name a run")
@@ -261,7 +261,7 @@ def test_fit_reports_a_replaced_run_and_requires_a_transform_for_on(run: Run, tm
     assert code == 0 and err == f"replaced: the older run {root / 'runs' / 'untransformed'} (--run NAME keeps both)\n"
     assert "mean over 2 seeds" in out
     code, _, err = run(*quick, "--on", "ast")
-    assert code == 2 and "--on ast needs a --transform; to train on one stream, use --streams ast" in err
+    assert code == 2 and "--on ast needs a --transform; to train on one stream, use --stream ast" in err
     assert run(*quick, "--transform", "none", "--on", "ast")[0] == 0, "the baseline of a loop over transforms"
 
 

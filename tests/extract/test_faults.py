@@ -315,7 +315,7 @@ def test_clips_that_crash_or_hang_the_decoder_are_recorded_and_the_rest_is_embed
     monkeypatch.setattr(workers, "START_SECONDS", 3.0)
     decode = inputs.decode_inputs
 
-    def faulty(task: tuple[Path, tuple[str, ...]], **given: object) -> object:
+    def faulty(task: tuple[Path, tuple[str, ...], Path | None], **given: object) -> object:
         if task[0].stem == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if task[0].stem == "hang":

@@ -386,3 +386,33 @@ def test_all_real_clips_embed_with_the_shipped_encoders(real_csv: Path, real_cli
     assert sum(report.embedded["ast"] for report in reports) == len(real_clips[::4])
     assert not any(report.failures for report in reports)
     assert all(report.already == report.clips for report in extract_embeddings(dataset, ["train", "test"], settings))
+
+
+def test_picture_and_sound_may_lie_in_two_files_and_in_parts_of_a_container(
+    tmp_path: Path, tiny_encoders: dict[str, Path]
+) -> None:
+    write_clip(tmp_path / "whole.mp4")
+    sound = write_clip(tmp_path / "sound.m4a", video=False)
+    silent = write_clip(tmp_path / "silent.mp4", audio=False)
+    member = silent.read_bytes()
+    (tmp_path / "all.tar").write_bytes(b"x" * 512 + member + b"y" * 100)
+    part = f"all.tar@512+{len(member)}"
+    clips = [
+        Clip("whole", "whole.mp4", "dog", "train", "whole"),
+        Clip("two", part, "dog", "train", "two", "sound.m4a"),
+        Clip("other", "silent.mp4", "dog", "train", "other", "gone.m4a"),
+    ]
+    dataset = Dataset.create(tmp_path / "root", Manifest(clips), name="two", clip_folder=tmp_path, classes=("dog",))
+    assert (dataset.root / "manifest.csv").read_text().splitlines()[2] == f"two,{part},dog,train,two,sound.m4a"
+    assert list(Dataset.open(dataset.root).manifest) == clips
+    size = len(member) + sound.stat().st_size
+    assert dataset.file_sizes(clips) == {"whole": (tmp_path / "whole.mp4").stat().st_size, "two": size}
+    (report,) = extract_embeddings(dataset, ["train"], tiny(tiny_encoders))
+    assert [(f.clip_id, f.stream, f.reason) for f in report.failures] == [
+        ("other", "ast", "can't be opened: No such file or directory")
+    ]
+    rows = dataset.store("train").read(clips)
+    for stream in ("timesformer", "ast"):
+        features = rows.features[stream]
+        np.testing.assert_allclose(features[1], features[0], atol=1e-4 if stream == "timesformer" else 0.05)
+    assert len(set(rows.digests)) == 3 and rows.file_bytes[1] == size

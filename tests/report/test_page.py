@@ -369,7 +369,7 @@ def test_a_section_without_data_is_one_line_with_the_command_that_adds_it(datase
         f"alphafuse table1 --root {root}",
         f"alphafuse sweep --on timesformer,ast --root {root}",
         f"alphafuse compare --root {root}",
-        f"alphafuse fit --streams timesformer --root {root}",
+        f"alphafuse fit --stream timesformer --root {root}",
     ):
         assert f"<code>{command}</code> adds" in page
     assert set(drawn) == {"losses", "ablation", "confusion"}

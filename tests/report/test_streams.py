@@ -54,7 +54,7 @@ def make_root(root: Path, *streams: Stream) -> Path:
     command("extract", "--split", "all", "--root", root, "--workers", 1)
     command("fit", "--root", root, *QUICK)
     for stream in streams if len(streams) > 1 else ():
-        command("fit", "--streams", stream.name, "--root", root, *QUICK)
+        command("fit", "--stream", stream.name, "--root", root, *QUICK)
     on = [stream.name for stream in streams] + ["all"] * (len(streams) > 1)
     command("sweep", "--on", ",".join(on), "--alpha", "0.5,1", "--root", root, *QUICK)
     command("compare", "--root", root, *QUICK)

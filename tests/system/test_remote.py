@@ -37,7 +37,7 @@ from alphafuse.errors import AlphafuseError, DatasetError, StoreError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.probe import files_without_audio
 from alphafuse.extract.decoding.signatures import sign_clips
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, Spec
 from alphafuse.extract.engines import local as local_engine
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.recheck import resample
@@ -417,7 +417,7 @@ def test_a_root_of_clips_behind_a_url_is_that_of_a_local_folder(
         there.require_clips()
 
 
-SPECS: dict[str, FrameSpec | AudioSpec] = {"timesformer": FrameSpec(), "ast": AudioSpec()}
+SPECS: dict[str, Spec] = {"timesformer": FrameSpec(), "ast": AudioSpec()}
 BOTH = ("timesformer", "ast")
 
 
@@ -427,19 +427,19 @@ def test_a_clip_behind_a_url_is_decoded_like_the_file_and_leaves_nothing_behind(
     upload(files, memory)
     decode = functools.partial(decode_inputs, specs=SPECS)
     for name in ("cat/0.mp4", "cat/silent.mp4", "dog/broken.mp4"):
-        ours, theirs = (decode((place / name, BOTH)) for place in (to_path(memory), files))
-        assert (ours.no_frames, ours.no_waveform) == (theirs.no_frames, theirs.no_waveform)
-        for a, b in ((ours.frames, theirs.frames), (ours.waveform, theirs.waveform)):
-            assert (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
-    missing, missing_here = (decode((place / "none.mp4", BOTH)) for place in (to_path(memory), files))
-    assert missing.no_frames == missing_here.no_frames == "can't be opened: No such file or directory"
+        ours, theirs = (decode((place / name, BOTH, None)) for place in (to_path(memory), files))
+        assert ours.reasons == theirs.reasons and list(ours.arrays) == list(theirs.arrays)
+        assert all(np.array_equal(ours.arrays[name], theirs.arrays[name]) for name in ours.arrays)
+    missing, missing_here = (decode((place / "none.mp4", BOTH, None)) for place in (to_path(memory), files))
+    assert missing.reasons == missing_here.reasons
+    assert set(missing.reasons.values()) == {"can't be opened: No such file or directory"}
 
     def breaks_off(*arguments: Any, **keywords: Any) -> None:
         raise TimeoutError("the server doesn't answer")
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", breaks_off)
-    broken = decode((to_path(memory) / "cat/0.mp4", BOTH))
-    assert broken.no_frames == broken.no_waveform == "can't be fetched: the server doesn't answer"
+    broken = decode((to_path(memory) / "cat/0.mp4", BOTH, None))
+    assert broken.reasons == dict.fromkeys(BOTH, "can't be fetched: the server doesn't answer")
     assert not list(scratch_folder().glob("*.mp4"))
 
 
@@ -706,13 +706,13 @@ def test_a_decode_worker_with_little_memory_fetches_and_decodes_as_a_local_one(s
     names = ["cat/0.mp4", "dog/1.mp4", "cat/none.mp4"]
     found = {}
     for place in (to_path("s3://bucket/decode"), files):
-        tasks = ((name, (place / name, BOTH)) for name in names)
+        tasks = ((name, (place / name, BOTH, None)) for name in names)
         found[place] = dict(map_tasks(decode, tasks, failed=lambda r: r, workers=1, memory_bytes=96 * 2**20))  # type: ignore[arg-type,return-value]
     there, here = found.values()
     for name in names[:2]:
-        assert np.array_equal(there[name].frames, here[name].frames), there[name]
-        assert np.array_equal(there[name].waveform, here[name].waveform)
-    assert there["cat/none.mp4"].no_frames == here["cat/none.mp4"].no_frames
+        for stream in BOTH:
+            assert np.array_equal(there[name].arrays[stream], here[name].arrays[stream]), there[name]
+    assert there["cat/none.mp4"].reasons == here["cat/none.mp4"].reasons != {}
 
 
 @pytest.mark.cluster

@@ -281,7 +281,7 @@ def test_clips_without_audio_are_recorded_by_extraction_and_dropped_or_replaced_
 
     dataset = import_ucf101(sounding, tmp_path / "root", splits=lists, val_fraction=0.2).dataset
     encoders = {name: str(folder) for name, folder in tiny_encoders.items()}
-    extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(**encoders, workers=1))
+    extract_embeddings(dataset, ["train", "val", "test"], ExtractSettings(encoders=encoders, workers=1))
     failures = {(f.clip_id, f.stream, f.reason) for f in dataset.embeddings("test").failures}
     assert ("v_YoYo_g07_c04", "ast", "no audio stream") in failures
     dropped = fit(dataset, Experiment("none"), settings=TrainSettings(absent="drop", epochs=1), run="drop")

@@ -318,7 +318,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "recipes of an array": (attribute("recipes", np.array([b"{}", b"{}"])), "recipes is not a single value"),
     "no json": (recipes_of("{"), "line 1 column 2"),
     "a list": (recipes_of([1]), "recipes is not a json object"),
-    "recipes of others": (recipes_of({"\nx": {}}), r"recipes of unknown stream '\\nx'"),
+    "recipes of others": (recipes_of({"\nx": {}}), r"recipes of '\\nx' can't name a stream"),
     "recipes that are text": (recipes_of({"ast": "x"}), "recipes of ast are not a json object"),
     "recipes of one": (recipes_of({"ast": {}}), "/streams holds objects other than ast"),
     "not a number": (recipes_of('{"ast": {"x": NaN}, "timesformer": {}}'), "NaN is not json"),
@@ -359,12 +359,12 @@ def test_differing_recipes_are_quoted_in_one_line(tmp_path: Path) -> None:
 def test_the_content_of_a_shard_found_to_be_damaged_is_discarded(tmp_path: Path) -> None:
     path = make(tmp_path)
     with h5py.File(path, "r+") as shard:
-        shard["failures/stream"][0] = b"x"
+        shard["failures/stream"][0] = b"!"
     store = EmbeddingStore(tmp_path)
-    with pytest.raises(StoreError, match="unknown stream 'x'"):
+    with pytest.raises(StoreError, match="'!' can't name a stream"):
         store.finished()
     path.unlink()
-    assert store.finished() == {"timesformer": set(), "ast": set()}
+    assert store.finished(streams=["ast"]) == {"ast": set()}
 
 
 def test_a_wrong_mask_of_rows_is_found_by_verify(tmp_path: Path) -> None:
@@ -679,16 +679,19 @@ def test_json_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), fields)
 anything = st.recursive(scalars, lambda inside: st.lists(inside) | st.dictionaries(fields, inside), max_leaves=8)
-GOOD = {
-    "format_version": 1,
+GOOD: dict = {
+    "format_version": 2,
     "name": "d",
     "clips": "clips",
     "classes": ["dog"],
-    "timesformer": "compact",
-    "ast": "compact",
-    "protocol": "standard",
+    "streams": [{"name": "ear", "encoder": "compact", "medium": "audio", "options": {}}],
     "source": {},
 }
+
+
+def streams(**changed: object) -> dict:
+    """Return dataset.json's streams with other fields of the only one."""
+    return {"streams": [{**GOOD["streams"][0], **changed}]}
 
 
 def dataset_of(root: Path, content: dict) -> Dataset:
@@ -709,8 +712,9 @@ def test_any_dataset_json_is_a_root_or_a_one_line_error(changed: dict, absent: s
         except AlphafuseError as error:
             assert_one_line(str(error))
         else:
-            names = (dataset.name, str(dataset.clip_folder), dataset.timesformer, dataset.ast, *dataset.classes)
-            assert all(map(is_clean, names)) and dataset.protocol == "standard" and isinstance(dataset.source, dict)
+            texts = [text for one in dataset.streams for text in (one.name, one.encoder, *one.options.values())]
+            names = (dataset.name, str(dataset.clip_folder), *texts, *dataset.classes)
+            assert all(map(is_clean, names)) and isinstance(dataset.source, dict)
         with contextlib.suppress(DatasetError):
             require_own_root(Path(folder), "d")
 
@@ -723,10 +727,18 @@ def test_any_dataset_json_is_a_root_or_a_one_line_error(changed: dict, absent: s
         ({"classes": ["dog", "dog"]}, "lists a class twice"),
         ({"classes": ["x" * 4000 + str(i) for i in range(20)]}, "unknown label 'dog'"),
         ({"clips": "a\0b"}, r"has 'a\\x00b'"),
-        ({"protocol": "studio"}, "unknown protocol 'studio': choose from standard, notebook"),
+        (streams(options={"protocol": "studio"}), "unknown protocol 'studio': choose from standard, notebook"),
+        (streams(name="../ear"), "'../ear' can't name a stream: use up to 40 of a-z"),
+        (streams(name="keys"), "'keys' can't name a stream, because the word is taken"),
+        (streams(encoder="a\0b"), r"the encoder 'a\\x00b' is empty, longer"),
+        (streams(medium="smell"), "unknown medium 'smell': choose from video, audio"),
+        (streams(options={"pool": 7}), "option pool must be a text, not 7"),
+        ({"streams": []}, "at least one stream is needed"),
+        ({"streams": [7]}, "a stream has name, encoder, medium, options, not 7"),
+        ({"streams": 2 * GOOD["streams"]}, "two streams are named 'ear'"),
         ({"source": [1]}, "'source' must be a dict"),
         ({"format_version": True}, "'format_version' must be a int"),
-        ({"format_version": 2}, "has format version 2, this alphafuse reads 1"),
+        ({"format_version": 1}, "has format version 1, this alphafuse reads 2"),
     ],
 )
 def test_a_hostile_dataset_json_is_a_one_line_error(tmp_path: Path, changed: dict, message: str) -> None:

@@ -536,7 +536,7 @@ def test_sound_in_many_small_frames_resamples_like_sound_in_one(tmp_path: Path) 
     wave = sine(3.0, 44_100, 2)
 
     def resample(step: int) -> np.ndarray:
-        resampler = MonoResampler()
+        resampler = MonoResampler(16_000)
         for begin in range(0, wave.shape[1], step):
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, begin : begin + step]), "fltp", "stereo")
             frame.sample_rate, frame.pts, frame.time_base = 44_100, begin, Fraction(1, 44_100)

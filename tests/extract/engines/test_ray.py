@@ -161,7 +161,7 @@ def test_pickled_encoders_give_the_same_embeddings_to_the_bit(
         array.setflags(write=False)  # as in Ray's object store
     travelled = stages.unship_encoders((pickled, arrays))
     decoded = decode_inputs(
-        (files / "0.mp4", ("timesformer", "ast")),
+        (files / "0.mp4", ("timesformer", "ast"), None),
         specs={stream: encoder.spec for stream, encoder in encoders.items()},
     )
     for stream, inputs in decoded.arrays.items():
@@ -228,7 +228,7 @@ def test_attempts_at_the_same_commit_agree_on_one_shard(tmp_path: Path, files: P
     encoders = load_all(names)
     job = Job(Clip("c", "0.mp4", "dog", "train", "g"), files / "0.mp4", ("timesformer", "ast"))
     specs = {stream: encoder.spec for stream, encoder in encoders.items()}
-    decoded = decode_inputs((job.path, job.streams), specs=specs)
+    decoded = decode_inputs(job.task, specs=specs)
     batch = embed_batch(encoders, [(job, decoded)])
     table = pyarrow.Table.from_pylist([stages.pack_block(3, [batch])])
     settings = {stream: encoder.recipe() for stream, encoder in encoders.items()}

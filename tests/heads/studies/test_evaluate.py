@@ -86,7 +86,7 @@ def test_any_number_of_streams_is_fitted_evaluated_and_compared(tmp_path: Path, 
     assert every.folder.name == ("sqrt-all" if len(streams) > 1 else "sqrt-clap")
     assert first.folder.name == ("timesformer-only" if len(streams) > 1 else "untransformed")
     assert read_run(first.folder).experiment == first.experiment
-    assert ("--streams" in Run.open(first.folder, dataset.root).command) == (len(streams) > 1)
+    assert ("--stream" in Run.open(first.folder, dataset.root).command) == (len(streams) > 1)
 
 
 def test_a_difference_has_an_interval_and_a_test_for_any_number_of_seeds(fused: RunResult, single: RunResult) -> None:

@@ -218,7 +218,7 @@ def test_a_stream_that_is_not_extracted_yet_is_read_by_no_head_and_asked_for_by_
     quick = TrainSettings(epochs=1, hidden=(4,))
     later = make_dataset(tmp_path / "later").with_streams((*DEFAULT_STREAMS, DINO))
     assert fit(later, BASELINE, settings=quick).experiment.streams == DEFAULT_NAMES
-    message = r"have no dino-s embeddings yet: run `.* --stream dino-s .* with --streams timesformer,ast"
+    message = r"have no dino-s embeddings yet: run `.* --stream dino-s .* with --stream timesformer,ast"
     for experiment in (Experiment(streams=("dino-s",)), Experiment("sqrt", on="dino-s,ast")):
         with pytest.raises(ExperimentError, match=message):
             fit(later, experiment, settings=quick)

@@ -1,0 +1,600 @@
+"""Every family on clips: the whole path, from a file to the embedding, against HuggingFace's own processor and model.
+
+The models are tiny and random. Each has a preprocessor file whose values differ from those of HuggingFace's class.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from support.clips import write_clip
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+from transformers.models.vivit.image_processing_vivit import VivitImageProcessor
+
+from alphafuse.data.streams import Stream
+from alphafuse.errors import EncoderError
+from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
+from alphafuse.extract.encoders.encoder import Encoder, Placement
+from alphafuse.extract.encoders.families import load_encoder
+
+Settings = dict[str, Any]
+Output = Any
+PICTURE = {  # differs from the defaults of every class
+    "do_resize": True,
+    "size": {"shortest_edge": 40},
+    "do_rescale": True,
+    "rescale_factor": 1 / 200,
+    "do_normalize": True,
+    "image_mean": [0.3, 0.4, 0.55],
+    "image_std": [0.2, 0.3, 0.4],
+}
+PICTURE_CHANGES: list[Settings] = [
+    {"do_resize": False},
+    {"do_rescale": False},
+    {"do_normalize": False},
+    {"rescale_factor": 1 / 255},
+    {"image_mean": [0.4, 0.4, 0.5]},
+    {"image_std": [0.3, 0.3, 0.4]},
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family with a tiny model.
+
+    Attributes:
+        model: makes HuggingFace's model that is saved.
+        preprocessor: its settings, all different from the class's defaults.
+        reference: (folder, settings, raw frames or waveform) -> (d,), by HuggingFace's processor and model.
+        changes: changes of settings; each must change the embedding.
+        refused: settings that don't fit the model, and a word of the error's message.
+        rate: samples per second of the waveform; None for frames.
+        frames: number of frames by default.
+        longest: samples that are heard at most.
+        options: of the stream.
+    """
+
+    model: Callable[[], Any]
+    preprocessor: Settings
+    reference: Callable[[Path, Settings, np.ndarray], torch.Tensor]
+    changes: list[Settings]
+    refused: Mapping[str, tuple[Settings, str]] = field(default_factory=dict)
+    rate: int | None = None
+    frames: int = 8
+    longest: float | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    file: str = "preprocessor_config.json"
+
+
+SMALL: Settings = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+CROP = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}}
+SIDES = {"size": {"height": 28, "width": 28}}
+
+
+# ------------------------------------------------------------------------------------------------------------- families
+
+
+def dinov2(registers: int = 0) -> Any:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(**small, num_register_tokens=registers)
+        return transformers.Dinov2WithRegistersModel(config)
+    return transformers.Dinov2Model(transformers.Dinov2Config(**small))
+
+
+def frame_mean(processor: Any, model: str, pool: Callable[[Output], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def reference(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+        loaded = getattr(transformers, model).from_pretrained(folder)
+        inputs = processor(**settings)(list(frames), return_tensors="pt")
+        return pool(loaded(**inputs)).mean(0)
+
+    return reference
+
+
+def vjepa2() -> Any:
+    config = transformers.VJEPA2Config(
+        hidden_size=48,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        patch_size=8,
+        crop_size=32,
+        frames_per_clip=4,
+        mlp_ratio=1.0,
+        pred_hidden_size=24,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
+        num_pooler_layers=1,
+    )
+    return transformers.VJEPA2Model(config)
+
+
+def vjepa2_reference(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    model = transformers.VJEPA2Model.from_pretrained(folder)
+    inputs = transformers.VJEPA2VideoProcessor(**settings)(frames, return_tensors="pt")
+    return model(**inputs, skip_predictor=True).last_hidden_state[0].mean(0)
+
+
+def dinov3() -> Any:
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=32, patch_size=7, image_size=28, num_register_tokens=2, key_bias=True, **SMALL
+    )
+    return transformers.DINOv3ViTModel(config)
+
+
+def dinov3_convnext() -> Any:
+    config = transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1], image_size=64)
+    return transformers.DINOv3ConvNextModel(config)
+
+
+TEXT: Settings = {"vocab_size": 50, "hidden_size": 16, "max_position_embeddings": 8, **SMALL}
+VISION: Settings = {"hidden_size": 32, "image_size": 28, "patch_size": 7, **SMALL}
+
+
+def clip(*, whole: bool = True) -> Any:
+    if not whole:
+        return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION))
+    vision = {**VISION, "projection_dim": 24}
+    config = transformers.CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=24)
+    return transformers.CLIPModel(config)
+
+
+def clip_projection(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = CLIPImageProcessorPil(**settings)(list(frames), return_tensors="pt")
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    return model.visual_projection(model.vision_model(**inputs).pooler_output).mean(0)
+
+
+def siglip(*, whole: bool) -> Any:
+    if not whole:
+        return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
+    return transformers.SiglipModel(transformers.SiglipConfig(text_config=TEXT, vision_config=VISION))
+
+
+def siglip2() -> Any:
+    vision = {"hidden_size": 32, "patch_size": 8, "num_patches": 16, **SMALL}
+    return transformers.Siglip2Model(transformers.Siglip2Config(text_config=TEXT, vision_config=vision))
+
+
+def videomae(*, classifier: bool) -> Any:
+    config = transformers.VideoMAEConfig(**VISION, num_frames=4, num_labels=5)
+    model = transformers.VideoMAEForVideoClassification if classifier else transformers.VideoMAEModel
+    return model(config)
+
+
+def videomae_reference(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = VideoMAEImageProcessorPil(**settings)(list(frames), return_tensors="pt")
+    return transformers.VideoMAEModel.from_pretrained(folder)(**inputs).last_hidden_state[0].mean(0)
+
+
+def videomae_classifier(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = VideoMAEImageProcessorPil(**settings)(list(frames), return_tensors="pt")
+    model = transformers.VideoMAEForVideoClassification.from_pretrained(folder)
+    heard: list[torch.Tensor] = []
+    model.classifier.register_forward_pre_hook(lambda module, arguments: heard.append(arguments[0]))
+    model(**inputs)
+    return heard[0][0]
+
+
+def vivit() -> Any:
+    config = transformers.VivitConfig(
+        hidden_size=32, image_size=28, tubelet_size=[2, 7, 7], num_frames=4, num_labels=5, **SMALL
+    )
+    return transformers.VivitForVideoClassification(config)
+
+
+def vivit_reference(pool: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def reference(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+        inputs = VivitImageProcessor(**settings)(list(frames), return_tensors="pt")
+        model = transformers.VivitForVideoClassification.from_pretrained(folder).vivit.eval()
+        return pool(model(**inputs).last_hidden_state[0])
+
+    return reference
+
+
+def clap(fusion: bool) -> Any:
+    text = {"vocab_size": 50, "hidden_size": 16, **SMALL}
+    audio = {"hidden_size": 32, "patch_embeds_hidden_size": 8, "depths": [1, 1, 1], "num_mel_bins": 16}
+    audio |= {"num_attention_heads": [1, 1, 2], "spec_size": 64, "window_size": 4, "enable_fusion": fusion}
+    audio |= {"enable_patch_layer_norm": True, "aff_block_r": 2}
+    return transformers.ClapModel(transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=24))
+
+
+def clap_reference(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.ClapFeatureExtractor(**settings)
+    heard = waveform[: extractor.nb_max_samples]
+    inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return (
+        transformers.ClapModel.from_pretrained(folder)
+        .eval()
+        .audio_projection(transformers.ClapModel.from_pretrained(folder).eval().audio_model(**inputs).pooler_output)[0]
+    )
+
+
+CLAP_SETTINGS = {
+    "feature_size": 16,
+    "sampling_rate": 32_000,
+    "hop_length": 320,
+    "max_length_s": 1,
+    "fft_window_size": 512,
+    "frequency_min": 100,
+    "frequency_max": 12_000,
+    "truncation": "rand_trunc",
+    "padding": "repeat",
+}
+CLAP_CHANGES: list[Settings] = [
+    {"sampling_rate": 24_000},
+    {"hop_length": 400},
+    {"max_length_s": 2},
+    {"fft_window_size": 1024},
+    {"frequency_min": 0},
+    {"frequency_max": 14_000},
+    {"truncation": "fusion"},
+    {"padding": "pad"},
+]
+
+
+def whisper() -> Any:
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 60, "num_mel_bins": 20}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    config = transformers.WhisperConfig(**sizes, **ids, max_source_positions=150)
+    return transformers.WhisperForConditionalGeneration(config)
+
+
+def whisper_reference(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.WhisperFeatureExtractor(**settings)
+    inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    model = transformers.WhisperModel.from_pretrained(folder).eval()
+    states = model.encoder(inputs["input_features"]).last_hidden_state[0]
+    seconds = min(len(waveform) / extractor.sampling_rate, extractor.chunk_length)
+    tokens = int(np.ceil(seconds / extractor.chunk_length * len(states)))
+    return states[:tokens].mean(0)
+
+
+def wav2vec2(family: str, **settings: Any) -> Any:
+    sizes = {"hidden_size": 32, "conv_dim": [16, 16, 16], "conv_kernel": [12, 6, 6], "conv_stride": [10, 5, 4], **SMALL}
+    sizes |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "vocab_size": 20}
+    return getattr(transformers, f"{family}ForCTC")(getattr(transformers, f"{family}Config")(**sizes, **settings))
+
+
+def wav2vec2_reference(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.Wav2Vec2FeatureExtractor(**settings)
+    inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return transformers.AutoModel.from_pretrained(folder).eval()(inputs["input_values"]).last_hidden_state[0].mean(0)
+
+
+WAVEFORM: Settings = {"sampling_rate": 8000, "do_normalize": False}
+WAVEFORM_CHANGES: list[Settings] = [{"sampling_rate": 12_000}, {"do_normalize": True}]
+
+CASES = {
+    "dinov3": Case(
+        dinov3,
+        {**PICTURE, **SIDES, "resample": 3},
+        frame_mean(transformers.DINOv3ViTImageProcessor, "DINOv3ViTModel", lambda output: output.pooler_output),
+        [
+            *PICTURE_CHANGES[2:],
+            {"size": {"height": 35, "width": 28}},
+            {"resample": 2},
+            {**CROP, "size": {"height": 40, "width": 35}},
+        ],
+        {"size": ({"do_resize": False}, "size of frames"), "filter": ({"resample": 1}, "resample is 1")},
+    ),
+    "dinov3-mean": Case(
+        dinov3,
+        {**PICTURE, **SIDES, "resample": 3},
+        frame_mean(
+            transformers.DINOv3ViTImageProcessor, "AutoModel", lambda output: output.last_hidden_state[:, 3:].mean(1)
+        ),
+        [],
+        frames=2,
+        options={"pool": "mean", "frames": "2"},
+    ),
+    "dinov3-convnext": Case(
+        dinov3_convnext,
+        {**PICTURE, "size": {"height": 64, "width": 96}, "resample": 3},
+        frame_mean(transformers.DINOv3ViTImageProcessor, "AutoModel", lambda output: output.pooler_output),
+        [],
+    ),
+    "clip": Case(
+        clip,
+        {**PICTURE, **CROP, "resample": 2},
+        frame_mean(CLIPImageProcessorPil, "CLIPVisionModel", lambda output: output.pooler_output),
+        [*PICTURE_CHANGES, {"size": 36}, {"resample": 3}, {"resample": 1}],
+    ),
+    "clip-projection": Case(
+        clip, {**PICTURE, **CROP, "resample": 2}, clip_projection, [], options={"pool": "projection"}
+    ),
+    "clip-vision": Case(
+        lambda: clip(whole=False),
+        {**PICTURE, **CROP, "resample": 2},
+        frame_mean(CLIPImageProcessorPil, "CLIPVisionModel", lambda output: output.last_hidden_state[:, 1:].mean(1)),
+        [],
+        options={"pool": "mean"},
+    ),
+    "siglip": Case(
+        lambda: siglip(whole=True),
+        {**PICTURE, **SIDES, "resample": 2},
+        frame_mean(SiglipImageProcessorPil, "SiglipVisionModel", lambda output: output.pooler_output),
+        [*PICTURE_CHANGES[1:], {"resample": 3}, {**CROP, "size": {"shortest_edge": 40}}],
+    ),
+    "siglip-vision": Case(
+        lambda: siglip(whole=False),
+        {**PICTURE, **SIDES, "resample": 2},
+        frame_mean(SiglipImageProcessorPil, "SiglipVisionModel", lambda output: output.last_hidden_state.mean(1)),
+        [],
+        options={"pool": "mean"},
+    ),
+    "siglip2": Case(
+        siglip2,
+        {**{k: v for k, v in PICTURE.items() if k != "size"}, "resample": 3, "patch_size": 8, "max_num_patches": 20},
+        frame_mean(Siglip2ImageProcessorPil, "Siglip2VisionModel", lambda output: output.pooler_output),
+        [*PICTURE_CHANGES[1:], {"resample": 2}, {"max_num_patches": 30}],
+        {"patch": ({"patch_size": 16}, "patches of 16 pixels"), "resize": ({"do_resize": False}, "doesn't resize")},
+    ),
+    "videomae": Case(
+        lambda: videomae(classifier=False),
+        {**PICTURE, **CROP, "resample": 3},
+        videomae_reference,
+        [*PICTURE_CHANGES, {"size": {"shortest_edge": 36}}, {"resample": 2}],
+        frames=4,
+    ),
+    "videomae-classifier": Case(
+        lambda: videomae(classifier=True),
+        {**PICTURE, **CROP, "resample": 3},
+        videomae_classifier,
+        [],
+        frames=4,
+        file="video_preprocessor_config.json",
+    ),
+    "vivit": Case(
+        vivit,
+        {**PICTURE, **CROP, "resample": 3, "offset": True},
+        vivit_reference(lambda states: states[0]),
+        [
+            *PICTURE_CHANGES[:1],
+            *PICTURE_CHANGES[2:],
+            {"size": {"shortest_edge": 36}},
+            {"resample": 2},
+            {"offset": False},
+            {"offset": False, "do_rescale": False},
+        ],
+        {"offset": ({"do_rescale": False}, "offset without do_rescale")},
+        frames=4,
+    ),
+    "vivit-mean": Case(
+        vivit,
+        {**PICTURE, **CROP, "resample": 3, "offset": False},
+        vivit_reference(lambda states: states[1:].mean(0)),
+        [],
+        frames=4,
+        options={"pool": "mean"},
+    ),
+    "wav2vec2": Case(
+        lambda: wav2vec2("Wav2Vec2"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30
+    ),
+    "wav2vec2-layer": Case(
+        lambda: wav2vec2("Wav2Vec2", feat_extract_norm="layer", do_stable_layer_norm=True, add_adapter=True),
+        WAVEFORM,
+        wav2vec2_reference,
+        [],
+        rate=8000,
+        longest=30,
+    ),
+    "hubert": Case(lambda: wav2vec2("Hubert"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30),
+    "wavlm": Case(lambda: wav2vec2("WavLM"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30),
+    "dinov2": Case(
+        dinov2,
+        {**PICTURE, "resample": 2, "do_center_crop": True, "crop_size": {"height": 28, "width": 35}},
+        frame_mean(BitImageProcessorPil, "Dinov2Model", lambda output: output.pooler_output),
+        [
+            *PICTURE_CHANGES,
+            {"size": {"shortest_edge": 44}},
+            {"resample": 3},
+            {"crop_size": {"height": 28, "width": 28}},
+        ],
+        {"crop": ({"do_center_crop": False}, "size of frames")},
+    ),
+    "dinov2-mean": Case(
+        lambda: dinov2(registers=3),
+        {**PICTURE, "resample": 2, "do_center_crop": False, "size": {"height": 35, "width": 28}},
+        frame_mean(BitImageProcessorPil, "AutoModel", lambda output: output.last_hidden_state[:, 4:].mean(1)),
+        [{"size": {"height": 28, "width": 35}}],
+        frames=3,
+        options={"pool": "mean", "frames": "3"},
+    ),
+    "vjepa2": Case(
+        vjepa2,
+        {**PICTURE, "resample": 3, "do_center_crop": True, "crop_size": {"height": 32, "width": 40}},
+        vjepa2_reference,
+        [*PICTURE_CHANGES, {"resample": 2}, {"crop_size": 40}],
+        {"frames": ({"do_center_crop": False}, "size of frames")},
+        frames=4,
+        file="video_preprocessor_config.json",
+    ),
+    "clap": Case(
+        lambda: clap(fusion=False),
+        CLAP_SETTINGS,
+        clap_reference,
+        CLAP_CHANGES[:6] + CLAP_CHANGES[7:],
+        {"mel bins": ({"feature_size": 20}, "20 mel bins")},
+        rate=32_000,
+        longest=1,
+    ),
+    "clap-fused": Case(
+        lambda: clap(fusion=True),
+        {**CLAP_SETTINGS, "truncation": "fusion"},
+        clap_reference,
+        [{"frequency_min": 0}, {"padding": "repeatpad"}],
+        rate=32_000,
+        longest=1,
+    ),
+    "whisper": Case(
+        whisper,
+        {
+            "feature_size": 20,
+            "sampling_rate": 24_000,
+            "hop_length": 240,
+            "chunk_length": 3,
+            "n_fft": 300,
+            "padding_value": 0.01,
+        },
+        whisper_reference,
+        [{"sampling_rate": 32_000, "hop_length": 320}, {"n_fft": 480}, {"padding_value": 0.0}],
+        {"hop": ({"hop_length": 120}, "600 frames"), "mel bins": ({"feature_size": 24}, "24 mel bins")},
+        rate=24_000,
+        longest=3,
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ the tests
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A broad clip, a tall one and one of few frames; of 2, 4 and 0.5 seconds."""
+    folder = tmp_path_factory.mktemp("clips")
+    sizes = [((72, 96), 24), ((120, 80), 48), ((64, 64), 6)]
+    return [write_clip(folder / f"{i}.mp4", frames=n, size=size, look=i) for i, (size, n) in enumerate(sizes)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The models of all cases, with weights that differ from each other and from zero."""
+    base = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(0)
+    for name, case in CASES.items():
+        model = case.model()
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator)
+                is_scale = key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1", "running_var"))
+                value.copy_(1 + 0.1 * noise.clamp(-2, 2) if is_scale else 0.2 * noise)
+        model.save_pretrained(base / name)
+        (base / name / case.file).write_text(json.dumps(case.preprocessor))
+    return {name: base / name for name in CASES}
+
+
+def load(folder: Path, case: Case, placement: Placement | None = None, **options: str) -> Encoder:
+    medium = "video" if case.rate is None else "audio"
+    return load_encoder(Stream("tiny", str(folder), medium, {**case.options, **options}), placement)
+
+
+def changed(folder: Path, case: Case, change: Settings, to: Path) -> tuple[Path, Settings]:
+    """A folder with other settings of the preprocessor."""
+    settings = {**case.preprocessor, **change}
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).symlink_to(file)
+    (to / case.file).unlink()
+    (to / case.file).write_text(json.dumps(settings))
+    return to, settings
+
+
+def inputs_of(encoder: Encoder, clips: list[Path]) -> list[np.ndarray]:
+    decoded = [decode_inputs((path, ("tiny",)), specs={"tiny": encoder.spec}) for path in clips]
+    assert all(not one.reasons for one in decoded), decoded
+    return [one.arrays["tiny"] for one in decoded]
+
+
+def by_huggingface(folder: Path, settings: Settings, case: Case, path: Path) -> np.ndarray:
+    """The reference on everything that the file holds."""
+    rate = settings.get("sampling_rate", case.rate)
+    decoded = decode_clip(path, frames=case.frames, rate=rate or 16_000)
+    raw = decoded.frames if case.rate is None else decoded.waveform
+    assert raw is not None
+    with torch.inference_mode():
+        return case.reference(folder, settings, raw).numpy()
+
+
+def assert_equal(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.dtype == np.float32 and np.isfinite(ours).all() and theirs.std() > 0.01
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_embedding_equals_huggingfaces_processor_and_model(name, folders, clips):
+    case, folder = CASES[name], folders[name]
+    encoder = load(folder, case)
+    embeddings = encoder.embed(inputs_of(encoder, clips))
+    assert embeddings.shape == (len(clips), encoder.dim)
+    for row, path in zip(embeddings, clips, strict=True):
+        assert_equal(row, by_huggingface(folder, case.preprocessor, case, path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_real_clips_too(name, folders, real_clips):
+    case, folder = CASES[name], folders[name]
+    encoder = load(folder, case)
+    for path in real_clips[:2]:
+        row = encoder.embed(inputs_of(encoder, [path]))[0]
+        assert_equal(row, by_huggingface(folder, case.preprocessor, case, path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_equals_its_clips_one_by_one(name, folders, clips):
+    encoder = load(folders[name], CASES[name])
+    inputs = inputs_of(encoder, clips)
+    alone = np.concatenate([encoder.embed([one]) for one in inputs])
+    np.testing.assert_allclose(encoder.embed(inputs), alone, atol=1e-5, rtol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+CHANGES = [(name, change) for name, case in CASES.items() for change in case.changes]
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES, ids=[f"{name}-{'-'.join(change)}" for name, change in CHANGES])
+def test_each_value_of_the_preprocessor_changes_the_embedding(name, change, folders, clips, tmp_path):
+    case = CASES[name]
+    before = load(folders[name], case)
+    folder, settings = changed(folders[name], case, change, tmp_path / "changed")
+    encoder = load(folder, case)
+    ours = encoder.embed(inputs_of(encoder, clips[2:]))[0]
+    assert_equal(ours, by_huggingface(folder, settings, case, clips[2]))
+    assert np.abs(ours - before.embed(inputs_of(before, clips[2:]))[0]).max() > 5e-5
+    assert encoder.recipe() != before.recipe()
+
+
+REFUSED = [(name, *refused) for name, case in CASES.items() for refused in case.refused.values()]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED)
+def test_settings_that_dont_fit_are_one_line(name, change, message, folders, tmp_path):
+    folder, _ = changed(folders[name], CASES[name], change, tmp_path / "changed")
+    with pytest.raises(EncoderError, match=message) as error:
+        load(folder, CASES[name])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_encoder_is_the_same_after_pickling(name, folders, clips):
+    encoder = load(folders[name], CASES[name])
+    inputs = inputs_of(encoder, clips)
+    copy = pickle.loads(pickle.dumps(encoder))
+    np.testing.assert_array_equal(copy.embed(inputs), encoder.embed(inputs))
+    assert copy.recipe() == encoder.recipe()
+    json.dumps(encoder.recipe())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bf16_is_near_and_float32(name, folders, clips):
+    encoder = load(folders[name], CASES[name])
+    fast = load(folders[name], CASES[name], Placement(precision="bf16"))
+    inputs = inputs_of(encoder, clips)
+    exact, near = encoder.embed(inputs), fast.embed(inputs)
+    assert near.dtype == np.float32 and encoder.forward_bytes >= 0 and fast.forward_bytes >= 0
+    cosine = (exact * near).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(near, axis=1)
+    assert (cosine > 0.98).all() and not np.array_equal(exact, near)
