@@ -87,7 +87,7 @@ def require_few(names: Sequence[str]) -> None:
     if len(names) > MAX_STREAMS:
         raise ExperimentError(
             f"explaining {len(names)} streams takes the answers with each of their 2^{len(names)} subsets blank, and "
-            f"{MAX_STREAMS} streams are the most: explain a run of fewer streams (`alphafuse fit --streams NAME,NAME`)"
+            f"{MAX_STREAMS} streams are the most: explain a run of fewer streams (`alphafuse fit --stream NAME,NAME`)"
         )
 
 

@@ -365,7 +365,7 @@ def _stream(run: TrainedRun, name: str, encoder: str | None) -> Stream:
     if encoder == GIVEN:
         raise ExperimentError(
             f"the {name} embeddings of {run.folder} were given, and can't be made of a clip: predict with a run that "
-            "leaves the stream out (`alphafuse fit --streams NAME,NAME`)"
+            "leaves the stream out (`alphafuse fit --stream NAME,NAME`)"
         )
     if not encoder:
         raise ExperimentError(f"the run {run.folder} doesn't record its {name} encoder: give --encoder {name}=ENCODER")

@@ -444,6 +444,7 @@ class Report:
     Attributes:
         root: path of the root, as commands take it.
         name: name of the dataset; is_demo: whether it is the generated demo.
+        networks: stream -> what its encoder is called.
         looks: role -> how its heads are shown; roles: those of the root's streams, see `looks.roles_of`.
         classes: number of classes.
         clips: split -> number of listed clips.
@@ -459,6 +460,7 @@ class Report:
     root: Path
     name: str
     is_demo: bool
+    networks: Mapping[str, str]
     looks: Looks
     roles: tuple[Role, ...]
     classes: int

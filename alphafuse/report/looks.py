@@ -24,11 +24,13 @@ class Look:
 
     Attributes:
         sense: "sight" or "sound"; "sight (eye)" if the root has several streams of this medium; "fused".
+        short: the same for a narrow column: the sense, or the stream's title.
         color: variable of page.css and key of `figures.PALETTE`.
         marker: matplotlib's marker; sign: the same as a character.
     """
 
     sense: str
+    short: str
     color: str
     marker: str
     sign: str
@@ -39,7 +41,7 @@ class Look:
         return self.sense if self.sense == FUSED else f"{self.sense} alone"
 
 
-FUSED_LOOK = Look(FUSED, "fused", "o", "\u25cf")
+FUSED_LOOK = Look(FUSED, FUSED, "fused", "o", "\u25cf")
 Looks = Mapping[str, Look]
 
 
@@ -58,7 +60,9 @@ def looks_of(media: Mapping[str, str]) -> dict[str, Look]:
         for place, name in enumerate(names):
             marker, sign = SHAPES[medium][place % len(SHAPES[medium])]
             color = COLORS[medium][place % len(COLORS[medium])]
-            looks[name] = Look(f"{sense} ({title_of(name)})" if len(names) > 1 else sense, color, marker, sign)
+            title = title_of(name)
+            called = (sense, sense) if len(names) == 1 else (f"{sense} ({title})", title)
+            looks[name] = Look(*called, color, marker, sign)
     return looks
 
 

@@ -37,7 +37,8 @@ class FrameSpec:
         mean, std: per channel, in units of the scaled values.
         sampling: choice of the clip's frames, see `SAMPLINGS`.
         resize: what resizes, because results differ: "pil", in the decode workers; or "torch", which HuggingFace's
-            torchvision processors use: workers pass frames on as they are, and the encoder resizes them.
+            torchvision processors use, or "processor", HuggingFace's own class: workers pass frames on as they are,
+            and the encoder resizes them.
 
     >>> from alphafuse import FrameSpec
     >>> spec = FrameSpec(frames=16, shortest_edge=256, crop=(224, 224))

@@ -237,14 +237,14 @@ class _InBfloat16(nn.Module):
 
 
 def load_pretrained(
-    stream: Stream, model_class: Any, *, unused: Sequence[str] = (), **loading: Any
+    stream: Stream, model_class: Any, *, optional: Sequence[str] = (), **loading: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Load HuggingFace's model of a stream from a hub id, a folder or "compact".
 
     Args:
         stream: its encoder and medium.
         model_class: class of `transformers`, with `from_pretrained`.
-        unused: last parts of the names of weights that an embedding doesn't need; they may be missing, and are removed.
+        optional: modules and weights that an embedding doesn't need; if one is missing, the model goes without.
         loading: further arguments of `from_pretrained`, such as `key_mapping`.
 
     Returns:
@@ -275,15 +275,22 @@ def load_pretrained(
         raise EncoderError(f"{name} needs another package: {_line_of(error)}") from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
         raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
-    for name in [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in unused]:
-        owner, _, last = name.rpartition(".")
-        delattr(model.get_submodule(owner), last)
-    missing = sorted(key for key in report["missing_keys"] if key.rpartition(".")[2] not in unused)
+    missing = sorted(key for key in report["missing_keys"] if not _remove_part(model, key, optional))
     if missing:  # HuggingFace would fill them with random numbers
         raise EncoderError(
             f"{stream.encoder} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
     return model, model.config, read_preprocessor(source, stream.medium)
+
+
+def _remove_part(model: nn.Module, key: str, names: Sequence[str]) -> bool:
+    """Set the module or weight of these names that holds the weight `key` to None; return whether there is one."""
+    parts = key.split(".")
+    place = next((i for i, part in enumerate(parts) if part in names), None)
+    if place is None:
+        return False
+    setattr(model.get_submodule(".".join(parts[:place])), parts[place], None)
+    return True
 
 
 def _line_of(error: Exception) -> str:

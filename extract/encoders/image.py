@@ -47,7 +47,7 @@ def load_dinov2(stream: Stream, placement: Placement | None = None) -> Encoder:
     """
     from transformers import AutoModel
 
-    model, config, preprocessor = load_pretrained(stream, AutoModel)
+    model, config, preprocessor = load_pretrained(stream, AutoModel, optional=("mask_token",))
     skipped = 1 + getattr(config, "num_register_tokens", 0)
     return _freeze(stream, model, preprocessor, DINOV2, ("cls", "mean"), "BitImageProcessorPil", placement, skipped)
 
@@ -65,7 +65,7 @@ def load_dinov3(stream: Stream, placement: Placement | None = None) -> Encoder:
     """
     from transformers import AutoModel
 
-    model, config, preprocessor = load_pretrained(stream, AutoModel)
+    model, config, preprocessor = load_pretrained(stream, AutoModel, optional=("mask_token",))
     return _freeze(
         stream,
         model,

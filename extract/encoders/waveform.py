@@ -38,7 +38,7 @@ def load_wav2vec2(stream: Stream, placement: Placement | None = None) -> Encoder
     """
     from transformers import AutoModel
 
-    model, config, preprocessor = load_pretrained(stream, AutoModel, unused=("masked_spec_embed",))
+    model, config, preprocessor = load_pretrained(stream, AutoModel, optional=("masked_spec_embed",))
     extractor = make_extractor("Wav2Vec2FeatureExtractor", preprocessor, WAV2VEC2)
     samples = chosen_samples(stream, extractor.sampling_rate, default_seconds=SECONDS)
     pool = chosen_pool(stream, ("mean",))

@@ -15,10 +15,12 @@ import torch
 from support.cli import Run, assert_one_line_error
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import DEFAULT_STREAMS, Stream
 from alphafuse.errors import ClusterError, DatasetError
 from alphafuse.extract import planning
 from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.engines.embedder import load_encoders
+from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.planning import ClipsPlan, Rates, measure_root, plan_clips, plan_extraction
 from alphafuse.extract.settings import ExtractSettings
 
@@ -83,7 +85,7 @@ def test_fewer_than_one_clip_is_refused(clips: int) -> None:
 
 
 def tiny(tiny_encoders: dict[str, Path], **others: Any) -> ExtractSettings:
-    return ExtractSettings(**{name: str(path) for name, path in tiny_encoders.items()}, workers=1, **others)
+    return ExtractSettings(encoders={name: str(path) for name, path in tiny_encoders.items()}, workers=1, **others)
 
 
 def test_a_root_is_measured_and_gives_the_size_that_its_own_dry_run_gives(
@@ -97,11 +99,42 @@ def test_a_root_is_measured_and_gives_the_size_that_its_own_dry_run_gives(
     assert dims == {"timesformer": 64, "ast": 32} and rates.device == "cpu"
     assert rates.clips == 8 and rates.decode_seconds > 0 and rates.embed_seconds > 0
     ((one,), _) = plan_extraction(dataset, ["train"], settings)
-    assert plan_clips(one.pending, rates.on(cpus=4), dims).store_bytes == one.new_bytes
+    planned = plan_clips(one.pending, rates.on(cpus=4), dims)
+    assert planned.store_bytes == one.new_bytes and planned.stream_bytes == one.stream_bytes
+    assert one.stream_bytes == {"timesformer": 4 * 64 * one.pending, "ast": 4 * 32 * one.pending}
+    assert rates.embed_seconds == sum(rates.stream_seconds.values()) and set(rates.stream_seconds) == set(dims)
     for clip in dataset.manifest:
         dataset.path_of(clip).unlink()
     with pytest.raises(DatasetError, match="none of the first clips has a file in"):
         measure_root(dataset, settings)
+
+
+def test_a_stream_that_was_added_later_is_priced_alone(
+    make_root: MakeRoot, run: Run, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_root()
+    encoders = {name: str(path) for name, path in tiny_encoders.items()}
+    dataset = Dataset.open(root)
+    streams = tuple(replace(one, encoder=encoders[one.name]) for one in DEFAULT_STREAMS)
+    dataset = Dataset.create(
+        root,
+        dataset.manifest,
+        name=dataset.name,
+        clip_folder=dataset.clip_folder,
+        classes=dataset.classes,
+        streams=(*streams, Stream("eye", encoders["timesformer"], "video", {"protocol": "notebook"})),
+    )
+    extract_embeddings(dataset, ["train"], ExtractSettings(streams=("timesformer", "ast"), workers=1))
+    (train, val), rates = plan_extraction(dataset, ["train", "val"], ExtractSettings(workers=1, device="cpu"))
+    assert rates is not None and set(rates.stream_seconds) == {"timesformer", "ast", "eye"}
+    assert train.finished == {"timesformer": 4, "ast": 4, "eye": 0} and train.pending == val.pending == 4
+    assert train.stream_bytes == {"timesformer": 0, "ast": 0, "eye": 4 * 4 * 64}
+    decode, eye = 4 * rates.decode_seconds, 4 * rates.stream_seconds["eye"]
+    assert train.seconds == pytest.approx(1.15 * (decode + eye) / rates.cores)
+    assert val.seconds == pytest.approx(4 / rates.clips_per_second)
+    code, out, _ = run("extract", "--dry-run", "--split", "all", "--root", root, "--stream", "eye", "--workers", 1)
+    (eye_row,) = [line.split() for line in out.splitlines() if line.startswith("eye ")]
+    assert code == 0 and eye_row[1] == "12" and "\nast " not in out
 
 
 # several devices and Ray

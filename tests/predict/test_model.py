@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from support.progress import RecordedProgress
 
 from alphafuse.cli.main import main
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError, EncoderError, ExperimentError, RecipeMismatchError
 from alphafuse.extract.encoders.encoder import Encoder
@@ -31,9 +34,9 @@ from alphafuse.heads.studies.runs import read_run
 from alphafuse.heads.studies.table1 import table1
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.predict.bundle import carried_encoder, export_run
-from alphafuse.predict.explain import ALPHAS, Explanation
+from alphafuse.predict.explain import ALPHAS, ChangedAnswer, Explanation, explain
 from alphafuse.predict.model import AlphaFuse, find_clips
-from alphafuse.predict.prediction import Prediction
+from alphafuse.predict.prediction import Prediction, Ranked
 from alphafuse.predict.push import push_bundle
 from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
 from alphafuse.report.studies import write_table1
@@ -153,9 +156,11 @@ def test_heads_trained_with_zeros_answer_from_the_stream_that_is_there(root: Dat
 
 def test_a_head_of_one_stream_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
     model = AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", workers=1)
-    assert set(model.embedder.encoders) == {"ast"}
+    assert set(model.embedder.encoders) == {"ast"} and model.media == {"ast": "audio"}
     blind = write_clip(tmp_path / "blind.m4a", video=False)
     assert model(blind).label in root.classes and model(blind).missing == {}
+    with pytest.raises(ExperimentError, match="unknown stream 'timesformer': choose from ast"):
+        AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", encoders={"timesformer": "compact"})
 
 
 def test_an_explanation_blanks_each_stream_and_its_shares_sum_to_the_difference_from_the_blank_clip(
@@ -177,6 +182,78 @@ def test_an_explanation_blanks_each_stream_and_its_shares_sum_to_the_difference_
         assert tuple(points) == ALPHAS
         assert points[1.0].probability == pytest.approx(probability)
         assert points[1.0].top.label == explained.prediction.label
+
+
+def test_shares_of_four_streams_are_means_over_all_orders_of_joining() -> None:
+    """A made-up head whose answer depends on every subset in its own way; a clip without audio has no share of it."""
+    names, classes = ("timesformer", "ast", "clap", "dino"), ("dog", "cat")
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(size=(2, 3)) for name in names}
+    features["ast"][1] = np.nan
+    rows = Embeddings(("0", "1"), ("-", "-"), ("0", "1"), features)
+    blank = replace(rows, features={name: np.where(np.isnan(one), np.nan, 0.0) for name, one in features.items()})
+
+    def ask(embeddings: Any, alphas: Any) -> np.ndarray:
+        sums = {name: np.nansum(embeddings.features[name], axis=1) for name in names}
+        scores = sums["timesformer"] * sums["clap"] - sums["ast"] * np.cos(sums["dino"]) + sums["dino"]
+        dog = 1 / (1 + np.exp(-scores))
+        return np.stack([np.stack([dog, 1 - dog], axis=1)])
+
+    def value(i: int, present: set[str], answer: int) -> float:
+        mixed = {name: (features if name in present else blank.features)[name] for name in names}
+        return float(ask(replace(rows, features=mixed), None)[0, i, answer])
+
+    media = {"timesformer": "video", "ast": "audio", "clap": "audio", "dino": "video"}
+    predictions = []
+    for probabilities in ask(rows, None)[0]:
+        best = int(probabilities.argmax())
+        top = (Ranked(classes[best], float(probabilities[best])),)
+        predictions.append(Prediction(Path("a.mp4"), top, 1, 1, {}, media, probabilities))
+    explained = explain(predictions, rows, blank, ask, classes=classes, names=names, alphas=(0.0, 1.0))
+    for i, one in enumerate(explained):
+        assert isinstance(one, Explanation)
+        answer = classes.index(str(one.prediction.label))
+        expected = dict.fromkeys(names, 0.0)
+        for order in itertools.permutations(names):
+            for place, name in enumerate(order):
+                gain = value(i, {*order[: place + 1]}, answer) - value(i, {*order[:place]}, answer)
+                expected[name] += gain / math.factorial(len(names))
+        assert set(one.shares) == set(one.along) == {name for name in names if i == 0 or name != "ast"}
+        assert one.shares == pytest.approx({name: expected[name] for name in one.shares}, abs=1e-12)
+        changes = {name for name in one.shares if value(i, {*names} - {name}, answer) < 0.5}
+        assert set(one.decided) == changes
+    with pytest.raises(ExperimentError, match=r"explaining 11 streams .* 2\^11 .*`alphafuse fit --stream NAME,NAME`"):
+        explain([], rows, blank, ask, classes=classes, names=[f"s{i}" for i in range(11)], alphas=())
+
+
+@pytest.mark.parametrize(
+    ("decided", "sentence"),
+    [
+        (
+            "",
+            "no single one is needed: the answer stays the same without the video (a), and without the video (b), and",
+        ),
+        (
+            "a",
+            "the video (a) decided: the answer changes when the video (a) is black, and stays the same when the video",
+        ),
+        (
+            "ac",
+            "the video (a) and the audio decided: the answer changes when the video (a) is black, or when the audio",
+        ),
+        ("abc", "all are needed: without the video (a), or without the video (b), or without the audio, the answer"),
+    ],
+)
+def test_verdicts_name_the_streams_of_a_medium(decided: str, sentence: str) -> None:
+    media = {"a": "video", "b": "video", "c": "audio"}
+    prediction = Prediction(Path("a.mp4"), (Ranked("dog", 0.9),), 1, 1, {}, media, np.array([0.9, 0.1]))
+    changed = {name: ChangedAnswer(Ranked("cat" if name in decided else "dog", 0.6), 0.4) for name in media}
+    found = Explanation(
+        prediction, changed, ChangedAnswer(Ranked("cat", 0.5), 0.5), dict.fromkeys(media, 0.1), {"a": ()}
+    )
+    assert verdict(found).startswith(sentence) and verdict(found).endswith(".")
+    text = format_explanation(found)
+    assert "video (b) black" in text and "audio muted" in text and "    all " in text
 
 
 def test_a_muted_clip_is_a_clip_with_a_silent_track(root: Dataset, model: AlphaFuse, tmp_path: Path) -> None:
@@ -239,7 +316,7 @@ def test_an_encoder_other_than_the_run_s_is_refused(
     other = tmp_path / "ast"
     shutil.copytree(tiny_encoders["ast"], other)
     write_json(other / "preprocessor_config.json", {"mean": -1.0})
-    with pytest.raises(RecipeMismatchError, match=r"trained on another ast mean .*\(--ast\)"):
+    with pytest.raises(RecipeMismatchError, match=r"trained on another ast mean .*\(--encoder ast=ENCODER\)"):
         AlphaFuse.from_pretrained(root.root / "runs" / "sqrt-ast", encoders={"ast": str(other)})
 
 
@@ -280,7 +357,7 @@ def test_the_untransformed_heads_of_table1_can_be_used_as_a_run(root: Dataset, t
     table = table1(dataset, seeds=2, settings=replace(SETTINGS, epochs=2))
     run = read_run(write_table1(table, dataset))
     assert run.experiment.name == "untransformed" and len(run.heads) == 2
-    assert run.metrics["test"]["n"] == 3 and run.encoders["ast"]["name"] == dataset.ast
+    assert run.metrics["test"]["n"] == 3 and run.encoders["ast"]["name"] == dataset.stream("ast").encoder
     for folder in ("sqrt-ast", "ast-only", "zeros"):
         path = dataset.root / "runs" / folder / "metrics.json"
         metrics = read_json(path)
@@ -308,11 +385,38 @@ def test_a_bundle_without_encoders_names_them_and_loads_them_from_given_folders(
 ) -> None:
     out = export_run(root.root / "runs" / "sqrt-ast", tmp_path / "bundle")
     assert not (out / "encoders").exists() and read_run(out).encoders["ast"]["name"] == "ast"
-    with pytest.raises(EncoderError, match="no such folder for --timesformer: 'timesformer'"):
+    with pytest.raises(EncoderError, match="no such folder for timesformer: 'timesformer'"):
         AlphaFuse.from_pretrained(out)
-    found = AlphaFuse.from_pretrained(out, **{name: str(path) for name, path in tiny_encoders.items()})
+    found = AlphaFuse.from_pretrained(out, encoders={name: str(path) for name, path in tiny_encoders.items()})
     clip = root.path_of(root.manifest.of_split("test")[0])
     np.testing.assert_array_equal(found(clip).probabilities, model(clip).probabilities)
+
+
+def test_a_bundle_says_that_it_runs_code_or_that_its_embeddings_were_given(
+    root: Dataset, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(root.root / "runs" / "sqrt-ast", tmp_path / "run")
+    config = read_json(folder / "config.json")
+    config["encoders"]["timesformer"]["name"] = "mine.models:eye"
+    config["encoders"]["ast"]["name"] = "given"
+    write_json(folder / "config.json", config)
+    code, _, err = run("export", folder, tmp_path / "out", "--with-encoders")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert code == 0 and not (tmp_path / "out" / "encoders").exists()
+    for sentence in (
+        "Stream timesformer runs the Python code mine.models:eye, which must be importable: read it, then allow it "
+        "with --trust-code (trust_code=True).",
+        "The embeddings of stream ast were given: predict can't make them of a clip.",
+    ):
+        assert f"note: {sentence}\n" in err and f"- {sentence}\n" in card
+    with pytest.raises(EncoderError, match=r"would run the Python code mine.models:eye.*--trust-code"):
+        AlphaFuse.from_pretrained(tmp_path / "out")
+    config["encoders"]["timesformer"]["name"] = "given"
+    write_json(folder / "config.json", config)
+    with pytest.raises(
+        ExperimentError, match=r"the timesformer embeddings of .* were given, and can't be made of a clip"
+    ):
+        AlphaFuse.from_pretrained(folder)
 
 
 def test_an_existing_bundle_is_not_overwritten(root: Dataset, tmp_path: Path) -> None:
@@ -460,7 +564,7 @@ def test_black_frames_are_embedded_once_for_clips_of_any_duration(
     embed = Encoder.embed
 
     def counted(encoder: Encoder, batch: Any) -> np.ndarray:
-        calls.append(encoder.stream)
+        calls.append(encoder.stream.name)
         return embed(encoder, batch)
 
     monkeypatch.setattr(Encoder, "embed", counted)

@@ -24,10 +24,12 @@ from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.runs import load_heads
+from alphafuse.report.looks import looks_of
 from alphafuse.report.page import explorer
 from alphafuse.report.page.explorer import Packed, PackedHead, explored_clip_ids, explorer_html
 
 CEILING = Ceiling(reachable=40, clips=45)
+LOOKS = looks_of({"timesformer": "video", "ast": "audio"})
 HOSTILE = (
     "</script><script>document.title='taken'</script>",
     '<img src=x onerror="document.title=1">',
@@ -63,7 +65,7 @@ def make_head(seed: int = 1, **config: Any) -> AlphaFusion:
 
 
 def make_html(head: AlphaFusion, embeddings: Embeddings, **options: Any) -> str:
-    return explorer_html([head], embeddings, **{"ceiling": CEILING, "title": "a title", **options})
+    return explorer_html([head], embeddings, **{"looks": LOOKS, "ceiling": CEILING, "title": "a title", **options})
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -84,10 +86,10 @@ def text_of(html: str) -> str:
         {},
         {"transform": "sqrt", "on": "ast"},
         {"transform": "learned", "on": "timesformer", "alpha": 0.6},
-        {"transform": "learned-dim", "on": "both"},
+        {"transform": "learned-dim", "on": "all"},
         {"transform": "neg-scalar", "on": "ast"},
         {"normalize": "zscore"},
-        {"normalize": "l2", "transform": "log1p", "on": "both"},
+        {"normalize": "l2", "transform": "log1p", "on": "all"},
         {"fusion": "add"},
         {"fusion": "add", "dims": {"timesformer": 7, "ast": 7}, "normalize": "zscore"},
         {"hidden": ()},
@@ -162,7 +164,7 @@ def test_fusions_that_do_not_split_by_stream_are_refused(fusion: str) -> None:
 def test_heads_that_do_not_fit_are_one_line_errors() -> None:
     embeddings = make_embeddings(dims={"timesformer": 8, "ast": 6})
     with pytest.raises(ExperimentError, match="needs a head"):
-        explorer_html([], embeddings, ceiling=CEILING, title="")
+        explorer_html([], embeddings, looks=LOOKS, ceiling=CEILING, title="")
     with pytest.raises(ExperimentError, match="8-d timesformer embeddings, not 5-d ones: extract with"):
         make_html(make_head(), make_embeddings(dims={"timesformer": 5, "ast": 6}))
     with pytest.raises(ExperimentError, match="have no ast"):
@@ -310,7 +312,7 @@ class Opened:
 @pytest.fixture
 def opened(browser: Any, trained: Any, tmp_path: Path) -> Iterator[Opened]:
     _, heads, embeddings = trained
-    html = explorer_html(heads, embeddings, ceiling=CEILING, title="sqrt on ast")
+    html = explorer_html(heads, embeddings, looks=LOOKS, ceiling=CEILING, title="sqrt on ast")
     opened = Opened(browser, tmp_path, html)
     yield opened
     opened.page.close()
@@ -416,7 +418,9 @@ def test_narrow_page_has_no_sideways_scrolling_and_print_hides_the_controls(
     browser: Any, trained: Any, tmp_path: Path
 ) -> None:
     _, heads, embeddings = trained
-    opened = Opened(browser, tmp_path, explorer_html(heads, embeddings, ceiling=CEILING, title="t"), width=360)
+    opened = Opened(
+        browser, tmp_path, explorer_html(heads, embeddings, looks=LOOKS, ceiling=CEILING, title="t"), width=360
+    )
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 360
     opened.page.fill("#explorer-alpha-ast", "0.3")
     opened.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")

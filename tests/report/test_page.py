@@ -33,6 +33,7 @@ from alphafuse.heads.studies.sweep import sweep
 from alphafuse.heads.studies.table1 import paper_results, table1
 from alphafuse.report import figures as draw
 from alphafuse.report.contents import Ablation, Absent, ClassGain, Confusion, Measure, Report, Vote, Votes
+from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.report.page.build import build_report, write_report
 from alphafuse.report.page.html import TEMPLATES, draw_figures, render_page
 from alphafuse.report.page.sections import collect, find_runs
@@ -50,6 +51,8 @@ LABELS = (
     *(f"sight {i // 3}, sound {i % 3}" for i in range(3, 9)),
 )
 QUICK = replace(SETTINGS, epochs=6)
+MEDIA = {"timesformer": "video", "ast": "audio"}
+ROLES, LOOKS = roles_of(MEDIA), looks_of(MEDIA)
 
 
 def make_root(root: Path) -> Dataset:
@@ -137,7 +140,7 @@ def test_damaged_files_of_runs_remove_their_sections_and_not_the_page(dataset: D
     (root / "runs" / "compare" / "compare.json").write_text('{"rows": [], "reachable_ceiling": 3}')
     (root / "runs" / "sweep-timesformer-ast" / "sweep.json").write_text("")
     runs, left_out = find_runs(Dataset.open(root), [])
-    sides = find_sides(runs, False, left_out)
+    sides = find_sides(runs, ROLES, False, left_out)
     assert sides["fused"].path == root / "runs" / "table1" / "heads" / "untransformed"
     report = collect(Dataset.open(root), runs, left_out, Absent("no predictions"))
     assert isinstance(report.table, Absent) and isinstance(report.losses, Absent) and not report.sweeps
@@ -272,6 +275,11 @@ def test_hardest_clips_have_the_highest_mean_loss_and_unseen_labels_come_last(da
             assert 0 <= vote.of_truth <= vote.probability <= 1
 
 
+def find(votes: dict[str, Vote], *, is_reachable: bool = True, **media: str) -> str:
+    media = media or MEDIA
+    return finding_of(votes, is_reachable, next(iter(votes)), tuple(media), looks_of(media))
+
+
 RIGHT, WRONG, OTHER = Vote("dog", 0.9, 0.9, True), Vote("cat", 0.8, 0.1, False), Vote("owl", 0.7, 0.1, False)
 
 
@@ -287,12 +295,12 @@ RIGHT, WRONG, OTHER = Vote("dog", 0.9, 0.9, True), Vote("cat", 0.8, 0.1, False),
     ],
 )
 def test_a_finding_names_the_stream_that_misled(fused: Vote, sight: Vote, sound: Vote, finding: str) -> None:
-    assert finding_of({"fused": fused, "timesformer": sight, "ast": sound}, is_reachable=True) == finding
+    assert find({"fused": fused, "timesformer": sight, "ast": sound}) == finding
 
 
 def test_no_stream_misled_on_a_label_that_never_occurs_in_training() -> None:
-    assert finding_of({"fused": WRONG}, is_reachable=False) == "its label never occurs in training"
-    assert finding_of({"fused": WRONG, "timesformer": RIGHT}, is_reachable=True) == ""
+    assert find({"fused": WRONG}, is_reachable=False) == "its label never occurs in training"
+    assert find({"fused": WRONG, "timesformer": RIGHT}) == ""
 
 
 def test_a_run_trained_on_other_embeddings_is_not_used_and_the_page_says_why(dataset: Dataset, tmp_path: Path) -> None:
@@ -415,7 +423,7 @@ def test_every_svg_is_complete_named_and_coloured_by_the_pages_variables_only(
 def test_labels_with_markup_mathematics_and_any_length_are_drawn(votes: Votes) -> None:
     strange = [HOSTILE, "$\\frac{", "日本語 😀", "x" * 4000, "￾"]
     gains = [replace(votes.gains[0], label=label) for label in strange]
-    text = draw.inline_svg(draw.class_gains(gains), "g", "gains")
+    text = draw.inline_svg(draw.class_gains(gains, "timesformer", LOOKS), "g", "gains")
     assert "$\\frac{" in text and "日本語" in text
     assert "<script" not in text and "&lt;script&gt;" in text
     assert "x" * 40 in text and "x" * 50 not in text
@@ -426,8 +434,8 @@ def test_of_many_classes_both_ends_are_drawn_and_confusions_are_an_image() -> No
     gains = [ClassGain(f"class {i}", 5, 4, 0.5, 0.4, replace(measure, mean=(150 - i) / 200), True) for i in range(309)]
     shown = draw.shown_gains(gains)
     assert [one.label for one in shown] == [f"class {i}" for i in (*range(20), *range(289, 309))]
-    assert len(draw.class_gains(gains).axes[0].get_yticks()) == 40
-    narrow = draw.class_gains(gains, narrow=True)  # labels above their rows
+    assert len(draw.class_gains(gains, "timesformer", LOOKS).axes[0].get_yticks()) == 40
+    narrow = draw.class_gains(gains, "timesformer", LOOKS, narrow=True)  # labels above their rows
     assert narrow.get_size_inches()[0] < 4 and not len(narrow.axes[0].get_yticks())
     assert {"class 0", "class 308", "n = 5"} <= {text.get_text() for text in narrow.axes[0].texts}
     confusion = Confusion(tuple(f"class {i}" for i in range(309)), np.eye(309), (5,) * 309, ())
@@ -440,7 +448,7 @@ def test_an_interval_without_variation_is_not_drawn() -> None:
     none = Measure(-1.0, -1.0, -1.0, "none: no variation to resample", 1)
     gain = ClassGain("owl", 1, 1, 0.0, 1.0, none, True)
     assert not none.has_interval
-    lengths = [len(line.get_xdata()) for line in draw.class_gains([gain]).axes[0].lines]
+    lengths = [len(line.get_xdata()) for line in draw.class_gains([gain], "timesformer", LOOKS).axes[0].lines]
     assert lengths == [1, 2]  # the point, and the line at zero
 
 
@@ -510,7 +518,7 @@ def css_colors() -> dict[str, dict[str, str]]:
     assert [theme for theme, _ in blocks] == ["light", "dark", "dark", "light"]
     names = ("light", "dark", "chosen dark", "paper")
     return {
-        name: dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block))
+        name: dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
         for name, (_, block) in zip(names, blocks, strict=True)
     }
 
@@ -525,9 +533,9 @@ def luminance(color: str) -> float:
 @pytest.mark.parametrize("theme", ["light", "dark", "chosen dark", "paper"])
 def test_every_text_colour_has_enough_contrast(theme: str) -> None:
     colors = css_colors()[theme]
-    assert len(colors) == 11
+    assert len(colors) == 13
     for background in ("paper", "panel"):
-        for name in ("ink", "muted", "sight", "sound", "fused", "good", "bad", "accent"):
+        for name in ("ink", "muted", "sight", "sight-2", "sound", "sound-2", "fused", "good", "bad", "accent"):
             light, dark = sorted((luminance(colors[name]), luminance(colors[background])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{name} on {background}: WCAG AA asks for 4.5"
 
@@ -728,7 +736,7 @@ def test_chosen_alphas_are_drawn_beside_the_untransformed_heads_on_the_same_clip
 def test_classes_that_never_occur_in_training_have_a_dagger_and_no_interval(votes: Votes) -> None:
     unseen = [one for one in votes.gains if not one.is_reachable]
     assert unseen and all(one.fused == one.alone == 0 and not one.gain.has_interval for one in unseen)
-    labels = [text.get_text() for text in draw.class_gains(votes.gains).axes[0].get_yticklabels()]
+    labels = [text.get_text() for text in draw.class_gains(votes.gains, "timesformer", LOOKS).axes[0].get_yticklabels()]
     assert [label.endswith(" \u2020") for label in labels] == [not one.is_reachable for one in votes.gains]
 
 

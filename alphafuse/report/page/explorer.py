@@ -223,13 +223,8 @@ def explorer_html(
             raise ValueError(f"the thumbnail of {clip_id} must be a data:image/ address, not {address[:40]!r}")
     data = {
         "streams": [
-            {
-                "id": name,
-                "name": title_of(name),
-                "sense": look_of(looks, name).sense,
-                "color": look_of(looks, name).color,
-            }
-            for name in streams
+            {"id": name, "name": title_of(name), "sense": look.sense, "short": look.short, "color": look.color}
+            for name, look in ((name, look_of(looks, name)) for name in streams)
         ],
         "classes": list(classes),
         "clips": [

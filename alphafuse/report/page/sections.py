@@ -83,6 +83,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         root=root,
         name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
+        networks={one.name: one.encoder if one.title == one.name else one.title for one in dataset.streams},
         looks=looks_of(dataset.media),
         roles=roles_of(dataset.media),
         classes=len(dataset.classes),

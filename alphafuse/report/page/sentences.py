@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alphafuse.data.power import LEVEL
-from alphafuse.data.streams import SENSES, title_of
+from alphafuse.data.streams import ALL, SENSES, title_of
 from alphafuse.heads.model.config import title_of_streams
 from alphafuse.heads.studies.runs import Run
 from alphafuse.heads.training.settings import TrainSettings
@@ -88,7 +88,7 @@ def encoders_in_words(report: Report) -> str:
     """Return which network each sense is: "sight is TimeSformer on the frames, sound is AST on the audio track"."""
     parts = {"sight": "the frames", "sound": "the audio track"}
     return ", ".join(
-        f"{look_of(report.looks, name).sense} is {title_of(name)} on {part}"
+        f"{look_of(report.looks, name).sense} is {report.networks[name]} on {part}"
         for name in report.streams
         for sense, part in parts.items()
         if _is_of(sense, name, report)
@@ -109,9 +109,10 @@ def sweep_verdicts(curves: Any) -> list[str]:
     for on, found in curves.chosen.items():
         verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be distinguished from"
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
+        changed = "all streams" if on == ALL else title_of_streams(on)
         sentences.append(
-            f"Alpha {found.alpha:g} of {title_of_streams(on)}, chosen on validation, {verdict} the untransformed heads "
-            f"on test clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+            f"Alpha {found.alpha:g} of {changed}, chosen on validation, {verdict} the untransformed heads on test "
+            f"clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
         )
     if not curves.ceilings["val"].reachable:
         sentences.append(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +24,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.models.vivit.image_processing_vivit import VivitImageProcessor
 
 from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
 from alphafuse.extract.encoders.encoder import Encoder, Placement
-from alphafuse.extract.encoders.families import load_encoder
+from alphafuse.extract.encoders.families import load_encoder, medium_of
 
 Settings = dict[str, Any]
 Output = Any
@@ -276,6 +279,71 @@ def wav2vec2_reference(folder: Path, settings: Settings, waveform: np.ndarray) -
     return transformers.AutoModel.from_pretrained(folder).eval()(inputs["input_values"]).last_hidden_state[0].mean(0)
 
 
+def pe(*sides: str) -> Any:
+    tower = {"hidden_size": 32, "head_dim": 16, **SMALL}
+    ids = {name: 1 for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")}
+    text = {"model_type": "modernbert", "vocab_size": 60, "hidden_size": 24, **SMALL, **ids}
+    codec = {"encoder_hidden_size": 4, "downsampling_ratios": [4, 5, 8], "codebook_dim": 8, "hidden_size": 32}
+    audio = {"model_type": "pe_audio_encoder", "dac_config": codec, **tower}
+    sizes = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    images = {"architecture": "vit_pe_core_tiny_patch16_384", "num_classes": 8, "global_pool": "map"}
+    images |= {"do_pooling": True, "model_args": {**sizes, "ref_feat_shape": [2, 2]}}
+    video = {"model_type": "pe_video_encoder", "vision_config": images, **tower}
+    if sides == ("audio",):
+        return transformers.PeAudioModel(transformers.PeAudioConfig(text_config=text, audio_config=audio))
+    if sides == ("video",):
+        return transformers.PeVideoModel(transformers.PeVideoConfig(text_config=text, video_config=video))
+    both = {"audio_config": audio, "video_config": video, **tower}
+    return transformers.PeAudioVideoModel(transformers.PeAudioVideoConfig(text_config=text, audio_video_config=both))
+
+
+def pe_audio(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.PeAudioFeatureExtractor(**settings)
+    inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = getattr(model, "audio_model", model)
+    return model.audio_head(model.audio_encoder(**inputs).pooler_output)[0]
+
+
+def pe_video(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = transformers.PeVideoVideoProcessor(**settings, do_sample_frames=False)(frames, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = getattr(model, "video_model", model)
+    return model.video_head(model.video_encoder(**inputs).pooler_output)[0]
+
+
+def vit(*, classifier: bool = False) -> Any:
+    config = transformers.ViTConfig(**VISION, num_labels=5)
+    return transformers.ViTForImageClassification(config) if classifier else transformers.ViTModel(config)
+
+
+def xclip() -> Any:
+    time = {f"mit_{name}": value for name, value in {"hidden_size": 24, **SMALL}.items()}
+    vision = {**VISION, **time, "num_frames": 4}
+    return transformers.XCLIPModel(
+        transformers.XCLIPConfig(
+            text_config=TEXT, vision_config=vision, projection_dim=24, prompt_num_attention_heads=2
+        )
+    )
+
+
+def xclip_reference(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = VideoMAEImageProcessorPil(**settings)(list(frames), return_tensors="pt")
+    return transformers.AutoModel.from_pretrained(folder).get_video_features(**inputs).pooler_output[0]
+
+
+def wav2vec2_bert() -> Any:
+    config = transformers.Wav2Vec2BertConfig(hidden_size=32, feature_projection_input_dim=60, **SMALL)
+    return transformers.Wav2Vec2BertModel(config)
+
+
+def wav2vec2_bert_reference(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.SeamlessM4TFeatureExtractor(**settings)
+    inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    states = transformers.AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[0]
+    return states[: int(inputs["attention_mask"].sum())].mean(0)
+
+
 WAVEFORM: Settings = {"sampling_rate": 8000, "do_normalize": False}
 WAVEFORM_CHANGES: list[Settings] = [{"sampling_rate": 12_000}, {"do_normalize": True}]
 
@@ -395,6 +463,78 @@ CASES = {
     ),
     "hubert": Case(lambda: wav2vec2("Hubert"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30),
     "wavlm": Case(lambda: wav2vec2("WavLM"), WAVEFORM, wav2vec2_reference, WAVEFORM_CHANGES, rate=8000, longest=30),
+    "pe-audio": Case(
+        lambda: pe("audio"),
+        {"sampling_rate": 8000, "hop_length": 160},
+        pe_audio,
+        [{"sampling_rate": 12_000}, {"hop_length": 480}],
+        rate=8000,
+        longest=30,
+    ),
+    "pe-audio-of-both": Case(
+        lambda: pe("audio", "video"), {"sampling_rate": 8000, "hop_length": 160}, pe_audio, [], rate=8000, longest=30
+    ),
+    "pe-video": Case(
+        lambda: pe("video"),
+        {**PICTURE, **SIDES, "resample": 3},
+        pe_video,
+        [*PICTURE_CHANGES[1:], {"resample": 2}],
+        frames=16,
+        file="video_preprocessor_config.json",
+    ),
+    "pe-video-of-both": Case(
+        lambda: pe("audio", "video"),
+        {**PICTURE, **SIDES, "resample": 3},
+        pe_video,
+        [],
+        frames=3,
+        options={"frames": "3"},
+        file="video_preprocessor_config.json",
+    ),
+    "generic-images": Case(
+        vit,
+        {**PICTURE, **SIDES, "resample": 3, "image_processor_type": "ViTImageProcessor"},
+        frame_mean(ViTImageProcessorPil, "ViTModel", lambda output: output.pooler_output),
+        [*PICTURE_CHANGES[1:], {"resample": 2}],
+        {"size": ({"size": {"height": 35, "width": 35}}, "can't embed a trial input")},
+    ),
+    "generic-without-pooler": Case(
+        lambda: vit(classifier=True),
+        {**PICTURE, **SIDES, "resample": 3, "image_processor_type": "ViTImageProcessor"},
+        frame_mean(ViTImageProcessorPil, "ViTModel", lambda output: output.last_hidden_state.mean(1)),
+        [],
+        frames=2,
+        options={"frames": "2"},
+    ),
+    "generic-video-beside-texts": Case(
+        xclip,
+        {**PICTURE, **CROP, "resample": 3, "image_processor_type": "VideoMAEImageProcessor"},
+        xclip_reference,
+        [],
+        frames=4,
+    ),
+    "generic-spectrogram": Case(
+        wav2vec2_bert,
+        {
+            "feature_extractor_type": "SeamlessM4TFeatureExtractor",
+            "feature_size": 30,
+            "num_mel_bins": 30,
+            "sampling_rate": 12_000,
+            "padding_value": 0.5,
+        },
+        wav2vec2_bert_reference,
+        [{"sampling_rate": 8000}],
+        rate=12_000,
+        longest=30,
+    ),
+    "generic-samples": Case(
+        lambda: wav2vec2("UniSpeechSat"),
+        {**WAVEFORM, "feature_extractor_type": "Wav2Vec2FeatureExtractor"},
+        wav2vec2_reference,
+        WAVEFORM_CHANGES,
+        rate=8000,
+        longest=30,
+    ),
     "dinov2": Case(
         dinov2,
         {**PICTURE, "resample": 2, "do_center_crop": True, "crop_size": {"height": 28, "width": 35}},
@@ -553,6 +693,7 @@ def test_a_batch_equals_its_clips_one_by_one(name, folders, clips):
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
 
 
+MAIN = [name for name, case in CASES.items() if case.changes]  # one of each family
 CHANGES = [(name, change) for name, case in CASES.items() for change in case.changes]
 
 
@@ -579,7 +720,7 @@ def test_settings_that_dont_fit_are_one_line(name, change, message, folders, tmp
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MAIN)
 def test_an_encoder_is_the_same_after_pickling(name, folders, clips):
     encoder = load(folders[name], CASES[name])
     inputs = inputs_of(encoder, clips)
@@ -589,7 +730,7 @@ def test_an_encoder_is_the_same_after_pickling(name, folders, clips):
     json.dumps(encoder.recipe())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MAIN)
 def test_bf16_is_near_and_float32(name, folders, clips):
     encoder = load(folders[name], CASES[name])
     fast = load(folders[name], CASES[name], Placement(precision="bf16"))
@@ -598,3 +739,164 @@ def test_bf16_is_near_and_float32(name, folders, clips):
     assert near.dtype == np.float32 and encoder.forward_bytes >= 0 and fast.forward_bytes >= 0
     cosine = (exact * near).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(near, axis=1)
     assert (cosine > 0.98).all() and not np.array_equal(exact, near)
+
+
+def write_config(folder: Path, **config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+OPTIONS = [
+    ("dinov2", {"frames": "0"}, "stream tiny: frames=0 must be a whole number from 1 on"),
+    ("dinov2", {"frames": "many"}, "stream tiny: frames=many must be a whole number from 1 on"),
+    ("dinov2", {"pool": "max"}, "stream tiny: unknown pool 'max': choose from cls, mean"),
+    ("dinov2", {"seconds": "3"}, "stream tiny: unknown option 'seconds'"),
+    ("vjepa2", {"frames": "5"}, "stream tiny: frames=5 must be a whole number from 1 on that is a multiple of 2"),
+    ("videomae", {"frames": "8"}, "stream tiny: unknown option 'frames'"),
+    ("clap", {"seconds": "2"}, "stream tiny: seconds=2 must be a number above 0 and at most 1, which is all that "),
+    ("whisper", {"seconds": "nan"}, "stream tiny: seconds=nan must be a number above 0 and at most 3"),
+    ("wav2vec2", {"seconds": "-1"}, "stream tiny: seconds=-1 must be a number above 0"),
+    ("generic-images", {"pool": "projection"}, "stream tiny: unknown pool 'projection': choose from pooler, mean, cls"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), OPTIONS)
+def test_an_option_that_isnt_possible_is_one_line(name, options, message, folders):
+    with pytest.raises(EncoderError) as error:
+        load(folders[name], CASES[name], **options)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "longest"), [("clap", 32_000), ("whisper", 72_000), ("wav2vec2", 240_000)])
+def test_sound_is_heard_from_its_start(name, longest, folders, clips):
+    everything = load(folders[name], CASES[name])
+    assert everything.spec.max_samples == longest
+    first = load(folders[name], CASES[name], seconds="0.5")
+    inputs = inputs_of(first, clips[:1])
+    assert len(inputs[0]) == CASES[name].rate / 2
+    whole = inputs_of(everything, clips[:1])[0]
+    np.testing.assert_array_equal(inputs[0], whole[: len(inputs[0])])
+    assert np.abs(first.embed(inputs) - everything.embed([whole])).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["clip", "clap", "siglip", "whisper", "pe-audio"])
+def test_towers_that_arent_used_are_not_in_memory(name, folders):
+    encoder = load(folders[name], CASES[name])
+    names = [key for key, _ in encoder.model.named_parameters()]
+    assert names and not [key for key in names if "text" in key or "decoder" in key]
+
+
+def test_clap_before_its_projection(folders, clips):
+    case = CASES["clap"]
+    encoder = load(folders["clap"], case, pool="pooler")
+    model = transformers.ClapModel.from_pretrained(folders["clap"]).eval()
+    extractor = transformers.ClapFeatureExtractor(**case.preprocessor)
+    waveform = inputs_of(encoder, clips[:1])[0]
+    inputs = extractor(waveform, sampling_rate=32_000, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model.audio_model(**inputs).pooler_output.numpy()
+    np.testing.assert_allclose(encoder.embed([waveform]), expected, atol=1e-5)
+    assert encoder.dim == 32 and load(folders["clap"], case).dim == 24
+
+
+def test_a_missing_weight_is_an_error_and_a_missing_mask_token_is_not(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for name, lost, is_needed in (
+        ("wav2vec2", "wav2vec2.masked_spec_embed", False),
+        ("wav2vec2", "wav2vec2.feature_projection.projection.weight", True),
+    ):
+        folder, _ = changed(folders[name], CASES[name], {}, tmp_path / lost)
+        weights = load_file(folder / "model.safetensors")
+        del weights[lost]
+        (folder / "model.safetensors").unlink()
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        if is_needed:
+            with pytest.raises(EncoderError, match="lacks 1 weights, such as feature_projection"):
+                load(folder, CASES[name])
+        else:
+            twice = [load(folder, CASES[name]).weights_sha256 for _ in range(2)]
+            assert twice[0] == twice[1]  # nothing random is left in it
+
+
+def test_what_is_no_encoder_is_one_line(tmp_path, folders, caplog):
+    small = {"hidden_size": 16, **SMALL, "vocab_size": 40}
+    bert = transformers.BertModel(transformers.BertConfig(**small))
+    bert.save_pretrained(tmp_path / "bert")
+    codec = {"num_filters": 4, "hidden_size": 16, "codebook_size": 8, "codebook_dim": 16, "upsampling_ratios": [4, 2]}
+    encodec = transformers.EncodecModel(transformers.EncodecConfig(**codec, num_lstm_layers=1))
+    encodec.save_pretrained(tmp_path / "encodec")
+    transformers.EncodecFeatureExtractor().save_pretrained(tmp_path / "encodec")
+    vit().save_pretrained(tmp_path / "bare")
+    write_config(tmp_path / "new", model_type="notyet")
+    write_config(tmp_path / "remote", model_type="notyet", auto_map={"AutoModel": "modeling.Model"})
+    own = "write an encoder of your own, package.module:name"
+    for folder, medium, message in (
+        (
+            tmp_path / "bert",
+            "audio",
+            f"(bert) takes input_ids, neither pictures nor sound: name a model of these, or {own}",
+        ),
+        (tmp_path / "encodec", "audio", "can't embed a trial input: it returns neither pooler_output nor last_hidden"),
+        (
+            tmp_path / "bare",
+            "video",
+            f"has no preprocessor_config.json, which says how its input is prepared: add one, or {own}",
+        ),
+        (
+            tmp_path / "new",
+            "video",
+            f"has model_type 'notyet', which transformers {transformers.__version__} doesn't know: {own}",
+        ),
+        (tmp_path / "remote", "video", f"needs Python code of its own, which isn't run because a file names it: {own}"),
+        (folders["generic-images"], "audio", "(vit) embeds video, and stream tiny is audio: give it another encoder"),
+        (folders["dinov2"], "audio", "embeds video, and stream tiny is audio: give it another encoder"),
+    ):
+        with pytest.raises(EncoderError) as error:
+            load_encoder(Stream("tiny", str(folder), medium))
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_pooling_of_an_unlisted_family_is_said_once(folders, caplog):
+    folder = folders["generic-images"]
+    for _ in range(2):
+        load_encoder(Stream("said", str(folder), "video"))
+    said = [record.getMessage() for record in caplog.records if record.name == "alphafuse"]
+    pooling = "pool=pooler of each frame, averaged over frames"
+    assert said == [f"stream said: {folder} is of no listed family; its embedding is {pooling}"]
+
+
+def test_a_checkpoint_of_two_media_asks_for_one(folders):
+    with pytest.raises(EncoderError, match="doesn't tell a medium: say what stream pe embeds"):
+        medium_of("pe", str(folders["pe-video-of-both"]), {})
+    assert medium_of("pe", str(folders["pe-video"]), {}) == "video"
+    assert medium_of("clap", str(folders["clap"]), {}) == "audio"
+    assert medium_of("tiny", str(folders["generic-spectrogram"]), {}) == "audio"
+
+
+def test_torchvision_is_not_needed(folders, clips, tmp_path):
+    """The families whose HuggingFace processors need it give the same without it."""
+    names = ("vjepa2", "dinov3", "vivit", "generic-images")  # PE-AV needs timm, which itself needs torchvision
+    expected = {name: load(folders[name], CASES[name]) for name in names}
+    expected = {name: encoder.embed(inputs_of(encoder, clips[:1])) for name, encoder in expected.items()}
+    np.savez(tmp_path / "expected.npz", **expected)
+    program = f"""
+import sys
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.startswith("torchvision") else found(name, *rest)
+sys.modules["torchvision"] = None
+import numpy as np
+from pathlib import Path
+from alphafuse.data.streams import Stream
+from alphafuse.extract.decoding.decode import decode_inputs
+from alphafuse.extract.encoders.families import load_encoder
+expected = np.load({str(tmp_path / "expected.npz")!r})
+for name, folder in { ({name: str(folders[name]) for name in names})!r}.items():
+    encoder = load_encoder(Stream("tiny", folder, "video"))
+    frames = decode_inputs((Path({str(clips[0])!r}), ("tiny",)), specs={{"tiny": encoder.spec}}).arrays["tiny"]
+    np.testing.assert_allclose(encoder.embed([frames]), expected[name], atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
