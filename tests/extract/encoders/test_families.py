@@ -32,6 +32,7 @@ from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
 from alphafuse.extract.encoders.encoder import Encoder, Placement
 from alphafuse.extract.encoders.families import load_encoder, medium_of
+from alphafuse.extract.engines.ray_stages import ship_encoders, unship_encoders
 
 Settings = dict[str, Any]
 Output = Any
@@ -724,9 +725,11 @@ def test_settings_that_dont_fit_are_one_line(name, change, message, folders, tmp
 def test_an_encoder_is_the_same_after_pickling(name, folders, clips):
     encoder = load(folders[name], CASES[name])
     inputs = inputs_of(encoder, clips)
-    copy = pickle.loads(pickle.dumps(encoder))
-    np.testing.assert_array_equal(copy.embed(inputs), encoder.embed(inputs))
-    assert copy.recipe() == encoder.recipe()
+    pickled, weights = ship_encoders({"tiny": encoder})  # as Ray's actors get it
+    assert sum(map(len, weights)) > 10 * len(pickled) or len(pickled) < 200_000
+    for copy in (pickle.loads(pickle.dumps(encoder)), unship_encoders((pickled, weights))["tiny"]):
+        np.testing.assert_array_equal(copy.embed(inputs), encoder.embed(inputs))
+        assert copy.recipe() == encoder.recipe()
     json.dumps(encoder.recipe())
 
 
