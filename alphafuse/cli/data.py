@@ -477,7 +477,8 @@ def _print_split(report: SplitReport) -> None:
     carried = sum(report.carried.values())
     if carried:
         click.echo(f"  embeddings of {carried} of {len(manifest)} clips carried over")
-    step = "table1" if carried == len(manifest) else "extract --split all"
+    study = "table1" if set(DEFAULT_NAMES) <= set(report.dataset.media) else "compare"
+    step = study if carried == len(manifest) else "extract --split all"
     print_text(f"  next: alphafuse {step} --root {root}")
 
 

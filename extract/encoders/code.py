@@ -83,7 +83,6 @@ def load_code(stream: Stream, placement: Placement | None = None) -> Encoder:
     with _importable(folder):
         code = _load(stream, str(placement.device))
         model = CodeModel(stream, code, placement.device, folder)
-        _try(model, stream, code.spec)  # here, because imports inside functions need the current folder too
     return Encoder(
         stream=stream,
         revision="",
@@ -140,7 +139,7 @@ class CodeModel:
 
 
 def _load(stream: Stream, device: str) -> _Code:
-    """Import the code of a stream; call a factory, or try a plain function to find its `dim`."""
+    """Import the code of a stream, and try it: imports inside of functions look for the same folder first."""
     module, found = _find(stream)
     options = {name: value for name, value in stream.options.items() if name != "precision"}
     if stream.options.get("precision", "fp32") != "fp32":
@@ -200,16 +199,17 @@ def _from_factory(stream: Stream, factory: Callable[..., Any], device: str, opti
     medium = "audio" if isinstance(made.spec, AudioSpec) else "video"
     if medium != stream.medium:
         raise _error(stream, f"embeds {medium}, and the stream is {stream.medium}: give the option medium={medium}")
-    if isinstance(made.dim, bool) or not isinstance(made.dim, int) or made.dim < 1:
+    if isinstance(made.dim, bool) or not isinstance(made.dim, int | np.integer) or made.dim < 1:
         raise _error(stream, f"has dim {one_line(repr(made.dim), 40)}: it must be a whole number of at least 1")
     try:
         recipe = json.loads(json.dumps(dict(made.recipe), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise _error(stream, f"has a recipe that json can't hold ({one_line(error)}): use plain values") from None
+    _try(lambda windows: _shaped(_array(made.embed(windows)), (1, made.dim)), stream, made.spec)
     weights = recipe.pop(WEIGHTS, None)
     if not isinstance(weights, str) or not weights:
         raise _error(stream, f"has a recipe without '{WEIGHTS}': give the sha256 of the weights' file, as text")
-    return _Code(made.spec, made.dim, weights, {f"code.{k}": v for k, v in recipe.items()}, made.embed, True)
+    return _Code(made.spec, int(made.dim), weights, {f"code.{k}": v for k, v in recipe.items()}, made.embed, True)
 
 
 def _from_function(stream: Stream, function: Callable[..., Any], module: Any, options: Mapping[str, str]) -> _Code:
