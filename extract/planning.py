@@ -85,17 +85,7 @@ class Rates:
         """What limits the rate: "cores" (shared by both stages), "decoding" or "models"."""
         if self.device == "cpu":
             return "cores"
-        return "decoding" if self.decoded_per_second < self.embedded_per_second else "models"
-
-    @property
-    def decoded_per_second(self) -> float:
-        """Clips per second that all workers decode if nothing else uses the cores."""
-        return self.workers / self.decode_seconds
-
-    @property
-    def embedded_per_second(self) -> float:
-        """Clips per second that all devices embed if decoding keeps up."""
-        return self.devices / self.embed_seconds
+        return "decoding" if self.decode_seconds / self.workers > self.embed_seconds / self.devices else "models"
 
     @property
     def cores_per_device(self) -> float:

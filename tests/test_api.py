@@ -120,7 +120,7 @@ def test_nothing_in_the_api_prints(
 ) -> None:
     from alphafuse import Dataset, Experiment, ExtractSettings, TrainSettings
 
-    settings = ExtractSettings(**{stream: str(path) for stream, path in tiny_encoders.items()})
+    settings = ExtractSettings(encoders={stream: str(path) for stream, path in tiny_encoders.items()})
     quick = TrainSettings(epochs=2, hidden=(8,))
     made = Dataset.open(make_root())
     capfd.readouterr()  # drop FFmpeg's messages about the clips made above

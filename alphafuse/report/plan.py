@@ -35,8 +35,8 @@ def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Data
         *_balance(rates),
     ]
     to_do = {name: sum(plan.clips - plan.finished[name] for plan in plans) for name in rates.stream_seconds}
-    sizes = {name: sum(plan.stream_bytes[name] for plan in plans) for name in to_do}
-    return "\n".join([*lines, *_by_stream(rates, to_do, sizes, "MB more", 1e6)]) + "\n"
+    growth = {name: sum(plan.stream_bytes[name] for plan in plans) for name in to_do}
+    return "\n".join([*lines, *_by_stream(rates, to_do, growth, "MB more", 1e6)]) + "\n"
 
 
 def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:

@@ -253,13 +253,9 @@ def load_pretrained(
     Raises:
         EncoderError: the model doesn't exist, or its weights are damaged or incomplete.
     """
-    import huggingface_hub
-    import transformers
     from safetensors import SafetensorError
 
-    huggingface_hub.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quieten()
     name, source = stream.encoder, locate(stream)
     is_folder = Path(source).is_dir()
     offline = not is_folder and not hub_reachable()
@@ -281,6 +277,16 @@ def load_pretrained(
             f"{stream.encoder} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete or another model"
         )
     return model, model.config, read_preprocessor(source, stream.medium)
+
+
+def quieten() -> None:
+    """Let HuggingFace's libraries print nothing but errors."""
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _remove_part(model: nn.Module, key: str, names: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, Spec
 
-from .encoder import Encoder, Placement, freeze, load_pretrained
+from .encoder import Encoder, Placement, freeze, load_pretrained, quieten
 from .hub import hub_reachable, locate, read_file, read_preprocessor
 from .inputs import chosen_frames, chosen_pool, chosen_samples
 from .waveform import SECONDS, least_samples
@@ -129,7 +129,8 @@ def processed(
         if isinstance(spec, AudioSpec):
             values = processor(clip, sampling_rate=spec.rate, return_tensors="pt")
         else:
-            values = processor(list(clip), return_tensors="pt", input_data_format="channels_last")
+            chosen = {"do_sample_frames": False} if hasattr(processor, "do_sample_frames") else {}
+            values = processor(list(clip), return_tensors="pt", input_data_format="channels_last", **chosen)
         made.append({name: torch.as_tensor(values[name]).to(device) for name in accepted if name in values})
     return made
 
@@ -173,6 +174,7 @@ def _processor(stream: Stream) -> Any:
     """Return HuggingFace's processor of a stream."""
     import transformers
 
+    quieten()
     source = locate(stream)
     settings = read_preprocessor(source, stream.medium)
     if not settings:
@@ -202,9 +204,11 @@ def _spec(stream: Stream, config: Any, processor: Any) -> Spec:
         # an unknown model may need more than one sample, and this much is less than any sound worth embedding
         least = least_samples(kernels, config.conv_stride) if isinstance(kernels, (list, tuple)) else rate // 10
         return AudioSpec(rate, samples, least)
-    frames = getattr(config, "num_frames", None) or getattr(getattr(config, "vision_config", None), "num_frames", None)
+    configs = (config, getattr(config, "vision_config", None))
+    counts = (getattr(one, name, None) for one in configs for name in ("num_frames", "frames_per_clip"))
+    frames = next((count for count in counts if isinstance(count, int)), FRAMES)
     values: dict[str, Any] = {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "resize": "processor"}
-    return FrameSpec(frames=chosen_frames(stream, frames or FRAMES), shortest_edge=0, crop=(0, 0), **values)
+    return FrameSpec(frames=chosen_frames(stream, frames), shortest_edge=0, crop=(0, 0), **values)
 
 
 def _example(spec: Spec) -> np.ndarray:

@@ -88,9 +88,13 @@ def architectures(stream: Stream) -> list[str]:
 
 
 def _from_hub(hub_id: str, name: str) -> str | None:
-    """Return the path of a hub model's file in the hub's cache, after fetching it if need be; None without one."""
+    """Return the path of a hub model's file in the hub's cache, after fetching it if need be; None without one.
+
+    Raises:
+        EncoderError: its owner shares the model only with people who accept a licence.
+    """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     cached = huggingface_hub.try_to_load_from_cache(hub_id, name)
     if isinstance(cached, str):
@@ -99,6 +103,11 @@ def _from_hub(hub_id: str, name: str) -> str | None:
         return None
     try:
         return huggingface_hub.hf_hub_download(hub_id, name)
+    except GatedRepoError:
+        raise EncoderError(
+            f"'{hub_id}' is shared only with people who accept its licence: accept it at "
+            f"{huggingface_hub.constants.ENDPOINT}/{hub_id}, then log in with `hf auth login`"
+        ) from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
 

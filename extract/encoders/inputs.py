@@ -153,8 +153,9 @@ def _resized(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
     8-bit values are resized by torch's 8-bit kernel on the CPU; elsewhere in float32, and rounded. Frames smaller than
     the crop are padded with 0.
     """
-    size = resized_size(*frames.shape[2:], spec)
-    if size != frames.shape[2:]:
+    height, width = frames.shape[2:]
+    size = resized_size(height, width, spec)
+    if size != (height, width):
         mode, before = TORCH_MODES[spec.resample], frames.dtype
         in_float = before == torch.uint8 and frames.device.type != "cpu"
         frames = frames.float() if in_float else frames.contiguous()
@@ -186,7 +187,7 @@ def make_extractor(name: str, preprocessor: Mapping[str, Any], published: Mappin
     """
     import transformers
 
-    settings = {**published, **preprocessor}
+    settings = {**published, **{key: value for key, value in preprocessor.items() if value is not None}}
     for key in ("feature_extractor_type", "processor_class"):
         settings.pop(key, None)
     try:

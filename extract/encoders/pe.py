@@ -89,7 +89,7 @@ def _side(stream: Stream) -> Any:
     has_both = (read_file(locate(stream), "config.json") or {}).get("model_type") == "pe_audio_video"
     base: Any = picture.PeVideoPreTrainedModel if is_video else sound.PeAudioPreTrainedModel
 
-    class Side(base):  # type: ignore[misc]
+    class Side(base):
         config_class = PeAudioVideoConfig if has_both else PeVideoConfig if is_video else PeAudioConfig
 
         def __init__(self, config: Any) -> None:

@@ -23,19 +23,11 @@ from .encoder import Encoder, Placement, freeze, load_pretrained
 from .image import pooled
 from .inputs import chosen_pool, chosen_samples, heard, make_extractor, settings_of
 
-CLAP = {  # laion/clap-htsat-unfused
-    "feature_size": 64,
-    "sampling_rate": 48_000,
-    "hop_length": 480,
-    "max_length_s": 10,
-    "fft_window_size": 1024,
-    "frequency_min": 50,
-    "frequency_max": 14_000,
-    "truncation": "rand_trunc",
-    "padding": "repeatpad",
-}
-WHISPER = {"feature_size": 80, "sampling_rate": 16_000, "hop_length": 160, "chunk_length": 30, "n_fft": 400}
-WHISPER |= {"padding_value": 0.0}
+CLAP: dict[str, Any] = {"feature_size": 64, "sampling_rate": 48_000, "hop_length": 480, "fft_window_size": 1024}
+CLAP |= {"frequency_min": 50, "frequency_max": 14_000, "max_length_s": 10}
+CLAP |= {"truncation": "rand_trunc", "padding": "repeatpad"}  # laion/clap-htsat-unfused; fused: "fusion"
+WHISPER: dict[str, Any] = {"feature_size": 80, "sampling_rate": 16_000, "hop_length": 160, "chunk_length": 30}
+WHISPER |= {"n_fft": 400, "padding_value": 0.0}
 WHISPER_ENCODER = {r"^(model\.)?encoder\.": ""}  # names of weights in a whole Whisper -> in its encoder
 
 

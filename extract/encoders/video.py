@@ -1,4 +1,4 @@
-"""Video encoders: VideoMAE, ViViT, V-JEPA 2 and the picture side of PE-AV.
+"""Video encoders: VideoMAE, ViViT and V-JEPA 2. (TimeSformer, with a fast forward pass, is in `timesformer`.)
 
 Frames are spread evenly over the whole clip, where the authors sample a short window at a fixed rate: a clip here is
 one event, and all of it counts (as with TimeSformer).
@@ -24,7 +24,7 @@ from .image import DINOV2, pooled
 from .inputs import HALVES, chosen_frames, chosen_pool, device_resize, frame_inputs, frame_spec
 
 VIDEOMAE = {**DINOV2, "size": {"shortest_edge": 224}, "resample": 2}
-VIVIT = {**VIDEOMAE, **HALVES, "size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5}
+VIVIT = {**VIDEOMAE, **HALVES, "rescale_factor": 1 / 127.5}  # google/vivit-b-16x2-kinetics400
 VJEPA2_STRETCH = 256 / 224  # of the short side over the crop; the processor takes no other
 
 

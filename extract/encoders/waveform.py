@@ -1,4 +1,4 @@
-"""Audio encoders on samples: wav2vec 2.0, HuBERT, WavLM and the sound side of PE-AV.
+"""Audio encoders on samples: wav2vec 2.0, HuBERT and WavLM.
 
 Clips of different lengths aren't padded: clips of one length are embedded together, so that an embedding doesn't
 depend on the other clips of its batch. Option `seconds`: how much of a clip's start is heard; 30 by default, because

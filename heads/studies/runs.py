@@ -381,8 +381,8 @@ class TrainedRun:
         return self.config["embeddings"]
 
     @property
-    def encoders(self) -> Mapping[str, Mapping[str, str]]:
-        """stream -> {"name", "revision"} of the embeddings' encoder; empty if the store didn't record it."""
+    def encoders(self) -> Mapping[str, Mapping[str, Any]]:
+        """stream -> {"name", "revision", "medium", "options"} of its encoder; empty if the store didn't record it."""
         return self.config.get("encoders", {})
 
     def write(self, folder: str | Path) -> None:

@@ -16,7 +16,7 @@ from alphafuse.cli.common import walk
 from alphafuse.cli.main import cli
 from alphafuse.data.sources.folder import TEST_FRACTION
 from alphafuse.data.splits import VAL_FRACTION
-from alphafuse.data.streams import DEFAULT_TIMESFORMER
+from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import ExperimentError
 from alphafuse.extract.pipeline import ExtractSettings
 from alphafuse.heads.studies.fit import fit
@@ -41,7 +41,7 @@ def test_the_options_defaults_are_those_of_python() -> None:
         return {option.name: option.default for option in command.params}  # type: ignore[attr-defined]
 
     for command, settings in (("extract", ExtractSettings()), ("fit", TrainSettings()), ("sweep", TrainSettings())):
-        given = {name: value for name, value in vars(settings).items() if value is not None and value is not False}
+        given = {name: value for name, value in vars(settings).items() if value not in (None, False, {})}
         if "hidden" in given:
             given["hidden"] = ",".join(str(width) for width in given["hidden"])
         shared = {name: value for name, value in given.items() if name in options(command)}
@@ -49,7 +49,7 @@ def test_the_options_defaults_are_those_of_python() -> None:
         assert {name: options(command)[name] for name in shared} == shared
     assert options("table1")["seeds"] == TABLE1_SEEDS
     (timesformer,) = (o for o in cli.commands["data"].commands["vggsound"].params if o.name == "timesformer")
-    assert f"[default: the root's, else {DEFAULT_TIMESFORMER}]" in timesformer.help
+    assert f"[default: the root's, else {DEFAULT_STREAMS[0].encoder}]" in timesformer.help
     assert options("data", "vggsound")["val_fraction"] == VAL_FRACTION
     assert options("data", "folder")["test_fraction"] == TEST_FRACTION
 
@@ -153,14 +153,13 @@ def test_a_new_split_of_a_root_keeps_its_embeddings(run: Run, extracted: Path, t
 
 
 def test_convert_makes_folders_that_extract_takes(run: Run, tmp_path: Path) -> None:
+    from support.encoders import load
     from support.originals import save_timesformer, timesformer_tensors
-
-    from alphafuse.extract.encoders.timesformer import load_timesformer
 
     original = save_timesformer(tmp_path / "original.pyth", timesformer_tensors())
     code, out, _ = run("convert", "timesformer", original, tmp_path / "folder")
     assert code == 0 and "tensors" in out
-    assert load_timesformer(str(tmp_path / "folder")).dim == 64
+    assert load("timesformer", tmp_path / "folder").dim == 64
     code, out, _ = run("convert", "timesformer", original, tmp_path / "again", "--frames", 4, "--json")
     assert json.loads(out)["geometry"]
     assert_one_line_error(run("convert", "ast", original, tmp_path / "wrong"), "TimeSformer")
@@ -221,8 +220,8 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(
         run("extract", "--split", "train", "--root", extracted, "--ast", "nobody/nothing", "--timesformer", "compact"),
         "the hub can't be reached",
-        "--ast FOLDER",
-        "alphafuse convert ast",
+        "give stream ast a folder",
+        "alphafuse convert",
         "alphafuse data demo",
     )
     assert_one_line_error(  # the stores of `extracted` were made with other (made-up) encoders
@@ -241,7 +240,7 @@ def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
 
 def test_an_edited_dataset_json_is_refused_in_one_line(run: Run, extracted: Path) -> None:
     whole = json.loads((extracted / "dataset.json").read_text())
-    for field, value in (("classes", 5), ("clips", 7), ("timesformer", None)):
+    for field, value in (("classes", 5), ("clips", 7), ("streams", None)):
         (extracted / "dataset.json").write_text(json.dumps({**whole, field: value}))
         assert_one_line_error(run("fit", "--root", extracted), f"'{field}' must be a")
 

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
 from alphafuse.extract.encoders.encoder import Encoder, Placement
 from alphafuse.extract.encoders.families import load_encoder, medium_of
+from alphafuse.extract.encoders.generic import load_generic
+from alphafuse.extract.engines.ray_stages import ship_encoders, unship_encoders
 
 Settings = dict[str, Any]
 Output = Any
@@ -688,7 +691,8 @@ def test_real_clips_too(name, folders, real_clips):
 def test_a_batch_equals_its_clips_one_by_one(name, folders, clips):
     encoder = load(folders[name], CASES[name])
     inputs = inputs_of(encoder, clips)
-    alone = np.concatenate([encoder.embed([one]) for one in inputs])
+    with ThreadPoolExecutor(3) as pool:  # as on the CPU, where each core embeds one clip
+        alone = np.concatenate(list(pool.map(lambda one: encoder.embed([one]), inputs)))
     np.testing.assert_allclose(encoder.embed(inputs), alone, atol=1e-5, rtol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
 
@@ -724,9 +728,11 @@ def test_settings_that_dont_fit_are_one_line(name, change, message, folders, tmp
 def test_an_encoder_is_the_same_after_pickling(name, folders, clips):
     encoder = load(folders[name], CASES[name])
     inputs = inputs_of(encoder, clips)
-    copy = pickle.loads(pickle.dumps(encoder))
-    np.testing.assert_array_equal(copy.embed(inputs), encoder.embed(inputs))
-    assert copy.recipe() == encoder.recipe()
+    pickled, weights = ship_encoders({"tiny": encoder})  # as Ray's actors get it
+    assert sum(map(len, weights)) > 10 * len(pickled) or len(pickled) < 200_000
+    for copy in (pickle.loads(pickle.dumps(encoder)), unship_encoders((pickled, weights))["tiny"]):
+        np.testing.assert_array_equal(copy.embed(inputs), encoder.embed(inputs))
+        assert copy.recipe() == encoder.recipe()
     json.dumps(encoder.recipe())
 
 
@@ -856,6 +862,55 @@ def test_what_is_no_encoder_is_one_line(tmp_path, folders, caplog):
         with pytest.raises(EncoderError) as error:
             load_encoder(Stream("tiny", str(folder), medium))
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "siglip-vision", "vjepa2", "vivit-mean", "wav2vec2", "hubert"])
+def test_the_generic_builder_equals_that_of_a_listed_family(name, folders, clips, tmp_path):
+    case, folder = CASES[name], folders[name]
+    if case.rate is None:
+        kind = "video_processor_type" if name == "vjepa2" else "image_processor_type"
+        classes = {"dinov2": "BitImageProcessor", "dinov3": "DINOv3ViTImageProcessor", "vjepa2": "VJEPA2VideoProcessor"}
+        classes |= {"siglip-vision": "SiglipImageProcessor", "vivit-mean": "VivitImageProcessor"}
+        folder, _ = changed(folder, case, {kind: classes[name]}, tmp_path / "changed")
+    else:
+        kind = "feature_extractor_type"
+        folder, _ = changed(folder, case, {kind: "Wav2Vec2FeatureExtractor"}, tmp_path / "changed")
+    listed = load(folder, case)
+    pool = {"pool": "mean"} if name == "siglip-vision" else {}
+    generic = load_generic(Stream("tiny", str(folder), listed.stream.medium, pool))
+    ours, theirs = (encoder.embed(inputs_of(encoder, clips)) for encoder in (listed, generic))
+    if name == "vivit-mean":  # of all tokens, the CLS token included
+        theirs = theirs * 33 / 32 - load(folder, case, pool="cls").embed(inputs_of(listed, clips)) / 32
+    assert_equal(ours, theirs)
+
+
+def test_a_model_behind_a_licence_says_where_to_accept_it(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(hub_id: str, name: str) -> None:
+        raise GatedRepoError.__new__(GatedRepoError)  # its constructor needs a response
+
+    monkeypatch.setattr("alphafuse.extract.encoders.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(EncoderError) as error:
+        load_encoder(Stream("dino", "facebook/dinov3-vitb16-pretrain-lvd1689m", "video"))
+    expected = (
+        "'facebook/dinov3-vitb16-pretrain-lvd1689m' is shared only with people who accept its licence: accept it at"
+    )
+    assert str(error.value).startswith(expected) and "\n" not in str(error.value)
+
+
+def test_settings_of_older_versions_are_ignored(folders, clips, tmp_path):
+    """Published files have values that follow from others, such as Whisper's table of mel filters."""
+    derived = {
+        "whisper": {"mel_filters": [[0.5]], "n_samples": 7, "nb_max_frames": 7, "feature_extractor_type": "Whisper..."},
+        "clap": {"nb_max_samples": 7, "n_fft": 7, "chunk_length_s": 7, "top_db": None, "processor_class": "Clap..."},
+    }
+    for name, settings in derived.items():
+        folder, _ = changed(folders[name], CASES[name], settings, tmp_path / name)
+        ours, plain = load(folder, CASES[name]), load(folders[name], CASES[name])
+        np.testing.assert_array_equal(*(one.embed(inputs_of(one, clips[:1])) for one in (ours, plain)))
 
 
 def test_the_pooling_of_an_unlisted_family_is_said_once(folders, caplog):
