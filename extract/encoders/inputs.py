@@ -125,21 +125,19 @@ def frame_inputs(
     Args:
         clips: each (frames, height, width, 3) uint8 RGB; of the crop's size if PIL resizes, else as decoded.
         spec: sizes, filter and statistics.
-        device: device of the computations; 8-bit values are sent to it.
+        device: device that normalises; torch resizes on the CPU, so that the result is the same for all devices.
         scale_first: torch resizes scaled float32 values instead of 8-bit ones.
 
     Returns:
         (clips, frames, 3, height, width) float32.
     """
-    sent = [torch.as_tensor(frames).to(device) for frames in clips]
     if spec.resize == "pil":
-        return normalize_frames(torch.stack(sent), spec)
-    images = [frames.movedim(-1, 1) for frames in sent]  # (frames, 3, height, width)
-    if not scale_first:
-        return normalize_frames(torch.stack([_resized(frames, spec) for frames in images]).movedim(2, -1), spec)
-    pixels = torch.stack([_resized(frames * spec.scale, spec) for frames in images])
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return (pixels - mean) / std
+        return normalize_frames(torch.stack([torch.as_tensor(frames).to(device) for frames in clips]), spec)
+    images = [torch.as_tensor(frames).movedim(-1, 1) for frames in clips]  # (frames, 3, height, width)
+    if scale_first:
+        images = [frames * spec.scale for frames in images]
+        spec = replace(spec, scale=1.0)
+    return normalize_frames(torch.stack([_resized(frames, spec) for frames in images]).to(device).movedim(2, -1), spec)
 
 
 def device_resize(spec: FrameSpec) -> Any:
@@ -148,19 +146,15 @@ def device_resize(spec: FrameSpec) -> Any:
 
 
 def _resized(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
-    """Resize and centre-crop (frames, 3, height, width), uint8 or float32, as torchvision does.
+    """Resize and centre-crop (frames, 3, height, width), uint8 or float32, as torchvision does on the CPU.
 
-    8-bit values are resized by torch's 8-bit kernel on the CPU; elsewhere in float32, and rounded. Frames smaller than
-    the crop are padded with 0.
+    Frames smaller than the crop are padded with 0.
     """
     height, width = frames.shape[2:]
     size = resized_size(height, width, spec)
     if size != (height, width):
-        mode, before = TORCH_MODES[spec.resample], frames.dtype
-        in_float = before == torch.uint8 and frames.device.type != "cpu"
-        frames = frames.float() if in_float else frames.contiguous()
-        frames = F.interpolate(frames, size, mode=mode, align_corners=False, antialias=True)
-        frames = frames.clamp(0, 255).round().to(before) if in_float else frames
+        mode = TORCH_MODES[spec.resample]
+        frames = F.interpolate(frames.contiguous(), size, mode=mode, align_corners=False, antialias=True)
     if spec.crop == (0, 0):
         return frames
     lacking = [max(crop - side, 0) for crop, side in zip(spec.crop, frames.shape[2:], strict=True)]

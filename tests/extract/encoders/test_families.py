@@ -174,6 +174,14 @@ def siglip2() -> Any:
     return transformers.Siglip2Model(transformers.Siglip2Config(text_config=TEXT, vision_config=vision))
 
 
+def siglip2_mean(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = Siglip2ImageProcessorPil(**settings)(list(frames), return_tensors="pt")
+    states = transformers.Siglip2VisionModel.from_pretrained(folder)(**inputs).last_hidden_state
+    real = inputs["pixel_attention_mask"].bool()
+    assert not real.all()
+    return torch.stack([one[mask].mean(0) for one, mask in zip(states, real, strict=True)]).mean(0)
+
+
 def videomae(*, classifier: bool) -> Any:
     config = transformers.VideoMAEConfig(**VISION, num_frames=4, num_labels=5)
     model = transformers.VideoMAEForVideoClassification if classifier else transformers.VideoMAEModel
@@ -222,11 +230,15 @@ def clap_reference(folder: Path, settings: Settings, waveform: np.ndarray) -> to
     extractor = transformers.ClapFeatureExtractor(**settings)
     heard = waveform[: extractor.nb_max_samples]
     inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-    return (
-        transformers.ClapModel.from_pretrained(folder)
-        .eval()
-        .audio_projection(transformers.ClapModel.from_pretrained(folder).eval().audio_model(**inputs).pooler_output)[0]
-    )
+    model = transformers.ClapModel.from_pretrained(folder).eval()
+    return model.audio_projection(model.audio_model(**inputs).pooler_output)[0]
+
+
+def clap_pooler(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.ClapFeatureExtractor(**settings)
+    heard = waveform[: extractor.nb_max_samples]
+    inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return transformers.ClapAudioModel.from_pretrained(folder).eval()(**inputs).pooler_output[0]
 
 
 CLAP_SETTINGS = {
@@ -415,6 +427,14 @@ CASES = {
         [*PICTURE_CHANGES[1:], {"resample": 2}, {"max_num_patches": 30}],
         {"patch": ({"patch_size": 16}, "patches of 16 pixels"), "resize": ({"do_resize": False}, "doesn't resize")},
     ),
+    "siglip2-mean": Case(
+        siglip2,
+        {**{k: v for k, v in PICTURE.items() if k != "size"}, "resample": 3, "patch_size": 8, "max_num_patches": 31},
+        siglip2_mean,
+        [],
+        frames=3,
+        options={"pool": "mean", "frames": "3"},
+    ),
     "videomae": Case(
         lambda: videomae(classifier=False),
         {**PICTURE, **CROP, "resample": 3},
@@ -576,6 +596,7 @@ CASES = {
         rate=32_000,
         longest=1,
     ),
+    "clap-alone": Case(lambda: clap(fusion=False).audio_model, CLAP_SETTINGS, clap_pooler, [], rate=32_000, longest=1),
     "clap-fused": Case(
         lambda: clap(fusion=True),
         {**CLAP_SETTINGS, "truncation": "fusion"},
@@ -824,6 +845,66 @@ def test_a_missing_weight_is_an_error_and_a_missing_mask_token_is_not(folders, t
         else:
             twice = [load(folder, CASES[name]).weights_sha256 for _ in range(2)]
             assert twice[0] == twice[1]  # nothing random is left in it
+
+
+SCALED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 0.00392156862745098}
+PUBLISHED: dict[str, Settings] = {  # preprocessor_config.json of the checkpoints on the hub
+    "dinov2": {  # facebook/dinov2-base
+        **SCALED,
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": {"shortest_edge": 256},
+    },
+    "dinov3": {  # facebook/dinov3-vitb16-pretrain-lvd1689m
+        **SCALED,
+        "crop_size": None,
+        "do_center_crop": None,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+    },
+    "vivit": {  # google/vivit-b-16x2-kinetics400
+        **SCALED,
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+        "rescale_factor": 0.00784313725490196,
+        "size": {"shortest_edge": 224},
+    },
+    "pe-video": {  # facebook/pe-av-base
+        "do_sample_frames": False,
+        "num_frames": None,
+        "size": {"height": 336, "width": 336},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_folder_without_a_preprocessor_takes_the_published_values(name, folders, tmp_path):
+    case = CASES[name]
+    published, _ = changed(folders[name], case, {}, tmp_path / "published")
+    (published / case.file).write_text(json.dumps(PUBLISHED[name]))
+    bare, _ = changed(folders[name], case, {}, tmp_path / "bare")
+    (bare / case.file).unlink()
+    assert load(bare, case).recipe() == load(published, case).recipe() != load(folders[name], case).recipe()
+
+
+def test_settings_inside_of_processor_config_come_first(folders, tmp_path):
+    """Transformers 5 saves them there."""
+    for name, part in (("clap", "feature_extractor"), ("vjepa2", "video_processor"), ("dinov2", "image_processor")):
+        case = CASES[name]
+        folder, _ = changed(folders[name], case, {}, tmp_path / name)
+        (folder / case.file).write_text("{}")
+        (folder / "processor_config.json").write_text(json.dumps({part: case.preprocessor}))
+        assert load(folder, case).recipe() == load(folders[name], case).recipe()
 
 
 def test_what_is_no_encoder_is_one_line(tmp_path, folders, caplog):
