@@ -19,6 +19,7 @@ from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, resized_size
 
+from .encoder import line_of
 from .timesformer import can_resize, normalize_frames, resize_frames
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -103,13 +104,23 @@ def frame_spec(
     if isinstance(size, int) and "height" in published["size"]:
         settings["size"] = {"height": size, "width": size}
     for key in ("image_mean", "image_std"):
-        if isinstance(settings[key], (int, float)):
-            settings[key] = [settings[key]] * 3
+        numbers = settings[key] = [settings[key]] * 3 if isinstance(settings[key], (int, float)) else settings[key]
+        if len(numbers) != 3 or not all(isinstance(number, (int, float)) for number in numbers):
+            raise EncoderError(f"the preprocessor's {key} is {numbers}: it must be three numbers")
     if settings.get("do_pad"):
         raise EncoderError(
             "the preprocessor's do_pad isn't implemented: set it to false, if the model's input has one size"
         )
-    spec = replace(FrameSpec.from_config(settings, frames=frames, image_size=0), resize=resize)
+    try:
+        spec = replace(FrameSpec.from_config(settings, frames=frames, image_size=0), resize=resize)
+    except (LookupError, TypeError, ValueError) as error:
+        raise EncoderError(f"the preprocessor has a setting that can't be used: {line_of(error)}") from None
+    sizes = (spec.shortest_edge, *spec.size, *spec.crop)
+    if not all(isinstance(side, int) and side >= 0 for side in sizes) or not isinstance(spec.scale, (int, float)):
+        raise EncoderError(
+            f"the preprocessor has size {settings['size']}, crop_size {settings.get('crop_size')} and rescale_factor "
+            f"{spec.scale}: they must be whole numbers of pixels, and a number"
+        )
     known = TORCH_MODES if resize == "torch" else range(6)
     if spec.resample not in known:
         choices = ", ".join(str(number) for number in known)
@@ -185,11 +196,13 @@ def make_extractor(name: str, preprocessor: Mapping[str, Any], published: Mappin
     for key in ("feature_extractor_type", "processor_class"):
         settings.pop(key, None)
     try:
-        return getattr(transformers, name)(**settings)
+        extractor = getattr(transformers, name)(**settings)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise EncoderError(
-            f"the preprocessor's settings aren't those of {name}: {str(error).splitlines()[0]}"
-        ) from None
+        raise EncoderError(f"the preprocessor's settings aren't those of {name}: {line_of(error)}") from None
+    rate = extractor.sampling_rate
+    if not isinstance(rate, int) or rate < 1:
+        raise EncoderError(f"the preprocessor's sampling_rate is {rate}: it must be a whole number above 0")
+    return extractor
 
 
 def settings_of(extractor: Any, published: Mapping[str, Any]) -> dict[str, Any]:

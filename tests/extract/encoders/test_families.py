@@ -635,21 +635,30 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_clip(folder / f"{i}.mp4", frames=n, size=size, look=i) for i, (size, n) in enumerate(sizes)]
 
 
+class Folders:
+    """The models of cases, each made when it is first asked for; weights differ from each other and from zero."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+
+    def __getitem__(self, name: str) -> Path:
+        folder, case = self._base / name, CASES[name]
+        if not folder.exists():
+            torch.manual_seed(0)
+            model = case.model()
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    noise = torch.randn(value.shape)
+                    is_scale = key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1", "running_var"))
+                    value.copy_(1 + 0.1 * noise.clamp(-2, 2) if is_scale else 0.2 * noise)
+            model.save_pretrained(folder)
+            (folder / case.file).write_text(json.dumps(case.preprocessor))
+        return folder
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The models of all cases, with weights that differ from each other and from zero."""
-    base = tmp_path_factory.mktemp("models")
-    generator = torch.Generator().manual_seed(0)
-    for name, case in CASES.items():
-        model = case.model()
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator)
-                is_scale = key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1", "running_var"))
-                value.copy_(1 + 0.1 * noise.clamp(-2, 2) if is_scale else 0.2 * noise)
-        model.save_pretrained(base / name)
-        (base / name / case.file).write_text(json.dumps(case.preprocessor))
-    return {name: base / name for name in CASES}
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("models"))
 
 
 def load(folder: Path, case: Case, placement: Placement | None = None, **options: str) -> Encoder:
@@ -768,10 +777,9 @@ def test_bf16_is_near_and_float32(name, folders, clips):
     assert (cosine > 0.98).all() and not np.array_equal(exact, near)
 
 
-def write_config(folder: Path, **config: object) -> Path:
+def write_config(folder: Path, **config: object) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 OPTIONS = [
@@ -845,6 +853,46 @@ def test_a_missing_weight_is_an_error_and_a_missing_mask_token_is_not(folders, t
         else:
             twice = [load(folder, CASES[name]).weights_sha256 for _ in range(2)]
             assert twice[0] == twice[1]  # nothing random is left in it
+
+
+BAD: list[tuple[str, Settings, str]] = [
+    ("dinov2", {"size": "big"}, "a setting that can't be used"),
+    ("dinov2", {"size": {"shortest_edge": -3}}, "must be whole numbers of pixels"),
+    ("dinov2", {"image_mean": [0.5]}, "image_mean is \\[0.5\\]: it must be three numbers"),
+    ("dinov2", {"rescale_factor": "1/255"}, "must be whole numbers of pixels, and a number"),
+    ("dinov2", {"do_pad": True}, "do_pad isn't implemented"),
+    ("vjepa2", {"crop_size": {"shortest_edge": 3}}, "it must be a number or a height and a width"),
+    ("clap", {"sampling_rate": "48 kHz"}, "aren't those of ClapFeatureExtractor"),
+    ("clap", {"hop_length": 0}, "can't embed a trial input: hop_length must be greater than zero"),
+    ("wav2vec2", {"sampling_rate": 0}, "sampling_rate is 0: it must be a whole number above 0"),
+    ("generic-samples", {"feature_extractor_type": "Nope"}, "can't be loaded: Unrecognized feature extractor"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), BAD)
+def test_a_setting_that_makes_no_sense_is_one_line(name, settings, message, folders, tmp_path):
+    folder, _ = changed(folders[name], CASES[name], settings, tmp_path / "changed")
+    with pytest.raises(EncoderError, match=message) as error:
+        _ = load(folder, CASES[name]).forward_bytes
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hidden_size": 64}, "their shapes don't fit its config.json"),
+        ({"hidden_size": "wide"}, "config.json of .* has a value that can't be used"),
+        ({"hidden_act": "nope"}, "config.json of .* has a value that can't be used: KeyError 'nope'"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_line(config, message, folders, tmp_path):
+    folder, _ = changed(folders["dinov2"], CASES["dinov2"], {}, tmp_path / "changed")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    write_config(folder, **{**content, **config})
+    with pytest.raises(EncoderError, match=message) as error:
+        load(folder, CASES["dinov2"])
+    assert "\n" not in str(error.value)
 
 
 SCALED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 0.00392156862745098}
