@@ -25,7 +25,7 @@ from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Pa
 from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.processes import measure_memory
 
-from .hub import hub_reachable, locate, not_found, read_preprocessor
+from .hub import cached_revision, hub_reachable, locate, not_found, read_preprocessor
 from .transformer import store_products_in
 
 EXAMPLE_SECONDS = 60  # of sound, for encoders that hear all of it
@@ -202,7 +202,7 @@ def freeze(
         fast = _InBfloat16(fast)
     frozen = Encoder(
         stream=stream,
-        revision=getattr(config, "_commit_hash", None) or "",
+        revision=cached_revision(stream.encoder),
         weights_sha256=weights_sha256,
         dim=dim or config.hidden_size,
         spec=spec,

@@ -111,7 +111,7 @@ def load_whisper(stream: Stream, placement: Placement | None = None) -> Encoder:
         prepare=partial(whisper_inputs, extractor=extractor),
         placement=placement,
         dim=config.d_model,
-        details={"pool": pool, "over": "time of the clip, without padding", **settings_of(extractor, WHISPER)},
+        details={"pool": pool, "tokens": "ceil(samples / (2 hop_length))", **settings_of(extractor, WHISPER)},
     )
 
 

@@ -6,6 +6,7 @@ The models are tiny and random. Each has a preprocessor file whose values differ
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -1028,6 +1029,37 @@ def test_a_model_behind_a_licence_says_where_to_accept_it(monkeypatch):
         "'facebook/dinov3-vitb16-pretrain-lvd1689m' is shared only with people who accept its licence: accept it at"
     )
     assert str(error.value).startswith(expected) and "\n" not in str(error.value)
+
+
+def test_the_commit_of_a_hub_model_is_known(folders, tmp_path):
+    """The hub's cache serves the processor, the model and the commit without a network."""
+    names = ("clip", "whisper", "generic-images")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name in names:
+        model = tmp_path / f"models--owner--{name}"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text(commit)
+        (model / "snapshots").mkdir()
+        (model / "snapshots" / commit).symlink_to(folders[name])
+    program = f"""
+from alphafuse.data.streams import Stream
+from alphafuse.extract.encoders.families import load_encoder
+for name, medium in {[(name, "audio" if CASES[name].rate else "video") for name in names]}:
+    print(load_encoder(Stream("tiny", f"owner/{{name}}", medium)).revision)
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [commit] * 3, done.stderr
+    said = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert len(said) == 1 and "is of no listed family" in said[0]  # nothing else is printed
+
+
+@pytest.mark.parametrize("name", ["a b/c", "a--b/c", "owner/model.git", "owner/nothing"])
+def test_a_hub_id_that_doesnt_exist_is_one_line(name):
+    with pytest.raises(EncoderError) as error:
+        load_encoder(Stream("tiny", name, "video"))
+    assert f"'{name}'" in str(error.value) and "--stream tiny=compact,medium=video" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_settings_of_older_versions_are_ignored(folders, clips, tmp_path):
