@@ -25,10 +25,11 @@ from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Pa
 from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.processes import measure_memory
 
-from .hub import hub_reachable, locate, not_found, read_preprocessor
+from .hub import cached_revision, hub_reachable, locate, not_found, read_preprocessor
 from .transformer import store_products_in
 
 EXAMPLE_SECONDS = 60  # of sound, for encoders that hear all of it
+MAX_REASON = 300  # characters that are quoted of another library's message
 UNKNOWN_PASS_BYTES = 2**30  # memory of a forward pass where the system doesn't tell
 
 
@@ -130,9 +131,14 @@ class Encoder:
         """Memory of this process that a forward pass of one clip takes at most; measured by a trial pass.
 
         Raises:
-            EncoderError: the pass doesn't give one embedding of `dim` numbers.
+            EncoderError: the pass fails, or doesn't give one embedding of `dim` numbers.
         """
-        made, taken = measure_memory(lambda: self.embed([example_input(self.spec)]))
+        try:
+            made, taken = measure_memory(lambda: self.embed([example_input(self.spec)]))
+        except EncoderError:
+            raise
+        except Exception as error:  # of a model, a preprocessor or their settings
+            raise EncoderError(f"{self.stream.encoder} can't embed a trial input: {line_of(error)}") from error
         if made.shape != (1, self.dim):
             raise EncoderError(
                 f"{self.stream.encoder} returns an array of shape {made.shape[1:]} for a clip, not ({self.dim},)"
@@ -198,7 +204,7 @@ def freeze(
         fast = _InBfloat16(fast)
     frozen = Encoder(
         stream=stream,
-        revision=getattr(config, "_commit_hash", None) or "",
+        revision=cached_revision(stream.encoder),
         weights_sha256=weights_sha256,
         dim=dim or config.hidden_size,
         spec=spec,
@@ -253,6 +259,7 @@ def load_pretrained(
     Raises:
         EncoderError: the model doesn't exist, or its weights are damaged or incomplete.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     quieten()
@@ -268,9 +275,12 @@ def load_pretrained(
             raise EncoderError(f"{source} can't be loaded: {str(error).splitlines()[0]}") from None
         raise EncoderError(not_found(stream)) from None
     except ImportError as error:
-        raise EncoderError(f"{name} needs another package: {_line_of(error)}") from None
+        raise EncoderError(f"{name} needs another package: {line_of(error)}") from None
     except (SafetensorError, RuntimeError) as error:  # truncated weights; shapes that don't fit the config
-        raise EncoderError(f"weights of {name} can't be loaded: {str(error).splitlines()[0]}") from None
+        reason = "their shapes don't fit its config.json" if "mismatched" in str(error) else line_of(error)
+        raise EncoderError(f"weights of {name} can't be loaded: {reason}") from None
+    except (AttributeError, LookupError, StrictDataclassError, TypeError, ZeroDivisionError) as error:
+        raise EncoderError(f"config.json of {name} has a value that can't be used: {line_of(error)}") from None
     missing = sorted(key for key in report["missing_keys"] if not _remove_part(model, key, optional))
     if missing:  # HuggingFace would fill them with random numbers
         raise EncoderError(
@@ -299,8 +309,10 @@ def _remove_part(model: nn.Module, key: str, names: Sequence[str]) -> bool:
     return True
 
 
-def _line_of(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def line_of(error: Exception) -> str:
+    """Return the message as one line, with the kind of error if it says little."""
+    text = " ".join(str(error).split())
+    return (f"{type(error).__name__} {text}" if " " not in text else text)[:MAX_REASON]
 
 
 def _weights_sha256(model: nn.Module) -> str:

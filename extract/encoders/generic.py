@@ -24,7 +24,7 @@ from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, Spec
 
-from .encoder import Encoder, Placement, freeze, load_pretrained, quieten
+from .encoder import Encoder, Placement, freeze, line_of, load_pretrained, quieten
 from .hub import hub_reachable, locate, read_file, read_preprocessor
 from .inputs import chosen_frames, chosen_pool, chosen_samples
 from .waveform import SECONDS, least_samples
@@ -69,8 +69,7 @@ def load_generic(stream: Stream, placement: Placement | None = None) -> Encoder:
         pool = chosen_pool(stream, _pools(output, is_projection=bool(features)))
         dim = Generic(model, pool, features).pool_of(output, None).shape[-1]
     except FAILURES as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EncoderError(f"{stream.encoder} can't embed a trial input: {reason}; {OWN}") from None
+        raise EncoderError(f"{stream.encoder} can't embed a trial input: {line_of(error)}; {OWN}") from None
     over = " of each frame, averaged over frames" if stream.medium == "video" and not is_video else ""
     _say(f"stream {stream.name}: {stream.encoder} is of no listed family; its embedding is pool={pool}{over}")
     return freeze(
@@ -192,8 +191,7 @@ def _processor(stream: Stream) -> Any:
     try:
         return load(source, local_files_only=offline)
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EncoderError(f"the preprocessor of {stream.encoder} can't be loaded: {reason}; {OWN}") from None
+        raise EncoderError(f"the preprocessor of {stream.encoder} can't be loaded: {line_of(error)}; {OWN}") from None
 
 
 def _spec(stream: Stream, config: Any, processor: Any) -> Spec:

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from alphafuse.data.streams import Stream
+from alphafuse.data.streams import DEFAULT_NAMES, Stream
 from alphafuse.errors import AlphafuseError, EncoderError
 from alphafuse.system.files import read_json
 
@@ -96,7 +96,7 @@ def _from_hub(hub_id: str, name: str) -> str | None:
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    cached = huggingface_hub.try_to_load_from_cache(hub_id, name)
+    cached = _in_cache(hub_id, name)
     if isinstance(cached, str):
         return cached
     if cached is not None or not hub_reachable():  # the cache records that there is no such file
@@ -112,6 +112,17 @@ def _from_hub(hub_id: str, name: str) -> str | None:
         return None
 
 
+def _in_cache(hub_id: str, name: str) -> Any:
+    """Return the path of a hub model's file in the hub's cache, or what else HuggingFace's cache says of it."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return try_to_load_from_cache(hub_id, name)
+    except HFValidationError:  # no name that the hub allows
+        return None
+
+
 def not_found(stream: Stream) -> str:
     """Return the message for a hub id whose files are neither on the hub nor in its cache."""
     hub_id = stream.encoder
@@ -120,9 +131,11 @@ def not_found(stream: Stream) -> str:
         if hub_reachable()
         else f"the hub can't be reached and '{hub_id}' is not in its cache"
     )
+    is_default = stream.name in DEFAULT_NAMES
+    small = f"--{stream.name} {COMPACT}" if is_default else f"--stream {stream.name}={COMPACT},medium={stream.medium}"
     return (
         f"{what}: give stream {stream.name} a folder ({LAYOUT}; `alphafuse convert` makes one from an original "
-        f"checkpoint), or try the small encoder of the package (--{stream.name} {COMPACT}, or `alphafuse data demo`)"
+        f"checkpoint), or try the small encoder of the package ({small}, or `alphafuse data demo`)"
     )
 
 
@@ -133,12 +146,18 @@ def weights_in(folder: Path) -> Path | None:
 
 def cached_weights(hub_id: str) -> Path | None:
     """Return the file of a hub model's weights in the hub's cache; None if it or the config is not in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+    if not isinstance(_in_cache(hub_id, "config.json"), str):
         return None
-    found = (try_to_load_from_cache(hub_id, name) for name in _WEIGHTS)
+    found = (_in_cache(hub_id, name) for name in _WEIGHTS)
     return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def cached_revision(encoder: str) -> str:
+    """Return the commit of a hub model in the hub's cache; "" for a folder, or one that isn't in the cache."""
+    if encoder.startswith((".", "/", "~")) or encoder.count("/") != 1 or Path(encoder).is_dir():
+        return ""
+    cached = _in_cache(encoder, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else ""
 
 
 def hub_reachable() -> bool:

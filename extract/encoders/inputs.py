@@ -19,6 +19,7 @@ from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, resized_size
 
+from .encoder import line_of
 from .timesformer import can_resize, normalize_frames, resize_frames
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -103,13 +104,23 @@ def frame_spec(
     if isinstance(size, int) and "height" in published["size"]:
         settings["size"] = {"height": size, "width": size}
     for key in ("image_mean", "image_std"):
-        if isinstance(settings[key], (int, float)):
-            settings[key] = [settings[key]] * 3
+        numbers = settings[key] = [settings[key]] * 3 if isinstance(settings[key], (int, float)) else settings[key]
+        if len(numbers) != 3 or not all(isinstance(number, (int, float)) for number in numbers):
+            raise EncoderError(f"the preprocessor's {key} is {numbers}: it must be three numbers")
     if settings.get("do_pad"):
         raise EncoderError(
             "the preprocessor's do_pad isn't implemented: set it to false, if the model's input has one size"
         )
-    spec = replace(FrameSpec.from_config(settings, frames=frames, image_size=0), resize=resize)
+    try:
+        spec = replace(FrameSpec.from_config(settings, frames=frames, image_size=0), resize=resize)
+    except (LookupError, TypeError, ValueError) as error:
+        raise EncoderError(f"the preprocessor has a setting that can't be used: {line_of(error)}") from None
+    sizes = (spec.shortest_edge, *spec.size, *spec.crop)
+    if not all(isinstance(side, int) and side >= 0 for side in sizes) or not isinstance(spec.scale, (int, float)):
+        raise EncoderError(
+            f"the preprocessor has size {settings['size']}, crop_size {settings.get('crop_size')} and rescale_factor "
+            f"{spec.scale}: they must be whole numbers of pixels, and a number"
+        )
     known = TORCH_MODES if resize == "torch" else range(6)
     if spec.resample not in known:
         choices = ", ".join(str(number) for number in known)
@@ -125,21 +136,19 @@ def frame_inputs(
     Args:
         clips: each (frames, height, width, 3) uint8 RGB; of the crop's size if PIL resizes, else as decoded.
         spec: sizes, filter and statistics.
-        device: device of the computations; 8-bit values are sent to it.
+        device: device that normalises; torch resizes on the CPU, so that the result is the same for all devices.
         scale_first: torch resizes scaled float32 values instead of 8-bit ones.
 
     Returns:
         (clips, frames, 3, height, width) float32.
     """
-    sent = [torch.as_tensor(frames).to(device) for frames in clips]
     if spec.resize == "pil":
-        return normalize_frames(torch.stack(sent), spec)
-    images = [frames.movedim(-1, 1) for frames in sent]  # (frames, 3, height, width)
-    if not scale_first:
-        return normalize_frames(torch.stack([_resized(frames, spec) for frames in images]).movedim(2, -1), spec)
-    pixels = torch.stack([_resized(frames * spec.scale, spec) for frames in images])
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return (pixels - mean) / std
+        return normalize_frames(torch.stack([torch.as_tensor(frames).to(device) for frames in clips]), spec)
+    images = [torch.as_tensor(frames).movedim(-1, 1) for frames in clips]  # (frames, 3, height, width)
+    if scale_first:
+        images = [frames * spec.scale for frames in images]
+        spec = replace(spec, scale=1.0)
+    return normalize_frames(torch.stack([_resized(frames, spec) for frames in images]).to(device).movedim(2, -1), spec)
 
 
 def device_resize(spec: FrameSpec) -> Any:
@@ -148,19 +157,15 @@ def device_resize(spec: FrameSpec) -> Any:
 
 
 def _resized(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
-    """Resize and centre-crop (frames, 3, height, width), uint8 or float32, as torchvision does.
+    """Resize and centre-crop (frames, 3, height, width), uint8 or float32, as torchvision does on the CPU.
 
-    8-bit values are resized by torch's 8-bit kernel on the CPU; elsewhere in float32, and rounded. Frames smaller than
-    the crop are padded with 0.
+    Frames smaller than the crop are padded with 0.
     """
     height, width = frames.shape[2:]
     size = resized_size(height, width, spec)
     if size != (height, width):
-        mode, before = TORCH_MODES[spec.resample], frames.dtype
-        in_float = before == torch.uint8 and frames.device.type != "cpu"
-        frames = frames.float() if in_float else frames.contiguous()
-        frames = F.interpolate(frames, size, mode=mode, align_corners=False, antialias=True)
-        frames = frames.clamp(0, 255).round().to(before) if in_float else frames
+        mode = TORCH_MODES[spec.resample]
+        frames = F.interpolate(frames.contiguous(), size, mode=mode, align_corners=False, antialias=True)
     if spec.crop == (0, 0):
         return frames
     lacking = [max(crop - side, 0) for crop, side in zip(spec.crop, frames.shape[2:], strict=True)]
@@ -191,11 +196,13 @@ def make_extractor(name: str, preprocessor: Mapping[str, Any], published: Mappin
     for key in ("feature_extractor_type", "processor_class"):
         settings.pop(key, None)
     try:
-        return getattr(transformers, name)(**settings)
+        extractor = getattr(transformers, name)(**settings)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise EncoderError(
-            f"the preprocessor's settings aren't those of {name}: {str(error).splitlines()[0]}"
-        ) from None
+        raise EncoderError(f"the preprocessor's settings aren't those of {name}: {line_of(error)}") from None
+    rate = extractor.sampling_rate
+    if not isinstance(rate, int) or rate < 1:
+        raise EncoderError(f"the preprocessor's sampling_rate is {rate}: it must be a whole number above 0")
+    return extractor
 
 
 def settings_of(extractor: Any, published: Mapping[str, Any]) -> dict[str, Any]:

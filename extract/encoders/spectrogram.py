@@ -20,6 +20,7 @@ from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
+from .hub import architectures
 from .image import pooled
 from .inputs import chosen_pool, chosen_samples, heard, make_extractor, settings_of
 
@@ -38,21 +39,22 @@ def load_clap(stream: Stream, placement: Placement | None = None) -> Encoder:
     clips are repeated and padded, as the checkpoint says. A model with fusion hears each clip as it hears one alone.
 
     Option `pool`: "projection", the published audio embedding (not normalised to length 1); or "pooler", before the
-    projection.
+    projection, which is all that a `ClapAudioModel` has.
 
     Raises:
         EncoderError: it can't be loaded, lacks weights, or an option or a setting isn't possible.
     """
-    from transformers import ClapAudioModelWithProjection
+    from transformers import ClapAudioModel, ClapAudioModelWithProjection
 
-    model, config, preprocessor = load_pretrained(stream, ClapAudioModelWithProjection)
+    projects = "ClapAudioModel" not in architectures(stream)
+    pool = chosen_pool(stream, ("projection", "pooler") if projects else ("pooler",))
+    model, config, preprocessor = load_pretrained(stream, ClapAudioModelWithProjection if projects else ClapAudioModel)
     extractor = make_extractor("ClapFeatureExtractor", preprocessor, CLAP)
     _require_equal(stream, "mel bins", extractor.feature_size, config.num_mel_bins)
     samples = chosen_samples(stream, extractor.sampling_rate, extractor.nb_max_samples)
-    pool = chosen_pool(stream, ("projection", "pooler"))
     return freeze(
         stream,
-        model if pool == "projection" else model.audio_model,
+        model.audio_model if projects and pool == "pooler" else model,
         partial(PooledClap, pool=pool),
         spec=heard(extractor, samples),
         prepare=partial(clap_inputs, extractor=extractor),
@@ -109,7 +111,7 @@ def load_whisper(stream: Stream, placement: Placement | None = None) -> Encoder:
         prepare=partial(whisper_inputs, extractor=extractor),
         placement=placement,
         dim=config.d_model,
-        details={"pool": pool, "over": "time of the clip, without padding", **settings_of(extractor, WHISPER)},
+        details={"pool": pool, "tokens": "ceil(samples / (2 hop_length))", **settings_of(extractor, WHISPER)},
     )
 
 

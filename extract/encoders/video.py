@@ -106,7 +106,10 @@ def load_vjepa2(stream: Stream, placement: Placement | None = None) -> Encoder:
 
     model, config, preprocessor = load_pretrained(stream, VJEPA2Model)
     crop = preprocessor.get("crop_size") or config.crop_size
-    short_side = int((crop if isinstance(crop, int) else crop["height"]) * VJEPA2_STRETCH)
+    height = crop.get("height") if isinstance(crop, dict) else crop
+    if not isinstance(height, int):
+        raise EncoderError(f"the preprocessor's crop_size is {crop}: it must be a number or a height and a width")
+    short_side = int(height * VJEPA2_STRETCH)
     settings = {**preprocessor, "crop_size": crop, "size": {"shortest_edge": short_side}}
     frames = chosen_frames(stream, config.frames_per_clip, multiple_of=config.tubelet_size)
     spec = frame_spec(settings, VIDEOMAE, frames=frames, resize="torch")

@@ -6,6 +6,7 @@ The models are tiny and random. Each has a preprocessor file whose values differ
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -174,6 +175,14 @@ def siglip2() -> Any:
     return transformers.Siglip2Model(transformers.Siglip2Config(text_config=TEXT, vision_config=vision))
 
 
+def siglip2_mean(folder: Path, settings: Settings, frames: np.ndarray) -> torch.Tensor:
+    inputs = Siglip2ImageProcessorPil(**settings)(list(frames), return_tensors="pt")
+    states = transformers.Siglip2VisionModel.from_pretrained(folder)(**inputs).last_hidden_state
+    real = inputs["pixel_attention_mask"].bool()
+    assert not real.all()
+    return torch.stack([one[mask].mean(0) for one, mask in zip(states, real, strict=True)]).mean(0)
+
+
 def videomae(*, classifier: bool) -> Any:
     config = transformers.VideoMAEConfig(**VISION, num_frames=4, num_labels=5)
     model = transformers.VideoMAEForVideoClassification if classifier else transformers.VideoMAEModel
@@ -222,11 +231,15 @@ def clap_reference(folder: Path, settings: Settings, waveform: np.ndarray) -> to
     extractor = transformers.ClapFeatureExtractor(**settings)
     heard = waveform[: extractor.nb_max_samples]
     inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-    return (
-        transformers.ClapModel.from_pretrained(folder)
-        .eval()
-        .audio_projection(transformers.ClapModel.from_pretrained(folder).eval().audio_model(**inputs).pooler_output)[0]
-    )
+    model = transformers.ClapModel.from_pretrained(folder).eval()
+    return model.audio_projection(model.audio_model(**inputs).pooler_output)[0]
+
+
+def clap_pooler(folder: Path, settings: Settings, waveform: np.ndarray) -> torch.Tensor:
+    extractor = transformers.ClapFeatureExtractor(**settings)
+    heard = waveform[: extractor.nb_max_samples]
+    inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return transformers.ClapAudioModel.from_pretrained(folder).eval()(**inputs).pooler_output[0]
 
 
 CLAP_SETTINGS = {
@@ -415,6 +428,14 @@ CASES = {
         [*PICTURE_CHANGES[1:], {"resample": 2}, {"max_num_patches": 30}],
         {"patch": ({"patch_size": 16}, "patches of 16 pixels"), "resize": ({"do_resize": False}, "doesn't resize")},
     ),
+    "siglip2-mean": Case(
+        siglip2,
+        {**{k: v for k, v in PICTURE.items() if k != "size"}, "resample": 3, "patch_size": 8, "max_num_patches": 31},
+        siglip2_mean,
+        [],
+        frames=3,
+        options={"pool": "mean", "frames": "3"},
+    ),
     "videomae": Case(
         lambda: videomae(classifier=False),
         {**PICTURE, **CROP, "resample": 3},
@@ -576,6 +597,7 @@ CASES = {
         rate=32_000,
         longest=1,
     ),
+    "clap-alone": Case(lambda: clap(fusion=False).audio_model, CLAP_SETTINGS, clap_pooler, [], rate=32_000, longest=1),
     "clap-fused": Case(
         lambda: clap(fusion=True),
         {**CLAP_SETTINGS, "truncation": "fusion"},
@@ -614,21 +636,30 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_clip(folder / f"{i}.mp4", frames=n, size=size, look=i) for i, (size, n) in enumerate(sizes)]
 
 
+class Folders:
+    """The models of cases, each made when it is first asked for; weights differ from each other and from zero."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+
+    def __getitem__(self, name: str) -> Path:
+        folder, case = self._base / name, CASES[name]
+        if not folder.exists():
+            torch.manual_seed(0)
+            model = case.model()
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    noise = torch.randn(value.shape)
+                    is_scale = key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1", "running_var"))
+                    value.copy_(1 + 0.1 * noise.clamp(-2, 2) if is_scale else 0.2 * noise)
+            model.save_pretrained(folder)
+            (folder / case.file).write_text(json.dumps(case.preprocessor))
+        return folder
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The models of all cases, with weights that differ from each other and from zero."""
-    base = tmp_path_factory.mktemp("models")
-    generator = torch.Generator().manual_seed(0)
-    for name, case in CASES.items():
-        model = case.model()
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator)
-                is_scale = key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1", "running_var"))
-                value.copy_(1 + 0.1 * noise.clamp(-2, 2) if is_scale else 0.2 * noise)
-        model.save_pretrained(base / name)
-        (base / name / case.file).write_text(json.dumps(case.preprocessor))
-    return {name: base / name for name in CASES}
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("models"))
 
 
 def load(folder: Path, case: Case, placement: Placement | None = None, **options: str) -> Encoder:
@@ -747,10 +778,9 @@ def test_bf16_is_near_and_float32(name, folders, clips):
     assert (cosine > 0.98).all() and not np.array_equal(exact, near)
 
 
-def write_config(folder: Path, **config: object) -> Path:
+def write_config(folder: Path, **config: object) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 OPTIONS = [
@@ -826,6 +856,106 @@ def test_a_missing_weight_is_an_error_and_a_missing_mask_token_is_not(folders, t
             assert twice[0] == twice[1]  # nothing random is left in it
 
 
+BAD: list[tuple[str, Settings, str]] = [
+    ("dinov2", {"size": "big"}, "a setting that can't be used"),
+    ("dinov2", {"size": {"shortest_edge": -3}}, "must be whole numbers of pixels"),
+    ("dinov2", {"image_mean": [0.5]}, "image_mean is \\[0.5\\]: it must be three numbers"),
+    ("dinov2", {"rescale_factor": "1/255"}, "must be whole numbers of pixels, and a number"),
+    ("dinov2", {"do_pad": True}, "do_pad isn't implemented"),
+    ("vjepa2", {"crop_size": {"shortest_edge": 3}}, "it must be a number or a height and a width"),
+    ("clap", {"sampling_rate": "48 kHz"}, "aren't those of ClapFeatureExtractor"),
+    ("clap", {"hop_length": 0}, "can't embed a trial input: hop_length must be greater than zero"),
+    ("wav2vec2", {"sampling_rate": 0}, "sampling_rate is 0: it must be a whole number above 0"),
+    ("generic-samples", {"feature_extractor_type": "Nope"}, "can't be loaded: Unrecognized feature extractor"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), BAD)
+def test_a_setting_that_makes_no_sense_is_one_line(name, settings, message, folders, tmp_path):
+    folder, _ = changed(folders[name], CASES[name], settings, tmp_path / "changed")
+    with pytest.raises(EncoderError, match=message) as error:
+        _ = load(folder, CASES[name]).forward_bytes
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hidden_size": 64}, "their shapes don't fit its config.json"),
+        ({"hidden_size": "wide"}, "config.json of .* has a value that can't be used"),
+        ({"hidden_act": "nope"}, "config.json of .* has a value that can't be used: KeyError 'nope'"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_line(config, message, folders, tmp_path):
+    folder, _ = changed(folders["dinov2"], CASES["dinov2"], {}, tmp_path / "changed")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    write_config(folder, **{**content, **config})
+    with pytest.raises(EncoderError, match=message) as error:
+        load(folder, CASES["dinov2"])
+    assert "\n" not in str(error.value)
+
+
+SCALED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 0.00392156862745098}
+PUBLISHED: dict[str, Settings] = {  # preprocessor_config.json of the checkpoints on the hub
+    "dinov2": {  # facebook/dinov2-base
+        **SCALED,
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": {"shortest_edge": 256},
+    },
+    "dinov3": {  # facebook/dinov3-vitb16-pretrain-lvd1689m
+        **SCALED,
+        "crop_size": None,
+        "do_center_crop": None,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+    },
+    "vivit": {  # google/vivit-b-16x2-kinetics400
+        **SCALED,
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+        "rescale_factor": 0.00784313725490196,
+        "size": {"shortest_edge": 224},
+    },
+    "pe-video": {  # facebook/pe-av-base
+        "do_sample_frames": False,
+        "num_frames": None,
+        "size": {"height": 336, "width": 336},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_folder_without_a_preprocessor_takes_the_published_values(name, folders, tmp_path):
+    case = CASES[name]
+    published, _ = changed(folders[name], case, {}, tmp_path / "published")
+    (published / case.file).write_text(json.dumps(PUBLISHED[name]))
+    bare, _ = changed(folders[name], case, {}, tmp_path / "bare")
+    (bare / case.file).unlink()
+    assert load(bare, case).recipe() == load(published, case).recipe() != load(folders[name], case).recipe()
+
+
+def test_settings_inside_of_processor_config_come_first(folders, tmp_path):
+    """Transformers 5 saves them there."""
+    for name, part in (("clap", "feature_extractor"), ("vjepa2", "video_processor"), ("dinov2", "image_processor")):
+        case = CASES[name]
+        folder, _ = changed(folders[name], case, {}, tmp_path / name)
+        (folder / case.file).write_text("{}")
+        (folder / "processor_config.json").write_text(json.dumps({part: case.preprocessor}))
+        assert load(folder, case).recipe() == load(folders[name], case).recipe()
+
+
 def test_what_is_no_encoder_is_one_line(tmp_path, folders, caplog):
     small = {"hidden_size": 16, **SMALL, "vocab_size": 40}
     bert = transformers.BertModel(transformers.BertConfig(**small))
@@ -899,6 +1029,37 @@ def test_a_model_behind_a_licence_says_where_to_accept_it(monkeypatch):
         "'facebook/dinov3-vitb16-pretrain-lvd1689m' is shared only with people who accept its licence: accept it at"
     )
     assert str(error.value).startswith(expected) and "\n" not in str(error.value)
+
+
+def test_the_commit_of_a_hub_model_is_known(folders, tmp_path):
+    """The hub's cache serves the processor, the model and the commit without a network."""
+    names = ("clip", "whisper", "generic-images")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name in names:
+        model = tmp_path / f"models--owner--{name}"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text(commit)
+        (model / "snapshots").mkdir()
+        (model / "snapshots" / commit).symlink_to(folders[name])
+    program = f"""
+from alphafuse.data.streams import Stream
+from alphafuse.extract.encoders.families import load_encoder
+for name, medium in {[(name, "audio" if CASES[name].rate else "video") for name in names]}:
+    print(load_encoder(Stream("tiny", f"owner/{{name}}", medium)).revision)
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [commit] * 3, done.stderr
+    said = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert len(said) == 1 and "is of no listed family" in said[0]  # nothing else is printed
+
+
+@pytest.mark.parametrize("name", ["a b/c", "a--b/c", "owner/model.git", "owner/nothing"])
+def test_a_hub_id_that_doesnt_exist_is_one_line(name):
+    with pytest.raises(EncoderError) as error:
+        load_encoder(Stream("tiny", name, "video"))
+    assert f"'{name}'" in str(error.value) and "--stream tiny=compact,medium=video" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_settings_of_older_versions_are_ignored(folders, clips, tmp_path):
