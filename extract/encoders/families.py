@@ -152,6 +152,8 @@ def medium_of(name: str, encoder: str, options: dict[str, str]) -> str:
         if name == stream.name:
             return stream.medium
     ask = f"say what stream {name} embeds: --stream {name}={encoder},medium=video (or audio)"
+    if is_code(encoder):
+        ask += f"; {encoder},frames=8 or {encoder},rate=16000 if it is a plain function"
     if encoder in (COMPACT, GIVEN) or is_code(encoder):
         raise EncoderError(ask)
     source = locate(Stream(name, encoder, MEDIA[0]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.data.sources.given import import_embeddings
 from alphafuse.data.streams import Stream
-from alphafuse.errors import AlphafuseError, ClipError, DatasetError, EncoderError, RecipeMismatchError
+from alphafuse.errors import AlphafuseError, ClipError, ClusterError, DatasetError, EncoderError, RecipeMismatchError
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.encoders.encoder import Encoder, Placement, place
 from alphafuse.extract.encoders.families import load_encoder, parse_stream
@@ -202,6 +203,34 @@ def test_code_is_pickled_by_name_and_a_machine_without_it_says_so(write: Callabl
     Path("mine.py").unlink()
     said = elsewhere()
     assert "\n" not in said and "lacks the code of a stream" in said and "no module 'mine'" in said
+
+
+@pytest.mark.cluster
+def test_ray_computes_the_same_and_says_in_one_line_that_a_machine_lacks_the_code(
+    make_root: MakeRoot, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alphafuse.extract.engines import ray as ray_engine
+
+    write(PLAIN + FACTORY)
+    texts = ("colour=mine:colour,frames=2", "corner=mine:corner,medium=video", "loud=mine:loudness,rate=8000")
+    local = root_with(make_root, *texts, name="local")
+    extract_embeddings(local, ["test"], SETTINGS)
+    on_ray = root_with(make_root, *texts, name="ray")
+    settings = replace(SETTINGS, engine="ray", models=1)
+    extract_embeddings(on_ray, ["test"], settings)
+    found, expected = (dataset.embeddings("test").features for dataset in (on_ray, local))
+    for stream in expected:
+        np.testing.assert_array_equal(found[stream], expected[stream])
+
+    def ship(encoders: Mapping[str, Encoder]) -> object:
+        shipped = ship_encoders(encoders)
+        Path("mine.py").unlink()
+        return shipped
+
+    monkeypatch.setattr(ray_engine, "ship_encoders", ship)
+    with pytest.raises(ClusterError, match="lacks the code of a stream") as raised:
+        extract_embeddings(on_ray, ["train"], settings)
+    assert "\n" not in str(raised.value)
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
