@@ -16,6 +16,12 @@ from alphafuse.version import __version__
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 SHOWN_CLASSES = 30
+RECORDED = {  # of a stream's recipe, what the card states
+    "weights_sha256": "weights sha256 `{:.16}`...",
+    "file_sha256": "file sha256 `{:.16}`...",
+    "protocol": "protocol {}",
+    "precision": "{}",
+}
 
 
 def model_card(run: TrainedRun) -> ModelCard:
@@ -52,8 +58,9 @@ def model_card(run: TrainedRun) -> ModelCard:
         carries_encoders=(run.folder / "encoders").is_dir(),
         splits={split: _figures(figures) for split, figures in run.metrics.items()},
         what=" and ".join(medium for medium in MEDIA if medium in media),
-        inputs=" and ".join(dict.fromkeys(_input(run.embeddings[stream]) for stream in run.streams)),
+        inputs=" and ".join(filter(None, dict.fromkeys(_input(run.embeddings[stream]) for stream in run.streams))),
         is_compact=COMPACT in names,
+        of_hub=[one for one, name in zip(run.streams, names, strict=True) if name != GIVEN and not is_code(name)],
         warnings=warnings_of(run),
         is_paper=set(run.streams) <= set(DEFAULT_NAMES),
         absent=head.settings.absent,
@@ -84,22 +91,19 @@ def _encoder(run: TrainedRun, stream: str) -> dict[str, Any]:
     known = run.encoders.get(stream, {})
     return {
         "title": title_of(stream),
-        "option": stream,
         "name": known.get("name", "not recorded"),
         "revision": known.get("revision", ""),
-        "sha256": str(made.get("weights_sha256", ""))[:16],
-        "protocol": made.get("protocol", "?"),
-        "precision": made.get("precision", "?"),
+        "details": ", ".join(words.format(str(made[key])) for key, words in RECORDED.items() if made.get(key)),
     }
 
 
 def _input(made: Mapping[str, Any]) -> str:
-    """Return which part of a clip an encoder reads, from the recipe of its embeddings."""
+    """Return which part of a clip an encoder reads, from the recipe of its embeddings; "" for given ones."""
     if "frames" in made:
         return f"{made['frames']} frames, spread over the whole clip,"
     if made.get("max_samples"):
         return f"the first {made['max_samples'] / made['rate']:.1f} seconds of audio"
-    return "the audio" if "rate" in made else "vectors that were given"
+    return "the audio" if "rate" in made else ""
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def test_the_reader_picks_two_of_three_streams_for_the_map(browser: Any, html: s
     assert values == ["1.00", "0.00", "1.50"], "the others go to 1"
     accuracy = page.inner_text("#explorer [data-out=accuracy]")
     assert square.locator("title").text_content() == f"eye 0, square-eye 1.5: {accuracy}"
-    page.click("button:text-is('without sight (eye)')")
+    page.click("button:text-is('without eye')")
     wait_until(page, "document.querySelector('#explorer-alpha-eye').value === '0'")
     assert page.locator("#explorer .explorer-card").first.locator(".explorer-alone dt").all_text_contents() == [
         "sound",

@@ -334,19 +334,19 @@ def _grids(streams: Sequence[str]) -> dict[tuple[str, ...], list[dict[str, float
 def _presets(streams: Sequence[str], looks: Looks) -> dict[str, list[dict[str, str]]]:
     """Return buttons in groups: their text and the alphas they set, as json."""
     ones = dict.fromkeys(streams, 1.0)
-    simple = [("as trained", ones)]
+    groups = {"Alphas": [("as trained", ones)]}
     for kept in streams if len(streams) > 1 else ():
         dropped = [name for name in streams if name != kept]
-        what = title_of(dropped[0]) if len(dropped) == 1 else "others"
-        simple.append((f"{look_of(looks, kept).sense} only ({what} 0)", ones | dict.fromkeys(dropped, 0.0)))
+        others = f" ({title_of(dropped[0])} 0)" if len(dropped) == 1 else ""
+        groups["Alphas"].append((f"{look_of(looks, kept).short} only{others}", ones | dict.fromkeys(dropped, 0.0)))
     if len(streams) > 2:
-        simple += [(f"without {look_of(looks, name).sense}", ones | {name: 0.0}) for name in streams]
-    scalars = [  # the paper scales one stream
-        (f"{title_of(stream)} {value:g}", ones | {stream: value})
-        for stream in streams
-        for value in (POS_SCALAR, NEG_SCALAR)
-    ]
-    groups = {"Alphas": simple, "The paper's scalars:": scalars}
+        groups["Alphas"] += [(f"without {look_of(looks, name).short}", ones | {name: 0.0}) for name in streams]
+    else:  # the paper scales one of two streams
+        groups["The paper's scalars:"] = [
+            (f"{title_of(stream)} {value:g}", ones | {stream: value})
+            for stream in streams
+            for value in (POS_SCALAR, NEG_SCALAR)
+        ]
     return {
         group: [{"text": text, "alphas": json.dumps(alphas)} for text, alphas in presets]
         for group, presets in groups.items()

@@ -18,7 +18,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.streams import DEFAULT_NAMES
+from alphafuse.data.streams import DEFAULT_NAMES, GIVEN
 from alphafuse.errors import AlphafuseError
 from alphafuse.heads.studies.runs import DAMAGED, Run, list_runs
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
@@ -89,7 +89,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         classes=len(dataset.classes),
         clips={split: len(dataset.manifest.of_split(split)) for split in SPLITS},
         facts=tuple(_facts(dataset)),
-        extract_command=f"alphafuse extract --split all --root {shlex.quote(str(root))}",
+        extract_command=_embedding_command(dataset),
         audit=audit(dataset),
         runs=tuple(runs),
         left_out=tuple(dict.fromkeys(problems)),  # extended by the calls above
@@ -100,6 +100,12 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         votes=votes,
         explorer=Absent("No heads to explore", first),
     )
+
+
+def _embedding_command(dataset: Dataset) -> str:
+    are_given = all(stream.encoder == GIVEN for stream in dataset.streams)
+    command = "alphafuse data embeddings FILE.parquet" if are_given else "alphafuse extract --split all"
+    return f"{command} --root {shlex.quote(str(dataset.root))}"
 
 
 def _of_kind(runs: Sequence[Run], kind: str, read: Callable[[Run], T], problems: list[str]) -> list[T]:
