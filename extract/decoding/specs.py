@@ -57,6 +57,12 @@ class FrameSpec:
     sampling: str = "spread"
     resize: str = "pil"
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of a frame that a decode worker has resized; 0 = it leaves frames as they are."""
+        height, width = self.crop if self.crop != (0, 0) else self.size
+        return height * width if self.resize == "pil" else 0
+
     @classmethod
     def notebook(cls, *, frames: int, image_size: int) -> FrameSpec:
         """Return the notebook's: squashed to a square (PIL, bilinear), values in [0, 1], no normalisation."""
@@ -122,6 +128,11 @@ class PatchSpec(FrameSpec):
 
     patch_size: int = 16
     max_patches: int = 256
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a resized frame, at most."""
+        return self.patch_size**2 * self.max_patches
 
     def patched_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) of a frame after resizing; the search is that of HuggingFace's SigLIP 2 processor."""

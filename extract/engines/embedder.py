@@ -255,9 +255,8 @@ def decoded_bytes(spec: Spec, *, device_resizes: bool) -> int:
     """Return the largest size of a clip's input in bytes (for all of a clip's sound: of a minute)."""
     if isinstance(spec, AudioSpec):
         return 4 * (spec.max_samples or 60 * spec.rate)
-    height, width = spec.crop if spec.crop != (0, 0) else spec.size
-    unresized = RAW_PIXELS if spec.resize != "pil" or not height else DEVICE_RESIZE_PIXELS if device_resizes else 0
-    return 3 * spec.frames * max(height * width, unresized)
+    unresized = DEVICE_RESIZE_PIXELS if device_resizes else 0
+    return 3 * spec.frames * max(spec.pixels or RAW_PIXELS, unresized)
 
 
 def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
