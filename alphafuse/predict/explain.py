@@ -106,7 +106,8 @@ def explain(
     Args:
         predictions: predictions of the clips.
         rows: the clips' embeddings.
-        blank: embeddings of black frames and silence, in the same order.
+        blank: embeddings of black frames and silence, in the same order; NaN where a clip lacks the stream, or where
+            the encoder makes no finite embedding of black frames or silence: then the stream isn't changed.
         ask: (embeddings, stream -> alpha) -> probabilities (heads, clips, C) float64.
         classes: C labels.
         names: streams that the heads use, at most `MAX_STREAMS`.
@@ -152,8 +153,10 @@ def explain(
 
 
 def _mixed(rows: Embeddings, blank: Embeddings, streams: Iterable[str]) -> Embeddings:
-    """Return the rows, with the embeddings of some streams replaced by blank ones."""
-    features = {name: blank.features[name] if name in streams else rows.features[name] for name in rows.features}
+    """Return the rows, with the embeddings of some streams replaced by blank ones where a clip has these."""
+    features = dict(rows.features)
+    for name in streams:
+        features[name] = np.where(blank.present(name)[:, None], blank.features[name], features[name])
     return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
 
 

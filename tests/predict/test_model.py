@@ -222,6 +222,11 @@ def test_shares_of_four_streams_are_means_over_all_orders_of_joining() -> None:
         assert one.shares == pytest.approx({name: expected[name] for name in one.shares}, abs=1e-12)
         changes = {name for name in one.shares if value(i, {*names} - {name}, answer) < 0.5}
         assert set(one.decided) == changes
+    # an encoder that makes no finite embedding of black frames
+    unblanked = replace(blank, features={**blank.features, "dino": np.full((2, 3), np.nan)})
+    for one in explain(predictions, rows, unblanked, ask, classes=classes, names=names, alphas=()):
+        assert isinstance(one, Explanation)
+        assert "dino" not in one.shares and np.isfinite([*one.shares.values(), one.blank.probability]).all()
     with pytest.raises(ExperimentError, match=r"explaining 11 streams .* 2\^11 .*`alphafuse fit --stream NAME,NAME`"):
         explain([], rows, blank, ask, classes=classes, names=[f"s{i}" for i in range(11)], alphas=())
 
