@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, PROTOCOLS, Stream, in_order
-from alphafuse.errors import EncoderError, unknown
+from alphafuse.errors import EncoderError
 from alphafuse.system.cluster import ENGINES, require_engine
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ class ExtractSettings:
             stream for stream in dataset.streams if stream.encoder != GIVEN
         ]
         for name in self.encoders:
-            if name not in [stream.name for stream in chosen]:
-                raise EncoderError(unknown("stream", name, [stream.name for stream in chosen]))
+            dataset.stream(name)  # must exist; those that aren't chosen are not loaded
         given = [stream.name for stream in chosen if self.encoders.get(stream.name, stream.encoder) == GIVEN]
         if given or not chosen:
             raise EncoderError(

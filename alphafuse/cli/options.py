@@ -160,14 +160,14 @@ def _option(
         kind = click.INT if least is None else click.IntRange(min=least)
     elif hint is float:
         kind = click.FLOAT
-    complete = (some_of if isinstance(kind, Names) else one_of)(*choices) if choices else None
+    complete = (some_of if isinstance(kind, Names) or multiple else one_of)(*choices) if choices else None
     return click.option(
         *flags,
         name,
         type=kind,
         default=default,
         multiple=multiple,
-        show_default=default is not None,
+        show_default=default not in (None, ()),
         shell_complete=complete,
         help=help,
     )

@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from alphafuse.errors import DecodeError
-from alphafuse.system.files import UNKNOWN_BYTES, file_digest
+from alphafuse.system.files import UNKNOWN_BYTES, file_digest, split_address
+from alphafuse.system.remote import is_remote
 from alphafuse.system.workers import NO_MEMORY
 
 from .audio import AudioTrack, audio_problem
@@ -220,7 +221,7 @@ def _decode_one(path: Path, specs: Mapping[str, Spec], device_resizes: frozenset
     heard = {name: spec for name, spec in specs.items() if isinstance(spec, AudioSpec)}
     resizers = {name: _FrameResizer(spec, leave_small=name in device_resizes) for name, spec in framed.items()}
     try:
-        with fetched(path) as file:
+        with fetched(path) if is_remote(path) or split_address(path.name)[1] else nullcontext(path) as file:
             decoded = _decode_file(
                 file, [(spec, resizers[name]) for name, spec in framed.items()], _samples_per_rate(heard.values())
             )

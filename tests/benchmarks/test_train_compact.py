@@ -30,6 +30,6 @@ def test_training_writes_an_encoder_that_extraction_takes(
     assert code == 0 and "epoch  1" in out
     files = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {path.name for path in (tmp_path / name).iterdir()} == files
-    settings = ExtractSettings(**{name: str(tmp_path / name)}, streams=(name,), device="cpu", workers=1)  # type: ignore[arg-type]
+    settings = ExtractSettings(encoders={name: str(tmp_path / name)}, streams=(name,), device="cpu", workers=1)
     (report,) = extract_embeddings(Dataset.open(make_root()), ["val"], settings)
     assert report.embedded == {name: 4} and not report.failures

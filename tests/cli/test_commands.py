@@ -49,7 +49,7 @@ def test_the_options_defaults_are_those_of_python() -> None:
         assert {name: options(command)[name] for name in shared} == shared
     assert options("table1")["seeds"] == TABLE1_SEEDS
     (timesformer,) = (o for o in cli.commands["data"].commands["vggsound"].params if o.name == "timesformer")
-    assert f"[default: the root's, else {DEFAULT_STREAMS[0].encoder}]" in timesformer.help
+    assert f"[default: {DEFAULT_STREAMS[0].encoder}]" in timesformer.help
     assert options("data", "vggsound")["val_fraction"] == VAL_FRACTION
     assert options("data", "folder")["test_fraction"] == TEST_FRACTION
 

@@ -140,11 +140,12 @@ def test_requirements_are_those_of_the_installed_distribution_without_the_extras
 def test_a_root_with_missing_embeddings_names_the_command_that_makes_them(make_root: MakeRoot, tmp_path: Path) -> None:
     root = make_root()
     dataset = json.loads((root / "dataset.json").read_text())
-    (root / "dataset.json").write_text(json.dumps(dataset | {"ast": str(tmp_path / "nowhere")}))
+    dataset["streams"][1]["encoder"] = str(tmp_path / "nowhere")
+    (root / "dataset.json").write_text(json.dumps(dataset))
     found = by_name(list(doctor._root(str(root))))
     assert found["store val"].line == "0 of 4 clips embedded"
     assert found["store val"].mend == f"alphafuse extract --split val --root {root}"
-    assert found["ast"].status == "problem" and "no such folder for --ast" in found["ast"].line
+    assert found["ast"].status == "problem" and "no such folder for ast" in found["ast"].line
     (root / "dataset.json").write_text("{")
     assert [finding.status for finding in doctor._root(str(root))] == ["problem"]
     (nothing,) = doctor._root(str(tmp_path / "new" / "root"))

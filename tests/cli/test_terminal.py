@@ -288,7 +288,7 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     "fit": "experiment run seeds test val",
     "table1": (
         "classes clips dataset dropped is_demo is_paper_split largest_gap reachable_ceiling rows seeds "
-        "smallest_resolvable_gap verdict"
+        "smallest_resolvable_gap unread_streams verdict"
     ),
     "sweep": "baseline chosen clips curves dataset seeds smallest_resolvable_gap transform",
     "evaluate": (

@@ -265,10 +265,10 @@ def test_only_the_input_of_an_encoder_is_decoded(make_root: MakeRoot, tiny_encod
     embedder = make_embedder(dataset, tiny(tiny_encoders))
     jobs = [Job(clip, dataset.path_of(clip), ("ast",)) for clip in dataset.manifest.of_split("val")]
     for _, decoded in embedder.decode(jobs):
-        assert decoded.frames is None and decoded.waveform is not None
-        assert len(decoded.waveform) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms need"
+        assert list(decoded.arrays) == ["ast"]
+        assert len(decoded.arrays["ast"]) <= 127 * 160 + 400, "no more samples than 128 frames of 10 ms need"
     for _, decoded in embedder.decode([replace(job, streams=("timesformer",)) for job in jobs]):
-        assert decoded.frames is not None and decoded.waveform is None and decoded.cpu_seconds > 0
+        assert list(decoded.arrays) == ["timesformer"] and decoded.cpu_seconds > 0
 
 
 def test_frames_resized_beside_the_model_give_the_same_embeddings(
@@ -279,10 +279,10 @@ def test_frames_resized_beside_the_model_give_the_same_embeddings(
     embedder = make_embedder(dataset, tiny(tiny_encoders))
     jobs = Work(dataset, "train", embedder.recipes).jobs
     beside = embedder.embed(list(embedder.decode(jobs)))
-    embedder.device_resizes = True
+    embedder.device_resizes = frozenset(["timesformer"])
     travelled = list(embedder.decode(jobs))
     for _, decoded in travelled:
-        assert decoded.frames is not None and decoded.frames.shape == (4, 120, 90, 3) and not decoded.is_resized
+        assert decoded.arrays["timesformer"].shape == (4, 120, 90, 3) and decoded.unresized == {"timesformer"}
     on_device = embedder.embed(travelled)
     order = {job: i for i, job in enumerate(beside.jobs)}
     for stream in ("timesformer", "ast"):

@@ -107,7 +107,7 @@ def test_settings_that_name_no_stream_of_the_root_are_one_line(make_root: MakeRo
     dataset = Dataset.open(make_root(labels=("dog",)))
     with pytest.raises(DatasetError, match=r"unknown stream 'ears'.*`alphafuse data streams --add ears=ENCODER"):
         ExtractSettings(streams=("ears",)).streams_of(dataset)
-    with pytest.raises(EncoderError, match="unknown stream 'ears': choose from timesformer, ast"):
+    with pytest.raises(DatasetError, match="unknown stream 'ears': choose from timesformer, ast"):
         ExtractSettings(encoders={"ears": "compact"}).streams_of(dataset)
     given = dataset.with_streams([Stream("mine", "given", "audio")])
     with pytest.raises(EncoderError, match="the embeddings of all streams were given, so there is nothing to extract"):

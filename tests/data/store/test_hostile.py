@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from alphafuse.data.dataset import Dataset, require_own_root
 from alphafuse.data.embeddings import Embeddings, Failure
-from alphafuse.data.manifest import COLUMNS, Clip, Manifest
+from alphafuse.data.manifest import REQUIRED, Clip, Manifest
 from alphafuse.data.store.shard import open_shard
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import AlphafuseError, DatasetError, RecipeMismatchError, StoreError
@@ -603,7 +603,7 @@ def written(path: Path, text: str) -> Path:
 @given(st.lists(st.lists(fields, min_size=4, max_size=6), max_size=4), st.sampled_from([",", '","', "\t", ",,"]))
 def test_any_csv_is_a_manifest_or_a_one_line_error(rows: list[list[str]], comma: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        lines = [",".join(COLUMNS), *(comma.join(row) for row in rows)]
+        lines = [",".join(REQUIRED), *(comma.join(row) for row in rows)]
         path = written(Path(folder) / "manifest.csv", "\n".join(lines))
         for read in (Manifest.read, read_csv):
             try:
@@ -628,7 +628,7 @@ def assert_stays_inside(path: str) -> None:
 def test_any_bytes_are_read_as_csv_and_json_or_are_a_one_line_error(content: bytes, header: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
-        path.write_bytes((",".join(COLUMNS) + "\n").encode() * header + content)
+        path.write_bytes((",".join(REQUIRED) + "\n").encode() * header + content)
         for read in (Manifest.read, read_csv, read_json):
             try:
                 read(path)
@@ -655,7 +655,7 @@ def test_any_bytes_are_read_as_csv_and_json_or_are_a_one_line_error(content: byt
     ],
 )
 def test_a_hostile_manifest_is_a_one_line_error(tmp_path: Path, content: str, message: str) -> None:
-    path = written(tmp_path / "manifest.csv", ",".join(COLUMNS) + "\n" + content)
+    path = written(tmp_path / "manifest.csv", ",".join(REQUIRED) + "\n" + content)
     started = time.monotonic()
     with pytest.raises(DatasetError, match=message) as caught:
         Manifest.read(path)

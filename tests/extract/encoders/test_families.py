@@ -679,7 +679,7 @@ def changed(folder: Path, case: Case, change: Settings, to: Path) -> tuple[Path,
 
 
 def inputs_of(encoder: Encoder, clips: list[Path]) -> list[np.ndarray]:
-    decoded = [decode_inputs((path, ("tiny",)), specs={"tiny": encoder.spec}) for path in clips]
+    decoded = [decode_inputs((path, ("tiny",), None), specs={"tiny": encoder.spec}) for path in clips]
     assert all(not one.reasons for one in decoded), decoded
     return [one.arrays["tiny"] for one in decoded]
 
@@ -1111,7 +1111,7 @@ from alphafuse.extract.encoders.families import load_encoder
 expected = np.load({str(tmp_path / "expected.npz")!r})
 for name, folder in { ({name: str(folders[name]) for name in names})!r}.items():
     encoder = load_encoder(Stream("tiny", folder, "video"))
-    frames = decode_inputs((Path({str(clips[0])!r}), ("tiny",)), specs={{"tiny": encoder.spec}}).arrays["tiny"]
+    frames = decode_inputs((Path({str(clips[0])!r}), ("tiny",), None), specs={{"tiny": encoder.spec}}).arrays["tiny"]
     np.testing.assert_allclose(encoder.embed([frames]), expected[name], atol=1e-5)
 """
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
