@@ -46,7 +46,7 @@ SECTIONS = {
         "data": "Make, audit and split dataset roots; the demo needs no download.",
     },
     "Stage one: clips -> embeddings": {
-        "extract": "Run TimeSformer and AST over clips once, cache the embeddings.",
+        "extract": "Run the frozen encoders over clips once, cache the embeddings.",
         "store": "Inspect, verify, pack and export the cached embeddings.",
         "convert": "Turn original .pyth/.pth checkpoints into HuggingFace folders.",
     },

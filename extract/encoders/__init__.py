@@ -10,6 +10,7 @@ spectrogram   CLAP, Whisper's encoder
 waveform      wav2vec 2.0, HuBERT, WavLM
 pe            PE-AV: its picture side and its sound side
 generic       any other model of transformers that takes pictures or sound
+code          Python code of a user: a function or a factory
 inputs        options, settings of preprocessors, and frames -> the model's input, for these families
 encoder       Encoder: a frozen model with its preprocessing; Placement: its device and precision
 hub           locations of an encoder's files; doesn't load torch
