@@ -6,7 +6,7 @@ vggsound     VGGSound's csv
 ucf101       UCF101's split lists
 kinetics     Kinetics' csv files
 given        embeddings of one's own
-vectors      the parquet file that holds them
+parquet_columns  the columns of a parquet file of embeddings
 demo         generated clips
 synthesis    pictures and sounds of the demo
 resplit      another root's clips in new splits, embeddings included

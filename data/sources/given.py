@@ -25,7 +25,7 @@ from alphafuse.system.files import one_line
 
 from .folder import TEST_FRACTION
 from .importing import check_fraction
-from .vectors import ROWS_AT_ONCE, VectorFile
+from .parquet_columns import ROWS_AT_ONCE, VectorFile
 
 NO_FILE = "-"  # address of a clip's file in a root that has no clips
 OTHER_PLACE = "give the column another name, or import the file into another --root"

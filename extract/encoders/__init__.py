@@ -6,7 +6,8 @@ ast           AST's input (the spectrogram) and forward pass
 transformer   fast transformer blocks for both
 video         VideoMAE, ViViT, V-JEPA 2
 image         DINOv2, DINOv3, CLIP, SigLIP, SigLIP 2: frame by frame, averaged
-spectrogram   CLAP, Whisper's encoder
+clap          CLAP's audio side
+whisper       Whisper's encoder
 waveform      wav2vec 2.0, HuBERT, WavLM
 pe            PE-AV: its picture side and its sound side
 generic       any other model of transformers that takes pictures or sound

@@ -44,8 +44,8 @@ class Family:
 FAMILIES = {
     "timesformer": Family(("video",), "timesformer", "load_timesformer", ("protocol",)),
     "audio-spectrogram-transformer": Family(("audio",), "ast", "load_ast", ("protocol",)),
-    "clap": Family(("audio",), "spectrogram", "load_clap", ("seconds", "pool")),
-    "clap_audio_model": Family(("audio",), "spectrogram", "load_clap", ("seconds", "pool")),
+    "clap": Family(("audio",), "clap", "load_clap", ("seconds", "pool")),
+    "clap_audio_model": Family(("audio",), "clap", "load_clap", ("seconds", "pool")),
     "clip": Family(("video",), "image", "load_clip", ("frames", "pool")),
     "clip_vision_model": Family(("video",), "image", "load_clip", ("frames", "pool")),
     "dinov2": Family(("video",), "image", "load_dinov2", ("frames", "pool")),
@@ -65,7 +65,7 @@ FAMILIES = {
     "vjepa2": Family(("video",), "video", "load_vjepa2", ("frames", "pool")),
     "wav2vec2": Family(("audio",), "waveform", "load_wav2vec2", ("seconds", "pool")),
     "wavlm": Family(("audio",), "waveform", "load_wav2vec2", ("seconds", "pool")),
-    "whisper": Family(("audio",), "spectrogram", "load_whisper", ("seconds", "pool")),
+    "whisper": Family(("audio",), "whisper", "load_whisper", ("seconds", "pool")),
 }
 CODE = Family(MEDIA, "code", "load_code")
 GENERIC = Family(MEDIA, "generic", "load_generic", ("frames", "seconds", "pool"))  # a model_type that isn't listed

@@ -213,3 +213,12 @@ def settings_of(extractor: Any, published: Mapping[str, Any]) -> dict[str, Any]:
 def heard(extractor: Any, samples: int, least: int = 1) -> AudioSpec:
     """Return the waveform that decode workers prepare for a feature extractor."""
     return AudioSpec(extractor.sampling_rate, samples, least)
+
+
+def require_equal(stream: Stream, what: str, made: int, taken: int) -> None:
+    """Raise `EncoderError` unless the preprocessor makes what the model takes."""
+    if made != taken:
+        raise EncoderError(
+            f"the preprocessor of {stream.encoder} makes {made} {what}, and its config.json takes {taken}: make them "
+            "agree"
+        )
