@@ -333,7 +333,7 @@ def cluster() -> Iterator[Any]:
 
 
 def settings(names: dict[str, str], **changes: Any) -> ExtractSettings:
-    return ExtractSettings(**({"device": "cpu", "flush_seconds": 0.5} | names | changes))
+    return ExtractSettings(**({"device": "cpu", "flush_seconds": 0.5, "encoders": names} | changes))
 
 
 class Running:
@@ -387,7 +387,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, files: Path, names: dict[str,
     def extracted(clips: int) -> Dataset:
         if clips not in made:
             made[clips] = make(tmp_path_factory.mktemp("calm") / "root", files, clips)
-            extract_embeddings(made[clips], ["train"], ExtractSettings(device="cpu", **names))  # type: ignore[arg-type]
+            extract_embeddings(made[clips], ["train"], ExtractSettings(device="cpu", encoders=names))
         return made[clips]
 
     return extracted
@@ -487,7 +487,7 @@ def test_a_killed_driver_loses_only_unflushed_embeddings_and_any_engine_resumes(
 ) -> None:
     dataset, expected = make(tmp_path / "root", files, 2000), calm(2000)
     store = dataset.store("train")
-    on_ray = ("--engine", "ray", "--address", cluster.address)
+    on_ray = ("--engine", "ray", "--address", cluster.address, "--flush-seconds", "5")  # several shards in any case
     driver = subprocess.Popen(command(dataset.root, names, *on_ray), cwd=dataset.root, stderr=subprocess.PIPE)
     wait_for(lambda: store.shards() or driver.poll() is not None)
     driver.kill()
