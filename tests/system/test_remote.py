@@ -37,7 +37,7 @@ from alphafuse.errors import AlphafuseError, DatasetError, StoreError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.probe import files_without_audio
 from alphafuse.extract.decoding.signatures import sign_clips
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, Spec
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, Inputs, Spec
 from alphafuse.extract.engines import local as local_engine
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.recheck import resample
@@ -707,7 +707,16 @@ def test_a_decode_worker_with_little_memory_fetches_and_decodes_as_a_local_one(s
     found = {}
     for place in (to_path("s3://bucket/decode"), files):
         tasks = ((name, (place / name, BOTH, None)) for name in names)
-        found[place] = dict(map_tasks(decode, tasks, failed=lambda r: r, workers=1, memory_bytes=96 * 2**20))  # type: ignore[arg-type,return-value]
+        found[place] = dict(
+            map_tasks(
+                decode,
+                tasks,
+                failed=lambda reason: Inputs.failed(BOTH, reason),
+                workers=1,
+                memory_bytes=96 * 2**20,
+                preload="alphafuse.extract.decoding.decode",  # as extraction does
+            )
+        )
     there, here = found.values()
     for name in names[:2]:
         for stream in BOTH:
