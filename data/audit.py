@@ -221,7 +221,7 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
     ['not_decoded', 'resolution']
     """
     clips = dataset.manifest
-    files = {clip.clip_id: dataset.path_of(clip) for clip in clips}
+    files = {clip.clip_id: dataset.paths_of(clip) for clip in clips}
     sizes = dataset.file_sizes(clips)
     missing = tuple(clip_id for clip_id in files if clip_id not in sizes) if dataset.needs_clips else ()
     by_id = {clip.clip_id: clip for clip in clips}
@@ -288,7 +288,7 @@ def _in_order(splits: set[str]) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in splits)
 
 
-def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
+def _byte_identical(files: Mapping[str, tuple[Path, ...]], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
     """Return sets of clip_ids whose files are equal; only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for clip_id in files:
@@ -302,13 +302,14 @@ def _byte_identical(files: Mapping[str, Path], sizes: Mapping[str, int]) -> list
     return [tuple(clip_ids) for clip_ids in by_digest.values() if len(clip_ids) > 1]
 
 
-def _sha256(path: Path) -> str | None:
-    """Return the file's sha256; None if it can't be read (decoding gives the reason)."""
+def _sha256(paths: Sequence[Path]) -> str | None:
+    """Return the sha256 of a clip's files, in order; None if one can't be read (decoding says why)."""
     digest = hashlib.sha256()
     try:
-        with local_copy(path) as local, local.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
+        for path in paths:
+            with local_copy(path) as local, local.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
     except (OSError, AlphafuseError):
         return None
     return digest.hexdigest()

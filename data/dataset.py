@@ -195,9 +195,9 @@ class Dataset:
         """Return the address of the clip's file, or of its picture's; a `upath.UPath` if the clip folder is a URL."""
         return self.clip_folder / clip.path
 
-    def sound_of(self, clip: Clip) -> Path | None:
-        """Return the address of the file with the clip's sound; None if `path_of` has it."""
-        return self.clip_folder / clip.audio if clip.audio else None
+    def paths_of(self, clip: Clip) -> tuple[Path, ...]:
+        """Return the addresses of all files of a clip: one, or those of its picture and its sound."""
+        return tuple(self.clip_folder / address for address in clip.addresses)
 
     def file_sizes(self, clips: Sequence[Clip]) -> dict[str, int]:
         """Return clip_id -> bytes of its files, for those of these clips that have them; a URL is listed once.

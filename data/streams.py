@@ -74,9 +74,8 @@ class Stream:
         for name, value in self.options.items():
             if not isinstance(value, str) or not is_clean(value):
                 raise DatasetError(f"stream {self.name}: option {one_line(name, 40)} must be a text, not {value!r}")
-        protocol = self.options.get("protocol", DEFAULT_PROTOCOL)
-        if protocol not in PROTOCOLS:
-            raise DatasetError(unknown("protocol", protocol, PROTOCOLS))
+        if self.protocol not in PROTOCOLS:
+            raise DatasetError(unknown("protocol", self.protocol, PROTOCOLS))
 
     def __repr__(self) -> str:
         return f"Stream({self.name}={','.join((self.encoder, *(f'{k}={v}' for k, v in self.options.items())))})"
@@ -95,6 +94,26 @@ class Stream:
         """Return the stream with these options; None leaves an option as it is."""
         given = {name: value for name, value in options.items() if value is not None}
         return replace(self, options={**self.options, **given}) if given else self
+
+    @property
+    def protocol(self) -> str:
+        """How inputs are prepared: one of `PROTOCOLS`."""
+        return self.options.get("protocol", DEFAULT_PROTOCOL)
+
+    @classmethod
+    def recorded(
+        cls, name: str, made: Mapping[str, Any], recipe: Mapping[str, Any], *, encoder: str | None = None
+    ) -> Stream:
+        """Return a stream as a store's or a run's provenance records it, in the precision of its embeddings.
+
+        Args:
+            name: its name.
+            made: what provenance says of its encoder: name, medium, options.
+            recipe: the recipe of its embeddings.
+            encoder: its encoder, if it has moved.
+        """
+        stream = cls(name, encoder or made["name"], made["medium"], made["options"])
+        return stream.with_options(precision=recipe.get("precision"))
 
     def to_json(self) -> dict[str, Any]:
         """The fields, json-able."""
@@ -142,6 +161,11 @@ def require_different(streams: Sequence[Stream]) -> tuple[Stream, ...]:
     if not streams:
         raise DatasetError("at least one stream is needed: --stream NAME=ENCODER")
     return tuple(sorted(streams, key=lambda stream: _place(stream.name)))
+
+
+def merged(streams: Iterable[Stream], others: Iterable[Stream]) -> list[Stream]:
+    """Return streams and others; of two with one name, the other."""
+    return list({stream.name: stream for stream in (*streams, *others)}.values())
 
 
 def in_order(names: Iterable[str]) -> list[str]:

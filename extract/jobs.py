@@ -23,6 +23,12 @@ class Job:
     streams: tuple[str, ...]
     audio: Path | None = None
 
+    @classmethod
+    def of(cls, dataset: Dataset, clip: Clip, streams: tuple[str, ...]) -> Job:
+        """Return the job of a clip of a root."""
+        path, *audio = dataset.paths_of(clip)
+        return cls(clip, path, streams, *audio)
+
     @property
     def task(self) -> tuple[Path, tuple[str, ...], Path | None]:
         """What a decode worker needs."""
@@ -79,7 +85,7 @@ class Jobs(Sequence[Job]):
 
     def _job(self, position: int, clip: Clip) -> Job:
         streams = tuple(name for name, mask in self._wanted.items() if mask[position])
-        return Job(clip, self._dataset.path_of(clip), streams, self._dataset.sound_of(clip))
+        return Job.of(self._dataset, clip, streams)
 
 
 @dataclass(frozen=True)

@@ -264,10 +264,7 @@ def measure_root(dataset: Dataset, settings: ExtractSettings) -> tuple[Rates, di
     measured, _ = _one_device(replace(settings, engine="local"))
     embedder = Embedder(load_encoders(dataset, measured, measured.device), measured)
     streams = tuple(embedder.encoders)
-    jobs = [
-        Job(clip, dataset.path_of(clip), streams, dataset.sound_of(clip))
-        for clip in _random_sample(existing, SAMPLE_CLIPS)
-    ]
+    jobs = [Job.of(dataset, clip, streams) for clip in _random_sample(existing, SAMPLE_CLIPS)]
     return measure_rates(embedder, jobs), {name: encoder.dim for name, encoder in embedder.encoders.items()}
 
 

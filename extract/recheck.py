@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.streams import GIVEN
+from alphafuse.data.streams import GIVEN, Stream
 from alphafuse.errors import DatasetError
 from alphafuse.system.interrupts import map_in
 
@@ -99,12 +99,7 @@ def resample(
     if not names:
         raise DatasetError(f"the embeddings in {store.folder} were given, not extracted: they can't be made again")
     settings = settings or ExtractSettings()
-    made_by = [
-        replace(dataset.stream(name), encoder=encoders[name]["name"]).with_options(
-            protocol=info.recipes[name].get("protocol"), precision=info.recipes[name].get("precision")
-        )
-        for name in names
-    ]
+    made_by = [Stream.recorded(name, encoders[name], info.recipes[name]) for name in names]
     dataset, settings = replace(dataset, streams=tuple(made_by)), replace(settings, streams=tuple(names))
     embedder = Embedder(load_encoders(dataset, settings, settings.device), settings)
     store.require_recipes(embedder.recipes)
@@ -124,7 +119,8 @@ def resample(
                     reason = reasons.get(stream, "")
                     differences.append(Difference(job.clip.clip_id, stream, np.inf if reason else relative, reason))
     order = sorted(differences, key=lambda difference: (difference.clip_id, difference.stream))
-    return Resampling(len(chosen), tuple(order), TOLERANCE[settings.precision])
+    tolerance = max(TOLERANCE[encoder.placement.precision] for encoder in embedder.encoders.values())
+    return Resampling(len(chosen), tuple(order), tolerance)
 
 
 def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job]:
@@ -133,13 +129,7 @@ def _choose(dataset: Dataset, split: str, clips: int, seed: int) -> Sequence[Job
     rows = dataset.store(split).open_rows(every)
     present = {stream: rows.present(stream) for stream in rows.dims if stream in dataset.media}
     jobs = [
-        Job(
-            clip,
-            dataset.path_of(clip),
-            tuple(stream for stream in present if present[stream][i]),
-            dataset.sound_of(clip),
-        )
-        for i, clip in enumerate(every)
+        Job.of(dataset, clip, tuple(stream for stream in present if present[stream][i])) for i, clip in enumerate(every)
     ]
     embedded = [job for job in jobs if job.streams]
     return random.Random(seed).sample(embedded, min(clips, len(embedded)))

@@ -369,5 +369,4 @@ def _stream(run: TrainedRun, name: str, encoder: str | None) -> Stream:
         )
     if not encoder:
         raise ExperimentError(f"the run {run.folder} doesn't record its {name} encoder: give --encoder {name}=ENCODER")
-    stream = Stream(name, encoder, made["medium"], made["options"])
-    return stream.with_options(protocol=recipe.get("protocol"), precision=recipe.get("precision"))
+    return Stream.recorded(name, made, recipe, encoder=encoder)

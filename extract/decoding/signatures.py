@@ -63,11 +63,11 @@ def sign_clips(
     sizes = dataset.file_sizes(asked)
     chosen = [clip for clip in asked if clip.clip_id in sizes]
     signed: dict[str, Signature] = {}
-    files = [(clip.clip_id, dataset.path_of(clip)) for clip in chosen]
+    files = [(clip.clip_id, dataset.paths_of(clip)) for clip in chosen]
     progress.start("signatures", total=len(files))
     try:
         for clip_id, signature in map_tasks(
-            sign_file, files, failed=_failed, workers=workers, timeout_seconds=TIMEOUT_SECONDS
+            _sign_clip, files, failed=_failed, workers=workers, timeout_seconds=TIMEOUT_SECONDS
         ):
             signed[clip_id] = signature
             progress.advance()
@@ -78,6 +78,22 @@ def sign_clips(
 
 def _failed(reason: str) -> Signature:
     return Signature(0.0, reason, reason)
+
+
+def _sign_clip(paths: tuple[Path, ...]) -> Signature:
+    """Return the signature of a clip in one file, or in those of its picture and its sound."""
+    picture = sign_file(paths[0])
+    if len(paths) == 1:
+        return picture
+    heard = sign_file(paths[1])
+    return replace(
+        picture,
+        seconds=max(picture.seconds, heard.seconds),
+        no_waveform=heard.no_waveform,
+        sound=heard.sound,
+        levels=heard.levels,
+        peak=heard.peak,
+    )
 
 
 def sign_file(path: Path) -> Signature:

@@ -305,3 +305,22 @@ def test_audit_finds_the_byte_identical_pair_of_the_real_clips(
     assert ("bpHdHkhHFMc_000000", "bpHdHkhHFMc_000001") in [copies.clip_ids for copies in report.byte_identical]
     assert report.content is not None and report.content.near_identical == ()
     assert report.content.median_seconds == pytest.approx(10, abs=0.2)
+
+
+def test_a_clip_whose_sound_has_a_file_of_its_own_is_audited_with_that_sound(tmp_path: Path) -> None:
+    write_clip(tmp_path / "root" / "clips" / "silent.mp4", audio=False)
+    for look, name in enumerate("abc"):
+        write_clip(tmp_path / "root" / "clips" / f"{name}.m4a", video=False, look=look)
+    shutil.copyfile(tmp_path / "root" / "clips" / "a.m4a", tmp_path / "root" / "clips" / "copy.m4a")
+    sounds = {"a": "a.m4a", "b": "b.m4a", "copy": "copy.m4a", "mute": ""}
+    dataset = make_dataset(
+        tmp_path / "root", [Clip(name, "silent.mp4", "dog", "train", name, sound) for name, sound in sounds.items()]
+    )
+    signatures = sign_clips(dataset)
+    assert {name: signature.no_waveform for name, signature in signatures.items()} == {
+        **dict.fromkeys(("a", "b", "copy"), ""),
+        "mute": "no audio stream",
+    }
+    alone = sign_file(tmp_path / "root" / "clips" / "a.m4a")
+    assert signatures["a"].sound == alone.sound and signatures["a"].picture == signatures["mute"].picture
+    assert audit(dataset).byte_identical[0].clip_ids == ("a", "copy")  # not b, whose picture is the same file

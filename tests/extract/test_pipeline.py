@@ -17,6 +17,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.vggsound import import_vggsound
+from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError, EmptySplitError, EncoderError, RecipeMismatchError
 from alphafuse.extract.decoding.decode import decode_clip
 from alphafuse.extract.decoding.specs import AudioSpec, frame_indices
@@ -28,7 +29,7 @@ from alphafuse.extract.jobs import Job
 from alphafuse.extract.missing import Work
 from alphafuse.extract.pipeline import extract_embeddings, fill_store
 from alphafuse.extract.planning import TEXT_BYTES, plan_extraction
-from alphafuse.extract.recheck import resample
+from alphafuse.extract.recheck import TOLERANCE, resample
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.report.extract import format_report
 from alphafuse.system import claims
@@ -342,6 +343,21 @@ def test_resampling_confirms_a_correct_store_and_detects_changed_clips(
     assert set(problems) == {(clip_id, stream) for clip_id in (changed, gone) for stream in ("timesformer", "ast")}
     assert "No such file" in problems[gone, "ast"].reason and problems[changed, "ast"].reason == ""
     assert np.isinf(problems[gone, "ast"].relative) and problems[changed, "ast"].relative > 0.01
+
+
+def test_resampling_prepares_clips_as_the_store_records_it_whatever_the_root_says_now(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
+) -> None:
+    """Streams in bf16 and of protocol notebook; the root's options and the settings say otherwise by then."""
+    streams = [
+        replace(stream, encoder=str(tiny_encoders[stream.name])).with_options(precision="bf16", protocol="notebook")
+        for stream in DEFAULT_STREAMS
+    ]
+    dataset = Dataset.open(make_root(labels=("dog",))).with_streams(streams)
+    extract_embeddings(dataset, ["train"], ExtractSettings(workers=1))
+    changed = dataset.with_streams([replace(stream, options={}) for stream in streams])
+    again = resample(changed, "train", 2, ExtractSettings(workers=1))
+    assert again.problems == () and again.tolerance == TOLERANCE["bf16"] and len(again.differences) == 4
 
 
 def test_resampling_refuses_other_weights_than_the_stores(
