@@ -4,6 +4,7 @@ main        the command itself: errors become one line and an exit code
 common      shared options, completion, groups of commands, colours, printing
 options     generates options from the fields of dataclasses
 data        make, audit and split dataset roots
+streams     options for a root's streams; list and change them; embeddings of one's own
 extract     run the encoders; plan a run
 store       inspect, verify, pack and export embedding stores
 convert     convert original checkpoints to HuggingFace folders

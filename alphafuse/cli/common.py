@@ -104,6 +104,15 @@ workers_option = click.option(
     show_default=True,
     help="Decode processes; 0 = one per processor.",
 )
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random choices."
+)
+val_fraction_option = click.option(
+    "--val-fraction", default=0.1, show_default=True, help="Share of train moved to validation."
+)
+test_fraction_option = click.option(
+    "--test-fraction", default=0.2, show_default=True, help="Share of all clips moved to test."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print json for programs instead of text.")
 
 
