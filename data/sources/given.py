@@ -19,7 +19,7 @@ from alphafuse.data.embeddings import Embeddings, Failure, finite_rows
 from alphafuse.data.manifest import SPLITS, Clip, Clips, Manifest
 from alphafuse.data.splits import VAL_FRACTION, split_off
 from alphafuse.data.store.store import EmbeddingStore, recipe_differences
-from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, Stream, require_name
+from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, Stream, merged, require_name
 from alphafuse.errors import DatasetError, RecipeMismatchError, unknown
 from alphafuse.system.files import one_line
 
@@ -123,8 +123,8 @@ def import_embeddings(
             source={"embeddings": table.file.name, "file_sha256": table.sha256, "seed": seed},
         )
     else:
-        merged = {stream.name: stream for stream in (*old.streams, *streams)}
-        dataset = old if set(merged.values()) == set(old.streams) else old.with_streams([*merged.values()])
+        several = merged(old.streams, streams)
+        dataset = old if set(several) == set(old.streams) else old.with_streams(several)
     return _report(dataset, table, strange)
 
 

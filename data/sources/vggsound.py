@@ -146,7 +146,7 @@ def import_vggsound(
         if subset is not None:
             found = take_share(found, subset, seed=seed, others="'paper' nor ")
         found = split_off(found, val_fraction, into="val", seed=seed)
-    if any(stream.options.get("protocol") == "notebook" for stream in streams or streams_of(root)):
+    if any(stream.protocol == "notebook" for stream in streams or streams_of(root)):
         found = last_of_each_video(found)
     return create_root(
         root,

@@ -46,7 +46,6 @@ from .specs import (
     Spec,
     crop_box,
     first_line,
-    resized_size,
 )
 from .video import MAX_PIXELS, FrameRequest, Taken, VideoTrack
 
@@ -182,7 +181,7 @@ def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
     Raises:
         DecodeError: the resized frame is smaller than the crop.
     """
-    size = resized_size(image.shape[0], image.shape[1], spec)
+    size = spec.resized(image.shape[0], image.shape[1])
     top, left, height, width = crop_box(size, spec)
     if size != image.shape[:2]:
         resized = Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(spec.resample))

@@ -57,11 +57,20 @@ class FrameSpec:
     sampling: str = "spread"
     resize: str = "pil"
 
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) of a frame after resizing, before the crop."""
+        if self.shortest_edge:
+            short, long = sorted((height, width))
+            longest_edge = int(self.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do
+            return (longest_edge, self.shortest_edge) if height > width else (self.shortest_edge, longest_edge)
+        return self.size if self.size != (0, 0) else (height, width)
+
     @property
-    def pixels(self) -> int:
-        """Pixels of a frame that a decode worker has resized; 0 = it leaves frames as they are."""
-        height, width = self.crop if self.crop != (0, 0) else self.size
-        return height * width if self.resize == "pil" else 0
+    def prepared(self) -> tuple[int, int]:
+        """(height, width) of a frame that a decode worker has prepared; (0, 0) = frames are left as they are."""
+        if self.resize != "pil":
+            return 0, 0
+        return self.crop if self.crop != (0, 0) else self.size
 
     @classmethod
     def notebook(cls, *, frames: int, image_size: int) -> FrameSpec:
@@ -129,12 +138,7 @@ class PatchSpec(FrameSpec):
     patch_size: int = 16
     max_patches: int = 256
 
-    @property
-    def pixels(self) -> int:
-        """Pixels of a resized frame, at most."""
-        return self.patch_size**2 * self.max_patches
-
-    def patched_size(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) of a frame after resizing; the search is that of HuggingFace's SigLIP 2 processor."""
         low, high = 1e-6, 100.0  # scale
         while high - low >= 1e-5:
@@ -142,6 +146,12 @@ class PatchSpec(FrameSpec):
             rows, columns = (self._patches(side, scale) for side in (height, width))
             low, high = (scale, high) if rows * columns <= self.max_patches else (low, scale)
         return self._patches(height, low) * self.patch_size, self._patches(width, low) * self.patch_size
+
+    @property
+    def prepared(self) -> tuple[int, int]:
+        """(height, width) of a square frame after resizing; others have as many patches, or a few more."""
+        side = round(math.sqrt(self.max_patches)) * self.patch_size
+        return self.resized(side, side)
 
     def _patches(self, side: int, scale: float) -> int:
         return max(1, math.ceil(side * scale / self.patch_size))
@@ -224,17 +234,6 @@ class Inputs:
     def failed(cls, streams: Iterable[str], reason: str, *, cpu_seconds: float = 0.0) -> Inputs:
         """Return the result for a file of which nothing can be decoded."""
         return cls({}, dict.fromkeys(streams, reason), cpu_seconds=cpu_seconds)
-
-
-def resized_size(height: int, width: int, spec: FrameSpec) -> tuple[int, int]:
-    """Return (height, width) of a frame after resizing, before the crop."""
-    if isinstance(spec, PatchSpec):
-        return spec.patched_size(height, width)
-    if spec.shortest_edge:
-        short, long = sorted((height, width))
-        longest_edge = int(spec.shortest_edge * long / short)  # truncated, as HuggingFace and torchvision do
-        return (longest_edge, spec.shortest_edge) if height > width else (spec.shortest_edge, longest_edge)
-    return spec.size if spec.size != (0, 0) else (height, width)
 
 
 def crop_box(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int, int, int]:

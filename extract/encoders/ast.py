@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alphafuse.data.streams import DEFAULT_PROTOCOL, Stream
+from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import AudioSpec
 
@@ -106,8 +106,8 @@ def load_ast(stream: Stream, placement: Placement | None = None) -> Encoder:
 
     model, config, preprocessor = load_pretrained(stream, ASTModel)
     size = {"mel_bins": config.num_mel_bins, "max_length": config.max_length}
-    notebook = stream.options.get("protocol") == "notebook"
-    spec = SpectrogramSpec.notebook(**size) if notebook else SpectrogramSpec.from_config(preprocessor, **size)
+    is_notebook = stream.protocol == "notebook"
+    spec = SpectrogramSpec.notebook(**size) if is_notebook else SpectrogramSpec.from_config(preprocessor, **size)
     return freeze_ast(stream, model, spec, placement)
 
 
@@ -120,7 +120,7 @@ def freeze_ast(stream: Stream, model: Any, spec: SpectrogramSpec, placement: Pla
         spec=spec.audio,
         prepare=partial(audio_inputs, spec=spec),
         placement=placement,
-        details={"protocol": stream.options.get("protocol", DEFAULT_PROTOCOL), "pool": "cls", **asdict(spec)},
+        details={"protocol": stream.protocol, "pool": "cls", **asdict(spec)},
     )
 
 

@@ -7,7 +7,6 @@ forward pass and its preprocessing together.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
-from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, PatchSpec, Spec
+from alphafuse.extract.decoding.specs import AudioSpec, Spec
 from alphafuse.extract.settings import PRECISIONS
 from alphafuse.system.processes import measure_memory
 
@@ -30,6 +29,7 @@ from .transformer import store_products_in
 
 EXAMPLE_SECONDS = 60  # of sound, for encoders that hear all of it
 MAX_REASON = 300  # characters that are quoted of another library's message
+EXAMPLE_SIZE = (480, 640)  # of frames that decode workers leave as they are
 UNKNOWN_PASS_BYTES = 2**30  # memory of a forward pass where the system doesn't tell
 
 
@@ -150,14 +150,8 @@ def example_input(spec: Spec) -> np.ndarray:
     """Return a black picture or silence of the largest size that an encoder gets."""
     if isinstance(spec, AudioSpec):
         return np.zeros(max(spec.min_samples, spec.max_samples or EXAMPLE_SECONDS * spec.rate), np.float32)
-    height, width = spec.crop if spec.crop != (0, 0) else spec.size
-    if isinstance(spec, PatchSpec):
-        height = width = round(math.sqrt(spec.max_patches)) * spec.patch_size
-        height, width = spec.patched_size(height, width)
-    elif spec.resize != "pil" or not height:
-        width = 640
-        height = DEVICE_RESIZE_PIXELS // width
-    return np.zeros((spec.frames, height, width, 3), np.uint8)
+    size = spec.prepared if spec.prepared != (0, 0) else EXAMPLE_SIZE
+    return np.zeros((spec.frames, *size, 3), np.uint8)
 
 
 def place(encoder: Encoder, device: str, *, compile: bool = False) -> Encoder:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
-from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec, resized_size
+from alphafuse.extract.decoding.specs import AudioSpec, FrameSpec
 
 from .encoder import line_of
 from .timesformer import can_resize, normalize_frames, resize_frames
@@ -162,7 +162,7 @@ def _resized(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
     Frames smaller than the crop are padded with 0.
     """
     height, width = frames.shape[2:]
-    size = resized_size(height, width, spec)
+    size = spec.resized(height, width)
     if size != (height, width):
         mode = TORCH_MODES[spec.resample]
         frames = F.interpolate(frames.contiguous(), size, mode=mode, align_corners=False, antialias=True)

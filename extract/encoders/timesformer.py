@@ -19,9 +19,9 @@ import PIL
 import torch
 from torch import nn
 
-from alphafuse.data.streams import DEFAULT_PROTOCOL, Stream
+from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
-from alphafuse.extract.decoding.specs import FrameSpec, crop_box, resized_size
+from alphafuse.extract.decoding.specs import FrameSpec, crop_box
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
 from .transformer import Attention, Block, Mlp, run_blocks
@@ -51,8 +51,7 @@ def load_timesformer(stream: Stream, placement: Placement | None = None) -> Enco
             "model with divided_space_time or joint_space_time attention"
         )
     size = {"frames": config.num_frames, "image_size": config.image_size}
-    notebook = stream.options.get("protocol") == "notebook"
-    spec = FrameSpec.notebook(**size) if notebook else FrameSpec.from_config(preprocessor, **size)
+    spec = FrameSpec.notebook(**size) if stream.protocol == "notebook" else FrameSpec.from_config(preprocessor, **size)
     return freeze_timesformer(stream, model, spec, placement)
 
 
@@ -66,7 +65,7 @@ def freeze_timesformer(stream: Stream, model: Any, spec: FrameSpec, placement: P
         prepare=partial(frame_inputs, spec=spec),
         resize=partial(resize_frames, spec=spec) if can_resize(spec) else None,
         placement=placement,
-        details={"protocol": stream.options.get("protocol", DEFAULT_PROTOCOL), "pool": "cls"},
+        details={"protocol": stream.protocol, "pool": "cls"},
     )
 
 
@@ -202,7 +201,7 @@ def resize_frames(frames: torch.Tensor, spec: FrameSpec) -> torch.Tensor:
         DecodeError: the resized frame is smaller than the crop.
     """
     height, width = frames.shape[1:3]
-    resized = resized_size(height, width, spec)
+    resized = spec.resized(height, width)
     top, left, crop_height, crop_width = crop_box(resized, spec)
     passes = [(2, resized[1], left, crop_width), (1, resized[0], top, crop_height)]
     if _ROWS_MAY_COME_FIRST and height > resized[0] and height - resized[0] > 2 * (width - resized[1]):

@@ -255,8 +255,8 @@ def decoded_bytes(spec: Spec, *, device_resizes: bool) -> int:
     """Return the largest size of a clip's input in bytes (for all of a clip's sound: of a minute)."""
     if isinstance(spec, AudioSpec):
         return 4 * (spec.max_samples or 60 * spec.rate)
-    unresized = DEVICE_RESIZE_PIXELS if device_resizes else 0
-    return 3 * spec.frames * max(spec.pixels or RAW_PIXELS, unresized)
+    height, width = spec.prepared
+    return 3 * spec.frames * max(height * width or RAW_PIXELS, DEVICE_RESIZE_PIXELS if device_resizes else 0)
 
 
 def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:

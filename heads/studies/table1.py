@@ -286,7 +286,7 @@ def table1(
         dataset_name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
         is_paper_split=dataset.source.get("subset") == "paper"
-        and all(stream.options.get("protocol") == "notebook" for stream in paper.streams)
+        and all(stream.protocol == "notebook" for stream in paper.streams)
         and not dataset.source.get("missing"),
         unread=unread,
         classes=len(dataset.classes),
