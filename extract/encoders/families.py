@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, require_name
@@ -88,15 +89,7 @@ def load_encoder(stream: Stream, placement: Placement | None = None, *, trust_co
             f"stream {stream.name} would run the Python code {stream.encoder}: read it, then allow it with "
             "--trust-code (trust_code=True)"
         )
-    if stream.medium not in family.media:
-        raise EncoderError(
-            f"{stream.encoder} embeds {' and '.join(family.media)}, and stream {stream.name} is {stream.medium}: give "
-            "it another encoder, or the stream another name"
-        )
-    known = (*family.options, *EVERY)
-    for option in stream.options:
-        if option not in known and family is not CODE:
-            raise EncoderError(f"stream {stream.name}: {unknown('option', option, known)}")
+    _require_fit(stream, family)
     build: Callable[[Stream, Placement | None], Encoder] = getattr(
         import_module(f".{family.module}", __package__), family.builder
     )
@@ -110,7 +103,8 @@ def parse_stream(text: str) -> Stream:
 
     Raises:
         DatasetError: the text isn't of this form, or the name or an option is invalid.
-        EncoderError: the encoder doesn't tell what it embeds, and the option `medium` isn't given.
+        EncoderError: the encoder doesn't tell what it embeds, and the option `medium` isn't given; or a folder holds
+            an encoder of another medium, or without one of the options.
 
     >>> from alphafuse import parse_stream
     >>> parse_stream("tiny=compact,medium=audio")
@@ -131,7 +125,10 @@ def parse_stream(text: str) -> Stream:
     for option in options:
         if option not in OPTIONS and not is_code(encoder):
             raise DatasetError(f"stream {name}: {unknown('option', option, OPTIONS)}")
-    return Stream(name, encoder, medium_of(name, encoder, options), options)
+    stream = Stream(name, encoder, medium_of(name, encoder, options), options)
+    if Path(encoder).expanduser().is_dir():  # a hub id may be out of reach now; then loading checks it
+        _require_fit(stream, _family_of(stream))
+    return stream
 
 
 def medium_of(name: str, encoder: str, options: dict[str, str]) -> str:
@@ -175,6 +172,19 @@ def _family_of(stream: Stream) -> Family:
     if config is None:
         raise EncoderError(not_found(stream))
     return FAMILIES.get(str(config.get("model_type")), GENERIC)
+
+
+def _require_fit(stream: Stream, family: Family) -> None:
+    """Raise `EncoderError` unless a family embeds a stream's medium and has its options."""
+    if stream.medium not in family.media:
+        raise EncoderError(
+            f"{stream.encoder} embeds {' and '.join(family.media)}, and stream {stream.name} is {stream.medium}: give "
+            f"it another encoder, or remove it from the root (`alphafuse data streams --remove {stream.name}`)"
+        )
+    known = (*family.options, *EVERY)
+    for option in stream.options:
+        if option not in known and family is not CODE:
+            raise EncoderError(f"stream {stream.name}: {unknown('option', option, known)}")
 
 
 def _media_by_preprocessor(source: str) -> tuple[str, ...]:

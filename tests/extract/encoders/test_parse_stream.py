@@ -76,13 +76,20 @@ def test_every_option_is_known_to_the_parser() -> None:
 
 
 def test_an_encoder_of_another_medium_is_refused(tiny_encoders: dict[str, Path]) -> None:
-    with pytest.raises(EncoderError, match="embeds video, and stream x is audio: give it another encoder"):
-        load_encoder(parse_stream(f"x={tiny_encoders['timesformer']},medium=audio"))
+    folder = str(tiny_encoders["timesformer"])
+    for made in (lambda: parse_stream(f"x={folder},medium=audio"), lambda: load_encoder(Stream("x", folder, "audio"))):
+        with pytest.raises(EncoderError, match="embeds video, and stream x is audio: give it another encoder"):
+            made()
 
 
 def test_an_option_that_the_family_lacks_is_refused(tiny_encoders: dict[str, Path]) -> None:
-    with pytest.raises(EncoderError, match="stream x: unknown option 'frames'"):
-        load_encoder(parse_stream(f"x={tiny_encoders['timesformer']},frames=3"))
+    folder, options = str(tiny_encoders["timesformer"]), {"frames": "3"}
+    for made in (
+        lambda: parse_stream(f"x={folder},frames=3"),
+        lambda: load_encoder(Stream("x", folder, "video", options)),
+    ):
+        with pytest.raises(EncoderError, match="stream x: unknown option 'frames'"):
+            made()
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_line() -> None:
