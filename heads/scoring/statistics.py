@@ -139,7 +139,7 @@ def bootstrap_interval(
         level: coverage.
     """
     values = _as_matrix(values, groups)
-    sums, sizes = _group_sums(values, groups)
+    sums, sizes = group_sums(values, groups)
     if len(sizes) < 2 or np.ptp(values) == 0:
         if np.isin(values, (0, 1)).all():
             return wilson_interval(float(values.mean()) * len(sizes), len(sizes), level=level)
@@ -291,7 +291,7 @@ def paired_permutation_test(
         draws, seed: number and seed of the random sign patterns.
     """
     gap = _as_matrix(a, groups).mean(axis=0) - _as_matrix(b, groups).mean(axis=0)  # (clips,)
-    sums, sizes = _group_sums(gap[None], groups)
+    sums, sizes = group_sums(gap[None], groups)
     mean = float(gap.mean())
     flips = sums[0][np.abs(sums[0]) > 1e-12]
     observed = abs(flips.sum()) - 1e-9  # tolerance: sums in another order differ by rounding
@@ -382,7 +382,7 @@ def _as_matrix(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     return matrix
 
 
-def _group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums (seeds, groups) of values (seeds, clips), and the groups' sizes (groups,)."""
     _, index, sizes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True, return_counts=True)
     return np.stack([np.bincount(index, row, len(sizes)) for row in values]), sizes

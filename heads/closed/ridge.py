@@ -1,0 +1,206 @@
+"""Ridge heads in closed form: one-hot labels regressed on the streams, from `Moments` alone.
+
+A head of the weights alpha_s and the penalty lambda minimises
+
+    sum over clips |y - y_mean - sum over streams alpha_s x_s V_s|^2 + lambda sum over streams |V_s|^2,
+
+x_s and y about their training means. With W_s = alpha_s V_s that is a ridge on the unweighted vectors with the penalty
+lambda / alpha_s^2 on stream s: the weight of a stream is the precision of its prior (banded ridge, Nunez-Elizalde et al.
+2019). So W = (G + P)^-1 B with G the centred Gram matrix, B the centred products of vectors and labels, P diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .moments import Moments
+
+LARGEST_EXPONENT = (
+    40.0  # log2 of the penalty, relative to the dimensions: beyond, nothing is learned or nothing penalised
+)
+FLAT = 1e-7  # a relative difference of two losses that isn't worth another step
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Statistics of some clips about a mean vector and mean labels.
+
+    Attributes:
+        n: number of clips.
+        mean: (D,) the mean vector, in shifted coordinates.
+        shares: (C,) the mean of the one-hot labels.
+        gram: (D, D) sum of products of the centred vectors.
+        cross: (D, C) sum of products of centred vectors and labels.
+        total: sum of squares of the centred labels.
+    """
+
+    n: float
+    mean: torch.Tensor
+    shares: torch.Tensor
+    gram: torch.Tensor
+    cross: torch.Tensor
+    total: float
+
+    @classmethod
+    def of(
+        cls, moments: Moments, folds: Sequence[int], *, about: Centred | None = None, device: str | torch.device = "cpu"
+    ) -> Centred:
+        """Return the statistics of these folds, about their own means or about those of `about`."""
+        chosen = list(folds)
+        counts = torch.from_numpy(moments.counts[chosen].sum(axis=0)).to(device)  # (C,)
+        sums = torch.from_numpy(moments.sums[chosen].sum(axis=0)).to(device)  # (C, D)
+        gram = torch.from_numpy(moments.gram[chosen].sum(axis=0)).to(device)
+        n, of_all = float(counts.sum()), sums.sum(dim=0)
+        mean = about.mean if about else of_all / n
+        shares = about.shares if about else counts / n
+        gram = gram - torch.outer(of_all, mean) - torch.outer(mean, of_all) + n * torch.outer(mean, mean)
+        cross = (sums - torch.outer(counts, mean)).T - torch.outer(of_all - n * mean, shares)
+        total = float(n - 2 * counts @ shares + n * shares @ shares)
+        return cls(n, mean, shares, gram, cross, total)
+
+    def block(self, columns: torch.Tensor) -> Centred:
+        """Return the statistics of some of the columns."""
+        return Centred(
+            self.n, self.mean[columns], self.shares, self.gram[columns][:, columns], self.cross[columns], self.total
+        )
+
+    def solve(self, penalty: torch.Tensor) -> torch.Tensor:
+        """Return the ridge's matrix (D, C) for a penalty (D,) above 0 on each dimension."""
+        factor = torch.linalg.cholesky(self.gram + torch.diag(penalty))
+        return torch.cholesky_solve(self.cross, factor)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Weights of the streams and the penalty that suits them best.
+
+    Attributes:
+        alphas: (N,) at least 0 each; 0 drops the stream.
+        penalty: lambda.
+        loss: out-of-fold squared error per clip, a mean over clips of sums over classes.
+    """
+
+    alphas: tuple[float, ...]
+    penalty: float
+    loss: float
+
+
+class Folds:
+    """Heads trained on all folds but one, scored on that one: the out-of-fold error of any weighting, without a clip.
+
+    Args:
+        moments: statistics with at least two folds. Axes without variance should be left out.
+        device: device of the matrices.
+    """
+
+    def __init__(self, moments: Moments, *, device: str | torch.device = "cpu") -> None:
+        self.moments, self.device = moments, device
+        everything = range(moments.folds)
+        self.train = [Centred.of(moments, [i for i in everything if i != f], device=device) for f in everything]
+        held = [Centred.of(moments, [f], about=self.train[f], device=device) for f in everything]
+        self.whole = Centred.of(moments, everything, device=device)
+        self.unit = float(sum(moments.dims.values()))  # the penalty's natural size, if a dimension's variance is 1
+        self._total = sum(of_fold.total for of_fold in held)
+        self._all = _Stacked.of(self.train, held)
+        self._used: tuple[tuple[bool, ...], _Stacked] = (len(moments.dims) * (True,), self._all)
+
+    def penalties(self, alphas: Sequence[float], penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the columns of the streams that weigh something, and the penalty on each of these columns."""
+        columns, values = [], []
+        for alpha, own in zip(alphas, self.moments.columns.values(), strict=True):
+            if alpha:
+                columns.append(torch.arange(own.start, own.stop))
+                values.append(torch.full((own.stop - own.start,), penalty / alpha**2, dtype=torch.float64))
+        return torch.cat(columns).to(self.device), torch.cat(values).to(self.device)
+
+    def loss(self, alphas: Sequence[float], penalty: float) -> float:
+        """Return the out-of-fold squared error per clip."""
+        columns, values = self.penalties(alphas, penalty)
+        used = tuple(alpha > 0 for alpha in alphas)
+        if used != self._used[0]:  # kept while the set of streams stays
+            self._used = used, self._all if all(used) else self._all.block(columns)
+        return (self._total + self._used[1].error(values)) / self.whole.n
+
+    def best(self, alphas: Sequence[float], *, near: float | None = None) -> Weighting:
+        """Return these weights with the penalty of least out-of-fold error; `near` is a guess of it."""
+        found, loss = best_penalty(lambda penalty: self.loss(alphas, penalty), self.unit, near)
+        return Weighting(tuple(float(alpha) for alpha in alphas), found, loss)
+
+    def heads(self, weighting: Weighting) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return (matrix (D, C), bias (C,)) for shifted vectors, of the head trained without each fold."""
+        return [self._head(train, weighting) for train in self.train]
+
+    def refit(self, weighting: Weighting) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (matrix (D, C), bias (C,)) for shifted vectors, of the head trained on all folds."""
+        return self._head(self.whole, weighting)
+
+    def _head(self, train: Centred, weighting: Weighting) -> tuple[torch.Tensor, torch.Tensor]:
+        columns, values = self.penalties(weighting.alphas, weighting.penalty)
+        matrix = torch.zeros_like(train.cross)
+        matrix[columns] = train.block(columns).solve(values)
+        return matrix, train.shares - train.mean @ matrix
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """The matrices of all folds, trained on and held out: (F, D, D) and (F, D, C)."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    held_gram: torch.Tensor
+    held_cross: torch.Tensor
+
+    @classmethod
+    def of(cls, train: Sequence[Centred], held: Sequence[Centred]) -> _Stacked:
+        return cls(
+            torch.stack([of_fold.gram for of_fold in train]),
+            torch.stack([of_fold.cross for of_fold in train]),
+            torch.stack([of_fold.gram for of_fold in held]),
+            torch.stack([of_fold.cross for of_fold in held]),
+        )
+
+    def block(self, columns: torch.Tensor) -> _Stacked:
+        """Return the matrices of some of the columns."""
+        grams = (gram[:, columns][:, :, columns] for gram in (self.gram, self.held_gram))
+        gram, held_gram = grams
+        return _Stacked(gram, self.cross[:, columns], held_gram, self.held_cross[:, columns])
+
+    def error(self, penalty: torch.Tensor) -> float:
+        """Return the out-of-fold squared error less that of the training shares; penalty (D,)."""
+        factor = torch.linalg.cholesky(self.gram + torch.diag(penalty))
+        matrix = torch.cholesky_solve(self.cross, factor)  # (F, D, C)
+        return float((matrix * (self.held_gram @ matrix - 2 * self.held_cross)).sum())
+
+
+def best_penalty(loss_of: Callable[[float], float], unit: float, near: float | None = None) -> tuple[float, float]:
+    """Return the penalty of least loss and the loss there, by a parabola through three octaves around it.
+
+    Args:
+        loss_of: penalty -> loss, with one valley in the logarithm of the penalty.
+        unit: the penalty that exponent 0 means.
+        near: a guess; without one, every second octave of a wide range is tried first.
+    """
+    losses: dict[float, float] = {}
+
+    def at(exponent: float) -> float:
+        if exponent not in losses:
+            losses[exponent] = loss_of(unit * 2.0**exponent)
+        return losses[exponent]
+
+    centre = float(np.log2(near / unit)) if near else min(np.arange(-12.0, 13.0, 3.0).tolist(), key=at)
+    while abs(centre) < LARGEST_EXPONENT:
+        below, here, above = at(centre - 1), at(centre), at(centre + 1)
+        lower = min(below, above)
+        if here <= lower or here - lower < FLAT * here:
+            break
+        centre += 1 if above < below else -1
+    curvature = at(centre - 1) - 2 * at(centre) + at(centre + 1)
+    offset = 0.0
+    if curvature > 0:
+        offset = float(np.clip((at(centre - 1) - at(centre + 1)) / (2 * curvature), -1, 1))
+    vertex = at(centre) - offset * (at(centre - 1) - at(centre + 1)) / 4
+    return unit * 2.0 ** (centre + offset), vertex

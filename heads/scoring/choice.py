@@ -1,0 +1,153 @@
+"""Choose between candidates, such as weights of a stream, by their losses on the same clips.
+
+What can be said honestly of the best of many candidates is a set: those whose loss isn't significantly above any
+other's (a model confidence set, Hansen, Lunde and Nason 2011, by the max-t statistic). It holds the candidate of least expected loss in
+95% of the data sets. The choice is the simplest candidate of the set, the one that weighs all alike, and only if that
+is excluded the one of least loss: the best of many figures is mostly the luckiest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student_t
+
+from alphafuse.data.power import LEVEL
+
+from .statistics import group_sums
+
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the losses say about the candidates.
+
+    Attributes:
+        losses: (candidates,) mean loss of each.
+        best: position of the least loss.
+        chosen: position of the recommended candidate.
+        inside: (candidates,) bool: the 95% confidence set of the best candidate.
+        regret: mean loss of the equal candidate minus that of the best, at least 0.
+        regret_bound: upper bound of that difference, one-sided 95%.
+        units: source videos (or groups of them) that were resampled.
+    """
+
+    losses: np.ndarray
+    best: int
+    chosen: int
+    inside: np.ndarray
+    regret: float
+    regret_bound: float
+    units: int
+
+    @property
+    def is_equal_excluded(self) -> bool:
+        """Whether the clips show that another candidate than the equal one is better."""
+        return self.regret > 0 and self.chosen == self.best
+
+
+def choose_weight(losses: np.ndarray, groups: Sequence[str], equal: int, *, seed: int = 0) -> Choice:
+    """Choose a candidate by losses per clip; see the module for the rule.
+
+    Args:
+        losses: (candidates, seeds, clips) losses, lower is better; one seed for heads in closed form.
+        groups: (clips,) source videos, the unit of resampling; seeds vary too.
+        equal: position of the candidate that weighs all streams alike.
+        seed: seed of the random draws.
+
+    >>> import numpy as np
+    >>> noise = np.random.default_rng(0).normal(size=(3, 1, 400))
+    >>> losses = noise + np.array([0.5, 0.0, 0.01])[:, None, None]
+    >>> found = choose_weight(losses, [str(i) for i in range(400)], equal=2)
+    >>> found.inside.tolist(), found.best, found.chosen
+    ([False, True, True], 1, 2)
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    if losses.ndim != 3 or losses.shape[2] != len(groups) or not losses.size:
+        raise ValueError(f"losses {losses.shape} must be (candidates, seeds, clips) with {len(groups)} clips")
+    sums, sizes = group_sums(losses.mean(axis=1), groups)
+    seeds = losses.shape[1]
+    of_seeds = np.cov(losses.mean(axis=2)) / seeds if seeds > 1 else None
+    return choose_by_sums(sums, sizes, equal, of_seeds=of_seeds, seeds=seeds, seed=seed)
+
+
+def choose_by_sums(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    equal: int,
+    *,
+    of_seeds: np.ndarray | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+) -> Choice:
+    """Choose as `choose_weight` does, by the losses' sums over each source video.
+
+    A multiplier bootstrap (Chernozhukov, Chetverikov and Kato 2013): the mean losses are drawn from the normal
+    distribution with the covariance that the source videos show, divided by a chi deviate for few of them. Candidate r stays in the set
+    unless its largest t statistic against the others exceeds the 95% quantile of the same maximum over the draws.
+
+    Args:
+        sums: (candidates, units) sums of losses; sizes: (units,) clips.
+        of_seeds: (candidates, candidates) covariance of the mean loss due to `seeds` seeds; None for one seed.
+        equal, seed: as in `choose_weight`.
+    """
+    count, units = sums.shape
+    n = sizes.sum()
+    means = sums.sum(axis=1) / n
+    best = int(means.argmin())
+    if units < 2:
+        inside = np.ones(count, dtype=bool)
+        return Choice(means, best, equal, inside, float(means[equal] - means[best]), float("inf"), units)
+    influence = (sums - means[:, None] * sizes) / n  # (candidates, units)
+    covariance = influence @ influence.T * units / (units - 1)
+    rng = np.random.default_rng(seed)
+    drawn = _student(rng, covariance, units - 1)
+    if of_seeds is not None:
+        covariance = covariance + of_seeds
+        drawn = drawn + _student(rng, of_seeds, seeds - 1)
+    spread = np.diag(covariance)
+    variance = np.maximum(spread[:, None] + spread - 2 * covariance, 0)
+    error = np.sqrt(variance)
+    known = error > 1e-9 * (np.abs(means).max() + 1e-300)  # the others are the same candidate, up to rounding
+    scale = np.divide(1, error, out=np.zeros_like(error), where=known)
+    inside = np.ones(count, dtype=bool)
+    for r in range(count):
+        worst = ((means[r] - means) * scale[r]).max()
+        inside[r] = worst <= np.quantile(((drawn[:, [r]] - drawn) * scale[r]).max(axis=1), LEVEL)
+    inside[best] = True
+    regret = float(means[equal] - means[best])
+    bound = regret + float(norm.ppf(LEVEL)) * float(error[equal, best])
+    return Choice(means, best, equal if inside[equal] else best, inside, regret, bound, units)
+
+
+def _student(rng: np.random.Generator, covariance: np.ndarray, freedom: int) -> np.ndarray:
+    """Draw (DRAWS, candidates) from the multivariate t distribution with this covariance of the underlying normal."""
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    normal = rng.standard_normal((DRAWS, len(values))) @ root.T
+    return normal * np.sqrt(freedom / rng.chisquare(freedom, size=(DRAWS, 1)))
+
+
+def most_lost(whole: np.ndarray, without: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return how much accuracy is lost without a stream, and its one-sided 95% upper bound, as shares.
+
+    The bound is Student's over source videos, at least as far above as where no clip differs: there it is Wilson's
+    bound for 0 of n source videos, so that few clips can't show that nothing is lost.
+
+    Args:
+        whole, without: (units,) correct clips of each source video, with and without the stream.
+        sizes: (units,) clips of each.
+    """
+    units, n = len(sizes), sizes.sum()
+    lost = float((whole - without).sum() / n)
+    z = float(norm.ppf(LEVEL))
+    floor = z * z / (units + z * z)
+    if units < 2:
+        return lost, 1.0
+    influence = ((whole - without) - lost * sizes) / n
+    error = float(np.sqrt((influence**2).sum() * units / (units - 1)))
+    return lost, lost + max(float(student_t.ppf(LEVEL, units - 1)) * error, floor)
