@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.estimator import AlphaFusionClassifier
     from alphafuse.heads.model.config import Experiment, HeadConfig, HeadSettings
     from alphafuse.heads.model.head import AlphaFusion
+    from alphafuse.heads.scoring.choice import Choice, choose_weight
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.compare import CompareTable, compare
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
+    from alphafuse.heads.studies.weigh import Weighing, weigh
     from alphafuse.heads.training.settings import TrainSettings
     from alphafuse.heads.training.train import train_heads
     from alphafuse.predict.bundle import export_run
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from alphafuse.predict.push import push_bundle
     from alphafuse.report.page.build import write_report
     from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
+    from alphafuse.report.weigh import write_weigh
 
 _HOMES = {
     "alphafuse.predict.bundle": ("export_run",),
@@ -107,12 +110,15 @@ _HOMES = {
     "alphafuse.heads.training.settings": ("TrainSettings",),
     "alphafuse.heads.studies.sweep": ("Sweep", "parse_alphas", "sweep"),
     "alphafuse.heads.studies.table1": ("Table1", "table1"),
+    "alphafuse.heads.studies.weigh": ("Weighing", "weigh"),
+    "alphafuse.heads.scoring.choice": ("Choice", "choose_weight"),
     "alphafuse.heads.training.train": ("train_heads",),
     "alphafuse.predict.explain": ("Explanation",),
     "alphafuse.predict.model": ("AlphaFuse", "find_clips"),
     "alphafuse.predict.prediction": ("Prediction",),
     "alphafuse.predict.push": ("push_bundle",),
     "alphafuse.report.page.build": ("write_report",),
+    "alphafuse.report.weigh": ("write_weigh",),
     "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -124,6 +130,7 @@ __all__ = [
     "AlphafuseError",
     "AudioSpec",
     "AuditReport",
+    "Choice",
     "Clip",
     "CompareTable",
     "CustomEncoder",
@@ -155,8 +162,10 @@ __all__ = [
     "Table1",
     "TrainSettings",
     "TrainedRun",
+    "Weighing",
     "audit",
     "best_run",
+    "choose_weight",
     "compare",
     "convert_ast",
     "convert_timesformer",
@@ -187,11 +196,13 @@ __all__ = [
     "sweep",
     "table1",
     "train_heads",
+    "weigh",
     "write_compare",
     "write_evaluation",
     "write_report",
     "write_sweep",
     "write_table1",
+    "write_weigh",
 ]
 
 

@@ -26,6 +26,7 @@ from .common import (
     root_option,
     roots,
     run_folders,
+    seed_option,
     some_of,
 )
 from .options import Names, options_of
@@ -308,3 +309,46 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
         print_json(found.to_json())
         return
     print_text(f"{to_text(describe(found))}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")
+
+
+@click.command()
+@click.option(
+    "--stream",
+    "streams",
+    type=Names(),
+    default="",
+    shell_complete=some_of(*DEFAULT_NAMES),
+    help="Streams to weigh, separated by commas. [default: all]",
+)
+@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds within train.")
+@seed_option
+@click.option(
+    "--all", "everything", is_flag=True, help="Also late fusion, and the logistic probe even if it takes long."
+)
+@click.option("--run", help="Name of the run. [default: weigh]")
+@root_option
+@json_option
+def weigh(
+    root: Path, streams: tuple[str, ...], folds: int, seed: int, everything: bool, run: str | None, as_json: bool
+) -> None:
+    """Say how much each stream should weigh, in closed form, with an interval; writes ROOT/runs/weigh/.
+
+    Says which streams to keep, their weights and what equal weights cost. The head with these weights is saved as a
+    run, so that predict and report work from it. Trains nothing; takes seconds to minutes.
+
+    \b
+    Examples:
+      alphafuse weigh --root demo
+      alphafuse weigh --stream timesformer,ast --all
+    """
+    from alphafuse.heads.studies.weigh import weigh as weigh_streams
+    from alphafuse.report.tables import to_text
+    from alphafuse.report.weigh import describe, write_weigh
+
+    dataset = Dataset.open(root)
+    found = weigh_streams(dataset, streams=streams, folds=folds, seed=seed, everything=everything, progress=Bar())
+    folder = write_weigh(found, dataset, run=run)
+    if as_json:
+        print_json(found.to_json())
+        return
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} (weigh.json, weigh.csv, weigh.md, head/)")

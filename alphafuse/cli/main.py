@@ -50,7 +50,8 @@ SECTIONS = {
         "store": "Inspect, verify, pack and export the cached embeddings.",
         "convert": "Turn original .pyth/.pth checkpoints into HuggingFace folders.",
     },
-    "Stage two: embeddings -> heads": {
+    "Stage two: embeddings -> answers": {
+        "weigh": "How much each stream should weigh, in closed form, with an interval.",
         "fit": "Train one experiment: a transform, a fusion, one or many seeds.",
         "table1": "The paper's six experiments beside the paper's own figures.",
         "sweep": "Accuracy against alpha, chosen on validation, tested once.",
@@ -200,6 +201,7 @@ if _cannot_load is None:
         cli_extract.extract,
         cli_convert.convert,
         cli_store.store,
+        cli_heads.weigh,
         cli_heads.fit,
         cli_heads.table1,
         cli_heads.sweep,

@@ -28,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import title_of
+from alphafuse.heads.closed.recommend import Profile
 from alphafuse.heads.model.config import title_of_streams
 from alphafuse.system.files import one_line, write_atomically
 
@@ -292,6 +293,31 @@ def alpha_curves(found: AlphaCurves, looks: Looks, *, narrow: bool = False) -> F
     loss.set_ylabel("cross entropy (nats)")
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if narrow else 3)
+    return figure
+
+
+@_styled
+def weight_profile(found: Profile, *, narrow: bool = False) -> Figure:
+    """Plot the error of two streams against the ratio of their weights, with the interval and equal weights."""
+    first, last = (title_of(stream) for stream in found.streams)
+    figure = Figure(figsize=(NARROW if narrow else WIDTH, 2.8), layout="constrained")
+    axes = figure.subplots()
+    ratios = np.array([found.relative(one)[found.streams[-1]] for one in found.weightings])
+    excess = 100 * (found.choice.losses / found.choice.losses.min() - 1)
+    inside = ratios[found.choice.inside]
+    axes.axvspan(inside.min(), inside.max(), color=PALETTE["fused"], alpha=0.14, linewidth=0, label="95% interval")
+    axes.plot(ratios, excess, color=PALETTE["fused"], label="out-of-fold error")
+    axes.axvline(1, color=PALETTE["muted"], linewidth=1, linestyle="--", label="equal weights")
+    axes.plot(
+        ratios[found.choice.chosen], excess[found.choice.chosen], "D", color=PALETTE["fused"], label="recommended"
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2.0**i for i in range(-4, 5)], ["1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"])
+    axes.set_xlabel(f"weight of {last} relative to {first}")
+    axes.set_ylabel("squared error above the least (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.legend(loc="upper center")
     return figure
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, singledispatch
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def describe(result: Result) -> Document:
 # columns shared by several tables
 
 
-def _accuracy(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
+def accuracy_columns(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
     """Columns: an accuracy in percent, and its interval."""
     return [
         Column(title, lambda row: percent(found.mean) if (found := of(row)) else None),
@@ -82,7 +83,7 @@ def _accuracy(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
     ]
 
 
-def _loss(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column]:
+def loss_columns(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column]:
     """Columns: a loss in nats, and its interval."""
     return [
         Column(title, lambda row: f"{of(row).mean:.{digits}f}"),
@@ -90,11 +91,11 @@ def _loss(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column
     ]
 
 
-def _against(title: str) -> list[Column]:
-    """Columns: the difference of a row's `comparison` in points, its interval, and its corrected p."""
+def against_columns(title: str, of: Callable[[Any], Comparison | None] = attrgetter("comparison")) -> list[Column]:
+    """Columns: the difference of a row's comparison in points, its interval, and its corrected p."""
 
     def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
-        return lambda row: write(row.comparison) if row.comparison else None
+        return lambda row: write(found) if (found := of(row)) else None
 
     return [
         Column(title, cell(lambda found: f"{100 * found.test.difference:+.1f}")),
@@ -121,7 +122,8 @@ def _on(table: Table1 | Sweep | CompareTable) -> str:
     return f"{table.dataset_name}{demo}: {clips}, {table.classes} classes, {seeds_text(table.seeds)}"
 
 
-def _left_out(dropped: Mapping[str, int]) -> list[str]:
+def left_out(dropped: Mapping[str, int]) -> list[str]:
+    """Return a sentence on the clips that lack a stream, if there are any."""
     return [f"Left out because they lack a stream: {split_counts(dropped)}."] if any(dropped.values()) else []
 
 
@@ -136,9 +138,9 @@ def describe_fit(result: RunResult) -> Document:
     columns = [
         Column("split", lambda split: split.split, left=True),
         Column("n", lambda split: split.n),
-        *_accuracy("top-1", lambda split: split.top1),
-        *_accuracy(f"top-{k}", lambda split: split.topk),
-        *_loss("loss", lambda split: split.loss, digits=3),
+        *accuracy_columns("top-1", lambda split: split.top1),
+        *accuracy_columns(f"top-{k}", lambda split: split.topk),
+        *loss_columns("loss", lambda split: split.loss, digits=3),
         Column("ceiling", lambda split: percent(split.ceiling.accuracy)),
     ]
     seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
@@ -147,7 +149,7 @@ def describe_fit(result: RunResult) -> Document:
         f"Accuracies in %, {means}. {methods(test)}",
         "Ceiling: share of clips whose label occurs in training; no head can exceed it.",
         *([f"Top-{k} instead of top-5: there are only {k} classes."] if k < 5 else []),
-        *_left_out(result.dropped),
+        *left_out(result.dropped),
     ]
     splits = Table(columns, list(result.splits.values()), ruled=False)
     return Document(f"{result.experiment.title} ({seeds})", [splits, Table((), (), notes, ruled=False)])
@@ -162,10 +164,10 @@ def describe_table1(table: Table1) -> Document:
     columns = [
         Column("#", lambda row: row.paper and row.paper.experiment),
         Column("experiment", lambda row: row.experiment.title, left=True),
-        *_accuracy("top-1", lambda row: row.test.top1),
-        *_against("vs none"),
+        *accuracy_columns("top-1", lambda row: row.test.top1),
+        *against_columns("vs none"),
         Column("val", lambda row: percent(row.val.top1.mean)),
-        *_loss("loss", lambda row: row.test.loss, digits=2),
+        *loss_columns("loss", lambda row: row.test.loss, digits=2),
         Column("paper", lambda row: row.paper and f"{row.paper.accuracy:.0%}"),
         Column("code", lambda row: row.paper and f"{row.paper.correct}/{PAPER_TEST_CLIPS}"),
         Column("loss", lambda row: row.paper and f"{row.paper.loss:.2f}"),
@@ -192,7 +194,7 @@ def _table1_notes(table: Table1) -> list[str]:
     ]
     if is_notebook(table.provenance["embeddings"]):
         notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")
-    notes += _left_out(table.dropped)
+    notes += left_out(table.dropped)
     paper = "paper, code, loss: the paper's table 1, and the test clips that its authors' notebook got right"
     if table.is_paper_split:
         return [*notes, f"{paper}, on this split."]
@@ -261,10 +263,10 @@ def describe_sweep(sweep: Sweep) -> Document:
             left=True,
         ),
         Column("alpha", alpha),
-        *_accuracy("val top-1", lambda point: point.val.top1),
-        *_loss("val loss", lambda point: point.val.loss, digits=3),
+        *accuracy_columns("val top-1", lambda point: point.val.top1),
+        *loss_columns("val loss", lambda point: point.val.loss, digits=3),
         Column("", lambda point: "<- chosen" if sweep.chosen_at(point) else None, left=True),
-        *_accuracy("test top-1", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
+        *accuracy_columns("test top-1", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
         Column("p", p),
     ]
     rows = [sweep.baseline, *sweep.points]
@@ -295,7 +297,7 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
     ]
     if sweep.settings.normalize != "none":
         notes.append(NORMALIZE_NOTES[sweep.settings.normalize])
-    return notes + _left_out(sweep.dropped)
+    return notes + left_out(sweep.dropped)
 
 
 def _sweep_csv(sweep: Sweep) -> Table:
@@ -350,10 +352,10 @@ def describe_compare(table: CompareTable) -> Document:
     columns = [
         Column("", lambda row: row.group if first_of_group[row.group] is row else None, left=True),
         Column("experiment", lambda row: row.title, left=True),
-        *_accuracy("top-1", lambda row: row.test.top1),
-        *_against("vs concat"),
+        *accuracy_columns("top-1", lambda row: row.test.top1),
+        *against_columns("vs concat"),
         Column("val", lambda row: percent(row.val.top1.mean)),
-        *_loss("loss", lambda row: row.test.loss, digits=2),
+        *loss_columns("loss", lambda row: row.test.loss, digits=2),
     ]
 
     def share(side: str, row: Any) -> str:
@@ -396,7 +398,7 @@ def _compare_notes(table: CompareTable) -> list[str]:
         "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for "
         f"{title_of(table.tuned)} instead of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
         *_blending(table),
-        *_left_out(table.dropped),
+        *left_out(table.dropped),
     ]
 
 
@@ -548,7 +550,7 @@ def _vggsounder(found: RunEvaluation) -> list[Table]:
         Column("clips", lambda row: row.clips, left=True),
         Column("labels", lambda row: row.labels, left=True),
         Column("n", lambda row: row.n),
-        *_accuracy("hit@1", lambda row: row.hit1),
+        *accuracy_columns("hit@1", lambda row: row.hit1),
         Column(f"hit@{scores.k}", lambda row: percent(row.hitk.mean)),
         Column("micro F1", lambda row: percent(row.micro_f1)),
         Column("macro F1", lambda row: percent(row.macro_f1)),

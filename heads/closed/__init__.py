@@ -2,7 +2,10 @@
 
     moments      one pass over a store: counts, sums and Gram matrices per fold of source videos
     ridge        ridge heads of any streams, weights and penalty, from the moments alone; their out-of-fold error
-    profile      the error of many weightings, each with its best penalty; per-clip scores of the best ones
+    profile      that error for many weightings, each with its best penalty
+    rows         scores of such heads on the clips of a store: accuracy, losses per source video
+    mixture      probabilities: temperature, and the weights of late fusion
+    recommend    what to do about each stream: drop it, weigh it like the others, or differently
     neighbours   nearest cached clips, with a weight per stream
 
 A weight alpha of a stream is exactly a prior in a ridge (penalty lambda / alpha^2) and exactly the metric of nearest

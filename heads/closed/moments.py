@@ -1,9 +1,9 @@
 """Sufficient statistics of embeddings: all that ridge regression needs, gathered in one pass over a store.
 
-Per fold of source videos: the clips of each class, the sum of their vectors and the Gram matrix of all streams' dimensions.
-Sums over folds are statistics of their clips, so a training set is any sum of folds, some of the streams are a block of
-the matrices, and weights of streams scale rows and columns. The memory depends on dimensions and classes, not on the
-number of clips.
+Per fold of source videos: the clips of each class, the sum of their vectors and the Gram matrix of the dimensions of
+all streams. Sums over folds are statistics of their clips, so a training set is any sum of folds, some of the streams
+are a block of the matrices, and weights of streams scale rows and columns. The memory depends on dimensions and
+classes, not on the number of clips.
 """
 
 from __future__ import annotations
@@ -115,6 +115,14 @@ class Moments:
         """Stream -> its columns."""
         ends = np.cumsum([0, *self.dims.values()])
         return {stream: slice(int(ends[i]), int(ends[i + 1])) for i, stream in enumerate(self.dims)}
+
+    def only(self, streams: Sequence[str]) -> Moments:
+        """Return the statistics of some of the streams, in this object's order."""
+        dims = {stream: dim for stream, dim in self.dims.items() if stream in streams}
+        if dims == self.dims:
+            return self
+        own = np.concatenate([np.arange(one.start, one.stop) for stream, one in self.columns.items() if stream in dims])
+        return Moments(dims, self.shift[own], self.counts, self.sums[:, :, own], self.gram[:, own][:, :, own])
 
     def covariance(self, stream: str) -> np.ndarray:
         """Return the covariance of a stream's dimensions over all clips, (dim, dim)."""

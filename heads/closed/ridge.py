@@ -5,7 +5,7 @@ A head of the weights alpha_s and the penalty lambda minimises
     sum over clips |y - y_mean - sum over streams alpha_s x_s V_s|^2 + lambda sum over streams |V_s|^2,
 
 x_s and y about their training means. With W_s = alpha_s V_s that is a ridge on the unweighted vectors with the penalty
-lambda / alpha_s^2 on stream s: the weight of a stream is the precision of its prior (banded ridge, Nunez-Elizalde et al.
+lambda / alpha_s^2 on stream s: the weight of a stream is the scale of its prior (banded ridge, Nunez-Elizalde et al.
 2019). So W = (G + P)^-1 B with G the centred Gram matrix, B the centred products of vectors and labels, P diagonal.
 """
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 FUSED = "fused"  # key of `Experiment.auxiliary` for the loss of the head itself
 FUSIONS = ("concat", "add", "matrix", "gate", "attention")  # their layers: `fusion.LAYERS`
 
-Normalize = Literal["none", "zscore", "l2"]
+Normalize = Literal["none", "zscore", "variance", "l2"]
+MEASURED = ("zscore", "variance")  # normalisations by moments of the training clips
 Absent = Literal["drop", "zeros"]
 
 
@@ -291,7 +292,8 @@ class HeadSettings:
             with the same probability; a clip that lacks a stream anyway loses none. With `absent="zeros"`, one head
             then serves clips that lack any one of them (Neverova et al. 2016). Heads of one stream ignore it.
         normalize: normalisation of each stream's embeddings after the transform: "none"; "zscore", (x - mean) / std
-            per dimension over the training clips; "l2", ``x / |x|``.
+            per dimension over the training clips; "variance", (x - mean) / s with one s per stream, so that all streams
+            have the same total variance and a dimension's is 1 on average; "l2", ``x / |x|``.
         absent: treatment of a clip that lacks a stream which the head reads: "drop" leaves the clip out (its
             predictions are NaN), "zeros" fuses zeros in place of the absent embedding.
 
@@ -314,7 +316,9 @@ class HeadSettings:
     modality_dropout: float = field(default=0.0, metadata={"help": "Share of clips that lose a stream."})
     normalize: Normalize = field(
         default="none",
-        metadata={"help": "Normalise after the transform: none, zscore or l2. Scalar alphas then have no effect."},
+        metadata={
+            "help": "Normalise after the transform (none, zscore, variance, l2): scalar alphas then change nothing."
+        },
     )
     absent: Absent = field(default="drop", metadata={"help": "Clips that lack a stream: drop or zeros."})
 
@@ -368,10 +372,10 @@ class HeadConfig:
         object.__setattr__(self, "settings", HeadSettings(**pick(HeadSettings, vars(self.settings))))
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ExperimentError(f"a head needs at least two classes, all different, not {len(self.classes)}")
-        if self.normalize == "zscore" and TRANSFORMS[self.experiment.transform].learns:
+        if self.normalize in MEASURED and TRANSFORMS[self.experiment.transform].learns:
             raise ExperimentError(
-                f"transform '{self.experiment.transform}' learns its alpha, but zscore needs the mean and standard "
-                "deviation of the transform's output before training: use --normalize none"
+                f"transform '{self.experiment.transform}' learns its alpha, but {self.normalize} needs the mean and "
+                "standard deviation of the transform's output before training: use --normalize none"
             )
 
     @property

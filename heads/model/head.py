@@ -30,7 +30,7 @@ from alphafuse.errors import DatasetError, ExperimentError
 from alphafuse.system.files import read_json, write_atomically, write_json
 
 from .checks import check_choice
-from .config import HeadConfig, usable_clips
+from .config import MEASURED, HeadConfig, usable_clips
 from .fusion import build_fusion
 from .transforms import check_transform
 
@@ -261,8 +261,8 @@ class Normalization(nn.Module):
 
     Args:
         kind: "none": x; "zscore": (x - mean) / std, whose buffers `mean` and `std` (dim,) belong to the head's state
-            and are computed from the training clips (std is 1 where a dimension is constant); "l2": x / |x|, 0 for
-            x = 0.
+            and are computed from the training clips (std is 1 where a dimension is constant); "variance": the same
+            with one std for all dimensions of a stream; "l2": x / |x|, 0 for x = 0.
         dim: dimension of the embeddings.
     """
 
@@ -272,13 +272,13 @@ class Normalization(nn.Module):
     def __init__(self, kind: str, dim: int) -> None:
         super().__init__()
         self.kind = kind
-        if kind == "zscore":
+        if kind in MEASURED:
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("std", torch.ones(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise embeddings."""
-        if self.kind == "zscore":
+        if self.kind in MEASURED:
             return (x - self.mean) / self.std
         return functional.normalize(x, dim=-1) if self.kind == "l2" else x
 

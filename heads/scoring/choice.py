@@ -1,9 +1,9 @@
 """Choose between candidates, such as weights of a stream, by their losses on the same clips.
 
 What can be said honestly of the best of many candidates is a set: those whose loss isn't significantly above any
-other's (a model confidence set, Hansen, Lunde and Nason 2011, by the max-t statistic). It holds the candidate of least expected loss in
-95% of the data sets. The choice is the simplest candidate of the set, the one that weighs all alike, and only if that
-is excluded the one of least loss: the best of many figures is mostly the luckiest.
+other's (a model confidence set, Hansen, Lunde and Nason 2011, by the max-t statistic). It holds the candidate of least
+expected loss in 95% of the data sets. The choice is the simplest candidate of the set, the one that weighs all alike,
+and only if that is excluded the one of least loss: the best of many figures is mostly the luckiest.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def choose_by_sums(
     """Choose as `choose_weight` does, by the losses' sums over each source video.
 
     A multiplier bootstrap (Chernozhukov, Chetverikov and Kato 2013): the mean losses are drawn from the normal
-    distribution with the covariance that the source videos show, divided by a chi deviate for few of them. Candidate r stays in the set
-    unless its largest t statistic against the others exceeds the 95% quantile of the same maximum over the draws.
+    distribution with the covariance that the source videos show, divided by a chi deviate because they are finite.
+    Candidate r stays in the set unless its largest t statistic against the others exceeds the 95% quantile of the same
+    maximum over the draws.
 
     Args:
         sums: (candidates, units) sums of losses; sizes: (units,) clips.

@@ -8,13 +8,13 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import BASELINE
 
-from .runs import DAMAGED, list_runs
+from .runs import DAMAGED, HEADS, list_runs
 
 
 def best_run(dataset: Dataset) -> Path:
     """Return the run of a root with the highest validation accuracy; among equals, with the lowest validation loss.
 
-    Candidates are the runs of `fit` and table 1's untransformed heads. Test figures are not used.
+    Candidates are the runs of `fit` and `weigh`, and table 1's untransformed heads. Test figures are not used.
 
     Raises:
         ExperimentError: the root has no run with heads.
@@ -25,7 +25,7 @@ def best_run(dataset: Dataset) -> Path:
     """
     found: list[tuple[tuple[float, float], Path]] = []
     for run in list_runs(dataset.root)[0]:
-        if run.kind == "fit" or (run.kind == "table1" and run.heads_folder(BASELINE.name).is_dir()):
+        if run.kind in HEADS or (run.kind == "table1" and run.heads_folder(BASELINE.name).is_dir()):
             try:
                 found.append((run.validation_rank(), run.folder))
             except DAMAGED:

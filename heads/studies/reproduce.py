@@ -28,6 +28,8 @@ def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
         alphas = ",".join(f"{alpha:g}" for alpha in sweep["alphas"])
         words += ["--on", ",".join(sweep["on"]), f"--alpha={alphas}"]  # "=", because "-1" alone looks like an option
         words += [] if sweep["transform"] == "scale" else ["--transform", sweep["transform"]]
+    elif kind == "weigh":
+        return shlex.join([*words, *_weigh_options(config["weigh"], name), "--root", str(root)])
     words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
     words += _training_options(settings)
     if kind in ("fit", "sweep"):
@@ -46,6 +48,12 @@ def _experiment_options(experiment: Experiment) -> list[str]:
     if not experiment.reads_all:
         words += ["--stream", ",".join(experiment.streams)]
     return words
+
+
+def _weigh_options(weigh: Mapping[str, Any], name: str) -> list[str]:
+    words = ["--stream", ",".join(weigh["streams"])] if weigh["streams"] else []
+    words += ["--folds", str(weigh["folds"]), "--seed", str(weigh["seed"])]
+    return [*words, *(["--all"] if weigh["everything"] else []), "--run", name]
 
 
 def _training_options(settings: TrainSettings) -> list[str]:

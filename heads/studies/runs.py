@@ -13,6 +13,7 @@
       heads/<name>/          heads of untransformed and of each stream alone, each like a run of fit
     sweep adds               sweep.json, sweep.csv (a line per point), sweep.png; its config.json reproduces it
     compare adds             compare.json, compare.csv (a line per row), compare.md; no history
+    weigh adds               weigh.json, and predictions and head/ like a run of fit; no history
     evaluate adds, to the run that it scores
       evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
 
@@ -29,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,13 +46,29 @@ from alphafuse.system.files import iterate_csv, one_line, read_json, write_atomi
 from .reproduce import command_of
 from .same_clips import EVALUATED, SplitResult, validation_rank
 
-FIGURES = {"fit": "metrics.json", "table1": "table1.json", "sweep": "sweep.json", "compare": "compare.json"}
-PICTURES = {"table1": "figure3.png", "sweep": "sweep.png"}
-RESERVED_RUNS = ("table1", "compare")  # runs that the commands of these names write
+FIGURES = {
+    "fit": "metrics.json",
+    "table1": "table1.json",
+    "sweep": "sweep.json",
+    "compare": "compare.json",
+    "weigh": "weigh.json",
+}
+HEADS = ("fit", "weigh")  # kinds of runs that hold an experiment's heads
+PICTURES = {"table1": "figure3.png", "sweep": "sweep.png", "weigh": "weigh.png"}
+RESERVED_RUNS = ("table1", "compare", "weigh")  # runs that the commands of these names write
 DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 
 CsvRows = Iterable[Sequence[object]]
+
+
+class SeededHead(Protocol):
+    """A head to be saved, and its seed: what `save_heads` needs of a trained head."""
+
+    @property
+    def head(self) -> AlphaFusion: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
 
 
 # writing
@@ -79,7 +96,7 @@ def write_run(
     figures: Mapping[str, Any],
     history: Sequence[tuple[str, Sequence[TrainedHead]]] = (),
     predictions: Iterable[SplitResult] = (),
-    heads: Mapping[str, Sequence[TrainedHead]] | None = None,
+    heads: Mapping[str, Sequence[SeededHead]] | None = None,
     markdown: str | None = None,
     rows: CsvRows | None = None,
     picture: bytes | None = None,
@@ -89,7 +106,7 @@ def write_run(
     Args:
         root: root of the dataset.
         name: name of the run.
-        kind: "fit", "table1", "sweep" or "compare".
+        kind: a key of `FIGURES`.
         config: inputs of the run, for config.json.
         figures: every figure, json-able.
         history: (name, heads) of the experiments whose losses per epoch are kept; the name is empty if there is only
@@ -197,7 +214,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        kind: "fit", "table1", "sweep" or "compare".
+        kind: a key of `FIGURES`.
         config: content of config.json.
         command: the command that reproduces the run.
     """
@@ -219,8 +236,8 @@ class Run:
         """
         if not (folder / "config.json").is_file():
             raise ExperimentError(
-                f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep or "
-                "compare wrote, <root>/runs/<name>"
+                f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep, "
+                "compare or weigh wrote, <root>/runs/<name>"
             )
         try:
             config = read_json(folder / "config.json")
@@ -274,7 +291,7 @@ class Run:
     def validation_rank(self) -> tuple[float, float]:
         """Sort key of runs with heads, best first; for table 1, of the untransformed heads."""
         figures = self.figures()
-        val = figures["val"] if self.kind == "fit" else figures["rows"][0]["val"]
+        val = figures["val"] if self.kind in HEADS else figures["rows"][0]["val"]
         return validation_rank(float(val["top1"]["mean"]), float(val["loss"]["mean"]))
 
 
@@ -403,7 +420,7 @@ def require_recipe(
 
 
 def read_run(folder: Path | str) -> TrainedRun:
-    """Read a run that `fit` wrote, or the untransformed heads of one that `table1` wrote.
+    """Read a run that `fit` or `weigh` wrote, or the untransformed heads of one that `table1` wrote.
 
     Raises:
         ExperimentError: the folder holds no run, or a run without heads (a sweep, a comparison), or a damaged file.
@@ -427,7 +444,7 @@ def read_run(folder: Path | str) -> TrainedRun:
     try:
         config = read_json(folder / "config.json")
         kind = str(config.get("kind"))
-        if kind not in ("fit", "table1"):
+        if kind not in (*HEADS, "table1"):
             what = {"sweep": "a sweep", "compare": "a comparison"}.get(kind, "something else")
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
         run = Run(folder, kind, config, "")
@@ -437,7 +454,8 @@ def read_run(folder: Path | str) -> TrainedRun:
             experiment = {name: row["experiment"][name] for name in Experiment.__dataclass_fields__}
             shared = {name: value for name, value in config.items() if name != "experiments"}
             config = {**shared, "kind": "fit", "experiment": experiment}
-            metrics = {split: row[split] for split in EVALUATED}
+            metrics = row
+        metrics = {split: metrics[split] for split in EVALUATED}
         absent = [stream for stream in heads[0].config.streams if stream not in config["embeddings"]]
         if absent or len(config["seeds"]) != len(heads):
             raise ExperimentError(f"config.json and the heads in {folder} don't belong together: train it again")

@@ -16,6 +16,8 @@ ClassWeights = Literal["none", "balanced"]
 Device = Literal["auto", "cpu", "cuda"]
 NORMALIZE_NOTES = {
     "zscore": "Standardised embeddings: transforms that only scale (pos-scalar, neg-scalar, scale) change nothing.",
+    "variance": "Streams of equal total variance: transforms that only scale (pos-scalar, neg-scalar, scale) change "
+    "nothing.",
     "l2": "Embeddings of length 1: transforms that only scale (pos-scalar, neg-scalar, scale) change nothing.",
 }
 SECOND_PHASE = 0.1  # the paper gives no value: "a lower rate" for its second 25 epochs

@@ -39,7 +39,7 @@ from alphafuse.data.columns import Texts
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import in_order
 from alphafuse.errors import EmptySplitError, ExperimentError, unknown
-from alphafuse.heads.model.config import HeadConfig, usable_clips
+from alphafuse.heads.model.config import MEASURED, HeadConfig, usable_clips
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.devices import choose_device
@@ -263,9 +263,9 @@ def _load(
 
 
 def _with_moments(members: Sequence[Member], source: Source, device: torch.device) -> list[Member]:
-    """Return the members; those with zscore get the moments of their transformed training embeddings, in one pass."""
+    """Return the members; those that normalise by moments of their training embeddings get them, in one pass."""
     kinds: dict[tuple[object, ...], tuple[AlphaFusion, dict[str, _Moments]]] = {}
-    for config in (member.config for member in members if member.config.normalize == "zscore"):
+    for config in (member.config for member in members if member.config.normalize in MEASURED):
         kind = config.preparation
         if kind not in kinds:
             kinds[kind] = AlphaFusion(config).to(device), {name: _Moments(dim) for name, dim in config.dims.items()}
@@ -276,14 +276,28 @@ def _with_moments(members: Sequence[Member], source: Source, device: torch.devic
             for name, of_stream in moments.items():
                 of_stream.add(head.transforms[name], window.features[name])
     found = {
-        kind: {name: of_stream.mean_and_std() for name, of_stream in moments.items()}
-        for kind, (_, moments) in kinds.items()
+        kind: _scales(head.config, {name: of_stream.mean_and_variance() for name, of_stream in moments.items()})
+        for kind, (head, moments) in kinds.items()
     }
     return [member._replace(moments=found.get(member.config.preparation, {})) for member in members]
 
 
+def _scales(config: HeadConfig, found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
+    """Return mean and std (dim,) float32 per stream from mean and variance; a std of 0 becomes 1.
+
+    For "variance", a stream has one std, which gives all streams the same total variance.
+    """
+    scales = {}
+    share = sum(config.dims.values()) / len(config.dims)
+    for name, (mean, variance) in found.items():
+        if config.normalize == "variance":
+            variance = (variance.sum() / share).expand_as(variance)
+        scales[name] = mean.float(), torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)).float()
+    return scales
+
+
 class _Moments:
-    """Mean and standard deviation per dimension, accumulated in float64 over windows."""
+    """Mean and variance per dimension, accumulated in float64 over windows."""
 
     def __init__(self, dim: int) -> None:
         self.count = 0
@@ -297,12 +311,11 @@ class _Moments:
             self.count += len(y)
             self.sums += torch.stack([y.sum(dim=0), y.square().sum(dim=0)]).cpu()
 
-    def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation, (dim,) float32 each; a deviation of mere rounding error becomes 1."""
+    def mean_and_variance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and variance, (dim,) float64 each; a variance of mere rounding error becomes 0."""
         mean, square = self.sums / max(self.count, 1)
         variance = (square - mean * mean).clamp_min(0)
-        std = torch.where(variance > 1e-12 * square.clamp_min(1e-30), variance.sqrt(), torch.ones_like(variance))
-        return mean.float(), std.float()
+        return mean, torch.where(variance > 1e-12 * square.clamp_min(1e-30), variance, 0.0)
 
 
 # distribution over threads, processes and nodes

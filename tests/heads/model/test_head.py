@@ -66,7 +66,7 @@ def embeddings(clips: int = 7, *, absent: int | None = None) -> Embeddings:
         ({"classes": ("bark",)}, "at least two classes"),
         ({"classes": ("bark", "bark")}, "all different"),
         ({"absent": "skip"}, "choose from drop, zeros"),
-        ({"normalize": "minmax"}, "choose from none, zscore, l2"),
+        ({"normalize": "minmax"}, "choose from none, zscore, variance, l2"),
         ({"normalize": "zscore", "transform": "learned", "on": "ast"}, "learns its alpha, but zscore needs"),
         ({"modality_dropout": 1.0}, r"modality_dropout must be in \[0, 1\)"),
         ({"rates": {"audio": 2.0}}, "unknown stream 'audio'"),

@@ -1,0 +1,250 @@
+"""The result of `weigh` as a document, a picture and a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import SENSES, title_of
+from alphafuse.heads.closed.recommend import DROP_SHARE, Profile
+from alphafuse.heads.model.head import AlphaFusion
+from alphafuse.heads.studies.runs import write_run
+from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, Tested, Weighing
+
+from .figures import png, weight_profile
+from .studies import accuracy_columns, against_columns, describe, left_out, loss_columns
+from .tables import Column, Document, Table, csv_rows, methods, p_value, percent, percent_range, to_markdown
+
+SHOWN_RATIOS = 4  # of the profile's steps, one in four is shown: half octaves
+
+
+class _Head(NamedTuple):
+    title: str
+    tested: Tested
+
+
+class _Seeded(NamedTuple):
+    seed: int
+    head: AlphaFusion
+
+
+@describe.register
+def describe_weigh(found: Weighing) -> Document:
+    """Describe what to do, then the streams, the heads on test, and the profile of the loss."""
+    clips = f"{found.clips['train']:,} train clips of {found.source_videos:,} source videos"
+    return Document(
+        found.verdict,
+        [
+            Table((), (), [*_gain(found), *_regret(found)], ruled=False),
+            _streams(found),
+            Table(_head_columns(), _rows(found), _notes(found, clips), ruled=True),
+            *([_profile(found.found.profile)] if found.found.profile else []),
+        ],
+        picture=("Out-of-fold error against the weights", "weigh.png") if _has_picture(found) else None,
+    )
+
+
+def _gain(found: Weighing) -> Iterator[str]:
+    """Compare the chosen head with the best single stream, on test."""
+    single = found.best_single
+    compared = found.heads[single].comparison
+    own, other = found.heads[CHOSEN].test, found.heads[single].test
+    if compared is None or len(found.head.config.streams) == 1:
+        yield f"On test, {percent(own.top1.mean)}% of {own.n} clips ({percent_range(own.top1.interval)})."
+        return
+    p = p_value(compared.p_holm)
+    decided = "" if compared.is_found else f": {own.n} test clips can't decide which is better"
+    yield (
+        f"On test, the weighed streams reach {percent(own.top1.mean)}% of {own.n} clips "
+        f"({percent_range(own.top1.interval)}), the best single stream, {title_of(single)}, "
+        f"{percent(other.top1.mean)}%: {100 * compared.test.difference:+.1f} points "
+        f"({percent_range(compared.interval, sign='+')}, p {p if p.startswith('<') else f'= {p}'}){decided}."
+    )
+
+
+def _regret(found: Weighing) -> Iterator[str]:
+    """Say what equal weights cost."""
+    profile = found.found.profile
+    if profile is None:
+        return
+    choice = profile.choice
+    least = choice.losses[choice.best]
+    yield (
+        f"Equal weights cost {100 * choice.regret / least:.2f}% of squared error against the best weights, at most "
+        f"{100 * choice.regret_bound / least:.2f}% (95%, out of fold)."
+    )
+
+
+def _streams(found: Weighing) -> Table:
+    profile = found.found.final or found.found.profile
+
+    def interval(stream: str) -> str | None:
+        if profile is None or stream not in profile.streams:
+            return None
+        return "{:.2g}..{:.2g}".format(*profile.range_of(stream))
+
+    def weight(stream: str) -> str:
+        if stream in found.constant:
+            return "constant"
+        if not found.weights[stream]:
+            return "drop"
+        return f"{profile.relative(profile.chosen)[stream]:.2g}" if profile and found.found.final else "1"
+
+    without = found.found.without
+    columns = [
+        Column("stream", lambda row: title_of(row[0]), left=True),  # a row that is a str would be a line of its own
+        Column("", lambda row: SENSES[found.media[row[0]]], left=True),
+        Column("weight", lambda row: weight(row[0])),
+        Column("interval", lambda row: interval(row[0])),
+        Column("alpha for fit", lambda row: f"{found.raw[row[0]]:.3g}" if found.raw.get(row[0]) else None),
+        Column("lost without", lambda row: percent(without[row[0]].lost) if row[0] in without else None),
+        Column("at most", lambda row: percent(without[row[0]].bound) if row[0] in without else None),
+        Column("dimensions", lambda row: found.dims.get(row[0])),
+        Column("effective rank", lambda row: f"{found.ranks[row[0]]:.0f}" if row[0] in found.ranks else None),
+    ]
+    two = profile is not None and len(profile.streams) == 2
+    notes = [
+        "weight: on the scale on which all streams have the same total variance, relative to "
+        f"{'the other stream' if two else 'the geometric mean'}; interval: every weight whose out-of-fold error isn't "
+        "significantly above another's (95%). alpha for fit: the same for raw embeddings, of which the first has 1.",
+        "lost without: points of out-of-fold accuracy lost without the stream; at most: the 95% upper bound. A stream "
+        f"can go if at most {percent(DROP_SHARE)} is lost. Effective rank: how many dimensions a stream's variance "
+        "fills; if it is far below the dimensions, a few of them rule the scale (see the z-scored answer).",
+    ]
+    return Table(columns, [(stream,) for stream in found.streams], notes if profile else [], ruled=False)
+
+
+def _rows(found: Weighing) -> list[_Head]:
+    names = {CHOSEN: "weighed" if len(found.head.config.streams) > 1 else "chosen", EQUAL: "equal weights"}
+    rows = [_Head(names.get(name) or f"{title_of(name)} alone", tested) for name, tested in found.heads.items()]
+    return [*rows, _Head("logistic probe", found.probe)] if found.probe else rows
+
+
+def _head_columns() -> list[Column]:
+    return [
+        Column("head, in closed form", lambda row: row.title, left=True),
+        *accuracy_columns("top-1", lambda row: row.tested.test.top1),
+        *loss_columns("loss", lambda row: row.tested.test.loss, digits=2),
+        *against_columns("weighed against it", lambda row: row.tested.comparison),
+        Column("val", lambda row: percent(row.tested.val.top1.mean)),
+    ]
+
+
+def _notes(found: Weighing, clips: str) -> Iterator[str]:
+    test = found.heads[CHOSEN].test
+    compared = next((head.comparison for head in found.heads.values() if head.comparison), None)
+    yield (
+        f"Everything was chosen on folds of {clips}. Accuracies in %, n = {test.n} test clips of "
+        f"{len(set(test.groups))} source videos, scored once. {methods(test)}"
+    )
+    if compared:
+        yield f"Differences in points; p: {compared.test.method}, Holm-corrected."
+    ceiling = test.ceiling
+    if ceiling.reachable < ceiling.clips:
+        yield f"Ceiling: {percent(ceiling.accuracy)}%, the share of test clips whose label occurs in training."
+    if found.zscored:
+        yield _zscored(found.zscored)
+    if found.late:
+        parts = [
+            f"{title_of(stream)} {weight:.2f} ({low:.2f} to {high:.2f})"
+            for stream, weight, low, high in zip(
+                found.dims, found.late.weights, found.late.low, found.late.high, strict=True
+            )
+        ]
+        decided = "differ from" if found.late.p_equal < 0.05 else "can't be told from"
+        p = p_value(found.late.p_equal)
+        yield (
+            f"Late fusion, a weighted mean of calibrated probabilities: {', '.join(parts)}; they {decided} equal "
+            f"weights (p {p if p.startswith('<') else f'= {p}'}, gain {found.late.bits:.3f} bits per clip)."
+        )
+    if found.probe:
+        yield "Logistic probe: on the same weighted streams, its penalty chosen on validation clips."
+    if found.constant:
+        yield f"Left out, because they are the same for all clips: {', '.join(map(title_of, found.constant))}."
+    yield from left_out(found.dropped)
+
+
+def _zscored(profile: Profile) -> str:
+    """Say what the answer is if every dimension has variance 1."""
+    if not profile.choice.is_equal_excluded:
+        return "With every dimension scaled to variance 1 first, the answer is equal weights."
+    weights = profile.relative(profile.chosen)
+    shown = profile.streams[-1:] if len(profile.streams) == 2 else profile.streams
+    parts = ["{} {:.2g} ({:.2g} to {:.2g})".format(title_of(s), weights[s], *profile.range_of(s)) for s in shown]
+    return f"With every dimension scaled to variance 1 first, the weights are {', '.join(parts)}."
+
+
+def _profile(profile: Profile) -> Table:
+    """Return the loss of every few weightings against the least one."""
+    least = profile.choice.losses.min()
+    two = len(profile.streams) == 2
+    last = profile.streams[-1]
+
+    def excess(i: int) -> str:
+        return f"{100 * (profile.choice.losses[i] / least - 1):.2f}"
+
+    shown = np.arange(0, len(profile.weightings), SHOWN_RATIOS) if two else np.argsort(profile.choice.losses)[:12]
+    weights = [
+        Column(
+            f"{title_of(stream)} : {title_of(profile.streams[0])}" if two else title_of(stream),
+            lambda i, stream=stream: f"{profile.relative(profile.weightings[i])[stream]:.3g}",
+        )
+        for stream in ([last] if two else profile.streams)
+    ]
+    columns = [
+        *weights,
+        Column("error above the least (%)", excess),
+        Column("", lambda i: "in the interval" if profile.choice.inside[i] else None, left=True),
+    ]
+    title = [] if two else ["The 12 weightings of least error."]
+    return Table(columns, [int(i) for i in shown], title, ruled=False)
+
+
+def _has_picture(found: Weighing) -> bool:
+    return found.found.profile is not None and len(found.found.profile.streams) == 2
+
+
+def _csv(profile: Profile) -> Table:
+    columns = [
+        *(
+            Column(
+                f"weight_{stream}", lambda i, stream=stream: profile.weightings[i].alphas[profile.streams.index(stream)]
+            )
+            for stream in profile.streams
+        ),
+        Column("penalty", lambda i: profile.weightings[i].penalty),
+        Column("loss", lambda i: float(profile.choice.losses[i])),
+        Column("inside", lambda i: int(profile.choice.inside[i])),
+    ]
+    return Table(columns, range(len(profile.weightings)))
+
+
+def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) -> Path:
+    """Write `<root>/runs/weigh/` with the chosen head, replacing an older one as a whole, and return the folder.
+
+    `predict`, `evaluate` and `export` work from it. `run` is another name for it.
+
+    >>> from alphafuse import Dataset, weigh, write_weigh
+    >>> dataset = Dataset.open("demo")
+    >>> folder = write_weigh(weigh(dataset), dataset)
+    >>> sorted(path.name for path in folder.iterdir())[:4]
+    ['config.json', 'head', 'predictions-test.csv', 'predictions-val.csv']
+    """
+    profile = found.found.profile
+    chosen = found.heads[CHOSEN]
+    return write_run(
+        dataset.root,
+        run or "weigh",
+        kind="weigh",
+        config=found.config(),
+        figures=found.to_json(),
+        predictions=[chosen.val, chosen.test],
+        heads={"": [_Seeded(found.arguments["seed"], found.head)]},
+        markdown=to_markdown(describe(found)),
+        rows=csv_rows(_csv(profile)) if profile else None,
+        picture=png(weight_profile(profile)) if profile and _has_picture(found) else None,
+    )

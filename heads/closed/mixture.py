@@ -1,0 +1,98 @@
+"""Probabilities from scores: a temperature, and the weights of late fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import chi2
+
+from alphafuse.heads.scoring.statistics import bootstrap_counts
+
+RESAMPLES = 500
+ROUNDS = 200  # of expectation and maximisation; each can only increase the likelihood
+
+
+def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Return the temperature T of least mean log loss of softmax(scores / T) (Guo et al. 2017).
+
+    Args:
+        scores: (clips, C) of clips that the heads weren't trained on.
+        targets: (clips,) int.
+    """
+
+    def loss(exponent: float) -> float:
+        return -float(log_softmax(scores / np.exp(exponent), axis=1)[np.arange(len(targets)), targets].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-10, 6), method="bounded").x))
+
+
+@dataclass(frozen=True)
+class LateWeights:
+    """Weights of late fusion, sum over streams of w_s p_s, which maximise the likelihood of held-out labels.
+
+    Attributes:
+        weights: (streams,) at least 0 each, sum 1.
+        low, high: (streams,) 95% intervals, percentiles over resamples of source videos.
+        p_equal: two-sided p-value of equal weights, from the same resamples.
+        bits: mean gain over equal weights in bits per clip.
+        clips: number of clips.
+    """
+
+    weights: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p_equal: float
+    bits: float
+    clips: int
+
+    def to_json(self, streams: Sequence[str]) -> dict[str, Any]:
+        """The fields, json-able, per stream."""
+        return {
+            "weights": dict(zip(streams, self.weights.tolist(), strict=True)),
+            "low": dict(zip(streams, self.low.tolist(), strict=True)),
+            "high": dict(zip(streams, self.high.tolist(), strict=True)),
+            "p_equal": self.p_equal,
+            "bits": self.bits,
+            "clips": self.clips,
+        }
+
+
+def late_weights(probabilities: np.ndarray, groups: list[str], *, seed: int = 0) -> LateWeights:
+    """Fit the weights of late fusion; the log likelihood is concave in them, so that there is one answer.
+
+    Args:
+        probabilities: (streams, clips) calibrated probability of each clip's own label by heads not trained on it.
+        groups: (clips,) source videos.
+        seed: seed of the resamples.
+    """
+    p = np.maximum(probabilities.T, 1e-12)  # (clips, streams)
+    weights = _maximise(p, np.ones((1, len(p))))[0]
+    counts = bootstrap_counts(1, groups, resamples=RESAMPLES, seed=seed)[1]
+    drawn = _maximise(p, counts)  # (resamples, streams)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    equal = np.full(p.shape[1], 1 / p.shape[1])
+    # a Wald test with the resamples' covariance; one weight follows from the others
+    gap, covariance = (weights - equal)[:-1], np.atleast_2d(np.cov(drawn[:, :-1].T))
+    distance = float(gap @ np.linalg.pinv(covariance) @ gap)
+    p_equal = float(chi2.sf(distance, len(gap)))
+    bits = float(np.log2(p @ weights).mean() - np.log2(p @ equal).mean())
+    return LateWeights(weights, low, high, p_equal, bits, len(p))
+
+
+def _maximise(p: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return (resamples, streams) weights by expectation and maximisation; counts (resamples, clips)."""
+    weights = np.full((len(counts), p.shape[1]), 1 / p.shape[1])
+    total = counts.sum(axis=1, keepdims=True)
+    for _ in range(ROUNDS):
+        share = counts / (weights @ p.T)  # (resamples, clips)
+        updated = weights * (share @ p) / total
+        moved = np.abs(updated - weights).max()
+        weights = updated
+        if moved < 1e-6:
+            break
+    return weights

@@ -1,0 +1,384 @@
+"""`weigh`: how much each stream should weigh, in closed form, with an interval; and the head that follows from it.
+
+    statistics of the training clips -> profile over weightings -> confidence set -> what to do -> head, tested once
+
+Trained heads can't answer this: a layer undoes any factor on its inputs, so a sweep of trained heads mixes the weight
+with the optimisation. In a ridge the weight is a prior (see `heads.closed.ridge`) and the answer is exact. Everything
+is chosen on folds of the training clips, by source video. Validation only ranks the head among other runs, and test
+clips are scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import in_order, title_of
+from alphafuse.errors import ExperimentError
+from alphafuse.heads.closed.mixture import LateWeights
+from alphafuse.heads.closed.moments import effective_rank
+from alphafuse.heads.closed.recommend import Laboratory, Profile, Recommendation
+from alphafuse.heads.closed.ridge import Weighting
+from alphafuse.heads.model.config import Experiment, HeadConfig
+from alphafuse.heads.model.head import AlphaFusion, Normalization
+from alphafuse.heads.scoring.statistics import Comparison, compare_pairs
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import class_indices
+from alphafuse.system.devices import choose_device
+from alphafuse.system.progress import NO_PROGRESS, Progress
+
+from .same_clips import EVALUATED, SameClips, SplitResult
+
+FOLDS = 5
+PROBE_CELLS = 2_000_000_000  # clips x dimensions x classes: the logistic probe takes minutes to here, hours beyond
+PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, chosen on validation clips
+CHOSEN, EQUAL = "chosen", "equal"
+SETTINGS = TrainSettings(hidden=(), dropout=0.0, normalize="variance")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A head in closed form on validation and test clips.
+
+    Attributes:
+        val, test: results.
+        comparison: the chosen head against this one on test, Holm-corrected; None for the chosen one.
+    """
+
+    val: SplitResult
+    test: SplitResult
+    comparison: Comparison | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {
+            "val": self.val.to_json(),
+            "test": self.test.to_json(),
+            "chosen_against": self.comparison and self.comparison.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """Result of `weigh`.
+
+    Attributes:
+        dataset_name: name of the dataset.
+        streams: the streams that were to be weighed, in order.
+        media: stream -> medium.
+        clips, dropped: split -> clips used, and left out because they lack a stream.
+        source_videos: source videos of the training clips.
+        arguments: streams, folds, seed and everything, as in the call.
+        constant: streams that are the same for all clips, left out.
+        found: what to do about each stream, with the profile and the confidence set behind it.
+        raw: stream -> factor on its raw embeddings, 1 for the first stream: the alphas that `fit` takes.
+        ranks: stream -> effective rank of its embeddings (Roy and Vetterli 2007).
+        dims: stream -> dimension.
+        zscored: the profile if every dimension is scaled to variance 1 first; None for one stream.
+        heads: "chosen", "equal" if that is another, and each single stream, that of the least out-of-fold error first.
+        probe: a logistic head on the same weighted streams; None if it takes long and wasn't asked for.
+        late: weights of late fusion; None unless asked for.
+        head: the chosen head: linear, on centred and scaled embeddings.
+        provenance: inputs of the study, for config.json.
+
+    >>> from alphafuse import Dataset, weigh
+    >>> found = weigh(Dataset.open("demo"))
+    >>> found.verdict
+    'Keep both streams and weigh them alike: ...
+    >>> found.heads["chosen"].test
+    SplitResult(test: n=192, top1=0.8... [0.7..., 0.8...], loss=0.5... [0.3..., 0.6...])
+    """
+
+    dataset_name: str
+    streams: tuple[str, ...]
+    media: Mapping[str, str]
+    clips: Mapping[str, int]
+    dropped: Mapping[str, int]
+    source_videos: int
+    arguments: Mapping[str, Any]
+    constant: tuple[str, ...]
+    found: Recommendation
+    raw: Mapping[str, float]
+    ranks: Mapping[str, float]
+    dims: Mapping[str, int]
+    zscored: Profile | None
+    heads: Mapping[str, Tested]
+    probe: Tested | None
+    late: LateWeights | None
+    head: AlphaFusion
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        weights = ", ".join(f"{stream}: {weight:.2g}" for stream, weight in self.weights.items())
+        return f"Weighing({self.dataset_name!r}, {weights})"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Stream -> recommended weight on the scale of equal variances, geometric mean 1; 0 for one to drop."""
+        return dict(zip(self.dims, self.found.chosen.alphas, strict=True))
+
+    @property
+    def best_single(self) -> str:
+        """The stream whose head alone has the least out-of-fold error."""
+        return next(name for name in self.heads if name not in (CHOSEN, EQUAL))
+
+    @property
+    def verdict(self) -> str:
+        """What to do, in a sentence."""
+        return verdict_of(self.found, tuple(self.dims), self.clips["train"])
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        return {
+            "experiment": asdict(self.head.config.experiment),
+            "head": self.head.config.to_json(),
+            **self.provenance,
+            "weigh": dict(self.arguments),
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, json-able."""
+        chosen, found = self.heads[CHOSEN], self.found
+        return {
+            "dataset": self.dataset_name,
+            "verdict": self.verdict,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+            "source_videos": self.source_videos,
+            "streams": list(self.streams),
+            "constant": list(self.constant),
+            "weights": self.weights,
+            "raw_alphas": dict(self.raw),
+            "removed": list(found.removed),
+            "without": {stream: asdict(cost) | {"can_go": cost.can_go} for stream, cost in found.without.items()},
+            "profile": found.profile and found.profile.to_json(),
+            "final": found.final and found.final.to_json(),
+            "zscored": self.zscored and self.zscored.to_json(),
+            "effective_ranks": dict(self.ranks),
+            "best_single": self.best_single,
+            "heads": {name: head.to_json() for name, head in self.heads.items()},
+            "probe": self.probe and self.probe.to_json(),
+            "late": self.late and self.late.to_json(tuple(self.dims)),
+            "val": chosen.val.to_json(),
+            "test": chosen.test.to_json(),
+        }
+
+
+def verdict_of(found: Recommendation, streams: Sequence[str], clips: int) -> str:
+    """Say what to do about the streams, so that it can be acted on; "undecided" where the clips can't decide."""
+    if found.profile is None:
+        return f"{title_of(streams[0])} is the only stream: there is nothing to weigh it against."
+    can_go = [stream for stream, cost in found.without.items() if cost.can_go]
+    if found.removed:
+        kept = [stream for stream in streams if stream not in found.removed]
+        costs = " and ".join(f"{_points(found.without[stream].bound)} without {title_of(stream)}" for stream in can_go)
+        if len(streams) == 2 and len(can_go) == 2:
+            return f"Either stream can go, and any weight will do: you lose at most {costs} (95%). {_kept(kept)}."
+        gone = _titles(found.removed)
+        most = _points(found.costs[found.removed[-1]].bound)
+        lost = f"without {'it' if len(found.removed) == 1 else 'them'} you lose at most {most} of accuracy (95%)"
+        rest = f" {_weights(found.final, clips)}" if found.final else f" {_kept(kept)}."
+        return f"Drop {gone}: {lost}.{rest}"
+    assert found.final is not None
+    return _weights(found.final, clips)
+
+
+def _kept(streams: Sequence[str]) -> str:
+    return f"Here {_titles(streams)} is kept"
+
+
+def _weights(profile: Profile, clips: int) -> str:
+    """Say how streams that stay should weigh."""
+    two = len(profile.streams) == 2
+    last = profile.streams[-1]
+    keep = "Keep both streams" if two else f"Keep {_titles(profile.streams)}"
+    if not profile.choice.is_equal_excluded:
+        if two:
+            low, high = profile.range_of(last)
+            return (
+                f"{keep} and weigh them alike: {clips:,} clips don't show that another weight of {title_of(last)} is "
+                f"better ({_ratio(low)} to {_ratio(high)} of {title_of(profile.streams[0])}'s are as good)."
+            )
+        return f"{keep} and weigh them alike: {clips:,} clips don't show that other weights are better."
+    if two:
+        low, high = profile.range_of(last)
+        weight = profile.relative(profile.chosen)[last]
+        return (
+            f"{keep}: {title_of(last)} should weigh {_ratio(weight)} of {title_of(profile.streams[0])}, "
+            f"{_ratio(low)} to {_ratio(high)} (95%)."
+        )
+    weights = profile.relative(profile.chosen)
+    parts = [
+        f"{title_of(stream)} {_ratio(weights[stream])} ({_ratio(low)} to {_ratio(high)})"
+        for stream in profile.streams
+        for low, high in [profile.range_of(stream)]
+    ]
+    return f"{keep}, with the weights {', '.join(parts)} (95%)."
+
+
+def _points(share: float) -> str:
+    return f"{max(100 * share, 0):.1f} points"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def _titles(streams: Sequence[str]) -> str:
+    titles = [title_of(stream) for stream in streams]
+    return " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
+
+
+def weigh(
+    dataset: Dataset,
+    *,
+    streams: Sequence[str] = (),
+    folds: int = FOLDS,
+    seed: int = 0,
+    everything: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> Weighing:
+    """Find how much each stream should weigh, and make the head with these weights.
+
+    Writes no files; see `alphafuse.write_weigh`.
+
+    Args:
+        dataset: a dataset whose three splits are extracted.
+        streams: the streams to weigh; all that are extracted by default.
+        folds: folds of source videos within train, at least 2.
+        seed: decides the folds, and the draws of intervals.
+        everything: also the weights of late fusion, and the logistic probe even if it takes long.
+        progress: rounds of clips and of weightings.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: an unknown stream, no stream that varies, or source videos for fewer than two folds.
+
+    >>> from alphafuse import Dataset, weigh
+    >>> found = weigh(Dataset.open("demo"), streams=["ast"])
+    >>> found.weights, found.verdict
+    ({'ast': 1.0}, 'AST is the only stream: there is nothing to weigh it against.')
+    """
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+        raise ExperimentError(f"folds must be a whole number of at least 2, not {folds!r}")
+    clips = SameClips.load(dataset, SETTINGS, [seed], Experiment(streams=tuple(streams)))
+    names = tuple(in_order(streams or clips.streams))
+    rows = clips.embeddings["train"]
+    laboratory = Laboratory(
+        rows,
+        class_indices(rows.labels, clips.classes),
+        len(clips.classes),
+        names,
+        folds=folds,
+        seed=seed,
+        device=choose_device(SETTINGS.device),
+        progress=progress,
+    )
+    found = laboratory.recommend()
+    heads = _heads(laboratory, clips, found)
+    chosen = heads[CHOSEN]
+    cells = len(rows) * sum(laboratory.moments.dims.values()) * len(clips.classes)
+    several = len(laboratory.streams) > 1
+    return Weighing(
+        dataset_name=dataset.name,
+        streams=names,
+        media={stream: dataset.media[stream] for stream in names},
+        clips=clips.counts,
+        dropped=clips.dropped,
+        source_videos=len(set(rows.groups)),
+        arguments={"streams": list(streams), "folds": folds, "seed": seed, "everything": everything},
+        constant=laboratory.constant,
+        found=found,
+        raw=_raw(laboratory, found.chosen),
+        ranks={stream: effective_rank(values) for stream, values in laboratory.standard.variances.items()},
+        dims=laboratory.moments.dims,
+        zscored=laboratory.zscored() if several else None,
+        heads=_tested(heads, clips),
+        probe=_probe(laboratory, clips, found.chosen) if everything or cells <= PROBE_CELLS else None,
+        late=laboratory.late() if everything and several else None,
+        head=chosen,
+        provenance=clips.provenance,
+    )
+
+
+def _raw(laboratory: Laboratory, chosen: Weighting) -> dict[str, float]:
+    """Return weights as factors on raw embeddings, 1 for the first stream that weighs something."""
+    scales = laboratory.standard.scales
+    factors = {stream: alpha / scales[stream] for stream, alpha in zip(laboratory.streams, chosen.alphas, strict=True)}
+    first = next(factor for factor in factors.values() if factor)
+    return {stream: factor / first for stream, factor in factors.items()}
+
+
+def _heads(laboratory: Laboratory, clips: SameClips, found: Recommendation) -> dict[str, AlphaFusion]:
+    """Return the chosen head, the equal one if it is another, and each stream's, that of the least error first."""
+    singles = {stream: laboratory.single(stream) for stream in laboratory.streams}
+    weightings = {CHOSEN: found.chosen}
+    if len(set(found.chosen.alphas)) > 1:
+        weightings[EQUAL] = laboratory.equal()
+    for stream in sorted(singles, key=lambda stream: singles[stream].loss):
+        weightings[stream] = singles[stream]
+    return {name: closed_head(laboratory, weighting, clips) for name, weighting in weightings.items()}
+
+
+def closed_head(laboratory: Laboratory, weighting: Weighting, clips: SameClips) -> AlphaFusion:
+    """Return a ridge head as a linear head on the centred, scaled embeddings of the streams that weigh something."""
+    linear, temperature = laboratory.refit(weighting)
+    moments, scales = laboratory.moments, laboratory.standard.scales
+    used = [stream for stream, alpha in zip(laboratory.streams, weighting.alphas, strict=True) if alpha]
+    experiment = Experiment(streams=tuple(used), normalize="variance").of(clips.streams)
+    head = AlphaFusion(HeadConfig(moments.dims, clips.classes, experiment, SETTINGS))
+    mean = moments.sums.sum(axis=(0, 1)) / moments.counts.sum()  # of the shifted vectors
+    parts = []
+    with torch.no_grad():
+        for stream in head.config.streams:
+            own = moments.columns[stream]
+            normalization = cast(Normalization, head.normalizations[stream])
+            normalization.mean.copy_(torch.from_numpy(moments.shift[own] + mean[own]))
+            normalization.std.fill_(scales[stream])
+            parts.append(linear.matrix[own] * scales[stream])
+        head.linears[0].weight.copy_(torch.from_numpy(np.concatenate(parts).T / temperature))
+        head.linears[0].bias.copy_(torch.from_numpy((linear.bias + mean @ linear.matrix) / temperature))
+    return head.eval()
+
+
+def _tested(heads: Mapping[str, AlphaFusion], clips: SameClips) -> dict[str, Tested]:
+    """Score heads on validation and, once, on test; compare the chosen one with the others."""
+    results = {
+        name: [clips.score_logits(head.predict_logits(clips.embeddings[split])[None], split) for split in EVALUATED]
+        for name, head in heads.items()
+    }
+    others = [name for name in heads if name != CHOSEN]
+    own = results[CHOSEN][1]
+    pairs = [(own.scores.top1, results[name][1].scores.top1) for name in others]
+    compared = dict(zip(others, compare_pairs(pairs, own.groups), strict=True))
+    return {name: Tested(val, test, compared.get(name)) for name, (val, test) in results.items()}
+
+
+def _probe(laboratory: Laboratory, clips: SameClips, chosen: Weighting) -> Tested:
+    """Train logistic heads (L-BFGS) on the weighted streams; the penalty is chosen by loss on validation clips."""
+    weights = np.repeat(chosen.alphas, [*laboratory.standard.moments.dims.values()])
+
+    def vectors(split: str) -> np.ndarray:
+        rows = clips.embeddings[split].read_rows(np.arange(clips.counts[split]))
+        x = np.concatenate([rows[stream] for stream in laboratory.streams], axis=1)
+        return ((x - laboratory.moments.shift) @ laboratory.standard.matrix) * weights
+
+    def score(model: LogisticRegression, split: str) -> SplitResult:
+        probabilities = np.zeros((clips.counts[split], len(clips.classes)))
+        probabilities[:, model.classes_] = model.predict_proba(x[split])
+        return clips.score_logits(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))[None], split)
+
+    x = {split: vectors(split) for split in clips.embeddings}
+    targets = laboratory.clips.targets
+    models = [LogisticRegression(C=strength, max_iter=1000).fit(x["train"], targets) for strength in PROBE_STRENGTHS]
+    val = [score(model, "val") for model in models]
+    best = min(range(len(models)), key=lambda i: val[i].loss.mean)
+    return Tested(val[best], score(models[best], "test"), None)
