@@ -69,7 +69,7 @@ def _gain(found: Weighing) -> Iterator[str]:
 def _regret(found: Weighing) -> Iterator[str]:
     """Say what equal weights cost."""
     profile = found.found.profile
-    if profile is None:
+    if profile is None or not profile.is_learned:
         return
     choice = profile.choice
     least = choice.losses[choice.best]

@@ -16,7 +16,7 @@ import torch
 
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.scoring.choice import Choice, choose_by_sums, most_lost
+from alphafuse.heads.scoring.choice import Choice, choose_by_sums, most_lost, paired_margin
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .mixture import LateWeights, fit_temperature, late_weights
@@ -27,6 +27,7 @@ from .rows import Clips, LinearHead, heads_of, refit_of, score_rows, scores_of, 
 
 DROP_SHARE = 0.01  # a stream goes if the accuracy without it is lower by at most this, with 95% confidence
 COARSE = 0.5  # octaves between the weights of the second profile, of z-scored dimensions
+NOTHING = 100.0  # log2 of a penalty at which nothing is learned: the head guesses by class frequency
 SAMPLE = 20_000  # clips for a temperature and for late weights: a few numbers need no more
 
 
@@ -38,11 +39,14 @@ class Profile:
         streams: the streams that are weighed, in order.
         weightings: weights of each candidate with its best penalty; `loss` is measured on the clips.
         choice: the confidence set and the recommended candidate.
+        is_learned: whether the best candidate's error is below that of guessing by class frequency (one-sided 95%);
+            if not, the clips can't say anything about weights.
     """
 
     streams: tuple[str, ...]
     weightings: tuple[Weighting, ...]
     choice: Choice
+    is_learned: bool
 
     @property
     def chosen(self) -> Weighting:
@@ -77,6 +81,7 @@ class Profile:
             "streams": list(self.streams),
             "weights": self.relative(self.chosen),
             "ranges": {stream: list(self.range_of(stream)) for stream in self.streams},
+            "is_learned": self.is_learned,
             "is_equal_excluded": self.choice.is_equal_excluded,
             "regret_of_equal": self.choice.regret,
             "regret_bound": self.choice.regret_bound,
@@ -203,6 +208,8 @@ class Laboratory:
             whole = correct if whole is None else whole
             costs = {stream: Without(*most_lost(whole, alone[stream], sizes)) for stream in remaining}
             first, without = first or final, without or costs
+            if not first.is_learned:
+                break
             can_go = [stream for stream in remaining if costs[stream].can_go]
             if not can_go:
                 break
@@ -249,7 +256,8 @@ class Laboratory:
             self.progress.stop()
         near = found[equal].penalty
         one_less = [problem.best([float(other != stream) for other in streams], near=near) for stream in streams]
-        candidates = [*found, *one_less]
+        guess = Weighting(len(streams) * (1.0,), problem.unit * 2.0**NOTHING, 0.0)
+        candidates = [*found, *one_less, guess]
         self.progress.start("scores", total=len(candidates) * len(self.clips.targets))
         try:
             scored = score_rows(
@@ -262,8 +270,9 @@ class Laboratory:
             self.progress.stop()
         choice = choose_by_sums(scored.squared[: len(found)], scored.sizes, equal, seed=self.seed)
         measured = tuple(replace(one, loss=float(loss)) for one, loss in zip(found, choice.losses, strict=True))
-        without = dict(zip(streams, scored.correct[len(found) :], strict=True))
-        return Profile(tuple(streams), measured, choice), scored.correct[choice.best], without
+        without = dict(zip(streams, scored.correct[len(found) : -1], strict=True))
+        gain, margin = paired_margin(scored.squared[-1] - scored.squared[choice.best], scored.sizes)
+        return Profile(tuple(streams), measured, choice, gain > margin), scored.correct[choice.best], without
 
     def refit(self, weighting: Weighting) -> tuple[LinearHead, float]:
         """Return the head of these weights trained on all clips, and the temperature of its scores."""

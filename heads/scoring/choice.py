@@ -143,12 +143,21 @@ def most_lost(whole: np.ndarray, without: np.ndarray, sizes: np.ndarray) -> tupl
         whole, without: (units,) correct clips of each source video, with and without the stream.
         sizes: (units,) clips of each.
     """
-    units, n = len(sizes), sizes.sum()
-    lost = float((whole - without).sum() / n)
+    lost, margin = paired_margin(whole - without, sizes)
     z = float(norm.ppf(LEVEL))
-    floor = z * z / (units + z * z)
+    return lost, lost + max(margin, z * z / (len(sizes) + z * z))
+
+
+def paired_margin(differences: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return the mean difference per clip, and the one-sided 95% margin of it by Student's t over source videos.
+
+    Args:
+        differences: (units,) sums of differences over the clips of each source video; sizes: (units,) clips of each.
+    """
+    units, n = len(sizes), sizes.sum()
+    mean = float(differences.sum() / n)
     if units < 2:
-        return lost, 1.0
-    influence = ((whole - without) - lost * sizes) / n
+        return mean, float("inf")
+    influence = (differences - mean * sizes) / n
     error = float(np.sqrt((influence**2).sum() * units / (units - 1)))
-    return lost, lost + max(float(student_t.ppf(LEVEL, units - 1)) * error, floor)
+    return mean, float(student_t.ppf(LEVEL, units - 1)) * error

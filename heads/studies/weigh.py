@@ -10,6 +10,7 @@ clips are scored once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -176,6 +177,11 @@ def verdict_of(found: Recommendation, streams: Sequence[str], clips: int) -> str
     """Say what to do about the streams, so that it can be acted on; "undecided" where the clips can't decide."""
     if found.profile is None:
         return f"{title_of(streams[0])} is the only stream: there is nothing to weigh it against."
+    if not found.profile.is_learned:
+        return (
+            f"Undecided: from {clips:,} training clips no stream predicts the labels better than guessing, so there is "
+            "nothing to weigh yet. More clips per class would help."
+        )
     can_go = [stream for stream, cost in found.without.items() if cost.can_go]
     if found.removed:
         kept = [stream for stream in streams if stream not in found.removed]
@@ -185,35 +191,35 @@ def verdict_of(found: Recommendation, streams: Sequence[str], clips: int) -> str
         gone = _titles(found.removed)
         most = _points(found.costs[found.removed[-1]].bound)
         lost = f"without {'it' if len(found.removed) == 1 else 'them'} you lose at most {most} of accuracy (95%)"
-        rest = f" {_weights(found.final, clips)}" if found.final else f" {_kept(kept)}."
-        return f"Drop {gone}: {lost}.{rest}"
+        rest = _weights(found.final, clips, _titles(kept)) if found.final else f"{_kept(kept)}."
+        return f"Drop {gone}: {lost}. {rest}"
     assert found.final is not None
-    return _weights(found.final, clips)
+    return _weights(found.final, clips, "both streams" if len(streams) == 2 else _titles(streams))
 
 
 def _kept(streams: Sequence[str]) -> str:
     return f"Here {_titles(streams)} is kept"
 
 
-def _weights(profile: Profile, clips: int) -> str:
+def _weights(profile: Profile, clips: int, kept: str) -> str:
     """Say how streams that stay should weigh."""
     two = len(profile.streams) == 2
     last = profile.streams[-1]
-    keep = "Keep both streams" if two else f"Keep {_titles(profile.streams)}"
+    keep = f"Keep {kept}"
     if not profile.choice.is_equal_excluded:
         if two:
             low, high = profile.range_of(last)
             return (
-                f"{keep} and weigh them alike: {clips:,} clips don't show that another weight of {title_of(last)} is "
-                f"better ({_ratio(low)} to {_ratio(high)} of {title_of(profile.streams[0])}'s are as good)."
+                f"{keep} and weigh them alike: {clips:,} clips don't show that another weight is better "
+                f"({title_of(last)} could weigh {_ratio(low)} to {_ratio(high)} times as much as {title_of(profile.streams[0])})."
             )
         return f"{keep} and weigh them alike: {clips:,} clips don't show that other weights are better."
     if two:
         low, high = profile.range_of(last)
         weight = profile.relative(profile.chosen)[last]
         return (
-            f"{keep}: {title_of(last)} should weigh {_ratio(weight)} of {title_of(profile.streams[0])}, "
-            f"{_ratio(low)} to {_ratio(high)} (95%)."
+            f"{keep}: {title_of(last)} should weigh {_ratio(weight)} times as much as {title_of(profile.streams[0])} "
+            f"({_ratio(low)} to {_ratio(high)} times, 95%)."
         )
     weights = profile.relative(profile.chosen)
     parts = [
@@ -377,8 +383,12 @@ def _probe(laboratory: Laboratory, clips: SameClips, chosen: Weighting) -> Teste
         return clips.score_logits(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))[None], split)
 
     x = {split: vectors(split) for split in clips.embeddings}
-    targets = laboratory.clips.targets
-    models = [LogisticRegression(C=strength, max_iter=1000).fit(x["train"], targets) for strength in PROBE_STRENGTHS]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        models = [
+            LogisticRegression(C=strength, max_iter=1000).fit(x["train"], laboratory.clips.targets)
+            for strength in PROBE_STRENGTHS
+        ]
     val = [score(model, "val") for model in models]
     best = min(range(len(models)), key=lambda i: val[i].loss.mean)
     return Tested(val[best], score(models[best], "test"), None)
