@@ -206,13 +206,19 @@ class AlphaPoint:
 
 @dataclass(frozen=True)
 class ChosenAlpha:
-    """The alpha chosen on validation: its test scores, and its difference from the untransformed heads."""
+    """The alpha that validation recommends: its test scores, and its difference from the untransformed heads.
+
+    `as_good` are the alphas that none is significantly better than on validation; `is_untransformed`: none is better
+    than the untransformed heads.
+    """
 
     alpha: float
     top1: Measure
     loss: Measure
     difference: Measure
     p_value: float
+    is_untransformed: bool
+    as_good: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,8 @@ def _chosen(found: Mapping[str, Any]) -> ChosenAlpha:
         loss=Measure.from_json(test, "loss"),
         difference=difference,
         p_value=float(against["p_holm"]),
+        is_untransformed=bool(found["is_untransformed"]),
+        as_good=tuple(map(float, found["as_good"])),
     )
 
 

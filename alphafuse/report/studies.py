@@ -279,17 +279,29 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
     notes = []
     method = next(iter(sweep.chosen.values())).comparison.test.method
     for on, found in sweep.chosen.items():
-        interval = percent_range(found.comparison.interval, sign="+")
-        gap = f"{100 * found.comparison.test.difference:+.1f} points ({interval})"
-        verdict = "differs from" if found.comparison.is_found else "can't be distinguished from"
+        as_good = (
+            f"{min(found.as_good):g} to {max(found.as_good):g} are as good" if found.as_good else "none is as good"
+        )
+        clips = f"{sweep.baseline.val.n} validation clips"
+        if found.is_untransformed:
+            notes.append(
+                f"{title_of_streams(on)}: keep the untransformed heads. {clips} don't show that another alpha is "
+                f"better ({as_good})."
+            )
+            continue
+        difference = 100 * found.comparison.test.difference
+        verdict = ("better" if difference > 0 else "worse") if found.comparison.is_found else "undecided"
         notes.append(
-            f"{title_of_streams(on)} {found.point.experiment.alpha:g} {verdict} the untransformed head on test: {gap}."
+            f"{title_of_streams(on)}: alpha {found.alpha:g} is better than none on {clips} ({as_good}); on {test.n} "
+            f"test clips it is {verdict}: {difference:+.1f} points "
+            f"({percent_range(found.comparison.interval, sign='+')})."
         )
     notes += [
         f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired "
         "test, 80% power).",
-        "Chosen: highest mean validation accuracy, ties by lowest loss; its validation figure is that of the best "
-        f"of {len(sweep.alphas)}, so use its test figure, which was scored once.",
+        "Chosen: untransformed, unless its validation loss is significantly above that of an alpha (95%, max-t over "
+        "source videos and seeds); then the alpha of least loss. Test was scored once. For weights, see "
+        "`alphafuse weigh`: a trained layer can undo any factor on its inputs.",
         f"Ceiling: val {percent(sweep.baseline.val.ceiling.accuracy)}%, test {percent(test.ceiling.accuracy)}% (share "
         "of clips whose label occurs in training).",
         f"Accuracies in %, means over seeds; n = {sweep.baseline.val.n} val and {test.n} test clips. {methods(test)}",

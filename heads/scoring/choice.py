@@ -87,7 +87,7 @@ def choose_by_sums(
     """Choose as `choose_weight` does, by the losses' sums over each source video.
 
     A multiplier bootstrap (Chernozhukov, Chetverikov and Kato 2013): the mean losses are drawn from the normal
-    distribution with the covariance that the source videos show, divided by a chi deviate because they are finite.
+    distribution with the covariance that source videos and seeds show, over a chi deviate because these are few.
     Candidate r stays in the set unless its largest t statistic against the others exceeds the 95% quantile of the same
     maximum over the draws.
 
@@ -105,14 +105,14 @@ def choose_by_sums(
         return Choice(means, best, equal, inside, float(means[equal] - means[best]), float("inf"), units)
     influence = (sums - means[:, None] * sizes) / n  # (candidates, units)
     covariance = influence @ influence.T * units / (units - 1)
-    rng = np.random.default_rng(seed)
-    drawn = _student(rng, covariance, units - 1)
-    if of_seeds is not None:
+    freedom = units - 1.0
+    if of_seeds is not None:  # Satterthwaite's degrees of freedom of a sum of two variances
+        parts = [float(_of_differences(part).mean()) for part in (covariance, of_seeds)]
+        squares = parts[0] ** 2 / freedom + parts[1] ** 2 / (seeds - 1)
+        freedom = sum(parts) ** 2 / squares if squares else freedom
         covariance = covariance + of_seeds
-        drawn = drawn + _student(rng, of_seeds, seeds - 1)
-    spread = np.diag(covariance)
-    variance = np.maximum(spread[:, None] + spread - 2 * covariance, 0)
-    error = np.sqrt(variance)
+    drawn = _student(np.random.default_rng(seed), covariance, freedom)
+    error = np.sqrt(_of_differences(covariance))
     known = error > 1e-9 * (np.abs(means).max() + 1e-300)  # the others are the same candidate, up to rounding
     scale = np.divide(1, error, out=np.zeros_like(error), where=known)
     inside = np.ones(count, dtype=bool)
@@ -125,7 +125,13 @@ def choose_by_sums(
     return Choice(means, best, equal if inside[equal] else best, inside, regret, bound, units)
 
 
-def _student(rng: np.random.Generator, covariance: np.ndarray, freedom: int) -> np.ndarray:
+def _of_differences(covariance: np.ndarray) -> np.ndarray:
+    """Return the variances of all differences of two candidates, (candidates, candidates)."""
+    spread = np.diag(covariance)
+    return np.maximum(spread[:, None] + spread - 2 * covariance, 0)
+
+
+def _student(rng: np.random.Generator, covariance: np.ndarray, freedom: float) -> np.ndarray:
     """Draw (DRAWS, candidates) from the multivariate t distribution with this covariance of the underlying normal."""
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))

@@ -1,4 +1,9 @@
-"""Accuracy and loss as functions of alpha: curves on validation clips, the best alpha scored once on test clips."""
+"""Accuracy and loss as functions of alpha: curves on validation clips, the chosen alpha scored once on test clips.
+
+A trained layer can undo a factor on its inputs, so most of what a curve shows is the optimisation and the luck of few
+clips. The untransformed heads are kept unless validation clips show that another alpha is better (`choose_weight`).
+How much a stream should weigh is answered by `weigh`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,13 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+import numpy as np
+
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.model.transforms import TRANSFORMS
+from alphafuse.heads.scoring.choice import choose_weight
 from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.cluster import require_engine
@@ -21,7 +29,6 @@ from .same_clips import (
     SplitResult,
     Trained,
     against,
-    best_on_validation,
     epochs_of,
     resolvable_gap,
     seed_range,
@@ -34,17 +41,27 @@ MAX_ALPHAS = 1000
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best alpha of one curve on validation clips, and its test result.
+    """The alpha of one curve that validation clips recommend, and its test result.
 
     Attributes:
-        point: the trained experiment with that alpha.
+        point: the trained experiment: the curve's point of least validation loss if the untransformed heads are
+            significantly worse; else these, or the curve's point that equals them (alpha 1).
+        as_good: alphas of the curve that no other is significantly better than, on validation.
+        is_untransformed: whether the untransformed heads are kept.
         test: its result on the test split, scored once.
         comparison: comparison with the untransformed baseline, Holm-corrected over the curves.
     """
 
     point: Trained
+    as_good: tuple[float, ...]
+    is_untransformed: bool
     test: SplitResult
     comparison: Comparison
+
+    @property
+    def alpha(self) -> float:
+        """The alpha; 1 where the untransformed heads are kept."""
+        return 1.0 if self.point.experiment.alpha is None else self.point.experiment.alpha
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,7 @@ class Sweep:
         clips, dropped: split -> number of clips used, and left out because they lack a stream.
         baseline: untransformed heads; the chosen points are compared with their test result.
         curves: a stream, several ("ast,clap") or "all" -> points in the order of `alphas`, with validation results.
-        chosen: the same keys -> the alpha with the highest mean validation top-1 (among equals, the lowest loss).
+        chosen: the same keys -> what validation clips recommend.
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases.
         provenance: inputs of the study, for config.json.
 
@@ -83,7 +100,7 @@ class Sweep:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        best = ", ".join(f"{on}: {found.point.experiment.alpha:g}" for on, found in self.chosen.items())
+        best = ", ".join(f"{on}: {found.alpha:g}" for on, found in self.chosen.items())
         return f"Sweep({self.dataset_name!r}, {self.transform}, {len(self.alphas)} alphas, chosen {best})"
 
     @property
@@ -98,7 +115,7 @@ class Sweep:
         return [point for curve in self.curves.values() for point in curve]
 
     def chosen_at(self, point: Trained) -> Chosen | None:
-        """Return the choice that this point is, if it was chosen."""
+        """Return the choice that this point is, if it was chosen for a curve."""
         return next((chosen for chosen in self.chosen.values() if chosen.point is point), None)
 
     def test_at(self, point: Trained) -> SplitResult | None:
@@ -137,7 +154,9 @@ class Sweep:
             },
             "chosen": {
                 on: {
-                    "alpha": found.point.experiment.alpha,
+                    "alpha": found.alpha,
+                    "is_untransformed": found.is_untransformed,
+                    "as_good": list(found.as_good),
                     "test": found.test.to_json(),
                     "against_baseline": found.comparison.to_json(),
                 }
@@ -188,7 +207,7 @@ def sweep(
     engine: str = "local",
     address: str | None = None,
 ) -> Sweep:
-    """Train heads for each alpha, choose the best alpha on validation, and score it once on test.
+    """Train heads for each alpha, choose one on validation, and score it once on test.
 
     Writes no files; see `alphafuse.write_sweep`.
 
@@ -240,8 +259,8 @@ def sweep(
             address=address,
         )
     curves = {target: tuple(points[i * len(alphas) : (i + 1) * len(alphas)]) for i, target in enumerate(on)}
-    best = {target: best_on_validation(curve) for target, curve in curves.items()}
-    test = {target: clips.score(point.heads, "test") for target, point in best.items()}
+    best = {target: _choose(baseline, curve) for target, curve in curves.items()}
+    test = {target: clips.score(point.heads, "test") for target, (point, *_) in best.items()}
     of_baseline = clips.score(baseline.heads, "test")
     comparisons = against(of_baseline, list(test.values()))
     return Sweep(
@@ -256,12 +275,26 @@ def sweep(
         baseline=replace(baseline, test=of_baseline),
         curves=curves,
         chosen={
-            target: Chosen(best[target], test[target], comparison)
+            target: Chosen(*best[target], test[target], comparison)
             for target, comparison in zip(on, comparisons, strict=True)
         },
         resolvable_gap=resolvable_gap(of_baseline, list(test.values()), comparisons=len(on)),
         provenance=clips.provenance,
     )
+
+
+def _choose(baseline: Trained, curve: Sequence[Trained]) -> tuple[Trained, tuple[float, ...], bool]:
+    """Return the recommended point, the alphas that are as good, and whether the untransformed heads are kept."""
+    candidates = [baseline, *curve]
+    losses = np.stack([point.val.scores.loss for point in candidates])
+    choice = choose_weight(losses, baseline.val.groups, equal=0)
+    as_good = tuple(
+        float(point.experiment.alpha or 0) for point, inside in zip(curve, choice.inside[1:], strict=True) if inside
+    )
+    if choice.chosen:
+        return candidates[choice.chosen], as_good, False
+    same = [point for point, own in zip(curve, losses[1:], strict=True) if np.allclose(own, losses[0], rtol=1e-4)]
+    return (same or [baseline])[0], as_good, True
 
 
 def _check(transform: str, on: tuple[str, ...], alphas: tuple[float, ...]) -> None:

@@ -211,7 +211,8 @@ def _weights(profile: Profile, clips: int, kept: str) -> str:
             low, high = profile.range_of(last)
             return (
                 f"{keep} and weigh them alike: {clips:,} clips don't show that another weight is better "
-                f"({title_of(last)} could weigh {_ratio(low)} to {_ratio(high)} times as much as {title_of(profile.streams[0])})."
+                f"({title_of(last)} could weigh {_ratio(low)} to {_ratio(high)} times as much as "
+                f"{title_of(profile.streams[0])})."
             )
         return f"{keep} and weigh them alike: {clips:,} clips don't show that other weights are better."
     if two:

@@ -107,12 +107,15 @@ def sweep_verdicts(curves: Any) -> list[str]:
     """Return sentences on the test scores of the alphas chosen on validation."""
     sentences = []
     for on, found in curves.chosen.items():
-        verdict = "differs from" if found.p_value < 1 - LEVEL else "can't be distinguished from"
+        if found.is_untransformed:
+            sentences.append(f"No alpha of {_changed(on)} is shown to be better than 1 on validation clips: keep 1.")
+            continue
+        word = "better" if found.difference.mean > 0 else "worse"
+        verdict = word if found.p_value < 1 - LEVEL else "undecided"
         ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
-        changed = "all streams" if on == ALL else title_of_streams(on)
         sentences.append(
-            f"Alpha {found.alpha:g} of {changed}, chosen on validation, {verdict} the untransformed heads on test "
-            f"clips: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
+            f"Alpha {found.alpha:g} of {_changed(on)} is better than 1 on validation clips; on test clips it is "
+            f"{verdict}: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
         )
     if not curves.ceilings["val"].reachable:
         sentences.append(
@@ -120,6 +123,10 @@ def sweep_verdicts(curves: Any) -> list[str]:
             "the alphas were chosen by validation loss alone, which is weak evidence."
         )
     return sentences
+
+
+def _changed(on: str) -> str:
+    return "all streams" if on == ALL else title_of_streams(on)
 
 
 def whose_heads(report: Report) -> str:

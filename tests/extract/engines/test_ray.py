@@ -83,7 +83,7 @@ def assert_same_stores(found: Dataset, expected: Dataset) -> None:
     assert failures[0] == failures[1] != []
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for never came"

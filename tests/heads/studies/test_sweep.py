@@ -16,6 +16,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import ClusterError, ExperimentError
 from alphafuse.heads.model.config import BASELINE, Experiment
+from alphafuse.heads.scoring.choice import choose_weight
 from alphafuse.heads.studies.compare import compare
 from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.runs import read_sweep_config
@@ -66,16 +67,29 @@ def test_alpha_zero_is_the_other_stream_alone_and_alpha_one_the_baseline(found: 
         np.testing.assert_allclose(curve[2].val.scores.loss, found.baseline.val.scores.loss, rtol=1e-4)
 
 
-def test_only_the_chosen_alpha_is_tested_and_validation_chose_it(found: Sweep) -> None:
+def test_only_the_chosen_alpha_is_tested_and_the_untransformed_heads_stay_unless_one_is_better(found: Sweep) -> None:
     for on, curve in found.curves.items():
         assert all(point.test is None for point in curve)
-        best = max(point.val.top1.mean for point in curve)
+        candidates = [found.baseline, *curve]
+        losses = np.stack([point.val.scores.loss for point in candidates])
+        choice = choose_weight(losses, found.baseline.val.groups, equal=0)
         chosen = found.chosen[on]
-        assert chosen.point in curve and chosen.point.val.top1.mean == best
-        ties = [point for point in curve if point.val.top1.mean == best]
-        assert chosen.point.val.loss.mean == min(point.val.loss.mean for point in ties)
+        assert chosen.is_untransformed == bool(choice.inside[0])
+        expected = 1.0 if chosen.is_untransformed else curve[choice.best - 1].experiment.alpha
+        assert chosen.alpha == expected and chosen.point in curve
+        assert set(chosen.as_good) == {alpha for alpha, good in zip(ALPHAS, choice.inside[1:], strict=True) if good}
+        assert 0.0 not in chosen.as_good, "without the stream"
         assert chosen.test.split == "test" and chosen.test.n == found.clips["test"]
         assert chosen.comparison.interval.low <= chosen.comparison.test.difference <= chosen.comparison.interval.high
+
+
+def test_a_curve_without_alpha_1_can_keep_the_untransformed_heads_and_says_so(dataset: Dataset) -> None:
+    found = sweep(dataset, on=["ast"], alphas=(0.9, 1.1), seeds=1, settings=SETTINGS)
+    chosen = found.chosen["ast"]
+    assert chosen.is_untransformed and chosen.point.experiment == found.baseline.experiment and chosen.alpha == 1.0
+    assert chosen.comparison.test.difference == 0
+    assert "AST: keep the untransformed heads" in to_text(describe(found))
+    assert (write_sweep(found, dataset, run="kept") / "sweep.png").is_file()
 
 
 def test_a_curve_may_be_on_several_streams_or_all_and_words_for_the_same_streams_are_one_curve(tmp_path: Path) -> None:
