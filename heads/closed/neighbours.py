@@ -131,6 +131,11 @@ class Neighbours:
     def __repr__(self) -> str:
         return f"Neighbours({len(self)} reference clips, {', '.join(self.streams)})"
 
+    def clip_id(self, position: int) -> str:
+        """Return the clip_id of the reference at a position."""
+        source = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self.references[source].clip_ids[position - int(self._starts[source])]
+
     def nearest(self, queries: EmbeddingSource, alphas: np.ndarray | Sequence[Sequence[float]], k: int = K) -> Nearest:
         """Find the k nearest references of each query, for each candidate.
 
@@ -198,27 +203,30 @@ class Neighbours:
             progress.advance(len(positions))
         return VoteScores(correct, loss, voters)
 
-    def cosines(self, queries: EmbeddingSource, positions: np.ndarray) -> np.ndarray:
-        """Return the cosine of each stream between queries and some of the references.
+    def parts(self, queries: EmbeddingSource, alphas: Sequence[float], positions: np.ndarray) -> np.ndarray:
+        """Return what each stream adds to the similarity of queries and some of the references.
 
         Args:
             queries: clips.
+            alphas: (streams,), one candidate of `nearest`.
             positions: (queries, k) integers: positions of references, -1 = none.
 
         Returns:
-            (queries, k, streams) float32; NaN without a neighbour, or if one of the two lacks the stream.
+            (queries, k, streams) float32, which sum to the similarities; NaN without a neighbour, or if one of the two
+            lacks the stream, which then adds 0.
         """
         own = self._units(queries.read_rows(np.arange(len(queries))), len(queries))
+        weights = _weights(shares_of([alphas], self.streams), own.present)[0]
         wanted = np.unique(positions[positions >= 0])
         theirs = self._units(self._read(wanted), len(wanted))
-        places = np.searchsorted(wanted, positions)
         result = np.full((*positions.shape, len(self.streams)), np.nan, np.float32)
-        rows, columns = np.nonzero(positions >= 0)
-        others = places[rows, columns]
+        query, place = np.nonzero(positions >= 0)
+        reference = np.searchsorted(wanted, positions[query, place])
         for stream in range(len(self.streams)):
-            both = own.present[rows, stream] & theirs.present[others, stream]
-            a, b = own.vectors[stream][rows[both]], theirs.vectors[stream][others[both]]
-            result[rows[both], columns[both], stream] = np.einsum("ij,ij->i", a, b)
+            both = own.present[query, stream] & theirs.present[reference, stream]
+            a, b = own.vectors[stream][query[both]], theirs.vectors[stream][reference[both]]
+            cosines = np.einsum("ij,ij->i", a, b)
+            result[query[both], place[both], stream] = weights[query[both], stream] * cosines
         return result
 
     def _nearest(self, queries: EmbeddingSource, shares: np.ndarray, k: int) -> Nearest:
@@ -226,10 +234,8 @@ class Neighbours:
         if k < 1:
             raise ExperimentError(f"the number of neighbours must be at least 1, not {k}")
         own = self._units(queries.read_rows(np.arange(len(queries))), len(queries))
-        weights = shares[:, None, :] * own.present  # (candidates, queries, streams)
-        total = weights.sum(axis=2, keepdims=True)
-        can_compare = total[:, :, 0] > 0
-        weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0).astype(np.float32)
+        weights = _weights(shares, own.present)  # (candidates, queries, streams)
+        can_compare = weights.any(axis=2)
         codes = {group: code for code, group in enumerate(dict.fromkeys(queries.groups))}
         own_codes = np.array([codes[group] for group in queries.groups])
         shape = (*weights.shape[:2], k)
@@ -320,6 +326,13 @@ def shares_of(alphas: np.ndarray | Sequence[Sequence[float]], streams: Sequence[
         raise ExperimentError("at least one alpha must be above 0")
     squares = (given / largest) ** 2
     return squares / squares.sum(axis=1, keepdims=True)
+
+
+def _weights(shares: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return (candidates, queries, streams) float32: shares that sum to 1 over the streams that a query has."""
+    weights = shares[:, None, :] * present
+    total = weights.sum(axis=2, keepdims=True)
+    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0).astype(np.float32)
 
 
 def vote(similarities: np.ndarray, labels: np.ndarray, classes: int, temperature: float = TEMPERATURE) -> np.ndarray:

@@ -14,7 +14,7 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed import neighbours as module
-from alphafuse.heads.closed.neighbours import EMPTY, K, TEMPERATURE, Neighbours, drawn, vote
+from alphafuse.heads.closed.neighbours import EMPTY, TEMPERATURE, K, Neighbours, drawn, vote
 
 DIMS = {"ast": 5, "clap": 3, "dino": 8}
 ALPHAS = np.array([[1, 1, 1], [0.5, 2, 1], [1, 0, 0], [0, 3, 0.1]])
@@ -149,8 +149,8 @@ def test_a_store_on_disk_and_several_sources_give_what_one_in_memory_gives(tmp_p
         assert np.array_equal(scores.correct, expected.correct)
         np.testing.assert_allclose(scores.loss, expected.loss, atol=1e-5)
         nearest = neighbours.nearest(queries, ALPHAS[:1], k=4)
-        parts = neighbours.cosines(queries, nearest.positions[0])
-        np.testing.assert_allclose(np.nan_to_num(parts).mean(axis=-1), nearest.similarities[0], atol=1e-6)
+        parts = neighbours.parts(queries, ALPHAS[0], nearest.positions[0])
+        np.testing.assert_allclose(np.nan_to_num(parts).sum(axis=-1), nearest.similarities[0], atol=1e-6)
         assert np.array_equal(np.isnan(parts[..., 2]), ~in_memory.present("dino")[nearest.positions[0]])
 
 
