@@ -77,7 +77,7 @@ class SimilarTo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, json-able."""
-        own = {"clip_id": self.clip.clip_id, "label": self.clip.label} if self.clip else {"clip_id": None}
+        own = {"clip_id": self.clip and self.clip.clip_id, "label": self.clip and self.clip.label}
         found = [one.to_json() for one in self.found]
         return {"query": self.query, **own, "found": found, "missing": dict(self.missing)}
 
@@ -228,7 +228,7 @@ def _streams_by(dataset: Dataset, by: str) -> list[str]:
 def _check_alphas(alphas: Mapping[str, float], names: Sequence[str]) -> None:
     for name, alpha in alphas.items():
         if name not in names:
-            raise ExperimentError(f"alpha of {unknown('stream', name, names)}, which are compared")
+            raise ExperimentError(f"an alpha is of no stream that is compared: {unknown('stream', name, names)}")
         if not (np.isfinite(alpha) and alpha >= 0):
             raise ExperimentError(f"the alpha of {name} must be a finite number of 0 or more, not {alpha}")
 

@@ -36,7 +36,7 @@ def _compared(found: SimilarClips, looks: Mapping[str, Look]) -> str:
     shares = [*counted.values()]
     if max(shares) - min(shares) < 1e-9:
         return f"compared by {listed(senses)}, weighed alike"
-    return f"compared by {listed([f'{s} ({100 * share:.0f}%)' for s, share in zip(senses, shares, strict=True)])}"
+    return f"compared by {listed([f'{100 * share:.0f}% {s}' for s, share in zip(senses, shares, strict=True)])}"
 
 
 def _searched(found: SimilarClips) -> str:
