@@ -84,7 +84,7 @@ class Neighbours:
     """The reference clips among which neighbours are searched.
 
     They are read in blocks, once for the means and once per 1024 queries, so memory depends neither on their number
-    (if they stay on disk) nor on that of the queries.
+    (if they stay on disk; beside a few bytes per clip) nor on that of the queries.
 
     Attributes:
         references: the clips; positions in results number them one source after the other.

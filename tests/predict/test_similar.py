@@ -118,6 +118,8 @@ def test_only_the_split_that_is_named_is_searched(toy: Dataset) -> None:
     found = similar(toy, ["testvideo4_000009"], split="val", count=100)
     assert {one.clip.split for one in found.answers[0].found} == {"val"} and len(found.answers[0].found) == 27
     assert found.searched == {"val": 27}
+    twice = similar(toy, ["testvideo0_000000", "testvideo4_000009", "testvideo0_000000"], split="val").answers
+    assert twice[0] == twice[2] != twice[1]
 
 
 def test_the_command_says_by_what_it_compared_and_prints_each_streams_part(run: Run, toy: Dataset) -> None:
