@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.predict.prediction import Prediction
     from alphafuse.predict.push import push_bundle
+    from alphafuse.predict.similar import SimilarClips, similar
     from alphafuse.report.page.build import write_report
     from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
     from alphafuse.report.weigh import write_weigh
@@ -117,6 +118,7 @@ _HOMES = {
     "alphafuse.predict.model": ("AlphaFuse", "find_clips"),
     "alphafuse.predict.prediction": ("Prediction",),
     "alphafuse.predict.push": ("push_bundle",),
+    "alphafuse.predict.similar": ("SimilarClips", "similar"),
     "alphafuse.report.page.build": ("write_report",),
     "alphafuse.report.weigh": ("write_weigh",),
     "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
@@ -156,6 +158,7 @@ __all__ = [
     "Resampling",
     "RunEvaluation",
     "RunResult",
+    "SimilarClips",
     "StoredEmbeddings",
     "Stream",
     "Sweep",
@@ -193,6 +196,7 @@ __all__ = [
     "resample",
     "resplit_dataset",
     "sign_clips",
+    "similar",
     "sweep",
     "table1",
     "train_heads",

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.streams import GIVEN, Stream
 from alphafuse.errors import DatasetError
 from alphafuse.system.interrupts import map_in
 
-from .engines.embedder import Embedder, load_encoders
+from .engines.embedder import load_stored
 from .jobs import Job
 from .settings import ExtractSettings
 
@@ -90,19 +89,10 @@ def resample(
     (2, 4, ())
     """
     store = dataset.store(split)
-    info = store.info() if store.shards() else None
-    if info is None or not info.rows:
+    if not store.dims():
         raise DatasetError(f"no embeddings in {store.folder}: run `alphafuse extract --split {split}` first")
-    encoders = info.provenance.get("encoders", {})
-    extracted = [name for name in info.recipes if encoders.get(name, {}).get("name", GIVEN) != GIVEN]
-    names = [name for name in extracted if name in dataset.media]  # a stream may be removed from the root
-    if not names:
-        raise DatasetError(f"the embeddings in {store.folder} were given, not extracted: they can't be made again")
-    settings = settings or ExtractSettings()
-    made_by = [Stream.recorded(name, encoders[name], info.recipes[name]) for name in names]
-    dataset, settings = replace(dataset, streams=tuple(made_by)), replace(settings, streams=tuple(names))
-    embedder = Embedder(load_encoders(dataset, settings, settings.device), settings)
-    store.require_recipes(embedder.recipes)
+    embedder = load_stored(dataset, split, settings or ExtractSettings())
+    dataset = replace(dataset, streams=tuple(encoder.stream for encoder in embedder.encoders.values()))
     chosen = _choose(dataset, split, clips, seed)
     rows = store.read([job.clip for job in chosen])
     differences = []

@@ -139,6 +139,7 @@ def test_nothing_in_the_api_prints(
     alphafuse.write_sweep(alphafuse.sweep(made, on=["ast"], alphas=[0.5, 1.0], seeds=1, settings=quick), made)
     alphafuse.write_compare(alphafuse.compare(made, seeds=1, settings=quick), made)
     alphafuse.write_report(made, tmp_path / "report.html")
+    alphafuse.similar(made, [made.manifest[0].clip_id])
     alphafuse.resplit_dataset(made, tmp_path / "resplit", val=2, test=2)
     store = made.store("test")
     store.info()

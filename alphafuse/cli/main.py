@@ -32,6 +32,7 @@ try:
     from . import heads as cli_heads
     from . import predict as cli_predict
     from . import report as cli_report
+    from . import similar as cli_similar
     from . import store as cli_store
 except ImportError as error:  # a library is missing or broken; doctor still loads and names it
     _cannot_load = error
@@ -60,6 +61,7 @@ SECTIONS = {
     },
     "See and use": {
         "predict": "Label clips with a trained run.",
+        "similar": "Find the cached clips that look and sound most like a clip.",
         "report": "Write one self-contained html page of a root's runs.",
         "export": "Bundle a trained run into one folder.",
     },
@@ -209,6 +211,7 @@ if _cannot_load is None:
         cli_heads.evaluate,
         cli_predict.predict,
         cli_predict.export,
+        cli_similar.similar,
         cli_report.report,
     ):
         cli.add_command(_command)

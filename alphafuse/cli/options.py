@@ -72,6 +72,22 @@ class Assignment(click.ParamType):
         return name, given
 
 
+class Weight(click.ParamType):
+    """A name and a number: "ast=0.5" -> ("ast", 0.5)."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Return both; raise `InvalidOption` for anything else. Its range is checked by the code that uses it."""
+        if not isinstance(value, str):
+            return tuple(value)
+        name, _, given = value.partition("=")
+        try:
+            return name, float(given)
+        except ValueError:
+            raise InvalidOption(value, "NAME=NUMBER, such as ast=0.5", param, ctx) from None
+
+
 class Widths(click.ParamType):
     """Widths of layers: "1024,512" -> (1024, 512), "linear" -> ()."""
 

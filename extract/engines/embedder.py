@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +23,8 @@ from loky import cpu_count
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
-from alphafuse.errors import ClipError, DecodeError, EncoderError
+from alphafuse.data.streams import GIVEN, Stream
+from alphafuse.errors import ClipError, DatasetError, DecodeError, EncoderError
 from alphafuse.extract.decoding.decode import decode_inputs
 from alphafuse.extract.decoding.specs import DEVICE_RESIZE_PIXELS, AudioSpec, Inputs, Spec
 from alphafuse.extract.jobs import Batch, Job
@@ -64,6 +65,35 @@ def load_encoders(dataset: Dataset, settings: ExtractSettings, device: str) -> d
         stream.name: load_encoder(stream, placement, trust_code=settings.trust_code)
         for stream in settings.streams_of(dataset)
     }
+
+
+def load_stored(dataset: Dataset, split: str, settings: ExtractSettings, streams: Sequence[str] = ()) -> Embedder:
+    """Load the encoders that made the embeddings of a split.
+
+    Args:
+        dataset: the root.
+        split: the split; its store isn't empty.
+        settings: how to extract; encoders, protocol and precision default to those of the store.
+        streams: load only those of these streams that were extracted, not given; () = all.
+
+    Raises:
+        DatasetError: the embeddings of all these streams were given.
+        RecipeMismatchError, EncoderError: the encoders are not those that made the store.
+    """
+    store = dataset.store(split)
+    recipes, encoders = store.recipes(), store.provenance().get("encoders", {})
+    extracted = [name for name in recipes if encoders.get(name, {}).get("name", GIVEN) != GIVEN]
+    names = [name for name in extracted if name in (streams or dataset.media)]  # one may be removed from the root
+    if not names:
+        which = f"{', '.join(streams)} embeddings" if streams else "embeddings"
+        raise DatasetError(
+            f"the {which} in {store.folder} were given, not extracted: they can't be made of a clip's file"
+        )
+    made_by = tuple(Stream.recorded(name, encoders[name], recipes[name]) for name in names)
+    settings = replace(settings, streams=tuple(names))
+    embedder = Embedder(load_encoders(replace(dataset, streams=made_by), settings, settings.device), settings)
+    store.require_recipes(embedder.recipes)
+    return embedder
 
 
 class Embedder:

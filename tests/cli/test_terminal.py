@@ -106,6 +106,7 @@ def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **enviro
         ("alphafuse extract --stream a", ["ast"]),
         ("alphafuse extract --protocol n", ["notebook"]),
         ("alphafuse extract --precision ", ["fp32", "bf16"]),
+        ("alphafuse similar x --by s", ["sight", "sound"]),
         ("alphafuse completion z", ["zsh"]),
         ("alphafuse nons", []),
     ],
