@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.studies.compare import CompareTable, compare
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
+    from alphafuse.heads.studies.probe import Probe
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
@@ -103,6 +104,7 @@ _HOMES = {
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
     "alphafuse.heads.studies.best_run": ("best_run",),
+    "alphafuse.heads.studies.probe": ("Probe",),
     "alphafuse.heads.studies.runs": ("TrainedRun", "read_run"),
     "alphafuse.heads.training.settings": ("TrainSettings",),
     "alphafuse.heads.studies.sweep": ("Sweep", "parse_alphas", "sweep"),
@@ -145,6 +147,7 @@ __all__ = [
     "HeadSettings",
     "Manifest",
     "Prediction",
+    "Probe",
     "Rates",
     "Resampling",
     "RunEvaluation",
