@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.embeddings import Embeddings, Failure
+    from alphafuse.data.labelling import labelling_warning
     from alphafuse.data.manifest import Clip, Manifest
     from alphafuse.data.sources.demo import make_demo
     from alphafuse.data.sources.folder import import_folder
@@ -75,6 +76,7 @@ _HOMES = {
     "alphafuse.data.sources.folder": ("import_folder",),
     "alphafuse.data.sources.given": ("GivenReport", "import_embeddings"),
     "alphafuse.data.sources.kinetics": ("import_kinetics",),
+    "alphafuse.data.labelling": ("labelling_warning",),
     "alphafuse.data.manifest": ("Clip", "Manifest"),
     "alphafuse.data.sources.resplit": ("fold_datasets", "resplit_dataset"),
     "alphafuse.data.embeddings": ("Embeddings", "Failure"),
@@ -178,6 +180,7 @@ __all__ = [
     "import_kinetics",
     "import_ucf101",
     "import_vggsound",
+    "labelling_warning",
     "make_demo",
     "parse_alphas",
     "parse_stream",

@@ -137,7 +137,9 @@ def test_a_probed_comparison_prints_and_records_each_choice(dataset: Dataset, ta
     assert float(first["rate"]) == chosen["learning_rate"] and float(first["decay"]) == chosen["weight_decay"]
     assert first["head"] == "linear" and chosen["hidden"] == []
     words = shlex.split(Run.open(folder, dataset.root).command)
-    assert words[:2] == ["alphafuse", "compare"] and "--probe" in words and words[words.index("--hidden") + 1] == "linear"
+    assert (
+        words[:2] == ["alphafuse", "compare"] and "--probe" in words and words[words.index("--hidden") + 1] == "linear"
+    )
 
 
 def test_a_probe_of_linear_heads_has_half_of_the_points_and_no_rate_of_its_own(dataset: Dataset) -> None:
