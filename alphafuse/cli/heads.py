@@ -110,7 +110,7 @@ def fit(
     if result.folder in older:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
-        made = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
+        made: dict[str, Any] = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
         if result.probe:
             made["probe"] = result.probe.to_json()
         print_json({**made, **result.to_json()})
