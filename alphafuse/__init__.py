@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
     from alphafuse.data.embeddings import Embeddings, Failure
+    from alphafuse.data.labelling import labelling_warning
     from alphafuse.data.manifest import Clip, Manifest
     from alphafuse.data.sources.demo import make_demo
     from alphafuse.data.sources.folder import import_folder
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.studies.compare import CompareTable, compare
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
+    from alphafuse.heads.studies.probe import Probe
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
@@ -78,6 +80,7 @@ _HOMES = {
     "alphafuse.data.sources.folder": ("import_folder",),
     "alphafuse.data.sources.given": ("GivenReport", "import_embeddings"),
     "alphafuse.data.sources.kinetics": ("import_kinetics",),
+    "alphafuse.data.labelling": ("labelling_warning",),
     "alphafuse.data.manifest": ("Clip", "Manifest"),
     "alphafuse.data.sources.resplit": ("fold_datasets", "resplit_dataset"),
     "alphafuse.data.embeddings": ("Embeddings", "Failure"),
@@ -107,6 +110,7 @@ _HOMES = {
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
     "alphafuse.heads.studies.best_run": ("best_run",),
+    "alphafuse.heads.studies.probe": ("Probe",),
     "alphafuse.heads.studies.runs": ("TrainedRun", "read_run"),
     "alphafuse.heads.training.settings": ("TrainSettings",),
     "alphafuse.heads.studies.sweep": ("Sweep", "parse_alphas", "sweep"),
@@ -154,6 +158,7 @@ __all__ = [
     "HeadSettings",
     "Manifest",
     "Prediction",
+    "Probe",
     "Rates",
     "Resampling",
     "RunEvaluation",
@@ -187,6 +192,7 @@ __all__ = [
     "import_kinetics",
     "import_ucf101",
     "import_vggsound",
+    "labelling_warning",
     "make_demo",
     "parse_alphas",
     "parse_stream",

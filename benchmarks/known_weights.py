@@ -1,4 +1,4 @@
-"""Data whose best weights are known, for simulate_weigh.py: distributions, their true weights, and what `weigh` says."""
+"""Data whose best weights are known, for simulate_weigh.py: their distribution, and what `weigh` says of draws."""
 
 from __future__ import annotations
 

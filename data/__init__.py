@@ -8,6 +8,7 @@
     dataset      a dataset root: manifest, stores and runs in one folder
     splits       subsets and splits by source video
     duplicates   clips that look and sound alike, by their signatures
+    labelling    what labels given by eye or by ear hide
     power        how small a difference a test split can show
     audit        what is wrong with a dataset's clips, labels and splits
     sources/     making a root from a folder, VGGSound, UCF101, Kinetics, the demo or another root

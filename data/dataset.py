@@ -1,7 +1,7 @@
 """A dataset root: the folder that holds a manifest, the embedding stores and the runs.
 
 root/
-  dataset.json          name, clip folder, classes in order, streams, source
+  dataset.json          name, clip folder, classes in order, streams, source, how labels were given
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file but were left out, and why (only when there are any)
@@ -32,6 +32,7 @@ from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, require_different
 
 FORMAT_VERSION = 2
 FLOAT32_BYTES = 4
+LABELLED_BY = ("ear", "eye", "both")
 STORES = "stores"  # below the root, unless dataset.json says otherwise
 FEW = 64  # up to this many objects are queried one by one; for more, the folder is listed
 _FIELDS = {
@@ -57,6 +58,7 @@ class Dataset:
         source: how the root was made (csv, subset, seed, ...), for provenance.
         manifest: the clips.
         stores: folder or URL of the embedding stores, one below it per split; None = root/stores.
+        labelled_by: how labels were given: by "ear", by "eye", by "both"; None = unknown.
 
     >>> from alphafuse import Dataset
     >>> dataset = Dataset.open("demo")
@@ -74,6 +76,7 @@ class Dataset:
     source: dict[str, Any]
     manifest: Manifest
     stores: Path | None = None
+    labelled_by: str | None = None
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self.classes)} classes, {self.manifest!r}, root={str(self.root)!r})"
@@ -90,14 +93,15 @@ class Dataset:
         streams: Sequence[Stream] | None = None,
         stores: str | Path | None = None,
         source: dict[str, Any] | None = None,
+        labelled_by: str | None = None,
     ) -> Dataset:
         """Write a root's dataset.json and manifest.csv; existing stores and runs stay.
 
         An existing root is overwritten only under its own name. If `data split` made it, or its manifest was edited
         since, `DatasetError` is raised.
 
-        Streams and stores that are None stay as dataset.json records them; a new root gets `DEFAULT_STREAMS` and the
-        folder `stores`.
+        Streams, stores and `labelled_by` that are None stay as dataset.json records them; a new root gets
+        `DEFAULT_STREAMS`, the folder `stores`, and labels of which it isn't known how they were given.
 
         The clip folder and the stores are recorded relative to the root if they lie inside (so that the root can be
         moved), else as absolute paths or URLs.
@@ -106,6 +110,7 @@ class Dataset:
         opened, root = Path(root), Path(root).resolve()
         require_own_root(opened, name)
         made_by = streams_of(root) if streams is None else require_different(streams)
+        labelled = labelled_by_of(root) if require_labelled_by(labelled_by) is None else labelled_by
         where = _existing_stores(root) if stores is None else _as_recorded(to_path(stores), root)
         manifest.write(root / "manifest.csv")
         # dataset.json is written last: a root exists once this file does
@@ -119,6 +124,7 @@ class Dataset:
                 "classes": list(classes),
                 "streams": [stream.to_json() for stream in made_by],
                 "source": source or {},
+                **({} if labelled is None else {"labelled_by": labelled}),
                 "manifest_sha256": _sha256(root / "manifest.csv"),
             },
         )
@@ -158,6 +164,7 @@ class Dataset:
             source=content["source"],
             manifest=manifest,
             stores=_folder_of(content["stores"], root) if "stores" in content else None,
+            labelled_by=_read_labelled_by(root / "dataset.json", content),
         )
 
     @property
@@ -190,6 +197,16 @@ class Dataset:
         path = self.root / "dataset.json"
         write_json(path, {**read_json(path), "streams": [stream.to_json() for stream in streams]})
         return replace(self, streams=streams)
+
+    def with_labelled_by(self, labelled_by: str) -> Dataset:
+        """Write into dataset.json how labels were given, "ear", "eye" or "both"; return the root with it.
+
+        Raises:
+            DatasetError: none of these.
+        """
+        path = self.root / "dataset.json"
+        write_json(path, {**read_json(path), "labelled_by": require_labelled_by(labelled_by)})
+        return replace(self, labelled_by=labelled_by)
 
     def path_of(self, clip: Clip) -> Path:
         """Return the address of the clip's file, or of its picture's; a `upath.UPath` if the clip folder is a URL."""
@@ -406,6 +423,26 @@ def streams_of(root: Path) -> tuple[Stream, ...]:
     path = root / "dataset.json"
     content = read_json(path).get("streams") if path.is_file() else None
     return _read_streams(path, content) if isinstance(content, list) else DEFAULT_STREAMS
+
+
+def require_labelled_by(labelled_by: str | None) -> str | None:
+    """Return it; raise `DatasetError` unless it is None or one of `LABELLED_BY`."""
+    if labelled_by not in (None, *LABELLED_BY):
+        raise DatasetError(unknown("way of labelling", one_line(labelled_by, 40), LABELLED_BY))
+    return labelled_by
+
+
+def labelled_by_of(root: Path) -> str | None:
+    """Return how the labels of the root in this folder were given; None if that isn't known, or there is no root."""
+    path = root / "dataset.json"
+    return _read_labelled_by(path, read_json(path)) if path.is_file() else None
+
+
+def _read_labelled_by(path: Path, content: dict[str, Any]) -> str | None:
+    try:
+        return require_labelled_by(content["labelled_by"]) if "labelled_by" in content else None
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}: correct 'labelled_by', or remove it") from None
 
 
 def require_own_root(root: Path, name: str) -> None:

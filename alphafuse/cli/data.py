@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from alphafuse.data.dataset import Dataset
+from alphafuse.data.dataset import LABELLED_BY, Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.system.progress import Bar
@@ -22,6 +22,7 @@ from .common import (
     Commands,
     Place,
     json_option,
+    one_of,
     print_json,
     print_text,
     root_option,
@@ -30,7 +31,7 @@ from .common import (
     val_fraction_option,
     workers_option,
 )
-from .streams import data_embeddings, data_streams, stream_options
+from .streams import data_embeddings, data_streams, labelled_by_option, stream_options
 
 if TYPE_CHECKING:
     from alphafuse.data.sources.importing import ImportReport, LeaveOut
@@ -50,6 +51,7 @@ DEFAULT_DEMO_ROOT = "demo"
             "folder": "From your own clips: a folder per class, or a csv.",
             "embeddings": "From your own embeddings: a parquet file of vectors.",
             "streams": "The streams of a root: list, add or remove some.",
+            "labelled-by": "How labels were given: show it, or say it.",
             "audit": "Check a root: what its splits can show, problems with clips.",
             "split": "Make a new split of a root, by source video, balanced by label.",
         }
@@ -73,8 +75,8 @@ _stores_option = click.option(
 
 
 def _defaults(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for what a root saves: streams and stores."""
-    return stream_options(_stores_option(command))
+    """Add the options for what a root saves: how labels were given, streams and stores."""
+    return labelled_by_option(stream_options(_stores_option(command)))
 
 
 data.add_command(data_embeddings)
@@ -242,6 +244,30 @@ def data_folder(as_json: bool, **arguments: Any) -> None:
     _print_import(import_folder(**arguments), as_json=as_json)
 
 
+@data.command("labelled-by")
+@click.argument("how", metavar="[ear|eye|both]", required=False, shell_complete=one_of(*LABELLED_BY))
+@root_option
+@json_option
+def data_labelled_by(root: Path, how: str | None, as_json: bool) -> None:
+    """Show how the labels of a root were given, by ear, by eye or by both; or say it.
+
+    Labels given by eye make sound look useless, and labels given by ear sight: studies of what a stream contributes
+    warn of it.
+
+    \b
+    Examples:
+      alphafuse data labelled-by --root mine
+      alphafuse data labelled-by eye --root mine
+    """
+    dataset = Dataset.open(root)
+    if how is not None:
+        dataset = dataset.with_labelled_by(how)
+    if as_json:
+        print_json({"root": str(root), "labelled_by": dataset.labelled_by})
+    else:
+        click.echo(dataset.labelled_by or "unknown")
+
+
 @data.command("audit")
 @root_option
 @click.option("--strict", is_flag=True, help="Exit code 1 when there is an error or a warning.")
@@ -360,6 +386,7 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
                 "missing": list(report.missing),
                 "left_out": dict(report.left_out),
                 "notes": list(report.notes),
+                "labelled_by": dataset.labelled_by,
             }
         )
         return

@@ -32,6 +32,11 @@ from .common import (
 from .options import Names, options_of
 
 training_options = options_of(TrainSettings, into="settings")
+probe_option = click.option(
+    "--probe",
+    is_flag=True,
+    help="Choose a linear or MLP head, learning rate and weight decay on validation: 18 more heads per experiment.",
+)
 engine_options = options_of(ExtractSettings, "engine", "address")
 
 
@@ -53,6 +58,7 @@ def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[...,
 @options_of(Experiment, into="experiment")
 @seeds_options(1)
 @click.option("--run", help="Name of the run. [default: from the experiment, such as sqrt-ast]")
+@probe_option
 @training_options
 @engine_options
 @root_option
@@ -65,6 +71,7 @@ def fit(
     seeds: int,
     first_seed: int,
     run: str | None,
+    probe: bool,
     settings: TrainSettings,
     engine: str,
     address: str | None,
@@ -78,6 +85,7 @@ def fit(
       alphafuse fit --transform scale --alpha 0.75 --on timesformer --seeds 10
       alphafuse fit --fusion gate --normalize zscore --patience 5
       alphafuse fit --stream ast --hidden linear --root demo
+      alphafuse fit --stream ast --probe --seeds 5
     """
     from alphafuse.heads.studies.fit import fit as fit_experiment
     from alphafuse.report.studies import describe
@@ -94,6 +102,7 @@ def fit(
         seeds=seeds,
         first_seed=first_seed,
         settings=settings,
+        probe=probe,
         run=run,
         progress=Bar(),
         engine=engine,
@@ -102,7 +111,9 @@ def fit(
     if result.folder in older:
         click.echo(f"replaced: the older run {result.folder} (--run NAME keeps both)", err=True)
     if as_json:
-        made = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
+        made: dict[str, Any] = {"run": str(result.folder), "experiment": experiment.name, "seeds": list(result.seeds)}
+        if result.probe:
+            made["probe"] = result.probe.to_json()
         print_json({**made, **result.to_json()})
         return
     print_text(f"{to_text(describe(result))}Run: {result.folder}\n")
@@ -231,6 +242,7 @@ def sweep(
 
 @click.command()
 @seeds_options(5)
+@probe_option
 @training_options
 @engine_options
 @root_option
@@ -239,6 +251,7 @@ def compare(
     root: Path,
     seeds: int,
     first_seed: int,
+    probe: bool,
     settings: TrainSettings,
     engine: str,
     address: str | None,
@@ -249,8 +262,9 @@ def compare(
     Prints it with intervals and paired tests, and writes ROOT/runs/compare/.
 
     \b
-    Example:
+    Examples:
       alphafuse compare --root demo
+      alphafuse compare --root demo --probe
     """
     from alphafuse.heads.studies.compare import compare as run_compare
     from alphafuse.report.studies import describe, write_compare
@@ -262,6 +276,7 @@ def compare(
         seeds=seeds,
         first_seed=first_seed,
         settings=settings,
+        probe=probe,
         progress=Bar(),
         engine=engine,
         address=address,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alphafuse.data.dataset import Dataset, streams_of
+from alphafuse.data.dataset import LABELLED_BY, Dataset, streams_of
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.streams import (
     DEFAULT_NAMES,
@@ -37,6 +37,13 @@ from .options import Assignment
 
 if TYPE_CHECKING:
     from alphafuse.data.sources.given import GivenReport
+
+
+labelled_by_option = click.option(
+    "--labelled-by",
+    shell_complete=one_of(*LABELLED_BY),
+    help="How labels were given: by ear, by eye, or by both. [default: the root's, else as published, else unknown]",
+)
 
 
 def stream_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,6 +120,7 @@ def _parsed(texts: Sequence[str]) -> tuple[Stream, ...]:
 @seed_option
 @val_fraction_option
 @test_fraction_option
+@labelled_by_option
 @json_option
 def data_embeddings(as_json: bool, media: tuple[tuple[str, str], ...], **arguments: Any) -> None:
     """Make a root from a parquet file of your own embeddings, or add them to a root as streams, by clip_id.

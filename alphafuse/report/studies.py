@@ -23,6 +23,7 @@ from alphafuse.heads.scoring.statistics import Comparison, Estimate
 from alphafuse.heads.studies.compare import PARTIAL, RATIOS, CompareTable, published_results
 from alphafuse.heads.studies.evaluate import RunEvaluation
 from alphafuse.heads.studies.fit import RunResult
+from alphafuse.heads.studies.probe import names_of
 from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_run
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
@@ -146,6 +147,7 @@ def describe_fit(result: RunResult) -> Document:
     seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
     means = f"mean over {seeds}" if len(result.seeds) > 1 else f"of {seeds}"
     notes = [
+        *([f"Probe: {result.probe.sentence}; val figures are those of the best: use test's."] if result.probe else []),
         f"Accuracies in %, {means}. {methods(test)}",
         "Ceiling: share of clips whose label occurs in training; no head can exceed it.",
         *([f"Top-{k} instead of top-5: there are only {k} classes."] if k < 5 else []),
@@ -367,7 +369,7 @@ def describe_compare(table: CompareTable) -> Document:
         *accuracy_columns("top-1", lambda row: row.test.top1),
         *against_columns("vs concat"),
         Column("val", lambda row: percent(row.val.top1.mean)),
-        *loss_columns("loss", lambda row: row.test.loss, digits=2),
+        *(_choice() if table.is_probe else loss_columns("loss", lambda row: row.test.loss, digits=2)),
     ]
 
     def share(side: str, row: Any) -> str:
@@ -389,6 +391,16 @@ def describe_compare(table: CompareTable) -> Document:
     )
 
 
+def _choice() -> list[Column]:
+    """Columns: what the probe of a row chose."""
+
+    def cell(place: int, row: Any) -> str | None:
+        return names_of(row.probe.settings)[place] if row.probe else None
+
+    titles = ("head", "rate", "decay")
+    return [Column(title, partial(cell, place), left=place == 0) for place, title in enumerate(titles)]
+
+
 def _compare_notes(table: CompareTable) -> list[str]:
     test = table.rows[0].test
     compared = table.gain or next(row.comparison for row in table.rows if row.comparison)
@@ -398,6 +410,7 @@ def _compare_notes(table: CompareTable) -> list[str]:
     fuse = "ways to fuse" if table.better_single else "heads"
     return [
         *_gain(table),
+        *_probing(table),
         f"Of the {len(others)} other {fuse}, {len(found) or 'none'} can be distinguished from the "
         "untransformed concat" + (f": {names}." if found else "."),
         f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired "
@@ -426,6 +439,19 @@ def _gain(table: CompareTable) -> list[str]:
     return [f"Fusing gains {points} over the {better} stream alone, {name}."]
 
 
+def _probing(table: CompareTable) -> list[str]:
+    """Return a sentence on how the settings of the rows were chosen; none without a probe."""
+    probes = [row.probe for row in table.rows if row.probe]
+    if not probes:
+        return []
+    most, least = (pick(len(probe.points) for probe in probes) for pick in (max, min))
+    fewer = f" ({least} with a learning rate per stream, which doesn't go with weight decay)" if least < most else ""
+    return [
+        f"Probe: head, learning rate and weight decay of each row are the best of {most}{fewer} on "
+        f"{probes[0].clips:,} validation clips, with seed {probes[0].seed}; val figures are those of the best."
+    ]
+
+
 def _blending(table: CompareTable) -> list[str]:
     if not table.blend:
         return []
@@ -452,6 +478,8 @@ def _compare_csv(table: CompareTable) -> Table:
         Column("p_value", against(lambda found: found.test.p_value)),
         Column("p_holm", against(lambda found: found.p_holm)),
     ]
+    if table.is_probe:
+        columns += [Column(column.title, column.cell) for column in _choice()]
     return Table(columns, table.rows)
 
 

@@ -35,6 +35,7 @@ def import_folder(
     name: str | None = None,
     streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
+    labelled_by: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from a folder of clips.
 
@@ -53,6 +54,7 @@ def import_folder(
         seed: decides which source videos they get.
         name: the dataset's name; by default that of the folder.
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
+        labelled_by: how labels were given: "ear", "eye" or "both"; None = as an existing root has it, else unknown.
         streams: recorded in dataset.json; None = as an existing root has them, else `DEFAULT_STREAMS`.
 
     Raises:
@@ -95,6 +97,7 @@ def import_folder(
         classes=manifest.labels,
         streams=streams,
         stores=stores,
+        labelled_by=labelled_by,
         source={
             "folder": _name_of(source),
             "csv": csv.name if csv else None,

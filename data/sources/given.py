@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from alphafuse.data.dataset import STORES, Dataset
+from alphafuse.data.dataset import STORES, Dataset, require_labelled_by
 from alphafuse.data.embeddings import Embeddings, Failure, finite_rows
 from alphafuse.data.manifest import SPLITS, Clip, Clips, Manifest
 from alphafuse.data.splits import VAL_FRACTION, split_off
@@ -63,6 +63,7 @@ def import_embeddings(
     val_fraction: float = VAL_FRACTION,
     test_fraction: float = TEST_FRACTION,
     seed: int = 0,
+    labelled_by: str | None = None,
 ) -> GivenReport:
     """Make a root of a parquet file of vectors, or add its streams to a root, by clip_id. A repeated call adds nothing.
 
@@ -76,6 +77,7 @@ def import_embeddings(
         media: stream -> "video" or "audio"; needed unless the stream's name tells ("audio-clap", "video", "ast").
         name: name of a new dataset; by default that of the file.
         val_fraction, test_fraction, seed: for splits that a new root must make.
+        labelled_by: how labels were given: "ear", "eye" or "both"; None = as an existing root has it, else unknown.
 
     Raises:
         DatasetError: pyarrow isn't installed, the file can't be used, or a medium isn't known.
@@ -90,6 +92,7 @@ def import_embeddings(
     >>> report.dataset.manifest
     Manifest(230 clips: train=166, val=18, test=46)
     """
+    require_labelled_by(labelled_by)  # before anything is written
     table, root = VectorFile(Path(file)), Path(root)
     old = Dataset.open(root) if (root / "dataset.json").is_file() else None
     streams = _streams_of(table, media or {}, old)
@@ -121,10 +124,12 @@ def import_embeddings(
             classes=clips.labels,
             streams=streams,
             source={"embeddings": table.file.name, "file_sha256": table.sha256, "seed": seed},
+            labelled_by=labelled_by,
         )
     else:
         several = merged(old.streams, streams)
         dataset = old if set(several) == set(old.streams) else old.with_streams(several)
+        dataset = dataset if labelled_by is None else dataset.with_labelled_by(labelled_by)
     return _report(dataset, table, strange)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias
 
-from alphafuse.data.dataset import Dataset
+from alphafuse.data.dataset import Dataset, labelled_by_of, require_labelled_by
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.streams import Stream
 from alphafuse.errors import AlphafuseError, DatasetError
@@ -175,8 +175,13 @@ def create_root(
     notes: tuple[str, ...] = (),
     streams: Sequence[Stream] | None,
     stores: str | Path | None = None,
+    labelled_by: str | None,
+    published: str,
 ) -> ImportReport:
     """Write a root with its missing.csv and left_out.csv, and with those of `classes` that occur, in their order.
+
+    `published` is how labels were given according to the source: it holds unless `labelled_by` or the existing root
+    says otherwise.
 
     Raises:
         DatasetError: as `Dataset.create` does.
@@ -192,6 +197,7 @@ def create_root(
         streams=streams,
         stores=stores,
         source={**source, "listed": listed, "missing": len(missing), "left_out": len(left_out)},
+        labelled_by=require_labelled_by(labelled_by) or labelled_by_of(root) or published,
     )
     write_missing(root, missing)
     _write_list(root / "left_out.csv", ("clip_id", "reason"), left_out.items())

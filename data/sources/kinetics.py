@@ -13,6 +13,9 @@ Kinetics-600 are incomplete, as its readme says; its complete lists are .txt fil
 
 A clip's file is `{youtube_id}_{time_start:06d}_{time_end:06d}` with any video suffix
 (1val3qlpldk_000026_000036.mp4 in CVDF's archives, kinetics-dataset issue 5).
+
+Labels were given by eye: people who saw the clip without its sound answered "Can you see a human performing the
+action?" (Kay et al. 2017, arXiv 1705.06950, section 3).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from alphafuse.data.dataset import require_labelled_by
 from alphafuse.data.manifest import Clip
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.data.streams import Stream
@@ -33,6 +37,7 @@ from alphafuse.system.files import iterate_csv, one_line, to_path
 
 from .importing import ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 
+PUBLISHED = "eye"  # how labels were given
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 OFFICIAL_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 OFFICIAL_SIZES = (400, 600, 700)  # classes
@@ -140,6 +145,7 @@ def import_kinetics(
     name: str | None = None,
     streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
+    labelled_by: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from the official csv files of any Kinetics and a folder of its clips.
 
@@ -161,6 +167,7 @@ def import_kinetics(
             "kinetics" for any other number.
         streams: recorded in dataset.json; None = as an existing root has them, else `DEFAULT_STREAMS`.
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
+        labelled_by: how labels were given: "ear", "eye" or "both"; None = as an existing root has it, else "eye".
 
     Raises:
         DatasetError: the csv files or the folder can't be used (see `read_kinetics_csv`), no listed clip has a file,
@@ -180,6 +187,7 @@ def import_kinetics(
     'test is the official validation list, because no test clip has a label'
     """
     check_fraction("val_fraction", val_fraction)
+    require_labelled_by(labelled_by)  # before headers are read
     clips, root = to_path(clips), Path(root)
     paths = [Path(path) for path in ([csv] if isinstance(csv, str | Path) else csv)]
     if not paths:
@@ -214,6 +222,8 @@ def import_kinetics(
         notes=notes,
         streams=streams,
         stores=stores,
+        labelled_by=labelled_by,
+        published=PUBLISHED,
     )
 
 

@@ -145,6 +145,7 @@ def _write_root(dataset: Dataset, root: Path, clips: list[Clip], how: dict[str, 
         classes=dataset.classes,
         streams=dataset.streams,
         source={"split": how, "from": dataset.source},
+        labelled_by=dataset.labelled_by,
     )
     return SplitReport(made, single_video_labels(clips), carried)
 

@@ -11,6 +11,9 @@ They were read in a public copy (github.com/abosun/pytorch-action-master, ucfTra
 clips in split 1, 9,586 and 3,734 in split 2, 9,624 and 3,696 in split 3; in each, train
 has 1,818 groups and test 707 others. A group, such as `v_ApplyEyeMakeup_g08`, holds the clips cut from one video. Some
 copies have the class index in the test lists too.
+
+Labels count as given by eye: they name actions that are seen, and half of the classes were published without sound
+(Soomro et al. 2012, arXiv 1212.0402).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alphafuse.data.dataset import require_labelled_by
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError, unknown
@@ -28,6 +32,7 @@ from alphafuse.system.files import MAX_LINE, one_line, to_path
 
 from .importing import ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 
+PUBLISHED = "eye"  # how labels were given
 SPLITS = (1, 2, 3)
 _CLASS = re.compile(r"(\d+)\s+(\S+)")
 _CLIP = re.compile(r"([^\s/\\]+)/((v_\w+_g\d+)_c\d+)\.\w+(?:\s+(\d+))?", re.ASCII)
@@ -107,6 +112,7 @@ def import_ucf101(
     name: str = "ucf101",
     streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
+    labelled_by: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from UCF-101's official split files and a folder of its clips.
 
@@ -129,6 +135,7 @@ def import_ucf101(
         val_fraction: share of the training clips for validation, in [0, 1).
         name, streams: recorded in dataset.json; None = as an existing root has them, else `DEFAULT_STREAMS`.
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
+        labelled_by: how labels were given: "ear", "eye" or "both"; None = as an existing root has it, else "eye".
 
     Raises:
         DatasetError: the lists or the folder can't be used (see `read_ucf101_splits`), no listed clip has a file, or
@@ -151,6 +158,7 @@ def import_ucf101(
     ('v_YoYo_g09_c01',)
     """
     check_fraction("val_fraction", val_fraction)
+    require_labelled_by(labelled_by)  # before headers are read
     clips, root, splits = to_path(clips), Path(root), Path(splits)
     classes, rows = read_ucf101_splits(splits, split)
     found, missing = match_files(rows, clips)
@@ -178,6 +186,8 @@ def import_ucf101(
         notes=(f"test is official split {split}; val is taken from train by group, because there is no official one",),
         streams=streams,
         stores=stores,
+        labelled_by=labelled_by,
+        published=PUBLISHED,
     )
 
 

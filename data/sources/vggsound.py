@@ -3,6 +3,9 @@
 Format of the csv (https://www.robots.ox.ac.uk/~vgg/data/vggsound/): no header, four columns
 `youtube_id, start_seconds, label, train|test`; labels with commas are quoted. A clip's file is named
 `{youtube_id}_{start_seconds:06d}` with any video suffix and lasts 10 s.
+
+Labels were given by both senses: in its making, image classifiers verified the picture, an audio classifier the sound
+(Chen et al. 2020, arXiv 2004.14368, section 2).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from alphafuse.system.files import read_csv, to_path
 
 from .importing import ImportReport, check_fraction, create_root, match_files
 
+PUBLISHED = "both"  # how labels were given
 SHIPPED = Path(__file__).parent / "vggsound"
 
 
@@ -101,6 +105,7 @@ def import_vggsound(
     classes: Iterable[str] | None = None,
     streams: Sequence[Stream] | None = None,
     stores: str | Path | None = None,
+    labelled_by: str | None = None,
 ) -> ImportReport:
     """Make a dataset root from VGGSound's csv and a folder of clips.
 
@@ -119,6 +124,7 @@ def import_vggsound(
             `DEFAULT_STREAMS`. With protocol "notebook" only
             the last clip of each source video stays in a split, as in the authors' code (the paper's 130 clips: 113).
         stores: folder or URL for the embedding stores; None = as the existing root has it, or ROOT/stores.
+        labelled_by: how labels were given: "ear", "eye" or "both"; None = as an existing root has it, else "both".
         classes: labels to accept; by default the 309 official ones.
 
     Raises:
@@ -165,6 +171,8 @@ def import_vggsound(
         missing=missing,
         streams=streams,
         stores=stores,
+        labelled_by=labelled_by,
+        published=PUBLISHED,
     )
 
 

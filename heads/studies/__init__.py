@@ -1,5 +1,6 @@
 """Studies: each trains heads and evaluates them. Every study returns its result; `fit` also writes it.
 
+probe        the grid of settings among which validation clips choose
 same_clips   experiments trained and scored on the same clips; defines "best on validation"
 fit          one experiment, and its run folder
 table1       the paper's table 1

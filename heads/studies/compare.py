@@ -36,6 +36,7 @@ from alphafuse.heads.training.train import class_indices
 from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
+from .probe import Probe, grid_json, points_for, probe_grid
 from .same_clips import (
     EVALUATED,
     SameClips,
@@ -134,6 +135,8 @@ class CompareRow:
         experiment: the row's experiment; None for late fusion, which has no head of its own.
         val, test: results on the two splits.
         comparison: comparison with the untransformed concat; None for that row itself.
+        probe: how the settings of the row's heads were chosen; None without a probe, and for late fusion, whose heads
+            are those of the rows of single streams.
     """
 
     group: str
@@ -142,6 +145,7 @@ class CompareRow:
     val: SplitResult
     test: SplitResult
     comparison: Comparison | None
+    probe: Probe | None = None
 
     def __repr__(self) -> str:
         return f"CompareRow({self.title}: test top1={self.test.top1!r})"
@@ -157,7 +161,8 @@ class CompareTable:
         classes: number of classes.
         clips, dropped: split -> number of clips used by every row, and left out because they lack a stream.
         ceiling: reachable ceiling of the test split.
-        seeds, settings: seeds and training settings of every row.
+        seeds, settings: seeds and training settings of every row; with a probe, hidden layers, learning rate and
+            weight decay are each row's own.
         rows: all rows, the untransformed concat first.
         gain: gain of the untransformed concat over the best single stream (by validation), on test clips; None if there
             is only one stream.
@@ -195,11 +200,17 @@ class CompareTable:
     def __repr__(self) -> str:
         return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether each row has settings of its own, chosen by a probe."""
+        return self.rows[0].probe is not None
+
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
         return {
             "experiments": [row.experiment and asdict(row.experiment) for row in self.rows],
             **self.provenance,
+            **({"probe": {"grid": grid_json(self.settings)}} if self.is_probe else {}),
             "clips": dict(self.clips),
             "dropped": dict(self.dropped),
         }
@@ -228,6 +239,7 @@ class CompareTable:
                     "val": row.val.to_json(),
                     "test": row.test.to_json(),
                     "against_concat": row.comparison and row.comparison.to_json(),
+                    "probe": row.probe and row.probe.to_json(),
                 }
                 for row in self.rows
             ],
@@ -255,10 +267,13 @@ def published_results() -> tuple[Published, ...]:
     return tuple(Published(**row) for row in json.loads(text))
 
 
-def count_compare_heads(streams: Iterable[str], seeds: int) -> int:
-    """Return the number of heads that `compare` trains on embeddings of these streams."""
+def count_compare_heads(streams: Iterable[str], seeds: int, *, probe: TrainSettings | None = None) -> int:
+    """Return the number of heads that `compare` trains on embeddings of these streams; `probe`: settings of a probe."""
     grid = Grid.of(streams)
-    return (len(grid.experiments) + bool(grid.single)) * seeds  # gradient blending comes on top
+    blended = [Experiment(fusion="gate").of(grid.streams)] if grid.single else []  # gradient blending comes on top
+    experiments = [*grid.experiments, *blended]
+    points = probe_grid(probe) if probe else ()
+    return sum(len(points_for(experiment, points)) + seeds for experiment in experiments)
 
 
 def compare(
@@ -267,6 +282,7 @@ def compare(
     seeds: int = COMPARE_SEEDS,
     first_seed: int = 0,
     settings: TrainSettings | None = None,
+    probe: bool = False,
     progress: Progress = NO_PROGRESS,
     engine: str = "local",
     address: str | None = None,
@@ -279,7 +295,11 @@ def compare(
         dataset: a dataset whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default. Titles of rows name a different normalisation or fusion.
-        progress: counts finished epochs, `count_compare_heads(streams, seeds) * settings.total_epochs` in total.
+        probe: choose each row's head (linear, or the hidden layers of `settings`), learning rate and weight decay on
+            validation clips, all rows from the same grid (see `heads.studies.probe`). Rows with a learning rate per
+            stream choose among its points without weight decay.
+        progress: counts finished epochs, `settings.total_epochs` for each of the heads that `count_compare_heads`
+            counts.
         engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
         address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
             Ray on this machine.
@@ -300,11 +320,13 @@ def compare(
     chosen = seed_range(seeds, first_seed)
     clips = SameClips.load(dataset, settings, chosen)
     grid = Grid.of(clips.streams)
+    heads = count_compare_heads(grid.streams, len(chosen), probe=settings if probe else None)
     with (
-        connected(address) if engine == "ray" else nullcontext(),  # one connection for both calls of `train`
-        epochs_of(progress, "compare", count_compare_heads(grid.streams, len(chosen)), settings) as shown,
+        connected(address) if engine == "ray" else nullcontext(),  # one connection for all calls of `train`
+        epochs_of(progress, "compare", heads, settings) as shown,
     ):
-        train = partial(clips.train, seeds=chosen, settings=settings, progress=shown, engine=engine, address=address)
+        way = clips.train_probed if probe else clips.train
+        train = partial(way, seeds=chosen, settings=settings, progress=shown, engine=engine, address=address)
         found = dict(zip(grid.experiments, train(grid.experiments), strict=True))
         singles = [found[single] for single in grid.single]
         blend: dict[str, float] = {}
@@ -361,7 +383,7 @@ def compare(
 
 def _row(group: str, title: str, trained: Trained) -> CompareRow:
     assert trained.test is not None
-    return CompareRow(group, title, trained.experiment, trained.val, trained.test, None)
+    return CompareRow(group, title, trained.experiment, trained.val, trained.test, None, trained.probe)
 
 
 def late_fusion(clips: SameClips, singles: Sequence[Trained], split: str) -> SplitResult:

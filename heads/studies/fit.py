@@ -6,6 +6,7 @@ The test split is scored once, after training, and nothing is chosen on it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
-from alphafuse.system.cluster import require_engine
+from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
+from .probe import Probe, grid_json, points_for, probe_grid
 from .runs import RESERVED_RUNS, check_run_name, write_run
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
 
@@ -27,11 +29,13 @@ class RunResult:
     """Result of `fit`.
 
     Attributes:
-        experiment, settings, seeds: arguments of the call; the experiment is completed by `Experiment.of`.
+        experiment, seeds: arguments of the call; the experiment is completed by `Experiment.of`.
+        settings: training settings of the heads: those of the call, or those that the probe chose.
         folder: the run folder.
         splits: "val" and "test" -> results.
         heads: one head per seed, in the order of `seeds`.
         dropped: split -> clips left out because they lack a stream.
+        probe: how the settings were chosen; None without a probe.
 
     >>> from alphafuse import Dataset, Experiment, TrainSettings, fit
     >>> quick = TrainSettings(epochs=2, hidden=(16,))
@@ -49,6 +53,7 @@ class RunResult:
     splits: Mapping[str, SplitResult]
     heads: tuple[TrainedHead, ...]
     dropped: Mapping[str, int]
+    probe: Probe | None = None
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} top1={result.top1!r} n={result.n}" for name, result in self.splits.items())
@@ -66,6 +71,7 @@ def fit(
     seeds: int = 1,
     first_seed: int = 0,
     settings: TrainSettings | None = None,
+    probe: bool = False,
     run: str | None = None,
     progress: Progress = NO_PROGRESS,
     engine: str = "local",
@@ -78,8 +84,11 @@ def fit(
         experiment: streams, transform and fusion; without streams, the head reads all that the embeddings have.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
+        probe: choose a linear or an MLP head (that of `settings`), learning rate and weight decay on validation clips
+            (see `heads.studies.probe`); `settings` decides everything else.
         run: name of the run; by default the experiment's name. An older run of that name is replaced.
-        progress: counts finished epochs, `seeds * settings.total_epochs` in total.
+        progress: counts finished epochs, `seeds * settings.total_epochs` in total, and `settings.total_epochs` for
+            each point of a probe.
         engine: "local" trains on this machine, "ray" on the nodes of a Ray cluster; the figures are the same.
         address: address of the Ray cluster, such as "auto"; None uses the environment variable RAY_ADDRESS, or starts
             Ray on this machine.
@@ -109,11 +118,15 @@ def fit(
     experiment = experiment.of(clips.streams)
     name = run or experiment.name
     check_run_name(name)
-    with epochs_of(progress, experiment.title, len(chosen), settings) as shown:
-        (trained,) = clips.train(
-            [experiment], chosen, settings=settings, progress=shown, engine=engine, address=address
-        )
+    points = len(points_for(experiment, probe_grid(settings))) if probe else 0
+    with (
+        connected(address) if engine == "ray" else nullcontext(),  # one connection for all calls of `train`
+        epochs_of(progress, experiment.title, points + len(chosen), settings) as shown,
+    ):
+        train = clips.train_probed if probe else clips.train
+        (trained,) = train([experiment], chosen, settings=settings, progress=shown, engine=engine, address=address)
     assert trained.test is not None
+    used = trained.probe.settings if trained.probe else settings
     splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
     folder = write_run(
         dataset.root,
@@ -123,6 +136,8 @@ def fit(
             "experiment": asdict(experiment),
             "head": trained.heads[0].head.config.to_json(),
             **clips.provenance,
+            "settings": used.to_json(),
+            **({"probe": {"grid": grid_json(settings), **trained.probe.to_json()}} if trained.probe else {}),
             "clips": clips.counts,
             "dropped": clips.dropped,
         },
@@ -131,4 +146,4 @@ def fit(
         predictions=splits.values(),
         heads={"": trained.heads},
     )
-    return RunResult(experiment, settings, chosen, folder, splits, trained.heads, clips.dropped)
+    return RunResult(experiment, used, chosen, folder, splits, trained.heads, clips.dropped, trained.probe)

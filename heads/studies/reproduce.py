@@ -10,17 +10,20 @@ from typing import Any
 from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.training.settings import TrainSettings
 
+from .probe import settings_before
+
 
 def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
     """Return the shell command that reproduces a run, or a line of Python if the command line lacks an option."""
     kind, seeds = config["kind"], [int(seed) for seed in config["seeds"]]
-    settings = TrainSettings.from_json(config["settings"])
+    settings, probe = settings_before(config), bool(config.get("probe"))
     words = ["alphafuse", kind]
     if kind == "fit":
         experiment = Experiment(**config["experiment"])
         if experiment.rates or experiment.auxiliary or experiment.normalize:
             arguments = f"alphafuse.Dataset.open({str(root)!r}), alphafuse.{experiment!r}, seeds={len(seeds)}, "
-            arguments += f"first_seed={seeds[0]}, settings=alphafuse.{settings!r}, run={name!r}"
+            arguments += f"first_seed={seeds[0]}, settings=alphafuse.{settings!r}, "
+            arguments += f"probe=True, run={name!r}" if probe else f"run={name!r}"
             return f"alphafuse.fit({arguments})"
         words += _experiment_options(experiment)
     elif kind == "sweep":
@@ -31,6 +34,7 @@ def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
     elif kind == "weigh":
         return shlex.join([*words, *_weigh_options(config["weigh"], name), "--root", str(root)])
     words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
+    words += ["--probe"] if probe else []
     words += _training_options(settings)
     if kind in ("fit", "sweep"):
         words += ["--run", name]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -38,6 +38,8 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead, class_indices, memory_bytes, train_heads
 from alphafuse.system.devices import choose_device
 from alphafuse.system.progress import NO_PROGRESS, Progress
+
+from .probe import Probe, ProbePoint, points_for, probe_grid
 
 EVALUATED = ("val", "test")
 
@@ -90,12 +92,16 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class Trained:
-    """An experiment's heads, one per seed, and their scores on validation and, if requested, test clips."""
+    """An experiment's heads, one per seed, and their scores on validation and, if requested, test clips.
+
+    `probe` is what chose their settings, if a probe did.
+    """
 
     experiment: Experiment
     heads: tuple[TrainedHead, ...]
     val: SplitResult
     test: SplitResult | None
+    probe: Probe | None = None
 
     def __repr__(self) -> str:
         return f"Trained({self.experiment.title}, {len(self.heads)} seeds, val top1={self.val.top1!r})"
@@ -188,6 +194,63 @@ class SameClips:
 
         Of `progress` only `advance` is called, with finished epochs; the study calls `start` and `stop`.
         """
+        heads = self._heads(experiments, seeds, settings, progress, engine, address)
+        return [
+            Trained(experiment, own, self.score(own, "val"), self.score(own, "test") if "test" in splits else None)
+            for experiment, own in zip(experiments, heads, strict=True)
+        ]
+
+    def train_probed(
+        self,
+        experiments: Sequence[Experiment],
+        seeds: Sequence[int],
+        *,
+        settings: TrainSettings,
+        progress: Progress = NO_PROGRESS,
+        engine: str = "local",
+        address: str | None = None,
+    ) -> list[Trained]:
+        """Like `train`, with the settings of the probe's grid that are best for each experiment on validation clips.
+
+        The points of the grid are trained with the first seed, each experiment's best one with all seeds. Test clips
+        are scored once, by the latter heads.
+
+        Raises:
+            ExperimentError: as `probe_grid` does, besides the errors of `train`.
+        """
+        grid = probe_grid(settings)
+        tried: dict[Experiment, list[ProbePoint]] = {experiment: [] for experiment in experiments}
+        for point in grid:
+            able = [experiment for experiment in experiments if point in points_for(experiment, grid)]
+            heads = self._heads(able, seeds[:1], point, progress, engine, address) if able else []
+            for experiment, (head,) in zip(able, heads, strict=True):
+                epoch, history = head.epoch - 1, head.history
+                figures = float(history.val_accuracy[epoch]), float(history.val_loss[epoch])
+                tried[experiment].append(ProbePoint(point, *figures))
+        clips = len(self.embeddings["val"])
+        probes = {}
+        for experiment, points in tried.items():
+            best = min(points, key=lambda point: validation_rank(point.top1, point.loss))
+            probes[experiment] = Probe(tuple(points), best, clips, seeds[0])
+        found: dict[Experiment, Trained] = {}
+        for point in grid:
+            own = [experiment for experiment in experiments if probes[experiment].settings == point]
+            if not own:
+                continue
+            trained = self.train(own, seeds, settings=point, progress=progress, engine=engine, address=address)
+            found |= {one.experiment: replace(one, probe=probes[one.experiment]) for one in trained}
+        return [found[experiment] for experiment in experiments]
+
+    def _heads(
+        self,
+        experiments: Sequence[Experiment],
+        seeds: Sequence[int],
+        settings: TrainSettings,
+        progress: Progress,
+        engine: str,
+        address: str | None,
+    ) -> list[tuple[TrainedHead, ...]]:
+        """Train all experiments with all seeds together; return each one's heads."""
         train = self.embeddings["train"]
         configs = [experiment.head_config(train, self.classes, settings) for experiment in experiments]
         heads = train_heads(
@@ -200,12 +263,7 @@ class SameClips:
             engine=engine,
             address=address,
         )
-        trained = []
-        for position, experiment in enumerate(experiments):
-            own = tuple(heads[position * len(seeds) : (position + 1) * len(seeds)])
-            test = self.score(own, "test") if "test" in splits else None
-            trained.append(Trained(experiment, own, self.score(own, "val"), test))
-        return trained
+        return [tuple(heads[start : start + len(seeds)]) for start in range(0, len(heads), len(seeds))]
 
     def score(self, heads: Sequence[TrainedHead], split: str) -> SplitResult:
         """Score one experiment's heads on a split."""

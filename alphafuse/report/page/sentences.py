@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alphafuse.data.power import LEVEL
 from alphafuse.data.streams import ALL, SENSES, title_of
 from alphafuse.heads.model.config import title_of_streams
+from alphafuse.heads.studies.probe import sentence_of
 from alphafuse.heads.studies.runs import Run
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.contents import Absent, Measure, Report, Votes, role_of
@@ -207,6 +208,8 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
     if any(config.get("dropped", {}).values()):
         dropped = ", ".join(f"{split} {count}" for split, count in config["dropped"].items())
         facts.append(("left out", f"{dropped} (they lack a stream)"))
+    if config.get("probe"):
+        facts.append(("probe", _probe_fact(config)))
     facts.append(("settings", "; ".join(filter(None, [", ".join(changed), f"the paper's: {', '.join(same)}"]))))
     for stream, made in config["embeddings"].items():
         encoder = config.get("encoders", {}).get(stream, {})
@@ -217,6 +220,13 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         facts.append((title_of(stream), ", ".join(parts)))
     facts.append(("versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())))
     return facts
+
+
+def _probe_fact(config: Mapping[str, Any]) -> str:
+    probe = config["probe"]
+    if "chosen" in probe:
+        return sentence_of(TrainSettings.from_json(config["settings"]), len(probe["points"]), probe["val_clips"])
+    return "hidden layers, learning rate and weight decay of each row chosen on validation clips"
 
 
 def _text(value: object) -> str:

@@ -274,7 +274,9 @@ def test_the_command_says_what_it_did(file: Path, tmp_path: Path, run: Run) -> N
         "  clap (audio): embeddings of 90 clips",
         "  dino (video): embeddings of 90 clips",
     ]
-    code, out, _ = run("data", "embeddings", file, "--root", root, "--json")
+    assert Dataset.open(root).labelled_by is None
+    code, out, _ = run("data", "embeddings", file, "--root", root, "--labelled-by", "ear", "--json")
+    assert Dataset.open(root).labelled_by == "ear"
     found = json.loads(out)
     assert found["streams"]["dino"] == {"medium": "video", "present": 90, "absent": 0}
     assert found["clips"] == {"train": 45, "val": 15, "test": 30} and found["unknown"] == []

@@ -702,7 +702,8 @@ def dataset_of(root: Path, content: dict) -> Dataset:
 
 @quick
 @given(
-    st.dictionaries(st.sampled_from(list(GOOD)), anything, max_size=2), st.sets(st.sampled_from(list(GOOD)), max_size=1)
+    st.dictionaries(st.sampled_from([*GOOD, "labelled_by"]), anything, max_size=2),
+    st.sets(st.sampled_from(list(GOOD)), max_size=1),
 )
 def test_any_dataset_json_is_a_root_or_a_one_line_error(changed: dict, absent: set) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -736,6 +737,8 @@ def test_any_dataset_json_is_a_root_or_a_one_line_error(changed: dict, absent: s
         ({"streams": []}, "at least one stream is needed"),
         ({"streams": [7]}, "a stream has name, encoder, medium, options, not 7"),
         ({"streams": 2 * GOOD["streams"]}, "two streams are named 'ear'"),
+        ({"labelled_by": "nose"}, "unknown way of labelling 'nose': choose from ear, eye, both: correct"),
+        ({"labelled_by": ["eye"]}, "unknown way of labelling"),
         ({"source": [1]}, "'source' must be a dict"),
         ({"format_version": True}, "'format_version' must be a int"),
         ({"format_version": 1}, "has format version 1, this alphafuse reads 2"),
