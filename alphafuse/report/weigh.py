@@ -13,9 +13,10 @@ from alphafuse.data.streams import SENSES, title_of
 from alphafuse.heads.closed.recommend import DROP_SHARE, Profile
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.runs import write_run
-from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, Tested, Weighing
+from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, NeighbourVotes, Tested, Weighing
 
 from .figures import png, weight_profile
+from .looks import capitalised
 from .studies import accuracy_columns, against_columns, describe, left_out, loss_columns
 from .tables import Column, Document, Table, csv_rows, methods, p_value, percent, percent_range, to_markdown
 
@@ -39,7 +40,12 @@ def describe_weigh(found: Weighing) -> Document:
     return Document(
         found.verdict,
         [
-            Table((), (), [*_gain(found), *_regret(found)], ruled=False),
+            Table(
+                (),
+                (),
+                [*_gain(found), *_regret(found), *([f"{capitalised(found.warning)}."] if found.warning else [])],
+                ruled=False,
+            ),
             _streams(found),
             Table(_head_columns(), _rows(found), _notes(found, clips), ruled=True),
             *([_profile(found.found.profile)] if found.found.profile else []),
@@ -161,6 +167,8 @@ def _notes(found: Weighing, clips: str) -> Iterator[str]:
             f"Late fusion, a weighted mean of calibrated probabilities: {', '.join(parts)}; they {decided} equal "
             f"weights (p {p if p.startswith('<') else f'= {p}'}, gain {found.late.bits:.3f} bits per clip)."
         )
+    if found.neighbours:
+        yield _voted(found.neighbours)
     if found.probe:
         yield "Logistic probe: on the same weighted streams, its penalty chosen on validation clips."
     if found.constant:
@@ -176,6 +184,25 @@ def _zscored(profile: Profile) -> str:
     shown = profile.streams[-1:] if len(profile.streams) == 2 else profile.streams
     parts = ["{} {:.2g} ({:.2g} to {:.2g})".format(title_of(s), weights[s], *profile.range_of(s)) for s in shown]
     return f"With every dimension scaled to variance 1 first, the weights are {', '.join(parts)}."
+
+
+def _voted(found: NeighbourVotes) -> str:
+    """Say what nearest neighbours make of the weights."""
+    equal = len(found.alphas) // 2 if len(found.streams) == 2 else 0
+    lead = (
+        f"Nearest neighbours, which train nothing: equal weights label {percent(found.accuracy[equal])}% of "
+        f"{found.queries:,} validation clips"
+    )
+    if not found.choice.is_equal_excluded:
+        return f"{lead}, and no other weights are shown to be better."
+    best = percent(found.accuracy[found.choice.best])
+    if len(found.streams) > 2:
+        return f"{lead}, the weights above {best}%, which is better (log loss, 95%)."
+    inside = [found.weight_of(int(i)) for i in np.flatnonzero(found.choice.inside)]
+    return (
+        f"{lead}; {title_of(found.streams[-1])} at {found.weight_of(found.choice.best):.2g} times the weight "
+        f"({min(inside):.2g} to {max(inside):.2g}, by log loss) {best}%."
+    )
 
 
 def _profile(profile: Profile) -> Table:

@@ -20,14 +20,18 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.labelling import labelling_warning
 from alphafuse.data.streams import in_order, title_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import LateWeights
 from alphafuse.heads.closed.moments import effective_rank
-from alphafuse.heads.closed.recommend import Laboratory, Profile, Recommendation
+from alphafuse.heads.closed.neighbours import Neighbours, drawn
+from alphafuse.heads.closed.profile import OCTAVES, of_ratio
+from alphafuse.heads.closed.recommend import COARSE, Laboratory, Profile, Recommendation
 from alphafuse.heads.closed.ridge import Weighting
 from alphafuse.heads.model.config import Experiment, HeadConfig
 from alphafuse.heads.model.head import AlphaFusion, Normalization
+from alphafuse.heads.scoring.choice import Choice, choose_weight
 from alphafuse.heads.scoring.statistics import Comparison, compare_pairs
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
@@ -37,6 +41,7 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 from .same_clips import EVALUATED, SameClips, SplitResult
 
 FOLDS = 5
+MOST_QUERIES = 2000  # validation clips that neighbours vote on
 PROBE_CELLS = 2_000_000_000  # clips x dimensions x classes: the logistic probe takes minutes to here, hours beyond
 PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, chosen on validation clips
 CHOSEN, EQUAL = "chosen", "equal"
@@ -66,6 +71,43 @@ class Tested:
 
 
 @dataclass(frozen=True)
+class NeighbourVotes:
+    """Validation clips labelled by their nearest training clips, at several weights: no head, no penalty.
+
+    Attributes:
+        streams: the streams.
+        alphas: (candidates, streams) weights; of two streams half octaves of their ratio, equal weights in the middle.
+        accuracy: (candidates,) top-1 in [0, 1].
+        choice: confidence set and recommendation by the votes' log loss.
+        queries: validation clips, at most 2,000.
+    """
+
+    streams: tuple[str, ...]
+    alphas: np.ndarray
+    accuracy: np.ndarray
+    choice: Choice
+    queries: int
+
+    def weight_of(self, candidate: int) -> float:
+        """Return the last stream's weight against the first one's, as similarity sees it."""
+        return float(self.alphas[candidate][-1] / self.alphas[candidate][0])
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, json-able."""
+        return {
+            "streams": list(self.streams),
+            "queries": self.queries,
+            "chosen": self.choice.chosen,
+            "candidates": [
+                {"weights": alphas.tolist(), "top1": float(top1), "loss": float(loss), "inside": bool(inside)}
+                for alphas, top1, loss, inside in zip(
+                    self.alphas, self.accuracy, self.choice.losses, self.choice.inside, strict=True
+                )
+            ],
+        }
+
+
+@dataclass(frozen=True)
 class Weighing:
     """Result of `weigh`.
 
@@ -85,6 +127,8 @@ class Weighing:
         heads: "chosen", "equal" if that is another, and each single stream, that of the least out-of-fold error first.
         probe: a logistic head on the same weighted streams; None if it takes long and wasn't asked for.
         late: weights of late fusion; None unless asked for.
+        neighbours: the vote of nearest neighbours at several weights; None for one stream.
+        warning: what the way the labels were given can hide, see `labelling_warning`; None if nothing.
         head: the chosen head: linear, on centred and scaled embeddings.
         provenance: inputs of the study, for config.json.
 
@@ -112,6 +156,8 @@ class Weighing:
     heads: Mapping[str, Tested]
     probe: Tested | None
     late: LateWeights | None
+    neighbours: NeighbourVotes | None
+    warning: str | None
     head: AlphaFusion
     provenance: Mapping[str, Any]
 
@@ -167,6 +213,8 @@ class Weighing:
             "best_single": self.best_single,
             "heads": {name: head.to_json() for name, head in self.heads.items()},
             "probe": self.probe and self.probe.to_json(),
+            "neighbours": self.neighbours and self.neighbours.to_json(),
+            "warning": self.warning,
             "late": self.late and self.late.to_json(tuple(self.dims)),
             "val": chosen.val.to_json(),
             "test": chosen.test.to_json(),
@@ -311,6 +359,8 @@ def weigh(
         heads=_tested(heads, clips),
         probe=_probe(laboratory, clips, found.chosen) if everything or cells <= PROBE_CELLS else None,
         late=laboratory.late() if everything and several else None,
+        neighbours=_neighbours(clips, laboratory.streams, found.chosen, seed, progress) if several else None,
+        warning=labelling_warning(dataset),
         head=chosen,
         provenance=clips.provenance,
     )
@@ -367,6 +417,25 @@ def _tested(heads: Mapping[str, AlphaFusion], clips: SameClips) -> dict[str, Tes
     pairs = [(own.scores.top1, results[name][1].scores.top1) for name in others]
     compared = dict(zip(others, compare_pairs(pairs, own.groups), strict=True))
     return {name: Tested(val, test, compared.get(name)) for name, (val, test) in results.items()}
+
+
+def _neighbours(
+    clips: SameClips, streams: Sequence[str], chosen: Weighting, seed: int, progress: Progress
+) -> NeighbourVotes:
+    """Let training clips vote on validation clips: at ratios of two streams' weights, or at equal and chosen ones."""
+    count = len(streams)
+    ratios = np.arange(-OCTAVES, OCTAVES + COARSE, COARSE)
+    alphas = np.array([of_ratio(ratio) for ratio in ratios] if count == 2 else [(1.0,) * count, chosen.alphas])
+    queries = drawn(clips.embeddings["val"], MOST_QUERIES, seed=seed)
+    progress.start("neighbours", total=len(queries))
+    try:
+        found = Neighbours(clips.embeddings["train"], streams=streams).score(
+            queries, alphas, clips.classes, progress=progress
+        )
+    finally:
+        progress.stop()
+    choice = choose_weight(found.loss[:, None], queries.groups, equal=len(alphas) // 2 if count == 2 else 0, seed=seed)
+    return NeighbourVotes(tuple(streams), alphas, found.correct.mean(axis=1), choice, len(queries))
 
 
 def _probe(laboratory: Laboratory, clips: SameClips, chosen: Weighting) -> Tested:
