@@ -40,18 +40,19 @@ def describe_weigh(found: Weighing) -> Document:
     return Document(
         found.verdict,
         [
-            Table(
-                (),
-                (),
-                [*_gain(found), *_regret(found), *([f"{capitalised(found.warning)}."] if found.warning else [])],
-                ruled=False,
-            ),
+            Table((), (), [*_gain(found), *_regret(found), *_warning(found)], ruled=False),
             _streams(found),
-            Table(_head_columns(), _rows(found), _notes(found, clips), ruled=True),
+            Table(_head_columns(), _rows(found), [*_notes(found, clips)]),
             *([_profile(found.found.profile)] if found.found.profile else []),
         ],
         picture=("Out-of-fold error against the weights", "weigh.png") if _has_picture(found) else None,
     )
+
+
+def _warning(found: Weighing) -> Iterator[str]:
+    """Say what the way the labels were given can hide."""
+    if found.warning:
+        yield f"{capitalised(found.warning)}."
 
 
 def _gain(found: Weighing) -> Iterator[str]:
