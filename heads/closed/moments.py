@@ -16,6 +16,7 @@ import torch
 
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
+from alphafuse.system.devices import threads_for
 
 ROWS_AT_ONCE = 4096  # rows in memory at a time; sums are float64, so that the number changes only rounding
 NULL_SHARE = 1e-10  # axes with less than this share of a stream's largest variance are float32's rounding
@@ -89,7 +90,8 @@ class Moments:
                 own = np.flatnonzero(of_fold == fold)
                 own = own[np.argsort(of_class[own], kind="stable")]
                 vectors = torch.from_numpy(shifted[own])
-                gram[fold] += (vectors.T @ vectors).numpy()
+                with threads_for(len(own) * total**2):
+                    gram[fold] += (vectors.T @ vectors).numpy()
                 found, starts, sizes = np.unique(of_class[own], return_index=True, return_counts=True)
                 counts[fold, found] += sizes
                 sums[fold, found] += np.add.reduceat(shifted[own], starts, axis=0)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from alphafuse.system.devices import threads_for
+
 from .moments import Moments
 
 LARGEST_EXPONENT = (
@@ -127,7 +129,8 @@ class Folds:
 
     def best(self, alphas: Sequence[float], *, near: float | None = None) -> Weighting:
         """Return these weights with the penalty of least out-of-fold error; `near` is a guess of it."""
-        found, loss = best_penalty(lambda penalty: self.loss(alphas, penalty), self.unit, near)
+        with threads_for(self.unit**3):
+            found, loss = best_penalty(lambda penalty: self.loss(alphas, penalty), self.unit, near)
         return Weighting(tuple(float(alpha) for alpha in alphas), found, loss)
 
     def heads(self, weighting: Weighting) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -141,7 +144,8 @@ class Folds:
     def _head(self, train: Centred, weighting: Weighting) -> tuple[torch.Tensor, torch.Tensor]:
         columns, values = self.penalties(weighting.alphas, weighting.penalty)
         matrix = torch.zeros_like(train.cross)
-        matrix[columns] = train.block(columns).solve(values)
+        with threads_for(self.unit**3):
+            matrix[columns] = train.block(columns).solve(values)
         return matrix, train.shares - train.mean @ matrix
 
 

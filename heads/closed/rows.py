@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.system.devices import threads_for
 
 from .moments import Moments, blocks
 from .profile import Standardised
@@ -146,7 +147,9 @@ def scored_blocks(
                 vectors = shifted[own]
                 for i, head in zip(chosen, heads, strict=True):
                     matrix, bias = head[fold]
-                    yield i, positions[own], torch.addmm(bias, vectors, matrix)
+                    with threads_for(vectors.numel() * classes):
+                        scores = torch.addmm(bias, vectors, matrix)
+                    yield i, positions[own], scores
             advance(len(positions) * len(chosen))
 
 
