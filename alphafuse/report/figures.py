@@ -300,7 +300,7 @@ def alpha_curves(found: AlphaCurves, looks: Looks, *, narrow: bool = False) -> F
 def weight_profile(found: Profile, *, narrow: bool = False) -> Figure:
     """Plot the error of two streams against the ratio of their weights, with the interval and equal weights."""
     first, last = (title_of(stream) for stream in found.streams)
-    figure = Figure(figsize=(NARROW if narrow else WIDTH, 2.8), layout="constrained")
+    figure = Figure(figsize=(NARROW if narrow else WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
     ratios = np.array([found.relative(one)[found.streams[-1]] for one in found.weightings])
     excess = 100 * (found.choice.losses / found.choice.losses.min() - 1)
@@ -315,9 +315,9 @@ def weight_profile(found: Profile, *, narrow: bool = False) -> Figure:
     axes.set_xticks([2.0**i for i in range(-4, 5)], ["1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"])
     axes.set_xlabel(f"weight of {last} relative to {first}")
     axes.set_ylabel("squared error above the least (%)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # room for the marker
     axes.grid(axis="y")
-    axes.legend(loc="upper center")
+    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
     return figure
 
 

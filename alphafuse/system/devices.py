@@ -1,4 +1,4 @@
-"""Choice of the devices that run encoders and heads, and of threads for small products. torch is imported when it is needed."""
+"""Choice of the devices that run encoders and heads, and of threads. torch is imported when it is needed."""
 
 from __future__ import annotations
 
