@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import Ridge
+from support.toy import DINO
 
+from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings
+from alphafuse.data.manifest import Clip, Manifest
+from alphafuse.data.streams import DEFAULT_STREAMS, Stream
 from alphafuse.heads.closed.moments import Moments, assign_folds
 from alphafuse.heads.closed.ridge import Folds
 
 DIMS = {"timesformer": 4, "ast": 3, "dino-s": 5}
+STREAMS = (*DEFAULT_STREAMS, DINO)
+SIZES = {"train": 600, "val": 120, "test": 160}
 
 
 def make_rows(
@@ -57,3 +65,43 @@ def folds_of(rows: Embeddings, targets: np.ndarray, classes: int, count: int = 3
 def ridge_of(x: np.ndarray, y: np.ndarray, dims: Mapping[str, int], alphas: tuple[float, ...], penalty: float) -> Ridge:
     """Scikit-learn's ridge on columns times their stream's weight; its `coef_` is for those columns."""
     return Ridge(alpha=penalty, solver="cholesky").fit(x * np.repeat(alphas, list(dims.values())), y)
+
+
+def make_weigh_dataset(
+    root: Path,
+    *,
+    sizes: Mapping[str, int] = SIZES,
+    streams: tuple[Stream, ...] = DEFAULT_STREAMS,
+    copies: tuple[str, str] | None = None,
+    constant: str | None = None,
+    classes: int = 4,
+    **settings: Any,
+) -> Dataset:
+    """Make a root of `make_rows`; of `copies`, the second stream is the first's, and `constant` is always the same."""
+    dims = {stream.name: DIMS[stream.name] for stream in streams}
+    rows, clips = {}, []
+    for number, (split, size) in enumerate(sizes.items()):
+        found, _ = make_rows(size, dims, classes=classes, seed=number, **settings)
+        if copies:
+            found.features[copies[1]] = found.features[copies[0]]  # type: ignore[index]
+        if constant:
+            found.features[constant][:] = 0.1
+        names = tuple(f"{split}{group}_{i:06d}" for i, group in enumerate(found.groups))
+        groups = tuple(split + group for group in found.groups)
+        recipes = {stream: {"protocol": "standard"} for stream in dims}
+        rows[split] = Embeddings(names, found.labels, groups, found.features, recipes=recipes)
+        clips += [
+            Clip(name, f"{name}.mp4", *rest, split, group)
+            for name, *rest, group in zip(names, found.labels, groups, strict=True)
+        ]
+    dataset = Dataset.create(
+        root,
+        Manifest(clips),
+        name="made",
+        clip_folder=root / "clips",
+        classes=tuple(f"class{i}" for i in range(classes)),
+        streams=streams,
+    )
+    for split, embeddings in rows.items():
+        dataset.store(split).write(embeddings)
+    return dataset
