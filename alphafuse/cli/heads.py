@@ -356,10 +356,13 @@ def weigh(
       alphafuse weigh --root demo
       alphafuse weigh --stream timesformer,ast --all
     """
+    from alphafuse.heads.studies.runs import check_run_name
     from alphafuse.heads.studies.weigh import weigh as weigh_streams
     from alphafuse.report.tables import to_text
     from alphafuse.report.weigh import describe, write_weigh
 
+    if run:
+        check_run_name(run, "weigh")  # before minutes of work
     dataset = Dataset.open(root)
     found = weigh_streams(dataset, streams=streams, folds=folds, seed=seed, everything=everything, progress=Bar())
     folder = write_weigh(found, dataset, run=run)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize_scalar, nnls
 from scipy.special import log_softmax
 from scipy.stats import chi2
 
 from alphafuse.heads.scoring.statistics import bootstrap_counts
 
 RESAMPLES = 500
-ROUNDS = 200  # of expectation and maximisation; each can only increase the likelihood
+ROUNDS, HALVINGS = 50, 30  # most steps of Newton's method, and halvings of one
+SMALLEST = 1e-12  # a probability of 0 would rule out a weight for ever
 
 
 def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -37,7 +38,7 @@ class LateWeights:
 
     Attributes:
         weights: (streams,) at least 0 each, sum 1.
-        low, high: (streams,) 95% intervals, percentiles over resamples of source videos.
+        low, high: (streams,) 95% intervals, percentiles over resamples of source videos; nearly 0 to 1 for copies.
         p_equal: two-sided p-value of equal weights, from the same resamples.
         bits: mean gain over equal weights in bits per clip.
         clips: number of clips.
@@ -70,12 +71,13 @@ def late_weights(probabilities: np.ndarray, groups: list[str], *, seed: int = 0)
         groups: (clips,) source videos.
         seed: seed of the resamples.
     """
-    p = np.maximum(probabilities.T, 1e-12)  # (clips, streams)
-    weights = _maximise(p, np.ones((1, len(p))))[0]
-    counts = bootstrap_counts(1, groups, resamples=RESAMPLES, seed=seed)[1]
-    drawn = _maximise(p, counts)  # (resamples, streams)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    p = np.maximum(probabilities.T, SMALLEST)  # (clips, streams)
     equal = np.full(p.shape[1], 1 / p.shape[1])
+    weights = _maximise(p, np.ones((1, len(p))), equal[None])[0]
+    counts = bootstrap_counts(1, groups, resamples=RESAMPLES, seed=seed)[1]
+    anywhere = np.random.default_rng(seed).dirichlet(np.ones(len(equal)), size=RESAMPLES)
+    drawn = _maximise(p, counts, anywhere)  # (resamples, streams); of copies, each stays where it starts
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     # a Wald test with the resamples' covariance; one weight follows from the others
     gap, covariance = (weights - equal)[:-1], np.atleast_2d(np.cov(drawn[:, :-1].T))
     distance = float(gap @ np.linalg.pinv(covariance) @ gap)
@@ -84,15 +86,37 @@ def late_weights(probabilities: np.ndarray, groups: list[str], *, seed: int = 0)
     return LateWeights(weights, low, high, p_equal, bits, len(p))
 
 
-def _maximise(p: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return (resamples, streams) weights by expectation and maximisation; counts (resamples, clips)."""
-    weights = np.full((len(counts), p.shape[1]), 1 / p.shape[1])
-    total = counts.sum(axis=1, keepdims=True)
+def _maximise(p: np.ndarray, counts: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Return (resamples, streams) weights of highest likelihood; counts (resamples, clips), start like the result.
+
+    Less n times the sum of weights, the log likelihood has its maximum where that sum is 1 by itself (Kim et al. 2020),
+    so that only signs constrain Newton's steps. Expectation and maximisation would hardly move between similar streams.
+    """
+    streams = p.shape[1]
+    weights, total = start, counts.sum(axis=1)
+    products = (p[:, :, None] * p[:, None, :]).reshape(len(p), -1)
+
+    def value(weights: np.ndarray) -> np.ndarray:
+        return (counts * np.log(np.maximum(weights @ p.T, SMALLEST))).sum(axis=1) - total * weights.sum(axis=1)
+
+    reached = value(weights)
     for _ in range(ROUNDS):
-        share = counts / (weights @ p.T)  # (resamples, clips)
-        updated = weights * (share @ p) / total
-        moved = np.abs(updated - weights).max()
-        weights = updated
-        if moved < 1e-6:
+        mixed = weights @ p.T  # (resamples, clips)
+        slope = (counts / mixed) @ p - total[:, None]
+        curvature = ((counts / mixed**2) @ products).reshape(-1, streams, streams)
+        curvature += 1e-9 * np.trace(curvature, axis1=1, axis2=2)[:, None, None] * np.eye(streams)  # for copies
+        root = np.linalg.cholesky(curvature)
+        aim = np.linalg.solve(root, (slope[:, :, None] + curvature @ weights[:, :, None]))[:, :, 0]
+        step = np.stack([nnls(one.T, at)[0] for one, at in zip(root, aim, strict=True)]) - weights
+        share = np.ones((len(weights), 1))
+        for _ in range(HALVINGS):
+            found = value(weights + share * step)
+            worse = found < reached - 1e-12 * np.abs(reached)  # not by rounding
+            if not worse.any():
+                break
+            share[worse] /= 2
+        share[worse] = 0  # as far as float64 shows
+        weights, reached = weights + share * step, np.maximum(found, reached)
+        if np.abs(share * step).max() < 1e-6:
             break
-    return weights
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

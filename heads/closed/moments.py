@@ -144,7 +144,7 @@ class Moments:
 
     def rotated(self, basis: Mapping[str, np.ndarray]) -> Moments:
         """Return the statistics of each stream's vectors times its `basis`, (dim, new dim)."""
-        dims = {stream: of_stream.shape[1] for stream, of_stream in basis.items()}
+        dims = {stream: basis[stream].shape[1] for stream in self.dims}
         matrix = torch.block_diag(*(torch.from_numpy(basis[stream]) for stream in self.dims))  # (D, new D)
         gram = np.stack([(matrix.T @ torch.from_numpy(of_fold) @ matrix).numpy() for of_fold in self.gram])
         rotation = matrix.numpy()

@@ -91,6 +91,7 @@ def ratio_profile(
     """Return two streams' weightings from 2^-4 to 2^4 in steps of `step` octaves, the equal one in the middle."""
     count = round(OCTAVES / step)
     middle = folds.best(of_ratio(0.0))
+    advance(1)
     found = {0: middle}
     for side in (1, -1):
         last = middle

@@ -70,11 +70,6 @@ class Profile:
             stream: float(alpha / mean) ** power for stream, alpha in zip(self.streams, weighting.alphas, strict=True)
         }
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the set reaches the end of the range on a side: the clips set no bound there."""
-        return bool(self.choice.inside[0] or self.choice.inside[-1]) if len(self.streams) == 2 else False
-
     def to_json(self) -> dict[str, Any]:
         """The profile, json-able."""
         return {

@@ -21,9 +21,8 @@ from alphafuse.system.devices import threads_for
 
 from .moments import Moments
 
-LARGEST_EXPONENT = (
-    40.0  # log2 of the penalty, relative to the dimensions: beyond, nothing is learned or nothing penalised
-)
+LARGEST_EXPONENT = 40.0  # log2 of the penalty, relative to the dimensions: beyond, nothing is learned or penalised
+ROUNDING = 1e-12  # a penalty below this share of the largest sum of squares is lost in the rounding of float64
 FLAT = 1e-7  # a relative difference of two losses that isn't worth another step
 
 
@@ -106,6 +105,7 @@ class Folds:
         held = [Centred.of(moments, [f], about=self.train[f], device=device) for f in everything]
         self.whole = Centred.of(moments, everything, device=device)
         self.unit = float(sum(moments.dims.values()))  # the penalty's natural size, if a dimension's variance is 1
+        self._least = ROUNDING * float(self.whole.gram.diagonal().max())  # keeps singular matrices solvable
         self._total = sum(of_fold.total for of_fold in held)
         self._all = _Stacked.of(self.train, held)
         self._used: tuple[tuple[bool, ...], _Stacked] = (len(moments.dims) * (True,), self._all)
@@ -116,7 +116,8 @@ class Folds:
         for alpha, own in zip(alphas, self.moments.columns.values(), strict=True):
             if alpha:
                 columns.append(torch.arange(own.start, own.stop))
-                values.append(torch.full((own.stop - own.start,), penalty / alpha**2, dtype=torch.float64))
+                value = max(penalty / alpha**2, self._least)
+                values.append(torch.full((own.stop - own.start,), value, dtype=torch.float64))
         return torch.cat(columns).to(self.device), torch.cat(values).to(self.device)
 
     def loss(self, alphas: Sequence[float], penalty: float) -> float:

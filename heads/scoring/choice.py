@@ -34,6 +34,13 @@ class Choice:
         regret: mean loss of the equal candidate minus that of the best, at least 0.
         regret_bound: upper bound of that difference, one-sided 95%.
         units: source videos (or groups of them) that were resampled.
+
+    >>> import numpy as np
+    >>> from alphafuse import choose_weight
+    >>> losses = np.random.default_rng(0).normal([[0.0], [0.5]], size=(2, 400))[:, None]
+    >>> found = choose_weight(losses, [str(i) for i in range(400)], equal=1)
+    >>> found.inside, found.is_equal_excluded, found.units
+    (array([ True, False]), True, 400)
     """
 
     losses: np.ndarray
@@ -59,9 +66,12 @@ def choose_weight(losses: np.ndarray, groups: Sequence[str], equal: int, *, seed
         equal: position of the candidate that weighs all streams alike.
         seed: seed of the random draws.
 
+    Raises:
+        ValueError: losses of another shape or that aren't finite, or no such candidate.
+
     >>> import numpy as np
     >>> noise = np.random.default_rng(0).normal(size=(3, 1, 400))
-    >>> losses = noise + np.array([0.5, 0.0, 0.01])[:, None, None]
+    >>> losses = noise + np.array([0.5, 0.0, 0.04])[:, None, None]
     >>> found = choose_weight(losses, [str(i) for i in range(400)], equal=2)
     >>> found.inside.tolist(), found.best, found.chosen
     ([False, True, True], 1, 2)
@@ -69,9 +79,11 @@ def choose_weight(losses: np.ndarray, groups: Sequence[str], equal: int, *, seed
     losses = np.asarray(losses, dtype=np.float64)
     if losses.ndim != 3 or losses.shape[2] != len(groups) or not losses.size:
         raise ValueError(f"losses {losses.shape} must be (candidates, seeds, clips) with {len(groups)} clips")
+    if not np.isfinite(losses).all() or not 0 <= equal < len(losses):
+        raise ValueError(f"losses must be finite, and the equal candidate one of {len(losses)}, not {equal}")
     sums, sizes = group_sums(losses.mean(axis=1), groups)
     seeds = losses.shape[1]
-    of_seeds = np.cov(losses.mean(axis=2)) / seeds if seeds > 1 else None
+    of_seeds = np.atleast_2d(np.cov(losses.mean(axis=2))) / seeds if seeds > 1 else None
     return choose_by_sums(sums, sizes, equal, of_seeds=of_seeds, seeds=seeds, seed=seed)
 
 
@@ -121,7 +133,7 @@ def choose_by_sums(
         inside[r] = worst <= np.quantile(((drawn[:, [r]] - drawn) * scale[r]).max(axis=1), LEVEL)
     inside[best] = True
     regret = float(means[equal] - means[best])
-    bound = regret + float(norm.ppf(LEVEL)) * float(error[equal, best])
+    bound = regret + float(student_t.ppf(LEVEL, units - 1)) * float(error[equal, best])
     return Choice(means, best, equal if inside[equal] else best, inside, regret, bound, units)
 
 

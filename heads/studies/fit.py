@@ -20,7 +20,7 @@ from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .probe import Probe, grid_json, points_for, probe_grid
-from .runs import RESERVED_RUNS, check_run_name, write_run
+from .runs import check_run_name, write_run
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
 
 
@@ -111,9 +111,7 @@ def fit(
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)
     if run:
-        check_run_name(run)
-    if run in RESERVED_RUNS:
-        raise ExperimentError(f"the run name '{run}' is reserved for `alphafuse {run}`: choose another --run")
+        check_run_name(run, "fit")
     clips = SameClips.load(dataset, settings, chosen, experiment)
     experiment = experiment.of(clips.streams)
     name = run or experiment.name

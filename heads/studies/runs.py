@@ -79,12 +79,14 @@ def run_folder(root: Path, name: str) -> Path:
     return root / "runs" / name
 
 
-def check_run_name(name: str) -> None:
-    """Raise `ExperimentError` unless the name is valid as a folder name."""
+def check_run_name(name: str, kind: str = "") -> None:
+    """Raise `ExperimentError` unless the name is valid as a folder name, and free for a run of this kind if given."""
     if not re.fullmatch(r"[\w][\w.+=@-]{0,99}", name):
         raise ExperimentError(
             f"'{name}' can't name a run: choose --run, up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
         )
+    if kind and name in RESERVED_RUNS and name != kind:
+        raise ExperimentError(f"the run name '{name}' is reserved for `alphafuse {name}`: choose another --run")
 
 
 def write_run(
@@ -119,6 +121,7 @@ def write_run(
     Raises:
         ExperimentError: an invalid name, or a folder that can't be written.
     """
+    check_run_name(name, kind)
     seeds, classes = config["seeds"], config["classes"]
     with replaced_run(root, name) as folder:
         write_json(folder / "config.json", {"kind": kind, **config})

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from alphafuse.data.dataset import Dataset
@@ -54,7 +55,8 @@ class Tested:
 
     Attributes:
         val, test: results.
-        comparison: the chosen head against this one on test, Holm-corrected; None for the chosen one.
+        comparison: the chosen head against this one on test, Holm-corrected; None for the chosen one itself, also
+            under its stream's name if it reads one stream.
     """
 
     val: SplitResult
@@ -125,7 +127,8 @@ class Weighing:
         dims: stream -> dimension.
         zscored: the profile if every dimension is scaled to variance 1 first; None for one stream.
         heads: "chosen", "equal" if that is another, and each single stream, that of the least out-of-fold error first.
-        probe: a logistic head on the same weighted streams; None if it takes long and wasn't asked for.
+        probe: a logistic head on the same weighted streams; None if it takes long and wasn't asked for, or if all
+            training clips have one label.
         late: weights of late fusion; None unless asked for.
         neighbours: the vote of nearest neighbours at several weights; None for one stream.
         warning: what the way the labels were given can hide, see `labelling_warning`; None if nothing.
@@ -178,7 +181,7 @@ class Weighing:
     @property
     def verdict(self) -> str:
         """What to do, in a sentence."""
-        return verdict_of(self.found, tuple(self.dims), self.clips["train"])
+        return verdict_of(self.found, tuple(self.dims), self.clips["train"], self.constant)
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -221,8 +224,11 @@ class Weighing:
         }
 
 
-def verdict_of(found: Recommendation, streams: Sequence[str], clips: int) -> str:
+def verdict_of(found: Recommendation, streams: Sequence[str], clips: int, constant: Sequence[str] = ()) -> str:
     """Say what to do about the streams, so that it can be acted on; "undecided" where the clips can't decide."""
+    if found.profile is None and constant:
+        verb = "is" if len(constant) == 1 else "are"
+        return f"Use {title_of(streams[0])} alone: {_titles(constant)} {verb} the same for all clips."
     if found.profile is None:
         return f"{title_of(streams[0])} is the only stream: there is nothing to weigh it against."
     if not found.profile.is_learned:
@@ -254,21 +260,19 @@ def _weights(profile: Profile, clips: int, kept: str) -> str:
     two = len(profile.streams) == 2
     last = profile.streams[-1]
     keep = f"Keep {kept}"
+    first = title_of(profile.streams[0])
     if not profile.choice.is_equal_excluded:
         if two:
-            low, high = profile.range_of(last)
             return (
                 f"{keep} and weigh them alike: {clips:,} clips don't show that another weight is better "
-                f"({title_of(last)} could weigh {_ratio(low)} to {_ratio(high)} times as much as "
-                f"{title_of(profile.streams[0])})."
+                f"({title_of(last)} could weigh {_span(profile)} times as much as {first})."
             )
         return f"{keep} and weigh them alike: {clips:,} clips don't show that other weights are better."
     if two:
-        low, high = profile.range_of(last)
         weight = profile.relative(profile.chosen)[last]
         return (
-            f"{keep}: {title_of(last)} should weigh {_ratio(weight)} times as much as {title_of(profile.streams[0])} "
-            f"({_ratio(low)} to {_ratio(high)} times, 95%)."
+            f"{keep}: {title_of(last)} should weigh {_ratio(weight)} times as much as {first} "
+            f"({_span(profile)} times, 95%)."
         )
     weights = profile.relative(profile.chosen)
     parts = [
@@ -277,6 +281,17 @@ def _weights(profile: Profile, clips: int, kept: str) -> str:
         for low, high in [profile.range_of(stream)]
     ]
     return f"{keep}, with the weights {', '.join(parts)} (95%)."
+
+
+def _span(profile: Profile) -> str:
+    """Write the second stream's interval; at an end of the range, the clips set no bound."""
+    low, high = (_ratio(value) for value in profile.range_of(profile.streams[-1]))
+    no_lowest, no_highest = profile.choice.inside[0], profile.choice.inside[-1]
+    if no_lowest and no_highest:
+        return f"any number from {low} to {high}"
+    if no_lowest or no_highest:
+        return f"at most {high}" if no_lowest else f"at least {low}"
+    return f"{low} to {high}"
 
 
 def _points(share: float) -> str:
@@ -342,6 +357,7 @@ def weigh(
     chosen = heads[CHOSEN]
     cells = len(rows) * sum(laboratory.moments.dims.values()) * len(clips.classes)
     several = len(laboratory.streams) > 1
+    can_learn = len(set(rows.labels)) > 1
     return Weighing(
         dataset_name=dataset.name,
         streams=names,
@@ -357,7 +373,7 @@ def weigh(
         dims=laboratory.moments.dims,
         zscored=laboratory.zscored() if several else None,
         heads=_tested(heads, clips),
-        probe=_probe(laboratory, clips, found.chosen) if everything or cells <= PROBE_CELLS else None,
+        probe=_probe(laboratory, clips, found.chosen) if can_learn and (everything or cells <= PROBE_CELLS) else None,
         late=laboratory.late() if everything and several else None,
         neighbours=_neighbours(clips, laboratory.streams, found.chosen, seed, progress) if several else None,
         warning=labelling_warning(dataset),
@@ -412,7 +428,8 @@ def _tested(heads: Mapping[str, AlphaFusion], clips: SameClips) -> dict[str, Tes
         name: [clips.score_logits(head.predict_logits(clips.embeddings[split])[None], split) for split in EVALUATED]
         for name, head in heads.items()
     }
-    others = [name for name in heads if name != CHOSEN]
+    streams = heads[CHOSEN].config.streams
+    others = [name for name in heads if name != CHOSEN and (name,) != streams]
     own = results[CHOSEN][1]
     pairs = [(own.scores.top1, results[name][1].scores.top1) for name in others]
     compared = dict(zip(others, compare_pairs(pairs, own.groups), strict=True))
@@ -455,6 +472,7 @@ def _probe(laboratory: Laboratory, clips: SameClips, chosen: Weighting) -> Teste
     x = {split: vectors(split) for split in clips.embeddings}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)  # as good as it gets after 1000 steps
         models = [
             LogisticRegression(C=strength, max_iter=1000).fit(x["train"], laboratory.clips.targets)
             for strength in PROBE_STRENGTHS

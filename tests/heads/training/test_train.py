@@ -82,11 +82,15 @@ class Reference:
             moments=[{}],
             class_weights=None,
         )._auxiliary
-        if head_config.normalize == "zscore":
+        if head_config.normalize in ("zscore", "variance"):
+            share = sum(head_config.dims.values()) / len(head_config.dims)
             for name, x in self.features.items():
                 y = self.head.transforms[name](x)
+                std = y.std(dim=0, correction=0)
+                if head_config.normalize == "variance":
+                    std = (std.square().sum() / share).sqrt().expand_as(std)
                 self.head.normalizations[name].mean.copy_(y.mean(dim=0))
-                self.head.normalizations[name].std.copy_(y.std(dim=0, correction=0))
+                self.head.normalizations[name].std.copy_(std)
 
     def classify(self, x: torch.Tensor, first: list[torch.Tensor]) -> torch.Tensor:
         """The layers, with dropout drawn as training draws it; the first weight comes in parts, one per stream."""
@@ -186,6 +190,7 @@ class Reference:
         ({"dims": {"ast": 4}, "hidden": (12,), "dropout": 0.25}, {"weight_decay": 0.1}),
         ({"hidden": (), "dropout": 0.0}, {"schedule": "cosine"}),
         ({"normalize": "zscore", "transform": "signed-sqrt", "on": "ast"}, {"schedule": "two-phase", "epochs": 3}),
+        ({"normalize": "variance", "dims": THREE}, {}),
         ({"normalize": "l2"}, {"label_smoothing": 0.1}),
         ({}, {"class_weights": "balanced", "label_smoothing": 0.2}),
         ({}, {"mixup": 0.4, "class_weights": "balanced"}),
@@ -278,9 +283,31 @@ def test_early_stopping_takes_the_epoch_of_lowest_validation_loss() -> None:
         assert losses[trained.epoch - 1] == pytest.approx(functional.cross_entropy(logits, targets).item(), rel=1e-5)
 
 
-def test_scalar_alphas_vanish_under_standardisation() -> None:
+def test_variance_gives_all_streams_the_same_total_variance_and_keeps_the_ratios_within_each() -> None:
+    features = {name: TRAIN.features[name] * scale + 3 for name, scale in zip(THREE, (0.01, 100, 1), strict=True)}
+    features["ast"][:, 1] = 5  # constant
+    rows = Embeddings(TRAIN.clip_ids, TRAIN.labels, TRAIN.groups, features)
+    silent = Embeddings(
+        TRAIN.clip_ids, TRAIN.labels, TRAIN.groups, {**features, "ast": np.full((30, 4), 7, np.float32)}
+    )
+    both = [config(dims=THREE, normalize="variance"), config(dims=THREE, normalize="zscore")]
+    head, other = (one.head for one in train_heads(rows, rows, both, [0], settings=QUICK))
+    (constant,) = train_heads(silent, silent, both[:1], [0], settings=QUICK)
+    for name, x in features.items():
+        normalised = head.normalizations[name](torch.from_numpy(x)).numpy()
+        mean, scale = x.mean(axis=0, dtype=np.float64), np.sqrt(x.var(axis=0, dtype=np.float64).sum() / 5)  # 15 / 3
+        np.testing.assert_allclose(normalised, (x - mean) / scale, rtol=1e-4, atol=1e-4)
+        assert normalised.var(axis=0).sum() == pytest.approx(5, rel=1e-4)
+        np.testing.assert_allclose(other.normalizations[name].std, np.where(x.std(axis=0), x.std(axis=0), 1), rtol=1e-4)
+    found = constant.head.normalizations["ast"]
+    np.testing.assert_array_equal(found.std, 1)
+    np.testing.assert_allclose(found.mean, 7)
+
+
+@pytest.mark.parametrize("normalize", ["zscore", "variance"])
+def test_scalar_alphas_vanish_under_standardisation(normalize: str) -> None:
     def losses(**changes: object) -> np.ndarray:
-        return train(config(normalize="zscore", **changes))[0].history.val_loss
+        return train(config(normalize=normalize, **changes))[0].history.val_loss
 
     np.testing.assert_allclose(losses(), losses(transform="scale", alpha=7.0, on="ast"), rtol=1e-4)
     assert not np.allclose(losses(), losses(transform="sqrt", on="ast"), rtol=1e-3)
@@ -380,7 +407,7 @@ def test_a_loss_that_stops_being_finite_names_the_head(workers: int) -> None:
         ({"memory_gb": 0.0}, "memory_gb must be above 0"),
         ({"schedule": "linear"}, "choose from constant, cosine, two-phase"),
         ({"class_weights": "sqrt"}, "choose from none, balanced"),
-        ({"normalize": "minmax"}, "choose from none, zscore, l2"),
+        ({"normalize": "minmax"}, "choose from none, zscore, variance, l2"),
         ({"absent": "mean"}, "choose from drop, zeros"),
         ({"device": "gpu"}, "choose from auto, cpu, cuda"),
     ],
