@@ -1,6 +1,7 @@
 """Ridge on few clips, directly from their rows: in dual form where there are fewer clips than dimensions.
 
-The kernel of n clips is a sum over streams, K = sum of alpha_s^2 X_s X_s', X_s centred. With Y the centred one-hot labels,
+The kernel of n clips is a sum over streams, K = sum of alpha_s^2 X_s X_s', X_s centred. With Y the centred one-hot
+labels,
 
     scores of the n clips = shares of the classes + K (K + lambda)^-1 Y          = shares + S Y
     head                  W_s = alpha_s^2 X_s' (K + lambda)^-1 Y                 on stream s
@@ -8,8 +9,9 @@ The kernel of n clips is a sum over streams, K = sum of alpha_s^2 X_s X_s', X_s 
 which is the ridge of `ridge`, whose matrices have the size of the dimensions. Both come from one decomposition of the
 smaller of the two, K = U diag(d) U'; after it, every penalty costs a few products.
 
-The error of leaving clips out needs no other fit (Allen 1974; Golub, Heath and Wahba 1979; with an intercept and several
-clips at once: Cook and Weisberg 1982, section 3.6): the left-out residuals of the clips of one source video g are
+The error of leaving clips out needs no other fit (Allen 1974; Golub, Heath and Wahba 1979; with an intercept and
+several clips at once: Cook and Weisberg 1982, section 3.6): the left-out residuals of the clips of one source video g
+are
 
     (I - H_gg)^-1 E_g,   H = 11'/n + S,   E = Y - S Y.
 """
@@ -109,8 +111,8 @@ class FewClips:
     def choose_penalty(self, groups: Sequence[str]) -> Choice:
         """Return the penalty of least squared error on left-out clips, leaving out one source video at a time.
 
-        A clip whose class has no clip in another source video isn't counted: without it, its class is unknown, which says
-        nothing about the penalty. If no clip is counted (one clip per class), the penalty is `unit`.
+        A clip whose class has no clip in another source video isn't counted: without it, its class is unknown, which
+        says nothing about the penalty. If no clip is counted (one clip per class), the penalty is `unit`.
 
         Args:
             groups: (n,) source video of each clip.
@@ -146,7 +148,7 @@ def has_company(targets: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def _directions(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return U (n, rank) and d (rank,) of X X' = U diag(d) U', from the smaller of X X' and X' X; null ones are left out."""
+    """Return U (n, rank) and d (rank,) of X X' = U diag(d) U', without null ones, from the smaller of X X' and X' X."""
     is_dual = len(x) <= x.shape[1]
     d, vectors = torch.linalg.eigh(x @ x.T if is_dual else x.T @ x)
     kept = d > NULL_SHARE * d[-1].clamp(min=0)

@@ -52,8 +52,8 @@ class CompleteClips:
         absent = [stream for stream in streams if stream not in first.dims]
         if absent:
             raise ExperimentError(
-                f"the clips have no {absent[0]} embeddings yet: run `alphafuse extract --split all --stream {absent[0]} "
-                f"--root {dataset.root}`, or name other streams with --stream"
+                f"the clips have no {absent[0]} embeddings yet: run `alphafuse extract --split all --stream "
+                f"{absent[0]} --root {dataset.root}`, or name other streams with --stream"
             )
         names = tuple(in_order(set(streams) or first.dims))
         kept: dict[str, EmbeddingSource] = {}

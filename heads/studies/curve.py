@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
@@ -81,7 +82,7 @@ class CurvePoint:
     @property
     def pays(self) -> bool | None:
         """Whether fusing beats every stream alone (True), loses to one (False), or neither can be told (None)."""
-        found = [_sign(gain) for gain in self.gains.values()]
+        found = [told_apart(gain) for gain in self.gains.values()]
         return True if found and min(found) > 0 else False if found and min(found) < 0 else None
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +109,8 @@ class Curve:
         streams: the streams, in order.
         points: the sizes, smallest first.
         last_step: gain of the largest over the second largest size, of all streams together; None for one size.
+        resolvable_gap: smallest gain of fusing that a paired test at the largest size finds in 4 of 5 cases; None for
+            one stream.
         clips, dropped: split -> number of clips used, and left out because they lack a stream.
         classes: classes that occur in training.
         source_videos: of the test clips.
@@ -127,6 +130,7 @@ class Curve:
     streams: tuple[str, ...]
     points: tuple[CurvePoint, ...]
     last_step: Comparison | None
+    resolvable_gap: float | None
     clips: Mapping[str, int]
     dropped: Mapping[str, int]
     classes: int
@@ -172,6 +176,7 @@ class Curve:
             "seed": self.seed,
             "points": [point.to_json() for point in self.points],
             "last_step": self.last_step and self.last_step.to_json(),
+            "smallest_resolvable_gap": self.resolvable_gap,
         }
 
 
@@ -187,11 +192,11 @@ def curve(
     """Score ridge heads of each stream alone and of all together against the number of training clips per class.
 
     A size k takes up to k clips of each class: one clip per source video first, second clips only when every video has
-    given one. A class with fewer clips gives all that it has, so classes stay the same for all sizes. Together, the streams
-    weigh alike: each is scaled to the same total variance over the drawn clips. Each head's penalty is chosen within its
-    own training clips, by the error on clips left out, one source video at a time (`FewClips.choose_penalty`); too many
-    clips for that (`FEW_NUMBERS`) are split into five folds of source videos. Nothing is chosen on test clips, and
-    validation clips are not used. Writes no files; see `alphafuse.write_curve`.
+    given one. A class with fewer clips gives all that it has, so classes stay the same for all sizes. Together, the
+    streams weigh alike: each is scaled to the same total variance over the drawn clips. Each head's penalty is chosen
+    within its own training clips, by the error on clips left out, one source video at a time
+    (`FewClips.choose_penalty`); too many clips for that (`FEW_NUMBERS`) are split into five folds of source videos.
+    Nothing is chosen on test clips, and validation clips are not used. Writes no files; see `alphafuse.write_curve`.
 
     Args:
         dataset: a dataset whose train and test splits are extracted.
@@ -269,6 +274,7 @@ def curve(
         streams=clips.streams,
         points=made,
         last_step=last,
+        resolvable_gap=_resolvable_gap(made, clips.streams, len(set(groups))),
         clips=clips.counts,
         dropped=clips.dropped,
         classes=len(trained),
@@ -446,7 +452,17 @@ def _gains(
     ]
 
 
-def _sign(gain: Comparison) -> int:
-    """Return 1 or -1 if both the corrected test and the interval, which also varies the draws, tell a gain from none."""
+def _resolvable_gap(points: Sequence[CurvePoint], streams: Sequence[str], videos: int) -> float | None:
+    """Return the smallest gain at the largest size that a test finds with 80% power, corrected for all comparisons."""
+    if len(streams) < 2:
+        return None
+    correct = {name: found.mean(axis=0) for name, found in points[-1].correct.items()}
+    squared = float(np.mean([np.square(correct[FUSED] - correct[stream]).mean() for stream in streams]))
+    level = 1 - (1 - LEVEL) / (len(points) * len(streams))
+    return smallest_resolvable_gap(videos, discordance=squared, level=level)
+
+
+def told_apart(gain: Comparison) -> int:
+    """Return 1 for a gain, -1 for a loss, 0 if the corrected test or the interval, which also varies draws, allows none."""
     beyond = gain.interval.low > 0 or gain.interval.high < 0
     return (1 if gain.test.difference > 0 else -1) if gain.is_found and beyond else 0

@@ -1,9 +1,9 @@
 """The protocol of MTEB's VGGSound tasks on cached embeddings, and what its folds leak.
 
-MTEB 2.20.0 (tasks VGGSoundV and VGGSoundVA; its classification task with cross-validation) scores the test split alone: five
-shuffled folds; of each fold's training clips up to 8 per class; scikit-learn's logistic regression on the embeddings as
-they are; accuracy on the fold left out. Clips of one source video can lie on both sides. The same with whole source videos
-in each fold gives the difference: the leak.
+MTEB 2.20.0 (tasks VGGSoundV and VGGSoundVA; its classification task with cross-validation) scores the test split alone:
+five shuffled folds; of each fold's training clips up to 8 per class; scikit-learn's logistic regression on the
+embeddings as they are; accuracy on the fold left out. Clips of one source video can lie on both sides. The same with
+whole source videos in each fold gives the difference: the leak.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def mteb_scores(
 ) -> MtebScores:
     """Score the test split's embeddings as MTEB's VGGSound tasks do, and again with whole source videos in each fold.
 
-    Of several streams, the fusion is their embeddings side by side, unscaled. Writes no files; see `alphafuse.write_curve`.
+    Of several streams, the fusion is their embeddings side by side, unscaled. Writes no files; see
+    `alphafuse.write_curve`.
 
     Args:
         dataset: a dataset whose test split is extracted; the other splits are not used.
@@ -169,10 +170,15 @@ def mteb_scores(
     if len(classes) < 2:
         raise ExperimentError("the test clips have a single label: MTEB's protocol needs at least two classes")
     if len(sizes) < FOLDS:
-        raise ExperimentError(f"{len(sizes)} source videos in test are too few for MTEB's {FOLDS} folds: add test clips")
+        raise ExperimentError(
+            f"{len(sizes)} source videos in test are too few for MTEB's {FOLDS} folds: add test clips"
+        )
     read = clips.read_rows(np.arange(len(clips)))
     features = {FUSED: np.concatenate([read[stream] for stream in complete.streams], axis=1)}
-    features = {**(features if len(complete.streams) > 1 else {}), **{stream: read[stream] for stream in complete.streams}}
+    features = {
+        **(features if len(complete.streams) > 1 else {}),
+        **{stream: read[stream] for stream in complete.streams},
+    }
     ways = ("shuffled", "grouped") if (sizes > 1).any() else ("shuffled",)
     right: dict[tuple[str, str], np.ndarray] = {
         (name, way): np.zeros((draws, len(targets)), bool) for name in features for way in ways
@@ -216,8 +222,8 @@ def drawn_folds(targets: np.ndarray, seed: int, groups: Sequence[str] | None = N
     """Yield each fold: the positions of the drawn training clips, in the order of the draw, and of the clips left out.
 
     As in MTEB, one list of places in the training part is shuffled again for every fold, always from the same seed, and
-    up to 8 clips of each class are taken in its order. The list is as long as the first fold's training part: of a longer
-    one, the last clips are never drawn.
+    up to 8 clips of each class are taken in its order. The list is as long as the first fold's training part: of a
+    longer one, the last clips are never drawn.
 
     Args:
         targets: (n,) int.

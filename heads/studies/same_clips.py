@@ -221,7 +221,7 @@ class SameClips:
 
 
 def provenance_of(dataset: Dataset, split: str, rows: EmbeddingSource) -> dict[str, Any]:
-    """Return what every study's config.json records: dataset, classes, recipes and encoders of a split's rows, versions."""
+    """Return what every study's config.json records: dataset, classes, recipes and encoders of a split, versions."""
     return {
         "dataset": {"name": dataset.name, "source": dataset.source},
         "classes": list(dataset.classes),
