@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.compare import CompareTable, compare
+    from alphafuse.heads.studies.curve import Curve, curve
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
+    from alphafuse.heads.studies.mteb import MtebScores, mteb_scores
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
     from alphafuse.heads.studies.table1 import Table1, table1
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.predict.prediction import Prediction
     from alphafuse.predict.push import push_bundle
+    from alphafuse.report.curve import write_curve
     from alphafuse.report.page.build import write_report
     from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
 
@@ -96,9 +99,11 @@ _HOMES = {
     "alphafuse.extract.settings": ("ExtractSettings",),
     "alphafuse.extract.decoding.signatures": ("sign_clips",),
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
+    "alphafuse.heads.studies.curve": ("Curve", "curve"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
     "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
     "alphafuse.heads.studies.fit": ("RunResult", "fit"),
+    "alphafuse.heads.studies.mteb": ("MtebScores", "mteb_scores"),
     "alphafuse.heads.model.config": ("Experiment", "HeadConfig", "HeadSettings"),
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
@@ -112,6 +117,7 @@ _HOMES = {
     "alphafuse.predict.model": ("AlphaFuse", "find_clips"),
     "alphafuse.predict.prediction": ("Prediction",),
     "alphafuse.predict.push": ("push_bundle",),
+    "alphafuse.report.curve": ("write_curve",),
     "alphafuse.report.page.build": ("write_report",),
     "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
 }
@@ -126,6 +132,7 @@ __all__ = [
     "AuditReport",
     "Clip",
     "CompareTable",
+    "Curve",
     "CustomEncoder",
     "Dataset",
     "EmbeddingSource",
@@ -144,6 +151,7 @@ __all__ = [
     "HeadConfig",
     "HeadSettings",
     "Manifest",
+    "MtebScores",
     "Prediction",
     "Rates",
     "Resampling",
@@ -160,6 +168,7 @@ __all__ = [
     "compare",
     "convert_ast",
     "convert_timesformer",
+    "curve",
     "decode_clip",
     "evaluate",
     "evaluate_probabilities",
@@ -176,6 +185,7 @@ __all__ = [
     "import_ucf101",
     "import_vggsound",
     "make_demo",
+    "mteb_scores",
     "parse_alphas",
     "parse_stream",
     "plan_extraction",
@@ -188,6 +198,7 @@ __all__ = [
     "table1",
     "train_heads",
     "write_compare",
+    "write_curve",
     "write_evaluation",
     "write_report",
     "write_sweep",

@@ -139,7 +139,7 @@ def _curve_notes(curve: Curve) -> list[str]:
         "up to: clips of each class, one per source video first; a smaller size is part of the larger ones."
         + _short(curve),
         "Heads: ridge in closed form; its penalty is chosen within the drawn clips, by the error on clips left out, "
-        "one source video at a time (with one clip per class nothing can be left out: the mean eigenvalue of the kernel).",
+        "one source video at a time (with one clip per class nothing can be left out: the kernel's mean eigenvalue).",
     ]
     if len(curve.streams) > 1:
         method = next(iter(largest.gains.values())).test.method
@@ -266,7 +266,7 @@ def _mteb_notes(scores: MtebScores) -> list[str]:
         f"mteb: the mean of {FOLDS} folds' accuracies in %, seed {SEED}, as MTEB {MTEB_VERSION} computes it from these "
         f"embeddings in the order of the manifest: shuffled folds of the test split, up to {PER_CLASS} clips per class "
         f"drawn from the training folds, logistic regression of {ITERATIONS} steps on the embeddings as they are. "
-        "Scores that MTEB publishes are of its own 9,888 clips of VGGSound: compare only what is measured on the same clips.",
+        "MTEB's published scores are of its own 9,888 clips of VGGSound: compare only what has the same clips.",
         f"shuffled: over all {scores.clips} clips of {scores.source_videos} source videos and {_draws(scores.draws)} "
         f"(seeds {SEED} to {SEED + scores.draws - 1}); {_intervals(lead.shuffled.interval)}",
     ]
