@@ -139,7 +139,8 @@ def _curve_notes(curve: Curve) -> list[str]:
         "up to: clips of each class, one per source video first; a smaller size is part of the larger ones."
         + _short(curve),
         "Heads: ridge in closed form; its penalty is chosen within the drawn clips, by the error on clips left out, "
-        "one source video at a time (with one clip per class nothing can be left out: the kernel's mean eigenvalue).",
+        "one source video at a time (with one clip per class nothing can be left out: the kernel's mean eigenvalue; of "
+        "very many clips, five folds of source videos).",
     ]
     if len(curve.streams) > 1:
         method = next(iter(largest.gains.values())).test.method
@@ -277,7 +278,9 @@ def _mteb_notes(scores: MtebScores) -> list[str]:
             "the rows, of these draws."
         )
     if lead.name == FUSED:
-        notes.append("fused: the streams' embeddings side by side, not scaled.")
+        notes.append(
+            "fused: the streams' embeddings side by side, not scaled, so a stream of larger numbers weighs more."
+        )
     if scores.dropped:
         notes.append(f"Left out because they lack a stream: {scores.dropped} test clips.")
     return notes

@@ -102,10 +102,10 @@ class FewClips:
         residuals = self._y - self._u @ (self._uy * kept[:, None])
         own = 1 - 1 / self.n - (self._u.square() @ kept)  # the diagonal of I - H
         found = residuals / own[:, None]
-        for rows in together:
+        for rows in together:  # (groups, clips): all groups of one size at once
             u = self._u[rows]
-            block = torch.eye(len(rows), dtype=torch.float64) - 1 / self.n - (u * kept) @ u.T
-            found[rows] = torch.linalg.solve(block, residuals[rows])
+            blocks = torch.eye(rows.shape[1], dtype=torch.float64) - 1 / self.n - (u * kept) @ u.mT
+            found[rows] = torch.linalg.solve(blocks, residuals[rows])
         return found.numpy()
 
     def choose_penalty(self, groups: Sequence[str]) -> Choice:
@@ -157,10 +157,14 @@ def _directions(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _together(groups: Sequence[str]) -> list[torch.Tensor]:
-    """Return the rows of each group that has several."""
+    """Return the rows of the groups that have several, (groups, size) for each size."""
     _, index, sizes = np.unique(_as_text(groups), return_inverse=True, return_counts=True)
-    parts = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
-    return [torch.from_numpy(rows) for rows in parts if len(rows) > 1]
+    order = np.argsort(index, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    return [
+        torch.from_numpy(order[starts[sizes == size][:, None] + np.arange(size)])
+        for size in np.unique(sizes[sizes > 1])
+    ]
 
 
 def _as_text(groups: Sequence[str]) -> np.ndarray:

@@ -31,7 +31,7 @@ from .same_clips import ceiling_json
 FUSED = "fused"  # all streams together, in results; no stream can have this name
 EVERY = "all"  # the size that takes every training clip
 CURVE_DRAWS = 10
-FEW_NUMBERS = 2**25  # of clips x dimensions: up to here rows are in memory (256 MB), beyond, their moments
+FEW_NUMBERS = 2**22  # of clips x dimensions: up to 2,730 clips of 1,536 numbers; of more, the moments are faster
 FOLDS = 5  # beyond, folds of source videos choose the penalty
 
 Size = int | str
