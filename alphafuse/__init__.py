@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.compare import CompareTable, compare
+    from alphafuse.heads.studies.curve import Curve, curve
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
+    from alphafuse.heads.studies.mteb import MtebScores, mteb_scores
     from alphafuse.heads.studies.probe import Probe
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from alphafuse.predict.prediction import Prediction
     from alphafuse.predict.push import push_bundle
     from alphafuse.predict.similar import SimilarClips, similar
+    from alphafuse.report.curve import write_curve
     from alphafuse.report.page.build import write_report
     from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
     from alphafuse.report.weigh import write_weigh
@@ -103,9 +106,11 @@ _HOMES = {
     "alphafuse.extract.settings": ("ExtractSettings",),
     "alphafuse.extract.decoding.signatures": ("sign_clips",),
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
+    "alphafuse.heads.studies.curve": ("Curve", "curve"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
     "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
     "alphafuse.heads.studies.fit": ("RunResult", "fit"),
+    "alphafuse.heads.studies.mteb": ("MtebScores", "mteb_scores"),
     "alphafuse.heads.model.config": ("Experiment", "HeadConfig", "HeadSettings"),
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
@@ -123,6 +128,7 @@ _HOMES = {
     "alphafuse.predict.prediction": ("Prediction",),
     "alphafuse.predict.push": ("push_bundle",),
     "alphafuse.predict.similar": ("SimilarClips", "similar"),
+    "alphafuse.report.curve": ("write_curve",),
     "alphafuse.report.page.build": ("write_report",),
     "alphafuse.report.weigh": ("write_weigh",),
     "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
@@ -139,6 +145,7 @@ __all__ = [
     "Choice",
     "Clip",
     "CompareTable",
+    "Curve",
     "CustomEncoder",
     "Dataset",
     "EmbeddingSource",
@@ -157,6 +164,7 @@ __all__ = [
     "HeadConfig",
     "HeadSettings",
     "Manifest",
+    "MtebScores",
     "Prediction",
     "Probe",
     "Rates",
@@ -177,6 +185,7 @@ __all__ = [
     "compare",
     "convert_ast",
     "convert_timesformer",
+    "curve",
     "decode_clip",
     "evaluate",
     "evaluate_probabilities",
@@ -194,6 +203,7 @@ __all__ = [
     "import_vggsound",
     "labelling_warning",
     "make_demo",
+    "mteb_scores",
     "parse_alphas",
     "parse_stream",
     "plan_extraction",
@@ -208,6 +218,7 @@ __all__ = [
     "train_heads",
     "weigh",
     "write_compare",
+    "write_curve",
     "write_evaluation",
     "write_report",
     "write_sweep",

@@ -298,43 +298,46 @@ class Dataset:
         return embeddings
 
     @overload
-    def all_embeddings(self, *, streams: Sequence[str] = (), max_bytes: None = None) -> dict[str, Embeddings]: ...
+    def all_embeddings(
+        self, *, splits: Sequence[str] = SPLITS, streams: Sequence[str] = (), max_bytes: None = None
+    ) -> dict[str, Embeddings]: ...
 
     @overload
     def all_embeddings(
-        self, *, streams: Sequence[str] = (), max_bytes: int
+        self, *, splits: Sequence[str] = SPLITS, streams: Sequence[str] = (), max_bytes: int
     ) -> dict[str, Embeddings | StoredEmbeddings]: ...
 
     def all_embeddings(
-        self, *, streams: Sequence[str] = (), max_bytes: int | None = None
+        self, *, splits: Sequence[str] = SPLITS, streams: Sequence[str] = (), max_bytes: int | None = None
     ) -> dict[str, Embeddings] | dict[str, Embeddings | StoredEmbeddings]:
-        """Return split -> embeddings of train, val and test, made under the same recipes.
+        """Return split -> embeddings of several splits, made under the same recipes.
 
         Args:
+            splits: by default all three.
             streams, max_bytes: as in `embeddings`, for each split.
 
         Raises:
             DatasetError: one of these streams isn't extracted for every split.
             RecipeMismatchError: two splits were extracted with different encoders, protocols or precisions.
         """
-        loaded = {split: self.embeddings(split, streams=streams, max_bytes=max_bytes) for split in SPLITS}
+        loaded = {split: self.embeddings(split, streams=streams, max_bytes=max_bytes) for split in splits}
         stored = {stream for embeddings in loaded.values() for stream in embeddings.recipes}
         names = in_order(stored.intersection(streams or self.media))
         for stream in names:
-            for split in SPLITS:
+            for split in splits:
                 if stream not in loaded[split].recipes:
                     raise DatasetError(
                         f"stream {stream} is not extracted for {split}: run `alphafuse extract --split {split} "
                         f"--stream {stream} --root {self.root}`, or name other streams (--stream)"
                     )
-        for split in SPLITS[1:]:
+        for split in splits[1:]:
             for stream in names:
-                train_recipe, other_recipe = (loaded[name].recipes.get(stream, {}) for name in ("train", split))
+                train_recipe, other_recipe = (loaded[name].recipes.get(stream, {}) for name in (splits[0], split))
                 difference = recipe_differences(train_recipe, other_recipe)
                 if difference:
                     raise RecipeMismatchError(
-                        f"train and {split} were extracted with another {stream} {difference}: remove "
-                        f"{self.store(split).folder} or {self.store('train').folder} and extract again"
+                        f"{splits[0]} and {split} were extracted with another {stream} {difference}: remove "
+                        f"{self.store(split).folder} or {self.store(splits[0]).folder} and extract again"
                     )
         return loaded
 

@@ -4,7 +4,7 @@
     training    training of many heads together, each determined by its seed
     closed      what needs no training: nearest neighbours
     scoring     metrics, intervals and paired tests
-    studies     fit, table1, sweep, compare, evaluate, and their run folders
+    studies     fit, table1, sweep, compare, curve, evaluate, and their run folders
     estimator   a head as a scikit-learn classifier
 
 training -> model; closed -> training; studies -> closed, training, scoring, model.

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order
+from alphafuse.errors import unknown
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.model.transforms import ALPHA_TRANSFORMS
@@ -286,6 +287,79 @@ def compare(
         print_json(table.to_json())
         return
     print_text(f"{to_text(describe(table))}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+
+
+@click.command()
+@click.option(
+    "--sizes",
+    default="",
+    help="Training clips per class. [default: 1,2,4,... as far as half of the classes have so many, and all]",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    help="Draws of training clips for each size. [default: 10; of the preset: 5]",
+)
+@click.option(
+    "--stream",
+    "streams",
+    type=Names(),
+    default="",
+    shell_complete=some_of(*DEFAULT_NAMES),
+    help="Streams to use. [default: all that are extracted]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
+@click.option(
+    "--preset",
+    shell_complete=one_of("mteb"),
+    help="mteb: the protocol of MTEB's VGGSound tasks instead, on the test clips, and what its folds leak.",
+)
+@root_option
+@json_option
+@click.pass_context
+def curve(
+    context: click.Context,
+    root: Path,
+    sizes: str,
+    draws: int | None,
+    streams: tuple[str, ...],
+    seed: int,
+    preset: str | None,
+    as_json: bool,
+) -> None:
+    """Measure test accuracy against training clips per class, of each stream and of all; writes ROOT/runs/curve/.
+
+    \b
+    Examples:
+      alphafuse curve --root demo
+      alphafuse curve --sizes 1,4,16,all --draws 20
+      alphafuse curve --preset mteb --root demo
+    """
+    from alphafuse.heads.studies.curve import CURVE_DRAWS, parse_sizes
+    from alphafuse.heads.studies.curve import curve as draw_curve
+    from alphafuse.heads.studies.mteb import MTEB_DRAWS, mteb_scores
+    from alphafuse.report.curve import describe, write_curve
+    from alphafuse.report.tables import to_text
+
+    if preset not in (None, "mteb"):
+        raise click.UsageError(unknown("preset", str(preset), ["mteb"]))
+    typed = [f"--{name}" for name in ("sizes", "seed") if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+    if preset and typed:
+        raise click.UsageError(f"{typed[0]} doesn't go with --preset {preset}, which fixes it: leave one of them out")
+    dataset = Dataset.open(root)
+    if preset:
+        found: Any = mteb_scores(dataset, streams=streams, draws=draws or MTEB_DRAWS, progress=Bar())
+    else:
+        chosen = parse_sizes(sizes) if sizes else ()
+        found = draw_curve(
+            dataset, sizes=chosen, draws=draws or CURVE_DRAWS, streams=streams, seed=seed, progress=Bar()
+        )
+    folder = write_curve(found, dataset)
+    if as_json:
+        print_json(found.to_json())
+        return
+    files = "curve.md, curve.json, curve.csv" + ("" if preset else ", curve.png")
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} ({files})")
 
 
 @click.command()

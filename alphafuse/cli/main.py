@@ -57,6 +57,7 @@ SECTIONS = {
         "table1": "The paper's six experiments beside the paper's own figures.",
         "sweep": "Accuracy against alpha, chosen on validation, tested once.",
         "compare": "Every stream, fusion, transform and control in one table.",
+        "curve": "Accuracy against training clips per class; MTEB's protocol.",
         "evaluate": "Every metric of a run: mAP, AUC, calibration, per class.",
     },
     "See and use": {
@@ -208,6 +209,7 @@ if _cannot_load is None:
         cli_heads.table1,
         cli_heads.sweep,
         cli_heads.compare,
+        cli_heads.curve,
         cli_heads.evaluate,
         cli_predict.predict,
         cli_predict.export,

@@ -284,6 +284,33 @@ def _chosen(found: Mapping[str, Any]) -> ChosenAlpha:
 
 
 @dataclass(frozen=True)
+class LearningCurves:
+    """Test accuracy against training clips per class: see `alphafuse.heads.studies.curve.Curve`.
+
+    Attributes:
+        curves: role -> (mean clips per class, top-1) of each size, smallest first.
+        ceiling: ceiling of the test split.
+        draws: draws of training clips.
+    """
+
+    curves: Mapping[Role, tuple[tuple[float, Measure], ...]]
+    ceiling: Ceiling
+    draws: int
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> LearningCurves:
+        """Make one from curve.json."""
+        n, points = int(content["clips"]["test"]), content["points"]
+        measured = {
+            role: tuple(
+                (float(point["per_class"]), Measure.from_json({**point["top1"], "n": n}, role)) for point in points
+            )
+            for role in points[0]["top1"]
+        }
+        return cls(measured, ceiling_from_json(content), int(content["draws"]))
+
+
+@dataclass(frozen=True)
 class Bar:
     """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one untransformed stream."""
 

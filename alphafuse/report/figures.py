@@ -32,7 +32,18 @@ from alphafuse.heads.closed.recommend import Profile
 from alphafuse.heads.model.config import title_of_streams
 from alphafuse.system.files import one_line, write_atomically
 
-from .contents import Ablation, AlphaCurves, Bar, ClassGain, Confusion, LossCurves, Measure, Table, TableRow
+from .contents import (
+    Ablation,
+    AlphaCurves,
+    Bar,
+    ClassGain,
+    Confusion,
+    LearningCurves,
+    LossCurves,
+    Measure,
+    Table,
+    TableRow,
+)
 from .looks import COMBINED, FUSED, Looks, look_of
 from .tables import percent
 
@@ -319,6 +330,44 @@ def weight_profile(found: Profile, *, narrow: bool = False) -> Figure:
     axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
     return figure
+
+
+@_styled
+def learning_curves(found: LearningCurves, looks: Looks, *, narrow: bool = False) -> Figure:
+    """Plot test accuracy against training clips per class with 95% bands, and the ceiling; each step right doubles."""
+    figure = Figure(figsize=(NARROW, 3.6) if narrow else (0.8 * WIDTH, 3.7), layout="constrained")
+    axes = figure.subplots()
+    for role, points in found.curves.items():
+        look = look_of(looks, role)
+        color, sizes = PALETTE[look.color], [size for size, _ in points]
+        means = [100 * measure.mean for _, measure in points]
+        axes.plot(sizes, means, color=color, marker=look.marker, markersize=4, label=look.alone)
+        ends = ([100 * measure.low for _, measure in points], [100 * measure.high for _, measure in points])
+        if len(points) > 1:
+            axes.fill_between(sizes, *ends, color=color, alpha=0.14, linewidth=0)
+        else:
+            axes.plot([sizes[0]] * 2, [ends[0][0], ends[1][0]], color=color, linewidth=1.1)
+    ceiling = 100 * found.ceiling.accuracy
+    axes.axhline(ceiling, color=PALETTE["muted"], linewidth=1, linestyle="--", label=f"ceiling {ceiling:.1f}")
+    sizes = sorted({size for points in found.curves.values() for size, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(_apart(sizes), [f"{size:.3g}" for size in _apart(sizes)])
+    axes.minorticks_off()
+    axes.set_ylim(0, min(103.0, max(axes.get_ylim()[1], ceiling + 3)))
+    axes.set_xlabel("training clips per class")
+    axes.set_ylabel("top-1 accuracy on test clips (%)")
+    axes.grid(axis="y")
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 4)
+    return figure
+
+
+def _apart(sizes: Sequence[float]) -> list[float]:
+    """Return the sizes whose names have room on a scale of octaves; always the largest."""
+    kept: list[float] = []
+    for size in reversed(sizes):
+        if not kept or kept[-1] >= size * 2**0.4:
+            kept.append(size)
+    return kept[::-1]
 
 
 @_styled

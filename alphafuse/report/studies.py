@@ -64,12 +64,13 @@ PUBLISHED_NOTE = (
     "which alphafuse never does."
 )
 
-Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation
-
 
 @singledispatch
-def describe(result: Result) -> Document:
-    """Return a result as a document: its title, its tables, and notes that explain the figures."""
+def describe(result: object) -> Document:
+    """Return a study's result as a document: its title, its tables, and notes that explain the figures.
+
+    Modules of this room register the results that they describe.
+    """
     raise TypeError(f"{type(result).__name__} is not a study's result")
 
 

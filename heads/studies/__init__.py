@@ -6,6 +6,9 @@ fit          one experiment, and its run folder
 table1       the paper's table 1
 sweep        accuracy along alpha
 compare      every fusion and transform in one table, with control experiments
+curve        accuracy against training clips per class, in closed form
+mteb         the protocol of MTEB's VGGSound tasks, and what its folds leak
+complete_clips  the clips that have all streams, for studies in closed form
 evaluate     a trained run on a split: every metric, optionally against another run
 best_run     the run that `predict` uses when none is named
 runs         run folders: the only module that writes and reads them

@@ -15,6 +15,8 @@ from .probe import settings_before
 
 def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
     """Return the shell command that reproduces a run, or a line of Python if the command line lacks an option."""
+    if config["kind"] == "curve":
+        return _curve_command(config["curve"], root)
     kind, seeds = config["kind"], [int(seed) for seed in config["seeds"]]
     settings, probe = settings_before(config), bool(config.get("probe"))
     words = ["alphafuse", kind]
@@ -38,6 +40,16 @@ def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
     words += _training_options(settings)
     if kind in ("fit", "sweep"):
         words += ["--run", name]
+    return shlex.join([*words, "--root", str(root)])
+
+
+def _curve_command(curve: Mapping[str, Any], root: Path) -> str:
+    words = ["alphafuse", "curve", "--stream", ",".join(curve["streams"]), "--draws", str(curve["draws"])]
+    if curve["preset"]:
+        words += ["--preset", curve["preset"]]
+    else:
+        words += ["--sizes", ",".join(map(str, curve["sizes"]))]
+        words += ["--seed", str(curve["seed"])] if curve["seed"] else []
     return shlex.join([*words, "--root", str(root)])
 
 

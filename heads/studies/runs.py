@@ -14,6 +14,7 @@
     sweep adds               sweep.json, sweep.csv (a line per point), sweep.png; its config.json reproduces it
     compare adds             compare.json, compare.csv (a line per row), compare.md; no history
     weigh adds               weigh.json, and predictions and head/ like a run of fit; no history
+    curve adds               curve.json, curve.csv (a line per size and heads), curve.md, curve.png
     evaluate adds, to the run that it scores
       evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
 
@@ -51,11 +52,12 @@ FIGURES = {
     "table1": "table1.json",
     "sweep": "sweep.json",
     "compare": "compare.json",
+    "curve": "curve.json",
     "weigh": "weigh.json",
 }
 HEADS = ("fit", "weigh")  # kinds of runs that hold an experiment's heads
-PICTURES = {"table1": "figure3.png", "sweep": "sweep.png", "weigh": "weigh.png"}
-RESERVED_RUNS = ("table1", "compare", "weigh")  # runs that the commands of these names write
+PICTURES = {"table1": "figure3.png", "sweep": "sweep.png", "curve": "curve.png", "weigh": "weigh.png"}
+RESERVED_RUNS = ("table1", "compare", "weigh", "curve", "curve-mteb")  # runs that the commands of these names write
 DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 
@@ -240,7 +242,7 @@ class Run:
         if not (folder / "config.json").is_file():
             raise ExperimentError(
                 f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep, "
-                "compare or weigh wrote, <root>/runs/<name>"
+                "compare, curve or weigh wrote, <root>/runs/<name>"
             )
         try:
             config = read_json(folder / "config.json")
@@ -448,7 +450,8 @@ def read_run(folder: Path | str) -> TrainedRun:
         config = read_json(folder / "config.json")
         kind = str(config.get("kind"))
         if kind not in (*HEADS, "table1"):
-            what = {"sweep": "a sweep", "compare": "a comparison"}.get(kind, "something else")
+            names = {"sweep": "a sweep", "compare": "a comparison", "curve": "a learning curve"}
+            what = names.get(kind, "something else")
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
         run = Run(folder, kind, config, "")
         metrics, heads = run.figures(), load_heads(run.heads_folder(BASELINE.name))

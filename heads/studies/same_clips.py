@@ -162,20 +162,9 @@ class SameClips:
             kept[split] = embeddings if usable.all() else embeddings.take(usable)
             dropped[split] = int((~usable).sum())
         provenance = {
-            "dataset": {"name": dataset.name, "source": dataset.source},
-            "classes": list(dataset.classes),
-            "embeddings": {
-                stream: dict(recipe) for stream, recipe in by_split["train"].recipes.items() if stream in dataset.media
-            },
-            "encoders": dataset.store("train").provenance().get("encoders", {}),
+            **provenance_of(dataset, "train", by_split["train"]),
             "settings": settings.to_json(),
             "seeds": list(seeds),
-            "versions": {
-                "alphafuse": version("alphafuse"),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
         }
         return cls(kept, dropped, config.experiment.available, dataset.classes, provenance)
 
@@ -287,6 +276,22 @@ class SameClips:
             loss=estimate(scores.loss, bootstrap_interval(scores.loss, groups)),
             scores=scores,
         )
+
+
+def provenance_of(dataset: Dataset, split: str, rows: EmbeddingSource) -> dict[str, Any]:
+    """Return what every study's config.json records: dataset, classes, recipes and encoders of a split, versions."""
+    return {
+        "dataset": {"name": dataset.name, "source": dataset.source},
+        "classes": list(dataset.classes),
+        "embeddings": {stream: dict(recipe) for stream, recipe in rows.recipes.items() if stream in dataset.media},
+        "encoders": dataset.store(split).provenance().get("encoders", {}),
+        "versions": {
+            "alphafuse": version("alphafuse"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
 
 
 def _require_streams(dataset: Dataset, train: EmbeddingSource, experiment: Experiment) -> None:

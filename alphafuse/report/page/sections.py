@@ -57,7 +57,8 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
     """
     if chosen:
         return [Run.open(Path(folder), dataset.root) for folder in chosen], []
-    return list_runs(dataset.root)
+    runs, left_out = list_runs(dataset.root)
+    return [run for run in runs if run.kind != "curve"], left_out  # no section shows it
 
 
 def first_command(dataset: Dataset) -> str:
