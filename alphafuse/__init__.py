@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.compare import CompareTable, compare
+    from alphafuse.heads.studies.contribute import Contribution, contribute
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
     from alphafuse.heads.studies.runs import TrainedRun, read_run
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.predict.prediction import Prediction
     from alphafuse.predict.push import push_bundle
+    from alphafuse.report.contribute import write_contribution
     from alphafuse.report.page.build import write_report
     from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
 
@@ -96,6 +98,7 @@ _HOMES = {
     "alphafuse.extract.settings": ("ExtractSettings",),
     "alphafuse.extract.decoding.signatures": ("sign_clips",),
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
+    "alphafuse.heads.studies.contribute": ("Contribution", "contribute"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
     "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
     "alphafuse.heads.studies.fit": ("RunResult", "fit"),
@@ -112,6 +115,7 @@ _HOMES = {
     "alphafuse.predict.model": ("AlphaFuse", "find_clips"),
     "alphafuse.predict.prediction": ("Prediction",),
     "alphafuse.predict.push": ("push_bundle",),
+    "alphafuse.report.contribute": ("write_contribution",),
     "alphafuse.report.page.build": ("write_report",),
     "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
 }
@@ -126,6 +130,7 @@ __all__ = [
     "AuditReport",
     "Clip",
     "CompareTable",
+    "Contribution",
     "CustomEncoder",
     "Dataset",
     "EmbeddingSource",
@@ -158,6 +163,7 @@ __all__ = [
     "audit",
     "best_run",
     "compare",
+    "contribute",
     "convert_ast",
     "convert_timesformer",
     "decode_clip",
@@ -188,6 +194,7 @@ __all__ = [
     "table1",
     "train_heads",
     "write_compare",
+    "write_contribution",
     "write_evaluation",
     "write_report",
     "write_sweep",

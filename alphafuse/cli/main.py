@@ -55,6 +55,7 @@ SECTIONS = {
         "table1": "The paper's six experiments beside the paper's own figures.",
         "sweep": "Accuracy against alpha, chosen on validation, tested once.",
         "compare": "Every stream, fusion, transform and control in one table.",
+        "contribute": "What each stream contributes, in bits and points.",
         "evaluate": "Every metric of a run: mAP, AUC, calibration, per class.",
     },
     "See and use": {
@@ -204,6 +205,7 @@ if _cannot_load is None:
         cli_heads.table1,
         cli_heads.sweep,
         cli_heads.compare,
+        cli_heads.contribute,
         cli_heads.evaluate,
         cli_predict.predict,
         cli_predict.export,

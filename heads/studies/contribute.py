@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +517,7 @@ class _Closed:
     folds: int
     seed: int
     progress: Progress
+    penalties: dict[Subset, float] = field(default_factory=dict)  # where the search for a refit's penalty starts
 
     def __call__(
         self, sources: Mapping[str, EmbeddingSource], subsets: Sequence[Subset], with_train: bool
@@ -543,7 +544,8 @@ class _Closed:
         candidates: list[Callable[[], Sequence[Head]]] = []
         finals: list[Callable[[], Sequence[Head]]] = []
         for some in subsets:
-            weighting = solver.best([1.0 if name in some else 0.0 for name in self.names])
+            weighting = solver.best([float(name in some) for name in self.names], near=self.penalties.get(some))
+            self.penalties.setdefault(some, weighting.penalty)
             evidence = np.empty((len(sample), len(self.shares)))
             for fold, (matrix, bias) in enumerate(self._heads(solver, weighting, standard)):
                 own = folds[sample] == fold

@@ -28,6 +28,8 @@ def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
         alphas = ",".join(f"{alpha:g}" for alpha in sweep["alphas"])
         words += ["--on", ",".join(sweep["on"]), f"--alpha={alphas}"]  # "=", because "-1" alone looks like an option
         words += [] if sweep["transform"] == "scale" else ["--transform", sweep["transform"]]
+    if kind == "contribute":
+        return shlex.join([*words, *_contribute_options(config), "--root", str(root)])
     words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
     words += _training_options(settings)
     if kind in ("fit", "sweep"):
@@ -46,6 +48,16 @@ def _experiment_options(experiment: Experiment) -> list[str]:
     if not experiment.reads_all:
         words += ["--stream", ",".join(experiment.streams)]
     return words
+
+
+def _contribute_options(config: Mapping[str, Any]) -> list[str]:
+    given, words = config["contribute"], []
+    if given["head"] != "closed":
+        words += ["--head", given["head"], *_training_options(TrainSettings.from_json(config["settings"]))]
+    if given["run"]:
+        words += ["--run", given["run"]]
+    words += ["--stream", ",".join(given["streams"]), "--folds", str(given["folds"])]
+    return [*words, "--refits", str(given["refits"]), "--seed", str(config["seeds"][0])]
 
 
 def _training_options(settings: TrainSettings) -> list[str]:

@@ -13,6 +13,7 @@
       heads/<name>/          heads of untransformed and of each stream alone, each like a run of fit
     sweep adds               sweep.json, sweep.csv (a line per point), sweep.png; its config.json reproduces it
     compare adds             compare.json, compare.csv (a line per row), compare.md; no history
+    contribute adds          contribute.json, contribute.csv (a line per class and stream), contribute.md; no history
     evaluate adds, to the run that it scores
       evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
 
@@ -45,9 +46,15 @@ from alphafuse.system.files import iterate_csv, one_line, read_json, write_atomi
 from .reproduce import command_of
 from .same_clips import EVALUATED, SplitResult, validation_rank
 
-FIGURES = {"fit": "metrics.json", "table1": "table1.json", "sweep": "sweep.json", "compare": "compare.json"}
+FIGURES = {
+    "fit": "metrics.json",
+    "table1": "table1.json",
+    "sweep": "sweep.json",
+    "compare": "compare.json",
+    "contribute": "contribute.json",
+}
 PICTURES = {"table1": "figure3.png", "sweep": "sweep.png"}
-RESERVED_RUNS = ("table1", "compare")  # runs that the commands of these names write
+RESERVED_RUNS = ("table1", "compare", "contribute")  # runs that the commands of these names write
 DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 
@@ -89,7 +96,7 @@ def write_run(
     Args:
         root: root of the dataset.
         name: name of the run.
-        kind: "fit", "table1", "sweep" or "compare".
+        kind: one of `FIGURES`.
         config: inputs of the run, for config.json.
         figures: every figure, json-able.
         history: (name, heads) of the experiments whose losses per epoch are kept; the name is empty if there is only
@@ -197,7 +204,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        kind: "fit", "table1", "sweep" or "compare".
+        kind: one of `FIGURES`.
         config: content of config.json.
         command: the command that reproduces the run.
     """
@@ -219,8 +226,8 @@ class Run:
         """
         if not (folder / "config.json").is_file():
             raise ExperimentError(
-                f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep or "
-                "compare wrote, <root>/runs/<name>"
+                f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep, "
+                "compare or contribute wrote, <root>/runs/<name>"
             )
         try:
             config = read_json(folder / "config.json")
@@ -428,7 +435,9 @@ def read_run(folder: Path | str) -> TrainedRun:
         config = read_json(folder / "config.json")
         kind = str(config.get("kind"))
         if kind not in ("fit", "table1"):
-            what = {"sweep": "a sweep", "compare": "a comparison"}.get(kind, "something else")
+            what = {"sweep": "a sweep", "compare": "a comparison", "contribute": "a run of contribute"}.get(
+                kind, "something else"
+            )
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
         run = Run(folder, kind, config, "")
         metrics, heads = run.figures(), load_heads(run.heads_folder(BASELINE.name))
