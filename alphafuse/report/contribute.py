@@ -98,7 +98,9 @@ def _why(found: Contribution, name: str, said: str) -> str:
         f"{100 * gain.worth.accuracy.mean:+.1f} points ({_range(gain.worth.accuracy, 100, 1)})"
     )
     if found.refits:
-        text += f"; permuted across clips and refitted {found.refits} times, at most {max(gain.permuted_bits):+.2f} bits"
+        text += (
+            f"; permuted across clips and refitted {found.refits} times, at most {max(gain.permuted_bits):+.2f} bits"
+        )
     if gain.verdict == "can go":
         text += f"; without it you lose at most {100 * gain.most_lost:.1f} points (95%)"
     return text + "."
@@ -175,7 +177,9 @@ def _streams(found: Contribution) -> Table:
     rows: list[tuple[str, Worth, Gain | None]] = [
         (title_of(name), worth, found.gains[name]) for name, worth in found.streams.shares.items()
     ]
-    rows += [(f"{title_of(one)} with {title_of(other)}", worth, None) for (one, other), worth in found.streams.pairs.items()]
+    rows += [
+        (f"{title_of(one)} with {title_of(other)}", worth, None) for (one, other), worth in found.streams.pairs.items()
+    ]
 
     def gain(write: Callable[[Gain], str]) -> Callable[[Any], str | None]:
         return lambda row: write(row[2]) if row[2] else None
@@ -225,9 +229,7 @@ def _classes(found: Contribution) -> Table:
     for share in found.by_class:
         by_label.setdefault(share.label, {})[share.stream] = share
     first, last = list(found.media)[0], list(found.media)[-1]
-    rows: list[Any] = sorted(
-        by_label.values(), key=lambda row: row[last].worth.bits.mean - row[first].worth.bits.mean
-    )
+    rows: list[Any] = sorted(by_label.values(), key=lambda row: row[last].worth.bits.mean - row[first].worth.bits.mean)
     more = len(rows) - 2 * LISTED_CLASSES
     if more > 0:
         rows[LISTED_CLASSES:-LISTED_CLASSES] = [f"... ({more} more in contribute.csv)"]
@@ -256,7 +258,9 @@ def _classes(found: Contribution) -> Table:
 def _used(found: Contribution) -> Table:
     used = found.used
     if used is None:
-        return Table((), (), [f"What a trained head uses: not measured, because there is {found.not_used}."], ruled=False)
+        return Table(
+            (), (), [f"What a trained head uses: not measured, because there is {found.not_used}."], ruled=False
+        )
     rows = [(f"{title_of(name)} from other clips", worth) for name, worth in used.perceptual.items()]
     if used.interaction:
         rows.append(("only a sum over streams", used.interaction))

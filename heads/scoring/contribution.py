@@ -142,12 +142,13 @@ def best_sharpness(evidence: np.ndarray, log_prior: np.ndarray, targets: np.ndar
         return 0.0
     own = np.arange(len(targets))
 
-    def loss(exponent: float) -> float:
-        return -float(calibrated(evidence, log_prior, 2.0**exponent / unit)[own, targets].mean())
+    def loss(sharpness: float) -> float:
+        return -float(calibrated(evidence, log_prior, sharpness)[own, targets].mean())
 
-    found = minimize_scalar(loss, bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-3})
-    at_prior = -float(log_prior[targets].mean())
-    return 0.0 if found.fun >= at_prior else 2.0 ** float(found.x) / unit
+    found = minimize_scalar(
+        lambda exponent: loss(2.0**exponent / unit), bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-3}
+    )
+    return 0.0 if found.fun >= loss(0.0) else 2.0 ** float(found.x) / unit
 
 
 def mean_intervals(

@@ -477,7 +477,9 @@ def contribute(
         folds=folds,
         seed=seed,
         values=_values(found, groups, names),
-        out_of_fold={_named(some, names): one.out_of_fold for some, one in found.items() if one.out_of_fold},
+        out_of_fold={
+            _named(some, names): one.out_of_fold for some, one in found.items() if one.out_of_fold and head == "closed"
+        },
         streams=_shared(*games, names, groups),
         of_media=_of_media(*games, media, groups),
         gains=_gains(found, null, names, groups),
@@ -584,9 +586,7 @@ class _Closed:
             assert held.log_loss is not None
             bits = information_gain(-held.log_loss[1::2], log_prior[targets]).mean(axis=1)
             out_of_fold = [*zip(bits.tolist(), held.correct[::2].mean(axis=1).tolist(), strict=True)]
-        return {
-            some: Answers(gains[i], scored.correct[2 * i], out_of_fold[i]) for i, some in enumerate(subsets)
-        }
+        return {some: Answers(gains[i], scored.correct[2 * i], out_of_fold[i]) for i, some in enumerate(subsets)}
 
     @staticmethod
     def _heads(solver: Folds, weighting: Weighting, standard: Any) -> list[Head]:
@@ -777,9 +777,7 @@ def _gains(
             tuple(float((one.hits - rest.hits).mean()) for one in null[name]),
             most_lost(sums[0], sums[1], sizes)[1],
         )
-    return {
-        name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), holm(p_values), strict=True)
-    }
+    return {name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), holm(p_values), strict=True)}
 
 
 def _by_class(
