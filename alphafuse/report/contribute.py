@@ -98,12 +98,15 @@ def _why(found: Contribution, name: str, said: str) -> str:
         f"{100 * gain.worth.accuracy.mean:+.1f} points ({_range(gain.worth.accuracy, 100, 1)})"
     )
     if found.refits:
-        text += (
-            f"; permuted across clips and refitted {found.refits} times, at most {max(gain.permuted_bits):+.2f} bits"
-        )
+        most = max(gain.permuted_bits)
+        text += f"; permuted across clips and refitted {_times(found.refits)}, at most {most:+.2f} bits"
     if gain.verdict == "can go":
         text += f"; without it you lose at most {100 * gain.most_lost:.1f} points (95%)"
     return text + "."
+
+
+def _times(count: int) -> str:
+    return f"{count} times" if count > 1 else "once"
 
 
 def _bits(worth: Worth) -> str:
@@ -148,17 +151,18 @@ def _values(found: Contribution) -> Table:
         "in closed form: a ridge per row, streams of equal variance and weight, the penalty and the probabilities' "
         f"temperature chosen over {found.folds} folds of the training clips' source videos"
         if found.head == "closed"
-        else "are trained, one per row, with the same settings and seed; their temperature is chosen on validation clips"
+        else "are trained, one per row, with the same settings and seed; temperatures are chosen on validation clips"
     )
     notes = [
-        "What the embeddings offer. Bits: information about a clip's label, mean of log2(probability of the label / its "
-        "class's share of the training clips). Points: right of 100 clips.",
+        "What the embeddings offer. Bits: information about a clip's label, mean of log2(probability of the label / "
+        "its class's share of the training clips). Points: right of 100 clips.",
         f"Heads {how}.",
     ]
     if found.head == "closed":
         notes.append(
             "Such heads add up what the streams say. What only a combination tells (a picture that changes what a "
-            "sound means) needs trained heads: --head fit. Out of fold: training clips, by heads trained without their fold."
+            "sound means) needs trained heads: --head fit. Out of fold: training clips, by heads trained without their "
+            "fold."
         )
     return Table(columns, list(found.values.items()), notes)
 
@@ -177,9 +181,8 @@ def _streams(found: Contribution) -> Table:
     rows: list[tuple[str, Worth, Gain | None]] = [
         (title_of(name), worth, found.gains[name]) for name, worth in found.streams.shares.items()
     ]
-    rows += [
-        (f"{title_of(one)} with {title_of(other)}", worth, None) for (one, other), worth in found.streams.pairs.items()
-    ]
+    pairs = found.streams.pairs.items()
+    rows += [(f"{title_of(one)} with {title_of(other)}", worth, None) for (one, other), worth in pairs]
 
     def gain(write: Callable[[Gain], str]) -> Callable[[Any], str | None]:
         return lambda row: write(row[2]) if row[2] else None
@@ -194,15 +197,15 @@ def _streams(found: Contribution) -> Table:
     ]
     notes = [
         "Share: Shapley value, the mean over all orders in which streams may join; shares sum to what all are worth "
-        "beyond nothing. A row of two streams: their cooperation, below 0 if they offer the same, above 0 if each makes "
-        "the other worth more.",
+        "beyond nothing. A row of two streams: their cooperation, below 0 if they offer the same, above 0 if each "
+        "makes the other worth more.",
         "On top: all streams against all but this one. p: paired permutation of the bits over source videos, "
         "Holm-corrected.",
     ]
     if found.refits:
         notes.append(
             f"Permuted: the same gain when the stream comes from clips of other source videos, in training, tuning and "
-            f"test, {found.refits} times (least..most). It is what more columns and more tuning give. A gain above all "
+            f"test, {_times(found.refits)} (least..most). It is what more columns and more tuning give. A gain above all "
             f"of {found.refits} has p = 1/{found.refits + 1}."
         )
     notes.append(
@@ -228,7 +231,7 @@ def _classes(found: Contribution) -> Table:
     by_label: dict[str, dict[str, ClassShare]] = {}
     for share in found.by_class:
         by_label.setdefault(share.label, {})[share.stream] = share
-    first, last = list(found.media)[0], list(found.media)[-1]
+    first, last = next(iter(found.media)), list(found.media)[-1]
     rows: list[Any] = sorted(by_label.values(), key=lambda row: row[last].worth.bits.mean - row[first].worth.bits.mean)
     more = len(rows) - 2 * LISTED_CLASSES
     if more > 0:
@@ -258,9 +261,8 @@ def _classes(found: Contribution) -> Table:
 def _used(found: Contribution) -> Table:
     used = found.used
     if used is None:
-        return Table(
-            (), (), [f"What a trained head uses: not measured, because there is {found.not_used}."], ruled=False
-        )
+        note = f"What a trained head uses: not measured, because there is {found.not_used}."
+        return Table((), (), [note], ruled=False)
     rows = [(f"{title_of(name)} from other clips", worth) for name, worth in used.perceptual.items()]
     if used.interaction:
         rows.append(("only a sum over streams", used.interaction))
@@ -275,7 +277,7 @@ def _used_notes(used: Use) -> list[str]:
         "clips): what they lose, without being trained anew.",
         f"From other clips: the perceptual score (Gat et al. 2021), the stream permuted across source videos, mean of "
         f"{used.permutations} permutations. A head can ignore what the embeddings offer, and lean on a stream that "
-        "another could replace.",
+        "another could replace. It can lose more bits than it had: then it is sure, and wrong.",
     ]
     if used.is_additive:
         return [*notes, "Only a sum: nothing to measure, these heads add up a term per stream."]

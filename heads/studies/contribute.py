@@ -41,7 +41,6 @@ from alphafuse.heads.scoring.contribution import (
     Subset,
     additive_logits,
     best_sharpness,
-    calibrated,
     discoveries,
     information_gain,
     mean_intervals,
@@ -424,8 +423,8 @@ def contribute(
     names = tuple(in_order(streams or clips.streams))
     if len(names) > MOST_STREAMS:
         raise ExperimentError(
-            f"{len(names)} streams have 2^{len(names)} subsets, and {MOST_STREAMS} streams are the most: name some with "
-            "--stream NAME,NAME"
+            f"{len(names)} streams have 2^{len(names)} subsets, and {MOST_STREAMS} streams are the most: name some "
+            "with --stream NAME,NAME"
         )
     clips, unseen = _of_known_classes(clips)
     targets = {split: class_indices(rows.labels, clips.classes) for split, rows in clips.embeddings.items()}
