@@ -205,8 +205,8 @@ def _streams(found: Contribution) -> Table:
     if found.refits:
         notes.append(
             f"Permuted: the same gain when the stream comes from clips of other source videos, in training, tuning and "
-            f"test, {_times(found.refits)} (least..most). It is what more columns and more tuning give. A gain above all "
-            f"of {found.refits} has p = 1/{found.refits + 1}."
+            f"test, {_times(found.refits)} (least..most). It is what more columns and more tuning give. A gain above "
+            f"all of {found.refits} has p = 1/{found.refits + 1}."
         )
     notes.append(
         f"adds: p at most .05{' and above all permuted' if found.refits else ''}. can go: without it at most 1 point "
