@@ -73,7 +73,7 @@ def headline(found: Contribution) -> list[str]:
     if undecided:
         them = listed([said[name] for name in undecided])
         sentences.append(
-            f"Undecided: whether {them} add{'s' * (len(undecided) == 1)} anything, these "
+            f"Undecided: whether {them} add{'s' * (len(undecided) == 1)} anything to the rest, these "
             f"{found.clips['test']} test clips can't tell; more clips could."
         )
     return [" ".join(sentences), *(_why(found, name, said[name]) for name in found.gains)]
