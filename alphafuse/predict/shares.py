@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.heads.model.config import HeadConfig
@@ -110,8 +111,9 @@ def _linear(head: AlphaFusion, rows: Embeddings, top: np.ndarray, second: np.nda
     weights = {}
     for name in head.fusion.streams:
         if head.config.experiment.fusion == "add":
-            projection = head.fusion.projections[name].weight if name in head.fusion.projections else None
-            weights[name] = output.weight if projection is None else output.weight @ projection
+            projections = cast(nn.ModuleDict, head.fusion.projections)  # of the shorter vectors
+            shorter = cast(nn.Linear, projections[name]).weight if name in projections else None
+            weights[name] = output.weight if shorter is None else output.weight @ shorter
         else:
             weights[name] = output.weight[:, start : start + head.config.dims[name]]
             start += head.config.dims[name]

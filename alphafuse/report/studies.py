@@ -20,6 +20,7 @@ from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
 from alphafuse.heads.scoring.metrics import ClassRow
 from alphafuse.heads.scoring.statistics import Comparison, Estimate
 from alphafuse.heads.studies.compare import PARTIAL, RATIOS, CompareTable, published_results
+from alphafuse.heads.studies.contribute import Contribution
 from alphafuse.heads.studies.evaluate import RunEvaluation
 from alphafuse.heads.studies.fit import RunResult
 from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_run
@@ -62,12 +63,15 @@ PUBLISHED_NOTE = (
     "which alphafuse never does."
 )
 
-Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation
+Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation | Contribution
 
 
 @singledispatch
 def describe(result: Result) -> Document:
-    """Return a result as a document: its title, its tables, and notes that explain the figures."""
+    """Return a result as a document: its title, its tables, and notes that explain the figures.
+
+    Other modules of this folder register the results that they describe.
+    """
     raise TypeError(f"{type(result).__name__} is not a study's result")
 
 

@@ -61,10 +61,11 @@ def shapley_values(game: Game, players: Sequence[str]) -> dict[str, np.ndarray]:
     found = {}
     for player in players:
         others = [other for other in players if other != player]
-        found[player] = sum(
+        terms = [
             (game[some | {player}] - game[some]) / (count * math.comb(count - 1, len(some)))
             for some in subsets_of(others)
-        )
+        ]
+        found[player] = np.sum(terms, axis=0)
     return found
 
 
@@ -78,12 +79,13 @@ def shapley_taylor_pairs(game: Game, players: Sequence[str]) -> dict[tuple[str, 
     found = {}
     for one, other in combinations(players, 2):
         rest = [player for player in players if player not in (one, other)]
-        found[one, other] = sum(
+        terms = [
             2
             / (count * math.comb(count - 1, len(some)))
             * (game[some | {one, other}] - game[some | {one}] - game[some | {other}] + game[some])
             for some in subsets_of(rest)
-        )
+        ]
+        found[one, other] = np.sum(terms, axis=0)
     return found
 
 
@@ -260,7 +262,9 @@ def additive_logits(
         sums.append(np.stack([means(stream, block).astype(np.float32) * len(block) for stream in streams]))
 
     def projected(kept: Sequence[int]) -> np.ndarray:
-        of_stream = sum(sums[i] for i in kept) / sum(len(blocks[i]) for i in kept)  # (streams, clips, width)
+        of_stream = np.sum([sums[i] for i in kept], axis=0) / sum(
+            len(blocks[i]) for i in kept
+        )  # (streams, clips, width)
         grand = of_stream.mean(axis=(0, 1))
         return last(of_stream.sum(axis=0) - (count - 1) * grand)
 
