@@ -323,7 +323,7 @@ def contribute(
       alphafuse contribute --root demo --head fit --refits 3 --normalize zscore
     """
     from alphafuse.heads.studies.contribute import contribute as run_contribute
-    from alphafuse.report.contribute import write_contribution
+    from alphafuse.report.contribute import contribution_json, write_contribution
     from alphafuse.report.studies import describe
     from alphafuse.report.tables import to_text
 
@@ -341,7 +341,7 @@ def contribute(
     )
     folder = write_contribution(found, dataset)
     if as_json:
-        print_json(found.to_json())
+        print_json(contribution_json(found))
         return
     print_text(f"{to_text(describe(found))}\nwritten: {folder} (contribute.md, contribute.json, contribute.csv)")
 

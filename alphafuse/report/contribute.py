@@ -308,6 +308,11 @@ def _methods(found: Contribution) -> list[str]:
 # files
 
 
+def contribution_json(found: Contribution) -> dict[str, Any]:
+    """Return every figure, and in "said" what the figures say: what to do, then a sentence per stream."""
+    return {"said": headline(found), **found.to_json()}
+
+
 def write_contribution(found: Contribution, dataset: Dataset) -> Path:
     """Write `<root>/runs/contribute/`, replacing an older one as a whole, and return the folder.
 
@@ -339,7 +344,7 @@ def write_contribution(found: Contribution, dataset: Dataset) -> Path:
         "contribute",
         kind="contribute",
         config=found.config(),
-        figures=found.to_json(),
+        figures=contribution_json(found),
         markdown=to_markdown(describe(found)),
         rows=csv_rows(Table(columns, found.by_class)),
     )

@@ -255,7 +255,7 @@ def test_the_result_is_a_run_that_others_list_and_leave_out_as_best(found: Contr
     folder = write_contribution(found, toy)
     content = json.loads((folder / "contribute.json").read_text())
     assert_no_nan(content)
-    assert content == json.loads(json.dumps(found.to_json()))
+    assert content == json.loads(json.dumps({"said": headline(found), **found.to_json()}))
     assert [value["streams"] for value in content["values"]] == [[], ["timesformer"], ["ast"], ["timesformer", "ast"]]
     with (folder / "contribute.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
