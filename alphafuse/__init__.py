@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
     from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.compare import CompareTable, compare
+    from alphafuse.heads.studies.contribute import Contribution, contribute
     from alphafuse.heads.studies.curve import Curve, curve
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from alphafuse.predict.prediction import Prediction
     from alphafuse.predict.push import push_bundle
     from alphafuse.predict.similar import SimilarClips, similar
+    from alphafuse.report.contribute import write_contribution
     from alphafuse.report.curve import write_curve
     from alphafuse.report.page.build import write_report
     from alphafuse.report.studies import write_compare, write_evaluation, write_sweep, write_table1
@@ -107,6 +109,7 @@ _HOMES = {
     "alphafuse.extract.decoding.signatures": ("sign_clips",),
     "alphafuse.heads.studies.compare": ("CompareTable", "compare"),
     "alphafuse.heads.studies.curve": ("Curve", "curve"),
+    "alphafuse.heads.studies.contribute": ("Contribution", "contribute"),
     "alphafuse.heads.estimator": ("AlphaFusionClassifier",),
     "alphafuse.heads.studies.evaluate": ("RunEvaluation", "evaluate"),
     "alphafuse.heads.studies.fit": ("RunResult", "fit"),
@@ -129,6 +132,7 @@ _HOMES = {
     "alphafuse.predict.push": ("push_bundle",),
     "alphafuse.predict.similar": ("SimilarClips", "similar"),
     "alphafuse.report.curve": ("write_curve",),
+    "alphafuse.report.contribute": ("write_contribution",),
     "alphafuse.report.page.build": ("write_report",),
     "alphafuse.report.weigh": ("write_weigh",),
     "alphafuse.report.studies": ("write_compare", "write_evaluation", "write_sweep", "write_table1"),
@@ -145,6 +149,7 @@ __all__ = [
     "Choice",
     "Clip",
     "CompareTable",
+    "Contribution",
     "Curve",
     "CustomEncoder",
     "Dataset",
@@ -183,6 +188,7 @@ __all__ = [
     "best_run",
     "choose_weight",
     "compare",
+    "contribute",
     "convert_ast",
     "convert_timesformer",
     "curve",
@@ -218,6 +224,7 @@ __all__ = [
     "train_heads",
     "weigh",
     "write_compare",
+    "write_contribution",
     "write_curve",
     "write_evaluation",
     "write_report",

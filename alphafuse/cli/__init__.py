@@ -8,7 +8,7 @@ streams     options for a root's streams; list and change them; embeddings of on
 extract     run the encoders; plan a run
 store       inspect, verify, pack and export embedding stores
 convert     convert original checkpoints to HuggingFace folders
-heads       fit, table1, sweep, compare, curve, evaluate
+heads       weigh, contribute, fit, table1, sweep, compare, curve, evaluate
 predict     label clips; export a run
 report      write the html page
 doctor      check this installation; name the command that fixes each problem

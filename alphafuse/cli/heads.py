@@ -363,6 +363,80 @@ def curve(
 
 
 @click.command()
+@click.option(
+    "--head",
+    default="closed",
+    show_default=True,
+    shell_complete=one_of("closed", "fit"),
+    help="Heads of each subset: closed (form, in seconds) or fit (trained).",
+)
+@click.option(
+    "--stream",
+    "streams",
+    type=Names(),
+    default="",
+    shell_complete=some_of(*DEFAULT_NAMES),
+    help="Streams to compare, separated by commas. [default: all]",
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    shell_complete=run_folders,
+    help="Trained run whose use of its streams is measured. [default: the root's best]",
+)
+@click.option("--folds", default=5, show_default=True, help="Folds of source videos, for closed.")
+@click.option("--refits", default=20, show_default=True, help="Permuted refits of each stream; 0 = none.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds, permutations, heads.")
+@training_options
+@root_option
+@json_option
+def contribute(
+    root: Path,
+    head: str,
+    streams: tuple[str, ...],
+    run: Path | None,
+    folds: int,
+    refits: int,
+    seed: int,
+    settings: TrainSettings,
+    as_json: bool,
+) -> None:
+    """Measure what each stream contributes: what the embeddings offer, and what a trained run uses.
+
+    In bits about the label first, then in points of accuracy; beside each gain, what a permuted stream
+    gains. Training options are for --head fit. Writes ROOT/runs/contribute/.
+
+    \b
+    Examples:
+      alphafuse contribute --root demo
+      alphafuse contribute --root demo --run demo/runs/untransformed --refits 0
+      alphafuse contribute --root demo --head fit --refits 3 --normalize zscore
+    """
+    from alphafuse.heads.studies.contribute import contribute as run_contribute
+    from alphafuse.report.contribute import contribution_json, write_contribution
+    from alphafuse.report.studies import describe
+    from alphafuse.report.tables import to_text
+
+    dataset = Dataset.open(root)
+    found = run_contribute(
+        dataset,
+        head=head,
+        streams=streams,
+        run=run,
+        folds=folds,
+        seed=seed,
+        refits=refits,
+        settings=settings,
+        progress=Bar(),
+    )
+    folder = write_contribution(found, dataset)
+    if as_json:
+        print_json(contribution_json(found))
+        return
+    print_text(f"{to_text(describe(found))}\nwritten: {folder} (contribute.md, contribute.json, contribute.csv)")
+
+
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
 @click.option("--split", default="test", show_default=True, shell_complete=one_of(*SPLITS), help="train, val or test.")
 @click.option(

@@ -53,6 +53,7 @@ SECTIONS = {
     },
     "Stage two: embeddings -> answers": {
         "weigh": "How much each stream should weigh, in closed form, with an interval.",
+        "contribute": "What each stream contributes, in bits and points.",
         "fit": "Train one experiment: a transform, a fusion, one or many seeds.",
         "table1": "The paper's six experiments beside the paper's own figures.",
         "sweep": "Accuracy against alpha, chosen on validation, tested once.",
@@ -210,6 +211,7 @@ if _cannot_load is None:
         cli_heads.sweep,
         cli_heads.compare,
         cli_heads.curve,
+        cli_heads.contribute,
         cli_heads.evaluate,
         cli_predict.predict,
         cli_predict.export,

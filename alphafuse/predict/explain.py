@@ -1,9 +1,7 @@
-"""Explanations of predictions: the same clip with streams blank, and along alpha."""
+"""Explanations of predictions: shares of the streams, the same clip with streams blank, and along alpha."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.embeddings import Embeddings
-from alphafuse.errors import ExperimentError
 
 from .prediction import Prediction, Ranked
+from .shares import Shares
 
 ALPHAS = tuple(step / 4 for step in range(9))  # 0, 0.25, ..., 2: around 1, the alpha in training
-MAX_STREAMS = 10  # Shapley values need the answers with every subset of the streams blank: 2^10 for each clip
 Ask = Callable[[Embeddings, Mapping[str, float] | None], np.ndarray]
 
 
@@ -45,22 +42,24 @@ class Explanation:
         prediction: prediction for the unchanged clip.
         blanked: stream -> prediction with this stream blank (black frames, silence) and the other unchanged.
         blank: prediction with all streams blank.
-        shares: stream -> its share of the answer's probability over that of the blank clip: exact Shapley values of
-            the game whose players are the streams (Lundberg and Lee 2017; MM-SHAP, Parcalabescu and Frank 2023). They
-            sum to probability - `blank.probability` and may be negative.
+        shares: what each stream brings to the lead of the answer over the second label; None if the heads can't say.
+        no_shares: why there are none.
         along: stream -> (alpha, prediction) with this stream multiplied by alpha before fusion; 1 is `prediction`.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
     >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
-    >>> sorted(why.shares), [alpha for alpha, _ in why.along["ast"]]
-    (['ast', 'timesformer'], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
+    >>> why.shares is None, why.no_shares
+    (True, 'these heads have not learned to miss a stream: train with --modality-dropout 0.3, or ...')
+    >>> [alpha for alpha, _ in why.along["ast"]]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     """
 
     prediction: Prediction
     blanked: Mapping[str, ChangedAnswer]
     blank: ChangedAnswer
-    shares: Mapping[str, float]
+    shares: Shares | None
+    no_shares: str
     along: Mapping[str, tuple[tuple[float, ChangedAnswer], ...]]
 
     @property
@@ -74,21 +73,13 @@ class Explanation:
             "decided": list(self.decided),
             "blanked": {stream: changed.to_json() for stream, changed in self.blanked.items()},
             "blank": self.blank.to_json(),
-            "shares": dict(self.shares),
+            "shares": self.shares and self.shares.to_json(),
+            "no_shares": self.no_shares,
             "along": {
                 stream: [{"alpha": alpha, **changed.to_json()} for alpha, changed in points]
                 for stream, points in self.along.items()
             },
         }
-
-
-def require_few(names: Sequence[str]) -> None:
-    """Raise `ExperimentError` for more streams than can be explained."""
-    if len(names) > MAX_STREAMS:
-        raise ExperimentError(
-            f"explaining {len(names)} streams takes the answers with each of their 2^{len(names)} subsets blank, and "
-            f"{MAX_STREAMS} streams are the most: explain a run of fewer streams (`alphafuse fit --stream NAME,NAME`)"
-        )
 
 
 def explain(
@@ -100,6 +91,8 @@ def explain(
     classes: Sequence[str],
     names: Sequence[str],
     alphas: Sequence[float],
+    shares: Sequence[Shares | None],
+    no_shares: str,
 ) -> list[Explanation | Prediction]:
     """Explain predictions; a prediction without an answer, or without a stream to change, is returned unchanged.
 
@@ -110,27 +103,18 @@ def explain(
             the encoder makes no finite embedding of black frames or silence: then the stream isn't changed.
         ask: (embeddings, stream -> alpha) -> probabilities (heads, clips, C) float64.
         classes: C labels.
-        names: streams that the heads use, at most `MAX_STREAMS`.
+        names: streams that the heads use.
         alphas: factors on a stream before fusion.
+        shares, no_shares: of each prediction, and why there are none.
     """
-    require_few(names)
 
     def changed(probabilities: np.ndarray, answer: int) -> ChangedAnswer:
         best = int(probabilities.argmax())
         return ChangedAnswer(Ranked(classes[best], float(probabilities[best])), float(probabilities[answer]))
 
-    subsets = [frozenset(some) for size in range(1, len(names) + 1) for some in itertools.combinations(names, size)]
-    answers = np.array([classes.index(one.top[0].label) if one.top else 0 for one in predictions])
-    shown = {some for some in subsets if len(some) in (1, len(names))}  # the others are only for the shares
-    without: dict[frozenset[str], np.ndarray] = {}  # streams that are blank -> (clips, C)
-    values: dict[frozenset[str], np.ndarray] = {}  # streams that are blank -> probability of each clip's answer
-    for some in subsets:
-        probabilities = ask(_mixed(rows, blank, some), None).mean(axis=0)
-        values[some] = probabilities[np.arange(len(answers)), answers]
-        if some in shown:
-            without[some] = probabilities
-    values[frozenset()] = np.array([one.top[0].probability if one.top else np.nan for one in predictions])
-    shares = {name: _shapley(values, name, names) for name in names}  # stream -> (clips,)
+    answers = [classes.index(one.top[0].label) if one.top else 0 for one in predictions]
+    blanked = {name: ask(_mixed(rows, blank, (name,)), None).mean(axis=0) for name in names}  # (clips, C) each
+    all_blank = blanked[names[0]] if len(names) == 1 else ask(_mixed(rows, blank, names), None).mean(axis=0)
     along = {name: [(alpha, ask(rows, {name: alpha}).mean(axis=0)) for alpha in alphas] for name in names}
     present = {name: blank.present(name) for name in names}
     explained: list[Explanation | Prediction] = []
@@ -139,13 +123,14 @@ def explain(
         if not prediction.top or not own:
             explained.append(prediction)
             continue
-        answer = int(answers[i])
+        answer = answers[i]
         explained.append(
             Explanation(
                 prediction,
-                {name: changed(without[frozenset((name,))][i], answer) for name in own},
-                changed(without[frozenset(names)][i], answer),
-                {name: float(shares[name][i]) for name in own},
+                {name: changed(blanked[name][i], answer) for name in own},
+                changed(all_blank[i], answer),
+                shares[i],
+                no_shares,
                 {name: tuple((a, changed(p[i], answer)) for a, p in along[name]) for name in own},
             )
         )
@@ -158,22 +143,3 @@ def _mixed(rows: Embeddings, blank: Embeddings, streams: Iterable[str]) -> Embed
     for name in streams:
         features[name] = np.where(blank.present(name)[:, None], blank.features[name], features[name])
     return Embeddings(rows.clip_ids, rows.labels, rows.groups, features, (), rows.recipes)
-
-
-def _shapley(values: Mapping[frozenset[str], np.ndarray], name: str, names: Sequence[str]) -> np.ndarray:
-    """Return the Shapley value of one stream for each clip: (clips,).
-
-    It is the mean, over all orders in which streams may join the blank clip, of what this one adds when it joins.
-    One that a clip lacks adds nothing.
-
-    Args:
-        values: set of blank streams, one for every subset -> (clips,) probability of each clip's answer.
-        name: the stream.
-        names: all streams.
-    """
-    others, share = [other for other in names if other != name], np.zeros_like(values[frozenset()])
-    for size in range(len(others) + 1):  # number of streams that are still blank when it has joined
-        orders = math.factorial(size) * math.factorial(len(others) - size) / math.factorial(len(names))
-        for blank in map(frozenset, itertools.combinations(others, size)):
-            share += orders * (values[blank] - values[blank | {name}])
-    return share

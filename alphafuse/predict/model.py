@@ -31,8 +31,9 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .bundle import carried_encoder, write_bundle
 from .card import model_card
-from .explain import ALPHAS, Explanation, explain, require_few
+from .explain import ALPHAS, Explanation, explain
 from .prediction import Prediction, Ranked
+from .shares import no_shares, shares_of
 
 TOP = 5
 STREAMED = 64  # clips per batch: workers start once per batch, and an interrupt loses at most one batch
@@ -250,7 +251,6 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
         Raises:
             DatasetError: a file does not exist.
-            ExperimentError: the heads read more than 10 streams.
         """
         return list(self.stream(clips, top=top, why=True, alphas=alphas, progress=progress))
 
@@ -270,8 +270,6 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         """
         if top < 1:
             raise ExperimentError(f"top must be at least 1, not {top}")
-        if why:
-            require_few(self.run.streams)
         files = _files(clips)
         progress.start("predict", total=len(files))
         try:
@@ -290,6 +288,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                     classes=self.classes,
                     names=self.run.streams,
                     alphas=alphas,
+                    shares=shares_of(self.run.heads, embedded.rows, predictions, self.classes),
+                    no_shares=no_shares(self.run.heads[0].config),
                 )
         finally:
             progress.stop()

@@ -311,6 +311,77 @@ class LearningCurves:
 
 
 @dataclass(frozen=True)
+class OfferedStream:
+    """A stream in a run of `contribute`, in bits per clip.
+
+    Attributes:
+        stream: its name.
+        alone: what heads of it alone tell about the label.
+        share: its Shapley value.
+        gain: what it adds to all others; points: the same in accuracy.
+        permuted: the largest gain of a permuted refit; None without any.
+        verdict: "adds", "can go" or "undecided".
+    """
+
+    stream: Role
+    alone: Measure
+    share: Measure
+    gain: Measure
+    points: Measure
+    permuted: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What each stream contributes: a run of `contribute`.
+
+    Attributes:
+        said: what to do, then a sentence per stream.
+        streams: the streams, in order.
+        most: the longest bar, in bits.
+        refits: permuted refits of each stream.
+        source_videos: of the test clips.
+        run: the run.
+    """
+
+    said: tuple[str, ...]
+    streams: tuple[OfferedStream, ...]
+    most: float
+    refits: int
+    source_videos: int
+    run: Run
+
+    @classmethod
+    def from_json(cls, run: Run, content: Mapping[str, Any]) -> Offer:
+        """Make one from contribute.json."""
+        n = int(content["clips"]["test"])
+
+        def measure(worth: Mapping[str, Any], unit: str = "bits") -> Measure:
+            return Measure(float(worth[unit]["mean"]), *_ends(worth[unit]["interval"]), n)
+
+        alone = {tuple(value["streams"]): value for value in content["values"]}
+        streams = []
+        for name, gain in content["gains"].items():
+            permuted = [float(bits) for bits in gain["permuted_bits"]]
+            streams.append(
+                OfferedStream(
+                    stream=str(name),
+                    alone=measure(alone[(name,)]),
+                    share=measure(content["shapley"][name]),
+                    gain=measure(gain),
+                    points=measure(gain, "accuracy"),
+                    permuted=max(permuted) if permuted else None,
+                    verdict=str(gain["verdict"]),
+                )
+            )
+        said = tuple(str(sentence) for sentence in content["said"])
+        most = max(one.share.high for one in streams)
+        refits = len(content["gains"][streams[0].stream]["permuted_bits"])
+        return cls(said, tuple(streams), most, refits, int(content["source_videos"]), run)
+
+
+@dataclass(frozen=True)
 class Bar:
     """One accuracy of the ablation; `is_plain`: untransformed concatenation, or one untransformed stream."""
 
@@ -505,6 +576,7 @@ class Report:
     audit: AuditReport
     runs: tuple[Run, ...]
     left_out: tuple[str, ...]
+    offer: Offer | Absent
     table: Table | Absent
     losses: LossCurves | Absent
     sweeps: tuple[AlphaCurves, ...]

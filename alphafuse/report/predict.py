@@ -63,8 +63,7 @@ def format_explanation(explanation: Explanation) -> str:
         rows.append(_row("both" if len(explanation.blanked) == 2 else "all", explanation.blank))
     shown = [(what, one_line(label, LABEL_COLUMNS), its, answer) for what, label, its, answer in rows]
     lines += [f"    {line}" for line in aligned(shown, left=("", "answer"))]
-    shares = ", ".join(f"{title_of(name)} {100 * share:+.1f}" for name, share in explanation.shares.items())
-    lines += ["", f"    share of the answer (Shapley), in points: {shares}"]
+    lines += ["", f"    {_shares(explanation)}"]
     alphas = next(iter(explanation.along.values()))
     table = [("p of the answer, alpha =", *(f"{alpha:g}" for alpha, _ in alphas))]
     for name, points in explanation.along.items():
@@ -74,6 +73,16 @@ def format_explanation(explanation: Explanation) -> str:
     if any("*" in cell for row in table[1:] for cell in row):
         lines.append("    * the answer changes at this alpha")
     return "\n".join(lines) + "\n"
+
+
+def _shares(explanation: Explanation) -> str:
+    """Return a line: what each stream brings to the lead of the answer, or why that can't be said."""
+    shares = explanation.shares
+    if shares is None:
+        return f"shares of the streams: none, {explanation.no_shares}"
+    parts = ", ".join(f"{title_of(name)} {share:+.2f}" for name, share in shares.streams.items())
+    second = one_line(shares.second, LABEL_COLUMNS)
+    return f"lead over {second}, in bits: {shares.lead:+.2f} = {parts}, without any stream {shares.base:+.2f}"
 
 
 def verdict(explanation: Explanation) -> str:

@@ -19,8 +19,9 @@ from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.dual import FewClips, equal_weights
 from alphafuse.heads.closed.moments import Moments, assign_folds, blocks
-from alphafuse.heads.closed.profile import constant_streams, original, standardised
+from alphafuse.heads.closed.profile import constant_streams, standardised
 from alphafuse.heads.closed.ridge import Folds
+from alphafuse.heads.closed.rows import refit_of
 from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
@@ -403,8 +404,8 @@ def _fit_many(
     found = {}
     for name in (*streams, *((FUSED,) if len(streams) > 1 else ())):
         best = folds.best([float(name in (stream, FUSED)) for stream in streams])
-        matrix, bias = original(folds.refit(best), standard)
-        found[name] = ((matrix, bias - moments.shift @ matrix), best.penalty)
+        head = refit_of(folds, best, standard)
+        found[name] = ((head.matrix, head.bias - moments.shift @ head.matrix), best.penalty)
     return found
 
 

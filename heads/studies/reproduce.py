@@ -35,6 +35,8 @@ def command_of(config: Mapping[str, Any], name: str, root: Path) -> str:
         words += [] if sweep["transform"] == "scale" else ["--transform", sweep["transform"]]
     elif kind == "weigh":
         return shlex.join([*words, *_weigh_options(config["weigh"], name), "--root", str(root)])
+    elif kind == "contribute":
+        return shlex.join([*words, *_contribute_options(config), "--root", str(root)])
     words += ["--seeds", str(len(seeds))] + (["--first-seed", str(seeds[0])] if seeds[0] else [])
     words += ["--probe"] if probe else []
     words += _training_options(settings)
@@ -70,6 +72,16 @@ def _weigh_options(weigh: Mapping[str, Any], name: str) -> list[str]:
     words = ["--stream", ",".join(weigh["streams"])] if weigh["streams"] else []
     words += ["--folds", str(weigh["folds"]), "--seed", str(weigh["seed"])]
     return [*words, *(["--all"] if weigh["everything"] else []), "--run", name]
+
+
+def _contribute_options(config: Mapping[str, Any]) -> list[str]:
+    given, words = config["contribute"], []
+    if given["head"] != "closed":
+        words += ["--head", given["head"], *_training_options(TrainSettings.from_json(config["settings"]))]
+    if given["run"]:
+        words += ["--run", given["run"]]
+    words += ["--stream", ",".join(given["streams"]), "--folds", str(given["folds"])]
+    return [*words, "--refits", str(given["refits"]), "--seed", str(config["seeds"][0])]
 
 
 def _training_options(settings: TrainSettings) -> list[str]:

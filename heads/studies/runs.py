@@ -15,6 +15,7 @@
     compare adds             compare.json, compare.csv (a line per row), compare.md; no history
     weigh adds               weigh.json, and predictions and head/ like a run of fit; no history
     curve adds               curve.json, curve.csv (a line per size and heads), curve.md, curve.png
+    contribute adds          contribute.json, contribute.csv (a line per class and stream), contribute.md; no history
     evaluate adds, to the run that it scores
       evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
 
@@ -54,10 +55,17 @@ FIGURES = {
     "compare": "compare.json",
     "curve": "curve.json",
     "weigh": "weigh.json",
+    "contribute": "contribute.json",
 }
 HEADS = ("fit", "weigh")  # kinds of runs that hold an experiment's heads
+WITHOUT_HEADS = {
+    "sweep": "a sweep",
+    "compare": "a comparison",
+    "curve": "a learning curve",
+    "contribute": "a run of contribute",
+}
 PICTURES = {"table1": "figure3.png", "sweep": "sweep.png", "curve": "curve.png", "weigh": "weigh.png"}
-RESERVED_RUNS = ("table1", "compare", "weigh", "curve", "curve-mteb")  # runs that the commands of these names write
+RESERVED_RUNS = ("table1", "compare", "weigh", "contribute", "curve", "curve-mteb")  # written by these commands
 DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 
@@ -242,7 +250,7 @@ class Run:
         if not (folder / "config.json").is_file():
             raise ExperimentError(
                 f"no run in {one_line(folder)} (it has no config.json): name folders that fit, table1, sweep, "
-                "compare, curve or weigh wrote, <root>/runs/<name>"
+                "compare, curve, weigh or contribute wrote, <root>/runs/<name>"
             )
         try:
             config = read_json(folder / "config.json")
@@ -450,8 +458,7 @@ def read_run(folder: Path | str) -> TrainedRun:
         config = read_json(folder / "config.json")
         kind = str(config.get("kind"))
         if kind not in (*HEADS, "table1"):
-            names = {"sweep": "a sweep", "compare": "a comparison", "curve": "a learning curve"}
-            what = names.get(kind, "something else")
+            what = WITHOUT_HEADS.get(kind, "something else")
             raise ExperimentError(f"{folder} is {what}, which keeps no heads: {TRAIN_FIRST}")
         run = Run(folder, kind, config, "")
         metrics, heads = run.figures(), load_heads(run.heads_folder(BASELINE.name))

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import HfApi, ModelCard
 from support.clips import write_clip
+from support.heads import head_config
 from support.progress import RecordedProgress
 
 from alphafuse.cli.main import main
@@ -28,6 +30,7 @@ from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.best_run import best_run
 from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.runs import read_run
@@ -38,6 +41,7 @@ from alphafuse.predict.explain import ALPHAS, ChangedAnswer, Explanation, explai
 from alphafuse.predict.model import AlphaFuse, find_clips
 from alphafuse.predict.prediction import Prediction, Ranked
 from alphafuse.predict.push import push_bundle
+from alphafuse.predict.shares import no_shares, shares_of
 from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
 from alphafuse.report.studies import write_table1
 from alphafuse.system.files import read_json, write_json
@@ -147,11 +151,8 @@ def test_heads_trained_with_zeros_answer_from_the_stream_that_is_there(root: Dat
     (explained,) = model.explain([silent])
     assert isinstance(explained, Explanation)
     assert explained.prediction.label in root.classes and explained.prediction.missing == {"ast": "no audio stream"}
-    assert set(explained.shares) == {"timesformer"}
-    assert verdict(explained) == "only the video was used."
-    assert explained.shares["timesformer"] == pytest.approx(
-        explained.prediction.top[0].probability - explained.blank.probability
-    )
+    assert set(explained.blanked) == {"timesformer"} and verdict(explained) == "only the video was used."
+    assert explained.shares is None and explained.no_shares.startswith("these heads have not learned to miss a stream")
 
 
 def test_a_head_of_one_stream_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
@@ -163,20 +164,12 @@ def test_a_head_of_one_stream_needs_only_its_encoder(root: Dataset, tmp_path: Pa
         AlphaFuse.from_pretrained(root.root / "runs" / "ast-only", encoders={"timesformer": "compact"})
 
 
-def test_an_explanation_blanks_each_stream_and_its_shares_sum_to_the_difference_from_the_blank_clip(
-    root: Dataset, model: AlphaFuse
-) -> None:
+def test_an_explanation_blanks_each_stream_and_weighs_it(root: Dataset, model: AlphaFuse) -> None:
     clip = root.path_of(root.manifest.of_split("test")[0])
     (explained,) = model.explain([clip])
     assert isinstance(explained, Explanation)
     probability = explained.prediction.top[0].probability
-    assert sum(explained.shares.values()) == pytest.approx(probability - explained.blank.probability)
-    # by the formula, with the values of all four coalitions
-    v = {(): explained.blank.probability, ("timesformer", "ast"): probability}
-    v[("timesformer",)] = explained.blanked["ast"].probability
-    v[("ast",)] = explained.blanked["timesformer"].probability
-    expected = (v[("timesformer", "ast")] - v[("ast",)] + v[("timesformer",)] - v[()]) / 2
-    assert explained.shares["timesformer"] == pytest.approx(expected)
+    assert set(explained.blanked) == {"timesformer", "ast"}
     for stream in ("timesformer", "ast"):
         points = dict(explained.along[stream])
         assert tuple(points) == ALPHAS
@@ -184,51 +177,163 @@ def test_an_explanation_blanks_each_stream_and_its_shares_sum_to_the_difference_
         assert points[1.0].top.label == explained.prediction.label
 
 
-def test_shares_of_four_streams_are_means_over_all_orders_of_joining() -> None:
-    """A made-up head whose answer depends on every subset in its own way; a clip without audio has no share of it."""
-    names, classes = ("timesformer", "ast", "clap", "dino"), ("dog", "cat")
+def test_a_stream_without_a_finite_blank_embedding_is_left_as_it_is() -> None:
+    """A made-up head whose answer is the sign of the sum of all numbers; the second clip lacks sound."""
+    names, classes = ("timesformer", "ast", "dino"), ("dog", "cat")
     rng = np.random.default_rng(0)
     features = {name: rng.normal(size=(2, 3)) for name in names}
     features["ast"][1] = np.nan
     rows = Embeddings(("0", "1"), ("-", "-"), ("0", "1"), features)
-    blank = replace(rows, features={name: np.where(np.isnan(one), np.nan, 0.0) for name, one in features.items()})
+    blanks = {name: np.where(np.isnan(one), np.nan, 0.0) for name, one in features.items()}
+    blank = replace(
+        rows, features={**blanks, "dino": np.full((2, 3), np.nan)}
+    )  # its encoder makes none of black frames
 
     def ask(embeddings: Any, alphas: Any) -> np.ndarray:
-        sums = {name: np.nansum(embeddings.features[name], axis=1) for name in names}
-        scores = sums["timesformer"] * sums["clap"] - sums["ast"] * np.cos(sums["dino"]) + sums["dino"]
-        dog = 1 / (1 + np.exp(-scores))
+        dog = 1 / (1 + np.exp(-sum(np.nansum(embeddings.features[name], axis=1) for name in names)))
         return np.stack([np.stack([dog, 1 - dog], axis=1)])
 
-    def value(i: int, present: set[str], answer: int) -> float:
-        mixed = {name: (features if name in present else blank.features)[name] for name in names}
-        return float(ask(replace(rows, features=mixed), None)[0, i, answer])
+    predictions = [
+        Prediction(Path("a.mp4"), (Ranked(classes[int(p.argmax())], float(p.max())),), 1, 1, {}, {}, p)
+        for p in ask(rows, None)[0]
+    ]
+    found = explain(
+        predictions, rows, blank, ask, classes=classes, names=names, alphas=(), shares=[None, None], no_shares="made up"
+    )
+    for i, one in enumerate(found):
+        assert isinstance(one, Explanation) and set(one.blanked) == (
+            {"timesformer", "ast"} if i == 0 else {"timesformer"}
+        )
+        for name, changed in one.blanked.items():
+            without = ask(replace(rows, features={**features, name: np.zeros((2, 3))}), None)[0, i]
+            assert changed.probability == pytest.approx(without[classes.index(str(one.prediction.label))])
+            assert (changed.top.label != one.prediction.label) == (name in one.decided)
+        left = features["dino"][i].sum()
+        assert max(one.blank.probability, 1 - one.blank.probability) == pytest.approx(1 / (1 + np.exp(-abs(left))))
 
-    media = {"timesformer": "video", "ast": "audio", "clap": "audio", "dino": "video"}
-    predictions = []
-    for probabilities in ask(rows, None)[0]:
+
+DIMS = {"timesformer": 4, "ast": 3, "clap": 3}
+
+
+def made_heads(streams: int, seeds: int = 2, **changes: Any) -> list[AlphaFusion]:
+    """Return heads of random weights, and random moments of a z-score."""
+    dims = dict(itertools.islice(DIMS.items(), streams))
+    heads = []
+    for seed in range(seeds):
+        head = AlphaFusion(head_config(dims, "pqr", **changes), generator=torch.Generator().manual_seed(seed)).eval()
+        for name, normalization in head.normalizations.items():
+            if head.config.normalize == "zscore":
+                normalization.mean.copy_(torch.linspace(-1, 1, dims[name]))
+                normalization.std.copy_(torch.linspace(1, 2, dims[name]))
+        heads.append(head)
+    return heads
+
+
+def predicted(heads: list[AlphaFusion], rows: Embeddings) -> list[Prediction]:
+    found = []
+    for probabilities in np.mean([head.predict_proba(rows).astype(np.float64) for head in heads], axis=0):
         best = int(probabilities.argmax())
-        top = (Ranked(classes[best], float(probabilities[best])),)
-        predictions.append(Prediction(Path("a.mp4"), top, 1, 1, {}, media, probabilities))
-    explained = explain(predictions, rows, blank, ask, classes=classes, names=names, alphas=(0.0, 1.0))
-    for i, one in enumerate(explained):
-        assert isinstance(one, Explanation)
-        answer = classes.index(str(one.prediction.label))
-        expected = dict.fromkeys(names, 0.0)
-        for order in itertools.permutations(names):
-            for place, name in enumerate(order):
-                gain = value(i, {*order[: place + 1]}, answer) - value(i, {*order[:place]}, answer)
-                expected[name] += gain / math.factorial(len(names))
-        assert set(one.shares) == set(one.along) == {name for name in names if i == 0 or name != "ast"}
-        assert one.shares == pytest.approx({name: expected[name] for name in one.shares}, abs=1e-12)
-        changes = {name for name in one.shares if value(i, {*names} - {name}, answer) < 0.5}
-        assert set(one.decided) == changes
-    # an encoder that makes no finite embedding of black frames
-    unblanked = replace(blank, features={**blank.features, "dino": np.full((2, 3), np.nan)})
-    for one in explain(predictions, rows, unblanked, ask, classes=classes, names=names, alphas=()):
-        assert isinstance(one, Explanation)
-        assert "dino" not in one.shares and np.isfinite([*one.shares.values(), one.blank.probability]).all()
-    with pytest.raises(ExperimentError, match=r"explaining 11 streams .* 2\^11 .*`alphafuse fit --stream NAME,NAME`"):
-        explain([], rows, blank, ask, classes=classes, names=[f"s{i}" for i in range(11)], alphas=())
+        top = (Ranked("pqr"[best], float(probabilities[best])),) if np.isfinite(probabilities).all() else ()
+        found.append(Prediction(Path("a.mp4"), top, 1, len(heads), {}, {}, probabilities))
+    return found
+
+
+def made_rows(streams: int) -> Embeddings:
+    rng = np.random.default_rng(0)
+    names = list(itertools.islice(DIMS, streams))
+    features = {name: rng.normal(size=(5, DIMS[name])).astype(np.float32) for name in names}
+    features[names[-1]][4] = np.nan
+    return Embeddings(tuple("01234"), tuple("pqrpq"), tuple("01234"), features)
+
+
+def lead(heads: list[AlphaFusion], features: dict[str, np.ndarray], top: int, second: int) -> float:
+    """Return the mean lead in bits of one clip."""
+    logits = [head.logits_of({name: x[None] for name, x in features.items()})[0].astype(np.float64) for head in heads]
+    return float(np.mean([one[top] - one[second] for one in logits])) / math.log(2)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "add"])
+def test_shares_of_a_linear_answer_are_shapley_values_against_the_mean_embedding(fusion: str) -> None:
+    heads, rows = made_heads(3, hidden=(), normalize="zscore", fusion=fusion, absent="zeros"), made_rows(3)
+    assert no_shares(heads[0].config) == ""
+    means = {name: x.mean.numpy() for name, x in heads[0].normalizations.items()}
+    predictions = predicted(heads, rows)
+    for i, (prediction, shares) in enumerate(zip(predictions, shares_of(heads, rows, predictions, "pqr"), strict=True)):
+        assert shares is not None
+        order = np.argsort(-prediction.probabilities)
+        top, second = int(order[0]), int(order[1])
+        own = [name for name in DIMS if np.isfinite(rows.features[name][i]).all()]
+        assert shares.second == "pqr"[second] and list(shares.streams) == own and len(own) == 3 - (i == 4)
+        expected = dict.fromkeys(own, 0.0)
+        for order_of in itertools.permutations(own):
+            for place, name in enumerate(order_of):
+                gain = []
+                for joined in (order_of[: place + 1], order_of[:place]):
+                    mixed = {key: rows.features[key][i] if key in joined else means[key] for key in DIMS}
+                    gain.append(lead(heads, mixed, top, second))
+                expected[name] += (gain[0] - gain[1]) / math.factorial(len(own))
+        assert shares.streams == pytest.approx(expected, abs=1e-5)
+        assert shares.base == pytest.approx(lead(heads, means, top, second), abs=1e-5)
+        assert shares.lead == pytest.approx(shares.base + sum(shares.streams.values()))
+        assert shares.lead == pytest.approx(
+            lead(heads, {n: x[i] for n, x in rows.features.items()}, top, second), abs=1e-5
+        )
+
+
+def test_shares_of_heads_that_learned_to_miss_a_stream_are_asked_without_it() -> None:
+    heads, rows = made_heads(2, modality_dropout=0.3, absent="zeros", hidden=(6,)), made_rows(2)
+    predictions = predicted(heads, rows)
+    gone = {name: np.full(dim, np.nan, np.float32) for name, dim in DIMS.items()}
+    for i, shares in enumerate(shares_of(heads, rows, predictions, "pqr")):
+        assert shares is not None and shares.base == 0
+        order = np.argsort(-predictions[i].probabilities)
+        sight, sound = rows.features["timesformer"][i], rows.features["ast"][i]
+        both = lead(heads, {"timesformer": sight, "ast": sound}, *order[:2])
+        assert shares.lead == pytest.approx(both, abs=1e-5)
+        if i == 4:  # no sound
+            assert shares.streams == pytest.approx({"timesformer": both}, abs=1e-5)
+            continue
+        alone = lead(heads, {"timesformer": sight, "ast": gone["ast"]}, *order[:2])
+        other = lead(heads, {"timesformer": gone["timesformer"], "ast": sound}, *order[:2])
+        assert shares.streams["timesformer"] == pytest.approx((alone + both - other) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("streams", "settings", "reason"),
+    [
+        (
+            2,
+            {"hidden": (6,)},
+            "not learned to miss a stream: train with --modality-dropout 0.3, or with --hidden linear",
+        ),
+        (2, {"hidden": ()}, "don't keep their clips' mean embedding: train with --normalize zscore"),
+        (
+            3,
+            {"hidden": (6,), "modality_dropout": 0.3},
+            "not learned to miss several streams: train with --hidden linear",
+        ),
+    ],
+)
+def test_a_head_that_never_missed_a_stream_has_no_shares_and_says_why(
+    streams: int, settings: dict[str, Any], reason: str
+) -> None:
+    heads, rows = made_heads(streams, **settings), made_rows(streams)
+    assert reason in no_shares(heads[0].config)
+    assert shares_of(heads, rows, predicted(heads, rows), "pqr") == [None] * 5
+
+
+def test_the_lead_and_its_shares_are_one_line(root: Dataset) -> None:
+    settings = replace(SETTINGS, hidden=(), normalize="zscore")
+    run = fit(root, Experiment(), settings=settings, run="linear").folder
+    (explained,) = AlphaFuse.from_pretrained(run, workers=1).explain([root.path_of(root.manifest.of_split("test")[0])])
+    assert isinstance(explained, Explanation) and explained.shares
+    shares = explained.shares
+    sight, sound = (
+        f"{name} {shares.streams[key]:+.2f}" for key, name in (("timesformer", "TimeSformer"), ("ast", "AST"))
+    )
+    line = f"lead over {shares.second}, in bits: {shares.lead:+.2f} = {sight}, {sound}, without any stream"
+    assert line in format_explanation(explained)
+    shutil.rmtree(run)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +359,7 @@ def test_verdicts_name_the_streams_of_a_medium(decided: str, sentence: str) -> N
     prediction = Prediction(Path("a.mp4"), (Ranked("dog", 0.9),), 1, 1, {}, media, np.array([0.9, 0.1]))
     changed = {name: ChangedAnswer(Ranked("cat" if name in decided else "dog", 0.6), 0.4) for name in media}
     found = Explanation(
-        prediction, changed, ChangedAnswer(Ranked("cat", 0.5), 0.5), dict.fromkeys(media, 0.1), {"a": ()}
+        prediction, changed, ChangedAnswer(Ranked("cat", 0.5), 0.5), None, "there is only one label", {"a": ()}
     )
     assert verdict(found).startswith(sentence) and verdict(found).endswith(".")
     text = format_explanation(found)
@@ -296,7 +401,8 @@ def test_an_explanation_reads_as_text_and_json(root: Dataset, model: AlphaFuse) 
     assert "audio muted" in text and "video black" in text and "AST x alpha" in text and verdict(explained) in text
     (row,) = to_json([explained])
     json.dumps(row, allow_nan=False)
-    assert row["why"]["shares"] == dict(explained.shares) and len(row["why"]["along"]["ast"]) == len(ALPHAS)
+    assert row["why"]["shares"] is None and row["why"]["no_shares"] == explained.no_shares != ""
+    assert len(row["why"]["along"]["ast"]) == len(ALPHAS)
 
 
 def test_csv_has_a_line_per_rank_and_one_for_a_clip_without_an_answer(model: AlphaFuse, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html as html_text
 import json
 import re
 import shlex
@@ -27,12 +28,14 @@ from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.scoring.statistics import wilson_interval
 from alphafuse.heads.studies.compare import compare
+from alphafuse.heads.studies.contribute import contribute
 from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.runs import Run, read_history
 from alphafuse.heads.studies.sweep import sweep
 from alphafuse.heads.studies.table1 import paper_results, table1
 from alphafuse.report import figures as draw
-from alphafuse.report.contents import Ablation, Absent, ClassGain, Confusion, Measure, Report, Vote, Votes
+from alphafuse.report.contents import Ablation, Absent, ClassGain, Confusion, Measure, Offer, Report, Vote, Votes
+from alphafuse.report.contribute import write_contribution
 from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.report.page.build import build_report, write_report
 from alphafuse.report.page.html import TEMPLATES, draw_figures, render_page
@@ -61,6 +64,7 @@ def make_root(root: Path) -> Dataset:
     write_table1(table1(dataset, seeds=3, settings=QUICK), dataset)
     write_sweep(sweep(dataset, on=("timesformer", "ast"), alphas=(0.5, 1.0), seeds=2, settings=QUICK), dataset)
     write_compare(compare(dataset, seeds=1, settings=replace(QUICK, epochs=2)), dataset)
+    write_contribution(contribute(dataset, refits=2), dataset)
     fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=QUICK)
     fit(dataset, Experiment(fusion="attention"), seeds=2, settings=replace(QUICK, epochs=1), run="badly-trained")
     fit(dataset, Experiment(streams=("timesformer",)), seeds=2, settings=QUICK)
@@ -121,6 +125,7 @@ def test_all_kinds_of_runs_are_found_and_a_damaged_one_is_left_out_with_a_line(
         ("table1", "table1"),
         ("sweep-timesformer-ast", "sweep"),
         ("compare", "compare"),
+        ("contribute", "contribute"),
         ("sqrt-ast", "fit"),
         ("badly-trained", "fit"),
         ("timesformer-only", "fit"),
@@ -183,7 +188,9 @@ def test_the_heads_shown_are_those_of_best_validation_accuracy_or_of_the_named_r
     assert named.votes.alone["timesformer"].path == runs / "table1" / "heads" / "timesformer-only"
 
 
-@pytest.mark.parametrize("name", ["sqrt-ast", "badly-trained", "timesformer-only", "sweep-timesformer-ast", "table1"])
+@pytest.mark.parametrize(
+    "name", ["sqrt-ast", "badly-trained", "timesformer-only", "sweep-timesformer-ast", "table1", "contribute"]
+)
 def test_the_command_of_a_run_makes_the_same_run_again(dataset: Dataset, tmp_path: Path, name: str) -> None:
     root = tmp_path / "a root"
     shutil.copytree(dataset.root, root)
@@ -228,6 +235,18 @@ def test_contributions_are_the_differences_of_the_runs_own_predictions(dataset: 
     assert gain.low < gain.mean < gain.high
     top1 = votes.fused.metrics["top1"]
     assert top1 is not None and top1.mean == pytest.approx(accuracy(fused), abs=1e-9)
+
+
+def test_what_each_stream_contributes_comes_first_as_in_the_run(dataset: Dataset, report: Report, html: str) -> None:
+    content = read_json(dataset.root / "runs" / "contribute" / "contribute.json")
+    assert isinstance(report.offer, Offer)
+    for one in report.offer.streams:
+        gain = content["gains"][one.stream]
+        assert one.gain.mean == gain["bits"]["mean"] and one.permuted == max(gain["permuted_bits"])
+        assert one.share.low == content["shapley"][one.stream]["bits"]["interval"]["low"]
+    section = html.partition('<section id="contributions">')[2].partition("</section>")[0]
+    assert content["said"][0] in html_text.unescape(section) and section.count('class="bits"') == 2
+    assert html.find('id="contributions"') < html.find('id="table1"')
 
 
 def test_gains_of_classes_weighted_by_their_clips_add_up_to_the_whole_gain(votes: Votes) -> None:
@@ -369,6 +388,7 @@ def test_a_section_without_data_is_one_line_with_the_command_that_adds_it(datase
         f"alphafuse table1 --root {root}",
         f"alphafuse sweep --on timesformer,ast --root {root}",
         f"alphafuse compare --root {root}",
+        f"alphafuse contribute --root {root}",
         f"alphafuse fit --stream timesformer --root {root}",
     ):
         assert f"<code>{command}</code> adds" in page
@@ -503,7 +523,17 @@ def test_clips_with_a_file_have_an_image_and_the_others_a_placeholder(html: str,
 
 
 def test_every_section_says_where_its_numbers_come_from(html: str, report: Report) -> None:
-    for section in ("table1", "losses", "alpha", "ablation", "classes", "confusion", "hardest", "audit"):
+    for section in (
+        "contributions",
+        "table1",
+        "losses",
+        "alpha",
+        "ablation",
+        "classes",
+        "confusion",
+        "hardest",
+        "audit",
+    ):
         text = re.search(rf'<section id="{section}">.*?</section>', html, re.DOTALL)
         assert text and "Where these numbers come from" in text[0], section
         assert "reproduce with" in text[0], section
@@ -566,7 +596,7 @@ def test_the_command_writes_the_page_into_the_root_of_the_run(dataset: Dataset, 
 def test_mistakes_of_the_command_are_one_line_errors(dataset: Dataset, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["report", str(tmp_path / "nothing"), "--root", str(dataset.root)])
     assert isinstance(result.exception, ExperimentError)
-    assert "name folders that fit, table1, sweep, compare or curve wrote" in str(result.exception)
+    assert "name folders that fit, table1, sweep, compare, curve, weigh or contribute wrote" in str(result.exception)
 
 
 # a real browser

@@ -108,6 +108,7 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
     return environment.get_template("page.html.j2").render(
         report=report,
         root=shlex.quote(str(report.root)),
+        offer=report.offer,
         table=report.table,
         losses=report.losses,
         sweeps=list(zip(sweep_names, report.sweeps, strict=True)),

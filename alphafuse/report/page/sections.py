@@ -29,6 +29,7 @@ from alphafuse.report.contents import (
     Bar,
     LossCurves,
     Measure,
+    Offer,
     Report,
     Table,
     Votes,
@@ -72,6 +73,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
     problems = list(left_out)
     tables = _of_kind(runs, "table1", _table, problems)
     sweeps = _of_kind(runs, "sweep", _sweep, problems)
+    offers = _of_kind(runs, "contribute", _offer, problems)
     root, first = dataset.root, first_command(dataset)
     no_table = Absent("No run of table 1", first)
     if not set(DEFAULT_NAMES) <= set(dataset.media):
@@ -94,6 +96,7 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         audit=audit(dataset),
         runs=tuple(runs),
         left_out=tuple(dict.fromkeys(problems)),  # extended by the calls above
+        offer=offers[0] if offers else Absent("No run of contribute", _command("contribute", root)),
         table=tables[0] if tables else no_table,
         losses=losses,
         sweeps=tuple(sweeps),
@@ -119,6 +122,14 @@ def _of_kind(runs: Sequence[Run], kind: str, read: Callable[[Run], T], problems:
             except DAMAGED as error:
                 problems.append(f"{one_line(run.folder)} is damaged ({one_line(error)}): make it again: {run.command}")
     return found
+
+
+def _command(name: str, root: Path) -> str:
+    return f"alphafuse {name} --root {shlex.quote(str(root))}"
+
+
+def _offer(run: Run) -> Offer:
+    return Offer.from_json(run, run.figures())
 
 
 def _table(run: Run) -> Table:

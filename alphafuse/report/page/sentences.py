@@ -189,7 +189,7 @@ def named(title: str, run: Run) -> str:
 
 def all_seeds(report: Report) -> str:
     """Return the number of seeds of the runs: "5", or "1 to 5"."""
-    counts = sorted({len(run.seeds) for run in report.runs})
+    counts = sorted({len(run.seeds) for run in report.runs if run.kind != "contribute"} or {1})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 

@@ -1,0 +1,931 @@
+"""What each stream contributes: two questions, kept apart.
+
+*What the embeddings offer*: heads are fitted anew for every subset of the streams, in closed form or trained, and a
+subset is worth the bits per clip that its head gives about the label, and its accuracy. *What this head uses*: one
+trained run, whose clips get a stream of other clips. A head may well not use what the embeddings offer.
+
+    SameClips -> `_Closed` or `_Trained`: subset -> `Answers` -> games -> Shapley values, pairs, media, gains, classes
+    run -> `use_of_run`: perceptual score and EMAP gap
+
+The gain of a stream is what all streams are worth more than all but this one. That gain might come from more columns
+and more tuning, so it stands beside those of a *permuted refit*: the stream is permuted across source videos, and
+heads are trained, tuned and tested on it the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+
+from alphafuse.data.dataset import Dataset
+from alphafuse.data.sources.demo import DEMO_NAME
+from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import in_order
+from alphafuse.errors import ExperimentError
+from alphafuse.heads.closed.moments import Moments, assign_folds
+from alphafuse.heads.closed.profile import constant_streams, standardised
+from alphafuse.heads.closed.recommend import SAMPLE
+from alphafuse.heads.closed.ridge import Folds, Weighting
+from alphafuse.heads.closed.rows import Candidate, Clips, LinearHead, heads_of, refit_of, score_rows
+from alphafuse.heads.model.checks import check_choice, check_count
+from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.model.head import AlphaFusion
+from alphafuse.heads.scoring.choice import most_lost
+from alphafuse.heads.scoring.contribution import (
+    Game,
+    Subset,
+    additive_logits,
+    best_sharpness,
+    discoveries,
+    information_gain,
+    mean_intervals,
+    of_groups,
+    permuted_across,
+    prior_hits,
+    sampling_error,
+    shapley_taylor_pairs,
+    shapley_values,
+    subsets_of,
+)
+from alphafuse.heads.scoring.statistics import (
+    Interval,
+    accuracy_interval,
+    difference_interval,
+    group_sums,
+    holm,
+    paired_permutation_test,
+)
+from alphafuse.heads.training.settings import TrainSettings
+from alphafuse.heads.training.train import class_indices
+from alphafuse.system.progress import NO_PROGRESS, Progress
+
+from .best_run import best_run
+from .evaluate import load_embeddings_of, load_run
+from .same_clips import SameClips
+
+HEADS = ("closed", "fit")
+FOLDS = 5
+REFITS = 20  # permuted refits per stream: a gain above all of them has p = 1 / 21
+PERMUTATIONS = 10  # of each stream for the perceptual score
+MOST_STREAMS = 8  # 2^8 heads
+LOSABLE = 0.01  # accuracy that a stream may cost at most (95%) to be called dispensable, as in `weigh`
+
+
+# results
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over test clips and its 95% interval, which holds the heads fixed."""
+
+    mean: float
+    interval: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as json-able values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A figure in both units.
+
+    Attributes:
+        bits: information about the label, in bits per clip.
+        accuracy: as a share in [-1, 1]; times 100 it is points.
+    """
+
+    bits: Figure
+    accuracy: Figure
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as json-able values."""
+        return {"bits": self.bits.to_json(), "accuracy": self.accuracy.to_json()}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How a value is shared among players: streams, or media.
+
+    Attributes:
+        shares: player -> its Shapley value; they sum to the value of all players minus that of none.
+        pairs: (player, player) -> their cooperation, the Shapley-Taylor index of order 2: below 0 the two offer the
+            same, above 0 each makes the other worth more.
+    """
+
+    shares: Mapping[str, Worth]
+    pairs: Mapping[tuple[str, str], Worth]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as json-able values."""
+        return {
+            "shapley": {name: worth.to_json() for name, worth in self.shares.items()},
+            "pairs": [{"players": list(pair), **worth.to_json()} for pair, worth in self.pairs.items()],
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What all streams are worth more than all but one.
+
+    Attributes:
+        worth: the gain.
+        p_holm: paired permutation test of the bits over source videos, Holm-corrected over the streams.
+        permuted_bits, permuted_accuracy: the same gain in each permuted refit.
+        most_lost: 95% upper bound of the accuracy lost without the stream.
+    """
+
+    worth: Worth
+    p_holm: float
+    permuted_bits: tuple[float, ...]
+    permuted_accuracy: tuple[float, ...]
+    most_lost: float
+
+    @property
+    def verdict(self) -> str:
+        """What the clips say of the stream: "adds", "can go", or "undecided"."""
+        beats_null = all(self.worth.bits.mean > permuted for permuted in self.permuted_bits)
+        if self.worth.bits.mean > 0 and self.p_holm <= 0.05 and beats_null:
+            return "adds"
+        return "can go" if self.most_lost <= LOSABLE else "undecided"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as json-able values."""
+        return {
+            **self.worth.to_json(),
+            "p_holm": self.p_holm,
+            "permuted_bits": list(self.permuted_bits),
+            "permuted_accuracy": list(self.permuted_accuracy),
+            "most_lost": self.most_lost,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """Shapley value of a stream on the test clips of a class.
+
+    Attributes:
+        label, stream: of which.
+        n: test clips.
+        worth: the value.
+        p_value: sign-flip test of the bits over source videos; corrected: for the false discovery rate.
+    """
+
+    label: str
+    stream: str
+    n: int
+    worth: Worth
+    p_value: float
+    corrected: float
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the value differs from 0; a twentieth of those found is expected to be false."""
+        return self.corrected <= 0.05
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a trained run uses its streams, on test clips.
+
+    Attributes:
+        run: the run folder.
+        heads: number of its heads.
+        n: test clips.
+        accuracy: of its single heads, a mean.
+        perceptual: stream -> perceptual score: what is lost when the stream comes from clips of other source videos.
+        permutations: number of permutations of each stream.
+        is_additive: whether the heads add up a term per stream; then there is no interaction to use.
+        interaction: EMAP gap of the first head: what is lost when it is replaced by the additive function closest to
+            it; None for additive heads.
+        partners: clips over which that function was averaged, per clip.
+        partner_error: standard error of the gap's accuracy from sampling them; 0 if all clips were partners.
+    """
+
+    run: Path
+    heads: int
+    n: int
+    accuracy: Figure
+    perceptual: Mapping[str, Worth]
+    permutations: int
+    is_additive: bool
+    interaction: Worth | None
+    partners: int
+    partner_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as json-able values."""
+        return {
+            "run": str(self.run),
+            "heads": self.heads,
+            "n": self.n,
+            "accuracy": self.accuracy.to_json(),
+            "perceptual_score": {stream: worth.to_json() for stream, worth in self.perceptual.items()},
+            "permutations": self.permutations,
+            "is_additive": self.is_additive,
+            "emap_gap": self.interaction and self.interaction.to_json(),
+            "emap_partners": self.partners,
+            "emap_accuracy_error": self.partner_error,
+        }
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Result of `contribute`.
+
+    Attributes:
+        dataset_name: name of the dataset; is_demo: whether it is the generated demo.
+        head: "closed" or "fit".
+        media: stream -> "video" or "audio", of the streams that are compared, in order.
+        classes: number of classes.
+        clips, dropped: split -> number of clips used, and left out because they lack a stream.
+        unseen: test clips left out because their class has no training clip.
+        source_videos: of the test clips.
+        folds, seed: as given.
+        values: subset of streams -> what it is worth, from () to all.
+        out_of_fold: subset -> (bits, accuracy) of training clips scored by heads that were trained without them; empty
+            for trained heads.
+        streams: how the worth of all streams is shared among them.
+        of_media: the same with media as players; None unless several streams share one of two media.
+        gains: stream -> its gain, with that of the permuted refits.
+        by_class: values per class and stream.
+        used: how a trained run uses its streams; None without one.
+        not_used: why `used` is None.
+        provenance: inputs of the study, for config.json.
+
+    >>> from alphafuse import Dataset, contribute
+    >>> found = contribute(Dataset.open("demo"), refits=2)
+    >>> sorted(found.streams.shares), found.gains["ast"].verdict
+    (['ast', 'timesformer'], 'adds')
+    >>> total = sum(worth.bits.mean for worth in found.streams.shares.values())
+    >>> abs(total - found.values["timesformer", "ast"].bits.mean) < 1e-9
+    True
+    """
+
+    dataset_name: str
+    is_demo: bool
+    head: str
+    media: Mapping[str, str]
+    classes: int
+    clips: Mapping[str, int]
+    dropped: Mapping[str, int]
+    unseen: int
+    source_videos: int
+    folds: int
+    seed: int
+    values: Mapping[tuple[str, ...], Worth]
+    out_of_fold: Mapping[tuple[str, ...], tuple[float, float]]
+    streams: Shared
+    of_media: Shared | None
+    gains: Mapping[str, Gain]
+    by_class: tuple[ClassShare, ...]
+    used: Use | None
+    not_used: str
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name} {worth.bits.mean:+.2f} bits" for name, worth in self.streams.shares.items())
+        return f"Contribution({self.dataset_name!r}, {self.head}, {shares}, n={self.clips['test']})"
+
+    @property
+    def refits(self) -> int:
+        """Number of permuted refits of each stream."""
+        return len(next(iter(self.gains.values())).permuted_bits)
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        given = {"head": self.head, "streams": list(self.media), "folds": self.folds, "refits": self.refits}
+        return {
+            "contribute": {**given, "run": str(self.used.run) if self.used else None},
+            **self.provenance,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, json-able. Accuracies are shares; times 100 they are points."""
+        return {
+            "dataset": self.dataset_name,
+            "is_demo": self.is_demo,
+            "head": self.head,
+            "media": dict(self.media),
+            "classes": self.classes,
+            "clips": dict(self.clips),
+            "dropped": dict(self.dropped),
+            "unseen": self.unseen,
+            "source_videos": self.source_videos,
+            "folds": self.folds,
+            "seed": self.seed,
+            "values": [
+                {
+                    "streams": list(subset),
+                    **worth.to_json(),
+                    "out_of_fold": dict(zip(("bits", "accuracy"), self.out_of_fold[subset], strict=True))
+                    if subset in self.out_of_fold
+                    else None,
+                }
+                for subset, worth in self.values.items()
+            ],
+            **self.streams.to_json(),
+            "of_media": self.of_media and self.of_media.to_json(),
+            "gains": {stream: gain.to_json() for stream, gain in self.gains.items()},
+            "by_class": [
+                {
+                    "label": share.label,
+                    "stream": share.stream,
+                    "n": share.n,
+                    **share.worth.to_json(),
+                    "p": share.p_value,
+                    "p_false_discovery": share.corrected,
+                }
+                for share in self.by_class
+            ],
+            "used": self.used and self.used.to_json(),
+            "not_used": self.not_used,
+        }
+
+
+# the study
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of a subset's head.
+
+    Attributes:
+        gain: (test clips,) bits.
+        hits: (test clips,) right or not; a chance in [0, 1] where several classes are named.
+        out_of_fold: mean bits and accuracy of training clips; None for trained heads.
+    """
+
+    gain: np.ndarray
+    hits: np.ndarray
+    out_of_fold: tuple[float, float] | None = None
+
+
+Scorer = Callable[[Mapping[str, EmbeddingSource], Sequence[Subset], bool], dict[Subset, Answers]]
+
+
+def contribute(
+    dataset: Dataset,
+    *,
+    head: str = "closed",
+    streams: Sequence[str] = (),
+    run: str | Path | None = None,
+    folds: int = FOLDS,
+    seed: int = 0,
+    refits: int = REFITS,
+    settings: TrainSettings | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> Contribution:
+    """Measure what each stream contributes, on test clips, each head scored once.
+
+    Writes no files; see `alphafuse.write_contribution`.
+
+    Args:
+        dataset: a dataset whose three splits are extracted.
+        head: "closed": a ridge in closed form per subset, equal weights on streams of equal total variance, its
+            penalty and the temperature of its probabilities chosen out-of-fold on training clips. Such heads add up a
+            term per stream: what only the combination of two streams tells, they can't see. "fit": a trained head
+            per subset, its temperature chosen on validation clips.
+        streams: the streams to compare; all by default.
+        run: the trained run whose use of its streams is measured; the root's best by default, if it has one.
+        folds: folds of source videos, for heads in closed form.
+        seed: seed of the folds, the permutations and the trained heads.
+        refits: permuted refits of each stream; 0 leaves them out.
+        settings: training settings of `head="fit"`; the paper's by default.
+        progress: counts fitted heads, or with `head="fit"` epochs.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+        ExperimentError: settings that don't fit, more than 8 streams, a stream that is the same for all clips.
+        RecipeMismatchError: the run was trained on other embeddings.
+
+    >>> from alphafuse import Dataset, contribute
+    >>> contribute(Dataset.open("demo"), refits=0)
+    Contribution('demo', closed, timesformer +... bits, ast +... bits, n=192)
+    """
+    check_choice("head", head, HEADS)
+    check_count("folds", folds)
+    if folds < 2:
+        raise ExperimentError("folds must be at least 2, not 1: clips are scored by heads trained on the other folds")
+    if isinstance(refits, bool) or not isinstance(refits, int) or refits < 0:
+        raise ExperimentError(f"refits must be a whole number of at least 0, not {refits!r}")
+    settings = settings or TrainSettings()
+    used = load_run(Path(run), dataset, "test") if run else None  # fails before the work starts
+    clips = SameClips.load(dataset, replace(settings, absent="drop"), (seed,), Experiment(streams=tuple(streams)))
+    names = tuple(in_order(streams or clips.streams))
+    if len(names) > MOST_STREAMS:
+        raise ExperimentError(
+            f"{len(names)} streams have 2^{len(names)} subsets, and {MOST_STREAMS} streams are the most: name some "
+            "with --stream NAME,NAME"
+        )
+    clips, unseen = _of_known_classes(clips)
+    targets = {split: class_indices(rows.labels, clips.classes) for split, rows in clips.embeddings.items()}
+    shares = np.bincount(targets["train"], minlength=len(clips.classes)) / len(targets["train"])
+    subsets = subsets_of(names)
+    groups = tuple(clips.embeddings["test"].groups)
+    epochs = settings.total_epochs if head == "fit" else 1
+    total = (len(subsets) - 1 + refits * len(names)) * epochs
+    progress.start("contribute", total=total, unit="epoch" if head == "fit" else "head")
+    try:
+        score: Scorer
+        if head == "closed":
+            score = _Closed(names, clips, targets, shares, folds, seed, progress)
+        else:
+            score = _Trained(clips, targets, shares, seed, settings, progress)
+        with np.errstate(divide="ignore"):
+            log_prior = np.log(shares)
+        found = {Subset(): _prior_answers(targets, shares, log_prior), **score(clips.embeddings, subsets[1:], True)}
+        everything = subsets[-1]
+        null: dict[str, list[Answers]] = {name: [] for name in names}
+        for place, name in enumerate(names):
+            for refit in range(refits):
+                rng = np.random.default_rng([seed, place, refit])
+                permuted = {
+                    split: PermutedStream.of(rows, name, permuted_across(rows.groups, rng))
+                    for split, rows in clips.embeddings.items()
+                }
+                null[name].append(score(permuted, [everything], False)[everything])
+    finally:
+        progress.stop()
+    not_used = ""
+    if used is None and not run:
+        with suppress(ExperimentError):
+            run = best_run(dataset)
+        not_used = "" if run else f"no trained run: train one with `alphafuse fit --root {dataset.root}`"
+    games = ({some: answers.gain for some, answers in found.items()}, {s: a.hits for s, a in found.items()})
+    media = {name: dataset.media[name] for name in names}
+    labels = np.asarray([clips.classes[target] for target in targets["test"]], dtype=object)
+    return Contribution(
+        dataset_name=dataset.name,
+        is_demo=dataset.name == DEMO_NAME,
+        head=head,
+        media=media,
+        classes=len(clips.classes),
+        clips=clips.counts,
+        dropped=clips.dropped,
+        unseen=unseen,
+        source_videos=len(set(groups)),
+        folds=folds,
+        seed=seed,
+        values=_values(found, groups, names),
+        out_of_fold={
+            _named(some, names): one.out_of_fold for some, one in found.items() if one.out_of_fold and head == "closed"
+        },
+        streams=_shared(*games, names, groups),
+        of_media=_of_media(*games, media, groups),
+        gains=_gains(found, null, names, groups),
+        by_class=_by_class(*games, names, groups, labels),
+        used=use_of_run(Path(run), dataset, seed=seed) if run else None,
+        not_used=not_used,
+        provenance=clips.provenance,
+    )
+
+
+def _of_known_classes(clips: SameClips) -> tuple[SameClips, int]:
+    """Leave out test clips whose class has no training clip: no prior can be given for it."""
+    test = clips.embeddings["test"]
+    known = np.array([label in clips.trained_labels for label in test.labels])
+    if known.all():
+        return clips, 0
+    if not known.any():
+        raise ExperimentError("no test clip has a class of the training clips: see `alphafuse data audit`")
+    return replace(clips, embeddings={**clips.embeddings, "test": test.take(known)}), int((~known).sum())
+
+
+def _prior_answers(targets: Mapping[str, np.ndarray], shares: np.ndarray, log_prior: np.ndarray) -> Answers:
+    """Return the answers with no stream: each class's share of the training clips."""
+    own = log_prior[targets["test"]]
+    out_of_fold = float(prior_hits(shares, targets["train"]).mean())
+    return Answers(information_gain(own, own), prior_hits(shares, targets["test"]), (0.0, out_of_fold))
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Scores subsets by ridge heads in closed form."""
+
+    names: tuple[str, ...]
+    clips: SameClips
+    targets: Mapping[str, np.ndarray]
+    shares: np.ndarray
+    folds: int
+    seed: int
+    progress: Progress
+    penalties: dict[Subset, float] = field(default_factory=dict)  # where the search for a refit's penalty starts
+
+    def __call__(
+        self, sources: Mapping[str, EmbeddingSource], subsets: Sequence[Subset], with_train: bool
+    ) -> dict[Subset, Answers]:
+        train, test = sources["train"], sources["test"]
+        targets, of_test = self.targets["train"], self.targets["test"]
+        folds = assign_folds(train.groups, targets, self.folds, seed=self.seed)
+        if folds.max() < 1:
+            raise ExperimentError("the training clips come from one source video, and folds need at least 2")
+        moments = Moments.of(train, targets, folds, classes=len(self.shares), streams=self.names)
+        constant = constant_streams(moments)
+        if constant:
+            raise ExperimentError(
+                f"the {constant[0]} embeddings are the same for all training clips: name the other streams (--stream)"
+            )
+        standard = standardised(moments)
+        solver = Folds(standard.moments)
+        with np.errstate(divide="ignore"):
+            log_prior = np.log(self.shares)
+        sample = np.sort(np.random.default_rng(self.seed).permutation(len(train))[:SAMPLE])
+        read = train.read_rows(sample)
+        x = np.concatenate([read[name] for name in self.names], axis=1) - moments.shift  # (sample, D) float64
+        held_shares = [of_fold.shares.cpu().numpy() for of_fold in solver.train]
+        candidates: list[Candidate] = []
+        finals: list[Candidate] = []
+        for some in subsets:
+            weighting = solver.best([float(name in some) for name in self.names], near=self.penalties.get(some))
+            self.penalties.setdefault(some, weighting.penalty)
+            evidence = np.empty((len(sample), len(self.shares)))
+            for fold, head in enumerate(heads_of(solver, weighting, standard)):
+                own = folds[sample] == fold
+                evidence[own] = x[own] @ head.matrix + (head.bias - held_shares[fold])
+            sharpness = best_sharpness(evidence, log_prior, targets[sample])
+
+            def probable(weighting: Weighting = weighting, sharpness: float = sharpness) -> list[LinearHead]:
+                heads = zip(heads_of(solver, weighting, standard), held_shares, strict=True)
+                return [_sharpened(head, shares, sharpness, log_prior) for head, shares in heads]
+
+            def final(weighting: Weighting = weighting) -> list[LinearHead]:
+                return [refit_of(solver, weighting, standard)]
+
+            def final_probable(weighting: Weighting = weighting, sharpness: float = sharpness) -> list[LinearHead]:
+                return [_sharpened(refit_of(solver, weighting, standard), self.shares, sharpness, log_prior)]
+
+            candidates += [partial(heads_of, solver, weighting, standard), probable]
+            finals += [final, final_probable]
+            self.progress.advance(1)
+        ones = [1.0] * len(finals)
+        clips, no_folds = np.arange(len(test)), np.zeros(len(test), np.int64)
+        scored = score_rows(Clips(test, of_test, no_folds, clips), finals, moments, temperatures=ones)
+        gains = information_gain(-scored.log_loss[1::2], log_prior[of_test])  # (subsets, clips)
+        out_of_fold: list[tuple[float, float] | None] = [None] * len(subsets)
+        if with_train:
+            clips = np.arange(len(train))
+            held = score_rows(Clips(train, targets, folds, clips), candidates, moments, temperatures=ones)
+            bits = information_gain(-held.log_loss[1::2], log_prior[targets]).mean(axis=1)
+            out_of_fold = [*zip(bits.tolist(), held.correct[::2].mean(axis=1).tolist(), strict=True)]
+        return {some: Answers(gains[i], scored.correct[2 * i], out_of_fold[i]) for i, some in enumerate(subsets)}
+
+
+def _sharpened(head: LinearHead, shares: np.ndarray, sharpness: float, log_prior: np.ndarray) -> LinearHead:
+    """Return a head whose scores are logits: the log prior, and the sharpened evidence against it."""
+    return LinearHead(head.matrix * sharpness, (head.bias - shares) * sharpness + log_prior)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Scores subsets by trained heads, whose temperature is chosen on validation clips."""
+
+    clips: SameClips
+    targets: Mapping[str, np.ndarray]
+    shares: np.ndarray
+    seed: int
+    settings: TrainSettings
+    progress: Progress
+
+    def __call__(
+        self, sources: Mapping[str, EmbeddingSource], subsets: Sequence[Subset], with_train: bool
+    ) -> dict[Subset, Answers]:
+        clips = replace(self.clips, embeddings=sources)
+        settings = replace(self.settings, absent="drop")
+        experiments = [Experiment(streams=tuple(in_order(some))) for some in subsets]
+        trained = clips.train(experiments, (self.seed,), settings=settings, progress=self.progress, splits=("val",))
+        with np.errstate(divide="ignore"):
+            log_prior = np.log(self.shares)
+        found = {}
+        for some, one in zip(subsets, trained, strict=True):
+            head = one.heads[0].head
+            sharpness = sharpness_of(head.predict_logits(sources["val"]), self.targets["val"])
+            logits = head.predict_logits(sources["test"])
+            own = log_probabilities(logits, sharpness, self.targets["test"])
+            hits = (logits.argmax(axis=1) == self.targets["test"]).astype(np.float64)
+            found[some] = Answers(information_gain(own, log_prior[self.targets["test"]]), hits)
+        return found
+
+
+def sharpness_of(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the inverse temperature that suits logits, (clips, C), best."""
+    return best_sharpness(logits.astype(np.float64), np.zeros(logits.shape[1]), targets)
+
+
+def log_probabilities(logits: np.ndarray, sharpness: float, targets: np.ndarray) -> np.ndarray:
+    """Return the log probability of each clip's label, (clips,) float64, from logits (clips, C)."""
+    return log_softmax(sharpness * logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
+
+
+@dataclass(frozen=True, eq=False)
+class PermutedStream:
+    """Embeddings in which one stream of each clip is that of another clip: an `EmbeddingSource`.
+
+    Attributes:
+        rows: the embeddings.
+        stream: the stream.
+        positions: (clips,) which of `rows` they are.
+        partners: (all of `rows`,) the clip whose stream each gets.
+    """
+
+    rows: EmbeddingSource
+    stream: str
+    positions: np.ndarray
+    partners: np.ndarray
+
+    @classmethod
+    def of(cls, rows: EmbeddingSource, stream: str, partners: np.ndarray) -> PermutedStream:
+        """Permute one stream of all clips."""
+        return cls(rows, stream, np.arange(len(rows)), partners)
+
+    @property
+    def clip_ids(self) -> Sequence[str]:
+        """(clips,)."""
+        return [self.rows.clip_ids[i] for i in self.positions]
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """(clips,)."""
+        return [self.rows.labels[i] for i in self.positions]
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """(clips,)."""
+        return [self.rows.groups[i] for i in self.positions]
+
+    @property
+    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
+        """As those of the embeddings."""
+        return self.rows.recipes
+
+    @property
+    def dims(self) -> Mapping[str, int]:
+        """As those of the embeddings."""
+        return self.rows.dims
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def present(self, stream: str) -> np.ndarray:
+        """Return (clips,) bool."""
+        chosen = self.partners[self.positions] if stream == self.stream else self.positions
+        return self.rows.present(stream)[chosen]
+
+    def take(self, rows: np.ndarray) -> PermutedStream:
+        """Return some of the clips."""
+        return replace(self, positions=self.positions[rows])
+
+    def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return stream -> (positions, dim) float32."""
+        chosen = self.positions[positions]
+        found = self.rows.read_rows(chosen)
+        return {**found, self.stream: self.rows.read_rows(self.partners[chosen])[self.stream]}
+
+    def storage_order(self) -> np.ndarray:
+        """Return all positions, in the order in which the other streams are read fastest."""
+        place = np.empty(len(self.rows), np.int64)
+        place[self.rows.storage_order()] = np.arange(len(self.rows))
+        return np.argsort(place[self.positions], kind="stable")
+
+
+# figures
+
+
+def _named(some: Subset, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in some)
+
+
+def _worths(bits: np.ndarray, hits: np.ndarray, groups: Sequence[str]) -> list[Worth]:
+    """Return the means of (figures, clips) in bits and accuracy, with intervals."""
+    figures = []
+    for values in (bits, hits):
+        intervals = mean_intervals(values, groups)
+        figures.append([Figure(float(one.mean()), found) for one, found in zip(values, intervals, strict=True)])
+    return [Worth(*both) for both in zip(*figures, strict=True)]
+
+
+def _values(
+    found: Mapping[Subset, Answers], groups: Sequence[str], names: Sequence[str]
+) -> dict[tuple[str, ...], Worth]:
+    bits = np.stack([answers.gain for answers in found.values()])
+    hits = np.stack([answers.hits for answers in found.values()])
+    values = {}
+    for some, own, worth in zip(found, hits, _worths(bits, hits, groups), strict=True):
+        if np.isin(own, (0, 1)).all():  # Wilson's interval where the bootstrap has no width
+            worth = replace(worth, accuracy=Figure(worth.accuracy.mean, accuracy_interval(own[None], groups)))
+        values[_named(some, names)] = worth
+    return values
+
+
+def _shared(gain: Game, hits: Game, players: Sequence[str], groups: Sequence[str]) -> Shared:
+    shares = [shapley_values(game, players) for game in (gain, hits)]
+    pairs = [shapley_taylor_pairs(game, players) for game in (gain, hits)]
+
+    def worths(found: Sequence[Mapping[Any, np.ndarray]]) -> dict[Any, Worth]:
+        if not found[0]:
+            return {}
+        bits, accuracy = (np.stack(list(game.values())) for game in found)
+        return dict(zip(found[0], _worths(bits, accuracy, groups), strict=True))
+
+    return Shared(worths(shares), worths(pairs))
+
+
+def _of_media(gain: Game, hits: Game, media: Mapping[str, str], groups: Sequence[str]) -> Shared | None:
+    members: dict[str, list[str]] = {}
+    for name, medium in media.items():
+        members.setdefault(medium, []).append(name)
+    if len(members) < 2 or len(members) == len(media):
+        return None
+    return _shared(of_groups(gain, members), of_groups(hits, members), list(members), groups)
+
+
+def _gains(
+    found: Mapping[Subset, Answers], null: Mapping[str, Sequence[Answers]], names: Sequence[str], groups: Sequence[str]
+) -> dict[str, Gain]:
+    whole = found[Subset(names)]
+    gains, p_values = {}, []
+    for name in names:
+        rest = found[Subset(names) - {name}]
+        bits = whole.gain - rest.gain
+        p_values.append(paired_permutation_test(whole.gain, rest.gain, groups).p_value)
+        sums, sizes = group_sums(np.stack([whole.hits, rest.hits]), groups)
+        points = whole.hits - rest.hits
+        gains[name] = Gain(
+            Worth(
+                Figure(float(bits.mean()), mean_intervals(bits[None], groups)[0]),
+                Figure(float(points.mean()), difference_interval(whole.hits, rest.hits, groups)),
+            ),
+            1.0,
+            tuple(float((one.gain - rest.gain).mean()) for one in null[name]),
+            tuple(float((one.hits - rest.hits).mean()) for one in null[name]),
+            most_lost(sums[0], sums[1], sizes)[1],
+        )
+    return {name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), holm(p_values), strict=True)}
+
+
+def _by_class(
+    gain: Game, hits: Game, names: Sequence[str], groups: Sequence[str], labels: np.ndarray
+) -> tuple[ClassShare, ...]:
+    """Return the streams' values per class of the test clips; classes in alphabetical order."""
+    bits, accuracy = (np.stack(list(shapley_values(game, names).values())) for game in (gain, hits))
+    of_groups_ = np.asarray(groups, dtype=object)
+    rows: list[tuple[str, str, int, Worth]] = []
+    tested: list[np.ndarray] = []
+    units: list[list[str]] = []
+    for label in sorted(set(labels)):
+        own = labels == label
+        of_class = of_groups_[own].tolist()
+        worths = _worths(bits[:, own], accuracy[:, own], of_class)
+        for stream, worth, values in zip(names, worths, bits[:, own], strict=True):
+            rows.append((label, stream, int(own.sum()), worth))
+            tested.append(values)
+            units.append(of_class)
+    p_values, corrected = discoveries(tested, units)
+    return tuple(ClassShare(*row, float(p), float(q)) for row, p, q in zip(rows, p_values, corrected, strict=True))
+
+
+# what a head uses
+
+
+def use_of_run(run: Path, dataset: Dataset, *, permutations: int = PERMUTATIONS, seed: int = 0) -> Use:
+    """Measure how a trained run uses its streams, on the test clips that have all of them.
+
+    Its probabilities get a temperature on validation clips first, one per head.
+
+    Args:
+        run: folder of a trained run.
+        dataset: the dataset whose test clips are used.
+        permutations: permutations of each stream.
+        seed: seed of the permutations.
+    """
+    heads = load_run(run, dataset, "test")
+    names = heads[0].config.streams
+    rows = {split: load_embeddings_of(dataset, split) for split in ("val", "test")}
+    for split, of_split in rows.items():
+        complete = np.logical_and.reduce([of_split.present(name) for name in names])
+        if not complete.any():
+            raise ExperimentError(f"no {split} clip has all streams that the heads of {run} read")
+        rows[split] = of_split.take(complete)
+    test, targets = rows["test"], class_indices(rows["test"].labels, heads[0].config.classes)
+    of_val = class_indices(rows["val"].labels, heads[0].config.classes)
+    sharp = [sharpness_of(head.predict_logits(rows["val"]), of_val) for head in heads]
+    groups = tuple(test.groups)
+
+    def answers(source: EmbeddingSource) -> tuple[np.ndarray, np.ndarray]:
+        """Return (heads, clips) bits of the labels' probability, and right or not."""
+        logits = [head.predict_logits(source) for head in heads]
+        bits = [log_probabilities(one, a, targets) / np.log(2) for one, a in zip(logits, sharp, strict=True)]
+        return np.stack(bits), np.stack([one.argmax(axis=1) == targets for one in logits]).astype(np.float64)
+
+    bits, hits = answers(test)
+    perceptual = {}
+    for place, name in enumerate(names):
+        lost = np.zeros((2, len(targets)))
+        for i in range(permutations):
+            partners = permuted_across(groups, np.random.default_rng([seed, place, i]))
+            moved = answers(PermutedStream.of(test, name, partners))
+            lost += np.stack([(bits - moved[0]).mean(axis=0), (hits - moved[1]).mean(axis=0)]) / permutations
+        perceptual[name] = _worths(lost[:1], lost[1:], groups)[0]
+    additive = is_additive(heads[0])
+    interaction, partners_used, error = None, 0, 0.0
+    if not additive:
+        interaction, partners_used, error = _interaction(heads[0], sharp[0], test, targets, groups, seed)
+    return Use(
+        run=run,
+        heads=len(heads),
+        n=len(targets),
+        accuracy=Figure(float(hits.mean()), accuracy_interval(hits, groups)),
+        perceptual=perceptual,
+        permutations=permutations,
+        is_additive=additive,
+        interaction=interaction,
+        partners=partners_used,
+        partner_error=error,
+    )
+
+
+def is_additive(head: AlphaFusion) -> bool:
+    """Whether a head's logits are a sum of one term per stream."""
+    experiment = head.config.experiment
+    joins = len(head.config.streams) > 1 and experiment.fusion not in ("concat", "add")
+    return len(head.config.streams) == 1 or (not head.config.settings.hidden and not joins)
+
+
+def _interaction(
+    head: AlphaFusion, sharpness: float, test: EmbeddingSource, targets: np.ndarray, groups: Sequence[str], seed: int
+) -> tuple[Worth, int, float]:
+    """Return the EMAP gap of a head, the partners of each clip, and the gap's error from sampling them."""
+    means, last = additive_parts(head, test.read_rows(np.arange(len(test))))
+    names = head.config.streams
+    found = additive_logits(means, last, names, len(test), seed=seed)
+    logits = head.predict_logits(test)
+    hits = (logits.argmax(axis=1) == targets).astype(np.float64)
+
+    def right(additive: np.ndarray) -> np.ndarray:
+        return (additive.argmax(axis=1) == targets).astype(np.float64)
+
+    bits = (
+        log_probabilities(logits, sharpness, targets) - log_probabilities(found.logits, sharpness, targets)
+    ) / np.log(2)
+    own = right(found.logits)
+    gap = Worth(
+        Figure(float(bits.mean()), mean_intervals(bits[None], groups)[0]),
+        Figure(float((hits - own).mean()), difference_interval(hits, own, groups)),
+    )
+    error = sampling_error([float((hits - right(part)).mean()) for part in found.parts])
+    return gap, found.partners, error
+
+
+def additive_parts(
+    head: AlphaFusion, features: Mapping[str, np.ndarray]
+) -> tuple[Callable[[str, np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """Return `means` and `last` of `additive_logits` for a head and clips that have all streams.
+
+    With fusion concat the first layer is a sum over streams, so each stream passes it once, not once per partner.
+
+    Args:
+        head: in eval mode, on the CPU.
+        features: stream -> (clips, dim) float32.
+    """
+    *hidden, output = head.linears
+    names = head.config.streams
+    with torch.no_grad():
+        prepared = head.prepare({name: torch.from_numpy(features[name]) for name in names})
+        joined = bool(hidden) and head.config.experiment.fusion == "concat"
+        if joined:
+            ends = np.cumsum([0, *(head.config.dims[name] for name in head.fusion.streams)])
+            columns = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(head.fusion.streams)}
+            prepared = {name: prepared[name] @ hidden[0].weight[:, columns[name]].T for name in names}
+
+    @torch.no_grad()
+    def means(stream: str, partners: np.ndarray) -> np.ndarray:
+        own = prepared[stream]
+        total: torch.Tensor | None = None
+        for partner in partners:
+            mixed = {name: own if name == stream else prepared[name][partner].expand(len(own), -1) for name in names}
+            if joined:
+                x = torch.relu(sum(mixed.values()) + hidden[0].bias)
+                later = hidden[1:]
+            else:
+                x, later = head.fusion(mixed), hidden
+            for layer in later:
+                x = torch.relu(layer(x))
+            total = x.double() if total is None else total.add_(x)
+        assert total is not None
+        return (total / len(partners)).numpy()
+
+    @torch.no_grad()
+    def last(x: np.ndarray) -> np.ndarray:
+        return output(torch.from_numpy(x.astype(np.float32))).numpy()
+
+    return means, last
