@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,11 +216,14 @@ def _profile(profile: Profile) -> Table:
     def excess(i: int) -> str:
         return f"{100 * (profile.choice.losses[i] / least - 1):.2f}"
 
+    def weight(stream: str, i: int) -> str:
+        return f"{profile.relative(profile.weightings[i])[stream]:.3g}"
+
     shown = np.arange(0, len(profile.weightings), SHOWN_RATIOS) if two else np.argsort(profile.choice.losses)[:12]
     weights = [
         Column(
             f"{title_of(stream)} : {title_of(profile.streams[0])}" if two else title_of(stream),
-            lambda i, stream=stream: f"{profile.relative(profile.weightings[i])[stream]:.3g}",
+            partial(weight, stream),
         )
         for stream in ([last] if two else profile.streams)
     ]
@@ -237,13 +241,11 @@ def _has_picture(found: Weighing) -> bool:
 
 
 def _csv(profile: Profile) -> Table:
+    def weight(stream: int, i: int) -> float:
+        return profile.weightings[i].alphas[stream]
+
     columns = [
-        *(
-            Column(
-                f"weight_{stream}", lambda i, stream=stream: profile.weightings[i].alphas[profile.streams.index(stream)]
-            )
-            for stream in profile.streams
-        ),
+        *(Column(f"weight_{stream}", partial(weight, i)) for i, stream in enumerate(profile.streams)),
         Column("penalty", lambda i: profile.weightings[i].penalty),
         Column("loss", lambda i: float(profile.choice.losses[i])),
         Column("inside", lambda i: int(profile.choice.inside[i])),
