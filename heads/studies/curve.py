@@ -464,6 +464,6 @@ def _resolvable_gap(points: Sequence[CurvePoint], streams: Sequence[str], videos
 
 
 def told_apart(gain: Comparison) -> int:
-    """Return 1 for a gain, -1 for a loss; 0 unless the corrected test and the interval (over draws too) find one."""
+    """Return 1 for a gain, -1 for a loss, 0 unless the corrected test and the interval (over draws too) agree."""
     beyond = gain.interval.low > 0 or gain.interval.high < 0
     return (1 if gain.test.difference > 0 else -1) if gain.is_found and beyond else 0
