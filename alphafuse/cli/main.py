@@ -51,7 +51,7 @@ SECTIONS = {
         "convert": "Turn original .pyth/.pth checkpoints into HuggingFace folders.",
     },
     "Stage two: embeddings -> answers": {
-        "weigh": "How much each stream should weigh, in closed form, with an interval.",
+        "weigh": "How much each stream should weigh, with a confidence interval.",
         "fit": "Train one experiment: a transform, a fusion, one or many seeds.",
         "table1": "The paper's six experiments beside the paper's own figures.",
         "sweep": "Accuracy against alpha, chosen on validation, tested once.",
