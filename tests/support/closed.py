@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import Ridge
-from support.toy import DINO
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings
@@ -16,6 +15,7 @@ from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.streams import DEFAULT_STREAMS, Stream
 from alphafuse.heads.closed.moments import Moments, assign_folds
 from alphafuse.heads.closed.ridge import Folds
+from support.toy import DINO
 
 DIMS = {"timesformer": 4, "ast": 3, "dino-s": 5}
 STREAMS = (*DEFAULT_STREAMS, DINO)

@@ -20,7 +20,12 @@ SOME = {name: {stream: DIMS[stream] for stream in list(DIMS)[:count]} for count,
 
 
 def brute_force(
-    x: np.ndarray, y: np.ndarray, of_clip: np.ndarray, dims: Mapping[str, int], alphas: tuple[float, ...], penalty: float
+    x: np.ndarray,
+    y: np.ndarray,
+    of_clip: np.ndarray,
+    dims: Mapping[str, int],
+    alphas: tuple[float, ...],
+    penalty: float,
 ) -> float:
     """Out-of-fold squared error per clip by a ridge of scikit-learn per fold."""
     total = 0.0
