@@ -27,6 +27,7 @@ from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
 from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
+from alphafuse.heads.studies.weigh import Weighing
 from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
@@ -63,7 +64,7 @@ PUBLISHED_NOTE = (
     "which alphafuse never does."
 )
 
-Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation
+Result = RunResult | Table1 | Sweep | CompareTable | RunEvaluation | Weighing
 
 
 @singledispatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def describe_weigh(found: Weighing) -> Document:
         [
             Table((), (), [*_gain(found), *_regret(found)], ruled=False),
             _streams(found),
-            Table(_head_columns(), _rows(found), _notes(found, clips), ruled=True),
+            Table(_head_columns(), _rows(found), [*_notes(found, clips)], ruled=True),
             *([_profile(found.found.profile)] if found.found.profile else []),
         ],
         picture=("Out-of-fold error against the weights", "weigh.png") if _has_picture(found) else None,
@@ -165,6 +166,9 @@ def _notes(found: Weighing, clips: str) -> Iterator[str]:
         yield "Logistic probe: on the same weighted streams, its penalty chosen on validation clips."
     if found.constant:
         yield f"Left out, because they are the same for all clips: {', '.join(map(title_of, found.constant))}."
+    if found.absent:
+        names = ", ".join(map(title_of, found.absent))
+        yield f"Left out, because they aren't extracted (`alphafuse extract`): {names}."
     yield from left_out(found.dropped)
 
 
@@ -187,11 +191,14 @@ def _profile(profile: Profile) -> Table:
     def excess(i: int) -> str:
         return f"{100 * (profile.choice.losses[i] / least - 1):.2f}"
 
+    def weight(stream: str, i: int) -> str:
+        return f"{profile.relative(profile.weightings[i])[stream]:.3g}"
+
     shown = np.arange(0, len(profile.weightings), SHOWN_RATIOS) if two else np.argsort(profile.choice.losses)[:12]
     weights = [
         Column(
             f"{title_of(stream)} : {title_of(profile.streams[0])}" if two else title_of(stream),
-            lambda i, stream=stream: f"{profile.relative(profile.weightings[i])[stream]:.3g}",
+            partial(weight, stream),
         )
         for stream in ([last] if two else profile.streams)
     ]
@@ -209,13 +216,11 @@ def _has_picture(found: Weighing) -> bool:
 
 
 def _csv(profile: Profile) -> Table:
+    def weight(place: int, i: int) -> float:
+        return profile.weightings[i].alphas[place]
+
     columns = [
-        *(
-            Column(
-                f"weight_{stream}", lambda i, stream=stream: profile.weightings[i].alphas[profile.streams.index(stream)]
-            )
-            for stream in profile.streams
-        ),
+        *(Column(f"weight_{stream}", partial(weight, place)) for place, stream in enumerate(profile.streams)),
         Column("penalty", lambda i: profile.weightings[i].penalty),
         Column("loss", lambda i: float(profile.choice.losses[i])),
         Column("inside", lambda i: int(profile.choice.inside[i])),

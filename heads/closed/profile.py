@@ -114,7 +114,7 @@ def search(folds: Folds, *, seed: int = 0, advance: Callable[[int], None] = lamb
     def measure(exponents: np.ndarray, near: float | None) -> Weighting:
         key = tuple(np.round(exponents - exponents.mean(), 6))
         if key not in tried:
-            tried[key] = folds.best(2.0 ** np.array(key), near=near)
+            tried[key] = folds.best([2.0**exponent for exponent in key], near=near)
             advance(1)
         return tried[key]
 

@@ -292,8 +292,8 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     ),
     "sweep": "baseline chosen clips curves dataset seeds smallest_resolvable_gap transform",
     "weigh": (
-        "best_single clips constant dataset dropped effective_ranks final heads late probe profile raw_alphas removed "
-        "source_videos streams test val verdict weights without zscored"
+        "absent best_single clips constant dataset dropped effective_ranks final heads late probe profile raw_alphas "
+        "removed source_videos streams test val verdict weights without zscored"
     ),
     "evaluate": (
         "absent_classes against auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "
