@@ -52,7 +52,7 @@ SECTIONS = {
         "convert": "Turn original .pyth/.pth checkpoints into HuggingFace folders.",
     },
     "Stage two: embeddings -> answers": {
-        "weigh": "How much each stream should weigh, in closed form, with an interval.",
+        "weigh": "How much each stream should weigh, with a confidence interval.",
         "contribute": "What each stream contributes, in bits and points.",
         "fit": "Train one experiment: a transform, a fusion, one or many seeds.",
         "table1": "The paper's six experiments beside the paper's own figures.",

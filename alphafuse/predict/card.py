@@ -64,6 +64,7 @@ def model_card(run: TrainedRun) -> ModelCard:
         warnings=warnings_of(run),
         is_paper=set(run.streams) <= set(DEFAULT_NAMES),
         absent=head.settings.absent,
+        weigh=config.get("weigh"),
         settings={name: value for name, value in config["settings"].items() if value is not None},
         versions=config["versions"],
         version=__version__,

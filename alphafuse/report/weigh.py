@@ -175,6 +175,9 @@ def _notes(found: Weighing, clips: str) -> Iterator[str]:
         yield "Logistic probe: on the same weighted streams, its penalty chosen on validation clips."
     if found.constant:
         yield f"Left out, because they are the same for all clips: {', '.join(map(title_of, found.constant))}."
+    if found.absent:
+        names = ", ".join(map(title_of, found.absent))
+        yield f"Left out, because they aren't extracted (`alphafuse extract`): {names}."
     yield from left_out(found.dropped)
 
 

@@ -466,8 +466,9 @@ def read_run(folder: Path | str) -> TrainedRun:
             row = metrics["rows"][0]
             experiment = {name: row["experiment"][name] for name in Experiment.__dataclass_fields__}
             shared = {name: value for name, value in config.items() if name != "experiments"}
-            config = {**shared, "kind": "fit", "experiment": experiment}
+            config = {**shared, "experiment": experiment}
             metrics = row
+        config = {**config, "kind": "fit"}  # what an exported copy is
         metrics = {split: metrics[split] for split in EVALUATED}
         absent = [stream for stream in heads[0].config.streams if stream not in config["embeddings"]]
         if absent or len(config["seeds"]) != len(heads):

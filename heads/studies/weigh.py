@@ -120,6 +120,7 @@ class Weighing:
         clips, dropped: split -> clips used, and left out because they lack a stream.
         source_videos: source videos of the training clips.
         arguments: streams, folds, seed and everything, as in the call.
+        absent: the root's streams that aren't extracted, if none were named.
         constant: streams that are the same for all clips, left out.
         found: what to do about each stream, with the profile and the confidence set behind it.
         raw: stream -> factor on its raw embeddings, 1 for the first stream: the alphas that `fit` takes.
@@ -150,6 +151,7 @@ class Weighing:
     dropped: Mapping[str, int]
     source_videos: int
     arguments: Mapping[str, Any]
+    absent: tuple[str, ...]
     constant: tuple[str, ...]
     found: Recommendation
     raw: Mapping[str, float]
@@ -204,6 +206,7 @@ class Weighing:
             "dropped": dict(self.dropped),
             "source_videos": self.source_videos,
             "streams": list(self.streams),
+            "absent": list(self.absent),
             "constant": list(self.constant),
             "weights": self.weights,
             "raw_alphas": dict(self.raw),
@@ -366,6 +369,7 @@ def weigh(
         dropped=clips.dropped,
         source_videos=len(set(rows.groups)),
         arguments={"streams": list(streams), "folds": folds, "seed": seed, "everything": everything},
+        absent=() if streams else tuple(stream for stream in dataset.media if stream not in names),
         constant=laboratory.constant,
         found=found,
         raw=_raw(laboratory, found.chosen),

@@ -96,7 +96,7 @@ def complete(words: str, *, cwd: Path | str = "/", shell: str = "bash", **enviro
         ("alphafuse fit --trans", ["--transform"]),
         ("alphafuse fit --transform s", ["sqrt", "signed-sqrt", "scale"]),
         ("alphafuse fit --fusion a", ["add", "attention"]),
-        ("alphafuse fit --normalize ", ["none", "zscore", "l2"]),
+        ("alphafuse fit --normalize ", ["none", "zscore", "variance", "l2"]),
         ("alphafuse fit --schedule c", ["constant", "cosine"]),
         ("alphafuse fit --absent ", ["drop", "zeros"]),
         ("alphafuse fit --device c", ["cpu", "cuda"]),
@@ -295,6 +295,10 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
         "smallest_resolvable_gap unread_streams verdict"
     ),
     "sweep": "baseline chosen clips curves dataset seeds smallest_resolvable_gap transform",
+    "weigh": (
+        "absent best_single clips constant dataset dropped effective_ranks final heads late probe profile raw_alphas "
+        "removed source_videos streams test val verdict weights without zscored"
+    ),
     "evaluate": (
         "absent_classes against auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "
         "reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
@@ -324,6 +328,7 @@ def test_json_is_one_document_with_the_keys_that_programs_rely_on(
         "fit": quick,
         "table1": ("--seeds", 1, *quick),
         "sweep": ("--alpha", "1,2", "--seeds", 1, *quick),
+        "weigh": ("--root", extracted),
         "evaluate": (extracted / "runs" / "untransformed",),
     }
     rows = [

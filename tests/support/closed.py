@@ -74,16 +74,20 @@ def make_weigh_dataset(
     streams: tuple[Stream, ...] = DEFAULT_STREAMS,
     copies: tuple[str, str] | None = None,
     constant: str | None = None,
+    undefined: str | None = None,
     classes: int = 4,
     **settings: Any,
 ) -> Dataset:
-    """Make a root of `make_rows`; of `copies`, the second stream is the first's, and `constant` is always the same."""
+    """Make a root of `make_rows`; of `copies`, the second stream is the first's, `constant` is always the same, and
+    a dimension of `undefined` is NaN."""
     dims = {stream.name: DIMS[stream.name] for stream in streams}
     rows, clips = {}, []
     for number, (split, size) in enumerate(sizes.items()):
         found, _ = make_rows(size, dims, classes=classes, seed=number, **settings)
         if copies:
             found.features[copies[1]] = found.features[copies[0]]  # type: ignore[index]
+        if undefined:
+            found.features[undefined][:, 1] = np.nan
         if constant:
             found.features[constant][:] = 0.1
         names = tuple(f"{split}{group}_{i:06d}" for i, group in enumerate(found.groups))

@@ -58,7 +58,7 @@ def test_late_weights_maximise_the_likelihood(truth: tuple[float, ...], alike: f
     assert found.bits == pytest.approx(gain) and found.bits >= 0 and found.clips == 500
 
 
-def test_intervals_of_late_weights_cover_the_truth_and_their_test_keeps_its_level(
+def test_intervals_of_late_weights_cover_the_truth_and_the_test_keeps_its_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "RESAMPLES", 200)

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,25 @@ def test_a_constant_stream_is_left_out_and_named(make: Make) -> None:
     )
     with pytest.raises(ExperimentError, match="the embeddings of ast are the same for all training clips"):
         weigh(dataset, streams=["ast"])
+
+
+def test_a_stream_that_is_not_extracted_and_one_with_a_missing_number_are_named(make: Make) -> None:
+    dataset = make(sizes=SMALL)
+    for split in SMALL:
+        store = dataset.store(split)
+        kept = store.read()
+        for shard in store.shards():
+            shard.unlink()
+        features = {"timesformer": kept.features["timesformer"]}
+        store.write(replace(kept, features=features, recipes={"timesformer": kept.recipes["timesformer"]}))
+    found = weigh(dataset)
+    assert found.streams == ("timesformer",) and found.absent == ("ast",) and found.to_json()["absent"] == ["ast"]
+    assert "Left out, because they aren't extracted (`alphafuse extract`): AST." in to_text(describe(found))
+    with pytest.raises(AlphafuseError, match="the clips have no ast embeddings yet: run `alphafuse extract"):
+        weigh(dataset, streams=DEFAULT_NAMES)
+    dataset = make_weigh_dataset(dataset.root.parent / "undefined", sizes=SMALL, undefined="ast")
+    with pytest.raises(AlphafuseError, match="80 of 80 train clips are not extracted yet"):
+        weigh(dataset)
 
 
 def test_a_single_stream_has_nothing_to_be_weighed_against(dataset: Dataset, make: Make) -> None:

@@ -287,9 +287,8 @@ def test_variance_gives_all_streams_the_same_total_variance_and_keeps_the_ratios
     features = {name: TRAIN.features[name] * scale + 3 for name, scale in zip(THREE, (0.01, 100, 1), strict=True)}
     features["ast"][:, 1] = 5  # constant
     rows = Embeddings(TRAIN.clip_ids, TRAIN.labels, TRAIN.groups, features)
-    silent = Embeddings(
-        TRAIN.clip_ids, TRAIN.labels, TRAIN.groups, {**features, "ast": np.full((30, 4), 7, np.float32)}
-    )
+    constant_ast = {**features, "ast": np.full((30, 4), 7, np.float32)}
+    silent = Embeddings(TRAIN.clip_ids, TRAIN.labels, TRAIN.groups, constant_ast)
     both = [config(dims=THREE, normalize="variance"), config(dims=THREE, normalize="zscore")]
     head, other = (one.head for one in train_heads(rows, rows, both, [0], settings=QUICK))
     (constant,) = train_heads(silent, silent, both[:1], [0], settings=QUICK)
