@@ -50,7 +50,7 @@ class Explanation:
     >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
     >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
     >>> why.shares is None, why.no_shares
-    (True, 'these heads have not learned to miss a stream: train with --modality-dropout 0.3, or ...')
+    (True, 'these heads never learned to miss one (--modality-dropout, or --hidden linear --normalize zscore)')
     >>> [alpha for alpha, _ in why.along["ast"]]
     [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     """

@@ -55,15 +55,12 @@ def no_shares(config: HeadConfig) -> str:
     if is_linear(config):
         if config.normalize not in ("none", "l2"):
             return ""
-        return "these heads don't keep their clips' mean embedding: train with --normalize zscore"
+        return "these heads don't keep their clips' mean embedding (--normalize zscore does)"
     if len(config.streams) > MOST_LEARNED:
-        return "these heads have not learned to miss several streams: train with --hidden linear --normalize zscore"
+        return "these heads never learned to miss several streams (--hidden linear --normalize zscore)"
     if len(config.streams) == 1 or config.settings.modality_dropout:
         return ""
-    return (
-        "these heads have not learned to miss a stream: train with --modality-dropout 0.3, or with --hidden linear "
-        "--normalize zscore"
-    )
+    return "these heads never learned to miss one (--modality-dropout, or --hidden linear --normalize zscore)"
 
 
 def is_linear(config: HeadConfig) -> bool:

@@ -28,7 +28,7 @@ def describe_contribution(found: Contribution) -> Document:
     tables = [
         Table((), (), headline(found), ruled=False),
         _values(found),
-        _streams(found),
+        *([_streams(found)] if len(found.media) > 1 else []),
         *([_shared("medium", found.of_media, SENSES)] if found.of_media else []),
         *([_classes(found)] if found.classes > 1 and len(found.media) > 1 else []),
         _used(found),
@@ -60,8 +60,8 @@ def headline(found: Contribution) -> list[str]:
         return [_alone(found, *said.items())]
     sentences = []
     if len(adds) == len(said):
-        which = "both" if len(said) == 2 else f"all {len(said)}"
-        sentences.append(f"Keep {which}: each tells something about the label that the others don't.")
+        which, rest = ("both", "the other doesn't") if len(said) == 2 else (f"all {len(said)}", "the others don't")
+        sentences.append(f"Keep {which}: each tells something about the label that {rest}.")
     elif adds:
         sentences.append(f"Keep {listed([said[name] for name in adds])}.")
     if len(can_go) > 1:
@@ -99,7 +99,7 @@ def _why(found: Contribution, name: str, said: str) -> str:
     )
     if found.refits:
         most = max(gain.permuted_bits)
-        text += f"; permuted across clips and refitted {_times(found.refits)}, at most {most:+.2f} bits"
+        text += f"; permuted across clips and refitted {_times(found.refits)}, at most {_signed(most)} bits"
     if gain.verdict == "can go":
         text += f"; without it you lose at most {100 * gain.most_lost:.1f} points (95%)"
     return text + "."
@@ -109,8 +109,12 @@ def _times(count: int) -> str:
     return f"{count} times" if count > 1 else "once"
 
 
+def _signed(bits: float) -> str:
+    return f"{round(bits, 2) + 0.0:+.2f}"  # no -0.00
+
+
 def _bits(worth: Worth) -> str:
-    return f"{worth.bits.mean:+.2f} bits ({_range(worth.bits, 1, 2)})"
+    return f"{_signed(worth.bits.mean)} bits ({_range(worth.bits, 1, 2)})"
 
 
 def _accuracy(worth: Worth) -> str:
@@ -176,8 +180,6 @@ def _subset(names: Sequence[str], found: Contribution) -> str:
 
 
 def _streams(found: Contribution) -> Table:
-    if len(found.media) == 1:
-        return Table((), (), (), ruled=False)
     rows: list[tuple[str, Worth, Gain | None]] = [
         (title_of(name), worth, found.gains[name]) for name, worth in found.streams.shares.items()
     ]

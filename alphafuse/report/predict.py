@@ -79,7 +79,7 @@ def _shares(explanation: Explanation) -> str:
     """Return a line: what each stream brings to the lead of the answer, or why that can't be said."""
     shares = explanation.shares
     if shares is None:
-        return f"shares of the streams: none, {explanation.no_shares}"
+        return f"no shares of streams: {explanation.no_shares}"
     parts = ", ".join(f"{title_of(name)} {share:+.2f}" for name, share in shares.streams.items())
     second = one_line(shares.second, LABEL_COLUMNS)
     return f"lead over {second}, in bits: {shares.lead:+.2f} = {parts}, without any stream {shares.base:+.2f}"

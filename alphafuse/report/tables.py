@@ -73,9 +73,10 @@ def to_markdown(document: Document) -> str:
     """Return the document as markdown."""
     lines = [f"# {document.title}"]
     for table in document.tables:
-        rule = ["---" if column.left else "---:" for column in table.columns]
-        header, *rows = _cells(table)
-        lines += ["", *("| " + " | ".join(row) + " |" for row in (header, rule, *rows))]
+        if table.columns:
+            rule = ["---" if column.left else "---:" for column in table.columns]
+            header, *rows = _cells(table)
+            lines += ["", *("| " + " | ".join(row) + " |" for row in (header, rule, *rows))]
         lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
     if document.picture:
         lines += ["", "![{}]({})".format(*document.picture)]

@@ -29,7 +29,8 @@ from alphafuse.data.power import LEVEL
 
 from .statistics import RESAMPLES, Interval, bootstrap_counts, group_sums, paired_permutation_test
 
-ALL_PAIRS = 2000  # clips up to which every pair is averaged: 4 million answers
+ALL_PAIRS = 2000  # clips up to which every pair is averaged: 4 million answers per stream
+SAMPLED_PAIRS = 1_000_000  # beyond: an error of a tenth of a point in a quarter of the time
 PARTS = 5  # parts of the partners that are left out in turn, for the error of sampling them
 Subset = frozenset[str]
 Game = Mapping[Subset, np.ndarray]  # every subset of the players -> its value: a number, or one per clip
@@ -226,6 +227,11 @@ class AdditiveLogits:
     partners: int
 
 
+def partners_of(clips: int) -> int:
+    """Return the number of partners of each clip in `additive_logits`."""
+    return clips if clips <= ALL_PAIRS else max(PARTS, SAMPLED_PAIRS // clips)
+
+
 def additive_logits(
     means: Callable[[str, np.ndarray], np.ndarray],
     last: Callable[[np.ndarray], np.ndarray],
@@ -239,7 +245,7 @@ def additive_logits(
         sum over streams s of mean_j f(x_s of clip i, the others of clip j)  -  (N - 1) x the mean of all of these
 
     For two streams it is theirs. Of three and more streams, those of a partner j stay together. Every clip is a
-    partner up to 2,000 clips; beyond that so many are drawn that there are 4 million pairs.
+    partner up to 2,000 clips; beyond that so many are drawn that there are a million pairs.
 
     Args:
         means: (stream, partners) -> what the head's last layer reads, (clips, width), averaged over the partners, with
@@ -254,8 +260,7 @@ def additive_logits(
     if clips <= ALL_PAIRS:
         chosen, parts = np.arange(clips), 1
     else:
-        number = max(PARTS, ALL_PAIRS * ALL_PAIRS // clips)
-        chosen, parts = np.random.default_rng(seed).choice(clips, number, replace=False), PARTS
+        chosen, parts = np.random.default_rng(seed).choice(clips, partners_of(clips), replace=False), PARTS
     blocks = np.array_split(chosen, parts)
     sums = []  # per block of partners: (streams, clips, width) sums over them
     for block in blocks:

@@ -48,6 +48,7 @@ from alphafuse.heads.scoring.contribution import (
     information_gain,
     mean_intervals,
     of_groups,
+    partners_of,
     permuted_across,
     prior_hits,
     sampling_error,
@@ -403,7 +404,7 @@ def contribute(
         seed: seed of the folds, the permutations and the trained heads.
         refits: permuted refits of each stream; 0 leaves them out.
         settings: training settings of `head="fit"`; the paper's by default.
-        progress: counts fitted heads, or with `head="fit"` epochs.
+        progress: counts fitted heads, or with `head="fit"` epochs; then passes of the run's heads over the test clips.
 
     Raises:
         DatasetError, StoreError: splits that are empty or not extracted.
@@ -486,7 +487,7 @@ def contribute(
         of_media=_of_media(*games, media, groups),
         gains=_gains(found, null, names, groups),
         by_class=_by_class(*games, names, groups, labels),
-        used=use_of_run(Path(run), dataset, seed=seed) if run else None,
+        used=use_of_run(Path(run), dataset, seed=seed, progress=progress) if run else None,
         not_used=not_used,
         provenance=clips.provenance,
     )
@@ -798,7 +799,14 @@ def _by_class(
 # what a head uses
 
 
-def use_of_run(run: Path, dataset: Dataset, *, permutations: int = PERMUTATIONS, seed: int = 0) -> Use:
+def use_of_run(
+    run: Path,
+    dataset: Dataset,
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    progress: Progress = NO_PROGRESS,
+) -> Use:
     """Measure how a trained run uses its streams, on the test clips that have all of them.
 
     Its probabilities get a temperature on validation clips first, one per head.
@@ -808,6 +816,7 @@ def use_of_run(run: Path, dataset: Dataset, *, permutations: int = PERMUTATIONS,
         dataset: the dataset whose test clips are used.
         permutations: permutations of each stream.
         seed: seed of the permutations.
+        progress: counts passes over the test clips.
     """
     heads = load_run(run, dataset, "test")
     names = heads[0].config.streams
@@ -828,19 +837,27 @@ def use_of_run(run: Path, dataset: Dataset, *, permutations: int = PERMUTATIONS,
         bits = [log_probabilities(one, a, targets) / np.log(2) for one, a in zip(logits, sharp, strict=True)]
         return np.stack(bits), np.stack([one.argmax(axis=1) == targets for one in logits]).astype(np.float64)
 
-    bits, hits = answers(test)
-    perceptual = {}
-    for place, name in enumerate(names):
-        lost = np.zeros((2, len(targets)))
-        for i in range(permutations):
-            partners = permuted_across(groups, np.random.default_rng([seed, place, i]))
-            moved = answers(PermutedStream.of(test, name, partners))
-            lost += np.stack([(bits - moved[0]).mean(axis=0), (hits - moved[1]).mean(axis=0)]) / permutations
-        perceptual[name] = _worths(lost[:1], lost[1:], groups)[0]
     additive = is_additive(heads[0])
-    interaction, partners_used, error = None, 0, 0.0
-    if not additive:
-        interaction, partners_used, error = _interaction(heads[0], sharp[0], test, targets, groups, seed)
+    passes = len(names) * (permutations + (0 if additive else partners_of(len(targets))))
+    progress.start(f"what {run.name} uses", total=passes, unit="pass")
+    try:
+        bits, hits = answers(test)
+        perceptual = {}
+        for place, name in enumerate(names):
+            lost = np.zeros((2, len(targets)))
+            for i in range(permutations):
+                partners = permuted_across(groups, np.random.default_rng([seed, place, i]))
+                moved = answers(PermutedStream.of(test, name, partners))
+                lost += np.stack([(bits - moved[0]).mean(axis=0), (hits - moved[1]).mean(axis=0)]) / permutations
+                progress.advance(1)
+            perceptual[name] = _worths(lost[:1], lost[1:], groups)[0]
+        interaction, partners_used, error = None, 0, 0.0
+        if not additive:
+            interaction, partners_used, error = _interaction(
+                heads[0], sharp[0], test, targets, groups, seed, progress.advance
+            )
+    finally:
+        progress.stop()
     return Use(
         run=run,
         heads=len(heads),
@@ -863,10 +880,16 @@ def is_additive(head: AlphaFusion) -> bool:
 
 
 def _interaction(
-    head: AlphaFusion, sharpness: float, test: EmbeddingSource, targets: np.ndarray, groups: Sequence[str], seed: int
+    head: AlphaFusion,
+    sharpness: float,
+    test: EmbeddingSource,
+    targets: np.ndarray,
+    groups: Sequence[str],
+    seed: int,
+    advance: Callable[[int], None],
 ) -> tuple[Worth, int, float]:
     """Return the EMAP gap of a head, the partners of each clip, and the gap's error from sampling them."""
-    means, last = additive_parts(head, test.read_rows(np.arange(len(test))))
+    means, last = additive_parts(head, test.read_rows(np.arange(len(test))), advance)
     names = head.config.streams
     found = additive_logits(means, last, names, len(test), seed=seed)
     logits = head.predict_logits(test)
@@ -888,7 +911,7 @@ def _interaction(
 
 
 def additive_parts(
-    head: AlphaFusion, features: Mapping[str, np.ndarray]
+    head: AlphaFusion, features: Mapping[str, np.ndarray], advance: Callable[[int], None] = lambda partners: None
 ) -> tuple[Callable[[str, np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
     """Return `means` and `last` of `additive_logits` for a head and clips that have all streams.
 
@@ -897,6 +920,7 @@ def additive_parts(
     Args:
         head: in eval mode, on the CPU.
         features: stream -> (clips, dim) float32.
+        advance: called after each partner.
     """
     *hidden, output = head.linears
     names = head.config.streams
@@ -922,6 +946,7 @@ def additive_parts(
             for layer in later:
                 x = torch.relu(layer(x))
             total = x.double() if total is None else total.add_(x)
+            advance(1)
         assert total is not None
         return (total / len(partners)).numpy()
 

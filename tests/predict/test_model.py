@@ -152,7 +152,7 @@ def test_heads_trained_with_zeros_answer_from_the_stream_that_is_there(root: Dat
     assert isinstance(explained, Explanation)
     assert explained.prediction.label in root.classes and explained.prediction.missing == {"ast": "no audio stream"}
     assert set(explained.blanked) == {"timesformer"} and verdict(explained) == "only the video was used."
-    assert explained.shares is None and explained.no_shares.startswith("these heads have not learned to miss a stream")
+    assert explained.shares is None and explained.no_shares.startswith("these heads never learned to miss one")
 
 
 def test_a_head_of_one_stream_needs_only_its_encoder(root: Dataset, tmp_path: Path) -> None:
@@ -304,13 +304,13 @@ def test_shares_of_heads_that_learned_to_miss_a_stream_are_asked_without_it() ->
         (
             2,
             {"hidden": (6,)},
-            "not learned to miss a stream: train with --modality-dropout 0.3, or with --hidden linear",
+            "never learned to miss one (--modality-dropout, or --hidden linear",
         ),
-        (2, {"hidden": ()}, "don't keep their clips' mean embedding: train with --normalize zscore"),
+        (2, {"hidden": ()}, "don't keep their clips' mean embedding (--normalize zscore does)"),
         (
             3,
             {"hidden": (6,), "modality_dropout": 0.3},
-            "not learned to miss several streams: train with --hidden linear",
+            "never learned to miss several streams (--hidden linear",
         ),
     ],
 )

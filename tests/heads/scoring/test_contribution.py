@@ -189,6 +189,7 @@ def test_many_clips_get_partners_drawn_at_random_and_an_error(monkeypatch: pytes
 
     exact = additive_logits(means, lambda x: x @ output, streams, clips).logits
     monkeypatch.setattr(contribution, "ALL_PAIRS", 40)
+    monkeypatch.setattr(contribution, "SAMPLED_PAIRS", 1600)
     figures, errors = [], []
     for seed in range(30):
         found = additive_logits(means, lambda x: x @ output, streams, clips, seed=seed)

@@ -109,7 +109,7 @@ def test_a_permuted_stream_gains_nothing_and_a_true_one_adds(found: Contribution
     for gain in found.gains.values():
         assert gain.verdict == "adds" and max(gain.permuted_bits) < gain.worth.bits.mean / 4
         assert len(set(gain.permuted_bits)) == 3
-    assert headline(found)[0] == "Keep both: each tells something about the label that the others don't."
+    assert headline(found)[0] == "Keep both: each tells something about the label that the other doesn't."
 
 
 def test_the_heads_are_ridge_regressions_on_scaled_streams(found: Contribution, toy: Dataset) -> None:
