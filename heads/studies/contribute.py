@@ -30,6 +30,7 @@ from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import in_order
 from alphafuse.errors import ExperimentError
+from alphafuse.heads.closed.mixture import fit_temperature
 from alphafuse.heads.closed.moments import Moments, assign_folds
 from alphafuse.heads.closed.profile import constant_streams, standardised
 from alphafuse.heads.closed.recommend import SAMPLE
@@ -621,7 +622,7 @@ class _Trained:
 
 def sharpness_of(logits: np.ndarray, targets: np.ndarray) -> float:
     """Return the inverse temperature that suits logits, (clips, C), best."""
-    return best_sharpness(logits.astype(np.float64), np.zeros(logits.shape[1]), targets)
+    return 1 / fit_temperature(logits.astype(np.float64), targets)
 
 
 def log_probabilities(logits: np.ndarray, sharpness: float, targets: np.ndarray) -> np.ndarray:

@@ -18,12 +18,20 @@ def test_the_temperature_has_the_least_log_loss(scale: float) -> None:
     scores = scale * (np.eye(5)[targets] + rng.normal(size=(300, 5)))
 
     def loss(inverse: float) -> float:  # convex in the inverse
-        return -float(log_softmax(scores * inverse, axis=1)[np.arange(300), targets].mean())
+        answers = log_softmax(scores * inverse, axis=1)
+        return -float(answers[np.arange(300), targets].sum() + answers.mean()) / 301  # one more clip of all classes
 
     best = minimize_scalar(loss, bounds=(0, 100 / scale), method="bounded", options={"xatol": 1e-8 / scale})
     found = fit_temperature(scores, targets)
     assert loss(1 / found) == pytest.approx(best.fun, rel=1e-7)
     assert 1 / found == pytest.approx(best.x, rel=1e-2)
+
+
+def test_clips_that_are_all_right_dont_make_a_head_certain() -> None:
+    targets = np.arange(20) % 4
+    scores = np.eye(4)[targets]  # right by 1 everywhere
+    inverse = 1 / fit_temperature(scores, targets)
+    assert 3 < inverse < 8, "about log(clips x classes), not infinite"
 
 
 def draw(rng: np.random.Generator, truth: np.ndarray, clips: int, *, alike: float = 0.0) -> np.ndarray:
