@@ -283,8 +283,10 @@ def _used_notes(used: Use) -> list[str]:
     ]
     if used.is_additive:
         return [*notes, "Only a sum: nothing to measure, these heads add up a term per stream."]
-    error = f", {used.partners} partners per clip drawn at random" if used.partner_error else ""
-    error += f": the points have a standard error of {100 * used.partner_error:.2f} from that" if error else ""
+    error = ""
+    if used.partners < used.n:
+        error = f"; {used.partners} partners per clip are drawn at random, and the points have a standard error of "
+        error += f"{100 * used.partner_error:.2f} from that"
     return [
         *notes,
         "Only a sum: the head"
