@@ -76,7 +76,8 @@ def headline(found: Contribution) -> list[str]:
             f"Undecided: whether {them} add{'s' * (len(undecided) == 1)} anything to the rest, these "
             f"{found.clips['test']} test clips can't tell; more clips could."
         )
-    return [" ".join(sentences), *(_why(found, name, said[name]) for name in found.gains)]
+    why = [_why(found, name, said[name]) for name in found.gains]
+    return [" ".join(sentences), *why, *([f"{capitalised(found.warning)}."] if found.warning else [])]
 
 
 def _alone(found: Contribution, item: tuple[str, str]) -> str:

@@ -26,6 +26,7 @@ import torch
 from scipy.special import log_softmax
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.labelling import labelling_warning
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import in_order
@@ -262,6 +263,7 @@ class Contribution:
         by_class: values per class and stream.
         used: how a trained run uses its streams; None without one.
         not_used: why `used` is None.
+        warning: what the way the labels were given can hide, see `labelling_warning`; None if nothing.
         provenance: inputs of the study, for config.json.
 
     >>> from alphafuse import Dataset, contribute
@@ -292,6 +294,7 @@ class Contribution:
     by_class: tuple[ClassShare, ...]
     used: Use | None
     not_used: str
+    warning: str | None
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
@@ -317,6 +320,7 @@ class Contribution:
         """Every figure, json-able. Accuracies are shares; times 100 they are points."""
         return {
             "dataset": self.dataset_name,
+            "warning": self.warning,
             "is_demo": self.is_demo,
             "head": self.head,
             "media": dict(self.media),
@@ -490,6 +494,7 @@ def contribute(
         by_class=_by_class(*games, names, groups, labels),
         used=use_of_run(Path(run), dataset, seed=seed, progress=progress) if run else None,
         not_used=not_used,
+        warning=labelling_warning(dataset),
         provenance=clips.provenance,
     )
 
