@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,17 @@ def test_heads_read_any_streams_and_sweep_the_last_one_by_default(
     if len(streams) == 1:
         assert_one_line_error(run("fit", *quick, "--fusion", "gate"), "joins streams, but the head reads only clap")
         assert_one_line_error(run("table1", *quick), "has no stream 'timesformer'")
+
+
+def test_contribute_prints_what_to_do_first_and_the_same_in_json(run: Run, tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "toy", streams=(*DEFAULT_STREAMS, DINO)).root
+    assert run("fit", "--root", root, "--epochs", "1", "--hidden", "4", "--run", "quick")[0] == 0
+    code, out, _ = run("contribute", "--root", root, "--stream", "timesformer,dino-s", "--refits", "1")
+    assert code == 0 and "quick loses" in out and out.splitlines()[-1].startswith(f"written: {root}/runs/contribute (")
+    code, everything, _ = run("contribute", "--root", root, "--stream", "all", "--refits", "0")
+    assert code == 0 and "AST with dino-s" in everything
+    code, text, _ = run("contribute", "--root", root, "--stream", "timesformer,dino-s", "--refits", "1", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["said"][0][:60] in out and set(found["gains"]) == {"timesformer", "dino-s"}
+    assert_one_line_error(run("contribute", "--root", root, "--head", "ridge"), "unknown head 'ridge'")
+    assert_one_line_error(run("contribute", "--root", root, "--stream", "asr"), "asr")
