@@ -428,8 +428,9 @@ def contribute(
         raise ExperimentError(f"refits must be a whole number of at least 0, not {refits!r}")
     settings = settings or TrainSettings()
     used = load_run(Path(run), dataset, "test") if run else None  # fails before the work starts
-    clips = SameClips.load(dataset, replace(settings, absent="drop"), (seed,), Experiment(streams=tuple(streams)))
-    names = tuple(in_order(streams or clips.streams))
+    experiment = Experiment(streams=tuple(streams))
+    clips = SameClips.load(dataset, replace(settings, absent="drop"), (seed,), experiment)
+    names = experiment.of(clips.streams).streams
     if len(names) > MOST_STREAMS:
         raise ExperimentError(
             f"{len(names)} streams have 2^{len(names)} subsets, and {MOST_STREAMS} streams are the most: name some "

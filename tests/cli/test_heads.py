@@ -71,3 +71,17 @@ def test_predict_works_from_the_head_that_weigh_saved(run: Run, demo_folder: Pat
     assert read_run("exported").experiment.normalize == "variance"
     card = (demo_folder / "exported" / "README.md").read_text()
     assert "In closed form, by `alphafuse weigh`" in card and "epochs" not in card
+
+
+def test_contribute_prints_what_to_do_first_and_the_same_in_json(run: Run, tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "toy", streams=(*DEFAULT_STREAMS, DINO)).root
+    assert run("fit", "--root", root, "--epochs", "1", "--hidden", "4", "--run", "quick")[0] == 0
+    code, out, _ = run("contribute", "--root", root, "--stream", "timesformer,dino-s", "--refits", "1")
+    assert code == 0 and "quick loses" in out and out.splitlines()[-1].startswith(f"written: {root}/runs/contribute (")
+    code, everything, _ = run("contribute", "--root", root, "--stream", "all", "--refits", "0")
+    assert code == 0 and "AST with dino-s" in everything
+    code, text, _ = run("contribute", "--root", root, "--stream", "timesformer,dino-s", "--refits", "1", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["said"][0][:60] in out and set(found["gains"]) == {"timesformer", "dino-s"}
+    assert_one_line_error(run("contribute", "--root", root, "--head", "ridge"), "unknown head 'ridge'")
+    assert_one_line_error(run("contribute", "--root", root, "--stream", "asr"), "asr")
