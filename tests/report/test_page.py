@@ -566,7 +566,7 @@ def test_the_command_writes_the_page_into_the_root_of_the_run(dataset: Dataset, 
 def test_mistakes_of_the_command_are_one_line_errors(dataset: Dataset, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["report", str(tmp_path / "nothing"), "--root", str(dataset.root)])
     assert isinstance(result.exception, ExperimentError)
-    assert "name folders that fit, table1, sweep or compare wrote" in str(result.exception)
+    assert "name folders that fit, table1, sweep, compare or weigh wrote" in str(result.exception)
 
 
 # a real browser
