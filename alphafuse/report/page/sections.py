@@ -20,7 +20,7 @@ from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import DEFAULT_NAMES, GIVEN
 from alphafuse.errors import AlphafuseError
-from alphafuse.heads.studies.runs import DAMAGED, Run, list_runs
+from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, list_runs
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
 from alphafuse.report.contents import (
     Ablation,
@@ -182,7 +182,7 @@ def _ablation(
         ceilings.append(table.ceiling)
     titles, plain = {bar.title for bar in bars}, {bar.role for bar in bars if bar.is_plain}
     scores = {(bar.role, round(bar.test.mean, 9), bar.test.n) for bar in bars}
-    for bar, run, ceiling in _of_kind(runs, "fit", _fit_bar, problems):
+    for bar, run, ceiling in (found for kind in HEADS for found in _of_kind(runs, kind, _fit_bar, problems)):
         is_named = bar.title in titles or (bar.is_plain and bar.role in plain)
         if is_named and (bar.role, round(bar.test.mean, 9), bar.test.n) in scores:
             continue  # the same heads, trained again

@@ -9,7 +9,7 @@ from alphafuse.data.power import LEVEL
 from alphafuse.data.streams import ALL, SENSES, title_of
 from alphafuse.heads.model.config import title_of_streams
 from alphafuse.heads.studies.probe import sentence_of
-from alphafuse.heads.studies.runs import Run
+from alphafuse.heads.studies.runs import HEADS, Run
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.contents import Absent, Measure, Report, Votes, role_of
 from alphafuse.report.looks import FUSED, capitalised, listed, look_of
@@ -137,7 +137,7 @@ def whose_heads(report: Report) -> str:
     run, lead = report.votes.fused.run, capitalised(report.lead)
     if run.kind == "table1":
         return f"{lead} are the untransformed ones of run {run.name}; nothing was chosen."
-    rivals = [one for one in report.runs if one.kind == "fit" and role_of(one.experiment) == report.roles[0]]
+    rivals = [one for one in report.runs if one.kind in HEADS and role_of(one.experiment) == report.roles[0]]
     if len(rivals) == 1:
         return f"{lead} are those of run {run.name}, the only run with {report.lead.removeprefix('the ')}."
     if report.is_chosen:
@@ -200,7 +200,7 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
     changed = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) != value]
     same = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) == value]
     facts = [("run", str(run.folder)), ("written", f"{run.written} UTC")]
-    if run.kind == "fit":
+    if run.kind in HEADS:
         facts.append(("experiment", run.experiment.title))
     facts.append(("seeds", ", ".join(str(seed) for seed in run.seeds)))
     if "clips" in config:

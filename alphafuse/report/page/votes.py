@@ -22,7 +22,7 @@ from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, compare_pairs, difference_interval
 from alphafuse.heads.studies.evaluate import load_embeddings_of, softmax, trained_labels
-from alphafuse.heads.studies.runs import DAMAGED, Run, load_heads, require_recipe
+from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, load_heads, require_recipe
 from alphafuse.heads.training.train import class_indices
 from alphafuse.report.contents import (
     ClassGain,
@@ -54,7 +54,7 @@ class Side:
     @property
     def title(self) -> str:
         """Title of the heads' experiment."""
-        if self.run.kind == "fit":
+        if self.run.kind in HEADS:
             return self.run.experiment.title
         return "untransformed" if self.role == FUSED else f"{title_of(self.role)} only"
 
@@ -63,13 +63,13 @@ def find_sides(runs: Sequence[Run], roles: Sequence[Role], chosen: bool, problem
     """Find the heads of each role, as far as they exist; the first role is that of the heads that read most.
 
     If the caller has `chosen` the runs, the fused heads are those of the first run that has fused heads. Else they are
-    those of the `fit` run with the highest validation accuracy (ties: lowest validation loss), else the untransformed
-    ones of table 1. The heads of each stream are found in the same way. A damaged run is left out, with a line in
-    `problems`.
+    those of the `fit` or `weigh` run with the highest validation accuracy (ties: lowest validation loss), else the
+    untransformed ones of table 1. The heads of each stream are found in the same way. A damaged run is left out, with
+    a line in `problems`.
     """
     sides: dict[Role, Side] = {}
     for role in roles:
-        fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == role]
+        fits = [run for run in runs if run.kind in HEADS and role_of(run.config["experiment"]) == role]
         tables = [run for run in runs if run.kind == "table1"]
         by_hand = chosen and role == roles[0]
         candidates = (
@@ -314,9 +314,9 @@ def finding_of(votes: Mapping[Role, Vote], is_reachable: bool, lead: Role, joine
 def explorable_sides(runs: Sequence[Run], first: Side) -> list[Side]:
     """Return heads for the explorer: the first ones, then other runs by validation accuracy, then table 1's."""
     sides = [first]
-    fits = [run for run in runs if run.kind == "fit" and role_of(run.config["experiment"]) == first.role]
+    fits = [run for run in runs if run.kind in HEADS and role_of(run.config["experiment"]) == first.role]
     for run in [*_best_first(fits, []), *runs]:
-        if run.kind in ("fit", "table1") and run.folder != first.run.folder:
+        if run.kind in (*HEADS, "table1") and run.folder != first.run.folder:
             found = find_sides([run], (first.role,), chosen=False, problems=[]).get(first.role)
             if found and found.path not in [side.path for side in sides]:
                 sides.append(found)
