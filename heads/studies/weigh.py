@@ -139,7 +139,7 @@ class Weighing:
     >>> from alphafuse import Dataset, weigh
     >>> found = weigh(Dataset.open("demo"))
     >>> found.verdict
-    'Keep both streams and weigh them alike: ...
+    "Keep both streams and weigh them alike: ...
     >>> found.heads["chosen"].test
     SplitResult(test: n=192, top1=0.8... [0.7..., 0.8...], loss=0.5... [0.3..., 0.6...])
     """
