@@ -29,6 +29,6 @@ def labelling_warning(dataset: Dataset) -> str | None:
     if dataset.labelled_by is None:
         return (
             f"it isn't known how labels were given, and labels given by eye make sound look useless {MVEB}: say it "
-            f"with `alphafuse data labelled-by {'|'.join(LABELLED_BY)} --root {dataset.root}`"
+            f"with `alphafuse data labelled-by {'|'.join(LABELLED_BY)}`"
         )
     return None

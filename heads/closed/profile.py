@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 
 from .moments import Moments
 from .ridge import Folds, Weighting
 
 OCTAVES, STEP = 4.0, 0.125  # log2 of the ratio of two streams' alphas: from -4 to 4
+SEARCHED = 0.5  # octaves between the ratios at which the best penalty is searched
 REACH = 3.0  # log2 of a weight among more streams: from -3 to 3 around the best
 DIRECTIONS = 24  # random weightings of more than two streams; more add little to two rounds along each stream
 
@@ -88,18 +90,30 @@ def of_ratio(exponent: float) -> tuple[float, float]:
 def ratio_profile(
     folds: Folds, *, step: float = STEP, advance: Callable[[int], None] = lambda points: None
 ) -> list[Weighting]:
-    """Return two streams' weightings from 2^-4 to 2^4 in steps of `step` octaves, the equal one in the middle."""
-    count = round(OCTAVES / step)
+    """Return two streams' weightings from 2^-4 to 2^4 in steps of `step` octaves, the equal one in the middle.
+
+    The best penalty is searched at every half octave. In between it is interpolated in its logarithm: at its valley's
+    floor the error hardly depends on it.
+    """
+    coarse = np.arange(0, OCTAVES + SEARCHED, max(SEARCHED, step))
     middle = folds.best(of_ratio(0.0))
-    advance(1)
-    found = {0: middle}
+    found = {0.0: middle}
     for side in (1, -1):
         last = middle
-        for i in range(1, count + 1):
-            last = folds.best(of_ratio(side * i * step), near=last.penalty)
-            found[side * i] = last
+        for distance in coarse[1:]:
+            last = folds.best(of_ratio(side * distance), near=last.penalty)
+            found[side * distance] = last
             advance(1)
-    return [found[i] for i in sorted(found)]
+    exponents = sorted(found)
+    penalty_at = PchipInterpolator(exponents, [np.log(found[exponent].penalty) for exponent in exponents])
+    profile = []
+    for exponent in np.arange(-round(OCTAVES / step), round(OCTAVES / step) + 1) * step:
+        if exponent not in found:
+            found[exponent] = folds.at(of_ratio(exponent), float(np.exp(penalty_at(exponent))))
+            advance(1)
+        profile.append(found[exponent])
+    advance(1)
+    return profile
 
 
 def search(folds: Folds, *, seed: int = 0, advance: Callable[[int], None] = lambda points: None) -> list[Weighting]:

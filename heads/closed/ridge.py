@@ -23,6 +23,7 @@ from .moments import Moments
 
 LARGEST_EXPONENT = 40.0  # log2 of the penalty, relative to the dimensions: beyond, nothing is learned or penalised
 ROUNDING = 1e-12  # a penalty below this share of the largest sum of squares is lost in the rounding of float64
+SMALL = 512  # dimensions
 FLAT = 1e-7  # a relative difference of two losses that isn't worth another step
 
 
@@ -71,8 +72,7 @@ class Centred:
 
     def solve(self, penalty: torch.Tensor) -> torch.Tensor:
         """Return the ridge's matrix (D, C) for a penalty (D,) above 0 on each dimension."""
-        factor = torch.linalg.cholesky(self.gram + torch.diag(penalty))
-        return torch.cholesky_solve(self.cross, factor)
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(_penalised(self.gram, penalty)))
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,11 @@ class Folds:
         self.unit = float(sum(moments.dims.values()))  # the penalty's natural size, if a dimension's variance is 1
         self._least = ROUNDING * float(self.whole.gram.diagonal().max())  # keeps singular matrices solvable
         self._total = sum(of_fold.total for of_fold in held)
-        self._all = _Stacked.of(self.train, held)
-        self._used: tuple[tuple[bool, ...], _Stacked] = (len(moments.dims) * (True,), self._all)
+        # small matrices are faster together, large ones one by one
+        at_once = moments.folds if self.unit < SMALL else 1
+        pairs = [*zip(self.train, held, strict=True)]
+        self._all = [_Stacked.of(pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
+        self._used: tuple[tuple[bool, ...], list[_Stacked]] = (len(moments.dims) * (True,), self._all)
 
     def penalties(self, alphas: Sequence[float], penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the columns of the streams that weigh something, and the penalty on each of these columns."""
@@ -125,8 +128,13 @@ class Folds:
         columns, values = self.penalties(alphas, penalty)
         used = tuple(alpha > 0 for alpha in alphas)
         if used != self._used[0]:  # kept while the set of streams stays
-            self._used = used, self._all if all(used) else self._all.block(columns)
-        return (self._total + self._used[1].error(values)) / self.whole.n
+            self._used = used, self._all if all(used) else [part.block(columns) for part in self._all]
+        return (self._total + sum(part.error(values) for part in self._used[1])) / self.whole.n
+
+    def at(self, alphas: Sequence[float], penalty: float) -> Weighting:
+        """Return these weights with this penalty."""
+        with threads_for(self.unit**3):
+            return Weighting(tuple(float(alpha) for alpha in alphas), penalty, self.loss(alphas, penalty))
 
     def best(self, alphas: Sequence[float], *, near: float | None = None) -> Weighting:
         """Return these weights with the penalty of least out-of-fold error; `near` is a guess of it."""
@@ -144,15 +152,18 @@ class Folds:
 
     def _head(self, train: Centred, weighting: Weighting) -> tuple[torch.Tensor, torch.Tensor]:
         columns, values = self.penalties(weighting.alphas, weighting.penalty)
-        matrix = torch.zeros_like(train.cross)
         with threads_for(self.unit**3):
-            matrix[columns] = train.block(columns).solve(values)
+            if all(weighting.alphas):
+                matrix = train.solve(values)
+            else:
+                matrix = torch.zeros_like(train.cross)
+                matrix[columns] = train.block(columns).solve(values)
         return matrix, train.shares - train.mean @ matrix
 
 
 @dataclass(frozen=True)
 class _Stacked:
-    """The matrices of all folds, trained on and held out: (F, D, D) and (F, D, C)."""
+    """The matrices of some folds, trained on and held out: (folds, D, D) and (folds, D, C)."""
 
     gram: torch.Tensor
     cross: torch.Tensor
@@ -160,25 +171,29 @@ class _Stacked:
     held_cross: torch.Tensor
 
     @classmethod
-    def of(cls, train: Sequence[Centred], held: Sequence[Centred]) -> _Stacked:
-        return cls(
-            torch.stack([of_fold.gram for of_fold in train]),
-            torch.stack([of_fold.cross for of_fold in train]),
-            torch.stack([of_fold.gram for of_fold in held]),
-            torch.stack([of_fold.cross for of_fold in held]),
-        )
+    def of(cls, pairs: Sequence[tuple[Centred, Centred]]) -> _Stacked:
+        """Stack pairs of training and held-out statistics; a single pair is not copied."""
+        parts = [[train.gram, train.cross, held.gram, held.cross] for train, held in pairs]
+        if len(parts) == 1:
+            return cls(*(matrix[None] for matrix in parts[0]))
+        return cls(*(torch.stack(matrices) for matrices in zip(*parts, strict=True)))
 
     def block(self, columns: torch.Tensor) -> _Stacked:
         """Return the matrices of some of the columns."""
-        grams = (gram[:, columns][:, :, columns] for gram in (self.gram, self.held_gram))
-        gram, held_gram = grams
+        gram, held_gram = (whole[:, columns][:, :, columns] for whole in (self.gram, self.held_gram))
         return _Stacked(gram, self.cross[:, columns], held_gram, self.held_cross[:, columns])
 
     def error(self, penalty: torch.Tensor) -> float:
         """Return the out-of-fold squared error less that of the training shares; penalty (D,)."""
-        factor = torch.linalg.cholesky(self.gram + torch.diag(penalty))
-        matrix = torch.cholesky_solve(self.cross, factor)  # (F, D, C)
-        return float((matrix * (self.held_gram @ matrix - 2 * self.held_cross)).sum())
+        matrix = torch.cholesky_solve(self.cross, torch.linalg.cholesky(_penalised(self.gram, penalty)))
+        return float((self.held_gram @ matrix).sub_(self.held_cross, alpha=2).mul_(matrix).sum())
+
+
+def _penalised(gram: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Return (..., D, D) with the penalty (D,) added to the diagonal."""
+    penalised = gram.clone()
+    penalised.diagonal(dim1=-2, dim2=-1).add_(penalty)
+    return penalised
 
 
 def best_penalty(loss_of: Callable[[float], float], unit: float, near: float | None = None) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from .profile import Standardised
 from .ridge import Folds, Weighting
 
 MOST_UNITS = 20_000  # source videos are merged beyond: bounds memory, and a variance needs no more
-HEAD_BYTES = 2**28  # matrices of the candidates that are scored in one pass over the rows
+HEAD_BYTES = 3 * 2**28  # matrices of the candidates that are scored in one pass over the rows
 
 
 @dataclass(frozen=True)

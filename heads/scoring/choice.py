@@ -20,6 +20,7 @@ from alphafuse.data.power import LEVEL
 from .statistics import group_sums
 
 DRAWS = 4000
+NEGLIGIBLE = 1e-5  # a share of the loss: a smaller difference is no reason to exclude, however certain it is
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def choose_by_sums(
     scale = np.divide(1, error, out=np.zeros_like(error), where=known)
     inside = np.ones(count, dtype=bool)
     for r in range(count):
-        worst = ((means[r] - means) * scale[r]).max()
+        above = means[r] - means
+        worst = (np.where(above > NEGLIGIBLE * abs(means[r]), above, 0) * scale[r]).max()
         inside[r] = worst <= np.quantile(((drawn[:, [r]] - drawn) * scale[r]).max(axis=1), LEVEL)
     inside[best] = True
     regret = float(means[equal] - means[best])

@@ -9,8 +9,9 @@ from sklearn.linear_model import Ridge
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.heads.closed.dual import FewClips, equal_weights, has_company
 from alphafuse.heads.closed.moments import Moments
-from alphafuse.heads.closed.profile import original, standardised
+from alphafuse.heads.closed.profile import standardised
 from alphafuse.heads.closed.ridge import Folds, Weighting
+from alphafuse.heads.closed.rows import refit_of
 
 DIMS, CLASSES = {"ast": 25, "dino": 10}, 4
 ALPHAS = {"ast": 0.7, "dino": 2.0}
@@ -60,7 +61,8 @@ def test_equal_weights_give_the_primal_head_of_standardised_streams() -> None:
     )
     moments = Moments.of(rows, targets, np.arange(60) % 3, classes=CLASSES)
     standard = standardised(moments)
-    matrix, bias = original(Folds(standard.moments).refit(Weighting((1.0, 1.0), 5.0, 0.0)), standard)
+    found = refit_of(Folds(standard.moments), Weighting((1.0, 1.0), 5.0, 0.0), standard)
+    matrix, bias = found.matrix, found.bias
     found, found_bias = FewClips(features, targets, CLASSES).head(5.0)
     np.testing.assert_allclose(found, matrix, atol=1e-8)
     np.testing.assert_allclose(found_bias, bias - moments.shift @ matrix, atol=1e-8)
