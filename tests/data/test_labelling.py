@@ -125,5 +125,5 @@ def test_the_warning_of_unknown_labels_names_a_command_that_ends_it(run: Run, tm
     found = labelling_warning(dataset)
     assert found is not None
     command = found.partition("`alphafuse ")[2].rstrip("`").replace("ear|eye|both", "both")
-    assert run(*command.split())[0] == 0
+    assert run(*command.split(), "--root", dataset.root)[0] == 0
     assert labelling_warning(Dataset.open(dataset.root)) is None
