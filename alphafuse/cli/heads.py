@@ -488,11 +488,19 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
 @click.option(
     "--all", "everything", is_flag=True, help="Also late fusion, and the logistic probe even if it takes long."
 )
+@click.option("--vggsounder", is_flag=True, help="Also VGGSounder's modality confusion (needs the package vggsounder).")
 @click.option("--run", help="Name of the run. [default: weigh]")
 @root_option
 @json_option
 def weigh(
-    root: Path, streams: tuple[str, ...], folds: int, seed: int, everything: bool, run: str | None, as_json: bool
+    root: Path,
+    streams: tuple[str, ...],
+    folds: int,
+    seed: int,
+    everything: bool,
+    vggsounder: bool,
+    run: str | None,
+    as_json: bool,
 ) -> None:
     """Say how much each stream should weigh, in closed form, with an interval; writes ROOT/runs/weigh/.
 
@@ -512,7 +520,9 @@ def weigh(
     if run:
         check_run_name(run, "weigh")  # before minutes of work
     dataset = Dataset.open(root)
-    found = weigh_streams(dataset, streams=streams, folds=folds, seed=seed, everything=everything, progress=Bar())
+    found = weigh_streams(
+        dataset, streams=streams, folds=folds, seed=seed, everything=everything, vggsounder=vggsounder, progress=Bar()
+    )
     folder = write_weigh(found, dataset, run=run)
     if as_json:
         print_json(found.to_json())

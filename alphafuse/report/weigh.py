@@ -171,6 +171,12 @@ def _notes(found: Weighing, clips: str) -> Iterator[str]:
         )
     if found.neighbours:
         yield _voted(found.neighbours)
+    if found.confusion:
+        shares = ", ".join(f"{name} {percent(share.mean)}%" for name, share in found.confusion.mu.items())
+        yield (
+            f"VGGSounder's modality confusion, of {found.confusion.n:,} test clips: alone right about a label where "
+            f"the weighed head is not: {shares}."
+        )
     if found.probe:
         yield "Logistic probe: on the same weighted streams, its penalty chosen on validation clips."
     if found.constant:

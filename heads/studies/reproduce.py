@@ -71,7 +71,9 @@ def _experiment_options(experiment: Experiment) -> list[str]:
 def _weigh_options(weigh: Mapping[str, Any], name: str) -> list[str]:
     words = ["--stream", ",".join(weigh["streams"])] if weigh["streams"] else []
     words += ["--folds", str(weigh["folds"]), "--seed", str(weigh["seed"])]
-    return [*words, *(["--all"] if weigh["everything"] else []), "--run", name]
+    words += ["--all"] if weigh["everything"] else []
+    words += ["--vggsounder"] if weigh["vggsounder"] else []
+    return [*words, "--run", name]
 
 
 def _contribute_options(config: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
-from alphafuse.data.streams import in_order, title_of
+from alphafuse.data.streams import SENSES, in_order, title_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import LateWeights
 from alphafuse.heads.closed.moments import effective_rank
@@ -34,6 +34,7 @@ from alphafuse.heads.model.config import Experiment, HeadConfig
 from alphafuse.heads.model.head import AlphaFusion, Normalization
 from alphafuse.heads.scoring.choice import Choice, choose_weight
 from alphafuse.heads.scoring.statistics import Comparison, compare_pairs
+from alphafuse.heads.scoring.vggsounder import ModalityConfusion, modality_confusion
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.devices import choose_device
@@ -119,7 +120,7 @@ class Weighing:
         media: stream -> medium.
         clips, dropped: split -> clips used, and left out because they lack a stream.
         source_videos: source videos of the training clips.
-        arguments: streams, folds, seed and everything, as in the call.
+        arguments: streams, folds, seed, everything and vggsounder, as in the call.
         absent: the root's streams that aren't extracted, if none were named.
         constant: streams that are the same for all clips, left out.
         found: what to do about each stream, with the profile and the confidence set behind it.
@@ -131,6 +132,8 @@ class Weighing:
         probe: a logistic head on the same weighted streams; None if it takes long and wasn't asked for, or if all
             training clips have one label.
         late: weights of late fusion; None unless asked for.
+        confusion: how often sight or sound alone knows one of VGGSounder's labels that the chosen head misses; None
+            unless asked for.
         neighbours: the vote of nearest neighbours at several weights; None for one stream.
         warning: what the way the labels were given can hide, see `labelling_warning`; None if nothing.
         head: the chosen head: linear, on centred and scaled embeddings.
@@ -161,6 +164,7 @@ class Weighing:
     heads: Mapping[str, Tested]
     probe: Tested | None
     late: LateWeights | None
+    confusion: ModalityConfusion | None
     neighbours: NeighbourVotes | None
     warning: str | None
     head: AlphaFusion
@@ -219,6 +223,7 @@ class Weighing:
             "best_single": self.best_single,
             "heads": {name: head.to_json() for name, head in self.heads.items()},
             "probe": self.probe and self.probe.to_json(),
+            "confusion": self.confusion and self.confusion.to_json(),
             "neighbours": self.neighbours and self.neighbours.to_json(),
             "warning": self.warning,
             "late": self.late and self.late.to_json(tuple(self.dims)),
@@ -317,6 +322,7 @@ def weigh(
     folds: int = FOLDS,
     seed: int = 0,
     everything: bool = False,
+    vggsounder: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Weighing:
     """Find how much each stream should weigh, and make the head with these weights.
@@ -329,6 +335,7 @@ def weigh(
         folds: folds of source videos within train, at least 2.
         seed: decides the folds, and the draws of intervals.
         everything: also the weights of late fusion, and the logistic probe even if it takes long.
+        vggsounder: also VGGSounder's modality confusion, on VGGSound's test clips; needs the package `vggsounder`.
         progress: rounds of clips and of weightings.
 
     Raises:
@@ -368,7 +375,13 @@ def weigh(
         clips=clips.counts,
         dropped=clips.dropped,
         source_videos=len(set(rows.groups)),
-        arguments={"streams": list(streams), "folds": folds, "seed": seed, "everything": everything},
+        arguments={
+            "streams": list(streams),
+            "folds": folds,
+            "seed": seed,
+            "everything": everything,
+            "vggsounder": vggsounder,
+        },
         absent=() if streams else tuple(stream for stream in dataset.media if stream not in names),
         constant=laboratory.constant,
         found=found,
@@ -379,6 +392,7 @@ def weigh(
         heads=_tested(heads, clips),
         probe=_probe(laboratory, clips, found.chosen) if can_learn and (everything or cells <= PROBE_CELLS) else None,
         late=laboratory.late() if everything and several else None,
+        confusion=_confusion(laboratory, clips, chosen, dataset.media) if vggsounder else None,
         neighbours=_neighbours(clips, laboratory.streams, found.chosen, seed, progress) if several else None,
         warning=labelling_warning(dataset),
         head=chosen,
@@ -438,6 +452,19 @@ def _tested(heads: Mapping[str, AlphaFusion], clips: SameClips) -> dict[str, Tes
     pairs = [(own.scores.top1, results[name][1].scores.top1) for name in others]
     compared = dict(zip(others, compare_pairs(pairs, own.groups), strict=True))
     return {name: Tested(val, test, compared.get(name)) for name, (val, test) in results.items()}
+
+
+def _confusion(
+    laboratory: Laboratory, clips: SameClips, chosen: AlphaFusion, media: Mapping[str, str]
+) -> ModalityConfusion:
+    """Compare the chosen head on test clips with a head of all streams of each medium, weighed alike."""
+    test = clips.embeddings["test"]
+    single = {}
+    for medium, sense in SENSES.items():
+        own = [float(media[stream] == medium) for stream in laboratory.streams]
+        if any(own):
+            single[sense] = closed_head(laboratory, laboratory.problem.best(own), clips).predict_logits(test)
+    return modality_confusion(test.clip_ids, chosen.predict_logits(test), single, clips.classes)
 
 
 def _neighbours(

@@ -45,7 +45,7 @@ def test_weigh_says_what_to_do_first_and_takes_streams_a_name_and_everything(run
     code, out, _ = run("weigh", "--root", root, "--stream", "dino-s", "--run", "mine", "--all", "--seed", 3, "--json")
     assert code == 0 and json.loads(out)["streams"] == ["dino-s"]
     config = json.loads((root / "runs" / "mine" / "config.json").read_text())
-    assert config["weigh"] == {"streams": ["dino-s"], "folds": 5, "seed": 3, "everything": True}
+    assert config["weigh"] == {"streams": ["dino-s"], "folds": 5, "seed": 3, "everything": True, "vggsounder": False}
     code, out, _ = run("weigh", "--root", root, "--stream", "timesformer,ast", "--all")
     assert code == 0 and "Late fusion, a weighted mean of calibrated probabilities: TimeSformer " in out
 

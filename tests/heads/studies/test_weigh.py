@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from alphafuse.data.streams import DEFAULT_NAMES
 from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.closed import profile
 from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.scoring.vggsounder import ModalityConfusion
+from alphafuse.heads.studies import weigh as module
 from alphafuse.heads.studies.best_run import best_run
 from alphafuse.heads.studies.fit import fit
 from alphafuse.heads.studies.reproduce import command_of
@@ -275,6 +278,31 @@ def test_the_command_of_the_run_makes_it_again(dataset: Dataset, run: Path, tmp_
         assert result.exit_code == 0, result.output
         again = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.suffix in (".json", ".csv")}
         assert again == before
+
+
+def test_modality_confusion_compares_the_chosen_head_with_one_head_per_medium(
+    dataset: Dataset, found: Weighing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = found
+    asked: dict[str, Any] = {}
+
+    def confusion(clip_ids: Sequence[str], fused: np.ndarray, single: dict[str, np.ndarray], classes: object) -> object:
+        asked.update(ids=clip_ids, fused=fused, single=single)
+        mu = {name: earlier.heads["chosen"].test.top1 for name in single}
+        return ModalityConfusion("by hand", len(clip_ids), 0, mu)
+
+    monkeypatch.setattr(module, "modality_confusion", confusion)
+    found = weigh(dataset, vggsounder=True)
+    assert found.head.predict_logits(dataset.embeddings("test")) == pytest.approx(asked["fused"])
+    for sense, medium in (("sight", "video"), ("sound", "audio")):
+        own = [stream for stream in found.dims if found.media[stream] == medium]
+        assert own
+        if len(own) == 1:
+            test = found.heads[own[0]].test
+            predicted = asked["single"][sense].argmax(axis=1)
+            assert (predicted == test.scores.predicted[0]).all(), "the head of the medium's only stream"
+    assert "VGGSounder's modality confusion, of" in to_text(describe(found))
+    assert "--vggsounder" in command_of({"kind": "weigh", **found.config()}, "weigh", dataset.root)
 
 
 # bad input
