@@ -65,7 +65,10 @@ WITHOUT_HEADS = {
     "contribute": "a run of contribute",
 }
 PICTURES = {"table1": "figure3.png", "sweep": "sweep.png", "curve": "curve.png", "weigh": "weigh.png"}
-RESERVED_RUNS = ("table1", "compare", "weigh", "contribute", "curve", "curve-mteb")  # written by these commands
+RESERVED_RUNS = {  # name -> the command, and kind, whose runs have it
+    **{kind: kind for kind in ("table1", "compare", "weigh", "contribute", "curve")},
+    "curve-mteb": "curve",
+}
 DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
 TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
 
@@ -95,8 +98,9 @@ def check_run_name(name: str, kind: str = "") -> None:
         raise ExperimentError(
             f"'{name}' can't name a run: choose --run, up to 100 letters, digits, '-', '_' and '.', such as sqrt-ast"
         )
-    if kind and name in RESERVED_RUNS and name != kind:
-        raise ExperimentError(f"the run name '{name}' is reserved for `alphafuse {name}`: choose another --run")
+    owner = RESERVED_RUNS.get(name, kind)
+    if kind and owner != kind:
+        raise ExperimentError(f"the run name '{name}' is reserved for `alphafuse {owner}`: choose another --run")
 
 
 def write_run(

@@ -282,7 +282,7 @@ def test_a_terminal_gets_headings_and_errors_in_colour_unless_it_declines() -> N
 # ------------------------------------------------------------------------------------------------ stdout and stderr
 
 JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
-    "data folder": "classes clips left_out listed missing name notes reachable root",
+    "data folder": "classes clips labelled_by left_out listed missing name notes reachable root",
     "data split": "carried clips root single_video_labels",
     "data audit": ("balance byte_identical content is_sound missing name problems resolution root splits straddling"),
     "extract": "already clips decode_seconds embed_seconds embedded failures seconds split store",
@@ -296,8 +296,8 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     ),
     "sweep": "baseline chosen clips curves dataset seeds smallest_resolvable_gap transform",
     "weigh": (
-        "absent best_single clips constant dataset dropped effective_ranks final heads late probe profile raw_alphas "
-        "removed source_videos streams test val verdict weights without zscored"
+        "absent best_single clips confusion constant dataset dropped effective_ranks final heads late neighbours probe "
+        "profile raw_alphas removed source_videos streams test val verdict warning weights without zscored"
     ),
     "evaluate": (
         "absent_classes against auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "

@@ -211,6 +211,7 @@ def test_the_reader_picks_two_of_three_streams_for_the_map(browser: Any, html: s
     assert shown.locator(".explorer-present").get_attribute("data-beside") == "true"
     square = shown.locator("g", has=page.locator("title")).nth(3)  # eye 0, square-eye 1.5
     square.locator("rect").click(force=True)
+    wait_until(page, "document.querySelector('#explorer-alpha-eye').value === '0'")
     page.wait_for_selector('#explorer[data-busy="false"]')
     values = page.locator("#explorer [data-value]").all_text_contents()
     assert values == ["1.00", "0.00", "1.50"], "the others go to 1"
