@@ -50,7 +50,7 @@ class Explanation:
     >>> model = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")
     >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
     >>> why.shares is None, why.no_shares
-    (True, 'these heads never learned to miss one (--modality-dropout, or --hidden linear --normalize zscore)')
+    (True, 'these heads never learned to miss one: train with --modality-dropout, or use the head of `alphafuse weigh`')
     >>> [alpha for alpha, _ in why.along["ast"]]
     [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     """

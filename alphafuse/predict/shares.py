@@ -55,12 +55,12 @@ def no_shares(config: HeadConfig) -> str:
     if is_linear(config):
         if config.normalize not in ("none", "l2"):
             return ""
-        return "these heads don't keep their clips' mean embedding (--normalize zscore does)"
+        return "these heads don't keep their clips' mean: train with --normalize zscore, or use the head of `alphafuse weigh`"
     if len(config.streams) > MOST_LEARNED:
-        return "these heads never learned to miss several streams (--hidden linear --normalize zscore)"
+        return "these heads never learned to miss several streams: use the head of `alphafuse weigh`"
     if len(config.streams) == 1 or config.settings.modality_dropout:
         return ""
-    return "these heads never learned to miss one (--modality-dropout, or --hidden linear --normalize zscore)"
+    return "these heads never learned to miss one: train with --modality-dropout, or use the head of `alphafuse weigh`"
 
 
 def is_linear(config: HeadConfig) -> bool:

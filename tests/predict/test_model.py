@@ -301,16 +301,12 @@ def test_shares_of_heads_that_learned_to_miss_a_stream_are_asked_without_it() ->
 @pytest.mark.parametrize(
     ("streams", "settings", "reason"),
     [
-        (
-            2,
-            {"hidden": (6,)},
-            "never learned to miss one (--modality-dropout, or --hidden linear",
-        ),
-        (2, {"hidden": ()}, "don't keep their clips' mean embedding (--normalize zscore does)"),
+        (2, {"hidden": (6,)}, "never learned to miss one: train with --modality-dropout"),
+        (2, {"hidden": ()}, "don't keep their clips' mean: train with --normalize zscore"),
         (
             3,
             {"hidden": (6,), "modality_dropout": 0.3},
-            "never learned to miss several streams (--hidden linear",
+            "never learned to miss several streams: use the head of",
         ),
     ],
 )
