@@ -25,6 +25,7 @@ from .prediction import Prediction
 
 LN2 = float(np.log(2))
 MOST_LEARNED = 2  # modality dropout takes one stream at a time: of three, a head has never missed two
+WEIGHED = "use the head of `alphafuse weigh`"
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def no_shares(config: HeadConfig) -> str:
     if is_linear(config):
         if config.normalize not in ("none", "l2"):
             return ""
-        return "these heads don't keep their clips' mean: train with --normalize zscore, or use the head of `alphafuse weigh`"
+        return f"these heads don't keep their clips' mean: train with --normalize zscore, or {WEIGHED}"
     if len(config.streams) > MOST_LEARNED:
-        return "these heads never learned to miss several streams: use the head of `alphafuse weigh`"
+        return f"these heads never learned to miss several streams: {WEIGHED}"
     if len(config.streams) == 1 or config.settings.modality_dropout:
         return ""
-    return "these heads never learned to miss one: train with --modality-dropout, or use the head of `alphafuse weigh`"
+    return f"these heads never learned to miss one: train with --modality-dropout, or {WEIGHED}"
 
 
 def is_linear(config: HeadConfig) -> bool:
