@@ -263,7 +263,11 @@ class Laboratory:
             )
         finally:
             self.progress.stop()
-        choice = choose_by_sums(scored.squared[: len(found)], scored.sizes, equal, seed=self.seed)
+        inflation = 1 + self.folds / (self.folds - 1)
+        squared = scored.squared[: len(found)]
+        choice = choose_by_sums(squared, scored.sizes, equal, inflation=inflation, seed=self.seed)
+        if len(streams) == 2:
+            choice = _without_gaps(choice, equal)
         measured = tuple(replace(one, loss=float(loss)) for one, loss in zip(found, choice.losses, strict=True))
         without = dict(zip(streams, scored.correct[len(found) : -1], strict=True))
         gain, margin = paired_margin(scored.squared[-1] - scored.squared[choice.best], scored.sizes)
@@ -296,3 +300,11 @@ class Laboratory:
             return clips
         chosen = np.sort(np.random.default_rng(self.seed).choice(len(clips.targets), SAMPLE, replace=False))
         return Clips(clips.rows.take(chosen), clips.targets[chosen], clips.folds[chosen], clips.units[chosen])
+
+
+def _without_gaps(choice: Choice, equal: int) -> Choice:
+    """Return the choice with all ratios between the lowest and the highest of the set inside: an interval."""
+    ends = np.flatnonzero(choice.inside)
+    inside = choice.inside.copy()
+    inside[ends[0] : ends[-1] + 1] = True
+    return replace(choice, inside=inside, chosen=equal if inside[equal] else choice.best)

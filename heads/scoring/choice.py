@@ -20,7 +20,7 @@ from alphafuse.data.power import LEVEL
 from .statistics import group_sums
 
 DRAWS = 4000
-NEGLIGIBLE = 1e-5  # a share of the loss: a smaller difference is no reason to exclude, however certain it is
+NEGLIGIBLE = 5e-4  # a share of the loss: a smaller difference is no reason to exclude, however certain it is
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def choose_by_sums(
     *,
     of_seeds: np.ndarray | None = None,
     seeds: int = 1,
+    inflation: float = 1.0,
     seed: int = 0,
 ) -> Choice:
     """Choose as `choose_weight` does, by the losses' sums over each source video.
@@ -107,6 +108,8 @@ def choose_by_sums(
     Args:
         sums: (candidates, units) sums of losses; sizes: (units,) clips.
         of_seeds: (candidates, candidates) covariance of the mean loss due to `seeds` seeds; None for one seed.
+        inflation: factor on the variance that source videos show, for heads that are each scored on one fold of F and
+            trained on the others: the clips that they share hide part of it. Nadeau and Bengio (2003): 1 + F / (F - 1).
         equal, seed: as in `choose_weight`.
     """
     count, units = sums.shape
@@ -117,7 +120,7 @@ def choose_by_sums(
         inside = np.ones(count, dtype=bool)
         return Choice(means, best, equal, inside, float(means[equal] - means[best]), float("inf"), units)
     influence = (sums - means[:, None] * sizes) / n  # (candidates, units)
-    covariance = influence @ influence.T * units / (units - 1)
+    covariance = inflation * influence @ influence.T * units / (units - 1)
     freedom = units - 1.0
     if of_seeds is not None:  # Satterthwaite's degrees of freedom of a sum of two variances
         parts = [float(_of_differences(part).mean()) for part in (covariance, of_seeds)]
