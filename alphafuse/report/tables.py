@@ -62,7 +62,7 @@ class Document:
 
 def to_text(document: Document) -> str:
     """Return the document as text, in at most 120 columns unless its cells are too long."""
-    lines = [document.title]
+    lines = textwrap.wrap(document.title, TEXT_COLUMNS)
     for table in document.tables:
         rows = _ruled(table) if table.ruled else _aligned(table) if table.columns else []
         lines += ["", *rows, *wrapped(table.notes)]
