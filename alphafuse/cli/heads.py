@@ -41,6 +41,16 @@ probe_option = click.option(
 engine_options = options_of(ExtractSettings, "engine", "address")
 
 
+streams_option = click.option(
+    "--stream",
+    "streams",
+    type=Names(),
+    default="",
+    shell_complete=some_of(*DEFAULT_NAMES),
+    help="Streams to use, separated by commas. [default: all that are extracted]",
+)
+
+
 def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add --seeds and --first-seed."""
 
@@ -300,14 +310,7 @@ def compare(
     type=click.IntRange(min=1),
     help="Draws of training clips for each size. [default: 10; of the preset: 5]",
 )
-@click.option(
-    "--stream",
-    "streams",
-    type=Names(),
-    default="",
-    shell_complete=some_of(*DEFAULT_NAMES),
-    help="Streams to use. [default: all that are extracted]",
-)
+@streams_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--preset",
@@ -370,14 +373,7 @@ def curve(
     shell_complete=one_of("closed", "fit"),
     help="Heads of each subset: closed (form, in seconds) or fit (trained).",
 )
-@click.option(
-    "--stream",
-    "streams",
-    type=Names(),
-    default="",
-    shell_complete=some_of(*DEFAULT_NAMES),
-    help="Streams to compare, separated by commas. [default: all]",
-)
+@streams_option
 @click.option(
     "--run",
     type=click.Path(path_type=Path),
@@ -475,14 +471,7 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
 
 
 @click.command()
-@click.option(
-    "--stream",
-    "streams",
-    type=Names(),
-    default="",
-    shell_complete=some_of(*DEFAULT_NAMES),
-    help="Streams to weigh, separated by commas. [default: all]",
-)
+@streams_option
 @click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds within train.")
 @seed_option
 @click.option(

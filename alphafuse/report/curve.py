@@ -16,7 +16,7 @@ from alphafuse.heads.studies.runs import write_run
 from .contents import LearningCurves
 from .figures import learning_curves, png
 from .looks import listed, looks_of
-from .studies import describe
+from .studies import against_columns, describe
 from .tables import Column, Document, Table, csv_rows, p_value, percent, percent_range, split_counts, to_markdown
 
 MTEB_VERSION = "2.20.0"  # held against this version
@@ -61,7 +61,7 @@ def describe_curve(curve: Curve) -> Document:
         Column("heads", lambda row: _heads(row[1]), left=True),
         Column("top-1", lambda row: percent(row[0].top1[row[1]].mean)),
         Column("interval", lambda row: percent_range(row[0].top1[row[1]].interval)),
-        *_compared("fusing gains", lambda row: row[0].gains.get(row[1])),
+        *against_columns("fusing gains", lambda row: row[0].gains.get(row[1])),
     ]
     if len(curve.streams) == 1:
         columns = columns[:6]
@@ -228,7 +228,7 @@ def describe_mteb(scores: MtebScores) -> Document:
         columns += [
             Column("grouped", lambda row: percent(row.grouped.mean)),
             Column("interval", lambda row: percent_range(row.grouped.interval)),
-            *_compared("leak", lambda row: row.leak),
+            *against_columns("leak", lambda row: row.leak),
         ]
     size = f"{scores.clips} test clips, {scores.classes} classes, {_draws(scores.draws)}"
     return Document(
@@ -327,19 +327,6 @@ def _gains(gain: Comparison) -> str:
     verb = "gains" if gain.test.difference >= 0 else "loses"
     interval = percent_range(gain.interval, sign="+")
     return f"{verb} {100 * abs(gain.test.difference):.1f} points ({interval}, p {p if p.startswith('<') else f'= {p}'})"
-
-
-def _compared(title: str, of: Callable[[Any], Comparison | None]) -> list[Column]:
-    """Columns: a difference in points, its interval, and its corrected p."""
-
-    def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
-        return lambda row: write(found) if (found := of(row)) else None
-
-    return [
-        Column(title, cell(lambda found: f"{100 * found.test.difference:+.1f}")),
-        Column("interval", cell(lambda found: percent_range(found.interval, sign="+"))),
-        Column("p", cell(lambda found: p_value(found.p_holm))),
-    ]
 
 
 def _spread(name: str, of: Callable[[Any], tuple[float, Interval] | None]) -> Sequence[Column]:

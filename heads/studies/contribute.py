@@ -34,7 +34,7 @@ from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import fit_temperature
 from alphafuse.heads.closed.moments import Moments, assign_folds
 from alphafuse.heads.closed.profile import constant_streams, standardised
-from alphafuse.heads.closed.recommend import SAMPLE
+from alphafuse.heads.closed.recommend import DROP_SHARE, SAMPLE
 from alphafuse.heads.closed.ridge import Folds, Weighting
 from alphafuse.heads.closed.rows import Candidate, Clips, LinearHead, heads_of, refit_of, score_rows
 from alphafuse.heads.model.checks import check_choice, check_count
@@ -79,7 +79,6 @@ FOLDS = 5
 REFITS = 20  # permuted refits per stream: a gain above all of them has p = 1 / 21
 PERMUTATIONS = 10  # of each stream for the perceptual score
 MOST_STREAMS = 8  # 2^8 heads
-LOSABLE = 0.01  # accuracy that a stream may cost at most (95%) to be called dispensable, as in `weigh`
 
 
 # results
@@ -158,7 +157,7 @@ class Gain:
         beats_null = all(self.worth.bits.mean > permuted for permuted in self.permuted_bits)
         if self.worth.bits.mean > 0 and self.p_holm <= 0.05 and beats_null:
             return "adds"
-        return "can go" if self.most_lost <= LOSABLE else "undecided"
+        return "can go" if self.most_lost <= DROP_SHARE else "undecided"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as json-able values."""
