@@ -8,8 +8,10 @@ from typing import Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.streams import SENSES, title_of
-from alphafuse.heads.studies.contribute import ClassShare, Contribution, Figure, Gain, Shared, Use, Worth
+from alphafuse.heads.scoring.contribution import Figure, Worth
+from alphafuse.heads.studies.contribute import ClassShare, Contribution, Gain, Shared
 from alphafuse.heads.studies.runs import write_run
+from alphafuse.heads.studies.use import Use
 
 from .looks import capitalised, listed
 from .studies import describe

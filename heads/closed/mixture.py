@@ -37,6 +37,11 @@ def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-10, 6), method="bounded").x))
 
 
+def log_probabilities(scores: np.ndarray, targets: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the log probability of each clip's label, (clips,) float64, from scores (clips, C) at a temperature."""
+    return log_softmax(scores.astype(np.float64) / temperature, axis=1)[np.arange(len(targets)), targets]
+
+
 @dataclass(frozen=True)
 class LateWeights:
     """Weights of late fusion, sum over streams of w_s p_s, which maximise the likelihood of held-out labels.

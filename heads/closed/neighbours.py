@@ -354,13 +354,6 @@ def vote(similarities: np.ndarray, labels: np.ndarray, classes: int, temperature
     return votes.reshape(len(labels), classes) / np.where(total > 0, total, 1)[:, None]
 
 
-def drawn(clips: EmbeddingSource, most: int, seed: int = 0) -> EmbeddingSource:
-    """Return at most so many of the clips, drawn without replacement, in their order."""
-    if len(clips) <= most:
-        return clips
-    return clips.take(np.sort(np.random.default_rng(seed).choice(len(clips), most, replace=False)))
-
-
 def _blocks_of(queries: EmbeddingSource) -> Iterator[tuple[np.ndarray, EmbeddingSource]]:
     """Yield some queries at a time, with their positions."""
     for start in range(0, len(queries), QUERIES_AT_ONCE):

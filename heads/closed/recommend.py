@@ -19,7 +19,7 @@ from alphafuse.errors import ExperimentError
 from alphafuse.heads.scoring.choice import Choice, choose_by_sums, most_lost, paired_margin
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .mixture import LateWeights, fit_temperature, late_weights
+from .mixture import LateWeights, fit_temperature, late_weights, log_probabilities
 from .moments import Moments, assign_folds
 from .profile import OCTAVES, STEP, Standardised, constant_streams, ratio_profile, search, standardised
 from .ridge import Folds, Weighting
@@ -282,9 +282,7 @@ class Laboratory:
         of_label = []
         for stream in self.streams:
             scores, temperature = self._out_of_fold(self.single(stream))
-            logits = scores.astype(np.float64) / temperature
-            own = logits[np.arange(len(logits)), self._sample.targets]
-            of_label.append(np.exp(own - np.logaddexp.reduce(logits, axis=1)))
+            of_label.append(np.exp(log_probabilities(scores, self._sample.targets, temperature)))
         return late_weights(np.stack(of_label), [*self._sample.rows.groups], seed=self.seed)
 
     def _out_of_fold(self, weighting: Weighting) -> tuple[np.ndarray, float]:
@@ -295,11 +293,7 @@ class Laboratory:
 
     @cached_property
     def _sample(self) -> Clips:
-        clips = self.clips
-        if len(clips.targets) <= SAMPLE:
-            return clips
-        chosen = np.sort(np.random.default_rng(self.seed).choice(len(clips.targets), SAMPLE, replace=False))
-        return Clips(clips.rows.take(chosen), clips.targets[chosen], clips.folds[chosen], clips.units[chosen])
+        return self.clips.drawn(SAMPLE, seed=self.seed)
 
 
 def _without_gaps(choice: Choice, equal: int) -> Choice:

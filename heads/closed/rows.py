@@ -46,6 +46,20 @@ class Clips:
     folds: np.ndarray
     units: np.ndarray
 
+    def drawn(self, most: int, *, seed: int = 0) -> Clips:
+        """Return at most so many of the clips, see `drawn`; all of them as they are."""
+        if len(self.targets) <= most:
+            return self
+        own = drawn(len(self.targets), most, seed=seed)
+        return Clips(self.rows.take(own), self.targets[own], self.folds[own], self.units[own])
+
+
+def drawn(clips: int, most: int, *, seed: int = 0) -> np.ndarray:
+    """Return the positions of at most `most` of so many clips, drawn without replacement, ascending."""
+    if clips <= most:
+        return np.arange(clips)
+    return np.sort(np.random.default_rng(seed).choice(clips, most, replace=False))
+
 
 @dataclass(frozen=True)
 class RowScores:

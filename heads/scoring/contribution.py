@@ -5,7 +5,7 @@ information gain in bits per clip first, then accuracy. All indices are linear i
 their means get an interval by resampling source videos. Such an interval holds the heads fixed: it says how the figure
 varies with the clips that are scored, not with those that are learned from.
 
-    v(S)        information_gain, or correct or not
+    v(S)        information_gain, or correct or not; worths, gain_worth: their means with intervals
     players     shapley_values, shapley_taylor_pairs, of_groups        what the embeddings offer
     a head      permuted_across, additive_logits                       what this head uses
     an answer   margin_shares                                          shares of one answer
@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, combinations
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -27,7 +28,14 @@ from scipy.stats import false_discovery_control
 
 from alphafuse.data.power import LEVEL
 
-from .statistics import RESAMPLES, Interval, bootstrap_counts, group_sums, paired_permutation_test
+from .statistics import (
+    RESAMPLES,
+    Interval,
+    bootstrap_counts,
+    difference_interval,
+    group_sums,
+    paired_permutation_test,
+)
 
 ALL_PAIRS = 2000  # clips up to which every pair is averaged: 4 million answers per stream
 SAMPLED_PAIRS = 1_000_000  # beyond: an error of a tenth of a point in a quarter of the time
@@ -152,6 +160,57 @@ def best_sharpness(evidence: np.ndarray, log_prior: np.ndarray, targets: np.ndar
         lambda exponent: loss(2.0**exponent / unit), bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-3}
     )
     return 0.0 if found.fun >= loss(0.0) else 2.0 ** float(found.x) / unit
+
+
+# figures
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over clips and its 95% interval, which holds the heads fixed."""
+
+    mean: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A figure in both units.
+
+    Attributes:
+        bits: information about the label, in bits per clip.
+        accuracy: as a share in [-1, 1]; times 100 it is points.
+    """
+
+    bits: Figure
+    accuracy: Figure
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as json-able values."""
+        return asdict(self)
+
+
+def worths(bits: np.ndarray, hits: np.ndarray, groups: Sequence[str]) -> list[Worth]:
+    """Return the means of several figures over the same clips, with intervals; bits and hits: (figures, clips)."""
+    figures = []
+    for values in (bits, hits):
+        intervals = mean_intervals(values, groups)
+        figures.append([Figure(float(one.mean()), found) for one, found in zip(values, intervals, strict=True)])
+    return [Worth(*both) for both in zip(*figures, strict=True)]
+
+
+def gain_worth(bits: np.ndarray, hits: np.ndarray, other_hits: np.ndarray, groups: Sequence[str]) -> Worth:
+    """Return what one head is worth more than another.
+
+    Args:
+        bits: (clips,) bits of the one minus those of the other.
+        hits, other_hits: (clips,) right or not of the one, and of the other.
+        groups: (clips,) source videos.
+    """
+    return Worth(
+        Figure(float(bits.mean()), mean_intervals(bits[None], groups)[0]),
+        Figure(float((hits - other_hits).mean()), difference_interval(hits, other_hits, groups)),
+    )
 
 
 def mean_intervals(

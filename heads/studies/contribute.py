@@ -1,11 +1,10 @@
 """What each stream contributes: two questions, kept apart.
 
 *What the embeddings offer*: heads are fitted anew for every subset of the streams, in closed form or trained, and a
-subset is worth the bits per clip that its head gives about the label, and its accuracy. *What this head uses*: one
-trained run, whose clips get a stream of other clips. A head may well not use what the embeddings offer.
+subset is worth the bits per clip that its head gives about the label, and its accuracy. *What this head uses* is
+`use.py`'s question about one trained run: a head may well not use what the embeddings offer.
 
     SameClips -> `_Closed` or `_Trained`: subset -> `Answers` -> games -> Shapley values, pairs, media, gains, classes
-    run -> `use_of_run`: perceptual score and EMAP gap
 
 The gain of a stream is what all streams are worth more than all but this one. That gain might come from more columns
 and more tuning, so it stands beside those of a *permuted refit*: the stream is permuted across source videos, and
@@ -16,14 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.special import log_softmax
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
@@ -31,37 +28,34 @@ from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import in_order
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.closed.mixture import fit_temperature
+from alphafuse.heads.closed.mixture import fit_temperature, log_probabilities
 from alphafuse.heads.closed.moments import Moments, assign_folds
 from alphafuse.heads.closed.profile import constant_streams, standardised
 from alphafuse.heads.closed.recommend import DROP_SHARE, SAMPLE
 from alphafuse.heads.closed.ridge import Folds, Weighting
-from alphafuse.heads.closed.rows import Candidate, Clips, LinearHead, heads_of, refit_of, score_rows
+from alphafuse.heads.closed.rows import Candidate, Clips, LinearHead, heads_of, refit_of, score_rows, scores_of
 from alphafuse.heads.model.checks import check_choice, check_count
 from alphafuse.heads.model.config import Experiment
-from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.choice import most_lost
 from alphafuse.heads.scoring.contribution import (
+    Figure,
     Game,
     Subset,
-    additive_logits,
+    Worth,
     best_sharpness,
     discoveries,
+    gain_worth,
     information_gain,
-    mean_intervals,
     of_groups,
-    partners_of,
     permuted_across,
     prior_hits,
-    sampling_error,
     shapley_taylor_pairs,
     shapley_values,
     subsets_of,
+    worths,
 )
 from alphafuse.heads.scoring.statistics import (
-    Interval,
     accuracy_interval,
-    difference_interval,
     group_sums,
     holm,
     paired_permutation_test,
@@ -71,46 +65,18 @@ from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .best_run import best_run
-from .evaluate import load_embeddings_of, load_run
+from .evaluate import load_run
+from .permuted_stream import PermutedStream
 from .same_clips import SameClips
+from .use import Use, use_of_run
 
 HEADS = ("closed", "fit")
 FOLDS = 5
 REFITS = 20  # permuted refits per stream: a gain above all of them has p = 1 / 21
-PERMUTATIONS = 10  # of each stream for the perceptual score
 MOST_STREAMS = 8  # 2^8 heads
 
 
 # results
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean over test clips and its 95% interval, which holds the heads fixed."""
-
-    mean: float
-    interval: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as json-able values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Worth:
-    """A figure in both units.
-
-    Attributes:
-        bits: information about the label, in bits per clip.
-        accuracy: as a share in [-1, 1]; times 100 it is points.
-    """
-
-    bits: Figure
-    accuracy: Figure
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as json-able values."""
-        return {"bits": self.bits.to_json(), "accuracy": self.accuracy.to_json()}
 
 
 @dataclass(frozen=True)
@@ -193,51 +159,6 @@ class ClassShare:
     def is_found(self) -> bool:
         """Whether the value differs from 0; a twentieth of those found is expected to be false."""
         return self.corrected <= 0.05
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a trained run uses its streams, on test clips.
-
-    Attributes:
-        run: the run folder.
-        heads: number of its heads.
-        n: test clips.
-        accuracy: of its single heads, a mean.
-        perceptual: stream -> perceptual score: what is lost when the stream comes from clips of other source videos.
-        permutations: number of permutations of each stream.
-        is_additive: whether the heads add up a term per stream; then there is no interaction to use.
-        interaction: EMAP gap of the first head: what is lost when it is replaced by the additive function closest to
-            it; None for additive heads.
-        partners: clips over which that function was averaged, per clip.
-        partner_error: standard error of the gap's accuracy from sampling them; 0 if all clips were partners.
-    """
-
-    run: Path
-    heads: int
-    n: int
-    accuracy: Figure
-    perceptual: Mapping[str, Worth]
-    permutations: int
-    is_additive: bool
-    interaction: Worth | None
-    partners: int
-    partner_error: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as json-able values."""
-        return {
-            "run": str(self.run),
-            "heads": self.heads,
-            "n": self.n,
-            "accuracy": self.accuracy.to_json(),
-            "perceptual_score": {stream: worth.to_json() for stream, worth in self.perceptual.items()},
-            "permutations": self.permutations,
-            "is_additive": self.is_additive,
-            "emap_gap": self.interaction and self.interaction.to_json(),
-            "emap_partners": self.partners,
-            "emap_accuracy_error": self.partner_error,
-        }
 
 
 @dataclass(frozen=True)
@@ -411,7 +332,7 @@ def contribute(
         progress: counts fitted heads, or with `head="fit"` epochs; then passes of the run's heads over the test clips.
 
     Raises:
-        DatasetError, StoreError: splits that are empty or not extracted.
+        DatasetError, StoreError: an unknown stream, splits that are empty or not extracted.
         ExperimentError: settings that don't fit, more than 8 streams, a stream that is the same for all clips.
         RecipeMismatchError: the run was trained on other embeddings.
 
@@ -425,11 +346,11 @@ def contribute(
         raise ExperimentError("folds must be at least 2, not 1: clips are scored by heads trained on the other folds")
     if isinstance(refits, bool) or not isinstance(refits, int) or refits < 0:
         raise ExperimentError(f"refits must be a whole number of at least 0, not {refits!r}")
-    settings = settings or TrainSettings()
-    used = load_run(Path(run), dataset, "test") if run else None  # fails before the work starts
-    experiment = Experiment(streams=tuple(streams))
-    clips = SameClips.load(dataset, replace(settings, absent="drop"), (seed,), experiment)
-    names = experiment.of(clips.streams).streams
+    settings = replace(settings or TrainSettings(), absent="drop")
+    if run:
+        load_run(Path(run), dataset, "test")  # fails before the work starts
+    clips = SameClips.complete(dataset, streams, settings=settings)
+    names = clips.read
     if len(names) > MOST_STREAMS:
         raise ExperimentError(
             f"{len(names)} streams have 2^{len(names)} subsets, and {MOST_STREAMS} streams are the most: name some "
@@ -465,7 +386,7 @@ def contribute(
     finally:
         progress.stop()
     not_used = ""
-    if used is None and not run:
+    if not run:
         with suppress(ExperimentError):
             run = best_run(dataset)
         not_used = "" if run else f"no trained run: train one with `alphafuse fit --root {dataset.root}`"
@@ -495,7 +416,7 @@ def contribute(
         used=use_of_run(Path(run), dataset, seed=seed, progress=progress) if run else None,
         not_used=not_used,
         warning=labelling_warning(dataset),
-        provenance=clips.provenance,
+        provenance={**clips.provenance, "settings": settings.to_json(), "seeds": [seed]},
     )
 
 
@@ -548,20 +469,17 @@ class _Closed:
         solver = Folds(standard.moments)
         with np.errstate(divide="ignore"):
             log_prior = np.log(self.shares)
-        sample = np.sort(np.random.default_rng(self.seed).permutation(len(train))[:SAMPLE])
-        read = train.read_rows(sample)
-        x = np.concatenate([read[name] for name in self.names], axis=1) - moments.shift  # (sample, D) float64
-        held_shares = [of_fold.shares.cpu().numpy() for of_fold in solver.train]
+        clips = Clips(train, targets, folds, np.arange(len(train)))
+        sample = clips.drawn(SAMPLE, seed=self.seed)
+        held_shares = np.stack([of_fold.shares.cpu().numpy() for of_fold in solver.train])
         candidates: list[Candidate] = []
         finals: list[Candidate] = []
         for some in subsets:
             weighting = solver.best([float(name in some) for name in self.names], near=self.penalties.get(some))
             self.penalties.setdefault(some, weighting.penalty)
-            evidence = np.empty((len(sample), len(self.shares)))
-            for fold, head in enumerate(heads_of(solver, weighting, standard)):
-                own = folds[sample] == fold
-                evidence[own] = x[own] @ head.matrix + (head.bias - held_shares[fold])
-            sharpness = best_sharpness(evidence, log_prior, targets[sample])
+            heads = partial(heads_of, solver, weighting, standard)
+            evidence = scores_of(sample, [heads], moments)[0] - held_shares[sample.folds]
+            sharpness = best_sharpness(evidence, log_prior, sample.targets)
 
             def probable(weighting: Weighting = weighting, sharpness: float = sharpness) -> list[LinearHead]:
                 heads = zip(heads_of(solver, weighting, standard), held_shares, strict=True)
@@ -573,17 +491,16 @@ class _Closed:
             def final_probable(weighting: Weighting = weighting, sharpness: float = sharpness) -> list[LinearHead]:
                 return [_sharpened(refit_of(solver, weighting, standard), self.shares, sharpness, log_prior)]
 
-            candidates += [partial(heads_of, solver, weighting, standard), probable]
+            candidates += [heads, probable]
             finals += [final, final_probable]
             self.progress.advance(1)
         ones = [1.0] * len(finals)
-        clips, no_folds = np.arange(len(test)), np.zeros(len(test), np.int64)
-        scored = score_rows(Clips(test, of_test, no_folds, clips), finals, moments, temperatures=ones)
+        tested = Clips(test, of_test, np.zeros(len(test), np.int64), np.arange(len(test)))
+        scored = score_rows(tested, finals, moments, temperatures=ones)
         gains = information_gain(-scored.log_loss[1::2], log_prior[of_test])  # (subsets, clips)
         out_of_fold: list[tuple[float, float] | None] = [None] * len(subsets)
         if with_train:
-            clips = np.arange(len(train))
-            held = score_rows(Clips(train, targets, folds, clips), candidates, moments, temperatures=ones)
+            held = score_rows(clips, candidates, moments, temperatures=ones)
             bits = information_gain(-held.log_loss[1::2], log_prior[targets]).mean(axis=1)
             out_of_fold = [*zip(bits.tolist(), held.correct[::2].mean(axis=1).tolist(), strict=True)]
         return {some: Answers(gains[i], scored.correct[2 * i], out_of_fold[i]) for i, some in enumerate(subsets)}
@@ -609,101 +526,21 @@ class _Trained:
         self, sources: Mapping[str, EmbeddingSource], subsets: Sequence[Subset], with_train: bool
     ) -> dict[Subset, Answers]:
         clips = replace(self.clips, embeddings=sources)
-        settings = replace(self.settings, absent="drop")
         experiments = [Experiment(streams=tuple(in_order(some))) for some in subsets]
-        trained = clips.train(experiments, (self.seed,), settings=settings, progress=self.progress, splits=("val",))
+        trained = clips.train(
+            experiments, (self.seed,), settings=self.settings, progress=self.progress, splits=("val",)
+        )
         with np.errstate(divide="ignore"):
             log_prior = np.log(self.shares)
         found = {}
         for some, one in zip(subsets, trained, strict=True):
             head = one.heads[0].head
-            sharpness = sharpness_of(head.predict_logits(sources["val"]), self.targets["val"])
+            of_val = head.predict_logits(sources["val"]).astype(np.float64)
             logits = head.predict_logits(sources["test"])
-            own = log_probabilities(logits, sharpness, self.targets["test"])
+            own = log_probabilities(logits, self.targets["test"], fit_temperature(of_val, self.targets["val"]))
             hits = (logits.argmax(axis=1) == self.targets["test"]).astype(np.float64)
             found[some] = Answers(information_gain(own, log_prior[self.targets["test"]]), hits)
         return found
-
-
-def sharpness_of(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Return the inverse temperature that suits logits, (clips, C), best."""
-    return 1 / fit_temperature(logits.astype(np.float64), targets)
-
-
-def log_probabilities(logits: np.ndarray, sharpness: float, targets: np.ndarray) -> np.ndarray:
-    """Return the log probability of each clip's label, (clips,) float64, from logits (clips, C)."""
-    return log_softmax(sharpness * logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
-
-
-@dataclass(frozen=True, eq=False)
-class PermutedStream:
-    """Embeddings in which one stream of each clip is that of another clip: an `EmbeddingSource`.
-
-    Attributes:
-        rows: the embeddings.
-        stream: the stream.
-        positions: (clips,) which of `rows` they are.
-        partners: (all of `rows`,) the clip whose stream each gets.
-    """
-
-    rows: EmbeddingSource
-    stream: str
-    positions: np.ndarray
-    partners: np.ndarray
-
-    @classmethod
-    def of(cls, rows: EmbeddingSource, stream: str, partners: np.ndarray) -> PermutedStream:
-        """Permute one stream of all clips."""
-        return cls(rows, stream, np.arange(len(rows)), partners)
-
-    @property
-    def clip_ids(self) -> Sequence[str]:
-        """(clips,)."""
-        return [self.rows.clip_ids[i] for i in self.positions]
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """(clips,)."""
-        return [self.rows.labels[i] for i in self.positions]
-
-    @property
-    def groups(self) -> Sequence[str]:
-        """(clips,)."""
-        return [self.rows.groups[i] for i in self.positions]
-
-    @property
-    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """As those of the embeddings."""
-        return self.rows.recipes
-
-    @property
-    def dims(self) -> Mapping[str, int]:
-        """As those of the embeddings."""
-        return self.rows.dims
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def present(self, stream: str) -> np.ndarray:
-        """Return (clips,) bool."""
-        chosen = self.partners[self.positions] if stream == self.stream else self.positions
-        return self.rows.present(stream)[chosen]
-
-    def take(self, rows: np.ndarray) -> PermutedStream:
-        """Return some of the clips."""
-        return replace(self, positions=self.positions[rows])
-
-    def read_rows(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return stream -> (positions, dim) float32."""
-        chosen = self.positions[positions]
-        found = self.rows.read_rows(chosen)
-        return {**found, self.stream: self.rows.read_rows(self.partners[chosen])[self.stream]}
-
-    def storage_order(self) -> np.ndarray:
-        """Return all positions, in the order in which the other streams are read fastest."""
-        place = np.empty(len(self.rows), np.int64)
-        place[self.rows.storage_order()] = np.arange(len(self.rows))
-        return np.argsort(place[self.positions], kind="stable")
 
 
 # figures
@@ -713,22 +550,13 @@ def _named(some: Subset, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in some)
 
 
-def _worths(bits: np.ndarray, hits: np.ndarray, groups: Sequence[str]) -> list[Worth]:
-    """Return the means of (figures, clips) in bits and accuracy, with intervals."""
-    figures = []
-    for values in (bits, hits):
-        intervals = mean_intervals(values, groups)
-        figures.append([Figure(float(one.mean()), found) for one, found in zip(values, intervals, strict=True)])
-    return [Worth(*both) for both in zip(*figures, strict=True)]
-
-
 def _values(
     found: Mapping[Subset, Answers], groups: Sequence[str], names: Sequence[str]
 ) -> dict[tuple[str, ...], Worth]:
     bits = np.stack([answers.gain for answers in found.values()])
     hits = np.stack([answers.hits for answers in found.values()])
     values = {}
-    for some, own, worth in zip(found, hits, _worths(bits, hits, groups), strict=True):
+    for some, own, worth in zip(found, hits, worths(bits, hits, groups), strict=True):
         if np.isin(own, (0, 1)).all():  # Wilson's interval where the bootstrap has no width
             worth = replace(worth, accuracy=Figure(worth.accuracy.mean, accuracy_interval(own[None], groups)))
         values[_named(some, names)] = worth
@@ -739,13 +567,13 @@ def _shared(gain: Game, hits: Game, players: Sequence[str], groups: Sequence[str
     shares = [shapley_values(game, players) for game in (gain, hits)]
     pairs = [shapley_taylor_pairs(game, players) for game in (gain, hits)]
 
-    def worths(found: Sequence[Mapping[Any, np.ndarray]]) -> dict[Any, Worth]:
+    def with_intervals(found: Sequence[Mapping[Any, np.ndarray]]) -> dict[Any, Worth]:
         if not found[0]:
             return {}
         bits, accuracy = (np.stack(list(game.values())) for game in found)
-        return dict(zip(found[0], _worths(bits, accuracy, groups), strict=True))
+        return dict(zip(found[0], worths(bits, accuracy, groups), strict=True))
 
-    return Shared(worths(shares), worths(pairs))
+    return Shared(with_intervals(shares), with_intervals(pairs))
 
 
 def _of_media(gain: Game, hits: Game, media: Mapping[str, str], groups: Sequence[str]) -> Shared | None:
@@ -767,12 +595,8 @@ def _gains(
         bits = whole.gain - rest.gain
         p_values.append(paired_permutation_test(whole.gain, rest.gain, groups).p_value)
         sums, sizes = group_sums(np.stack([whole.hits, rest.hits]), groups)
-        points = whole.hits - rest.hits
         gains[name] = Gain(
-            Worth(
-                Figure(float(bits.mean()), mean_intervals(bits[None], groups)[0]),
-                Figure(float(points.mean()), difference_interval(whole.hits, rest.hits, groups)),
-            ),
+            gain_worth(bits, whole.hits, rest.hits, groups),
             1.0,
             tuple(float((one.gain - rest.gain).mean()) for one in null[name]),
             tuple(float((one.hits - rest.hits).mean()) for one in null[name]),
@@ -793,171 +617,10 @@ def _by_class(
     for label in sorted(set(labels)):
         own = labels == label
         of_class = of_groups_[own].tolist()
-        worths = _worths(bits[:, own], accuracy[:, own], of_class)
-        for stream, worth, values in zip(names, worths, bits[:, own], strict=True):
+        found = worths(bits[:, own], accuracy[:, own], of_class)
+        for stream, worth, values in zip(names, found, bits[:, own], strict=True):
             rows.append((label, stream, int(own.sum()), worth))
             tested.append(values)
             units.append(of_class)
     p_values, corrected = discoveries(tested, units)
     return tuple(ClassShare(*row, float(p), float(q)) for row, p, q in zip(rows, p_values, corrected, strict=True))
-
-
-# what a head uses
-
-
-def use_of_run(
-    run: Path,
-    dataset: Dataset,
-    *,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-    progress: Progress = NO_PROGRESS,
-) -> Use:
-    """Measure how a trained run uses its streams, on the test clips that have all of them.
-
-    Its probabilities get a temperature on validation clips first, one per head.
-
-    Args:
-        run: folder of a trained run.
-        dataset: the dataset whose test clips are used.
-        permutations: permutations of each stream.
-        seed: seed of the permutations.
-        progress: counts passes over the test clips.
-    """
-    heads = load_run(run, dataset, "test")
-    names = heads[0].config.streams
-    rows = {split: load_embeddings_of(dataset, split) for split in ("val", "test")}
-    for split, of_split in rows.items():
-        complete = np.logical_and.reduce([of_split.present(name) for name in names])
-        if not complete.any():
-            raise ExperimentError(f"no {split} clip has all streams that the heads of {run} read")
-        rows[split] = of_split.take(complete)
-    test, targets = rows["test"], class_indices(rows["test"].labels, heads[0].config.classes)
-    of_val = class_indices(rows["val"].labels, heads[0].config.classes)
-    sharp = [sharpness_of(head.predict_logits(rows["val"]), of_val) for head in heads]
-    groups = tuple(test.groups)
-
-    def answers(source: EmbeddingSource) -> tuple[np.ndarray, np.ndarray]:
-        """Return (heads, clips) bits of the labels' probability, and right or not."""
-        logits = [head.predict_logits(source) for head in heads]
-        bits = [log_probabilities(one, a, targets) / np.log(2) for one, a in zip(logits, sharp, strict=True)]
-        return np.stack(bits), np.stack([one.argmax(axis=1) == targets for one in logits]).astype(np.float64)
-
-    additive = is_additive(heads[0])
-    passes = len(names) * (permutations + (0 if additive else partners_of(len(targets))))
-    progress.start(f"what {run.name} uses", total=passes, unit="pass")
-    try:
-        bits, hits = answers(test)
-        perceptual = {}
-        for place, name in enumerate(names):
-            lost = np.zeros((2, len(targets)))
-            for i in range(permutations):
-                partners = permuted_across(groups, np.random.default_rng([seed, place, i]))
-                moved = answers(PermutedStream.of(test, name, partners))
-                lost += np.stack([(bits - moved[0]).mean(axis=0), (hits - moved[1]).mean(axis=0)]) / permutations
-                progress.advance(1)
-            perceptual[name] = _worths(lost[:1], lost[1:], groups)[0]
-        interaction, partners_used, error = None, 0, 0.0
-        if not additive:
-            interaction, partners_used, error = _interaction(
-                heads[0], sharp[0], test, targets, groups, seed, progress.advance
-            )
-    finally:
-        progress.stop()
-    return Use(
-        run=run,
-        heads=len(heads),
-        n=len(targets),
-        accuracy=Figure(float(hits.mean()), accuracy_interval(hits, groups)),
-        perceptual=perceptual,
-        permutations=permutations,
-        is_additive=additive,
-        interaction=interaction,
-        partners=partners_used,
-        partner_error=error,
-    )
-
-
-def is_additive(head: AlphaFusion) -> bool:
-    """Whether a head's logits are a sum of one term per stream."""
-    experiment = head.config.experiment
-    joins = len(head.config.streams) > 1 and experiment.fusion not in ("concat", "add")
-    return len(head.config.streams) == 1 or (not head.config.settings.hidden and not joins)
-
-
-def _interaction(
-    head: AlphaFusion,
-    sharpness: float,
-    test: EmbeddingSource,
-    targets: np.ndarray,
-    groups: Sequence[str],
-    seed: int,
-    advance: Callable[[int], None],
-) -> tuple[Worth, int, float]:
-    """Return the EMAP gap of a head, the partners of each clip, and the gap's error from sampling them."""
-    means, last = additive_parts(head, test.read_rows(np.arange(len(test))), advance)
-    names = head.config.streams
-    found = additive_logits(means, last, names, len(test), seed=seed)
-    logits = head.predict_logits(test)
-    hits = (logits.argmax(axis=1) == targets).astype(np.float64)
-
-    def right(additive: np.ndarray) -> np.ndarray:
-        return (additive.argmax(axis=1) == targets).astype(np.float64)
-
-    bits = (
-        log_probabilities(logits, sharpness, targets) - log_probabilities(found.logits, sharpness, targets)
-    ) / np.log(2)
-    own = right(found.logits)
-    gap = Worth(
-        Figure(float(bits.mean()), mean_intervals(bits[None], groups)[0]),
-        Figure(float((hits - own).mean()), difference_interval(hits, own, groups)),
-    )
-    error = sampling_error([float((hits - right(part)).mean()) for part in found.parts])
-    return gap, found.partners, error
-
-
-def additive_parts(
-    head: AlphaFusion, features: Mapping[str, np.ndarray], advance: Callable[[int], None] = lambda partners: None
-) -> tuple[Callable[[str, np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-    """Return `means` and `last` of `additive_logits` for a head and clips that have all streams.
-
-    With fusion concat the first layer is a sum over streams, so each stream passes it once, not once per partner.
-
-    Args:
-        head: in eval mode, on the CPU.
-        features: stream -> (clips, dim) float32.
-        advance: called after each partner.
-    """
-    *hidden, output = head.linears
-    names = head.config.streams
-    with torch.no_grad():
-        prepared = head.prepare({name: torch.from_numpy(features[name]) for name in names})
-        joined = bool(hidden) and head.config.experiment.fusion == "concat"
-        if joined:
-            ends = np.cumsum([0, *(head.config.dims[name] for name in head.fusion.streams)])
-            columns = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(head.fusion.streams)}
-            prepared = {name: prepared[name] @ hidden[0].weight[:, columns[name]].T for name in names}
-
-    @torch.no_grad()
-    def means(stream: str, partners: np.ndarray) -> np.ndarray:
-        own = prepared[stream]
-        total: torch.Tensor | None = None
-        for partner in partners:
-            mixed = {name: own if name == stream else prepared[name][partner].expand(len(own), -1) for name in names}
-            if joined:
-                x = torch.relu(sum(mixed.values()) + hidden[0].bias)
-                later = hidden[1:]
-            else:
-                x, later = head.fusion(mixed), hidden
-            for layer in later:
-                x = torch.relu(layer(x))
-            total = x.double() if total is None else total.add_(x)
-            advance(1)
-        assert total is not None
-        return (total / len(partners)).numpy()
-
-    @torch.no_grad()
-    def last(x: np.ndarray) -> np.ndarray:
-        return output(torch.from_numpy(x.astype(np.float32))).numpy()
-
-    return means, last

@@ -26,8 +26,7 @@ from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_in
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .complete_clips import CompleteClips
-from .same_clips import ceiling_json
+from .same_clips import SameClips, ceiling_json
 
 FUSED = "fused"  # all streams together, in results; no stream can have this name
 EVERY = "all"  # the size that takes every training clip
@@ -218,7 +217,7 @@ def curve(
     """
     if draws < 1:
         raise ExperimentError(f"a learning curve needs at least 1 draw, not {draws}")
-    clips = CompleteClips.load(dataset, ("train", "test"), streams)
+    clips = SameClips.complete(dataset, streams, splits=("train", "test"))
     train, test = clips.embeddings["train"], clips.embeddings["test"]
     all_targets = class_indices(train.labels, dataset.classes)
     trained, targets = np.unique(all_targets, return_inverse=True)
@@ -232,7 +231,7 @@ def curve(
     ranks = [draw_ranks(targets, train.groups, np.random.default_rng([seed, draw])) for draw in range(draws)]
 
     points = []
-    names = (*clips.streams, *((FUSED,) if len(clips.streams) > 1 else ()))
+    names = (*clips.read, *((FUSED,) if len(clips.read) > 1 else ()))
     sets = {size: _draws_of(size, ranks) for size in chosen}
     progress.start("curve", total=sum(map(len, sets.values())) * len(names), unit="head")
     try:
@@ -240,9 +239,9 @@ def curve(
             correct: dict[str, list[np.ndarray]] = {name: [] for name in names}
             penalties: dict[str, list[float]] = {name: [] for name in names}
             for positions in sets[size]:
-                heads = _fit(train, targets, positions, clips.streams, seed)
+                heads = _fit(train, targets, positions, clips.read, seed)
                 matrices = {name: head for name, (head, _) in heads.items()}
-                for name, right in _right(test, truth, clips.streams, matrices).items():
+                for name, right in _right(test, truth, clips.read, matrices).items():
                     correct[name].append(right)
                     penalties[name].append(heads[name][1])
                 progress.advance(len(names))
@@ -251,7 +250,7 @@ def curve(
         progress.stop()
     points.reverse()
     groups = tuple(test.groups)
-    gains = _gains([correct for _, _, correct, _ in points], clips.streams, groups)
+    gains = _gains([correct for _, _, correct, _ in points], clips.read, groups)
     made = tuple(
         CurvePoint(
             size=size,
@@ -272,10 +271,10 @@ def curve(
         last = compare_pairs([(after, before)], groups)[0]
     return Curve(
         dataset_name=dataset.name,
-        streams=clips.streams,
+        streams=clips.read,
         points=made,
         last_step=last,
-        resolvable_gap=_resolvable_gap(made, clips.streams, len(set(groups))),
+        resolvable_gap=_resolvable_gap(made, clips.read, len(set(groups))),
         clips=clips.counts,
         dropped=clips.dropped,
         classes=len(trained),

@@ -23,8 +23,8 @@ from alphafuse.errors import ExperimentError
 from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .complete_clips import CompleteClips
 from .curve import FUSED
+from .same_clips import SameClips
 
 FOLDS, PER_CLASS, ITERATIONS, SEED = 5, 8, 100, 42  # MTEB's
 MTEB_DRAWS = 5
@@ -162,7 +162,7 @@ def mteb_scores(
     """
     if draws < 1:
         raise ExperimentError(f"MTEB's protocol needs at least 1 draw, not {draws}")
-    complete = CompleteClips.load(dataset, (SPLIT,), streams)
+    complete = SameClips.complete(dataset, streams, splits=(SPLIT,))
     clips = complete.embeddings[SPLIT]
     classes, targets = np.unique(np.asarray(clips.labels, dtype=object).astype(str), return_inverse=True)
     groups = tuple(clips.groups)
@@ -174,10 +174,10 @@ def mteb_scores(
             f"{len(sizes)} source videos in test are too few for MTEB's {FOLDS} folds: add test clips"
         )
     read = clips.read_rows(np.arange(len(clips)))
-    features = {FUSED: np.concatenate([read[stream] for stream in complete.streams], axis=1)}
+    features = {FUSED: np.concatenate([read[stream] for stream in complete.read], axis=1)}
     features = {
-        **(features if len(complete.streams) > 1 else {}),
-        **{stream: read[stream] for stream in complete.streams},
+        **(features if len(complete.read) > 1 else {}),
+        **{stream: read[stream] for stream in complete.read},
     }
     ways = ("shuffled", "grouped") if (sizes > 1).any() else ("shuffled",)
     right: dict[tuple[str, str], np.ndarray] = {
@@ -203,7 +203,7 @@ def mteb_scores(
     scored = {key: estimate(found, accuracy_interval(found, groups)) for key, found in right.items()}
     return MtebScores(
         dataset_name=dataset.name,
-        streams=complete.streams,
+        streams=complete.read,
         rows=tuple(
             MtebRow(name, tuple(per_fold[name]), scored[name, "shuffled"], scored.get((name, "grouped")), leak)
             for name, leak in zip(features, leaks, strict=True)

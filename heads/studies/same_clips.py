@@ -1,4 +1,4 @@
-"""Experiments trained and scored on the same clips: the common part of fit, table1, sweep and compare.
+"""Heads trained and scored on the same clips: the common part of the studies.
 
     stores -> `SameClips` -> `train` -> `Trained`: an experiment's heads, one per seed, and their `SplitResult`s
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.manifest import SPLITS
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
@@ -42,6 +43,7 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 from .probe import Probe, ProbePoint, points_for, probe_grid
 
 EVALUATED = ("val", "test")
+CLOSED = TrainSettings()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class SameClips:
         embeddings: split -> embeddings; with `absent="drop"`, of the clips that have all streams that are read.
         dropped: split -> number of clips left out.
         streams: streams that the training clips have, in order; those of the root without any embedding are no part.
+        read: those of them that are read; every clip has them, unless absent ones are fused as zeros.
         classes: class names of the dataset.
         provenance: inputs of the study apart from its experiments, for config.json.
     """
@@ -122,6 +125,7 @@ class SameClips:
     embeddings: Mapping[str, EmbeddingSource]
     dropped: Mapping[str, int]
     streams: tuple[str, ...]
+    read: tuple[str, ...]
     classes: tuple[str, ...]
     provenance: Mapping[str, Any]
 
@@ -146,10 +150,39 @@ class SameClips:
             ExperimentError: the experiment names a stream that doesn't exist or isn't extracted.
             DatasetError, StoreError: splits that are empty or not extracted.
         """
+        found = cls._usable(dataset, SPLITS, settings, experiment, ", or use --absent zeros")
+        training = {"settings": settings.to_json(), "seeds": list(seeds)}
+        return replace(found, provenance={**found.provenance, **training})
+
+    @classmethod
+    def complete(
+        cls,
+        dataset: Dataset,
+        streams: Sequence[str] = (),
+        *,
+        splits: Sequence[str] = SPLITS,
+        settings: TrainSettings = CLOSED,
+    ) -> SameClips:
+        """Read the clips that have all of these streams, by default all extracted ones, for heads in closed form.
+
+        Of the settings, device and memory decide which splits stay on disk. Raises as `load` does; `DatasetError` for
+        an unknown stream.
+        """
+        for stream in streams:
+            dataset.stream(stream)
+        experiment = Experiment(streams=tuple(streams))
+        named = ", or name other streams with --stream"
+        return cls._usable(dataset, splits, replace(settings, absent="drop"), experiment, named)
+
+    @classmethod
+    def _usable(
+        cls, dataset: Dataset, splits: Sequence[str], settings: TrainSettings, experiment: Experiment, way_out: str
+    ) -> SameClips:
         memory = memory_bytes(settings, choose_device(settings.device))
-        by_split = dataset.all_embeddings(streams=experiment.streams, max_bytes=memory // 2)
-        _require_streams(dataset, by_split["train"], experiment)
-        config = experiment.head_config(by_split["train"], dataset.classes, settings)
+        by_split = dataset.all_embeddings(splits=splits, streams=experiment.streams, max_bytes=memory // 2)
+        first = by_split[splits[0]]
+        _require_streams(dataset, first, experiment)
+        config = experiment.head_config(first, dataset.classes, settings)
         kept: dict[str, EmbeddingSource] = {}
         dropped = {}
         for split, embeddings in by_split.items():
@@ -157,16 +190,12 @@ class SameClips:
             if not usable.any():
                 raise EmptySplitError(
                     f"none of the {len(embeddings)} {split} clips has the embeddings that a head of "
-                    f"{' and '.join(config.streams)} needs: see `alphafuse store info`, or use --absent zeros"
+                    f"{' and '.join(config.streams)} needs: see `alphafuse store info`{way_out}"
                 )
             kept[split] = embeddings if usable.all() else embeddings.take(usable)
             dropped[split] = int((~usable).sum())
-        provenance = {
-            **provenance_of(dataset, "train", by_split["train"]),
-            "settings": settings.to_json(),
-            "seeds": list(seeds),
-        }
-        return cls(kept, dropped, config.experiment.available, dataset.classes, provenance)
+        provenance = provenance_of(dataset, splits[0], first)
+        return cls(kept, dropped, config.experiment.available, config.streams, dataset.classes, provenance)
 
     def train(
         self,

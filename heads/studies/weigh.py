@@ -22,14 +22,15 @@ from sklearn.linear_model import LogisticRegression
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
-from alphafuse.data.streams import SENSES, in_order, title_of
+from alphafuse.data.streams import SENSES, title_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import LateWeights
 from alphafuse.heads.closed.moments import effective_rank
-from alphafuse.heads.closed.neighbours import Neighbours, drawn
+from alphafuse.heads.closed.neighbours import Neighbours
 from alphafuse.heads.closed.profile import OCTAVES, of_ratio
 from alphafuse.heads.closed.recommend import COARSE, Laboratory, Profile, Recommendation
 from alphafuse.heads.closed.ridge import Weighting
+from alphafuse.heads.closed.rows import drawn
 from alphafuse.heads.model.config import Experiment, HeadConfig
 from alphafuse.heads.model.head import AlphaFusion, Normalization
 from alphafuse.heads.scoring.choice import Choice, choose_weight
@@ -339,8 +340,8 @@ def weigh(
         progress: rounds of clips and of weightings.
 
     Raises:
-        DatasetError, StoreError: splits that are empty or not extracted.
-        ExperimentError: an unknown stream, no stream that varies, or source videos for fewer than two folds.
+        DatasetError, StoreError: an unknown stream, splits that are empty or not extracted.
+        ExperimentError: no stream that varies, or source videos for fewer than two folds.
 
     >>> from alphafuse import Dataset, weigh
     >>> found = weigh(Dataset.open("demo"), streams=["ast"])
@@ -349,8 +350,8 @@ def weigh(
     """
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         raise ExperimentError(f"folds must be a whole number of at least 2, not {folds!r}")
-    clips = SameClips.load(dataset, SETTINGS, [seed], Experiment(streams=tuple(streams)))
-    names = tuple(in_order(streams or clips.streams))
+    clips = SameClips.complete(dataset, streams, settings=SETTINGS)
+    names = clips.read
     rows = clips.embeddings["train"]
     laboratory = Laboratory(
         rows,
@@ -396,7 +397,7 @@ def weigh(
         neighbours=_neighbours(clips, laboratory.streams, found.chosen, seed, progress) if several else None,
         warning=labelling_warning(dataset),
         head=chosen,
-        provenance=clips.provenance,
+        provenance={**clips.provenance, "settings": SETTINGS.to_json(), "seeds": [seed]},
     )
 
 
@@ -474,7 +475,8 @@ def _neighbours(
     count = len(streams)
     ratios = np.arange(-OCTAVES, OCTAVES + COARSE, COARSE)
     alphas = np.array([of_ratio(ratio) for ratio in ratios] if count == 2 else [(1.0,) * count, chosen.alphas])
-    queries = drawn(clips.embeddings["val"], MOST_QUERIES, seed=seed)
+    val = clips.embeddings["val"]
+    queries = val.take(drawn(len(val), MOST_QUERIES, seed=seed))
     progress.start("neighbours", total=len(queries))
     try:
         found = Neighbours(clips.embeddings["train"], streams=streams).score(

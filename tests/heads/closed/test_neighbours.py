@@ -14,7 +14,7 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed import neighbours as module
-from alphafuse.heads.closed.neighbours import EMPTY, TEMPERATURE, K, Neighbours, drawn, vote
+from alphafuse.heads.closed.neighbours import EMPTY, TEMPERATURE, K, Neighbours, vote
 
 DIMS = {"ast": 5, "clap": 3, "dino": 8}
 ALPHAS = np.array([[1, 1, 1], [0.5, 2, 1], [1, 0, 0], [0, 3, 0.1]])
@@ -204,11 +204,3 @@ def test_wrong_arguments_are_one_line_errors() -> None:
         neighbours.nearest(make(2, 16), ALPHAS, k=0)
     with pytest.raises(ExperimentError, match="temperature must be above 0"):
         neighbours.score(make(2, 16), ALPHAS, CLASSES, temperature=0)
-
-
-def test_drawn_clips_stay_in_order_and_follow_from_the_seed() -> None:
-    clips = make(30, 17)
-    some = drawn(clips, 8, seed=1)
-    places = [clips.clip_ids.index(clip_id) for clip_id in some.clip_ids]
-    assert len(places) == 8 and places == sorted(places) and drawn(clips, 8, seed=1).clip_ids == some.clip_ids
-    assert drawn(clips, 8, seed=2).clip_ids != some.clip_ids and drawn(clips, 30) is clips

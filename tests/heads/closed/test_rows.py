@@ -114,3 +114,13 @@ def test_units_are_source_videos_and_of_too_many_groups_of_them(monkeypatch: pyt
     merged = units_of(groups)
     assert set(merged) == set(range(6)) and len(set(zip(merged, groups, strict=True))) == 20
     assert max(np.bincount(merged)) <= 2 * 4
+
+
+def test_drawn_clips_stay_in_order_and_follow_from_the_seed() -> None:
+    clips = setting()[0]
+    some, again, others = (clips.drawn(8, seed=seed) for seed in (1, 1, 2))
+    places = [clips.rows.clip_ids.index(clip_id) for clip_id in some.rows.clip_ids]
+    assert len(places) == 8 and places == sorted(places) and again.rows.clip_ids == some.rows.clip_ids
+    np.testing.assert_array_equal(some.targets, clips.targets[places])
+    np.testing.assert_array_equal(some.folds, clips.folds[places])
+    assert others.rows.clip_ids != some.rows.clip_ids and clips.drawn(50) is clips
