@@ -316,7 +316,8 @@ def weight_profile(found: Profile, *, narrow: bool = False) -> Figure:
     ratios = np.array([found.relative(one)[found.streams[-1]] for one in found.weightings])
     excess = 100 * (found.choice.losses / found.choice.losses.min() - 1)
     inside = ratios[found.choice.inside]
-    axes.axvspan(inside.min(), inside.max(), color=PALETTE["fused"], alpha=0.14, linewidth=0, label="95% interval")
+    interval = f"95% interval: {found.limits_in_words(found.streams[-1])}"
+    axes.axvspan(inside.min(), inside.max(), color=PALETTE["fused"], alpha=0.14, linewidth=0, label=interval)
     axes.plot(ratios, excess, color=PALETTE["fused"], label="out-of-fold error")
     axes.axvline(1, color=PALETTE["muted"], linewidth=1, linestyle="--", label="equal weights")
     axes.plot(

@@ -11,7 +11,7 @@ import numpy as np
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.streams import SENSES, title_of
-from alphafuse.heads.closed.recommend import DROP_SHARE, Profile
+from alphafuse.heads.closed.recommend import DROP_SHARE, Profile, ratio_in_words
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, NeighbourVotes, Tested, Weighing
@@ -93,7 +93,7 @@ def _streams(found: Weighing) -> Table:
     def interval(stream: str) -> str | None:
         if profile is None or stream not in profile.streams:
             return None
-        return "{:.2g}..{:.2g}".format(*profile.range_of(stream))
+        return profile.limits_in_words(stream, "..")
 
     def weight(stream: str) -> str:
         if stream in found.constant:
@@ -115,10 +115,13 @@ def _streams(found: Weighing) -> Table:
         Column("effective rank", lambda row: f"{found.ranks[row[0]]:.0f}" if row[0] in found.ranks else None),
     ]
     two = profile is not None and len(profile.streams) == 2
+    has_open = profile is not None and any(None in profile.limits_of(stream) for stream in profile.streams)
+    is_open = "; without a limit where no weight that was tried is excluded" if has_open else ""
     notes = [
         "weight: on the scale on which all streams have the same total variance, relative to "
         f"{'the other stream' if two else 'the geometric mean'}; interval: every weight whose out-of-fold error isn't "
-        "significantly above another's (95%). alpha for fit: the same for raw embeddings, of which the first has 1.",
+        f"significantly above another's (95%{is_open}). alpha for fit: the same for raw embeddings, of which the first "
+        "has 1.",
         "lost without: points of out-of-fold accuracy lost without the stream; at most: the 95% upper bound. A stream "
         f"can go if at most {percent(DROP_SHARE)} is lost. Effective rank: how many dimensions a stream's variance "
         "fills; if it is far below the dimensions, a few of them rule the scale (see the z-scored answer).",
@@ -193,7 +196,7 @@ def _zscored(profile: Profile) -> str:
         return "With every dimension scaled to variance 1 first, the answer is equal weights."
     weights = profile.relative(profile.chosen)
     shown = profile.streams[-1:] if len(profile.streams) == 2 else profile.streams
-    parts = ["{} {:.2g} ({:.2g} to {:.2g})".format(title_of(s), weights[s], *profile.range_of(s)) for s in shown]
+    parts = [f"{title_of(s)} {ratio_in_words(weights[s])} ({profile.limits_in_words(s)})" for s in shown]
     return f"With every dimension scaled to variance 1 first, the weights are {', '.join(parts)}."
 
 

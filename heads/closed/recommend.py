@@ -62,6 +62,28 @@ class Profile:
         found = [self.relative(weighting)[stream] for weighting in inside]
         return min(found), max(found)
 
+    def limits_of(self, stream: str) -> tuple[float | None, float | None]:
+        """Return `range_of` a stream, with None in place of an end at which the clips set no limit.
+
+        They set one if they exclude a weighting beyond it that differs from one of the set in this stream alone.
+        """
+        exponents = np.log2([weighting.alphas for weighting in self.weightings])  # (candidates, streams)
+        others = np.delete(exponents, self.streams.index(stream), axis=1)
+        others = (others - others.mean(axis=1, keepdims=True)).round(3) + 0.0
+        line = np.unique(others, axis=0, return_inverse=True)[1].ravel()  # candidates that differ in this stream alone
+        inside = self.choice.inside
+        weights = np.array([self.relative(weighting)[stream] for weighting in self.weightings])
+        excluded = weights[~inside & np.isin(line, line[inside])]
+        low, high = self.range_of(stream)
+        return low if (excluded < 0.999 * low).any() else None, high if (excluded > 1.001 * high).any() else None
+
+    def limits_in_words(self, stream: str, between: str = " to ") -> str:
+        """Return "0.46 to 1.2", "at most 1.2", "at least 0.46" or "no limit found"."""
+        low, high = (None if limit is None else ratio_in_words(limit) for limit in self.limits_of(stream))
+        if low and high:
+            return f"{low}{between}{high}"
+        return f"at least {low}" if low else f"at most {high}" if high else "no limit found"
+
     def relative(self, weighting: Weighting) -> dict[str, float]:
         """Return stream -> weight; of two streams relative to the other one, of more to the geometric mean of all."""
         mean = np.exp(np.mean(np.log(weighting.alphas)))
@@ -75,7 +97,7 @@ class Profile:
         return {
             "streams": list(self.streams),
             "weights": self.relative(self.chosen),
-            "ranges": {stream: list(self.range_of(stream)) for stream in self.streams},
+            "ranges": {stream: list(self.limits_of(stream)) for stream in self.streams},
             "is_learned": self.is_learned,
             "is_equal_excluded": self.choice.is_equal_excluded,
             "regret_of_equal": self.choice.regret,
@@ -85,6 +107,11 @@ class Profile:
                 for one, inside in zip(self.weightings, self.choice.inside, strict=True)
             ],
         }
+
+
+def ratio_in_words(weight: float) -> str:
+    """Return a weight with two digits."""
+    return f"{weight:.2g}" if weight < 10 else f"{weight:.0f}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from alphafuse.heads.closed.mixture import LateWeights
 from alphafuse.heads.closed.moments import effective_rank
 from alphafuse.heads.closed.neighbours import Neighbours
 from alphafuse.heads.closed.profile import OCTAVES, of_ratio
-from alphafuse.heads.closed.recommend import COARSE, Laboratory, Profile, Recommendation
+from alphafuse.heads.closed.recommend import COARSE, Laboratory, Profile, Recommendation, ratio_in_words
 from alphafuse.heads.closed.ridge import Weighting
 from alphafuse.heads.closed.rows import drawn
 from alphafuse.heads.model.config import Experiment, HeadConfig
@@ -272,43 +272,27 @@ def _weights(profile: Profile, clips: int, kept: str) -> str:
     first = title_of(profile.streams[0])
     if not profile.choice.is_equal_excluded:
         if two:
-            return (
-                f"{keep} and weigh them alike: {clips:,} clips don't show that another weight is better "
-                f"({title_of(last)} could weigh {_span(profile)} times as much as {first})."
-            )
+            span = f"no limit of {title_of(last)}'s weight found"
+            if any(profile.limits_of(last)):
+                span = f"{title_of(last)} could weigh {profile.limits_in_words(last)} times as much as {first}"
+            return f"{keep} and weigh them alike: {clips:,} clips don't show that another weight is better ({span})."
         return f"{keep} and weigh them alike: {clips:,} clips don't show that other weights are better."
     if two:
         weight = profile.relative(profile.chosen)[last]
         return (
-            f"{keep}: {title_of(last)} should weigh {_ratio(weight)} times as much as {first} "
-            f"({_span(profile)} times, 95%)."
+            f"{keep}: {title_of(last)} should weigh {ratio_in_words(weight)} times as much as {first} "
+            f"({profile.limits_in_words(last)} times, 95%)."
         )
     weights = profile.relative(profile.chosen)
     parts = [
-        f"{title_of(stream)} {_ratio(weights[stream])} ({_ratio(low)} to {_ratio(high)})"
+        f"{title_of(stream)} {ratio_in_words(weights[stream])} ({profile.limits_in_words(stream)})"
         for stream in profile.streams
-        for low, high in [profile.range_of(stream)]
     ]
     return f"{keep}, with the weights {', '.join(parts)} (95%)."
 
 
-def _span(profile: Profile) -> str:
-    """Write the second stream's interval; at an end of the range, the clips set no bound."""
-    low, high = (_ratio(value) for value in profile.range_of(profile.streams[-1]))
-    no_lowest, no_highest = profile.choice.inside[0], profile.choice.inside[-1]
-    if no_lowest and no_highest:
-        return f"any number from {low} to {high}"
-    if no_lowest or no_highest:
-        return f"at most {high}" if no_lowest else f"at least {low}"
-    return f"{low} to {high}"
-
-
 def _points(share: float) -> str:
     return f"{max(100 * share, 0):.1f} points"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _titles(streams: Sequence[str]) -> str:

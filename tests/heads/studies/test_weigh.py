@@ -199,6 +199,7 @@ def test_of_three_streams_that_stay_each_has_its_weight(make: Make, monkeypatch:
     for stream in weighed.streams:
         low, high = weighed.range_of(stream)
         assert low <= found.weights[stream] <= high
+        assert all(limit in (None, end) for limit, end in zip(weighed.limits_of(stream), (low, high), strict=True))
     assert found.verdict.startswith("Keep TimeSformer, AST and dino-s, with the weights TimeSformer ")
     assert found.heads["equal"].comparison
     assert_no_nan(json.loads(json.dumps(found.to_json())))
