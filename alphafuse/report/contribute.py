@@ -112,8 +112,12 @@ def _times(count: int) -> str:
     return f"{count} times" if count > 1 else "once"
 
 
+def _rounded(value: float, digits: int = 2) -> float:
+    return round(value, digits) + 0.0  # no -0.00
+
+
 def _signed(bits: float) -> str:
-    return f"{round(bits, 2) + 0.0:+.2f}"  # no -0.00
+    return f"{_rounded(bits):+.2f}"
 
 
 def _bits(worth: Worth) -> str:
@@ -125,7 +129,7 @@ def _accuracy(worth: Worth) -> str:
 
 
 def _range(figure: Figure, scale: int, digits: int) -> str:
-    low, high = (scale * end for end in (figure.interval.low, figure.interval.high))
+    low, high = (_rounded(scale * end, digits) for end in (figure.interval.low, figure.interval.high))
     return f"{low:.{digits}f}..{high:.{digits}f}"
 
 
@@ -155,8 +159,9 @@ def _values(found: Contribution) -> Table:
         columns.append(Column("out of fold, bits", lambda row: f"{found.out_of_fold[row[0]][0]:.2f}"))
         columns.append(Column("points", lambda row: percent(found.out_of_fold[row[0]][1])))
     how = (
-        "in closed form: a ridge per row, streams of equal variance and weight, the penalty and the probabilities' "
-        f"temperature chosen over {found.folds} folds of the training clips' source videos"
+        "in closed form: a ridge per row on streams of equal variance; their weights (in octaves, `alphafuse weigh` "
+        "is finer), the penalty and the probabilities' temperature are chosen over "
+        f"{found.folds} folds of the training clips' source videos"
         if found.head == "closed"
         else "are trained, one per row, with the same settings and seed; temperatures are chosen on validation clips"
     )
@@ -221,7 +226,7 @@ def _streams(found: Contribution) -> Table:
 
 
 def _permuted(gain: Gain) -> str:
-    return f"{min(gain.permuted_bits):.2f}..{max(gain.permuted_bits):.2f}"
+    return f"{_rounded(min(gain.permuted_bits)):.2f}..{_rounded(max(gain.permuted_bits)):.2f}"
 
 
 def _shared(what: str, shared: Shared, names: Mapping[str, str]) -> Table:

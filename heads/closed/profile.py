@@ -1,11 +1,12 @@
 """The out-of-fold error of many weightings of the streams, each with its best penalty, from statistics alone.
 
 Moments -> `standardised` -> `ridge.Folds` -> `ratio_profile` (two streams) or `search` (more) -> Weightings
+                                           -> `tuned`: one good weighting of some of the streams, quickly
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -147,3 +148,37 @@ def search(folds: Folds, *, seed: int = 0, advance: Callable[[int], None] = lamb
                 if np.abs(moved - moved.mean()).max() <= 2 * REACH:
                     best = min(best, measure(moved, best.penalty), key=lambda found: found.loss)
     return [equal, *(found for found in tried.values() if found is not equal)]
+
+
+def tuned(folds: Folds, streams: Collection[str], *, near: float | None = None) -> Weighting:
+    """Return a weighting of some of the streams that was tuned quickly, and the same way whatever the streams hold.
+
+    From equal weights, each stream in turn is moved by octaves while the out-of-fold error falls, in two rounds. No
+    weight is more than 16 times another, so that a stream of noise ends at a weight that hardly matters.
+
+    Args:
+        folds: of all streams.
+        streams: at least one; the others get the weight 0.
+        near: a guess of the best penalty at equal weights.
+    """
+    used = np.array([stream in streams for stream in folds.moments.dims])
+    tried: dict[tuple[float, ...], Weighting] = {}
+
+    def measure(exponents: np.ndarray, near: float | None) -> Weighting:
+        key = tuple(np.round(exponents - exponents.mean(), 6) + 0.0)
+        if key not in tried:
+            alphas = np.zeros(len(used))
+            alphas[used] = 2.0 ** np.array(key)
+            tried[key] = folds.best(alphas.tolist(), near=near)
+        return tried[key]
+
+    place = np.zeros(used.sum())
+    best = measure(place, near)
+    for _ in range(2):
+        before = best
+        for step in (*-np.eye(len(place)), *np.eye(len(place))):
+            while np.ptp(place + step) <= OCTAVES and (found := measure(place + step, best.penalty)).loss < best.loss:
+                place, best = place + step, found
+        if best is before:
+            break
+    return best

@@ -8,7 +8,8 @@ subset is worth the bits per clip that its head gives about the label, and its a
 
 The gain of a stream is what all streams are worth more than all but this one. That gain might come from more columns
 and more tuning, so it stands beside those of a *permuted refit*: the stream is permuted across source videos, and
-heads are trained, tuned and tested on it the same way.
+heads are trained, tuned and tested on it the same way. In closed form the streams' weights are tuned too: at equal
+weights a stream of noise costs bits, and any stream would look better than its permuted self.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from alphafuse.data.streams import in_order
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import fit_temperature, log_probabilities
 from alphafuse.heads.closed.moments import Moments, assign_folds
-from alphafuse.heads.closed.profile import constant_streams, standardised
+from alphafuse.heads.closed.profile import constant_streams, standardised, tuned
 from alphafuse.heads.closed.recommend import DROP_SHARE, SAMPLE
 from alphafuse.heads.closed.ridge import Folds, Weighting
 from alphafuse.heads.closed.rows import Candidate, Clips, LinearHead, heads_of, refit_of, score_rows, scores_of
@@ -177,6 +178,7 @@ class Contribution:
         values: subset of streams -> what it is worth, from () to all.
         out_of_fold: subset -> (bits, accuracy) of training clips scored by heads that were trained without them; empty
             for trained heads.
+        weights: subset -> stream -> weight on the scale of equal variances, geometric mean 1; empty for trained heads.
         streams: how the worth of all streams is shared among them.
         of_media: the same with media as players; None unless several streams share one of two media.
         gains: stream -> its gain, with that of the permuted refits.
@@ -208,6 +210,7 @@ class Contribution:
     seed: int
     values: Mapping[tuple[str, ...], Worth]
     out_of_fold: Mapping[tuple[str, ...], tuple[float, float]]
+    weights: Mapping[tuple[str, ...], Mapping[str, float]]
     streams: Shared
     of_media: Shared | None
     gains: Mapping[str, Gain]
@@ -258,6 +261,7 @@ class Contribution:
                     "out_of_fold": dict(zip(("bits", "accuracy"), self.out_of_fold[subset], strict=True))
                     if subset in self.out_of_fold
                     else None,
+                    "weights": self.weights.get(subset),
                 }
                 for subset, worth in self.values.items()
             ],
@@ -291,11 +295,13 @@ class Answers:
         gain: (test clips,) bits.
         hits: (test clips,) right or not; a chance in [0, 1] where several classes are named.
         out_of_fold: mean bits and accuracy of training clips; None for trained heads.
+        weights: of all streams, 0 for those that aren't in the subset; () for trained heads.
     """
 
     gain: np.ndarray
     hits: np.ndarray
     out_of_fold: tuple[float, float] | None = None
+    weights: tuple[float, ...] = ()
 
 
 Scorer = Callable[[Mapping[str, EmbeddingSource], Sequence[Subset], bool], dict[Subset, Answers]]
@@ -319,10 +325,10 @@ def contribute(
 
     Args:
         dataset: a dataset whose three splits are extracted.
-        head: "closed": a ridge in closed form per subset, equal weights on streams of equal total variance, its
-            penalty and the temperature of its probabilities chosen out-of-fold on training clips. Such heads add up a
-            term per stream: what only the combination of two streams tells, they can't see. "fit": a trained head
-            per subset, its temperature chosen on validation clips.
+        head: "closed": a ridge in closed form per subset on streams of equal total variance; their weights (see
+            `tuned`), the penalty and the temperature of the probabilities are chosen out-of-fold on training clips.
+            Such heads add up a term per stream: what only the combination of two streams tells, they can't see.
+            "fit": a trained head per subset, its temperature chosen on validation clips.
         streams: the streams to compare; all by default.
         run: the trained run whose use of its streams is measured; the root's best by default, if it has one.
         folds: folds of source videos, for heads in closed form.
@@ -409,6 +415,11 @@ def contribute(
         out_of_fold={
             _named(some, names): one.out_of_fold for some, one in found.items() if one.out_of_fold and head == "closed"
         },
+        weights={
+            (own := _named(some, names)): {name: w for name, w in zip(names, one.weights, strict=True) if name in own}
+            for some, one in found.items()
+            if one.weights
+        },
         streams=_shared(*games, names, groups),
         of_media=_of_media(*games, media, groups),
         gains=_gains(found, null, names, groups),
@@ -474,9 +485,11 @@ class _Closed:
         held_shares = np.stack([of_fold.shares.cpu().numpy() for of_fold in solver.train])
         candidates: list[Candidate] = []
         finals: list[Candidate] = []
+        weights: list[tuple[float, ...]] = []
         for some in subsets:
-            weighting = solver.best([float(name in some) for name in self.names], near=self.penalties.get(some))
+            weighting = tuned(solver, some, near=self.penalties.get(some))
             self.penalties.setdefault(some, weighting.penalty)
+            weights.append(weighting.alphas)
             heads = partial(heads_of, solver, weighting, standard)
             evidence = scores_of(sample, [heads], moments)[0] - held_shares[sample.folds]
             sharpness = best_sharpness(evidence, log_prior, sample.targets)
@@ -503,7 +516,8 @@ class _Closed:
             held = score_rows(clips, candidates, moments, temperatures=ones)
             bits = information_gain(-held.log_loss[1::2], log_prior[targets]).mean(axis=1)
             out_of_fold = [*zip(bits.tolist(), held.correct[::2].mean(axis=1).tolist(), strict=True)]
-        return {some: Answers(gains[i], scored.correct[2 * i], out_of_fold[i]) for i, some in enumerate(subsets)}
+        hits = scored.correct[::2]
+        return {some: Answers(gains[i], hits[i], out_of_fold[i], weights[i]) for i, some in enumerate(subsets)}
 
 
 def _sharpened(head: LinearHead, shares: np.ndarray, sharpness: float, log_prior: np.ndarray) -> LinearHead:

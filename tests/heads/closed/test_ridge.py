@@ -12,7 +12,7 @@ from sklearn.model_selection import PredefinedSplit
 from support.closed import DIMS, folds_of, make_rows, one_hot, ridge_of, side_by_side
 
 from alphafuse.heads.closed.moments import Moments
-from alphafuse.heads.closed.profile import of_ratio, ratio_profile, search, standardised
+from alphafuse.heads.closed.profile import of_ratio, ratio_profile, search, standardised, tuned
 from alphafuse.heads.closed.ridge import Folds, Weighting, best_penalty
 
 CLASSES = 4
@@ -181,3 +181,15 @@ def test_the_search_over_three_streams_finds_what_random_search_finds() -> None:
         other = folds.best(tuple(2.0 ** (exponents - exponents.mean())), near=best.penalty)
         assert best.loss <= other.loss * 1.002
     assert best.alphas[2] == min(best.alphas), "the stream of noise weighs least"
+
+
+def test_tuned_weights_have_nearly_the_least_error_and_noise_weighs_little() -> None:
+    rows, targets = make_rows(120, signal={"timesformer": 1.5, "ast": 0.9, "dino-s": 0.0})
+    of_clip, _ = folds_of(rows, targets, CLASSES)
+    folds = Folds(standardised(Moments.of(rows, targets, of_clip, classes=CLASSES)).moments)
+    two, three = tuned(folds, ("ast", "timesformer")), tuned(folds, folds.moments.dims)
+    least = min(folds.best((2.0 ** (-e / 2), 2.0 ** (e / 2), 0.0)).loss for e in range(-4, 5))
+    assert two.alphas[2] == 0 and two.loss == pytest.approx(least, rel=1e-3)
+    assert three.loss < folds.best((1.0, 1.0, 1.0)).loss and np.prod(three.alphas) == pytest.approx(1, rel=1e-4)
+    assert three.alphas[0] / three.alphas[2] == pytest.approx(16)
+    assert tuned(folds, ["dino-s"]).alphas == (0.0, 0.0, 1.0)

@@ -103,8 +103,8 @@ def test_a_permuted_stream_gains_nothing_and_a_true_one_adds(found: Contribution
     assert headline(found)[0] == "Keep both: each tells something about the label that the other doesn't."
 
 
-def test_the_heads_are_ridge_regressions_on_scaled_streams(found: Contribution, toy: Dataset) -> None:
-    """Accuracy of scikit-learn's ridge with the same weights, best of many penalties by out-of-fold squared error."""
+def test_the_heads_are_ridge_regressions_on_weighted_streams(found: Contribution, toy: Dataset) -> None:
+    """Accuracy of scikit-learn's ridge, best of many ratios and penalties by out-of-fold squared error."""
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
@@ -113,20 +113,23 @@ def test_the_heads_are_ridge_regressions_on_scaled_streams(found: Contribution, 
     train, test = toy.embeddings("train"), toy.embeddings("test")
     kept = test.take(test.present("ast"))
     targets = np.array([toy.classes.index(label) for label in train.labels])
-    columns, others = [], []
-    for stream in ("timesformer", "ast"):
-        x = train.features[stream].astype(np.float64)
-        scale = np.sqrt(x.var(axis=0).sum())
-        columns.append(x / scale)
-        others.append(kept.features[stream] / scale)
-    search = GridSearchCV(
-        Ridge(),
-        {"alpha": 2.0 ** np.arange(-14, 8, 0.5)},
-        scoring="neg_mean_squared_error",
-        cv=PredefinedSplit(assign_folds(train.groups, targets, 5)),
-    ).fit(np.hstack(columns), np.eye(9)[targets])
-    predicted = search.predict(np.hstack(others)).argmax(axis=1)
-    right = np.mean([toy.classes[i] == label for i, label in zip(predicted, kept.labels, strict=True)])
+    folds = PredefinedSplit(assign_folds(train.groups, targets, 5))
+    searches = {}
+    for exponent in range(-4, 5):
+        columns, others = [], []
+        for stream, weight in (("timesformer", 1), ("ast", 2.0**exponent)):
+            x = train.features[stream].astype(np.float64)
+            scale = weight / np.sqrt(x.var(axis=0).sum())
+            columns.append(scale * x)
+            others.append(scale * kept.features[stream])
+        grid = {"alpha": 2.0 ** np.arange(-14, 8, 0.5)}
+        search = GridSearchCV(Ridge(), grid, scoring="neg_mean_squared_error", cv=folds)
+        search.fit(np.hstack(columns), np.eye(9)[targets])
+        searches[exponent] = search.best_score_, search.predict(np.hstack(others)).argmax(axis=1)
+    best = max(searches, key=lambda exponent: searches[exponent][0])
+    weights = found.weights["timesformer", "ast"]
+    assert np.log2(weights["ast"] / weights["timesformer"]) == pytest.approx(best)
+    right = np.mean([toy.classes[i] == label for i, label in zip(searches[best][1], kept.labels, strict=True)])
     assert found.values["timesformer", "ast"].accuracy.mean == pytest.approx(right, abs=1.5 / 42)
 
 
@@ -191,6 +194,8 @@ def test_a_stream_of_noise_has_a_perceptual_score_of_0_in_expectation(tmp_path: 
     assert noise.bits.interval.low < 0 < noise.bits.interval.high and abs(noise.accuracy.mean) < 0.02
     assert signal.bits.interval.low > 0.2
     assert found.gains["a"].verdict == "adds" and found.gains["b"].verdict != "adds"
+    assert found.weights["a", "b"]["b"] < 0.5 and abs(found.gains["b"].worth.bits.mean) < 0.02  # not what noise costs
+    assert np.abs(found.gains["b"].permuted_bits).max() < 0.02
     assert headline(found)[0].startswith("Keep sight as a sees it.")
 
 
