@@ -1,6 +1,9 @@
-"""Confidence intervals and significance tests of heads' scores.
+"""Confidence intervals and significance tests of heads' scores (docs/statistics.md).
 
-The unit of resampling is the source video (group): clips of one video stay together in every resample and sign flip.
+    several heads   seeds and source videos are both random: one model gives the interval and the test (`_crossed`)
+    one head        its interval varies the source videos; its test is exact and about this head alone
+
+The unit is the source video (group): clips of one video are never taken for independent.
 Arrays of per-clip values are (seeds, clips): one row per head; the heads differ only in their seeds.
 """
 
@@ -8,17 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.optimize import brentq
+from scipy.stats import binomtest, nct, norm
 from scipy.stats import t as student_t
 
-from alphafuse.data.power import LEVEL
+from alphafuse.data.power import LEVEL, POWER, smallest_resolvable_gap
 
+Groups = Sequence[str] | np.ndarray  # source videos by name or by number, one per clip
+
+PSEUDO_VIDEOS = 2  # videos whose clips are all right or all wrong together, added to an accuracy's effective sample
 RESAMPLES = 2000
 DRAWS = 10_000
+NOTHING_VARIES = "none: no variation"
 EXACT_GROUPS = 13  # up to this number all sign flips are enumerated (2^13 = 8,192); beyond, they are drawn at random
 BLOCK_CELLS = 4_000_000  # resampled group counts in memory at a time: 32 MB
 
@@ -108,57 +116,31 @@ def wilson_interval(successes: float, n: int, *, level: float = LEVEL) -> Interv
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"need 0 <= successes <= n and n >= 1, not {successes} of {n}")
-    z = norm.ppf((1 + level) / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(float(low), float(high), "Wilson")
+    low, high = _wilson_ends(successes / n, n, float(norm.ppf((1 + level) / 2)))
+    return Interval(0.0 if successes == 0 else low, 1.0 if successes == n else high, "Wilson")
 
 
-def bootstrap_interval(
-    values: np.ndarray,
-    groups: Sequence[str],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> Interval:
-    """Percentile bootstrap of the mean over seeds and clips: seeds and source videos are drawn with replacement.
+def mean_interval(values: np.ndarray, groups: Groups, *, level: float = LEVEL) -> Interval:
+    """Return the interval of a mean over seeds and clips, such as a loss: t with seeds and source videos random.
 
-    If the bootstrap interval has zero width (one source video, or the same value for every clip and seed), values in
-    {0, 1} get Wilson's interval with n = number of source videos; other values get an interval of zero width whose
-    method says so.
+    If there is one source video, or every value is the same, the interval has zero width and its method says so.
 
     Args:
-        values: (seeds, clips) real numbers (correct or not, loss, difference of two heads).
+        values: (seeds, clips) real numbers; with one seed, the interval is about that head.
         groups: (clips,) source videos.
-        resamples: number of resamples.
-        seed: seed of the random generator.
         level: coverage.
     """
-    values = _as_matrix(values, groups)
-    sums, sizes = group_sums(values, groups)
-    if len(sizes) < 2 or np.ptp(values) == 0:
-        if np.isin(values, (0, 1)).all():
-            return wilson_interval(float(values.mean()) * len(sizes), len(sizes), level=level)
-        mean = float(values.mean())
-        return Interval(mean, mean, "none: no variation to resample")
-    rng = np.random.default_rng(seed)
-    n_seeds = len(values)
-    means = []
-    for count in _blocks(resamples, len(sizes)):
-        seed_counts = _draw_counts(rng, count, n_seeds)  # (count, seeds)
-        group_counts = _draw_counts(rng, count, len(sizes))  # (count, groups)
-        totals = ((seed_counts @ sums) * group_counts).sum(axis=1)
-        means.append(totals / (n_seeds * (group_counts @ sizes)))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), f"bootstrap over {_over(n_seeds)}")
+    return _t_interval(_crossed([_Side.of(values, groups)]), level)
+
+
+def mean_intervals(values: np.ndarray, groups: Groups, *, level: float = LEVEL) -> list[Interval]:
+    """Return the interval of the mean of each row of (figures, clips), each as `mean_interval` of one head."""
+    sums, sizes = group_sums(_as_matrix(values, groups), groups)
+    return [_t_interval(_crossed([_Side(one[None], sizes)]), level) for one in sums]
 
 
 def bootstrap_counts(
-    seeds: int, groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+    seeds: int, groups: Groups, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw bootstrap resamples for metrics that aren't means over clips (`resampled_interval`).
 
@@ -167,7 +149,7 @@ def bootstrap_counts(
     Returns:
         How often each seed is drawn, (resamples, seeds) int64, and how often each clip is, (resamples, clips) float32.
     """
-    _, index = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    index = _coded(groups)
     videos = int(index.max()) + 1
     rng = np.random.default_rng(seed)
     seed_counts = _draw_counts(rng, resamples, seeds)
@@ -210,7 +192,7 @@ def resampled_interval(
     means = np.sort(drawn.sum(axis=1)[~np.isnan(drawn).any(axis=1)] / resampled.shape[1])
     mean = float(np.mean(per_seed))
     if not len(means) or (resampled == resampled[0]).all():
-        return Interval(mean, mean, "none: no variation to resample")
+        return Interval(mean, mean, NOTHING_VARIES)
     last = len(means) - 1  # quantiles are drawn values, not interpolated, because values may be infinite
     low = float(means[math.floor(last * (1 - level) / 2)])
     high = float(means[math.ceil(last * (1 + level) / 2)])
@@ -243,45 +225,59 @@ def t_interval(per_seed: Sequence[float], *, level: float = LEVEL) -> Interval:
     return Interval(mean - half, mean + half, f"t over {n} seeds")
 
 
-def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> Interval:
-    """Return the interval of an accuracy. `correct`: (seeds, clips) bool.
+def accuracy_interval(correct: np.ndarray, groups: Groups, *, level: float = LEVEL) -> Interval:
+    """Return the interval of an accuracy.
 
-    Wilson's for one head on clips that all come from different source videos, because only such clips are independent;
-    otherwise the bootstrap.
+    Wilson's for one head on clips that all come from different source videos, because only such clips are independent.
+    Otherwise Wilson's with t quantiles and an effective number of clips, p (1 - p) / variance, where the variance is of
+    the model in which seeds and source videos are random (Kott and Liu 2009 for samples of clusters). With few videos
+    that variance may be small from luck: `PSEUDO_VIDEOS` videos are added whose clips are all right or wrong together.
+    If all clips are right in all seeds, or all wrong, each source video counts as one independent clip.
+
+    Args:
+        correct: (seeds, clips) correct or not.
+        groups: (clips,) source videos.
+        level: coverage.
     """
     correct = _as_matrix(correct, groups)
     if len(correct) == 1 and len(set(groups)) == len(groups):
-        return wilson_interval(float(correct.sum()), correct.shape[1])
-    return bootstrap_interval(correct, groups)
+        return wilson_interval(float(correct.sum()), correct.shape[1], level=level)
+    side = _Side.of(correct, groups)
+    p = float(correct.mean())
+    if side.videos < 2 or p in (0, 1):
+        return wilson_interval(p * side.videos, side.videos, level=level)
+    model = _crossed([side])
+    pseudo = PSEUDO_VIDEOS
+    per_video = (side.videos * model.variance / (p * (1 - p)) + pseudo / side.videos) / (side.videos + pseudo)
+    low, high = _wilson_ends(p, 1 / per_video, float(student_t.ppf((1 + level) / 2, model.freedom)))
+    return Interval(low, high, f"Wilson over {_over(len(correct))}")
 
 
-def difference_interval(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> Interval:
-    """Return the interval of the mean difference a - b of two experiments' accuracies, paired by clip and by seed.
+def difference_interval(a: np.ndarray, b: np.ndarray, groups: Groups, *, level: float = LEVEL) -> Interval:
+    """Return the interval of the mean difference a - b of two experiments' accuracies, paired by clip.
 
-    Uses the bootstrap. If the two agree on every clip in every seed, the bounds are plus and minus the largest share
-    of differing source videos that Wilson's interval for 0 of n allows.
+    t with seeds and source videos random; of two single heads, with source videos random. Equal numbers of seeds are
+    paired in their order, which is valid for any seeds; unequal ones are not paired, and where one experiment has one
+    head, the interval is about that head. If the two agree on every clip in every seed, the bounds are plus and minus
+    the largest share of differing source videos that Wilson's interval for 0 of n allows. If every clip has the same
+    other difference, or there is one source video, they come from the exact bound of that share (Clopper and Pearson
+    1934).
 
     Args:
-        a, b: (seeds, clips) correct or not, with the same seeds in the same order; if the numbers of seeds differ, the
-            means over seeds are compared.
+        a, b: (seeds, clips) or (clips,), correct or not.
         groups: (clips,) source videos.
+        level: coverage.
     """
-    a, b = _as_matrix(a, groups), _as_matrix(b, groups)
-    if len(a) != len(b):
-        a, b = a.mean(axis=0, keepdims=True), b.mean(axis=0, keepdims=True)
-    gap = a - b
-    if not gap.any():
-        bound = wilson_interval(0, len(set(groups))).high
-        return Interval(-bound, bound, "Wilson bound on the share of differing source videos")
-    return bootstrap_interval(gap, groups)
+    return _difference_interval(_crossed(_compared(a, b, groups)), level)
 
 
 def paired_permutation_test(
-    a: np.ndarray, b: np.ndarray, groups: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+    a: np.ndarray, b: np.ndarray, groups: Groups, *, draws: int = DRAWS, seed: int = 0
 ) -> PairedTest:
-    """Two-sided sign-flip test of the mean difference between two experiments on the same clips.
+    """Two-sided sign-flip test of the mean difference between two experiments' heads on the same clips.
 
-    Per-clip values are averaged over seeds and summed over each source video. Under the null hypothesis the sign of
+    It is about these heads: another training, with other seeds, is no part of its null hypothesis. Per-clip values are
+    averaged over seeds and summed over each source video. Under the null hypothesis the sign of
     each video's difference is random. With k <= 13 videos that differ, all 2^k sign patterns are enumerated. With more,
     `draws` random patterns are used, with the +1 correction of Phipson and Smyth (2010), so that p is never 0.
 
@@ -299,13 +295,13 @@ def paired_permutation_test(
     if k <= EXACT_GROUPS:
         signs = 1 - 2 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1)  # (2^k, k)
         p_value = float(np.mean(np.abs(signs @ flips) >= observed))
-        return PairedTest(mean, p_value, "paired permutation over source videos, exact", len(sizes))
+        return PairedTest(mean, p_value, "paired permutation over source videos, exact, of these heads", len(sizes))
     rng = np.random.default_rng(seed)
     extreme = 0
     for count in _blocks(draws, k):
         signs = 1 - 2 * rng.integers(0, 2, size=(count, k), dtype=np.int8)
         extreme += int(np.sum(np.abs(signs @ flips) >= observed))
-    method = f"paired permutation over source videos, {draws:,} draws"
+    method = f"paired permutation over source videos, {draws:,} draws, of these heads"
     return PairedTest(mean, (extreme + 1) / (draws + 1), method, len(sizes))
 
 
@@ -321,37 +317,71 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> PairedTest:
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
     discordant = only_a + only_b
     p_value = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
-    return PairedTest((only_a - only_b) / len(a), p_value, "McNemar, exact", len(a))
+    return PairedTest((only_a - only_b) / len(a), p_value, "McNemar, exact, of these heads", len(a))
 
 
-def paired_test(a: np.ndarray, b: np.ndarray, groups: Sequence[str]) -> PairedTest:
+def paired_test(a: np.ndarray, b: np.ndarray, groups: Groups) -> PairedTest:
     """Test the difference of two experiments' per-clip values with the appropriate paired test.
 
-    Exact McNemar for two single heads with values in {0, 1} on clips that all come from different source videos,
-    because only such clips are independent; otherwise the paired permutation test.
+    Several seeds: the t test of the model in which seeds and source videos are both random, which rejects exactly where
+    `difference_interval` excludes 0. Two single heads: exact McNemar for values in {0, 1} on clips that all come from
+    different source videos, because only such clips are independent, otherwise sign flips of source videos. These are
+    about the two heads, and also the test of several seeds between which, and between whose videos, nothing varies.
 
     Args:
         a, b: (seeds, clips) or (clips,) values; the numbers of seeds may differ.
         groups: (clips,) source videos.
     """
-    a, b = _as_matrix(a, groups), _as_matrix(b, groups)
-    single = len(a) == len(b) == 1 and len(set(groups)) == len(groups)
-    if single and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
-        return mcnemar(a[0], b[0])
-    return paired_permutation_test(a, b, groups)
+    return _test(a, b, groups, _crossed(_compared(a, b, groups)))
 
 
-def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Sequence[str]) -> list[Comparison]:
+def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Groups) -> list[Comparison]:
     """Compare the first of each pair with the second, Holm-corrected over all pairs.
+
+    An interval excludes 0 exactly if its p-value, before the correction, is below .05: several seeds have both from one
+    model; the interval of two single heads reaches to 0 where their exact test doesn't reject.
 
     Args:
         pairs: pairs of (seeds, clips) correct or not; the numbers of seeds may differ.
         groups: (clips,) source videos.
     """
-    tests = [paired_test(a, b, groups) for a, b in pairs]
-    intervals = [difference_interval(a, b, groups) for a, b in pairs]
-    corrected = holm([test.p_value for test in tests])
-    return [Comparison(*found) for found in zip(intervals, tests, corrected, strict=True)]
+    coded = _coded(groups)
+    found = [_interval_and_test(a, b, coded) for a, b in pairs]
+    corrected = holm([test.p_value for _, test in found])
+    return [Comparison(*both, p_holm) for both, p_holm in zip(found, corrected, strict=True)]
+
+
+def resolvable_gap(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Groups, *, comparisons: int, power: float = POWER
+) -> float:
+    """Return the smallest difference in accuracy that the tests of these experiments find with this power.
+
+    Two single heads on clips of different source videos: exact McNemar's (`smallest_resolvable_gap`). Otherwise the t
+    test's, with the mean variance of these comparisons.
+
+    Args:
+        pairs: pairs of (seeds, clips) correct or not, whose disagreement is taken for that of the experiments.
+        groups: (clips,) source videos.
+        comparisons: number of comparisons made together: the level is what Holm asks of the smallest p-value.
+        power: probability in (0, 1).
+    """
+    level = 1 - (1 - LEVEL) / comparisons
+    compared = [_compared(a, b, groups) for a, b in pairs]
+    videos = compared[0][0].videos
+    if all(len(side.sums) == 1 for sides in compared for side in sides) and videos == len(groups):
+        squared = float(np.mean([np.square(sides[0].sums).mean() for sides in compared]))
+        return smallest_resolvable_gap(videos, discordance=squared, power=power, level=level)
+    models = [model for model in map(_crossed, compared) if model.varies]
+    if not models:
+        return smallest_resolvable_gap(videos, power=power, level=level)
+    variance = float(np.mean([model.variance for model in models]))
+    freedom = float(np.median([model.freedom for model in models]))
+    bound = float(student_t.ppf((1 + level) / 2, freedom))
+
+    def missing(gap: float) -> float:
+        return power - float(nct.sf(bound, freedom, gap / math.sqrt(variance)))
+
+    return 1.0 if missing(1.0) >= 0 else float(brentq(missing, 0.0, 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -369,12 +399,154 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Values of some heads: their sums over each source video, (seeds, videos), and the videos' sizes, (videos,)."""
+
+    sums: np.ndarray
+    sizes: np.ndarray
+    sign: int = 1
+
+    @classmethod
+    def of(cls, values: np.ndarray, groups: Groups) -> _Side:
+        return cls(*group_sums(_as_matrix(values, groups), groups))
+
+    @property
+    def videos(self) -> int:
+        return len(self.sizes)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A mean with its variance over seeds and source videos, and the degrees of freedom of that variance.
+
+    `varies` is False if the variance is 0 or unknown (one source video); `seeds` is the largest number of heads.
+    """
+
+    mean: float
+    variance: float
+    freedom: float
+    videos: int
+    seeds: int
+    varies: bool
+
+
+def _crossed(sides: Sequence[_Side]) -> _Model:
+    """Return the mean over seeds and source videos, both random and crossed; of two sides, the difference of means.
+
+    Multi-reader multi-case analysis (Obuchowski and Rockette 1995, Hillis 2007) with seeds for readers and videos for
+    cases: value[seed, video] = mean + seed + video + both. With S seeds and V videos of equal size, the variance of the
+    mean is (max(MS_seed, MS_both) + max(MS_video - MS_both, 0)) / (S V), with Satterthwaite's (1946) degrees of freedom
+    over all mean squares. Seeds of two sides are independent: each side has its own MS_seed and MS_both, and the video
+    effects are of the difference of the sides' means. A side of one seed has no seed effects: its head is taken as it
+    is.
+
+    Videos of unequal size: an accuracy is a ratio of sums, so a video's value is its influence on the ratio,
+    (sum - accuracy x size) / mean size, enlarged by the video's leverage on the accuracy (Bell and McCaffrey 2002), and
+    the degrees of freedom count V' = (sum of sizes)^2 / (sum of squared sizes) videos (Kish 1965).
+    """
+    sizes = sides[0].sizes
+    clips, videos = float(sizes.sum()), len(sizes)
+    seeds = max(len(side.sums) for side in sides)
+    accuracies = [side.sums.sum(axis=1) / clips for side in sides]  # (seeds,) each
+    mean = float(sum(side.sign * of_seed.mean() for side, of_seed in zip(sides, accuracies, strict=True)))
+    if videos < 2:
+        return _Model(mean, 0.0, 1.0, videos, seeds, varies=False)
+    leverage = np.sqrt((1 - 1 / videos) / (1 - sizes / clips))  # 1 for equal sizes
+    df_video = max(clips**2 / float(np.square(sizes, dtype=np.float64).sum()) - 1, 1.0)
+    of_video = np.zeros(videos)
+    of_seeds = of_both = squares = 0.0  # squares: of the terms, each divided by its degrees of freedom
+    for side, of_seed in zip(sides, accuracies, strict=True):
+        count = len(side.sums)
+        influence = (side.sums - of_seed[:, None] * sizes) * (leverage * videos / clips)  # (seeds, videos)
+        means = influence.mean(axis=0)
+        of_video += side.sign * means
+        if count > 1:
+            seed = float(of_seed.var(ddof=1)) / count
+            both = float(np.square(influence - means).sum()) / ((count - 1) * (videos - 1) * count * videos)
+            df_both = (count - 1) * df_video
+            of_seeds += max(seed, both)
+            of_both += both
+            squares += both**2 / df_both + (seed**2 / (count - 1) if seed >= both else both**2 / df_both)
+    video = float(np.square(of_video).sum()) / ((videos - 1) * videos)
+    variance = of_seeds + max(video - of_both, 0.0)
+    scale = max(float(np.square(side.sums).sum()) / (len(side.sums) * clips**2) for side in sides)
+    if variance <= 1e-20 * scale:  # rounding
+        return _Model(mean, 0.0, df_video, videos, seeds, varies=False)
+    return _Model(mean, variance, variance**2 / (squares + video**2 / df_video), videos, seeds, varies=True)
+
+
+def _compared(a: np.ndarray, b: np.ndarray, groups: Groups) -> list[_Side]:
+    """Return the sides of a comparison: the differences of paired seeds, or both experiments if the numbers differ."""
+    a, b = _as_matrix(a, groups), _as_matrix(b, groups)
+    if len(a) == len(b):
+        return [_Side.of(a - b, groups)]
+    first = _Side.of(a, groups)
+    return [first, _Side(group_sums(b, groups)[0], first.sizes, sign=-1)]
+
+
+def _interval_and_test(a: np.ndarray, b: np.ndarray, groups: Groups) -> tuple[Interval, PairedTest]:
+    model = _crossed(_compared(a, b, groups))
+    interval, test = _difference_interval(model, LEVEL), _test(a, b, groups, model)
+    if test.p_value >= 1 - LEVEL:
+        interval = replace(interval, low=min(interval.low, 0.0), high=max(interval.high, 0.0))
+    return interval, test
+
+
+def _test(a: np.ndarray, b: np.ndarray, groups: Groups, model: _Model) -> PairedTest:
+    """Return the test of `paired_test`; `model` is of the same comparison."""
+    a, b = _as_matrix(a, groups), _as_matrix(b, groups)
+    if len(a) == len(b) == 1:
+        single = model.videos == len(groups) and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()
+        return mcnemar(a[0], b[0]) if single else paired_permutation_test(a, b, groups)
+    if not model.varies:
+        return paired_permutation_test(a, b, groups)
+    p_value = 2 * float(student_t.sf(abs(model.mean) / math.sqrt(model.variance), model.freedom))
+    return PairedTest(model.mean, p_value, _test_name(len(a), len(b)), model.videos)
+
+
+def _t_interval(model: _Model, level: float) -> Interval:
+    if not model.varies:
+        return Interval(model.mean, model.mean, NOTHING_VARIES)
+    half = float(student_t.ppf((1 + level) / 2, model.freedom)) * math.sqrt(model.variance)
+    return Interval(model.mean - half, model.mean + half, f"t over {_over(model.seeds)}")
+
+
+def _difference_interval(model: _Model, level: float) -> Interval:
+    if model.varies:
+        found = _t_interval(model, level)
+        return Interval(max(found.low, -1.0), min(found.high, 1.0), found.method)
+    mean, videos = model.mean, model.videos
+    if abs(mean) < 1e-12:
+        bound = wilson_interval(0, videos, level=level).high
+        return Interval(-bound, bound, "Wilson bound on the share of differing source videos")
+    bound = 1 - ((1 - level) / 2) ** (1 / videos)  # of videos that may differ in another way, by -1 to 1
+    low, high = mean * (1 - bound) - bound, mean * (1 - bound) + bound
+    return Interval(low, high, "exact bound on the share of source videos that differ otherwise")
+
+
+def _test_name(a: int, b: int) -> str:
+    """Return the name of the t test of experiments with these numbers of seeds."""
+    if 1 in (a, b):
+        return "paired t over seeds and source videos, against one head as it is"
+    few = ", approximate with two seeds" if min(a, b) == 2 else ""
+    return f"paired t over seeds and source videos{few}"
+
+
+def _wilson_ends(p: float, n: float, quantile: float) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of the proportion p of n, which may be fractional."""
+    square = quantile * quantile
+    centre = (p + square / (2 * n)) / (1 + square / n)
+    half = quantile * math.sqrt(p * (1 - p) / n + square / (4 * n * n)) / (1 + square / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def _over(seeds: int) -> str:
     """Return the name of the resampled units, for the name of the method."""
     return "source videos" if seeds == 1 else "seeds and source videos"
 
 
-def _as_matrix(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+def _as_matrix(values: np.ndarray, groups: Groups) -> np.ndarray:
     """Return values as (seeds, clips) float64; ValueError unless there is one group per clip."""
     matrix = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if matrix.ndim != 2 or matrix.shape[1] != len(groups) or not matrix.size:
@@ -382,10 +554,18 @@ def _as_matrix(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     return matrix
 
 
-def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def group_sums(values: np.ndarray, groups: Groups) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums (seeds, groups) of values (seeds, clips), and the groups' sizes (groups,)."""
-    _, index, sizes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True, return_counts=True)
+    index = _coded(groups)
+    sizes = np.bincount(index)
     return np.stack([np.bincount(index, row, len(sizes)) for row in values]), sizes
+
+
+def _coded(groups: Groups) -> np.ndarray:
+    """Return each clip's source video as a number from 0 on without gaps, (clips,) int; such numbers stay."""
+    if isinstance(groups, np.ndarray) and groups.dtype.kind == "i" and groups.size and np.bincount(groups).all():
+        return groups
+    return np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
 
 
 def _draw_counts(rng: np.random.Generator, resamples: int, units: int) -> np.ndarray:
