@@ -27,7 +27,7 @@ from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, spli
 from alphafuse.system.remote import folder_exists, is_remote, list_objects, object_size
 
 from .embeddings import Embeddings
-from .manifest import SPLITS, Clip, Manifest
+from .manifest import SPLITS, Clip, Manifest, lines_of
 from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, require_different
 
 FORMAT_VERSION = 2
@@ -152,8 +152,10 @@ class Dataset:
         if not known.issuperset(manifest.labels):
             clip = next(clip for clip in manifest if clip.label not in known)
             what = one_line(unknown("label", clip.label, classes), 500)
+            line = lines_of(root / "manifest.csv", clip.clip_id)[0]
             raise DatasetError(
-                f"{root / 'manifest.csv'}: clip {one_line(clip.clip_id, 80)}: {what} (dataset.json lists them)"
+                f"{root / 'manifest.csv'} line {line}: clip {one_line(clip.clip_id, 80)}: {what} (dataset.json lists "
+                "them)"
             )
         return cls(
             root=root,

@@ -366,6 +366,7 @@ def _print_split(report: SplitReport) -> None:
 
 
 def _print_import(report: ImportReport, *, as_json: bool) -> None:
+    from alphafuse.data.sources.folder import counted_files
     from alphafuse.data.splits import reachable_ceiling
 
     dataset = report.dataset
@@ -385,6 +386,7 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
                 "listed": report.listed,
                 "missing": list(report.missing),
                 "left_out": dict(report.left_out),
+                "skipped": dict(report.skipped),
                 "notes": list(report.notes),
                 "labelled_by": dataset.labelled_by,
             }
@@ -410,6 +412,8 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
         listed = "; ".join(f"{reason}: {count}" for reason, count in reasons[:3])
         more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
         click.echo(f"  left out: {len(report.left_out)} clips ({listed}{more}; all in {dataset.root / 'left_out.csv'})")
+    if report.skipped:
+        click.echo(f"  skipped: {counted_files(report.skipped)}")
     for note in report.notes:
         click.echo(f"  {note}")
     print_text(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, require_name
+from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, medium_of_word, require_name
 from alphafuse.errors import DatasetError, EncoderError, unknown
 from alphafuse.system.files import one_line
 
@@ -139,16 +139,17 @@ def medium_of(name: str, encoder: str, options: dict[str, str]) -> str:
         options: as in `Stream`; `medium` is taken out.
 
     Raises:
+        DatasetError: the option is no medium.
         EncoderError: the encoder doesn't tell; the message asks for the option.
     """
     if "medium" in options:
-        return options.pop("medium")
+        return medium_of_word(options.pop("medium"))
     if is_code(encoder) and ("frames" in options) != ("rate" in options):
         return "video" if "frames" in options else "audio"
     for stream in DEFAULT_STREAMS:
         if name == stream.name:
             return stream.medium
-    ask = f"say what stream {name} embeds: --stream {name}={encoder},medium=video (or audio)"
+    ask = f"say what stream {name} embeds: --stream {name}={encoder},medium=sight (or sound)"
     if is_code(encoder):
         ask += f"; {encoder},frames=8 or {encoder},rate=16000 if it is a plain function"
     if encoder in (COMPACT, GIVEN) or is_code(encoder):
