@@ -5,6 +5,7 @@ root/
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file but were left out, and why (only when there are any)
+  dropped.csv           clips that `alphafuse data drop` took out of the manifest (only when there are any)
   stores/<split>/       stage one: HDF5 shards of embeddings (or below the folder or URL that dataset.json names)
   runs/<name>/          stage two: trained heads and their figures
 """
@@ -460,6 +461,8 @@ def require_own_root(root: Path, name: str) -> None:
         what = f"the root of another dataset ('{one_line(existing.get('name'), 80)}')"
     elif isinstance(existing.get("source"), dict) and "split" in existing["source"]:
         what = "a root that `alphafuse data split` made"
+    elif (root / "dropped.csv").is_file():
+        what = "a root from which clips were dropped (`alphafuse data drop --undo` puts them back)"
     elif manifest.is_file() and _sha256(manifest) != existing.get("manifest_sha256"):
         what = "a root whose manifest.csv was edited"
     else:

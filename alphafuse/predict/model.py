@@ -14,6 +14,7 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from alphafuse.data.coverage import coverage_of
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.sources.importing import find_files
 from alphafuse.data.streams import GIVEN, Stream
@@ -311,6 +312,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         self, clips: Sequence[str | Path], embedded: EmbeddedFiles, probabilities: np.ndarray, top: int
     ) -> list[Prediction]:
         usable = usable_clips(embedded.rows, self.run.heads[0].config)
+        encoders = self.embedder.encoders
+        hearing = {name: heard for name, encoder in encoders.items() if (heard := encoder.hears)}
         predictions = []
         for i, clip in enumerate(clips):
             mean = probabilities[:, i].mean(axis=0)  # (C,)
@@ -324,6 +327,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                     missing=embedded.reasons(i),
                     media=self.media,
                     probabilities=mean,
+                    coverage=coverage_of(hearing, {str(clip): float(embedded.sound_seconds[i])}),
                 )
             )
         return predictions

@@ -56,6 +56,11 @@ def file_digest(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def joined_digest(digests: Sequence[str]) -> str:
+    """Return the digest of a clip in several files, from theirs; that of the file if it is one."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 def split_address(address: str) -> tuple[str, tuple[int, int] | None]:
     """Return the file of an address, and the first byte and the number of bytes if the address is a part of it.
 

@@ -7,19 +7,21 @@ To add a family, write a builder `(stream, placement) -> Encoder` in a module of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, medium_of_word, require_name
-from alphafuse.errors import DatasetError, EncoderError, unknown
+from alphafuse.errors import AlphafuseError, DatasetError, EncoderError, unknown
 from alphafuse.system.files import one_line
 
-from .hub import COMPACT, hub_reachable, locate, not_found, read_file
+from .hub import COMPACT, hub_reachable, local_folder, locate, not_found, read_file
 
 if TYPE_CHECKING:
+    from alphafuse.data.coverage import Hearing
+
     from .encoder import Encoder, Placement
 
 EVERY = ("medium", "precision")  # options of every stream
@@ -94,6 +96,21 @@ def load_encoder(stream: Stream, placement: Placement | None = None, *, trust_co
         import_module(f".{family.module}", __package__), family.builder
     )
     return build(stream, placement)
+
+
+def hearing_of(streams: Iterable[Stream]) -> dict[str, Hearing]:
+    """Return what streams hear, of those whose encoders are on this machine; code isn't run, and nothing is fetched."""
+    found: dict[str, Hearing] = {}
+    for stream in streams:
+        try:
+            if stream.encoder == GIVEN or stream.is_code or local_folder(stream) is None:
+                continue
+            hears = load_encoder(stream).hears
+        except AlphafuseError:
+            continue  # extraction says why it can't be loaded
+        if hears is not None:
+            found[stream.name] = hears
+    return found
 
 
 def parse_stream(text: str) -> Stream:
