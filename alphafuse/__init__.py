@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alphafuse.cli.doctor import Finding, examine
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
+    from alphafuse.data.dropping import drop_clips, restore_clips
     from alphafuse.data.embeddings import Embeddings, Failure
     from alphafuse.data.labelling import labelling_warning
     from alphafuse.data.manifest import Clip, Manifest
@@ -81,6 +82,7 @@ _HOMES = {
     "alphafuse.predict.bundle": ("export_run",),
     "alphafuse.data.audit": ("AuditReport", "audit"),
     "alphafuse.data.dataset": ("Dataset",),
+    "alphafuse.data.dropping": ("drop_clips", "restore_clips"),
     "alphafuse.data.sources.demo": ("make_demo",),
     "alphafuse.data.sources.folder": ("import_folder",),
     "alphafuse.data.sources.given": ("GivenReport", "import_embeddings"),
@@ -193,6 +195,7 @@ __all__ = [
     "convert_timesformer",
     "curve",
     "decode_clip",
+    "drop_clips",
     "evaluate",
     "evaluate_probabilities",
     "examine",
@@ -217,6 +220,7 @@ __all__ = [
     "read_run",
     "resample",
     "resplit_dataset",
+    "restore_clips",
     "sign_clips",
     "similar",
     "sweep",

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from alphafuse.errors import AlphafuseError
 from alphafuse.system.remote import local_copy
 
+from .coverage import Coverage, Hearing, coverage_of, stored_hearing, stored_seconds
 from .dataset import Dataset
 from .duplicates import SILENT_PEAK_DBFS, Signature, near_identical_pairs
 from .manifest import SPLITS, Clip
@@ -30,6 +31,7 @@ from .splits import Ceiling, reachable_ceiling
 
 SHORT_SHARE = 0.5  # clips shorter than this share of the median duration are short
 TYPICAL_DISCORDANCE = 0.2  # share of clips that exactly one of two similar heads gets right
+USEFUL_GAP = 0.10  # a test split that can't show this difference, even at best, decides what studies can say
 IMBALANCE = 10.0  # largest over smallest training class worth a note
 _NAMED = 3  # examples in a sentence
 _BLOCK_BYTES = 1 << 20
@@ -106,6 +108,11 @@ class Resolution:
     largest_gap: float
 
     @property
+    def is_coarse(self) -> bool:
+        """Whether even the favourable case needs a larger difference than `USEFUL_GAP`."""
+        return self.smallest_gap > USEFUL_GAP
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether the largest possible difference is too small to be found."""
         return self.largest_gap <= self.smallest_gap
@@ -169,6 +176,7 @@ class AuditReport:
         missing: clip_ids without a file.
         byte_identical: sets of clips whose files are the same.
         content: findings of decoding; None if nothing was decoded.
+        coverage: what each stream hears of the clips, for streams of which that is known.
         problems: all findings as sentences, the worst first.
 
     >>> from alphafuse import Dataset, audit
@@ -188,6 +196,7 @@ class AuditReport:
     missing: tuple[str, ...]
     byte_identical: tuple[Copies, ...]
     content: Content | None
+    coverage: tuple[Coverage, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -202,16 +211,25 @@ class AuditReport:
             content["splits"][split]["ceiling"]["accuracy"] = counts.ceiling.accuracy
         for copies in [*content["byte_identical"], *(content["content"] or {}).get("near_identical", ())]:
             copies["straddles"] = len(copies["splits"]) > 1
+        for one, found in zip(content["coverage"], self.coverage, strict=True):
+            one["unheard_seconds"] = found.unheard_seconds
         return {**content, "root": str(self.root), "is_sound": self.is_sound}
 
 
-def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None) -> AuditReport:
+def audit(
+    dataset: Dataset,
+    *,
+    signatures: Mapping[str, Signature] | None = None,
+    hearing: Mapping[str, Hearing] | None = None,
+) -> AuditReport:
     """Count what the dataset's splits can show and find what is wrong with them.
 
     Args:
         dataset: any root; clips without a file are counted as missing, unless all its embeddings were given.
         signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all findings
             that need decoding. Clips without a signature (their files are missing) are left out of those findings.
+        hearing: stream -> what it hears of a clip; None = as recorded where its embeddings are stored. How long a
+            clip sounds is known from its signature, else from the stores.
 
     >>> from alphafuse import Dataset, audit
     >>> report = audit(Dataset.open("demo"))
@@ -238,8 +256,9 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
         missing=missing,
         byte_identical=tuple(_copies(ids, by_id) for ids in identical),
         content=None if signatures is None else _content(signatures, by_id, identical),
+        coverage=_coverage(dataset, signatures, stored_hearing(dataset) if hearing is None else hearing),
     )
-    problems = sorted(_problems(counts), key=lambda problem: SEVERITIES.index(problem.severity))
+    problems = sorted(_problems(counts, dataset.media), key=lambda problem: SEVERITIES.index(problem.severity))
     return AuditReport(**{**vars(counts), "problems": tuple(problems)})
 
 
@@ -368,9 +387,23 @@ def _sets_of_copies(
 # sentences
 
 
-def _problems(report: AuditReport) -> Iterator[Problem]:
+def _coverage(
+    dataset: Dataset, signatures: Mapping[str, Signature] | None, hearing: Mapping[str, Hearing]
+) -> tuple[Coverage, ...]:
+    if not hearing:
+        return ()
+    seconds: dict[str, float] = {}
+    if signatures is None:
+        for split in SPLITS:
+            seconds |= stored_seconds(dataset, split)
+    else:
+        seconds = {clip_id: signature.sound_seconds for clip_id, signature in signatures.items()}
+    return coverage_of(hearing, seconds)
+
+
+def _problems(report: AuditReport, media: Mapping[str, str]) -> Iterator[Problem]:
     yield from _split_problems(report)
-    yield from _copy_problems(report.byte_identical, "byte_identical", "byte-identical")
+    yield from _copy_problems(report.byte_identical, "byte_identical", "byte-identical", report.root)
     if report.missing:
         total = sum(counts.clips for counts in report.splits.values())
         everything = len(report.missing) == total
@@ -381,10 +414,12 @@ def _problems(report: AuditReport) -> Iterator[Problem]:
             "Bring the files back into the clip folder, or make the root again.",
         )
     if report.content is not None:
-        yield from _copy_problems(report.content.near_identical, "near_identical", "near-identical (encoded again)")
-        yield from _content_problems(report.content)
+        near = report.content.near_identical
+        yield from _copy_problems(near, "near_identical", "near-identical (encoded again)", report.root)
+        yield from _content_problems(report.content, report.root)
     else:
         yield Problem("note", "not_decoded", "Nothing was decoded: copies, silent and frozen clips are not known.")
+    yield from _coverage_problems(report.coverage, [name for name, medium in media.items() if medium == "video"])
     yield from _resolution_problems(report)
     yield from _balance_problems(report)
 
@@ -417,18 +452,23 @@ def _split_problems(report: AuditReport) -> Iterator[Problem]:
         )
 
 
-def _copy_problems(found: Sequence[Copies], kind: str, adjective: str) -> Iterator[Problem]:
+def _copy_problems(found: Sequence[Copies], kind: str, adjective: str, root: Path) -> Iterator[Problem]:
     """Yield one problem each for copies across splits, copies with different labels, and others."""
     straddling = [copies for copies in found if copies.straddles]
     conflicting = [copies for copies in found if len(copies.labels) > 1]
     others = [copies for copies in found if not copies.straddles and len(copies.labels) == 1]
-    one_group = (
-        "Keep one of each, or give copies the same group in manifest.csv and split again (alphafuse data split)."
-    )
+    drop = f"`alphafuse data drop CLIP --root {root}`"
+    one_group = f"Keep one of each ({drop}), or give copies the same group in manifest.csv and split again."
     cases: tuple[tuple[list[Copies], Severity, str, str, str], ...] = (
         (straddling, "error", f"{kind}_across_splits", "across splits", one_group),
-        (conflicting, "error", f"{kind}_labels", "with different labels", "Keep the one whose label is right."),
-        (others, "warning", kind, "within a split, which count twice", "Keep one of each in manifest.csv."),
+        (
+            conflicting,
+            "error",
+            f"{kind}_labels",
+            "with different labels",
+            f"Keep the one whose label is right ({drop}).",
+        ),
+        (others, "warning", kind, "within a split, which count twice", f"Keep one of each ({drop})."),
     )
     for sets, severity, name, where, advice in cases:
         if sets:
@@ -437,8 +477,8 @@ def _copy_problems(found: Sequence[Copies], kind: str, adjective: str) -> Iterat
             yield Problem(severity, name, f"{number} of {adjective} clips {where}: {_first_names(examples)}.", advice)
 
 
-def _content_problems(content: Content) -> Iterator[Problem]:
-    drop = "Remove them from manifest.csv, or keep in mind that they are included."
+def _content_problems(content: Content, root: Path) -> Iterator[Problem]:
+    drop = f"Drop them (`alphafuse data drop CLIP --root {root}`), or keep in mind that they are included."
     absent = "Training drops them or feeds zeros: choose with `alphafuse fit --absent`."
     half = SHORT_SHARE * (content.median_seconds or 0.0)
     cases = (
@@ -453,6 +493,18 @@ def _content_problems(content: Content) -> Iterator[Problem]:
         if clip_ids:
             message = f"{len(clip_ids)} of {content.decoded} decoded clips {verb}: {_first_names(clip_ids)}."
             yield Problem("warning", kind, message, advice)
+
+
+def _coverage_problems(coverage: Sequence[Coverage], watching: Sequence[str]) -> Iterator[Problem]:
+    for found in coverage:
+        if found.cut:
+            message = " ".join(replace(found, short={}).sentences(watching))
+            most = math.floor(10 * (found.hears or 0)) / 10
+            cut = f"Cut long clips into parts of at most {most:g} s (of one group)"
+            yield Problem("warning", "unheard", message, f"{cut}, or choose a stream that hears more.")
+        if found.short:
+            message = " ".join(replace(found, cut={}).sentences())
+            yield Problem("warning", "padded", message, "Take longer clips, or choose a stream that pads less.")
 
 
 def _resolution_problems(report: AuditReport) -> Iterator[Problem]:
@@ -471,14 +523,22 @@ def _resolution_problems(report: AuditReport) -> Iterator[Problem]:
             f"Take more test clips with trained labels: `alphafuse data split --root {report.root} --out NEW`, or "
             "more data.",
         )
-    else:
+        return
+    at_best = (
+        f"With {n} in test, the smallest accuracy gap that {found} is {100 * resolution.smallest_gap:.1f} points "
+        f"at best, and {100 * resolution.typical_gap:.1f} when exactly one of two heads is right on "
+        f"{TYPICAL_DISCORDANCE:.0%} of the clips"
+    )
+    if resolution.is_coarse:
         yield Problem(
-            "note",
+            "warning",
             "resolution",
-            f"With {n} in test, the smallest accuracy gap that {found} is {100 * resolution.smallest_gap:.1f} points "
-            f"at best, and {100 * resolution.typical_gap:.1f} when exactly one of two heads is right on "
-            f"{TYPICAL_DISCORDANCE:.0%} of the clips.",
+            f"{at_best}: smaller differences stay undecided.",
+            "Collect more source videos, or test nearly all of them in turn: `alphafuse data split "
+            f"--root {report.root} --folds 5 --out NEW`.",
         )
+    else:
+        yield Problem("note", "resolution", f"{at_best}.")
 
 
 def _balance_problems(report: AuditReport) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ root/
   manifest.csv          clip_id, path, label, split, group
   missing.csv           clips that the source lists and the clip folder lacks (only when there are any)
   left_out.csv          clips that have a file but were left out, and why (only when there are any)
+  dropped.csv           clips that `alphafuse data drop` took out of the manifest (only when there are any)
   stores/<split>/       stage one: HDF5 shards of embeddings (or below the folder or URL that dataset.json names)
   runs/<name>/          stage two: trained heads and their figures
 """
@@ -27,7 +28,7 @@ from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, spli
 from alphafuse.system.remote import folder_exists, is_remote, list_objects, object_size
 
 from .embeddings import Embeddings
-from .manifest import SPLITS, Clip, Manifest
+from .manifest import SPLITS, Clip, Manifest, lines_of
 from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, require_different
 
 FORMAT_VERSION = 2
@@ -152,8 +153,10 @@ class Dataset:
         if not known.issuperset(manifest.labels):
             clip = next(clip for clip in manifest if clip.label not in known)
             what = one_line(unknown("label", clip.label, classes), 500)
+            line = lines_of(root / "manifest.csv", clip.clip_id)[0]
             raise DatasetError(
-                f"{root / 'manifest.csv'}: clip {one_line(clip.clip_id, 80)}: {what} (dataset.json lists them)"
+                f"{root / 'manifest.csv'} line {line}: clip {one_line(clip.clip_id, 80)}: {what} (dataset.json lists "
+                "them)"
             )
         return cls(
             root=root,
@@ -458,6 +461,8 @@ def require_own_root(root: Path, name: str) -> None:
         what = f"the root of another dataset ('{one_line(existing.get('name'), 80)}')"
     elif isinstance(existing.get("source"), dict) and "split" in existing["source"]:
         what = "a root that `alphafuse data split` made"
+    elif (root / "dropped.csv").is_file():
+        what = "a root from which clips were dropped (`alphafuse data drop --undo` puts them back)"
     elif manifest.is_file() and _sha256(manifest) != existing.get("manifest_sha256"):
         what = "a root whose manifest.csv was edited"
     else:

@@ -50,6 +50,7 @@ class Signature:
         sound: packed hash bits of the waveform; empty without sound.
         levels: mean level of each band, dBFS; empty without sound.
         peak: largest absolute sample; 1 is full scale.
+        sound_seconds: duration of the sound; 0 without.
     """
 
     seconds: float
@@ -61,6 +62,7 @@ class Signature:
     sound: bytes = b""
     levels: tuple[float, ...] = ()
     peak: float = 0.0
+    sound_seconds: float = 0.0
 
     @property
     def is_frozen(self) -> bool:

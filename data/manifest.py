@@ -19,7 +19,7 @@ from typing import overload
 import numpy as np
 
 from alphafuse.errors import DatasetError, EmptySplitError, unknown
-from alphafuse.system.files import MAX_TEXT, is_clean, iterate_csv, one_line, write_csv
+from alphafuse.system.files import MAX_TEXT, is_clean, iterate_csv, one_line, require_commas, write_csv
 
 from .columns import AT_ONCE, Places, Texts, TextsBuilder, in_parts
 
@@ -243,11 +243,23 @@ class Manifest(Clips):
         path = Path(path)
         rows = iterate_csv(path)
         header = tuple(next(rows, (0, []))[1])
+        require_commas(path, header)
         if header not in (COLUMNS, REQUIRED):
             raise DatasetError(
                 f"{one_line(path, 1000)} is not a manifest: its first line must be {','.join(REQUIRED)}[,audio]"
             )
-        return cls(_columns(_checked_rows(path, rows, len(header))))
+        clips = _columns(_checked_rows(path, rows, len(header)))
+        try:
+            return cls(clips)
+        except DatasetError as error:
+            repeated = Places(clips.clip_ids).repeated()
+            lines = lines_of(path, repeated[0]) if repeated else []
+            raise DatasetError(f"{one_line(path, 1000)} lines {', '.join(map(str, lines[:5]))}: {error}") from None
+
+
+def lines_of(path: Path, clip_id: str) -> list[int]:
+    """Return the numbers of the lines of a manifest's csv that list this clip."""
+    return [line for line, row in iterate_csv(path) if row[0] == clip_id]
 
 
 def as_clips(clips: Sequence[Clip]) -> Clips:

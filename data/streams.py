@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from alphafuse.errors import DatasetError, StoreError, unknown
-from alphafuse.system.files import MAX_TEXT, is_clean, one_line
+from alphafuse.errors import AlphafuseError, DatasetError, StoreError, unknown
+from alphafuse.system.files import MAX_TEXT, is_clean, one_line, require_no_secrets
 
 MEDIA = ("video", "audio")
 SENSES = {"video": "sight", "audio": "sound"}  # the words for readers
+MEDIUM_WORDS = {**{medium: medium for medium in MEDIA}, **{sense: medium for medium, sense in SENSES.items()}}
 PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.decoding.specs
 DEFAULT_PROTOCOL = "standard"
 OPTIONS = ("medium", "frames", "rate", "seconds", "pool", "protocol", "precision")
@@ -26,6 +27,13 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 def is_code(encoder: str) -> bool:
     """Whether an encoder's name is Python code: "package.module:name"."""
     return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder))
+
+
+def medium_of_word(word: str) -> str:
+    """Return the medium that a word names: "video" or "sight", "audio" or "sound"; `DatasetError` for another word."""
+    if word not in MEDIUM_WORDS:
+        raise DatasetError(unknown("medium", one_line(word, 40), MEDIUM_WORDS))
+    return MEDIUM_WORDS[word]
 
 
 def require_name(name: str) -> None:
@@ -45,7 +53,7 @@ class Stream:
     Attributes:
         name: lower-case letters, digits and "-", at most 40; what --on, tables and files say.
         encoder: hub id, folder, "compact", "package.module:name", or "given" for embeddings that a user brings.
-        medium: "video" or "audio".
+        medium: "video" or "audio"; "sight" and "sound" are taken as these.
         options: what the family of the encoder leaves to choose: some of `OPTIONS`, as text.
 
     Raises:
@@ -68,8 +76,11 @@ class Stream:
                 f"stream {self.name}: the encoder '{one_line(self.encoder, 80)}' is empty, longer than {MAX_TEXT} "
                 "characters or has control characters: name a hub id, a folder or 'compact'"
             )
-        if self.medium not in MEDIA:
-            raise DatasetError(f"stream {self.name}: {unknown('medium', self.medium, MEDIA)}")
+        try:
+            object.__setattr__(self, "medium", medium_of_word(self.medium))
+            require_no_secrets(self.encoder)
+        except AlphafuseError as error:
+            raise DatasetError(f"stream {self.name}: {error}") from None
         object.__setattr__(self, "options", dict(sorted(self.options.items())))
         for name, value in self.options.items():
             if not isinstance(value, str) or not is_clean(value):

@@ -26,10 +26,12 @@ class EmbeddedFiles:
         rows: embeddings of the clips; its failures say why a row is absent. Its clip_ids are positions, "0", "1", ...
         blank: embeddings of a black picture and silence of the same numbers of frames and samples; None unless
             requested.
+        sound_seconds: (files,) float64: seconds of each file's sound; NaN without, or if no stream hears.
     """
 
     rows: Embeddings
     blank: Embeddings | None
+    sound_seconds: np.ndarray
 
     def reasons(self, position: int) -> dict[str, str]:
         """Return stream -> why the file at this position has no such embedding."""
@@ -57,11 +59,14 @@ def embed_files(
         for _ in range(2)
     )
     failures: list[Failure] = []
+    heard = np.full(len(files), np.nan)
     of_blank: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def embed(decoded_jobs: DecodedJobs) -> tuple[Batch, dict[tuple[str, int], np.ndarray]]:
         """Return the batch, and (stream, position in the batch) -> the row of the same clip made blank."""
         blank_rows = {}
+        for job, decoded in decoded_jobs:
+            heard[int(job.clip.clip_id)] = decoded.sound_seconds
         for i, (job, decoded) in enumerate(decoded_jobs if blank else ()):
             for stream, part in decoded.arrays.items():
                 blank_rows[stream, i] = blank_row(stream, part.shape, job, decoded)
@@ -92,7 +97,7 @@ def embed_files(
         failures=tuple(sorted(failures, key=lambda failure: (int(failure.clip_id), failure.stream))),
         recipes=embedder.recipes,
     )
-    return EmbeddedFiles(embeddings, replace(embeddings, features=blanks, failures=()) if blank else None)
+    return EmbeddedFiles(embeddings, replace(embeddings, features=blanks, failures=()) if blank else None, heard)
 
 
 def _blank(decoded: Inputs) -> Inputs:

@@ -30,6 +30,11 @@ class Job:
         return cls(clip, path, streams, *audio)
 
     @property
+    def sound(self) -> Path:
+        """The file with its sound."""
+        return self.path if self.audio is None else self.audio
+
+    @property
     def task(self) -> tuple[Path, tuple[str, ...], Path | None]:
         """What a decode worker needs."""
         return self.path, self.streams, self.audio

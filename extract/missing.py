@@ -1,4 +1,10 @@
-"""The work of one split: its clips, its store, and the one function that decides what is left to do."""
+"""The work of one split: its clips, its store, and the functions that decide what is left, and what is out of date.
+
+A clip's file was changed if its bytes are not those that were stored with its embeddings. Every extraction compares
+the sizes of files, which is a look into the folder; with `refresh`, it also reads the first and last 64 KB of files of
+the same size and compares their digest (files behind URLs are compared by size alone). Times of files say nothing: a
+copy has a new one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,13 @@ import numpy as np
 
 from alphafuse.data.columns import AT_ONCE
 from alphafuse.data.dataset import Dataset
+from alphafuse.errors import AlphafuseError
+from alphafuse.system.files import file_digest, joined_digest
+from alphafuse.system.remote import is_remote, local_copy
 
 from .jobs import Jobs
+
+COMPARED = 200_000  # clips whose files an extraction looks at: a second on a local disk, a minute on a slow network's
 
 
 class Work:
@@ -75,3 +86,33 @@ class Work:
             for stream, mask in lacking.items():
                 mask[start : start + len(clip_ids)] = [clip_id not in finished[stream] for clip_id in clip_ids]
         return jobs.restricted_to(lacking)
+
+
+def changed_clips(dataset: Dataset, split: str, *, read: bool = False) -> tuple[str, ...]:
+    """Return the clips of a split with another file than the one that was extracted.
+
+    Args:
+        dataset: the root.
+        split: the split.
+        read: also compare digests of local files of the same size; else sizes alone are compared, and of more than
+            `COMPARED` clips that many, chosen at random.
+    """
+    clips, store = dataset.manifest.of_split(split), dataset.store(split)
+    if not store.shards():
+        return ()
+    if len(clips) > COMPARED and not read:
+        clips = clips.take(np.sort(np.random.default_rng().choice(len(clips), COMPARED, replace=False)))
+    by_id = {clip_id: place for place, clip_id in enumerate(clips.clip_ids)}
+
+    def digest_of(clip_id: str) -> str:
+        digests = []
+        for path in dataset.paths_of(clips[by_id[clip_id]]):
+            try:
+                with local_copy(path) as file:
+                    digests.append(file_digest(file)[1])
+            except (OSError, AlphafuseError):
+                return ""
+        return joined_digest(digests)
+
+    compare = digest_of if read and not is_remote(dataset.clip_folder) else None
+    return tuple(store.changed(dataset.file_sizes(clips), compare))

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from alphafuse.data.coverage import Coverage, coverage_of, stored_hearing, stored_seconds
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.data.store.store import EmbeddingStore
@@ -20,7 +21,7 @@ from alphafuse.system.devices import list_devices
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .jobs import Done
-from .missing import Work
+from .missing import Work, changed_clips
 from .settings import ExtractSettings
 
 
@@ -48,6 +49,9 @@ class ExtractReport:
         seconds: wall time of this split, without loading the models.
         decode_seconds: time of one core spent on decoding.
         embed_seconds: time spent in the models: of one core if they run on the CPU, else of the device.
+        coverage: what the extracted streams hear of the split's clips; empty if none of them hears.
+        changed: clips whose file was changed since they were extracted; settings.refresh extracts them again.
+        refreshed: clips whose old embeddings this call removed, because their file was changed.
         is_shared: whether other processes could share the work; False if the file system has no locks.
         store: the store of the embeddings.
 
@@ -68,6 +72,9 @@ class ExtractReport:
     embed_seconds: float
     is_shared: bool
     store: EmbeddingStore
+    coverage: tuple[Coverage, ...] = ()
+    changed: tuple[str, ...] = ()
+    refreshed: tuple[str, ...] = ()
 
 
 def extract_embeddings(
@@ -106,8 +113,14 @@ def extract_embeddings(
         works = [Work(dataset, split, engine.recipes, retry_failed=settings.retry_failed) for split in splits]
         for work in works:  # all stores were checked before: none was made with other recipes
             dataset.require_clips()
-            reports.append(fill_store(engine, work, progress))
-    return reports
+            refreshed = changed_clips(dataset, work.split, read=True) if settings.refresh else ()
+            if refreshed:
+                work.store.forget(refreshed)
+            report = fill_store(engine, work, progress)
+            changed = () if settings.refresh else changed_clips(dataset, work.split)
+            reports.append(replace(report, changed=changed, refreshed=refreshed))
+        hearing = {name: heard for name, heard in stored_hearing(dataset).items() if name in engine.recipes}
+    return [replace(one, coverage=coverage_of(hearing, stored_seconds(dataset, one.split))) for one in reports]
 
 
 @contextmanager

@@ -13,21 +13,26 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from loky import cpu_count
 
+from alphafuse.data.coverage import Coverage, coverage_of, stored_seconds
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
 from alphafuse.errors import ClusterError, DatasetError
 from alphafuse.system.cluster import alive_nodes, connected
 from alphafuse.system.devices import list_devices
 from alphafuse.system.interrupts import map_in
+from alphafuse.system.remote import is_remote
 
+from .decoding.probe import sound_seconds
 from .engines.embedder import Embedder, embed_batch, load_encoders
 from .jobs import Job
-from .missing import Work
+from .missing import Work, changed_clips
 from .settings import ExtractSettings
 
 SAMPLE_CLIPS = 8
+PROBED = 1000  # clips whose headers tell how long they sound
 SAMPLED_FILES = 1000  # clips whose files are checked, to find some to measure
 OVERLAP = 1.15  # wall time x cores divided by the seconds of decoding and models; docs/extraction.md measured 1.02
 FEEDING_CORES = 1  # cores per GPU that prepare batches and start kernels
@@ -135,6 +140,9 @@ class ExtractPlan:
         new_bytes: growth of the store.
         stream_bytes: stream -> its part of `new_bytes`; the rest is the clips' names and labels.
         seconds: time at the measured rate; None if nothing is pending.
+        coverage: what the streams hear of the split's clips, finished or pending (of at most `PROBED` pending ones, in
+            local files, by their headers); empty if none of them hears.
+        changed: clips whose file was changed since they were extracted; with settings.refresh they are extracted again.
 
     >>> from alphafuse import Dataset, plan_extraction
     >>> plans, _ = plan_extraction(Dataset.open("demo"), ["train", "val", "test"])
@@ -151,6 +159,8 @@ class ExtractPlan:
     new_bytes: int
     stream_bytes: dict[str, int]
     seconds: float | None
+    coverage: tuple[Coverage, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,8 +216,15 @@ def plan_extraction(
     if existing:  # each measured clip with every stream that some clip lacks
         sample = [replace(job, streams=wanted) for job in _random_sample(existing, SAMPLE_CLIPS)]
         rates = of_all_devices(measure_rates(embedder, sample))
+    hearing = {name: heard for name, encoder in embedder.encoders.items() if (heard := encoder.hears)}
+    probed = _probed(existing, settings) if hearing and not is_remote(dataset.clip_folder) else {}
     plans = []
     for work in works:
+        own = {
+            job.clip.clip_id: probed[job.sound]
+            for job in existing
+            if job.sound in probed and job.clip.split == work.split
+        }
         pending, counts = len(work.jobs), lacking[work.split]
         sizes = {name: FLOAT32_BYTES * counts[name] * encoder.dim for name, encoder in embedder.encoders.items()}
         seconds = None
@@ -225,6 +242,8 @@ def plan_extraction(
                 new_bytes=TEXT_BYTES * pending + sum(sizes.values()),
                 stream_bytes=sizes,
                 seconds=seconds,
+                coverage=coverage_of(hearing, {**stored_seconds(dataset, work.split), **own}) if hearing else (),
+                changed=changed_clips(dataset, work.split, read=settings.refresh),
             )
         )
     return plans, rates
@@ -292,6 +311,12 @@ def measure_rates(embedder: Embedder, jobs: Sequence[Job]) -> Rates:
         device=str(embedder.device),
         stream_seconds=stream_seconds,
     )
+
+
+def _probed(jobs: Sequence[Job], settings: ExtractSettings) -> dict[Path, float]:
+    """Return file of a clip's sound -> its seconds, of a random sample of clips."""
+    files = [job.sound for job in _random_sample(jobs, PROBED)]
+    return sound_seconds(files, workers=settings.workers) if files else {}
 
 
 def _random_sample(items: Sequence, count: int) -> list:

@@ -39,6 +39,7 @@ class ExtractSettings:
         engine: "local" (this machine) or "ray" (the machines of a Ray cluster).
         address: address of the Ray cluster, such as "auto"; None = that of the variable RAY_ADDRESS, else Ray is
             started on this machine.
+        refresh: also extract clips again whose file was changed since, by its size or by its first and last 64 KB.
         retry_failed: also retry clips whose failure is recorded.
         trust_code: run the Python code that streams of the root name as their encoder.
 
@@ -129,6 +130,7 @@ class ExtractSettings:
             "help": "With --engine ray: address of its cluster, such as auto. [default: Ray is started on this machine]"
         },
     )
+    refresh: bool = field(default=False, metadata={"help": "Also extract clips again whose file was changed since."})
     retry_failed: bool = field(default=False, metadata={"help": "Also retry clips whose failure is recorded."})
     trust_code: bool = field(
         default=False, metadata={"help": "Run the Python code that streams of the root name as their encoder."}

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 import click
 from click.shell_completion import CompletionItem
 
+from alphafuse.system.files import without_secrets
+
 DEFAULT_ROOT = "vggsound"
 EXIT_FOUND = 1  # a check ran and found a problem
 
@@ -260,4 +262,4 @@ def print_json(content: object) -> None:
 def print_error(message: str) -> None:
     """Print one line to stderr."""
     prefix = paint("alphafuse:", "error", stream=sys.stderr)
-    click.echo(f"{prefix} {' '.join(message.split())}", err=True, color=use_colour(sys.stderr))
+    click.echo(f"{prefix} {without_secrets(' '.join(message.split()))}", err=True, color=use_colour(sys.stderr))

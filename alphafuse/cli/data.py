@@ -34,6 +34,7 @@ from .common import (
 from .streams import data_embeddings, data_streams, labelled_by_option, stream_options
 
 if TYPE_CHECKING:
+    from alphafuse.data.coverage import Hearing
     from alphafuse.data.sources.importing import ImportReport, LeaveOut
     from alphafuse.data.sources.resplit import SplitReport
 
@@ -53,6 +54,7 @@ DEFAULT_DEMO_ROOT = "demo"
             "streams": "The streams of a root: list, add or remove some.",
             "labelled-by": "How labels were given: show it, or say it.",
             "audit": "Check a root: what its splits can show, problems with clips.",
+            "drop": "Take clips out of a root, or put them back.",
             "split": "Make a new split of a root, by source video, balanced by label.",
         }
     },
@@ -289,16 +291,74 @@ def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json:
     from alphafuse.report.audit import format_audit
 
     dataset = Dataset.open(root)
-    signatures = None
+    signatures = hearing = None
     if not no_decode:
         signatures = sign_clips(dataset, workers=workers, progress=Bar("audit"))
-    report = audit(dataset, signatures=signatures)
+        hearing = _hearing(dataset)
+    report = audit(dataset, signatures=signatures, hearing=hearing)
     if as_json:
         print_json(report.to_json())
     else:
         click.echo(format_audit(report), nl=False)
     if strict and not report.is_sound:
         sys.exit(EXIT_FOUND)
+
+
+def _hearing(dataset: Dataset) -> dict[str, Hearing]:
+    """Return what the streams hear: as stored, else as their encoders say, of those that are on this machine."""
+    from alphafuse.data.coverage import stored_hearing
+
+    stored = stored_hearing(dataset)
+    unknown = [one for one in dataset.streams if one.medium == "audio" and one.name not in stored]
+    if not unknown:
+        return stored
+    from alphafuse.extract.encoders.families import hearing_of
+
+    return {**stored, **hearing_of(unknown)}
+
+
+@data.command("drop")
+@click.argument("clips", nargs=-1, metavar="[CLIP]...")
+@root_option
+@click.option("--reason", default="", help="Why, for people; kept in ROOT/dropped.csv.")
+@click.option("--undo", is_flag=True, help="Put these clips back; without a CLIP, all that were dropped.")
+@json_option
+def data_drop(clips: tuple[str, ...], root: Path, reason: str, undo: bool, as_json: bool) -> None:
+    """Take clips out of a root, named by clip_id; without a CLIP, list those that were taken out.
+
+    Files and stored embeddings stay, and are no longer read. Heads and studies that were made before are of all clips.
+
+    \b
+    Examples:
+      alphafuse data drop dog/a dog/b --reason "two sounds at once" --root mine
+      alphafuse data drop dog/a --undo --root mine
+    """
+    from alphafuse.data.dropping import drop_clips, dropped_clips, restore_clips
+
+    if undo and reason:
+        raise click.UsageError("--undo puts clips back, which needs no --reason")
+    dataset = Dataset.open(root)
+    if undo:
+        dataset = restore_clips(dataset, clips)
+    elif clips:
+        dataset = drop_clips(dataset, clips, reason=reason)
+    dropped = dropped_clips(root)
+    sizes = {split: len(dataset.manifest.of_split(split)) for split in SPLITS}
+    if as_json:
+        listed = [{"clip_id": clip.clip_id, "split": clip.split, "reason": why} for clip, why in dropped]
+        print_json({"root": str(root), "clips": sizes, "dropped": listed})
+        return
+    if not (clips or undo):
+        for clip, why in dropped:
+            click.echo(f"{clip.clip_id} ({clip.split}){f': {why}' if why else ''}")
+    shown = ", ".join(f"{split} {count}" for split, count in sizes.items())
+    click.echo(f"{root}: {len(dataset.manifest)} clips ({shown}), {len(dropped)} dropped")
+    empty = sorted(set(dataset.classes).difference(dataset.manifest.labels))
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        click.echo(f"  no clip is left of {', '.join(empty[:3])}{more}: heads still have a place for it")
+    if clips or undo:
+        print_text("  heads and studies made before are of other clips: make them again")
 
 
 @data.command("split")
@@ -366,6 +426,7 @@ def _print_split(report: SplitReport) -> None:
 
 
 def _print_import(report: ImportReport, *, as_json: bool) -> None:
+    from alphafuse.data.sources.folder import counted_files
     from alphafuse.data.splits import reachable_ceiling
 
     dataset = report.dataset
@@ -385,6 +446,7 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
                 "listed": report.listed,
                 "missing": list(report.missing),
                 "left_out": dict(report.left_out),
+                "skipped": dict(report.skipped),
                 "notes": list(report.notes),
                 "labelled_by": dataset.labelled_by,
             }
@@ -410,6 +472,8 @@ def _print_import(report: ImportReport, *, as_json: bool) -> None:
         listed = "; ".join(f"{reason}: {count}" for reason, count in reasons[:3])
         more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
         click.echo(f"  left out: {len(report.left_out)} clips ({listed}{more}; all in {dataset.root / 'left_out.csv'})")
+    if report.skipped:
+        click.echo(f"  skipped: {counted_files(report.skipped)}")
     for note in report.notes:
         click.echo(f"  {note}")
     print_text(f"root: {dataset.root}\nnext: alphafuse extract --split all --root {dataset.root}")

@@ -117,6 +117,8 @@ def extract(
         return
     for found in reports:
         click.echo(report.format_report(found), nl=False)
+    coverage = [one for found in reports for one in found.coverage]
+    click.echo(report.format_coverage(coverage, dataset.media), nl=False)
 
 
 def take_planned(context: click.Context, arguments: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def predict(
     from alphafuse.predict.explain import Explanation
     from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.report import predict as report
+    from alphafuse.report.extract import format_coverage
 
     files = find_clips(clips)
     if run is None:
@@ -81,12 +82,13 @@ def predict(
         click.echo(
             "note: on test clips, this run can't be distinguished from guessing; don't rely on its answers", err=True
         )
-    answers, rows = 0, []
+    answers, rows, coverage = 0, [], []
     if as_csv:
         click.echo(report.to_csv([]), nl=False)
     for one in model.stream(files, top=top, why=why, progress=Bar(disable=None if len(files) > 1 else True)):
         prediction = one.prediction if isinstance(one, Explanation) else one
         answers += bool(prediction.top)
+        coverage += prediction.coverage
         with tqdm.external_write_mode(file=sys.stdout):  # print each answer at once: an interrupt loses none
             if as_json:
                 rows += report.to_json([one])
@@ -96,6 +98,8 @@ def predict(
                 print_text(report.format_prediction(prediction))
                 if isinstance(one, Explanation):
                     print_text(report.format_explanation(one) + "\n")
+    note = format_coverage(coverage, model.media) if len(files) > 1 or as_csv or as_json else ""
+    click.echo(note, nl=False, err=True)
     if as_json:
         print_json({"run": run, "classes": len(model.classes), "clips": rows})
     if answers < len(files):

@@ -114,7 +114,8 @@ def _parsed(texts: Sequence[str]) -> tuple[Stream, ...]:
     type=Assignment(),
     multiple=True,
     metavar="NAME=MEDIUM",
-    help="What a column embeds: video or audio. Repeatable. [default: a word in its name, as in audio-clap]",
+    help="What a column embeds: sight or sound (or video, audio). Repeatable. [default: a word in its name, as in "
+    "sound-clap]",
 )
 @click.option("--name", help="Name of a new dataset. [default: that of the file]")
 @seed_option
@@ -130,8 +131,8 @@ def data_embeddings(as_json: bool, media: tuple[tuple[str, str], ...], **argumen
 
     \b
     Examples:
-      alphafuse data embeddings vectors.parquet --root mine --medium clap=audio --medium dino=video
-      alphafuse data embeddings more.parquet --root vggsound --medium clap=audio
+      alphafuse data embeddings vectors.parquet --root mine --medium clap=sound --medium dino=sight
+      alphafuse data embeddings more.parquet --root vggsound --medium clap=sound
     """
     from alphafuse.data.sources.given import import_embeddings
 

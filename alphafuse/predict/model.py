@@ -14,8 +14,9 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from alphafuse.data.coverage import coverage_of
 from alphafuse.data.embeddings import Embeddings
-from alphafuse.data.sources.importing import find_videos
+from alphafuse.data.sources.importing import find_files
 from alphafuse.data.streams import GIVEN, Stream
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 from alphafuse.extract.encoders.encoder import Encoder, Placement
@@ -311,6 +312,8 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         self, clips: Sequence[str | Path], embedded: EmbeddedFiles, probabilities: np.ndarray, top: int
     ) -> list[Prediction]:
         usable = usable_clips(embedded.rows, self.run.heads[0].config)
+        encoders = self.embedder.encoders
+        hearing = {name: heard for name, encoder in encoders.items() if (heard := encoder.hears)}
         predictions = []
         for i, clip in enumerate(clips):
             mean = probabilities[:, i].mean(axis=0)  # (C,)
@@ -324,16 +327,17 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
                     missing=embedded.reasons(i),
                     media=self.media,
                     probabilities=mean,
+                    coverage=coverage_of(hearing, {str(clip): float(embedded.sound_seconds[i])}),
                 )
             )
         return predictions
 
 
 def find_clips(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the given files, and all video files below given folders, sorted per folder.
+    """Return the given files, and all files of video or sound below given folders, sorted per folder.
 
     Raises:
-        DatasetError: a path does not exist, or a folder has no video file.
+        DatasetError: a path does not exist, or a folder has no such file.
 
     >>> from alphafuse import find_clips
     >>> clips = find_clips(["demo/clips"])
@@ -342,9 +346,9 @@ def find_clips(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = [path / relative for relative in find_videos(path).values()] if path.is_dir() else [path]
+        inside = [path / relative for relative in find_files(path).clips.values()] if path.is_dir() else [path]
         if not inside:
-            raise DatasetError(f"no video files in {path}: name a folder of clips, or the clips themselves")
+            raise DatasetError(f"no files of video or sound in {path}: name a folder of clips, or the clips themselves")
         found += inside
     _files(found)
     return found

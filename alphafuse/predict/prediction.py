@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from alphafuse.data.coverage import Coverage
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -30,6 +32,7 @@ class Prediction:
         missing: stream -> why the clip has no such embedding; only streams that the heads use.
         media: stream -> "video" or "audio", of the streams that the heads use.
         probabilities: (C,) float64 in the order of `AlphaFuse.classes`, NaN without an answer.
+        coverage: what each stream hears of the clip (its clip_id is the file's name), for streams that hear.
 
     >>> from alphafuse import AlphaFuse, find_clips
     >>> prediction = AlphaFuse.from_pretrained("demo/runs/sqrt-ast")(find_clips(["demo/clips"])[0])
@@ -44,6 +47,7 @@ class Prediction:
     missing: Mapping[str, str]
     media: Mapping[str, str]
     probabilities: np.ndarray
+    coverage: tuple[Coverage, ...] = ()
 
     def __repr__(self) -> str:
         says = f"{self.top[0].label!r} {self.top[0].probability:.1%}" if self.top else f"no answer, {self.missing}"
@@ -62,4 +66,5 @@ class Prediction:
             "heads": self.heads,
             "agreeing": self.agreeing,
             "missing": dict(self.missing),
+            "unheard_seconds": {one.stream: one.unheard_seconds for one in self.coverage},
         }

@@ -18,7 +18,7 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.manifest import SPLITS, Clip
 from alphafuse.data.store.lazy import StoredEmbeddings
 from alphafuse.data.store.store import recipe_differences
-from alphafuse.data.streams import ALL, SENSES, in_order
+from alphafuse.data.streams import ALL, MEDIUM_WORDS, SENSES, in_order
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError, unknown
 from alphafuse.extract.engines.embedder import load_stored
 from alphafuse.extract.in_memory import embed_files
@@ -214,12 +214,11 @@ def similar(
 
 def _streams_by(dataset: Dataset, by: str) -> list[str]:
     """Return the streams that are compared; `ExperimentError` if the root has none of them."""
-    senses = {sense: medium for medium, sense in SENSES.items()}
     if by in dataset.media:
         return [by]
-    if by not in (ALL, *senses):
-        raise ExperimentError(unknown("stream", by, (ALL, *senses, *dataset.media)))
-    names = [name for name, medium in dataset.media.items() if by == ALL or medium == senses[by]]
+    if by not in (ALL, *MEDIUM_WORDS):
+        raise ExperimentError(unknown("stream", by, (ALL, *SENSES.values(), *dataset.media)))
+    names = [name for name, medium in dataset.media.items() if by == ALL or medium == MEDIUM_WORDS[by]]
     if not names:
         raise ExperimentError(f"the root {dataset.root} has no stream of {by}: compare by {', '.join(dataset.media)}")
     return names

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from alphafuse.data.coverage import Coverage, joined
 from alphafuse.data.embeddings import Failure
+from alphafuse.system.files import one_line
 
 from .tables import aligned
 
@@ -15,20 +18,63 @@ if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.extract.recheck import Resampling
 
 LISTED_PROBLEMS = 10
+NAMED = 3  # clips in a sentence
+TEXT_COLUMNS = 118
 
 
 def format_report(report: ExtractReport) -> str:
     """Format clips, embeddings and rate, then the failures by reason."""
     new = report.clips - report.already
+    changed = _changed(report)
     if not new:
-        return f"{report.split}: all {report.clips} clips are already in the store, nothing to do\n"
+        return f"{report.split}: all {report.clips} clips are already in the store, nothing to do\n{changed}"
     made = ", ".join(f"{stream} {count}" for stream, count in report.embedded.items())
     before = f", {report.already} were embedded before" if report.already else ""
     rate = f"{report.seconds:.1f} s, {new / report.seconds:.1f} clips/s"
     line = f"{report.split}: {new} clips embedded ({made}){before}; {rate} -> {report.store.folder}\n"
     if not report.is_shared:
         line += f"  no file locks in {report.store.folder}: a second extraction at the same time would repeat clips\n"
-    return line + format_failures(report.failures)
+    return line + format_failures(report.failures) + changed
+
+
+def _changed(report: ExtractReport) -> str:
+    """Return lines about clips whose file was changed; "" if there are none."""
+    lines = ""
+    if report.refreshed:
+        lines += f"  {_clips(report.refreshed)} extracted again, because the file was changed\n"
+    if report.changed:
+        lines += (
+            f"  {_clips(report.changed)} in a file that was changed since its extraction, and the old embeddings are "
+            f"used: `alphafuse extract --split {report.split} --refresh --root {report.store.root}` makes new ones\n"
+        )
+    return lines
+
+
+def format_changed(names: Sequence[str]) -> str:
+    """Return a plan's line about clips whose file was changed; "" if there are none."""
+    return (
+        f"{_clips(names)} in a file that was changed since its extraction: --refresh makes new embeddings"
+        if names
+        else ""
+    )
+
+
+def _clips(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    count = "1 clip" if len(names) == 1 else f"{len(names)} clips"
+    return f"{count} ({', '.join(one_line(name, 80) for name in names[:NAMED])}{more})"
+
+
+def format_coverage(coverage: Iterable[Coverage], media: Mapping[str, str]) -> str:
+    """Format what streams don't hear of clips, a paragraph each; "" if they hear all. `media` is that of the root."""
+    watching = [name for name, medium in media.items() if medium == "video"]
+    sentences = [sentence for found in joined(coverage) for sentence in found.sentences(watching)]
+    return "".join(f"{wrapped('note: ' + sentence)}\n" for sentence in sentences)
+
+
+def wrapped(text: str) -> str:
+    """Return a text in lines of at most `TEXT_COLUMNS`."""
+    return textwrap.fill(text, TEXT_COLUMNS, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def report_json(report: ExtractReport) -> dict[str, Any]:
@@ -43,7 +89,15 @@ def report_json(report: ExtractReport) -> dict[str, Any]:
         "decode_seconds": round(report.decode_seconds, 3),
         "embed_seconds": round(report.embed_seconds, 3),
         "store": str(report.store.folder),
+        "changed": list(report.changed),
+        "refreshed": list(report.refreshed),
+        "coverage": coverage_json(report.coverage),
     }
+
+
+def coverage_json(coverage: Iterable[Coverage]) -> list[dict[str, Any]]:
+    """Return what streams hear of clips as json-able values."""
+    return [{**asdict(found), "unheard_seconds": found.unheard_seconds} for found in coverage]
 
 
 def format_failures(failures: Sequence[Failure]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.dataset import Dataset
 
+from .extract import coverage_json, format_changed, format_coverage
 from .tables import aligned
 
 if TYPE_CHECKING:  # commands that only read stores need no torch
@@ -24,9 +25,11 @@ def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Data
         rows.append((plan.split, *(str(cell) for cell in cells), *sizes, duration(plan.seconds or 0.0)))
     lines = aligned(rows, left=("split",))
     pending = sum(plan.pending for plan in plans)
+    notes = [f"{plan.split}: {changed}" for plan in plans if (changed := format_changed(plan.changed))]
+    notes += format_coverage((found for plan in plans for found in plan.coverage), dataset.media).splitlines()
     if rates is None:
         files = "no clip to do has a file" if pending else "all clips are already in the store"
-        return "\n".join([*lines, f"nothing to do: {files}"]) + "\n"
+        return "\n".join([*lines, f"nothing to do: {files}", *notes]) + "\n"
     total = sum(plan.seconds or 0.0 for plan in plans)
     lines += [
         _seconds(rates),
@@ -36,12 +39,13 @@ def format_plan(plans: Sequence[ExtractPlan], rates: Rates | None, dataset: Data
     ]
     to_do = {name: sum(plan.clips - plan.finished[name] for plan in plans) for name in rates.stream_seconds}
     growth = {name: sum(plan.stream_bytes[name] for plan in plans) for name in to_do}
-    return "\n".join([*lines, *_by_stream(rates, to_do, growth, "MB more", 1e6)]) + "\n"
+    return "\n".join([*lines, *_by_stream(rates, to_do, growth, "MB more", 1e6), *notes]) + "\n"
 
 
 def plan_json(plans: Sequence[ExtractPlan], rates: Rates | None) -> dict[str, Any]:
     """Return the plan as json-able values: the fields of `ExtractPlan` and `Rates`, and the expected rate."""
-    return {"splits": [asdict(plan) for plan in plans], "rates": None if rates is None else _rates_json(rates)}
+    splits = [{**asdict(plan), "coverage": coverage_json(plan.coverage)} for plan in plans]
+    return {"splits": splits, "rates": None if rates is None else _rates_json(rates)}
 
 
 def format_clips_plan(plan: ClipsPlan) -> str:

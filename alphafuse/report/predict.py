@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from alphafuse.data.coverage import Coverage
 from alphafuse.data.streams import title_of
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.predict.explain import ChangedAnswer, Explanation
@@ -29,7 +30,17 @@ def format_prediction(prediction: Prediction) -> str:
         lines.append(f"  {100 * ranked.probability:5.1f}%  {one_line(ranked.label, 200)}{agreeing}")
     if prediction.missing:
         lines.append(f"  {_missing(prediction)}" if prediction.top else f"  no answer: {_missing(prediction)}")
+    lines += [f"  {line}" for one in prediction.coverage if (line := _unheard(one))]
     return "\n".join(lines) + "\n"
+
+
+def _unheard(coverage: Coverage) -> str:
+    """Return what a stream doesn't hear of a clip, or that it is mostly padding to it; "" if neither."""
+    for unheard in coverage.cut.values():
+        return f"{title_of(coverage.stream)} hears its first {coverage.hears:.1f} s: {unheard:.1f} s are not heard"
+    for seconds in coverage.short.values():
+        return f"{title_of(coverage.stream)} hears {seconds:.1f} s of sound, and padding up to {coverage.pads_to:.1f} s"
+    return ""
 
 
 def _missing(prediction: Prediction) -> str:

@@ -20,7 +20,6 @@ from alphafuse.errors import AlphafuseError, DatasetError
 MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
-_PART = re.compile(r"(.+)@(\d+)\+(\d+)", re.DOTALL)
 _PART = re.compile(r"(.+)@(\d+)\+(\d+)", re.DOTALL)  # an address that is a part of a file
 DIGEST_BYTES = 2**16  # of each end of a file
 UNKNOWN_BYTES = -1  # where a file's size is expected
@@ -28,6 +27,13 @@ UNKNOWN_BYTES = -1  # where a file's size is expected
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+# what makes a URL a secret: a password or a web token before the host, or a parameter that signs or identifies
+_SECRET = re.compile(
+    r"(?P<before>://)(?:[^/?#@\s'\"]*:[^/?#@\s'\"]*|(?<=https://)[^/?#@\s'\"]+|(?<=http://)[^/?#@\s'\"]+)(?=@)"
+    r"|(?P<name>[?&;](?:x-(?:amz|goog|ms|oss)-[\w-]+|awsaccesskeyid|googleaccessid|signature|sig|apikey"
+    r"|(?:[\w-]*[_-])?(?:token|key|secret|password|passwd|pwd|credentials?|auth))=)[^&;#\s'\"]+",
+    re.IGNORECASE,
 )
 
 
@@ -50,6 +56,11 @@ def file_digest(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def joined_digest(digests: Sequence[str]) -> str:
+    """Return the digest of a clip in several files, from theirs; that of the file if it is one."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 def split_address(address: str) -> tuple[str, tuple[int, int] | None]:
     """Return the file of an address, and the first byte and the number of bytes if the address is a part of it.
 
@@ -67,9 +78,31 @@ def is_clean(text: str) -> bool:
     return 0 < len(text) <= MAX_TEXT and (text.isprintable() or not _HIDDEN.search(text))
 
 
+def without_secrets(text: str) -> str:
+    """Return a text with `***` in place of passwords, tokens and signatures in URLs.
+
+    >>> without_secrets("can't open https://me:pass@example.org/a.mp4?token=abc&part=2")
+    "can't open https://***@example.org/a.mp4?token=***&part=2"
+    """
+    if "://" not in text and "=" not in text:
+        return text
+    return _SECRET.sub(lambda found: f"{found['before'] or found['name']}***", text)
+
+
+def require_no_secrets(text: str) -> None:
+    """Raise `AlphafuseError`, which doesn't show them, if a URL has a password, a token or a signature in it."""
+    if without_secrets(text) != text:
+        raise AlphafuseError(
+            f"the URL {one_line(text, 200)} has a password, a token or a signature in it, which would be written into "
+            "files: give the URL without it, and the credentials by the environment (s3://: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; gs://: GOOGLE_APPLICATION_CREDENTIALS; hf://: HF_TOKEN; https://: "
+            "a .netrc file)"
+        )
+
+
 def one_line(value: object, most: int = 300) -> str:
-    """Return a value as text for a message: hidden characters escaped, at most `most` characters."""
-    text = str(value)
+    """Return a value as text for a message: hidden characters escaped, secrets left out, at most `most` characters."""
+    text = without_secrets(str(value)[: most + MAX_TEXT])  # before it is cut, which could hide the end of a secret
     text = text if len(text) <= most else text[: most - 3] + "..."
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -80,7 +113,7 @@ def to_path(place: str | Path) -> Path:
     Paths are returned unchanged; a `file://` URL becomes the local path that it names.
 
     Raises:
-        AlphafuseError: a package that the URL needs isn't installed, or the URL is invalid.
+        AlphafuseError: a package that the URL needs isn't installed, the URL is invalid, or it holds credentials.
 
     >>> to_path("stores/train").as_posix(), to_path("file:///data/clips").as_posix()
     ('stores/train', '/data/clips')
@@ -89,6 +122,7 @@ def to_path(place: str | Path) -> Path:
         return place if hasattr(place, "fs") else Path(place)
     if "://" not in place:
         return Path(place)
+    require_no_secrets(place)
     shown = one_line(place, 1000)
     if not is_clean(place):
         raise AlphafuseError(f"'{shown}' has control characters or is longer than {MAX_TEXT} characters: rename it")
@@ -194,8 +228,9 @@ def iterate_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the non-blank rows of a UTF-8 csv as (line number, columns); memory is bounded by `MAX_LINE`.
 
     Raises:
-        DatasetError: the file is missing or isn't UTF-8 csv.
+        DatasetError: the file is missing or isn't UTF-8 csv; the line is named.
     """
+    reader = None
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = _Lines(file)
@@ -206,8 +241,46 @@ def iterate_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, row
     except FileNotFoundError:
         raise DatasetError(f"no such csv: {one_line(path, 1000)}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DatasetError(_other_encoding(path)) from None
+    except csv.Error as error:
+        line = reader.line_num if reader is not None else 0
+        raise DatasetError(f"{one_line(path, 1000)} line {line} can't be read as csv: {one_line(error)}") from None
+    except OSError as error:
         raise DatasetError(f"{one_line(path, 1000)} can't be read as csv: {one_line(error)}") from None
+
+
+def _other_encoding(path: Path) -> str:
+    """Return the message for a csv that isn't UTF-8: the first such line, and how to convert the file."""
+    name, guess, line = one_line(path, 1000), "windows-1252", 0
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
+            guess = "utf-16"
+        while content := file.readline(MAX_LINE):
+            line += 1
+            try:
+                content.decode()
+            except UnicodeDecodeError:
+                break
+    return (
+        f"{name} line {line} is not UTF-8 but probably {guess}: save the file as 'CSV UTF-8', or run `iconv -f {guess} "
+        f"-t utf-8 {name} > utf8.csv`"
+    )
+
+
+def require_commas(path: Path, header: Sequence[str]) -> None:
+    """Raise `DatasetError` if a csv's first row shows that its columns are separated by something else, or UTF-16."""
+    if len(header) == 1:
+        if "\0" in header[0]:
+            raise DatasetError(_other_encoding(path))
+        for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if sign in header[0]:
+                raise DatasetError(
+                    f"{one_line(path, 1000)} line 1 separates its columns by {name}: save it with commas (in a "
+                    "spreadsheet: a csv of the English format), and put labels that hold commas in double quotes"
+                )
 
 
 class _Lines:

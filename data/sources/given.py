@@ -19,7 +19,7 @@ from alphafuse.data.embeddings import Embeddings, Failure, finite_rows
 from alphafuse.data.manifest import SPLITS, Clip, Clips, Manifest
 from alphafuse.data.splits import VAL_FRACTION, split_off
 from alphafuse.data.store.store import EmbeddingStore, recipe_differences
-from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, Stream, merged, require_name
+from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIUM_WORDS, Stream, medium_of_word, merged, require_name
 from alphafuse.errors import DatasetError, RecipeMismatchError, unknown
 from alphafuse.system.files import one_line
 
@@ -139,16 +139,17 @@ def _streams_of(table: VectorFile, media: Mapping[str, str], old: Dataset | None
         if name not in table.names:
             raise DatasetError(f"{table.file}: {unknown('stream', name, table.names)}")
     own = {stream.name: stream for stream in (old.streams if old else ())}
-    known = {stream.name: stream.medium for stream in (*DEFAULT_STREAMS, *own.values())} | dict(media)
+    known = {stream.name: stream.medium for stream in (*DEFAULT_STREAMS, *own.values())}
+    known |= {name: medium_of_word(medium) for name, medium in media.items()}
     streams = []
     for name in table.names:
         try:
             require_name(name)
         except DatasetError as error:
             raise DatasetError(f"{table.file}: column {error}, and rename the column") from None
-        words = [medium for medium in MEDIA if medium in name.split("-")]
+        words = sorted({MEDIUM_WORDS[word] for word in name.split("-") if word in MEDIUM_WORDS})
         if name not in known and len(words) != 1:
-            raise DatasetError(f"say what stream {name} of {table.file} embeds: --medium {name}=video (or audio)")
+            raise DatasetError(f"say what stream {name} of {table.file} embeds: --medium {name}=sight (or sound)")
         streams.append(Stream(name, GIVEN, known.get(name) or words[0]))
         if old and name in own and own[name].encoder != GIVEN and any(name in old.store(s).recipes() for s in SPLITS):
             raise RecipeMismatchError(

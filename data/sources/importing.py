@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias
@@ -12,7 +13,7 @@ from alphafuse.data.dataset import Dataset, labelled_by_of, require_labelled_by
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.streams import Stream
 from alphafuse.errors import AlphafuseError, DatasetError
-from alphafuse.system.files import write_csv
+from alphafuse.system.files import one_line, split_address, write_csv
 from alphafuse.system.remote import is_remote, list_objects
 
 # fmt: off
@@ -20,7 +21,11 @@ VIDEO_SUFFIXES = frozenset((
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
     ".wmv",
 ))
+AUDIO_SUFFIXES = frozenset((
+    ".aac", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma",
+))
 # fmt: on
+NO_SUFFIX = "without a suffix"
 
 
 # files -> {file: why it is left out}, such as `alphafuse.files_without_audio`
@@ -56,6 +61,7 @@ class ImportReport:
         listed: clips that the source lists (after `subset="paper"`, before any other subset).
         missing: clip_ids that are listed but have no file; also in the root's missing.csv.
         left_out: clip_id -> why it was left out although it has a file; also in the root's left_out.csv.
+        skipped: what was not taken -> number of files: suffix of files of another kind, as ".txt".
         notes: further information about this import, one sentence each.
     """
 
@@ -64,6 +70,59 @@ class ImportReport:
     missing: tuple[str, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files of a folder, nested folders included.
+
+    Attributes:
+        clips: clip_id -> its file, relative to the folder; sorted by file. The clip_id is the path without its suffix;
+            of files that differ only in their suffix, only the first has that, the others keep the suffix.
+        same_name: clip_id -> clip_id of the first file, for those others.
+        skipped: what was not taken -> number of files, see `ImportReport`; hidden files are not counted.
+    """
+
+    clips: Mapping[str, Path]
+    same_name: Mapping[str, str]
+    skipped: Mapping[str, int]
+
+
+def find_files(folder: Path) -> FolderFiles:
+    """Find files with pictures or sound below `folder` (links followed); a URL is listed once.
+
+    A sound beside a video of the same name is taken for that video's and skipped.
+
+    Raises:
+        DatasetError: the folder doesn't exist.
+    """
+    found: list[Path] = []
+    skipped: Counter[str] = Counter()
+    for path in _walk(folder):
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES or suffix in AUDIO_SUFFIXES:
+            found.append(path)
+        else:
+            skipped[one_line(suffix, 20) or NO_SUFFIX] += 1
+    seen = {path.with_suffix("") for path in found if path.suffix.lower() in VIDEO_SUFFIXES}
+    clips: dict[str, Path] = {}
+    same_name: dict[str, str] = {}
+    for path in sorted(found):
+        suffix, stem = path.suffix.lower(), path.with_suffix("")
+        if suffix in AUDIO_SUFFIXES and stem in seen:
+            skipped[f"{suffix} beside a video of the same name"] += 1
+        elif stem.as_posix() in clips:
+            clips[path.as_posix()] = path
+            same_name[path.as_posix()] = stem.as_posix()
+        else:
+            clips[stem.as_posix()] = path
+    return FolderFiles(clips, same_name, dict(sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))))
+
+
+def is_sound(path: str | Path) -> bool:
+    """Whether the suffix is that of a file that has sound and no picture."""
+    return PurePosixPath(split_address(str(path))[0]).suffix.lower() in AUDIO_SUFFIXES
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
@@ -75,12 +134,17 @@ def find_videos(folder: Path) -> dict[str, Path]:
         DatasetError: the folder doesn't exist.
     """
     found: dict[str, Path] = {}
+    for path in sorted(_walk(folder)):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            found.setdefault(path.with_suffix("").as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that aren't hidden, relative to it; links are followed, a URL is listed once."""
     if is_remote(folder):
-        for key in sorted(list_files(folder)):
-            path = PurePosixPath(key)
-            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."):
-                found.setdefault(path.with_suffix("").as_posix(), Path(key))
-        return dict(sorted(found.items()))
+        yield from (path for key in sorted(list_files(folder)) if not (path := Path(key)).name.startswith("."))
+        return
     if not folder.is_dir():
         raise DatasetError(f"no such clip folder: {folder}")
     seen: set[tuple[int, int]] = set()
@@ -92,12 +156,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         inside = Path(parent).relative_to(folder)
-        prefix = "" if inside == Path() else f"{inside.as_posix()}/"
-        for name in sorted(names):
-            stem, _, suffix = name.rpartition(".")
-            if stem and f".{suffix.lower()}" in VIDEO_SUFFIXES and not name.startswith("."):
-                found.setdefault(prefix + stem, inside / name)
-    return dict(sorted(found.items()))
+        yield from (inside / name for name in sorted(names) if not name.startswith("."))
 
 
 def list_files(folder: Path) -> set[str]:

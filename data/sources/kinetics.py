@@ -33,7 +33,7 @@ from alphafuse.data.manifest import Clip
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError, unknown
-from alphafuse.system.files import iterate_csv, one_line, to_path
+from alphafuse.system.files import iterate_csv, one_line, require_commas, to_path
 
 from .importing import ImportReport, LeaveOut, check_fraction, create_root, leave_out_files, match_files
 
@@ -83,6 +83,7 @@ def read_kinetics_csv(paths: Iterable[Path]) -> KineticsList:
     for path in paths:
         lines = iterate_csv(path)
         names = next(lines, (0, []))[1]
+        require_commas(path, names)
         header = [name.strip().lower() for name in names]
         if not set(COLUMNS[1:]) <= set(header) or len(set(header)) < len(header):
             raise DatasetError(

@@ -20,7 +20,7 @@ from alphafuse.data.manifest import Clip
 from alphafuse.data.splits import VAL_FRACTION, split_off, take_share
 from alphafuse.data.streams import Stream
 from alphafuse.errors import DatasetError, unknown
-from alphafuse.system.files import read_csv, to_path
+from alphafuse.system.files import read_csv, require_commas, to_path
 
 from .importing import ImportReport, check_fraction, create_root, match_files
 
@@ -68,6 +68,7 @@ def read_vggsound_csv(path: Path, *, classes: Iterable[str] | None = None) -> li
     rows: dict[str, Row] = {}
     for line, columns in read_csv(path):
         if len(columns) != 4:
+            require_commas(path, columns)
             raise DatasetError(
                 f"{path} line {line} has {len(columns)} columns instead of 4 (youtube_id, start_seconds, label, "
                 f"train|test; a label with commas needs quotes): {','.join(columns)[:80]}"

@@ -6,14 +6,15 @@ yet flushed, resuming needs only the stored clip_ids, several writers can work a
 `shard.py` describes the format of a shard.
 
 Rows are keyed by clip_id: streams are joined by id, never by position. If two writers stored the same clip, the
-older shard's row counts.
+older shard's row counts. `forget` removes what was extracted of some clips, so that they are extracted again.
 """
 
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,22 +22,23 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from alphafuse.data.columns import Places, Texts, TextsBuilder, row_int
-from alphafuse.data.embeddings import Embeddings, Failure
+from alphafuse.data.embeddings import ROWS_AT_ONCE, UNKNOWN_BYTES, Embeddings, Failure, rows_of
 from alphafuse.data.manifest import SPLITS, Clip, Clips, as_clips
-from alphafuse.data.streams import in_order
+from alphafuse.data.streams import GIVEN, in_order
 from alphafuse.errors import RecipeMismatchError, StoreError, unknown
 from alphafuse.system.files import one_line, open_atomically, to_path
 from alphafuse.system.remote import is_remote, upload
 from alphafuse.system.scratch import scratch_folder
 
 from .export import write_npz, write_parquet
-from .hdf5 import ShardGoneError
+from .hdf5 import ShardGoneError, read_slices
 from .lazy import READ_TRIES, RowIndex, StoredEmbeddings, keeps_changing
 from .shard import Shard
 from .shard_files import ShardFiles, require_shard_name
 from .shard_writer import shard_bytes, write_shard
 
 Result = TypeVar("Result")
+_STAMPED = len("shard-") + 20  # characters of a shard's name up to the end of its time
 _EMBEDDED, _FAILED = 1, 2  # the two bits that each stream has in a clip's state
 
 
@@ -424,22 +426,123 @@ class EmbeddingStore:
         """
         old = self.shards()  # listed before anything is read, so that later shards are not removed
         rows, provenance = self.open_rows(), self.provenance()
-        path = self._files.new()
+        path, columns = self._files.new(), rows.columns()
+        kinds = {stream: np.dtype((np.float32, (dim,))) for stream, dim in rows.dims.items()}
+        blocks = (features for _, features in rows.blocks(columns.offsets))
+        self._write_in_blocks(path, columns, provenance, kinds, blocks)
+        self._files.remove(old)
+        return path
+
+    def _write_in_blocks(
+        self,
+        path: Path,
+        columns: Embeddings,
+        provenance: Mapping[str, Any],
+        kinds: Mapping[str, np.dtype[Any]],
+        blocks: Iterable[Mapping[str, np.ndarray]],
+    ) -> None:
+        """Write a shard whose features may be too large for memory; arguments as in `write_shard`."""
         local = scratch_folder() / path.name if is_remote(path) else path
         try:
             with open_atomically(local) as file:
-                columns = rows.columns()
-                kinds = {stream: np.dtype((np.float32, (dim,))) for stream, dim in rows.dims.items()}
                 room = len(columns.windows) * sum(kind.itemsize for kind in kinds.values())
-                blocks = (features for _, features in rows.blocks(columns.offsets))
                 write_shard(file, columns, provenance, kinds=kinds, blocks=blocks, room=room)
             if local is not path:
                 upload(path, local)
         finally:
             if local is not path:
                 local.unlink(missing_ok=True)
-        self._files.remove(old)
-        return path
+
+    @_retry_if_packed
+    def changed(self, sizes: Mapping[str, int], digest_of: Callable[[str], str] | None = None) -> list[str]:
+        """Return the clips with another file than the one whose embeddings or failures are stored, in stored order.
+
+        Args:
+            sizes: clip_id -> bytes of its file now; only these clips are compared.
+            digest_of: clip_id -> digest of its file now ("" = unknown), asked for files of the stored size; None =
+                only sizes are compared.
+        """
+        found: dict[str, None] = {}
+        for path in self._files.each(self.shards()):
+            with self._files.open(path) as shard:
+                ids = list(chain.from_iterable(shard.clip_ids()))
+                known = shard.file_bytes()
+                digests = shard.digests() if digest_of is not None else []
+                for place, clip_id in enumerate(ids):
+                    size, before = sizes.get(clip_id), int(known[place])
+                    if size is None or before < 0 or clip_id in found:
+                        continue
+                    if size != before:
+                        found[clip_id] = None
+                    elif digest_of is not None and digests[place]:
+                        digest = digest_of(clip_id)
+                        if digest and digest != digests[place]:
+                            found[clip_id] = None
+        return list(found)
+
+    def forget(self, clip_ids: Iterable[str]) -> int:
+        """Remove what was extracted of these clips, embeddings and failures; return the number of shards that had some.
+
+        A shard that had some is written again without them, under its time, and then removed; embeddings that were
+        given, not extracted, stay. A kill leaves shards that still have them: repeat the call.
+
+        Raises:
+            StoreError: a shard is damaged.
+            AlphafuseError: the disk is full or the folder can't be written.
+        """
+        gone, rewritten = set(clip_ids), 0
+        for path in self.shards():
+            with self._files.open(path) as shard:
+                rewritten += (had := self._write_without(shard, gone))
+            if had:
+                self._files.remove([path])
+        return rewritten
+
+    def _write_without(self, shard: Shard, gone: set[str]) -> bool:
+        """Write a shard again without what was extracted of some clips; return False if it has nothing of them."""
+        made = shard.provenance().get("encoders", {})
+        given = {name for name in shard.recipes if made.get(name, {}).get("name") == GIVEN}
+        ids, failures = list(chain.from_iterable(shard.clip_ids())), shard.failures()
+        named = np.array([clip_id in gone for clip_id in ids], bool)
+        kept = [one for one in failures if one.clip_id not in gone or one.stream in given]
+        if len(kept) == len(failures) and (not named.any() or given >= set(shard.dims)):
+            return False
+        parts = list(shard.columns())
+        columns = Embeddings(
+            clip_ids=tuple(ids),
+            labels=tuple(labels[0] for part in parts for labels in part[1]),
+            groups=tuple(group for part in parts for group in part[2]),
+            features={},
+            recipes=shard.recipes,
+            windows=shard.windows(),
+            offsets=shard.offsets(),
+            file_bytes=np.where(named, UNKNOWN_BYTES, shard.file_bytes()),
+            digests=tuple("" if old else digest for old, digest in zip(named, shard.digests(), strict=True)),
+            label_lists=tuple(labels for part in parts for labels in part[1]),
+        )
+        clips = np.arange(len(ids)) if given else np.flatnonzero(~named)
+        rows, _ = rows_of(columns.offsets, clips)
+        blank = named[columns.row_clips]
+        if not len(clips) and not kept:
+            return True
+        features = {name: shard.features(name, {}) for name in shard.dims}
+        kinds = {name: np.dtype((dataset.dtype, (dataset.shape[1],))) for name, dataset in features.items()}
+
+        def blocks() -> Iterable[Mapping[str, np.ndarray]]:
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                some = rows[start : start + ROWS_AT_ONCE]
+                block = {name: np.empty((len(some), kind.shape[0]), kind.base) for name, kind in kinds.items()}
+                for name, values in block.items():
+                    for part, read in read_slices(features[name], some):
+                        values[part] = read
+                    if name not in given:
+                        values[blank[some]] = np.nan
+                yield block
+
+        path = self._files.new(f"{shard.path.name[:_STAMPED]}-{uuid.uuid4().hex[:8]}.h5")
+        columns = replace(columns.take(clips), failures=tuple(kept))
+        self._write_in_blocks(path, columns, shard.provenance(), kinds, blocks())
+        return True
 
     def export(self, path: str | Path, *, format: Literal["npz", "parquet"] | None = None) -> Path:
         """Write all embeddings as .npz or parquet; `export.py` lists the arrays and columns.

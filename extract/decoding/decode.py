@@ -9,7 +9,6 @@ A decode worker calls `decode_inputs` for each clip.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from alphafuse.errors import DecodeError
-from alphafuse.system.files import UNKNOWN_BYTES, file_digest, split_address
+from alphafuse.system.files import UNKNOWN_BYTES, file_digest, joined_digest, split_address
 from alphafuse.system.remote import is_remote
 from alphafuse.system.workers import NO_MEMORY
 
@@ -102,6 +101,7 @@ class _Content(NamedTuple):
     frames: list[Taken]  # of each request
     waveforms: dict[int, Taken]  # rate -> waveform
     seconds: float  # as in `Decoded`
+    sound_seconds: float  # as in `Inputs`
 
 
 def _decode_file(
@@ -118,7 +118,7 @@ def _decode_file(
     """
 
     def nothing(reason: str) -> _Content:
-        return _Content([(None, reason)] * len(pictures), dict.fromkeys(sounds, (None, reason)), math.nan)
+        return _Content([(None, reason)] * len(pictures), dict.fromkeys(sounds, (None, reason)), math.nan, math.nan)
 
     if Path(path).exists() and not Path(path).is_file():
         return nothing("not a regular file")  # a named pipe would block forever
@@ -137,6 +137,7 @@ def _decode_file(
                 if picture_track.stream is None and sound_track.is_complete:
                     shown.is_whole = False
                     break
+            sound_seconds = shown.of(sound_track.stream)
             waveforms = sound_track.finish()
             listed = _listed_frames(picture_track.stream)
             taken = picture_track.take(
@@ -149,7 +150,7 @@ def _decode_file(
         return nothing(NO_MEMORY)
     except (FFmpegError, OSError, ValueError) as error:
         return nothing(f"can't be opened: {first_line(error)}")
-    return _Content(taken, waveforms, shown.seconds)
+    return _Content(taken, waveforms, shown.seconds, sound_seconds)
 
 
 def probe_audio(path: str | Path) -> str:
@@ -166,6 +167,22 @@ def probe_audio(path: str | Path) -> str:
         return NO_MEMORY
     except (FFmpegError, OSError, ValueError) as error:
         return f"can't be opened: {first_line(error)}"
+
+
+def probe_seconds(path: str | Path) -> float:
+    """Return the duration of a file's audio stream by its header, in seconds; 0 if it has none or doesn't tell."""
+    if Path(path).exists() and not Path(path).is_file():
+        return 0.0
+    try:
+        with _open(path) as container:
+            audio = next(iter(container.streams.audio), None)
+            if audio is None:
+                return 0.0
+            if audio.duration and audio.time_base:
+                return float(audio.duration * audio.time_base)
+            return container.duration / av.time_base if container.duration else 0.0
+    except (FFmpegError, OSError, ValueError, MemoryError):
+        return 0.0
 
 
 def prepare_frame(image: np.ndarray, spec: FrameSpec) -> np.ndarray:
@@ -234,6 +251,7 @@ def _decode_one(path: Path, specs: Mapping[str, Spec], device_resizes: frozenset
         reasons={name: reason for name, (array, reason) in taken.items() if array is None},
         unresized=frozenset(name for name in device_resizes.intersection(framed) if not resizers[name].resizes),
         seconds=decoded.seconds,
+        sound_seconds=decoded.sound_seconds,
         file_bytes=file_bytes,
         digest=digest,
     )
@@ -247,8 +265,9 @@ def _joined(picture: Inputs, sound: Inputs) -> Inputs:
         reasons={**picture.reasons, **sound.reasons},
         unresized=picture.unresized,
         seconds=float(np.fmax(picture.seconds, sound.seconds)),
+        sound_seconds=sound.sound_seconds,
         file_bytes=picture.file_bytes + sound.file_bytes if both_known else UNKNOWN_BYTES,
-        digest=hashlib.sha256(f"{picture.digest} {sound.digest}".encode()).hexdigest() if both_known else "",
+        digest=joined_digest((picture.digest, sound.digest)) if both_known else "",
     )
 
 
@@ -319,6 +338,13 @@ class _ShownSpans:
         end = begin + (packet.duration or 0)
         first, last = self._spans.get(number, (begin, end))
         self._spans[number] = (min(first, begin), max(last, end))
+
+    def of(self, stream: Stream | None) -> float:
+        """Return the duration of one stream; of the whole file if not all was read; nan if unknown."""
+        if stream is None or not self.is_whole:
+            return math.nan if stream is None else self.seconds
+        first, last = self._spans.get(stream.index, (0, 0))
+        return (last - first) * self._units[stream.index] or math.nan
 
     @property
     def seconds(self) -> float:

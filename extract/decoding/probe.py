@@ -1,4 +1,4 @@
-"""Find files without audio from their headers, so that they can be left out before extraction."""
+"""What headers tell of files before extraction: whether there is audio, and how long it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alphafuse.errors import DecodeError
 from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.workers import map_tasks
 
-from .decode import probe_audio
+from .decode import probe_audio, probe_seconds
 from .fetch import fetched
 
 TIMEOUT_SECONDS = 60.0  # longest time for reading a header
@@ -54,3 +54,22 @@ def _probe(file: Path) -> str:
             return probe_audio(local)
     except DecodeError as error:
         return str(error)
+
+
+def sound_seconds(files: Sequence[Path], *, workers: int = 0) -> dict[Path, float]:
+    """Return file -> duration of its sound by its header, of those that have sound of known duration."""
+    tasks = ((file, file) for file in files)
+    found = dict(map_tasks(_seconds, tasks, failed=_unknown, workers=workers, timeout_seconds=TIMEOUT_SECONDS))
+    return {file: found[file] for file in files if found.get(file, 0.0) > 0}
+
+
+def _seconds(file: Path) -> float:
+    try:
+        with fetched(file) as local:
+            return probe_seconds(local)
+    except DecodeError:
+        return 0.0
+
+
+def _unknown(reason: str) -> float:
+    return 0.0

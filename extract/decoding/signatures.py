@@ -93,6 +93,7 @@ def _sign_clip(paths: tuple[Path, ...]) -> Signature:
         sound=heard.sound,
         levels=heard.levels,
         peak=heard.peak,
+        sound_seconds=heard.sound_seconds,
     )
 
 
@@ -113,7 +114,8 @@ def _sign(path: Path) -> Signature:
         signature = replace(signature, picture=picture, colours=colours, movement=movement)
     if decoded.waveform is not None:
         sound, levels, peak = _describe_waveform(decoded.waveform)
-        signature = replace(signature, sound=sound, levels=levels, peak=peak)
+        seconds = len(decoded.waveform) / SAMPLE_RATE_HZ
+        signature = replace(signature, sound=sound, levels=levels, peak=peak, sound_seconds=seconds)
     return signature
 
 

@@ -217,6 +217,7 @@ class Inputs:
         reasons: stream -> why it has no input.
         unresized: streams whose frames are as decoded, though the decode workers could resize them.
         seconds: duration that a player shows, the longer of picture and sound; nan if unknown.
+        sound_seconds: duration of the sound; nan if unknown, or there is none.
         file_bytes: size of the file; -1 = unknown.
         digest: sha256, in hexadecimal, of the file's first and last 64 KB (of all of a smaller file); "" if unknown.
         cpu_seconds: processor time of decoding, if it was measured.
@@ -226,6 +227,7 @@ class Inputs:
     reasons: Mapping[str, str]
     unresized: frozenset[str] = frozenset()
     seconds: float = math.nan
+    sound_seconds: float = math.nan
     file_bytes: int = -1
     digest: str = ""
     cpu_seconds: float = 0.0

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from alphafuse.data.coverage import Hearing
 from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError
 from alphafuse.extract.decoding.specs import AudioSpec
@@ -60,6 +61,11 @@ class SpectrogramSpec:
         """The waveform: all of it for the notebook, because its decibels are relative to the loudest moment."""
         longest = (self.max_length - 1) * HOP_SAMPLES + WINDOW_SAMPLES
         return AudioSpec(SAMPLE_RATE_HZ, None if self.spectrogram == "decibel" else longest, WINDOW_SAMPLES)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of its frames: 10.24 for the published AST."""
+        return self.max_length * HOP_SAMPLES / SAMPLE_RATE_HZ
 
     @classmethod
     def notebook(cls, *, mel_bins: int, max_length: int) -> SpectrogramSpec:
@@ -121,6 +127,7 @@ def freeze_ast(stream: Stream, model: Any, spec: SpectrogramSpec, placement: Pla
         prepare=partial(audio_inputs, spec=spec),
         placement=placement,
         details={"protocol": stream.protocol, "pool": "cls", **asdict(spec)},
+        hearing=Hearing(spec.seconds, pads_to=spec.seconds),
     )
 
 

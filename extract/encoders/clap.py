@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from alphafuse.data.coverage import Hearing
 from alphafuse.data.streams import Stream
 
 from .encoder import Encoder, Placement, freeze, load_pretrained
@@ -54,6 +55,7 @@ def load_clap(stream: Stream, placement: Placement | None = None) -> Encoder:
         placement=placement,
         dim=config.projection_dim if pool == "projection" else config.hidden_size,
         details={"pool": pool, **settings_of(extractor, CLAP)},
+        hearing=Hearing(samples / extractor.sampling_rate, extractor.nb_max_samples / extractor.sampling_rate),
     )
 
 

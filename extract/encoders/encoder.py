@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from alphafuse.data.coverage import Hearing
 from alphafuse.data.streams import Stream
 from alphafuse.errors import EncoderError, unknown
 from alphafuse.extract.decoding.specs import AudioSpec, Spec
@@ -69,6 +70,7 @@ class Encoder:
         details: what else decides the numbers, json-able: family, pooling, preprocessing beyond `spec`.
         resize: decoded frames on any device -> resized ones, as by `decode.prepare_frame`; None if only decode workers
             can resize.
+        hearing: what it hears of a clip, if `spec` doesn't say it all.
     """
 
     stream: Stream
@@ -81,9 +83,18 @@ class Encoder:
     placement: Placement
     details: Mapping[str, Any] = field(default_factory=dict)
     resize: Callable[[torch.Tensor], torch.Tensor] | None = None
+    hearing: Hearing | None = None
 
     def __repr__(self) -> str:
         return f"Encoder({self.stream.name}: {self.stream.encoder!r}, dim={self.dim}, {self.spec}, {self.placement})"
+
+    @property
+    def hears(self) -> Hearing | None:
+        """What it hears of a clip; None if it sees pictures."""
+        if not isinstance(self.spec, AudioSpec):
+            return None
+        most = self.spec.max_samples
+        return self.hearing or Hearing(None if most is None else most / self.spec.rate)
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides this stream's numbers, json-able; the store compares it."""
@@ -177,11 +188,12 @@ def freeze(
     dim: int | None = None,
     details: Mapping[str, Any] | None = None,
     resize: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    hearing: Hearing | None = None,
 ) -> Encoder:
     """Make an encoder from a HuggingFace model; it takes over the weights.
 
     Args:
-        stream, spec, prepare, details, resize: see `Encoder`.
+        stream, spec, prepare, details, resize, hearing: see `Encoder`.
         model: HuggingFace's model, in float32 on the CPU.
         forward: makes the family's forward pass from the model's modules.
         placement: device and precision; by default on the CPU in float32.
@@ -207,6 +219,7 @@ def freeze(
         placement=placement,
         details={"family": config.model_type, **(details or {})},
         resize=resize,
+        hearing=hearing,
     )
     return place(frozen, str(placement.device), compile=placement.compile)
 

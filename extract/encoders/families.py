@@ -7,19 +7,21 @@ To add a family, write a builder `(stream, placement) -> Encoder` in a module of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, require_name
-from alphafuse.errors import DatasetError, EncoderError, unknown
+from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, medium_of_word, require_name
+from alphafuse.errors import AlphafuseError, DatasetError, EncoderError, unknown
 from alphafuse.system.files import one_line
 
-from .hub import COMPACT, hub_reachable, locate, not_found, read_file
+from .hub import COMPACT, hub_reachable, local_folder, locate, not_found, read_file
 
 if TYPE_CHECKING:
+    from alphafuse.data.coverage import Hearing
+
     from .encoder import Encoder, Placement
 
 EVERY = ("medium", "precision")  # options of every stream
@@ -96,6 +98,21 @@ def load_encoder(stream: Stream, placement: Placement | None = None, *, trust_co
     return build(stream, placement)
 
 
+def hearing_of(streams: Iterable[Stream]) -> dict[str, Hearing]:
+    """Return what streams hear, of those whose encoders are on this machine; code isn't run, and nothing is fetched."""
+    found: dict[str, Hearing] = {}
+    for stream in streams:
+        try:
+            if stream.encoder == GIVEN or stream.is_code or local_folder(stream) is None:
+                continue
+            hears = load_encoder(stream).hears
+        except AlphafuseError:
+            continue  # extraction says why it can't be loaded
+        if hears is not None:
+            found[stream.name] = hears
+    return found
+
+
 def parse_stream(text: str) -> Stream:
     """Return the stream that a text like "dino=facebook/dinov2-base,frames=16,pool=mean" describes.
 
@@ -139,16 +156,17 @@ def medium_of(name: str, encoder: str, options: dict[str, str]) -> str:
         options: as in `Stream`; `medium` is taken out.
 
     Raises:
+        DatasetError: the option is no medium.
         EncoderError: the encoder doesn't tell; the message asks for the option.
     """
     if "medium" in options:
-        return options.pop("medium")
+        return medium_of_word(options.pop("medium"))
     if is_code(encoder) and ("frames" in options) != ("rate" in options):
         return "video" if "frames" in options else "audio"
     for stream in DEFAULT_STREAMS:
         if name == stream.name:
             return stream.medium
-    ask = f"say what stream {name} embeds: --stream {name}={encoder},medium=video (or audio)"
+    ask = f"say what stream {name} embeds: --stream {name}={encoder},medium=sight (or sound)"
     if is_code(encoder):
         ask += f"; {encoder},frames=8 or {encoder},rate=16000 if it is a plain function"
     if encoder in (COMPACT, GIVEN) or is_code(encoder):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -300,6 +300,7 @@ def provenance(encoders: Mapping[str, Encoder], device: str) -> dict[str, Any]:
                 "revision": encoder.revision,
                 "medium": encoder.stream.medium,
                 "options": dict(encoder.stream.options),
+                **({} if encoder.hears is None else {"hears": asdict(encoder.hears)}),
             }
             for name, encoder in encoders.items()
         },

@@ -154,7 +154,7 @@ def test_a_split_without_training_has_ceiling_zero(tmp_path: Path) -> None:
 
 
 def test_problems_come_worst_first_and_decide_soundness(tmp_path: Path) -> None:
-    clips = [clip(f"{split}{i}", split=split) for split in ("train", "val", "test") for i in range(30)]
+    clips = [clip(f"{split}{i}", split=split) for split in ("train", "val", "test") for i in range(80)]
     dataset = make_dataset(tmp_path, clips)
     for number, one in enumerate(clips):
         dataset.path_of(one).write_bytes(b"%d" % number)

@@ -114,9 +114,13 @@ def test_a_missing_manifest_or_one_that_is_not_csv_is_refused(tmp_path: Path) ->
     with pytest.raises(DatasetError, match="no such csv: "):
         Manifest.read(tmp_path / "manifest.csv")
     header = b"clip_id,path,label,split,group\na,a.mp4,dog,train,a\n"
-    for broken in (b"b,b.mp4,d\xff,train,b\n", b'b,"b.mp4"x,dog,train,b\n'):
+    for broken, message in (
+        (b"b,b.mp4,d\xff,train,b\n", "line 3 is not UTF-8"),
+        (b'b,"b.mp4"x,dog,train,b\n', "line 3 can't be read as csv: "),
+        (b"a,b.mp4,dog,train,b\n", "lines 2, 3: clip_id 'a' occurs 2 times"),
+    ):
         (tmp_path / "manifest.csv").write_bytes(header + broken)
-        with pytest.raises(DatasetError, match=r"manifest.csv can't be read as csv: "):
+        with pytest.raises(DatasetError, match=f"manifest.csv {message}"):
             Manifest.read(tmp_path / "manifest.csv")
 
 

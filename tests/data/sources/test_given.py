@@ -213,7 +213,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "texts in lists": ({"video": [["a"], ["b"]]}, "has no column of lists of numbers"),
     "a name": ({"clap_2": [[1.0], [2.0]]}, "column 'clap_2' can't name a stream"),
     "a reserved name": ({"all": [[1.0], [2.0]]}, "column 'all' can't name a stream"),
-    "no medium": ({"dino": [[1.0], [2.0]]}, "say what stream dino of x.parquet embeds: --medium dino=video"),
+    "no medium": ({"dino": [[1.0], [2.0]]}, "say what stream dino of x.parquet embeds: --medium dino=sight"),
     "twice": ({"clip_id": ["a", "a"]}, "clip_id 'a' occurs twice"),
     "lengths": ({"video": [[1.0], [2.0, 3.0]]}, "the vector of clip 'b' has 2 numbers, others of its column have 1"),
     "only nulls": ({"video": pa.array([None, None], pa.list_(pa.float32()))}, "column video has no vector"),

@@ -238,14 +238,87 @@ def test_a_folder_csv_gives_labels_splits_and_groups_and_missing_files_are_repor
         ("file,label\na.mp4,x\n", r"first line must be path,label\[,split\]\[,group\]"),
         ("path,label\na.mp4\n", "line 2 has 1 columns instead of 2"),
         ("path,label,split\na.mp4,x,later\n", "line 2: split 'later' is not one of train, val, test"),
+        ("path;label\na.mp4;x\n", "line 1 separates its columns by semicolons: save it with commas"),
+        ("path,label\na.mp4,x\nb.mp4,y\na.mp4,x\n", "line 4: 'a.mp4' is listed in line 2 too"),
+        (
+            "path,label\nhttps://me:pw@host/a.mp4?token=abc,x\n",
+            r"line 2: 'https://\*\*\*@host/a.mp4\?token=\*\*\*' is a",
+        ),
         ("path,label\n../a.mp4,x\n", "line 2: clip ../a: path .* leaves the clip folder"),
         ("path,label\n", "no clips found"),
     ],
 )
-def test_folder_csv_errors_name_line_and_reason(tmp_path: Path, content: str, message: str) -> None:
+def test_errors_of_a_folders_csv_name_line_and_reason(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DatasetError, match=message):
         import_folder(tmp_path, tmp_path / "root", csv=tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "guess"), [("utf-16", "utf-16"), ("utf-16-le", "utf-16"), ("latin-1", "windows-1252")]
+)
+def test_a_csv_in_another_encoding_says_how_to_convert_it_and_a_byte_order_mark_is_read(
+    tmp_path: Path, encoding: str, guess: str
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    content, csv = "path,label\na.mp4,bébé\n", tmp_path / "list.csv"
+    csv.write_text(content, encoding=encoding)
+    with pytest.raises(DatasetError, match=rf"line \d is not UTF-8 but probably {guess}: .*iconv -f {guess} -t utf-8"):
+        import_folder(tmp_path, tmp_path / "root", csv=csv)
+    csv.write_text(content, encoding="utf-8-sig")
+    assert import_folder(tmp_path, tmp_path / "root", csv=csv).dataset.classes == ("bébé",)
+
+
+def _touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_folders_of_sounds_are_imported_with_the_streams_that_hear(tmp_path: Path) -> None:
+    _touch(tmp_path / "clips", "dog/a.wav", "dog/b.FLAC", "cat/c.mp3", "cat/notes.txt", "cat/more.txt", "cat/old.zip")
+    report = import_folder(tmp_path / "clips", tmp_path / "root")
+    assert [(clip.clip_id, clip.path) for clip in report.dataset.manifest] == [
+        ("cat/c", "cat/c.mp3"),
+        ("dog/a", "dog/a.wav"),
+        ("dog/b", "dog/b.FLAC"),
+    ]
+    assert report.dataset.media == {"ast": "audio"}
+    assert report.notes == ("no clip has a picture, so the root has no stream that looks (timesformer)",)
+    assert list(report.skipped.items()) == [(".txt", 2), (".zip", 1)]
+    with pytest.raises(DatasetError, match=r"all clips of .* are sounds, and no stream hears: give one"):
+        import_folder(tmp_path / "clips", tmp_path / "other", streams=[Stream("eye", "compact", "sight")])
+    again = import_folder(tmp_path / "clips", tmp_path / "root").dataset  # as the root records its streams
+    assert again.media == {"ast": "audio"}
+
+
+def test_a_folder_of_videos_and_sounds_keeps_all_streams_and_skips_the_sound_of_a_video(tmp_path: Path) -> None:
+    _touch(tmp_path / "clips", "dog/a.mp4", "dog/a.wav", "dog/b.wav", "dog/.hidden", "dog/README")
+    report = import_folder(tmp_path / "clips", tmp_path / "root")
+    assert [clip.path for clip in report.dataset.manifest] == ["dog/a.mp4", "dog/b.wav"]
+    assert set(report.dataset.media) == {"timesformer", "ast"}
+    assert report.skipped == {".wav beside a video of the same name": 1, "without a suffix": 1}
+
+
+def test_two_files_of_one_name_are_two_clips_of_one_group(tmp_path: Path) -> None:
+    _touch(tmp_path / "clips", "dog/a.mkv", "dog/a.mp4", "dog/b.mp4")
+    report = import_folder(tmp_path / "clips", tmp_path / "root")
+    assert [(clip.clip_id, clip.path, clip.group) for clip in report.dataset.manifest] == [
+        ("dog/a", "dog/a.mkv", "dog/a"),
+        ("dog/a.mp4", "dog/a.mp4", "dog/a"),
+        ("dog/b", "dog/b.mp4", "dog/b"),
+    ]
+    assert "dog/a.mp4 of dog/a.mkv" in report.notes[0] and "alphafuse data drop 'dog/a.mp4'" in report.notes[0]
+    csv = tmp_path / "list.csv"
+    csv.write_text("path,label\ndog/a.mp4,dog\ndog/a.mkv,dog\n")
+    listed = import_folder(tmp_path / "clips", tmp_path / "listed", csv=csv).dataset.manifest
+    assert [(clip.clip_id, clip.group) for clip in listed] == [("dog/a", "dog/a"), ("dog/a.mkv", "dog/a")]
+
+
+def test_a_folder_without_clips_says_what_is_in_it(tmp_path: Path) -> None:
+    _touch(tmp_path / "clips", "dog/a.txt", "dog/b.txt", "dog/c.zip")
+    with pytest.raises(DatasetError, match=r"no clips found in .* \(it has 2 .txt, 1 .zip\): it needs"):
+        import_folder(tmp_path / "clips", tmp_path / "root")
 
 
 def test_a_clip_outside_every_class_folder_is_not_skipped_silently(tmp_path: Path) -> None:
