@@ -49,7 +49,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     AlphaFuse(1 heads of 'AST sqrt', 16 classes, timesformer, ast)
     >>> model(clips[0])
     Prediction('-QJGJy65ytt_000115.mp4': 'heart beating with engine humming' ...%)
-    >>> model.explain(clips[:1])[0].decided
+    >>> model.explain(clips[:1])[0].changed_by  # blank, this stream changes the answer
     ('timesformer',)
 
     If a run has several heads (one per seed), probabilities are means over heads. The accuracies in a run's metrics are
