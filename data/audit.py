@@ -205,11 +205,12 @@ class AuditReport:
         return {**content, "root": str(self.root), "is_sound": self.is_sound}
 
 
-def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None) -> AuditReport:
+def audit(dataset: Dataset | str | Path, *, signatures: Mapping[str, Signature] | None = None) -> AuditReport:
     """Count what the dataset's splits can show and find what is wrong with them.
 
     Args:
-        dataset: any root; clips without a file are counted as missing, unless all its embeddings were given.
+        dataset: any root, or its folder; clips without a file are counted as missing, unless all its embeddings were
+            given.
         signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all findings
             that need decoding. Clips without a signature (their files are missing) are left out of those findings.
 
@@ -220,6 +221,7 @@ def audit(dataset: Dataset, *, signatures: Mapping[str, Signature] | None = None
     >>> [problem.kind for problem in report.problems]
     ['not_decoded', 'resolution']
     """
+    dataset = Dataset.open(dataset)
     clips = dataset.manifest
     files = {clip.clip_id: dataset.paths_of(clip) for clip in clips}
     sizes = dataset.file_sizes(clips)

@@ -31,7 +31,7 @@ ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the run]"
 @click.option(
     "--why",
     is_flag=True,
-    help="Also print what decided: shares of streams, answers with one blank (black, muted) and along alpha.",
+    help="Also print what decided: shares of streams, answers with one blank, and along alpha.",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
 @options_of(

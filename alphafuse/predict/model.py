@@ -27,6 +27,7 @@ from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run, require_recipe
 from alphafuse.system.devices import choose_device
+from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .bundle import carried_encoder, write_bundle
@@ -210,7 +211,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def predict(
         self,
-        clips: Sequence[str | Path],
+        clips: str | Path | Sequence[str | Path],
         *,
         top: int = TOP,
         progress: Progress = NO_PROGRESS,
@@ -221,7 +222,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         says what it lacks and why. A file that can't be read gives a prediction without an answer.
 
         Args:
-            clips: files.
+            clips: a file, or several.
             top: number of labels per clip, at least 1; all labels if there are fewer.
             progress: called for every embedded clip.
 
@@ -233,7 +234,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def explain(
         self,
-        clips: Sequence[str | Path],
+        clips: str | Path | Sequence[str | Path],
         *,
         top: int = TOP,
         alphas: Sequence[float] = ALPHAS,
@@ -256,7 +257,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def stream(
         self,
-        clips: Sequence[str | Path],
+        clips: str | Path | Sequence[str | Path],
         *,
         top: int = TOP,
         why: bool = False,
@@ -294,7 +295,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         finally:
             progress.stop()
 
-    def embed(self, clips: Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
+    def embed(self, clips: str | Path | Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
         """Return embeddings {stream: (clips, dim)}; clip_ids are "0", "1", ...; a row of NaN has a failure."""
         files = _files(clips)
         progress.start("embed", total=len(files))
@@ -329,19 +330,19 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         return predictions
 
 
-def find_clips(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the given files, and all video files below given folders, sorted per folder.
+def find_clips(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the given files, and all video files below given folders, sorted per folder; one path or several.
 
     Raises:
         DatasetError: a path does not exist, or a folder has no video file.
 
     >>> from alphafuse import find_clips
-    >>> clips = find_clips(["demo/clips"])
+    >>> clips = find_clips("demo/clips")
     >>> len(clips), clips[0].suffix
     (448, '.mp4')
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, each(paths)):
         inside = [path / relative for relative in find_videos(path).values()] if path.is_dir() else [path]
         if not inside:
             raise DatasetError(f"no video files in {path}: name a folder of clips, or the clips themselves")
@@ -350,8 +351,8 @@ def find_clips(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _files(clips: Sequence[str | Path]) -> list[Path]:
-    paths = [Path(clip) for clip in clips]
+def _files(clips: str | Path | Sequence[str | Path]) -> list[Path]:
+    paths = [Path(clip) for clip in each(clips)]
     for path in paths:
         if not path.exists():
             raise DatasetError(f"no such clip: {path}: name files, or folders of them")

@@ -318,7 +318,7 @@ def contribution_json(found: Contribution) -> dict[str, Any]:
     return {"said": headline(found), **found.to_json()}
 
 
-def write_contribution(found: Contribution, dataset: Dataset) -> Path:
+def write_contribution(found: Contribution, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/contribute/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, contribute, write_contribution
@@ -327,6 +327,7 @@ def write_contribution(found: Contribution, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'contribute.csv', 'contribute.json', 'contribute.md']
     """
+    dataset = Dataset.open(dataset)
 
     def ends(name: str, of: Callable[[ClassShare], Figure]) -> list[Column]:
         return [

@@ -22,7 +22,7 @@ from .tables import Column, Document, Table, csv_rows, p_value, percent, percent
 MTEB_VERSION = "2.20.0"  # held against this version
 
 
-def write_curve(found: Curve | MtebScores, dataset: Dataset) -> Path:
+def write_curve(found: Curve | MtebScores, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/curve/`, of the preset `<root>/runs/curve-mteb/`, replacing an older one; return the folder.
 
     >>> from alphafuse import Dataset, curve, write_curve
@@ -31,6 +31,7 @@ def write_curve(found: Curve | MtebScores, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'curve.csv', 'curve.json', 'curve.md', 'curve.png']
     """
+    dataset = Dataset.open(dataset)
     figures, picture = found.to_json(), None
     if isinstance(found, Curve):
         picture = png(learning_curves(LearningCurves.from_json(figures), looks_of(dataset.media)))

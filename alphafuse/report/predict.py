@@ -79,13 +79,8 @@ def format_explanation(explanation: Explanation) -> str:
 
 
 def _wrapped(sentence: str, *, indent: int) -> list[str]:
-    return textwrap.wrap(
-        sentence,
-        TEXT_COLUMNS,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + 2),
-        break_on_hyphens=False,
-    )
+    first, next_ones = " " * indent, " " * (indent + 2)
+    return textwrap.wrap(sentence, TEXT_COLUMNS, initial_indent=first, subsequent_indent=next_ones)
 
 
 def _shares(explanation: Explanation) -> str:

@@ -223,7 +223,7 @@ def figure3(table: Table1) -> bytes:
     return png(losses(curves))
 
 
-def write_table1(table: Table1, dataset: Dataset) -> Path:
+def write_table1(table: Table1, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/table1/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, TrainSettings, table1, write_table1
@@ -232,6 +232,7 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'figure3.png', 'heads', 'history.csv', 'table1.json', 'table1.md']
     """
+    dataset = Dataset.open(dataset)
     return write_run(
         dataset.root,
         "table1",
@@ -334,7 +335,7 @@ def _sweep_csv(sweep: Sweep) -> Table:
     return Table(columns, [sweep.baseline, *sweep.points])
 
 
-def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Path:
+def write_sweep(sweep: Sweep, dataset: Dataset | str | Path, *, run: str | None = None) -> Path:
     """Write the run folder, replacing an older one as a whole, and return it; `run` is its name [`sweep.name`].
 
     >>> from alphafuse import Dataset, TrainSettings, sweep, write_sweep
@@ -344,6 +345,7 @@ def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Pa
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'history.csv', 'sweep.csv', 'sweep.json', 'sweep.png']
     """
+    dataset = Dataset.open(dataset)
     figures = sweep.to_json()
     return write_run(
         dataset.root,
@@ -484,7 +486,7 @@ def _compare_csv(table: CompareTable) -> Table:
     return Table(columns, table.rows)
 
 
-def write_compare(table: CompareTable, dataset: Dataset) -> Path:
+def write_compare(table: CompareTable, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/compare/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, TrainSettings, compare, write_compare
@@ -493,6 +495,7 @@ def write_compare(table: CompareTable, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['compare.csv', 'compare.json', 'compare.md', 'config.json']
     """
+    dataset = Dataset.open(dataset)
     return write_run(
         dataset.root,
         "compare",

@@ -262,7 +262,7 @@ def _csv(profile: Profile) -> Table:
     return Table(columns, range(len(profile.weightings)))
 
 
-def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) -> Path:
+def write_weigh(found: Weighing, dataset: Dataset | str | Path, *, run: str | None = None) -> Path:
     """Write `<root>/runs/weigh/` with the chosen head, replacing an older one as a whole, and return the folder.
 
     `predict`, `evaluate` and `export` work from it. `run` is another name for it.
@@ -273,6 +273,7 @@ def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) ->
     >>> sorted(path.name for path in folder.iterdir())[:4]
     ['config.json', 'head', 'predictions-test.csv', 'predictions-val.csv']
     """
+    dataset = Dataset.open(dataset)
     profile = found.found.profile
     chosen = found.heads[CHOSEN]
     return write_run(

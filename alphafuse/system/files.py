@@ -13,10 +13,11 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from alphafuse.errors import AlphafuseError, DatasetError
 
+Given = TypeVar("Given", bound="str | Path")
 MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
@@ -65,6 +66,15 @@ def split_address(address: str) -> tuple[str, tuple[int, int] | None]:
 def is_clean(text: str) -> bool:
     """Whether a name is 1 to `MAX_TEXT` characters long, none of them a control or direction character."""
     return 0 < len(text) <= MAX_TEXT and (text.isprintable() or not _HIDDEN.search(text))
+
+
+def each(given: Given | Iterable[Given]) -> tuple[Given, ...]:
+    """Return one text or path, or several of them, as a tuple.
+
+    >>> each("a.mp4"), each(["a.mp4", "b.mp4"])
+    (('a.mp4',), ('a.mp4', 'b.mp4'))
+    """
+    return (given,) if isinstance(given, (str, Path)) else tuple(given)
 
 
 def one_line(value: object, most: int = 300) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, require_name, title_of
+from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, names_of, require_name, title_of
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
@@ -57,17 +57,13 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ExperimentError: a name that no stream can have.
     """
-    if isinstance(names, str):
-        names = [name.strip() for name in names.split(",")]
-    different = dict.fromkeys(names)
-    if ALL in different:
-        return ()
-    for name in different:
-        try:
+    try:
+        different = names_of(names, {})
+        for name in different:
             require_name(name)
-        except DatasetError as error:
-            raise ExperimentError(str(error)) from None
-    return tuple(in_order(different))
+    except DatasetError as error:
+        raise ExperimentError(str(error)) from None
+    return different
 
 
 @dataclass(frozen=True)

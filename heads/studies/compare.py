@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -277,7 +278,7 @@ def count_compare_heads(streams: Iterable[str], seeds: int, *, probe: TrainSetti
 
 
 def compare(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     seeds: int = COMPARE_SEEDS,
     first_seed: int = 0,
@@ -292,7 +293,7 @@ def compare(
     Writes no files; see `alphafuse.write_compare`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default. Titles of rows name a different normalisation or fusion.
         probe: choose each row's head (linear, or the hidden layers of `settings`), learning rate and weight decay on
@@ -315,6 +316,7 @@ def compare(
     >>> len(table.rows), table.rows[0].title
     (31, 'concat, untransformed')
     """
+    dataset = Dataset.open(dataset)
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)

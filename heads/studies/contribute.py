@@ -29,7 +29,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.streams import in_order
+from alphafuse.data.streams import in_order, names_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import fit_temperature
 from alphafuse.heads.closed.moments import Moments, assign_folds
@@ -381,10 +381,10 @@ Scorer = Callable[[Mapping[str, EmbeddingSource], Sequence[Subset], bool], dict[
 
 
 def contribute(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     head: str = "closed",
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     run: str | Path | None = None,
     folds: int = FOLDS,
     seed: int = 0,
@@ -397,12 +397,12 @@ def contribute(
     Writes no files; see `alphafuse.write_contribution`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         head: "closed": a ridge in closed form per subset, equal weights on streams of equal total variance, its
             penalty and the temperature of its probabilities chosen out-of-fold on training clips. Such heads add up a
             term per stream: what only the combination of two streams tells, they can't see. "fit": a trained head
             per subset, its temperature chosen on validation clips.
-        streams: the streams to compare; all by default.
+        streams: the streams to compare; all by default; "sight" and "sound" are all of a medium.
         run: the trained run whose use of its streams is measured; the root's best by default, if it has one.
         folds: folds of source videos, for heads in closed form.
         seed: seed of the folds, the permutations and the trained heads.
@@ -419,6 +419,8 @@ def contribute(
     >>> contribute(Dataset.open("demo"), refits=0)
     Contribution('demo', closed, timesformer +... bits, ast +... bits, n=192)
     """
+    dataset = Dataset.open(dataset)
+    streams = names_of(streams, dataset.media)
     check_choice("head", head, HEADS)
     check_count("folds", folds)
     if folds < 2:
@@ -427,7 +429,7 @@ def contribute(
         raise ExperimentError(f"refits must be a whole number of at least 0, not {refits!r}")
     settings = settings or TrainSettings()
     used = load_run(Path(run), dataset, "test") if run else None  # fails before the work starts
-    experiment = Experiment(streams=tuple(streams))
+    experiment = Experiment(streams=streams)
     clips = SameClips.load(dataset, replace(settings, absent="drop"), (seed,), experiment)
     names = experiment.of(clips.streams).streams
     if len(names) > MOST_STREAMS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import names_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.dual import FewClips, equal_weights
 from alphafuse.heads.closed.moments import Moments, assign_folds, blocks
@@ -182,11 +184,11 @@ class Curve:
 
 
 def curve(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     sizes: Sequence[Size] = (),
     draws: int = CURVE_DRAWS,
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress = NO_PROGRESS,
 ) -> Curve:
@@ -200,10 +202,10 @@ def curve(
     Nothing is chosen on test clips, and validation clips are not used. Writes no files; see `alphafuse.write_curve`.
 
     Args:
-        dataset: a dataset whose train and test splits are extracted.
+        dataset: a dataset, or its folder, whose train and test splits are extracted.
         sizes: clips per class, or "all"; by default 1, 2, 4, ... as far as half of the classes have so many, and "all".
         draws: draws of training clips for each size.
-        streams: streams to use; by default all that are extracted.
+        streams: streams to use; by default all that are extracted; "sight" and "sound" are all of a medium.
         seed: seed of the draws.
         progress: counts heads.
 
@@ -216,9 +218,10 @@ def curve(
     >>> [point.draws for point in found.points], found.points[1].pays
     ([3, 1], True)
     """
+    dataset = Dataset.open(dataset)
     if draws < 1:
         raise ExperimentError(f"a learning curve needs at least 1 draw, not {draws}")
-    clips = CompleteClips.load(dataset, ("train", "test"), streams)
+    clips = CompleteClips.load(dataset, ("train", "test"), names_of(streams, dataset.media))
     train, test = clips.embeddings["train"], clips.embeddings["test"]
     all_targets = class_indices(train.labels, dataset.classes)
     trained, targets = np.unique(all_targets, return_inverse=True)

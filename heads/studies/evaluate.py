@@ -105,7 +105,7 @@ def evaluate(
     run: str | Path,
     *,
     split: str = "test",
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | Path | None = None,
     against: str | Path | None = None,
     vggsounder: bool = False,
 ) -> RunEvaluation:
@@ -116,7 +116,8 @@ def evaluate(
     Args:
         run: folder that `fit` wrote, with its head/ and heads/.
         split: the split to score. Test scores are no longer unbiased once they were used to choose something.
-        dataset: a dataset other than the run's own (`<root>/runs/<name>`), extracted with the same recipes.
+        dataset: a dataset, or its folder, other than the run's own (`<root>/runs/<name>`), extracted with the same
+            recipes.
         against: another run to compare with on the same clips.
         vggsounder: also score VGGSounder's multiple labels; needs the package `vggsounder`.
 
@@ -133,7 +134,7 @@ def evaluate(
     0.9... [0.8..., 0.9...]
     """
     run = Path(run)
-    dataset = dataset or dataset_of(run)
+    dataset = Dataset.open(dataset) if dataset else dataset_of(run)
     heads = load_run(run, dataset, split)
     config = heads[0].config
     embeddings = load_embeddings_of(dataset, split)

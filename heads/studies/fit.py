@@ -13,7 +13,7 @@ from typing import Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import connected, require_engine
@@ -65,8 +65,8 @@ class RunResult:
 
 
 def fit(
-    dataset: Dataset,
-    experiment: Experiment,
+    dataset: Dataset | str | Path,
+    experiment: Experiment = BASELINE,
     *,
     seeds: int = 1,
     first_seed: int = 0,
@@ -80,8 +80,8 @@ def fit(
     """Train one experiment, score validation and test, and write the run folder.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
-        experiment: streams, transform and fusion; without streams, the head reads all that the embeddings have.
+        dataset: a dataset, or its folder, whose three splits are extracted.
+        experiment: streams, transform and fusion; by default all streams that the embeddings have, untransformed.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
         probe: choose a linear or an MLP head (that of `settings`), learning rate and weight decay on validation clips
@@ -105,6 +105,7 @@ def fit(
     >>> AlphaFusion.from_pretrained(result.folder).config.experiment.name
     'sqrt-ast'
     """
+    dataset = Dataset.open(dataset)
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f'fit takes an Experiment, not {experiment!r}: Experiment("sqrt", on="ast")')
     require_engine(engine)

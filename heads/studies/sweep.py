@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from alphafuse.heads.scoring.choice import choose_weight
 from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.cluster import require_engine
+from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .same_clips import (
@@ -195,9 +197,9 @@ def count_sweep_heads(on: Sequence[str], alphas: Sequence[float], seeds: int) ->
 
 
 def sweep(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
-    on: Sequence[str],
+    on: str | Sequence[str],
     alphas: Sequence[float],
     transform: str = "scale",
     seeds: int = SWEEP_SEEDS,
@@ -212,7 +214,7 @@ def sweep(
     Writes no files; see `alphafuse.write_sweep`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         on: one or more of a stream's name, several names ("ast,clap": the same alpha on each) and "all"; each gives a
             curve.
         alphas: values of the transform's alpha, all different.
@@ -237,10 +239,11 @@ def sweep(
     >>> found.chosen["ast"].test
     SplitResult(test: n=192, top1=0... [0..., 0...], loss=2... [2..., 2...])
     """
+    dataset = Dataset.open(dataset)
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen_seeds = seed_range(seeds, first_seed)
-    on, alphas = tuple(on), tuple(float(alpha) for alpha in alphas)
+    on, alphas = each(on), tuple(float(alpha) for alpha in alphas)
     _check(transform, on, alphas)
     of_target = [[Experiment(transform, on=target, alpha=alpha) for alpha in alphas] for target in on]
     clips = SameClips.load(dataset, settings, chosen_seeds)

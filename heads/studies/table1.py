@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
@@ -224,7 +225,7 @@ class Table1:
 
 
 def table1(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     seeds: int = TABLE1_SEEDS,
     first_seed: int = 0,
@@ -239,7 +240,7 @@ def table1(
     dataset aren't read, and change nothing. Writes no files; see `alphafuse.write_table1`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default.
         progress: counts finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in total.
@@ -268,6 +269,7 @@ def table1(
     TimeSformer only None
     AST only None
     """
+    dataset = Dataset.open(dataset)
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
-from alphafuse.data.streams import SENSES, in_order, title_of
+from alphafuse.data.streams import SENSES, in_order, names_of, title_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import LateWeights
 from alphafuse.heads.closed.moments import effective_rank
@@ -316,9 +317,9 @@ def _titles(streams: Sequence[str]) -> str:
 
 
 def weigh(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     folds: int = FOLDS,
     seed: int = 0,
     everything: bool = False,
@@ -330,8 +331,8 @@ def weigh(
     Writes no files; see `alphafuse.write_weigh`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
-        streams: the streams to weigh; all that are extracted by default.
+        dataset: a dataset, or its folder, whose three splits are extracted.
+        streams: the streams to weigh; all that are extracted by default; "sight" and "sound" are all of a medium.
         folds: folds of source videos within train, at least 2.
         seed: decides the folds, and the draws of intervals.
         everything: also the weights of late fusion, and the logistic probe even if it takes long.
@@ -347,6 +348,8 @@ def weigh(
     >>> found.weights, found.verdict
     ({'ast': 1.0}, 'AST is the only stream: there is nothing to weigh it against.')
     """
+    dataset = Dataset.open(dataset)
+    streams = names_of(streams, dataset.media)
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         raise ExperimentError(f"folds must be a whole number of at least 2, not {folds!r}")
     clips = SameClips.load(dataset, SETTINGS, [seed], Experiment(streams=tuple(streams)))
