@@ -15,6 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from alphafuse.system.results import tables_by as _tables_by
 from alphafuse.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
     from alphafuse.heads.studies.mteb import MtebScores, mteb_scores
+    from alphafuse.heads.studies.predictions import Predictions
     from alphafuse.heads.studies.probe import Probe
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
@@ -118,6 +120,7 @@ _HOMES = {
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
     "alphafuse.heads.studies.best_run": ("best_run",),
+    "alphafuse.heads.studies.predictions": ("Predictions",),
     "alphafuse.heads.studies.probe": ("Probe",),
     "alphafuse.heads.studies.runs": ("TrainedRun", "read_run"),
     "alphafuse.heads.training.settings": ("TrainSettings",),
@@ -171,6 +174,7 @@ __all__ = [
     "Manifest",
     "MtebScores",
     "Prediction",
+    "Predictions",
     "Probe",
     "Rates",
     "Resampling",
@@ -241,4 +245,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]
+
+
+_tables_by[:] = [lambda: import_module("alphafuse.report.notebook")]

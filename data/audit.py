@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from alphafuse.errors import AlphafuseError
 from alphafuse.system.remote import local_copy
+from alphafuse.system.results import Tabular
 
 from .dataset import Dataset
 from .duplicates import SILENT_PEAK_DBFS, Signature, near_identical_pairs
@@ -157,7 +158,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Tabular):
     """Result of `audit`.
 
     Attributes:
@@ -189,6 +190,11 @@ class AuditReport:
     byte_identical: tuple[Copies, ...]
     content: Content | None
     problems: tuple[Problem, ...] = ()
+
+    def __repr__(self) -> str:
+        clips = ", ".join(f"{split}={found.clips}" for split, found in self.splits.items())
+        counts = {kind: sum(one.severity == kind for one in self.problems) for kind in ("error", "warning", "note")}
+        return f"AuditReport({self.name!r}, {clips}, {', '.join(f'{n} {kind}s' for kind, n in counts.items())})"
 
     @property
     def is_sound(self) -> bool:

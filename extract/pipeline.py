@@ -72,6 +72,11 @@ class ExtractReport:
     is_shared: bool
     store: EmbeddingStore
 
+    def __repr__(self) -> str:
+        made = ", ".join(f"{stream} {count}" for stream, count in self.embedded.items())
+        figures = f"{self.clips} clips, {self.already} before, embedded {made}, {len(self.failures)} failures"
+        return f"ExtractReport({self.split}: {figures}, {self.seconds:.1f} s, store={str(self.store.folder)!r})"
+
 
 def extract_embeddings(
     dataset: Dataset | str | Path,

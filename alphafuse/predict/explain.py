@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.embeddings import Embeddings
+from alphafuse.system.results import Shown
 
 from .prediction import Prediction, Ranked
 from .shares import Shares
@@ -35,7 +36,7 @@ class ChangedAnswer:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Shown):
     """How a prediction depends on each stream.
 
     Attributes:
@@ -63,6 +64,10 @@ class Explanation:
     shares: Shares | None
     no_shares: str
     along: Mapping[str, tuple[tuple[float, ChangedAnswer], ...]]
+
+    def __repr__(self) -> str:
+        what = f"decided by {self.decided}" if self.shares else f"changed by {self.changed_by}"
+        return f"Explanation({self.prediction!r}, {what})"
 
     @property
     def decided(self) -> tuple[str, ...]:

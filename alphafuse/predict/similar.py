@@ -27,6 +27,7 @@ from alphafuse.heads.closed.neighbours import Neighbours, shares_of
 from alphafuse.system.files import each, one_line
 from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.remote import is_remote
+from alphafuse.system.results import Tabular
 
 from .model import find_clips
 
@@ -83,7 +84,7 @@ class SimilarTo:
 
 
 @dataclass(frozen=True)
-class SimilarClips:
+class SimilarClips(Tabular):
     """What `similar` finds.
 
     Attributes:

@@ -249,7 +249,9 @@ def _has_picture(found: Weighing) -> bool:
     return found.found.profile is not None and len(found.found.profile.streams) == 2
 
 
-def _csv(profile: Profile) -> Table:
+def profile_rows(profile: Profile) -> Table:
+    """Return the profile as rows of unrounded figures."""
+
     def weight(stream: int, i: int) -> float:
         return profile.weightings[i].alphas[stream]
 
@@ -285,6 +287,6 @@ def write_weigh(found: Weighing, dataset: Dataset | str | Path, *, run: str | No
         predictions=[chosen.val, chosen.test],
         heads={"": [_Seeded(found.arguments["seed"], found.head)]},
         markdown=to_markdown(describe(found)),
-        rows=csv_rows(_csv(profile)) if profile else None,
+        rows=csv_rows(profile_rows(profile)) if profile else None,
         picture=png(weight_profile(profile)) if profile and _has_picture(found) else None,
     )

@@ -36,6 +36,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .probe import Probe, grid_json, points_for, probe_grid
 from .same_clips import (
@@ -153,7 +154,7 @@ class CompareRow:
 
 
 @dataclass(frozen=True)
-class CompareTable:
+class CompareTable(Tabular):
     """Result of `compare`.
 
     Attributes:
@@ -199,7 +200,9 @@ class CompareTable:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+        first = self.rows[0]
+        sizes = f"{len(self.rows)} rows, {len(self.seeds)} seeds, n={first.test.n}"
+        return f"CompareTable({self.dataset_name!r}, {sizes}, {first.title} test top1={first.test.top1!r})"
 
     @property
     def is_probe(self) -> bool:

@@ -69,9 +69,11 @@ from alphafuse.heads.scoring.statistics import (
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .best_run import best_run
-from .evaluate import load_embeddings_of, load_run
+from .evaluate import load_run
+from .predictions import load_embeddings_of
 from .same_clips import SameClips
 
 HEADS = ("closed", "fit")
@@ -241,7 +243,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class Contribution(Tabular):
     """Result of `contribute`.
 
     Attributes:
@@ -297,7 +299,10 @@ class Contribution:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{name} {worth.bits.mean:+.2f} bits" for name, worth in self.streams.shares.items())
+        def written(bits: Figure) -> str:
+            return f"{bits.mean:+.2f} bits [{bits.interval.low:+.2f}, {bits.interval.high:+.2f}]"
+
+        shares = ", ".join(f"{name} {written(worth.bits)}" for name, worth in self.streams.shares.items())
         return f"Contribution({self.dataset_name!r}, {self.head}, {shares}, n={self.clips['test']})"
 
     @property
@@ -417,7 +422,7 @@ def contribute(
 
     >>> from alphafuse import Dataset, contribute
     >>> contribute(Dataset.open("demo"), refits=0)
-    Contribution('demo', closed, timesformer +... bits, ast +... bits, n=192)
+    Contribution('demo', closed, timesformer +... bits [+..., +...], ast +... bits [+..., +...], n=192)
     """
     dataset = Dataset.open(dataset)
     streams = names_of(streams, dataset.media)
@@ -826,7 +831,7 @@ def use_of_run(
         seed: seed of the permutations.
         progress: counts passes over the test clips.
     """
-    heads = load_run(run, dataset, "test")
+    heads = load_run(run, dataset, "test").heads
     names = heads[0].config.streams
     rows = {split: load_embeddings_of(dataset, split) for split in ("val", "test")}
     for split, of_split in rows.items():

@@ -27,6 +27,7 @@ from alphafuse.heads.closed.rows import refit_of
 from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .complete_clips import CompleteClips
 from .same_clips import ceiling_json
@@ -104,7 +105,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Tabular):
     """Result of `curve`.
 
     Attributes:
@@ -145,7 +146,9 @@ class Curve:
 
     def __repr__(self) -> str:
         sizes = ", ".join(str(point.size) for point in self.points)
-        return f"Curve({self.dataset_name!r}, {'+'.join(self.streams)}, sizes {sizes}, {self.draws} draws)"
+        last = self.points[-1]
+        figures = f"at {last.size} {last.lead} test top1={last.top1[last.lead]!r} n={self.clips['test']}"
+        return f"Curve({self.dataset_name!r}, {'+'.join(self.streams)}, sizes {sizes}, {self.draws} draws, {figures})"
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json: the call's arguments under `curve`, and the other inputs."""

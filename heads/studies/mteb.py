@@ -24,6 +24,7 @@ from alphafuse.data.streams import names_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .complete_clips import CompleteClips
 from .curve import FUSED
@@ -71,7 +72,7 @@ class MtebRow:
 
 
 @dataclass(frozen=True)
-class MtebScores:
+class MtebScores(Tabular):
     """Result of `mteb_scores`.
 
     Attributes:
@@ -102,7 +103,7 @@ class MtebScores:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{row.name} {row.score:.4f}" for row in self.rows)
+        scores = ", ".join(f"{row.name} {row.score:.4f}, shuffled {row.shuffled!r}" for row in self.rows)
         return f"MtebScores({self.dataset_name!r}, {self.clips} clips, {scores})"
 
     def config(self) -> dict[str, Any]:

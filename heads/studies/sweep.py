@@ -25,6 +25,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.cluster import require_engine
 from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .same_clips import (
     SameClips,
@@ -67,7 +68,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Tabular):
     """Result of `sweep`: a transform with several alphas on one or more streams.
 
     Attributes:
@@ -102,8 +103,9 @@ class Sweep:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        best = ", ".join(f"{on}: {found.alpha:g}" for on, found in self.chosen.items())
-        return f"Sweep({self.dataset_name!r}, {self.transform}, {len(self.alphas)} alphas, chosen {best})"
+        best = ", ".join(f"{on} {found.alpha:g} test top1={found.test.top1!r}" for on, found in self.chosen.items())
+        sizes = f"{len(self.alphas)} alphas, {len(self.seeds)} seeds, n={self.clips['test']}"
+        return f"Sweep({self.dataset_name!r}, {self.transform}, {sizes}, chosen {best})"
 
     @property
     def name(self) -> str:

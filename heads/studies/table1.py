@@ -25,6 +25,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .same_clips import SameClips, SplitResult, against, ceiling_json, epochs_of, resolvable_gap, seed_range
 
@@ -119,7 +120,7 @@ class Table1Row:
 
 
 @dataclass(frozen=True)
-class Table1:
+class Table1(Tabular):
     """The paper's table 1 on a dataset.
 
     Attributes:
@@ -159,7 +160,9 @@ class Table1:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"Table1({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+        first = self.rows[0]
+        sizes = f"{len(self.rows)} rows, {len(self.seeds)} seeds, n={first.test.n}"
+        return f"Table1({self.dataset_name!r}, {sizes}, {first.experiment.title} test top1={first.test.top1!r})"
 
     @property
     def largest_gap(self) -> float:

@@ -40,7 +40,10 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.devices import choose_device
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
+from .predictions import Predictions
+from .runs import TrainedRun, run_folder
 from .same_clips import EVALUATED, SameClips, SplitResult
 
 FOLDS = 5
@@ -112,7 +115,7 @@ class NeighbourVotes:
 
 
 @dataclass(frozen=True)
-class Weighing:
+class Weighing(Tabular):
     """Result of `weigh`.
 
     Attributes:
@@ -139,6 +142,7 @@ class Weighing:
         warning: what the way the labels were given can hide, see `labelling_warning`; None if nothing.
         head: the chosen head: linear, on centred and scaled embeddings.
         provenance: inputs of the study, for config.json.
+        root: the dataset's folder.
 
     >>> from alphafuse import Dataset, weigh
     >>> found = weigh(Dataset.open("demo"))
@@ -170,10 +174,12 @@ class Weighing:
     warning: str | None
     head: AlphaFusion
     provenance: Mapping[str, Any]
+    root: Path
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{stream}: {weight:.2g}" for stream, weight in self.weights.items())
-        return f"Weighing({self.dataset_name!r}, {weights})"
+        top1 = self.heads[CHOSEN].test.top1
+        return f"Weighing({self.dataset_name!r}, {weights}, test top1={top1!r} n={self.clips['test']})"
 
     @property
     def weights(self) -> dict[str, float]:
@@ -189,6 +195,11 @@ class Weighing:
     def verdict(self) -> str:
         """What to do, in a sentence."""
         return verdict_of(self.found, tuple(self.dims), self.clips["train"], self.constant)
+
+    def predictions(self, split: str = "test") -> Predictions:
+        """Return the chosen head's answers for every clip of a split, see `TrainedRun.predictions`."""
+        run = TrainedRun(run_folder(self.root, "weigh"), self.head.config.experiment, (self.head,), self.config(), {})
+        return run.predictions(split, dataset=self.root)
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -400,6 +411,7 @@ def weigh(
         warning=labelling_warning(dataset),
         head=chosen,
         provenance=clips.provenance,
+        root=dataset.root,
     )
 
 
