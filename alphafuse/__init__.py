@@ -1,11 +1,34 @@
-"""alphafuse: how much should each stream weigh when frozen video and audio transformers are fused late?
+"""alphafuse: what does each stream of frozen embeddings tell about the labels, and how much should it weigh?
 
     import alphafuse
 
-    dataset = alphafuse.make_demo("demo").dataset                    # or import_vggsound, import_folder, Dataset.open
-    alphafuse.extract_embeddings(dataset, ["train", "val", "test"])  # stage one: clips -> embedding stores
-    result = alphafuse.fit(dataset, alphafuse.Experiment("sqrt", on="ast"))  # stage two: a head, scored
-    alphafuse.AlphaFuse.from_pretrained(result.folder)("clip.mp4")           # a label for any clip
+    alphafuse.make_demo("demo")                       # or import_folder, import_vggsound, import_embeddings, ...
+    alphafuse.extract_embeddings("demo")              # stage one, once: clips -> embedding stores
+    print(alphafuse.weigh("demo"))                    # what to weigh, in closed form
+    result = alphafuse.fit("demo", alphafuse.Experiment("sqrt", on="ast"))  # stage two: a head, scored
+    result.predictions("test").to_pandas()            # its answer for each clip
+    alphafuse.AlphaFuse.from_pretrained(result.folder)("clip.mp4")          # a label for any clip
+
+A dataset is given as its folder or as a `Dataset`; streams as text ("ast", "ast,clap", "sight", "sound") or as a list.
+Nothing prints: `print(result)` shows what the command shows, a notebook shows tables, and `result.to_pandas()` gives
+unrounded figures.
+
+Datasets       make_demo, import_folder, import_vggsound, import_ucf101, import_kinetics, import_embeddings
+               (GivenReport); Dataset, Manifest, Clip, Stream, parse_stream
+Splits         audit (AuditReport), sign_clips, files_without_audio, labelling_warning, resplit_dataset, fold_datasets
+Extraction     extract_embeddings (ExtractSettings, ExtractReport), plan_extraction (ExtractPlan, Rates),
+               resample (Resampling), decode_clip; CustomEncoder, FrameSpec, AudioSpec, convert_timesformer, convert_ast
+Embeddings     EmbeddingStore, Embeddings, StoredEmbeddings, EmbeddingSource, Failure
+Weights        weigh (Weighing), contribute (Contribution), choose_weight (Choice)
+Experiments    fit (Experiment, TrainSettings, RunResult, Probe), compare (CompareTable), sweep (Sweep, parse_alphas),
+               table1 (Table1), curve (Curve), mteb_scores (MtebScores)
+Runs           read_run (TrainedRun, Predictions), best_run, evaluate (RunEvaluation), evaluate_probabilities
+               (Evaluation), export_run, push_bundle
+Heads          AlphaFusion, HeadConfig, HeadSettings, train_heads, AlphaFusionClassifier
+Prediction     AlphaFuse, find_clips, Prediction, Explanation, similar (SimilarClips)
+Files          write_report, write_weigh, write_contribution, write_compare, write_sweep, write_table1, write_curve,
+               write_evaluation
+Installation   examine (Finding), AlphafuseError
 
 Names are imported at their first use, so that `import alphafuse` is fast.
 """
@@ -245,7 +268,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted([*__all__, "__version__"])
 
 
 _tables_by[:] = [lambda: import_module("alphafuse.report.notebook")]

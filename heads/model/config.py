@@ -79,7 +79,9 @@ class Experiment:
             with transform "none".
         alpha: parameter of the transforms that take one.
         fusion: one of `FUSIONS`.
-        streams: the streams that the head reads, in the order of `in_order`; () is all that the embeddings have.
+        streams: the streams that the head reads, in the order of `in_order`; () is all that the embeddings have. One
+            text is accepted ("ast", "ast,clap"). Studies read "sight" and "sound", here and in `on`, as the streams of
+            video and of audio.
         normalize: normalisation that overrides the settings'; None uses theirs (see `HeadSettings.normalize`).
         rates: pairs (stream, factor on the learning rate) for the stream's columns of the first layer; the
             control for alpha. Needs fusion concat. A mapping is accepted.
@@ -160,6 +162,15 @@ class Experiment:
             if stream not in names:
                 raise ExperimentError(unknown("stream", stream, names))
         return replace(self, streams=self.streams or names, available=names)
+
+    def with_senses(self, media: Mapping[str, str]) -> Experiment:
+        """Return the experiment with "sight" and "sound" replaced by the streams of video and of audio.
+
+        Args:
+            media: stream -> medium, of the streams that there are.
+        """
+        on = ",".join(names_of(self.on, media)) or ALL if self.on else None
+        return replace(self, streams=names_of(self.streams, media), on=on)
 
     @property
     def _named_on(self) -> tuple[str, ...]:

@@ -129,6 +129,7 @@ def fit(
     chosen = seed_range(seeds, first_seed)
     if run:
         check_run_name(run, "fit")
+    experiment = experiment.with_senses(dataset.media)
     clips = SameClips.load(dataset, settings, chosen, experiment)
     experiment = experiment.of(clips.streams)
     name = run or experiment.name

@@ -249,7 +249,7 @@ def sweep(
     _check(transform, on, alphas)
     of_target = [[Experiment(transform, on=target, alpha=alpha) for alpha in alphas] for target in on]
     clips = SameClips.load(dataset, settings, chosen_seeds)
-    of_target = [[experiment.of(clips.streams) for experiment in curve] for curve in of_target]
+    of_target = [[one.with_senses(dataset.media).of(clips.streams) for one in curve] for curve in of_target]
     by_on = {str(curve[0].on): curve for curve in of_target}  # two words for the same streams are one curve
     on, grid = tuple(by_on), [experiment for curve in by_on.values() for experiment in curve]
     heads = count_sweep_heads(on, alphas, len(chosen_seeds))
