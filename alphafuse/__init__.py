@@ -1,11 +1,34 @@
-"""alphafuse: how much should each stream weigh when frozen video and audio transformers are fused late?
+"""alphafuse: what does each stream of frozen embeddings tell about the labels, and how much should it weigh?
 
     import alphafuse
 
-    dataset = alphafuse.make_demo("demo").dataset                    # or import_vggsound, import_folder, Dataset.open
-    alphafuse.extract_embeddings(dataset, ["train", "val", "test"])  # stage one: clips -> embedding stores
-    result = alphafuse.fit(dataset, alphafuse.Experiment("sqrt", on="ast"))  # stage two: a head, scored
-    alphafuse.AlphaFuse.from_pretrained(result.folder)("clip.mp4")           # a label for any clip
+    alphafuse.make_demo("demo")                       # or import_folder, import_vggsound, import_embeddings, ...
+    alphafuse.extract_embeddings("demo")              # stage one, once: clips -> embedding stores
+    print(alphafuse.weigh("demo"))                    # what to weigh, in closed form
+    result = alphafuse.fit("demo", alphafuse.Experiment("sqrt", on="ast"))  # stage two: a head, scored
+    result.predictions("test").to_pandas()            # its answer for each clip
+    alphafuse.AlphaFuse.from_pretrained(result.folder)("clip.mp4")          # a label for any clip
+
+A dataset is given as its folder or as a `Dataset`; streams as text ("ast", "ast,clap", "sight", "sound") or as a list.
+Nothing prints: `print(result)` shows what the command shows, a notebook shows tables, and `result.to_pandas()` gives
+unrounded figures.
+
+Datasets       make_demo, import_folder, import_vggsound, import_ucf101, import_kinetics, import_embeddings
+               (GivenReport); Dataset, Manifest, Clip, Stream, parse_stream
+Splits         audit (AuditReport), sign_clips, files_without_audio, labelling_warning, resplit_dataset, fold_datasets
+Extraction     extract_embeddings (ExtractSettings, ExtractReport), plan_extraction (ExtractPlan, Rates),
+               resample (Resampling), decode_clip; CustomEncoder, FrameSpec, AudioSpec, convert_timesformer, convert_ast
+Embeddings     EmbeddingStore, Embeddings, StoredEmbeddings, EmbeddingSource, Failure
+Weights        weigh (Weighing), contribute (Contribution), choose_weight (Choice)
+Experiments    fit (Experiment, TrainSettings, RunResult, Probe), compare (CompareTable), sweep (Sweep, parse_alphas),
+               table1 (Table1), curve (Curve), mteb_scores (MtebScores)
+Runs           read_run (TrainedRun, Predictions), best_run, evaluate (RunEvaluation), evaluate_probabilities
+               (Evaluation), export_run, push_bundle
+Heads          AlphaFusion, HeadConfig, HeadSettings, train_heads, AlphaFusionClassifier
+Prediction     AlphaFuse, find_clips, Prediction, Explanation, similar (SimilarClips)
+Files          write_report, write_weigh, write_contribution, write_compare, write_sweep, write_table1, write_curve,
+               write_evaluation
+Installation   examine (Finding), AlphafuseError
 
 Names are imported at their first use, so that `import alphafuse` is fast.
 """
@@ -15,6 +38,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from alphafuse.system.results import tables_by as _tables_by
 from alphafuse.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -59,6 +83,7 @@ if TYPE_CHECKING:
     from alphafuse.heads.studies.evaluate import RunEvaluation, evaluate
     from alphafuse.heads.studies.fit import RunResult, fit
     from alphafuse.heads.studies.mteb import MtebScores, mteb_scores
+    from alphafuse.heads.studies.predictions import Predictions
     from alphafuse.heads.studies.probe import Probe
     from alphafuse.heads.studies.runs import TrainedRun, read_run
     from alphafuse.heads.studies.sweep import Sweep, parse_alphas, sweep
@@ -120,6 +145,7 @@ _HOMES = {
     "alphafuse.heads.model.head": ("AlphaFusion",),
     "alphafuse.heads.scoring.metrics": ("Evaluation", "evaluate_probabilities"),
     "alphafuse.heads.studies.best_run": ("best_run",),
+    "alphafuse.heads.studies.predictions": ("Predictions",),
     "alphafuse.heads.studies.probe": ("Probe",),
     "alphafuse.heads.studies.runs": ("TrainedRun", "read_run"),
     "alphafuse.heads.training.settings": ("TrainSettings",),
@@ -173,6 +199,7 @@ __all__ = [
     "Manifest",
     "MtebScores",
     "Prediction",
+    "Predictions",
     "Probe",
     "Rates",
     "Resampling",
@@ -245,4 +272,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])
+
+
+_tables_by[:] = [lambda: import_module("alphafuse.report.notebook")]

@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from alphafuse.errors import AlphafuseError
 from alphafuse.system.remote import local_copy
+from alphafuse.system.results import Tabular
 
 from .coverage import Coverage, Hearing, coverage_of, stored_hearing, stored_seconds
 from .dataset import Dataset
@@ -164,7 +165,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Tabular):
     """Result of `audit`.
 
     Attributes:
@@ -199,6 +200,11 @@ class AuditReport:
     coverage: tuple[Coverage, ...] = ()
     problems: tuple[Problem, ...] = ()
 
+    def __repr__(self) -> str:
+        clips = ", ".join(f"{split}={found.clips}" for split, found in self.splits.items())
+        counts = {kind: sum(one.severity == kind for one in self.problems) for kind in ("error", "warning", "note")}
+        return f"AuditReport({self.name!r}, {clips}, {', '.join(f'{n} {kind}s' for kind, n in counts.items())})"
+
     @property
     def is_sound(self) -> bool:
         """Whether there are no errors and no warnings."""
@@ -217,7 +223,7 @@ class AuditReport:
 
 
 def audit(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     signatures: Mapping[str, Signature] | None = None,
     hearing: Mapping[str, Hearing] | None = None,
@@ -225,7 +231,8 @@ def audit(
     """Count what the dataset's splits can show and find what is wrong with them.
 
     Args:
-        dataset: any root; clips without a file are counted as missing, unless all its embeddings were given.
+        dataset: any root, or its folder; clips without a file are counted as missing, unless all its embeddings were
+            given.
         signatures: clip_id -> signature, from `alphafuse.sign_clips`; None leaves out all findings
             that need decoding. Clips without a signature (their files are missing) are left out of those findings.
         hearing: stream -> what it hears of a clip; None = as recorded where its embeddings are stored. How long a
@@ -238,6 +245,7 @@ def audit(
     >>> [problem.kind for problem in report.problems]
     ['not_decoded', 'resolution']
     """
+    dataset = Dataset.open(dataset)
     clips = dataset.manifest
     files = {clip.clip_id: dataset.paths_of(clip) for clip in clips}
     sizes = dataset.file_sizes(clips)

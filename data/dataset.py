@@ -29,7 +29,7 @@ from alphafuse.system.remote import folder_exists, is_remote, list_objects, obje
 
 from .embeddings import Embeddings
 from .manifest import SPLITS, Clip, Manifest, lines_of
-from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, require_different
+from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, names_of, require_different
 
 FORMAT_VERSION = 2
 FLOAT32_BYTES = 4
@@ -132,12 +132,14 @@ class Dataset:
         return cls.open(opened)
 
     @classmethod
-    def open(cls, root: str | Path) -> Dataset:
-        """Open a root.
+    def open(cls, root: str | Path | Dataset) -> Dataset:
+        """Open a root; what is open already is returned as it is.
 
         Raises:
             DatasetError: the folder is not a root, a field is missing, or dataset.json's classes lack a manifest label.
         """
+        if isinstance(root, Dataset):
+            return root
         _require_local(root)
         root = Path(root)
         if not (root / "dataset.json").is_file():
@@ -255,15 +257,15 @@ class Dataset:
         return EmbeddingStore(self.store_folder / split, root=self.root)
 
     @overload
-    def embeddings(self, split: str, *, streams: Sequence[str] = (), max_bytes: None = None) -> Embeddings: ...
+    def embeddings(self, split: str, *, streams: str | Sequence[str] = (), max_bytes: None = None) -> Embeddings: ...
 
     @overload
     def embeddings(
-        self, split: str, *, streams: Sequence[str] = (), max_bytes: int
+        self, split: str, *, streams: str | Sequence[str] = (), max_bytes: int
     ) -> Embeddings | StoredEmbeddings: ...
 
     def embeddings(
-        self, split: str, *, streams: Sequence[str] = (), max_bytes: int | None = None
+        self, split: str, *, streams: str | Sequence[str] = (), max_bytes: int | None = None
     ) -> Embeddings | StoredEmbeddings:
         """Read the split's embeddings of the root's streams, in manifest order; all of stage two reads them by this.
 
@@ -277,6 +279,7 @@ class Dataset:
             EmptySplitError: the split has no clips, or none of them has an embedding.
             DatasetError: some clips have not been extracted yet.
         """
+        streams = names_of(streams, self.media)
         clips = self.manifest.require_split(split)
         store = self.store(split)
         stored = store.open_rows(clips).only([stream.name for stream in self.streams])
@@ -302,16 +305,16 @@ class Dataset:
 
     @overload
     def all_embeddings(
-        self, *, splits: Sequence[str] = SPLITS, streams: Sequence[str] = (), max_bytes: None = None
+        self, *, splits: Sequence[str] = SPLITS, streams: str | Sequence[str] = (), max_bytes: None = None
     ) -> dict[str, Embeddings]: ...
 
     @overload
     def all_embeddings(
-        self, *, splits: Sequence[str] = SPLITS, streams: Sequence[str] = (), max_bytes: int
+        self, *, splits: Sequence[str] = SPLITS, streams: str | Sequence[str] = (), max_bytes: int
     ) -> dict[str, Embeddings | StoredEmbeddings]: ...
 
     def all_embeddings(
-        self, *, splits: Sequence[str] = SPLITS, streams: Sequence[str] = (), max_bytes: int | None = None
+        self, *, splits: Sequence[str] = SPLITS, streams: str | Sequence[str] = (), max_bytes: int | None = None
     ) -> dict[str, Embeddings] | dict[str, Embeddings | StoredEmbeddings]:
         """Return split -> embeddings of several splits, made under the same recipes.
 
@@ -323,6 +326,7 @@ class Dataset:
             DatasetError: one of these streams isn't extracted for every split.
             RecipeMismatchError: two splits were extracted with different encoders, protocols or precisions.
         """
+        streams = names_of(streams, self.media)
         loaded = {split: self.embeddings(split, streams=streams, max_bytes=max_bytes) for split in splits}
         stored = {stream for embeddings in loaded.values() for stream in embeddings.recipes}
         names = in_order(stored.intersection(streams or self.media))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alphafuse.data.dataset import LABELLED_BY, Dataset
 
 from .streams import MEDIA
@@ -9,7 +11,7 @@ from .streams import MEDIA
 MVEB = "(MVEB, arXiv 2606.14958)"
 
 
-def labelling_warning(dataset: Dataset) -> str | None:
+def labelling_warning(dataset: Dataset | str | Path) -> str | None:
     """Return a sentence on what labels given by one sense hide about the other; None if there is nothing to say.
 
     Labels given by eye name what can be seen: then sound adds little to them, whatever can be heard. MVEB (arXiv
@@ -20,6 +22,7 @@ def labelling_warning(dataset: Dataset) -> str | None:
     >>> from alphafuse import Dataset, labelling_warning
     >>> labelling_warning(Dataset.open("demo"))  # None: each class of the demo is a sight and a sound
     """
+    dataset = Dataset.open(dataset)
     if set(dataset.media.values()) != set(MEDIA):
         return None
     if dataset.labelled_by == "eye":

@@ -184,5 +184,30 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=_place)
 
 
+def names_of(streams: str | Iterable[str], media: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of streams that a user gives as one text or as several; () is all.
+
+    Args:
+        streams: names, such as "ast", "ast,clap" or ["ast", "clap"]; "sight" and "sound" are all streams of video and
+            of audio, unless a stream has that name; "all" is ().
+        media: stream -> medium, of the streams that there are.
+
+    Raises:
+        DatasetError: a name that isn't text.
+
+    >>> names_of("sound", {"timesformer": "video", "ast": "audio"}), names_of("ast, clap", {})
+    (('ast',), ('ast', 'clap'))
+    """
+    given = streams.split(",") if isinstance(streams, str) else streams
+    found: list[str] = []
+    for one in given:
+        if not isinstance(one, str):
+            require_name(one)
+        name = one.strip()
+        own = [stream for stream, medium in media.items() if SENSES[medium] == name and name not in media]
+        found += own or [name]
+    return () if ALL in found else tuple(in_order(dict.fromkeys(found)))
+
+
 def _place(name: str) -> tuple[int, str]:
     return (DEFAULT_NAMES.index(name) if name in DEFAULT_NAMES else len(DEFAULT_NAMES), name)

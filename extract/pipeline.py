@@ -11,13 +11,16 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from alphafuse.data.coverage import Coverage, coverage_of, stored_hearing, stored_seconds
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
+from alphafuse.data.manifest import SPLITS
 from alphafuse.data.store.store import EmbeddingStore
 from alphafuse.system.devices import list_devices
+from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .jobs import Done
@@ -76,10 +79,15 @@ class ExtractReport:
     changed: tuple[str, ...] = ()
     refreshed: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        made = ", ".join(f"{stream} {count}" for stream, count in self.embedded.items())
+        figures = f"{self.clips} clips, {self.already} before, embedded {made}, {len(self.failures)} failures"
+        return f"ExtractReport({self.split}: {figures}, {self.seconds:.1f} s, store={str(self.store.folder)!r})"
+
 
 def extract_embeddings(
-    dataset: Dataset,
-    splits: Sequence[str],
+    dataset: Dataset | str | Path,
+    splits: str | Sequence[str] = SPLITS,
     settings: ExtractSettings | None = None,
     *,
     progress: Progress = NO_PROGRESS,
@@ -87,8 +95,8 @@ def extract_embeddings(
     """Extract what the stores of these splits lack. An interrupt loses no finished embedding: they are stored first.
 
     Args:
-        dataset: the root.
-        splits: some of "train", "val", "test".
+        dataset: the root, or its folder.
+        splits: one or some of "train", "val", "test".
         settings: how to extract; by default with the root's encoders, on this machine.
         progress: callbacks; a round for each split, `advance` counts clips that are stored.
 
@@ -105,6 +113,7 @@ def extract_embeddings(
     >>> [(report.split, report.clips, report.already) for report in reports]
     [('train', 230, 230), ('val', 26, 26), ('test', 192, 192)]
     """
+    dataset, splits = Dataset.open(dataset), each(splits)
     settings = settings or ExtractSettings()
     for split in splits:
         dataset.manifest.require_split(split)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -68,12 +69,12 @@ class Resampling:
 
 
 def resample(
-    dataset: Dataset, split: str, clips: int, settings: ExtractSettings | None = None, *, seed: int = 0
+    dataset: Dataset | str | Path, split: str, clips: int, settings: ExtractSettings | None = None, *, seed: int = 0
 ) -> Resampling:
     """Extract a random sample of a store's clips again, with the encoders that made it, and compare.
 
     Args:
-        dataset: the root.
+        dataset: the root, or its folder.
         split: the split whose store is checked.
         clips: size of the sample, from the clips that have an embedding; all if there are fewer.
         settings: how to extract; encoders, protocol and precision default to those of the store.
@@ -88,6 +89,7 @@ def resample(
     >>> again.clips, len(again.differences), again.problems
     (2, 4, ())
     """
+    dataset = Dataset.open(dataset)
     store = dataset.store(split)
     if not store.dims():
         raise DatasetError(f"no embeddings in {store.folder}: run `alphafuse extract --split {split}` first")

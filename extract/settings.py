@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, PROTOCOLS, Stream, in_order
+from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, PROTOCOLS, Stream, names_of
 from alphafuse.errors import EncoderError
 from alphafuse.system.cluster import ENGINES, require_engine
 
@@ -145,7 +145,7 @@ class ExtractSettings:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise EncoderError(f"{name} must be 0 or more, not {value}")
-        object.__setattr__(self, "streams", tuple(in_order(set(self.streams))))
+        object.__setattr__(self, "streams", names_of(self.streams, {}))
         object.__setattr__(self, "encoders", dict(self.encoders))
 
     def streams_of(self, dataset: Dataset) -> tuple[Stream, ...]:

@@ -6,6 +6,7 @@ import ast
 import doctest
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,28 @@ def test_every_public_name_can_be_imported() -> None:
     for name in alphafuse.__all__:
         assert getattr(alphafuse, name).__name__ == name
         assert getattr(alphafuse, name).__doc__
+
+
+def test_the_package_shows_what_people_use_and_nothing_else() -> None:
+    assert dir(alphafuse) == sorted([*alphafuse.__all__, "__version__"])
+    assert sorted(alphafuse.__all__) == sorted(set(alphafuse.__all__))
+
+
+def test_the_package_s_help_names_every_public_name_once_by_task() -> None:
+    by_task = str(alphafuse.__doc__).partition("\nDatasets ")[2].partition("\nNames are imported")[0]
+    named = re.findall(r"[A-Za-z]\w*", re.sub(r"^[A-Z]\w+ {2,}", "", f"Datasets  {by_task}", flags=re.M))
+    assert sorted(named) == sorted(alphafuse.__all__)
+
+
+def test_every_function_of_a_dataset_takes_its_folder() -> None:
+    taking = [(name, function) for name, function in public_methods() if "." not in name]
+    taking = [(name, inspect.signature(function).parameters) for name, function in taking]
+    taking = [(name, parameters) for name, parameters in taking if "dataset" in parameters]
+    assert len(taking) > 20
+    for name, parameters in taking:
+        assert "Dataset | str | Path" in str(parameters["dataset"].annotation), name
+        for several in {"streams", "on", "splits", "runs"}.intersection(parameters):
+            assert str(parameters[several].annotation).startswith("str | "), f"{name}: {several}"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

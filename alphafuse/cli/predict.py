@@ -28,7 +28,11 @@ ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the run]"
 )
 @root_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
-@click.option("--why", is_flag=True, help="Also predict with each stream blank (black, muted), and along alpha.")
+@click.option(
+    "--why",
+    is_flag=True,
+    help="Also print what decided: shares of streams, answers with one blank, and along alpha.",
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print csv: clip, rank, label, probability, missing.")
 @options_of(
     ExtractSettings,

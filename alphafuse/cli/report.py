@@ -45,7 +45,7 @@ def report(
 
     is_default = context.get_parameter_source("root") == ParameterSource.DEFAULT
     dataset = dataset_of(runs[0]) if runs and is_default else Dataset.open(root)
-    with tqdm(desc="report", bar_format="{desc}", disable=None, leave=False) as bar:
+    with tqdm(desc="report", bar_format="{desc} ({elapsed_s:.0f} s so far)", disable=None, leave=False) as bar:
         path = write_report(
             dataset,
             out or dataset.root / "report.html",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.embeddings import Embeddings
+from alphafuse.system.results import Shown
 
 from .prediction import Prediction, Ranked
 from .shares import Shares
@@ -35,7 +36,7 @@ class ChangedAnswer:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Shown):
     """How a prediction depends on each stream.
 
     Attributes:
@@ -51,6 +52,8 @@ class Explanation:
     >>> (why,) = model.explain(find_clips(["demo/clips"])[:1])
     >>> why.shares is None, why.no_shares
     (True, 'these heads never learned to miss one: train with --modality-dropout, or use the head of `alphafuse weigh`')
+    >>> why.decided, why.changed_by  # without shares, nothing says what decided
+    ((), ('timesformer',))
     >>> [alpha for alpha, _ in why.along["ast"]]
     [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     """
@@ -62,15 +65,25 @@ class Explanation:
     no_shares: str
     along: Mapping[str, tuple[tuple[float, ChangedAnswer], ...]]
 
+    def __repr__(self) -> str:
+        what = f"decided by {self.decided}" if self.shares else f"changed by {self.changed_by}"
+        return f"Explanation({self.prediction!r}, {what})"
+
     @property
     def decided(self) -> tuple[str, ...]:
-        """The streams that change the answer when they alone are blank."""
+        """The streams that decided the answer by their shares, see `Shares.decided`; () without shares."""
+        return self.shares.decided if self.shares else ()
+
+    @property
+    def changed_by(self) -> tuple[str, ...]:
+        """The streams that change the answer when they alone are blank. Heads may never have met such a clip."""
         return tuple(name for name, changed in self.blanked.items() if changed.top.label != self.prediction.label)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as json-able values."""
         return {
             "decided": list(self.decided),
+            "changed_by": list(self.changed_by),
             "blanked": {stream: changed.to_json() for stream, changed in self.blanked.items()},
             "blank": self.blank.to_json(),
             "shares": self.shares and self.shares.to_json(),

@@ -28,6 +28,7 @@ from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.model.config import usable_clips
 from alphafuse.heads.studies.runs import TrainedRun, read_run, require_recipe
 from alphafuse.system.devices import choose_device
+from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .bundle import carried_encoder, write_bundle
@@ -50,7 +51,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
     AlphaFuse(1 heads of 'AST sqrt', 16 classes, timesformer, ast)
     >>> model(clips[0])
     Prediction('-QJGJy65ytt_000115.mp4': 'heart beating with engine humming' ...%)
-    >>> model.explain(clips[:1])[0].decided
+    >>> model.explain(clips[:1])[0].changed_by  # blank, this stream changes the answer
     ('timesformer',)
 
     If a run has several heads (one per seed), probabilities are means over heads. The accuracies in a run's metrics are
@@ -211,7 +212,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def predict(
         self,
-        clips: Sequence[str | Path],
+        clips: str | Path | Sequence[str | Path],
         *,
         top: int = TOP,
         progress: Progress = NO_PROGRESS,
@@ -222,7 +223,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         says what it lacks and why. A file that can't be read gives a prediction without an answer.
 
         Args:
-            clips: files.
+            clips: a file, or several.
             top: number of labels per clip, at least 1; all labels if there are fewer.
             progress: called for every embedded clip.
 
@@ -234,7 +235,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def explain(
         self,
-        clips: Sequence[str | Path],
+        clips: str | Path | Sequence[str | Path],
         *,
         top: int = TOP,
         alphas: Sequence[float] = ALPHAS,
@@ -257,7 +258,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
 
     def stream(
         self,
-        clips: Sequence[str | Path],
+        clips: str | Path | Sequence[str | Path],
         *,
         top: int = TOP,
         why: bool = False,
@@ -295,7 +296,7 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         finally:
             progress.stop()
 
-    def embed(self, clips: Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
+    def embed(self, clips: str | Path | Sequence[str | Path], *, progress: Progress = NO_PROGRESS) -> Embeddings:
         """Return embeddings {stream: (clips, dim)}; clip_ids are "0", "1", ...; a row of NaN has a failure."""
         files = _files(clips)
         progress.start("embed", total=len(files))
@@ -333,19 +334,19 @@ class AlphaFuse(ModelHubMixin, library_name="alphafuse", tags=["audio-visual", "
         return predictions
 
 
-def find_clips(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the given files, and all files of video or sound below given folders, sorted per folder.
+def find_clips(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the given files, and all files of video or sound below given folders, sorted per folder; one or several.
 
     Raises:
         DatasetError: a path does not exist, or a folder has no such file.
 
     >>> from alphafuse import find_clips
-    >>> clips = find_clips(["demo/clips"])
+    >>> clips = find_clips("demo/clips")
     >>> len(clips), clips[0].suffix
     (448, '.mp4')
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, each(paths)):
         inside = [path / relative for relative in find_files(path).clips.values()] if path.is_dir() else [path]
         if not inside:
             raise DatasetError(f"no files of video or sound in {path}: name a folder of clips, or the clips themselves")
@@ -354,8 +355,8 @@ def find_clips(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _files(clips: Sequence[str | Path]) -> list[Path]:
-    paths = [Path(clip) for clip in clips]
+def _files(clips: str | Path | Sequence[str | Path]) -> list[Path]:
+    paths = [Path(clip) for clip in each(clips)]
     for path in paths:
         if not path.exists():
             raise DatasetError(f"no such clip: {path}: name files, or folders of them")

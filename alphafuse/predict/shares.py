@@ -24,6 +24,7 @@ from alphafuse.heads.scoring.contribution import margin_shares, shapley_values, 
 from .prediction import Prediction
 
 LN2 = float(np.log(2))
+DECIDES = 0.5  # streams that bring at least this part of the largest share decide together
 MOST_LEARNED = 2  # modality dropout takes one stream at a time: of three, a head has never missed two
 WEIGHED = "use the head of `alphafuse weigh`"
 
@@ -43,6 +44,12 @@ class Shares:
     lead: float
     base: float
     streams: Mapping[str, float]
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The streams that bring at least half as much as the one that brings most; () if none brings anything."""
+        most = max(self.streams.values())
+        return tuple(name for name, share in self.streams.items() if most > 0 and share >= DECIDES * most)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as json-able values."""

@@ -18,15 +18,16 @@ from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.manifest import SPLITS, Clip
 from alphafuse.data.store.lazy import StoredEmbeddings
 from alphafuse.data.store.store import recipe_differences
-from alphafuse.data.streams import ALL, MEDIUM_WORDS, SENSES, in_order
+from alphafuse.data.streams import ALL, SENSES, in_order, names_of
 from alphafuse.errors import DatasetError, ExperimentError, RecipeMismatchError, unknown
 from alphafuse.extract.engines.embedder import load_stored
 from alphafuse.extract.in_memory import embed_files
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.heads.closed.neighbours import Neighbours, shares_of
-from alphafuse.system.files import one_line
+from alphafuse.system.files import each, one_line
 from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.remote import is_remote
+from alphafuse.system.results import Tabular
 
 from .model import find_clips
 
@@ -83,7 +84,7 @@ class SimilarTo:
 
 
 @dataclass(frozen=True)
-class SimilarClips:
+class SimilarClips(Tabular):
     """What `similar` finds.
 
     Attributes:
@@ -134,8 +135,8 @@ class _Query:
 
 
 def similar(
-    dataset: Dataset,
-    clips: Sequence[str | Path],
+    dataset: Dataset | str | Path,
+    clips: str | Path | Sequence[str | Path],
     *,
     split: str = ALL,
     count: int = COUNT,
@@ -151,9 +152,9 @@ def similar(
     source video is never found. Nothing is trained, and no label is used.
 
     Args:
-        dataset: the root, some clips of which are extracted.
-        clips: clip_ids of the root, files, or folders of files. A name that is both is the clip_id. Files that the root
-            doesn't list are embedded by the encoders that made its embeddings.
+        dataset: the root, or its folder, some clips of which are extracted.
+        clips: one or several clip_ids of the root, files, or folders of files. A name that is both is the clip_id.
+            Files that the root doesn't list are embedded by the encoders that made its embeddings.
         split: where to search: "train", "val", "test" or "all".
         count: clips to find for each, at least 1.
         alphas: stream -> relative weight, 0 or more; 1 for streams that it doesn't name.
@@ -174,13 +175,14 @@ def similar(
     >>> nearest.clip.group != found.answers[0].clip.group, nearest.parts
     (True, {'timesformer': ..., 'ast': ...})
     """
+    dataset = Dataset.open(dataset)
     if count < 1:
         raise ExperimentError(f"count must be at least 1, not {count}")
     if split not in (*SPLITS, ALL):
         raise DatasetError(unknown("split", split, (*SPLITS, ALL)))
     names = _streams_by(dataset, by)
     places = Places(dataset.manifest.clip_ids)
-    asked = _queries(dataset, places, clips)
+    asked = _queries(dataset, places, each(clips))
     searched = _cached(dataset, SPLITS if split == ALL else (split,), names)
     _check_alphas(alphas or {}, in_order({name for rows in searched.values() for name in rows.dims}))
     neighbours = Neighbours(*searched.values())
@@ -214,14 +216,15 @@ def similar(
 
 def _streams_by(dataset: Dataset, by: str) -> list[str]:
     """Return the streams that are compared; `ExperimentError` if the root has none of them."""
-    if by in dataset.media:
-        return [by]
-    if by not in (ALL, *MEDIUM_WORDS):
-        raise ExperimentError(unknown("stream", by, (ALL, *SENSES.values(), *dataset.media)))
-    names = [name for name, medium in dataset.media.items() if by == ALL or medium == MEDIUM_WORDS[by]]
-    if not names:
-        raise ExperimentError(f"the root {dataset.root} has no stream of {by}: compare by {', '.join(dataset.media)}")
-    return names
+    names = names_of(by, dataset.media) or tuple(dataset.media)
+    for name in names:
+        if name in dataset.media:
+            continue
+        if name in SENSES.values():
+            known = ", ".join(dataset.media)
+            raise ExperimentError(f"the root {dataset.root} has no stream of {name}: compare by {known}")
+        raise ExperimentError(unknown("stream", name, (ALL, *SENSES.values(), *dataset.media)))
+    return list(names)
 
 
 def _check_alphas(alphas: Mapping[str, float], names: Sequence[str]) -> None:

@@ -325,15 +325,8 @@ def contribution_json(found: Contribution) -> dict[str, Any]:
     return {"said": headline(found), **found.to_json()}
 
 
-def write_contribution(found: Contribution, dataset: Dataset) -> Path:
-    """Write `<root>/runs/contribute/`, replacing an older one as a whole, and return the folder.
-
-    >>> from alphafuse import Dataset, contribute, write_contribution
-    >>> dataset = Dataset.open("demo")
-    >>> folder = write_contribution(contribute(dataset, refits=0), dataset)
-    >>> sorted(path.name for path in folder.iterdir())
-    ['config.json', 'contribute.csv', 'contribute.json', 'contribute.md']
-    """
+def class_shares(found: Contribution) -> Table:
+    """Return every class and stream as a row of unrounded figures."""
 
     def ends(name: str, of: Callable[[ClassShare], Figure]) -> list[Column]:
         return [
@@ -351,6 +344,19 @@ def write_contribution(found: Contribution, dataset: Dataset) -> Path:
         Column("p", lambda row: row.p_value),
         Column("p_false_discovery", lambda row: row.corrected),
     ]
+    return Table(columns, found.by_class)
+
+
+def write_contribution(found: Contribution, dataset: Dataset | str | Path) -> Path:
+    """Write `<root>/runs/contribute/`, replacing an older one as a whole, and return the folder.
+
+    >>> from alphafuse import Dataset, contribute, write_contribution
+    >>> dataset = Dataset.open("demo")
+    >>> folder = write_contribution(contribute(dataset, refits=0), dataset)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'contribute.csv', 'contribute.json', 'contribute.md']
+    """
+    dataset = Dataset.open(dataset)
     return write_run(
         dataset.root,
         "contribute",
@@ -358,5 +364,5 @@ def write_contribution(found: Contribution, dataset: Dataset) -> Path:
         config=found.config(),
         figures=contribution_json(found),
         markdown=to_markdown(describe(found)),
-        rows=csv_rows(Table(columns, found.by_class)),
+        rows=csv_rows(class_shares(found)),
     )

@@ -22,7 +22,7 @@ from .tables import Column, Document, Table, csv_rows, p_value, percent, percent
 MTEB_VERSION = "2.20.0"  # held against this version
 
 
-def write_curve(found: Curve | MtebScores, dataset: Dataset) -> Path:
+def write_curve(found: Curve | MtebScores, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/curve/`, of the preset `<root>/runs/curve-mteb/`, replacing an older one; return the folder.
 
     >>> from alphafuse import Dataset, curve, write_curve
@@ -31,6 +31,7 @@ def write_curve(found: Curve | MtebScores, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'curve.csv', 'curve.json', 'curve.md', 'curve.png']
     """
+    dataset = Dataset.open(dataset)
     figures, picture = found.to_json(), None
     if isinstance(found, Curve):
         picture = png(learning_curves(LearningCurves.from_json(figures), looks_of(dataset.media)))
@@ -41,7 +42,7 @@ def write_curve(found: Curve | MtebScores, dataset: Dataset) -> Path:
         config=found.config(),
         figures=figures,
         markdown=to_markdown(describe(found)),
-        rows=csv_rows(_curve_csv(found) if isinstance(found, Curve) else _mteb_csv(found)),
+        rows=csv_rows(curve_rows(found) if isinstance(found, Curve) else mteb_rows(found)),
         picture=picture,
     )
 
@@ -191,7 +192,9 @@ def _size(point: CurvePoint, *, short: bool = False) -> str:
     return f"{point.size} clip{'s' if point.size != 1 else ''} per class"
 
 
-def _curve_csv(curve: Curve) -> Table:
+def curve_rows(curve: Curve) -> Table:
+    """Return every size and heads as rows of unrounded figures."""
+
     def gain(of: Callable[[Comparison], float]) -> Callable[[Row], float | None]:
         return lambda row: of(row[0].gains[row[1]]) if row[1] in row[0].gains else None
 
@@ -290,7 +293,9 @@ def _intervals(interval: Interval) -> str:
     return f"95% intervals: {interval.method.replace('seeds', 'draws')}."
 
 
-def _mteb_csv(scores: MtebScores) -> Table:
+def mteb_rows(scores: MtebScores) -> Table:
+    """Return every heads' scores as rows of unrounded figures."""
+
     def leak(of: Callable[[Comparison], float]) -> Callable[[MtebRow], float | None]:
         return lambda row: of(row.leak) if row.leak else None
 

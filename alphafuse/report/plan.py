@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.system.progress import duration
 
 from .extract import coverage_json, format_changed, format_coverage
 from .tables import aligned
@@ -68,16 +69,6 @@ def format_clips_plan(plan: ClipsPlan) -> str:
 def clips_plan_json(plan: ClipsPlan) -> dict[str, Any]:
     """Return the plan as json-able values: the fields of `ClipsPlan` and `Rates`, and the expected rate."""
     return {**asdict(plan), "rates": _rates_json(plan.rates)}
-
-
-def duration(seconds: float) -> str:
-    """Format a duration: "40 s", "12 min", "5.2 h", "3.1 days"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    for unit, size, most in (("min", 60, 100), ("h", 3600, 72)):
-        if seconds / size < most:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def number(value: float) -> str:

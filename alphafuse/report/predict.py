@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,15 @@ from alphafuse.data.streams import title_of
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.predict.explain import ChangedAnswer, Explanation
 from alphafuse.predict.prediction import Prediction
+from alphafuse.predict.shares import Shares
 from alphafuse.system.files import one_line
 
 from .looks import listed
-from .tables import aligned
+from .tables import TEXT_COLUMNS, aligned
 
 BLANKED = {"video": "black", "audio": "muted"}  # what a blank stream is
 LABEL_COLUMNS = 44  # width of a label in the table of changed answers
+NARROW = 1.0  # bits of lead below which the second label has more than half of the answer's probability
 
 
 def format_prediction(prediction: Prediction) -> str:
@@ -62,11 +65,11 @@ def _noun(prediction: Prediction, name: str) -> str:
 
 
 def format_explanation(explanation: Explanation) -> str:
-    """Format an explanation: labels, the stream that decided, and the probabilities along alpha."""
+    """Format an explanation: what decided, the labels with a stream blank, and the probabilities along alpha."""
     prediction = explanation.prediction
     first = prediction.top[0]
-    lines = [f"  why: {verdict(explanation)}", ""]
-    rows = [("", "answer", "its p", "p of the answer above")]
+    lines = [*_wrapped(f"why: {verdict(explanation)}", indent=2), ""]
+    rows = [("", "answer", "its p", "p of first")]
     rows.append(("as it is", first.label, _percent(first.probability), _percent(first.probability)))
     for name, changed in explanation.blanked.items():
         rows.append(_row(f"{_noun(prediction, name)} {BLANKED[prediction.media[name]]}", changed))
@@ -74,9 +77,9 @@ def format_explanation(explanation: Explanation) -> str:
         rows.append(_row("both" if len(explanation.blanked) == 2 else "all", explanation.blank))
     shown = [(what, one_line(label, LABEL_COLUMNS), its, answer) for what, label, its, answer in rows]
     lines += [f"    {line}" for line in aligned(shown, left=("", "answer"))]
-    lines += ["", f"    {_shares(explanation)}"]
+    lines += ["", *_wrapped(_shares(explanation), indent=4)]
     alphas = next(iter(explanation.along.values()))
-    table = [("p of the answer, alpha =", *(f"{alpha:g}" for alpha, _ in alphas))]
+    table = [("p of first, alpha =", *(f"{alpha:g}" for alpha, _ in alphas))]
     for name, points in explanation.along.items():
         cells = (f"{_percent(i.probability)}{'' if i.top.label == first.label else '*'}" for _, i in points)
         table.append((f"{title_of(name)} x alpha", *cells))
@@ -86,8 +89,13 @@ def format_explanation(explanation: Explanation) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _wrapped(sentence: str, *, indent: int) -> list[str]:
+    first, next_ones = " " * indent, " " * (indent + 2)
+    return textwrap.wrap(sentence, TEXT_COLUMNS, initial_indent=first, subsequent_indent=next_ones)
+
+
 def _shares(explanation: Explanation) -> str:
-    """Return a line: what each stream brings to the lead of the answer, or why that can't be said."""
+    """Return a sentence: what each stream brings to the lead of the answer, or why that can't be said."""
     shares = explanation.shares
     if shares is None:
         return f"no shares of streams: {explanation.no_shares}"
@@ -97,26 +105,41 @@ def _shares(explanation: Explanation) -> str:
 
 
 def verdict(explanation: Explanation) -> str:
-    """Return one sentence: which streams decided."""
-    present, decided, prediction = tuple(explanation.blanked), explanation.decided, explanation.prediction
+    """Return one sentence: which streams decided, by their shares; without shares, what blank streams change."""
+    prediction = explanation.prediction
     if 2 * prediction.agreeing <= prediction.heads and prediction.heads > 1:
         return (
             f"no clear answer: {prediction.agreeing} of {prediction.heads} heads put it first; the explanation is weak."
         )
-    nouns = {name: f"the {_noun(prediction, name)}" for name in present}
-    ways = {name: f"{nouns[name]} is {BLANKED[prediction.media[name]]}" for name in present}
-    kept = [name for name in present if name not in decided]
-    if len(present) == 1:
-        return f"only {nouns[present[0]]} was used."
-    if not kept:
-        without = ", or ".join(f"without {noun}" for noun in nouns.values())
-        return f"{'both' if len(present) == 2 else 'all'} are needed: {without}, the answer changes."
-    if not decided:
-        enough = "either is enough" if len(present) == 2 else "no single one is needed"
-        return f"{enough}: the answer stays the same {', and '.join(f'without {noun}' for noun in nouns.values())}."
-    change, same = ", or when ".join(ways[name] for name in decided), ", and when ".join(ways[name] for name in kept)
-    deciding = listed([nouns[name] for name in decided])
-    return f"{deciding} decided: the answer changes when {change}, and stays the same when {same}."
+    used = [name for name in prediction.media if name not in prediction.missing]
+    if len(used) == 1:
+        return f"only the {_noun(prediction, used[0])} was used."
+    return _by_shares(prediction, explanation.shares) if explanation.shares else _by_blanks(explanation)
+
+
+def _by_shares(prediction: Prediction, shares: Shares) -> str:
+    """Say which streams decided, and what each brings; largest first."""
+    ranked = sorted(shares.streams.items(), key=lambda one: -one[1])
+    parts = listed([f"{_noun(prediction, name)} {share:+.1f}" for name, share in ranked])
+    if not shares.decided:
+        return f"no stream speaks for the answer: these heads give it without any ({parts} bits)."
+    who = listed([f"the {_noun(prediction, name)}" for name, _ in ranked if name in shares.decided])
+    if len(shares.decided) == len(ranked):
+        who = "both" if len(ranked) == 2 else "all"
+    narrowly = ", narrowly" if shares.lead < NARROW else ""
+    return f"{who} decided{narrowly}: {parts} bits of the answer's lead of {shares.lead:+.1f}."
+
+
+def _by_blanks(explanation: Explanation) -> str:
+    """Say which blank streams change the answer. What decided it is another question, see `predict.shares`."""
+    prediction = explanation.prediction
+    ways = {name: f"the {_noun(prediction, name)} {BLANKED[prediction.media[name]]}" for name in explanation.blanked}
+    changes = [way for name, way in ways.items() if name in explanation.changed_by]
+    stays = [way for name, way in ways.items() if name not in explanation.changed_by]
+    if not stays:
+        return f"the answer changes with {', and with '.join(changes)}."
+    same = f"stays the same with {', and with '.join(stays)}"
+    return f"the answer changes with {', and with '.join(changes)}; it {same}." if changes else f"the answer {same}."
 
 
 def format_best(run: TrainedRun) -> str:

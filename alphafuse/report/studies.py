@@ -106,12 +106,27 @@ def against_columns(title: str, of: Callable[[Any], Comparison | None] = attrget
     ]
 
 
-def _spread(name: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
+def spread(name: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
     """Columns of a csv: the mean of an estimate and both ends of its interval."""
     return [
         Column(name, lambda row: found.mean if (found := of(row)) else None),
         Column(f"{name}_low", lambda row: found.interval.low if (found := of(row)) else None),
         Column(f"{name}_high", lambda row: found.interval.high if (found := of(row)) else None),
+    ]
+
+
+def difference_spread() -> list[Column]:
+    """Columns of a csv: the difference of a row's comparison, its interval, and its p before and after correction."""
+
+    def cell(value: Callable[[Comparison], float]) -> Callable[[Any], float | None]:
+        return lambda row: value(row.comparison) if row.comparison else None
+
+    return [
+        Column("difference", cell(lambda found: found.test.difference)),
+        Column("difference_low", cell(lambda found: found.interval.low)),
+        Column("difference_high", cell(lambda found: found.interval.high)),
+        Column("p_value", cell(lambda found: found.test.p_value)),
+        Column("p_holm", cell(lambda found: found.p_holm)),
     ]
 
 
@@ -223,7 +238,7 @@ def figure3(table: Table1) -> bytes:
     return png(losses(curves))
 
 
-def write_table1(table: Table1, dataset: Dataset) -> Path:
+def write_table1(table: Table1, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/table1/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, TrainSettings, table1, write_table1
@@ -232,6 +247,7 @@ def write_table1(table: Table1, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'figure3.png', 'heads', 'history.csv', 'table1.json', 'table1.md']
     """
+    dataset = Dataset.open(dataset)
     return write_run(
         dataset.root,
         "table1",
@@ -315,7 +331,9 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
     return notes + left_out(sweep.dropped)
 
 
-def _sweep_csv(sweep: Sweep) -> Table:
+def sweep_rows(sweep: Sweep) -> Table:
+    """Return every point as a row of unrounded figures."""
+
     def test(figure: str, point: Trained) -> Estimate | None:
         found = sweep.test_at(point)
         return getattr(found, figure) if found else None
@@ -326,15 +344,15 @@ def _sweep_csv(sweep: Sweep) -> Table:
         Column("alpha", lambda point: point.experiment.alpha),
         Column("seeds", lambda point: len(sweep.seeds)),
         Column("chosen", lambda point: int(sweep.chosen_at(point) is not None)),
-        *_spread("val_top1", lambda point: point.val.top1),
-        *_spread("val_loss", lambda point: point.val.loss),
-        *_spread("test_top1", partial(test, "top1")),
-        *_spread("test_loss", partial(test, "loss")),
+        *spread("val_top1", lambda point: point.val.top1),
+        *spread("val_loss", lambda point: point.val.loss),
+        *spread("test_top1", partial(test, "top1")),
+        *spread("test_loss", partial(test, "loss")),
     ]
     return Table(columns, [sweep.baseline, *sweep.points])
 
 
-def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Path:
+def write_sweep(sweep: Sweep, dataset: Dataset | str | Path, *, run: str | None = None) -> Path:
     """Write the run folder, replacing an older one as a whole, and return it; `run` is its name [`sweep.name`].
 
     >>> from alphafuse import Dataset, TrainSettings, sweep, write_sweep
@@ -344,6 +362,7 @@ def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Pa
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'history.csv', 'sweep.csv', 'sweep.json', 'sweep.png']
     """
+    dataset = Dataset.open(dataset)
     figures = sweep.to_json()
     return write_run(
         dataset.root,
@@ -352,7 +371,7 @@ def write_sweep(sweep: Sweep, dataset: Dataset, *, run: str | None = None) -> Pa
         config=sweep.config(),
         figures=figures,
         history=[(point.experiment.name, point.heads) for point in (sweep.baseline, *sweep.points)],
-        rows=csv_rows(_sweep_csv(sweep)),
+        rows=csv_rows(sweep_rows(sweep)),
         picture=png(alpha_curves(AlphaCurves.from_json(figures), looks_of(dataset.media))),
     )
 
@@ -460,31 +479,26 @@ def _blending(table: CompareTable) -> list[str]:
     return [f"Gradient blending: loss weights {weights} (from how single heads generalise and overfit on val)."]
 
 
-def _compare_csv(table: CompareTable) -> Table:
-    def against(value: Callable[[Comparison], float]) -> Callable[[Any], float | None]:
-        return lambda row: value(row.comparison) if row.comparison else None
+def compare_rows(table: CompareTable) -> Table:
+    """Return the table's rows with unrounded figures."""
 
     columns = [
         Column("group", lambda row: row.group),
         Column("title", lambda row: row.title),
         Column("n_test", lambda row: row.test.n),
-        *_spread("test_top1", lambda row: row.test.top1),
-        *_spread("test_loss", lambda row: row.test.loss),
+        *spread("test_top1", lambda row: row.test.top1),
+        *spread("test_loss", lambda row: row.test.loss),
         Column("n_val", lambda row: row.val.n),
         Column("val_top1", lambda row: row.val.top1.mean),
         Column("val_loss", lambda row: row.val.loss.mean),
-        Column("difference", against(lambda found: found.test.difference)),
-        Column("difference_low", against(lambda found: found.interval.low)),
-        Column("difference_high", against(lambda found: found.interval.high)),
-        Column("p_value", against(lambda found: found.test.p_value)),
-        Column("p_holm", against(lambda found: found.p_holm)),
+        *difference_spread(),
     ]
     if table.is_probe:
         columns += [Column(column.title, column.cell) for column in _choice()]
     return Table(columns, table.rows)
 
 
-def write_compare(table: CompareTable, dataset: Dataset) -> Path:
+def write_compare(table: CompareTable, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/compare/`, replacing an older one as a whole, and return the folder.
 
     >>> from alphafuse import Dataset, TrainSettings, compare, write_compare
@@ -493,6 +507,7 @@ def write_compare(table: CompareTable, dataset: Dataset) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['compare.csv', 'compare.json', 'compare.md', 'config.json']
     """
+    dataset = Dataset.open(dataset)
     return write_run(
         dataset.root,
         "compare",
@@ -500,7 +515,7 @@ def write_compare(table: CompareTable, dataset: Dataset) -> Path:
         config=table.config(),
         figures=table.to_json(),
         markdown=to_markdown(describe(table)),
-        rows=csv_rows(_compare_csv(table)),
+        rows=csv_rows(compare_rows(table)),
     )
 
 
@@ -606,14 +621,8 @@ def _vggsounder(found: RunEvaluation) -> list[Table]:
     return [Table(columns, scores.rows, [note], ruled=False)]
 
 
-def write_evaluation(found: RunEvaluation) -> Path:
-    """Write `<run>/evaluation-<split>/`, and return that folder.
-
-    >>> from alphafuse import evaluate, write_evaluation
-    >>> folder = write_evaluation(evaluate("demo/runs/sqrt-ast", split="val"))
-    >>> folder.as_posix(), sorted(path.name for path in folder.iterdir())
-    ('demo/runs/sqrt-ast/evaluation-val', ['classes.csv', 'confusion.csv', 'evaluation.json'])
-    """
+def class_rows(found: RunEvaluation) -> Table:
+    """Return every class as a row of unrounded figures."""
     fields = [name for name in ClassRow.__dataclass_fields__ if name not in ("label", "n", "recall", "interval")]
     by_class = [
         Column("label", lambda row: row.label),
@@ -623,6 +632,17 @@ def write_evaluation(found: RunEvaluation) -> Path:
         Column("recall_high", lambda row: row.interval and row.interval.high),
         *(Column(name, lambda row, name=name: getattr(row, name)) for name in fields),  # type: ignore[misc]
     ]
+    return Table(by_class, found.evaluation.table)
+
+
+def write_evaluation(found: RunEvaluation) -> Path:
+    """Write `<run>/evaluation-<split>/`, and return that folder.
+
+    >>> from alphafuse import evaluate, write_evaluation
+    >>> folder = write_evaluation(evaluate("demo/runs/sqrt-ast", split="val"))
+    >>> folder.as_posix(), sorted(path.name for path in folder.iterdir())
+    ('demo/runs/sqrt-ast/evaluation-val', ['classes.csv', 'confusion.csv', 'evaluation.json'])
+    """
     names = found.evaluation.classes
     confusion: list[tuple[object, ...]] = [("label", *names)]
     confusion += [(label, *map(int, counts)) for label, counts in zip(names, found.evaluation.confusion, strict=True)]
@@ -630,6 +650,6 @@ def write_evaluation(found: RunEvaluation) -> Path:
         found.run,
         found.split,
         figures=found.to_json(),
-        classes=csv_rows(Table(by_class, found.evaluation.table)),
+        classes=csv_rows(class_rows(found)),
         confusion=confusion,
     )

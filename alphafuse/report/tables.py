@@ -1,6 +1,6 @@
-"""Tables as text, markdown and csv: the one renderer of what commands print and write; formats of numbers.
+"""Tables as text, markdown, html and csv: the one renderer of what commands print and write; formats of numbers.
 
-    result -> `Document` of `Table`s of `Column`s -> `to_text`, `to_markdown`, `csv_rows`
+    result -> `Document` of `Table`s of `Column`s -> `to_text`, `to_markdown`, `to_html`, `csv_rows`
 
 Json needs no renderer: it is the result's own `to_json`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # commands that only read stores need no torch
@@ -81,6 +82,29 @@ def to_markdown(document: Document) -> str:
     if document.picture:
         lines += ["", "![{}]({})".format(*document.picture)]
     return "\n".join(lines) + "\n"
+
+
+def to_html(document: Document) -> str:
+    """Return the document as a piece of html, for a notebook."""
+    parts = [f"<b>{escape(document.title)}</b>"]
+    for table in document.tables:
+        if table.columns:
+            header, *rows = _cells(table)
+            sides = ["left" if column.left else "right" for column in table.columns]
+            parts += ["<table>", _html_row("th", header, sides), *(_html_row("td", row, sides) for row in rows)]
+            parts += ["</table>"]
+        parts += [f"<small>{escape(note)}</small><br>" for note in table.notes]
+    return "\n".join(parts) + "\n"
+
+
+def _html_row(kind: str, cells: Sequence[str], sides: Sequence[str]) -> str:
+    """Return a row; one of a single cell spans all columns."""
+    if len(cells) < len(sides):
+        return f'<tr><{kind} colspan="{len(sides)}" style="text-align: left">{escape(cells[0])}</{kind}></tr>'
+    made = (
+        f'<{kind} style="text-align: {side}">{escape(cell)}</{kind}>' for cell, side in zip(cells, sides, strict=True)
+    )
+    return f"<tr>{''.join(made)}</tr>"
 
 
 def csv_rows(table: Table) -> Iterator[list[object]]:

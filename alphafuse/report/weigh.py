@@ -252,7 +252,9 @@ def _has_picture(found: Weighing) -> bool:
     return found.found.profile is not None and len(found.found.profile.streams) == 2
 
 
-def _csv(profile: Profile) -> Table:
+def profile_rows(profile: Profile) -> Table:
+    """Return the profile as rows of unrounded figures."""
+
     def weight(stream: int, i: int) -> float:
         return profile.weightings[i].alphas[stream]
 
@@ -265,7 +267,7 @@ def _csv(profile: Profile) -> Table:
     return Table(columns, range(len(profile.weightings)))
 
 
-def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) -> Path:
+def write_weigh(found: Weighing, dataset: Dataset | str | Path, *, run: str | None = None) -> Path:
     """Write `<root>/runs/weigh/` with the chosen head, replacing an older one as a whole, and return the folder.
 
     `predict`, `evaluate` and `export` work from it. `run` is another name for it.
@@ -276,6 +278,7 @@ def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) ->
     >>> sorted(path.name for path in folder.iterdir())[:4]
     ['config.json', 'head', 'predictions-test.csv', 'predictions-val.csv']
     """
+    dataset = Dataset.open(dataset)
     profile = found.found.profile
     chosen = found.heads[CHOSEN]
     return write_run(
@@ -287,6 +290,6 @@ def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) ->
         predictions=[chosen.val, chosen.test],
         heads={"": [_Seeded(found.arguments["seed"], found.head)]},
         markdown=to_markdown(describe(found)),
-        rows=csv_rows(_csv(profile)) if profile else None,
+        rows=csv_rows(profile_rows(profile)) if profile else None,
         picture=png(weight_profile(profile)) if profile and _has_picture(found) else None,
     )

@@ -9,5 +9,6 @@ processes   free memory; processes that end with their parent
 workers     a pool of processes that may crash, hang or want too much memory at the cost of one task
 devices     the one chooser of PyTorch devices
 cluster     sessions of Ray
+results     how results show themselves: in a terminal, in a notebook, as a DataFrame
 progress    callbacks during long work, and the bar on a terminal
 """

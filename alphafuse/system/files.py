@@ -13,10 +13,11 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from alphafuse.errors import AlphafuseError, DatasetError
 
+Given = TypeVar("Given", bound="str | Path")
 MAX_TEXT = 4096  # characters of a name: the longest path of Linux
 MAX_LINE = 2**18  # characters of a csv's row
 MAX_JSON_BYTES = 2**28
@@ -98,6 +99,15 @@ def require_no_secrets(text: str) -> None:
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; gs://: GOOGLE_APPLICATION_CREDENTIALS; hf://: HF_TOKEN; https://: "
             "a .netrc file)"
         )
+
+
+def each(given: Given | Iterable[Given]) -> tuple[Given, ...]:
+    """Return one text or path, or several of them, as a tuple.
+
+    >>> each("a.mp4"), each(["a.mp4", "b.mp4"])
+    (('a.mp4',), ('a.mp4', 'b.mp4'))
+    """
+    return (given,) if isinstance(given, (str, Path)) else tuple(given)
 
 
 def one_line(value: object, most: int = 300) -> str:

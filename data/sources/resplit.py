@@ -35,7 +35,7 @@ class SplitReport:
 
 
 def resplit_dataset(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     root: str | Path,
     *,
     val: int | float = VAL_FRACTION,
@@ -49,7 +49,7 @@ def resplit_dataset(
     old root lacks.
 
     Args:
-        dataset: the root to take clips and embeddings from; it is not changed.
+        dataset: the root, or its folder to take clips and embeddings from; it is not changed.
         root: folder to make.
         val, test: sizes: an int is a number of clips, a float below 1 a share of all clips.
         seed: decides which source videos are taken.
@@ -65,13 +65,14 @@ def resplit_dataset(
     >>> report.carried
     {'train': 313, 'val': 45, 'test': 90}
     """
+    dataset = Dataset.open(dataset)
     _require_new(Path(root))
     clips = resplit(dataset.manifest, val=val, test=test, seed=seed)
     return _write_root(dataset, Path(root), clips, {"val": val, "test": test, "seed": seed})
 
 
 def fold_datasets(
-    dataset: Dataset, folder: str | Path, k: int, *, val: int | float = VAL_FRACTION, seed: int = 0
+    dataset: Dataset | str | Path, folder: str | Path, k: int, *, val: int | float = VAL_FRACTION, seed: int = 0
 ) -> list[SplitReport]:
     """Write k roots `folder/fold-1` ... `folder/fold-k`, one per fold of `splits.k_folds`.
 
@@ -83,6 +84,7 @@ def fold_datasets(
     Manifest(448 clips: train=179, val=45, test=224)
     Manifest(448 clips: train=179, val=45, test=224)
     """
+    dataset = Dataset.open(dataset)
     roots = [Path(folder) / f"fold-{number}" for number in range(1, k + 1)]
     for root in roots:
         _require_new(root)

@@ -36,7 +36,7 @@ RANGE_DB, FLOOR_DBFS = 40.0, -80.0  # cells this far below the loudest, or below
 
 
 def sign_clips(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     clips: Sequence[Clip] | None = None,
     *,
     workers: int = 0,
@@ -47,7 +47,7 @@ def sign_clips(
     A file that can't be read gets a signature with the reason.
 
     Args:
-        dataset: the root.
+        dataset: the root, or its folder.
         clips: the clips; None = all clips of the root.
         workers: decode processes; 0 = one per processor.
         progress: callbacks; one round of all clips that have a file.
@@ -59,6 +59,7 @@ def sign_clips(
     >>> len(signatures), first.is_silent, first.is_frozen
     (26, False, False)
     """
+    dataset = Dataset.open(dataset)
     asked = dataset.manifest if clips is None else clips
     sizes = dataset.file_sizes(asked)
     chosen = [clip for clip in asked if clip.clip_id in sizes]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, require_name, title_of
+from alphafuse.data.streams import ALL, DEFAULT_NAMES, in_order, names_of, require_name, title_of
 from alphafuse.errors import DatasetError, ExperimentError, unknown
 
 from .checks import check_choice, check_count, check_share, from_fields, pick
@@ -57,17 +57,13 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ExperimentError: a name that no stream can have.
     """
-    if isinstance(names, str):
-        names = [name.strip() for name in names.split(",")]
-    different = dict.fromkeys(names)
-    if ALL in different:
-        return ()
-    for name in different:
-        try:
+    try:
+        different = names_of(names, {})
+        for name in different:
             require_name(name)
-        except DatasetError as error:
-            raise ExperimentError(str(error)) from None
-    return tuple(in_order(different))
+    except DatasetError as error:
+        raise ExperimentError(str(error)) from None
+    return different
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,9 @@ class Experiment:
             with transform "none".
         alpha: parameter of the transforms that take one.
         fusion: one of `FUSIONS`.
-        streams: the streams that the head reads, in the order of `in_order`; () is all that the embeddings have.
+        streams: the streams that the head reads, in the order of `in_order`; () is all that the embeddings have. One
+            text is accepted ("ast", "ast,clap"). Studies read "sight" and "sound", here and in `on`, as the streams of
+            video and of audio.
         normalize: normalisation that overrides the settings'; None uses theirs (see `HeadSettings.normalize`).
         rates: pairs (stream, factor on the learning rate) for the stream's columns of the first layer; the
             control for alpha. Needs fusion concat. A mapping is accepted.
@@ -164,6 +162,15 @@ class Experiment:
             if stream not in names:
                 raise ExperimentError(unknown("stream", stream, names))
         return replace(self, streams=self.streams or names, available=names)
+
+    def with_senses(self, media: Mapping[str, str]) -> Experiment:
+        """Return the experiment with "sight" and "sound" replaced by the streams of video and of audio.
+
+        Args:
+            media: stream -> medium, of the streams that there are.
+        """
+        on = ",".join(names_of(self.on, media)) or ALL if self.on else None
+        return replace(self, streams=names_of(self.streams, media), on=on)
 
     @property
     def _named_on(self) -> tuple[str, ...]:

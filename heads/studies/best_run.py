@@ -11,7 +11,7 @@ from alphafuse.heads.model.config import BASELINE
 from .runs import DAMAGED, HEADS, list_runs
 
 
-def best_run(dataset: Dataset) -> Path:
+def best_run(dataset: Dataset | str | Path) -> Path:
     """Return the run of a root with the highest validation accuracy; among equals, with the lowest validation loss.
 
     Candidates are the runs of `fit` and `weigh`, and table 1's untransformed heads. Test figures are not used.
@@ -23,6 +23,7 @@ def best_run(dataset: Dataset) -> Path:
     >>> best_run(Dataset.open("demo")).parent.as_posix()
     'demo/runs'
     """
+    dataset = Dataset.open(dataset)
     found: list[tuple[tuple[float, float], Path]] = []
     for run in list_runs(dataset.root)[0]:
         if run.kind in HEADS or (run.kind == "table1" and run.heads_folder(BASELINE.name).is_dir()):

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .probe import Probe, grid_json, points_for, probe_grid
 from .same_clips import (
@@ -152,7 +154,7 @@ class CompareRow:
 
 
 @dataclass(frozen=True)
-class CompareTable:
+class CompareTable(Tabular):
     """Result of `compare`.
 
     Attributes:
@@ -198,7 +200,9 @@ class CompareTable:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+        first = self.rows[0]
+        sizes = f"{len(self.rows)} rows, {len(self.seeds)} seeds, n={first.test.n}"
+        return f"CompareTable({self.dataset_name!r}, {sizes}, {first.title} test top1={first.test.top1!r})"
 
     @property
     def is_probe(self) -> bool:
@@ -277,7 +281,7 @@ def count_compare_heads(streams: Iterable[str], seeds: int, *, probe: TrainSetti
 
 
 def compare(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     seeds: int = COMPARE_SEEDS,
     first_seed: int = 0,
@@ -292,7 +296,7 @@ def compare(
     Writes no files; see `alphafuse.write_compare`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default. Titles of rows name a different normalisation or fusion.
         probe: choose each row's head (linear, or the hidden layers of `settings`), learning rate and weight decay on
@@ -315,6 +319,7 @@ def compare(
     >>> len(table.rows), table.rows[0].title
     (31, 'concat, untransformed')
     """
+    dataset = Dataset.open(dataset)
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)

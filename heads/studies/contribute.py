@@ -27,7 +27,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.streams import in_order
+from alphafuse.data.streams import in_order, names_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import fit_temperature, log_probabilities
 from alphafuse.heads.closed.moments import Moments, assign_folds
@@ -64,6 +64,7 @@ from alphafuse.heads.scoring.statistics import (
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .best_run import best_run
 from .evaluate import load_run
@@ -163,7 +164,7 @@ class ClassShare:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class Contribution(Tabular):
     """Result of `contribute`.
 
     Attributes:
@@ -221,7 +222,10 @@ class Contribution:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{name} {worth.bits.mean:+.2f} bits" for name, worth in self.streams.shares.items())
+        def written(bits: Figure) -> str:
+            return f"{bits.mean:+.2f} bits [{bits.interval.low:+.2f}, {bits.interval.high:+.2f}]"
+
+        shares = ", ".join(f"{name} {written(worth.bits)}" for name, worth in self.streams.shares.items())
         return f"Contribution({self.dataset_name!r}, {self.head}, {shares}, n={self.clips['test']})"
 
     @property
@@ -308,10 +312,10 @@ Scorer = Callable[[Mapping[str, EmbeddingSource], Sequence[Subset], bool], dict[
 
 
 def contribute(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     head: str = "closed",
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     run: str | Path | None = None,
     folds: int = FOLDS,
     seed: int = 0,
@@ -324,12 +328,12 @@ def contribute(
     Writes no files; see `alphafuse.write_contribution`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         head: "closed": a ridge in closed form per subset on streams of equal total variance; their weights (see
             `tuned`), the penalty and the temperature of the probabilities are chosen out-of-fold on training clips.
             Such heads add up a term per stream: what only the combination of two streams tells, they can't see.
             "fit": a trained head per subset, its temperature chosen on validation clips.
-        streams: the streams to compare; all by default.
+        streams: the streams to compare; all by default; "sight" and "sound" are all of a medium.
         run: the trained run whose use of its streams is measured; the root's best by default, if it has one.
         folds: folds of source videos, for heads in closed form.
         seed: seed of the folds, the permutations and the trained heads.
@@ -344,8 +348,10 @@ def contribute(
 
     >>> from alphafuse import Dataset, contribute
     >>> contribute(Dataset.open("demo"), refits=0)
-    Contribution('demo', closed, timesformer +... bits, ast +... bits, n=192)
+    Contribution('demo', closed, timesformer +... bits [+..., +...], ast +... bits [+..., +...], n=192)
     """
+    dataset = Dataset.open(dataset)
+    streams = names_of(streams, dataset.media)
     check_choice("head", head, HEADS)
     check_count("folds", folds)
     if folds < 2:

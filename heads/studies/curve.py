@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
+from alphafuse.data.streams import names_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.dual import FewClips, equal_weights
 from alphafuse.heads.closed.moments import Moments, assign_folds, blocks
@@ -25,6 +27,7 @@ from alphafuse.heads.closed.rows import refit_of
 from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .same_clips import SameClips, ceiling_json
 
@@ -101,7 +104,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Tabular):
     """Result of `curve`.
 
     Attributes:
@@ -142,7 +145,9 @@ class Curve:
 
     def __repr__(self) -> str:
         sizes = ", ".join(str(point.size) for point in self.points)
-        return f"Curve({self.dataset_name!r}, {'+'.join(self.streams)}, sizes {sizes}, {self.draws} draws)"
+        last = self.points[-1]
+        figures = f"at {last.size} {last.lead} test top1={last.top1[last.lead]!r} n={self.clips['test']}"
+        return f"Curve({self.dataset_name!r}, {'+'.join(self.streams)}, sizes {sizes}, {self.draws} draws, {figures})"
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json: the call's arguments under `curve`, and the other inputs."""
@@ -181,11 +186,11 @@ class Curve:
 
 
 def curve(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     sizes: Sequence[Size] = (),
     draws: int = CURVE_DRAWS,
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress = NO_PROGRESS,
 ) -> Curve:
@@ -199,10 +204,10 @@ def curve(
     Nothing is chosen on test clips, and validation clips are not used. Writes no files; see `alphafuse.write_curve`.
 
     Args:
-        dataset: a dataset whose train and test splits are extracted.
+        dataset: a dataset, or its folder, whose train and test splits are extracted.
         sizes: clips per class, or "all"; by default 1, 2, 4, ... as far as half of the classes have so many, and "all".
         draws: draws of training clips for each size.
-        streams: streams to use; by default all that are extracted.
+        streams: streams to use; by default all that are extracted; "sight" and "sound" are all of a medium.
         seed: seed of the draws.
         progress: counts heads.
 
@@ -215,9 +220,10 @@ def curve(
     >>> [point.draws for point in found.points], found.points[1].pays
     ([3, 1], True)
     """
+    dataset = Dataset.open(dataset)
     if draws < 1:
         raise ExperimentError(f"a learning curve needs at least 1 draw, not {draws}")
-    clips = SameClips.complete(dataset, streams, splits=("train", "test"))
+    clips = SameClips.complete(dataset, names_of(streams, dataset.media), splits=("train", "test"))
     train, test = clips.embeddings["train"], clips.embeddings["test"]
     all_targets = class_indices(train.labels, dataset.classes)
     trained, targets = np.unique(all_targets, return_inverse=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.splits import Ceiling, reachable_ceiling
@@ -21,9 +20,10 @@ from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import Interval, PairedTest, compare_pairs
 from alphafuse.heads.scoring.vggsounder import VGGSounderScores, vggsounder_scores
 from alphafuse.heads.training.train import class_indices
-from alphafuse.system.processes import free_memory_bytes
+from alphafuse.system.results import Tabular
 
-from .runs import dataset_of, read_run, require_recipe
+from .predictions import Predictions, load_embeddings_of, softmax
+from .runs import TrainedRun, dataset_of, read_run
 from .same_clips import ceiling_json
 
 
@@ -47,7 +47,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class RunEvaluation:
+class RunEvaluation(Tabular):
     """Result of `evaluate`: the scores of a run on a split.
 
     Attributes:
@@ -60,6 +60,8 @@ class RunEvaluation:
         evaluation: the figures.
         against: comparison with another run, if one was named.
         vggsounder: multi-label scores, if requested.
+        trained: the run, with its heads.
+        root: the root of the scored clips.
 
     >>> from alphafuse import evaluate
     >>> found = evaluate("demo/runs/sqrt-ast", split="val")
@@ -76,9 +78,15 @@ class RunEvaluation:
     evaluation: Evaluation
     against: Against | None
     vggsounder: VGGSounderScores | None
+    trained: TrainedRun
+    root: Path
 
     def __repr__(self) -> str:
         return f"RunEvaluation({str(self.run)!r}, {self.split}, {self.evaluation!r})"
+
+    def predictions(self, split: str = "") -> Predictions:
+        """Return the answers for the clips of this split, or of another one, see `TrainedRun.predictions`."""
+        return self.trained.predictions(split or self.split, dataset=self.root)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, json-able."""
@@ -105,7 +113,7 @@ def evaluate(
     run: str | Path,
     *,
     split: str = "test",
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | Path | None = None,
     against: str | Path | None = None,
     vggsounder: bool = False,
 ) -> RunEvaluation:
@@ -116,7 +124,8 @@ def evaluate(
     Args:
         run: folder that `fit` wrote, with its head/ and heads/.
         split: the split to score. Test scores are no longer unbiased once they were used to choose something.
-        dataset: a dataset other than the run's own (`<root>/runs/<name>`), extracted with the same recipes.
+        dataset: a dataset, or its folder, other than the run's own (`<root>/runs/<name>`), extracted with the same
+            recipes.
         against: another run to compare with on the same clips.
         vggsounder: also score VGGSounder's multiple labels; needs the package `vggsounder`.
 
@@ -133,15 +142,15 @@ def evaluate(
     0.9... [0.8..., 0.9...]
     """
     run = Path(run)
-    dataset = dataset or dataset_of(run)
-    heads = load_run(run, dataset, split)
-    config = heads[0].config
+    dataset = Dataset.open(dataset) if dataset else dataset_of(run)
+    trained = load_run(run, dataset, split)
+    heads, config = trained.heads, trained.heads[0].config
     embeddings = load_embeddings_of(dataset, split)
     usable = usable_clips(embeddings, config)
-    other: list[AlphaFusion] = []
+    other: Sequence[AlphaFusion] = ()
     common = usable
     if against:
-        other = load_run(Path(against), dataset, split)
+        other = load_run(Path(against), dataset, split).heads
         if other[0].config.classes != config.classes:
             raise ExperimentError(f"{against} has other classes than {run}: compare runs of the same dataset")
         common = usable & usable_clips(embeddings, other[0].config)
@@ -160,18 +169,9 @@ def evaluate(
         evaluation=evaluate_probabilities(probabilities, targets, config.classes, kept.groups),
         against=_against(Path(against), heads, other, embeddings.take(common)) if against else None,
         vggsounder=vggsounder_scores(kept.clip_ids, probabilities, config.classes) if vggsounder else None,
+        trained=trained,
+        root=dataset.root,
     )
-
-
-def load_embeddings_of(dataset: Dataset, split: str) -> EmbeddingSource:
-    """Open one split, on disk if it exceeds half of the free memory."""
-    return dataset.embeddings(split, max_bytes=free_memory_bytes() // 2)
-
-
-def softmax(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
-    """Return class probabilities (heads, clips, C) float64."""
-    logits = np.stack([head.predict_logits(embeddings) for head in heads])
-    return torch.from_numpy(logits).double().softmax(dim=2).numpy()
 
 
 def trained_labels(dataset: Dataset, config: HeadConfig) -> frozenset[str]:
@@ -188,14 +188,11 @@ def trained_labels(dataset: Dataset, config: HeadConfig) -> frozenset[str]:
     return frozenset(compress(clips.clip_labels, usable))
 
 
-def load_run(run: Path, dataset: Dataset, split: str) -> list[AlphaFusion]:
-    """Load a run's heads, after checking that the split's embeddings have the run's recipes."""
+def load_run(run: Path, dataset: Dataset, split: str) -> TrainedRun:
+    """Read a run, and check that the split's embeddings have its recipes."""
     trained = read_run(run)
-    stored = dataset.store(split).recipes()
-    for stream in trained.streams if stored else ():
-        own, other = trained.embeddings[stream], stored.get(stream, {})
-        require_recipe(run, stream, own, other, than=f"the {split} clips of {dataset.root}")
-    return list(trained.heads)
+    trained.require_recipes_of(dataset, split)
+    return trained
 
 
 def _against(

@@ -13,19 +13,21 @@ from typing import Any
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.config import Experiment
+from alphafuse.heads.model.config import BASELINE, Experiment
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
+from .predictions import Predictions
 from .probe import Probe, grid_json, points_for, probe_grid
-from .runs import check_run_name, write_run
+from .runs import TrainedRun, check_run_name, write_run
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Tabular):
     """Result of `fit`.
 
     Attributes:
@@ -36,6 +38,7 @@ class RunResult:
         heads: one head per seed, in the order of `seeds`.
         dropped: split -> clips left out because they lack a stream.
         probe: how the settings were chosen; None without a probe.
+        config: content of config.json.
 
     >>> from alphafuse import Dataset, Experiment, TrainSettings, fit
     >>> quick = TrainSettings(epochs=2, hidden=(16,))
@@ -44,6 +47,8 @@ class RunResult:
     (26, 192)
     >>> result.heads[1].seed, result.heads[1].history.val_loss.shape
     (1, (2,))
+    >>> result.predictions("val")
+    Predictions(val: n=26, 16 classes, top1=0... [0..., 0...])
     """
 
     experiment: Experiment
@@ -53,11 +58,22 @@ class RunResult:
     splits: Mapping[str, SplitResult]
     heads: tuple[TrainedHead, ...]
     dropped: Mapping[str, int]
-    probe: Probe | None = None
+    probe: Probe | None
+    config: Mapping[str, Any]
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} top1={result.top1!r} n={result.n}" for name, result in self.splits.items())
         return f"RunResult({self.experiment.title}, {len(self.seeds)} seeds, {figures}, folder={str(self.folder)!r})"
+
+    @property
+    def trained(self) -> TrainedRun:
+        """The run as `read_run` reads it, with the heads of this result."""
+        heads = tuple(one.head for one in self.heads)
+        return TrainedRun(self.folder, self.experiment, heads, self.config, self.to_json())
+
+    def predictions(self, split: str = "test") -> Predictions:
+        """Return the heads' answers for every clip of a split, see `TrainedRun.predictions`."""
+        return self.trained.predictions(split)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure of both splits, json-able."""
@@ -65,8 +81,8 @@ class RunResult:
 
 
 def fit(
-    dataset: Dataset,
-    experiment: Experiment,
+    dataset: Dataset | str | Path,
+    experiment: Experiment = BASELINE,
     *,
     seeds: int = 1,
     first_seed: int = 0,
@@ -80,8 +96,8 @@ def fit(
     """Train one experiment, score validation and test, and write the run folder.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
-        experiment: streams, transform and fusion; without streams, the head reads all that the embeddings have.
+        dataset: a dataset, or its folder, whose three splits are extracted.
+        experiment: streams, transform and fusion; by default all streams that the embeddings have, untransformed.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ...
         settings: training settings; the paper's by default.
         probe: choose a linear or an MLP head (that of `settings`), learning rate and weight decay on validation clips
@@ -105,6 +121,7 @@ def fit(
     >>> AlphaFusion.from_pretrained(result.folder).config.experiment.name
     'sqrt-ast'
     """
+    dataset = Dataset.open(dataset)
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f'fit takes an Experiment, not {experiment!r}: Experiment("sqrt", on="ast")')
     require_engine(engine)
@@ -112,6 +129,7 @@ def fit(
     chosen = seed_range(seeds, first_seed)
     if run:
         check_run_name(run, "fit")
+    experiment = experiment.with_senses(dataset.media)
     clips = SameClips.load(dataset, settings, chosen, experiment)
     experiment = experiment.of(clips.streams)
     name = run or experiment.name
@@ -126,22 +144,23 @@ def fit(
     assert trained.test is not None
     used = trained.probe.settings if trained.probe else settings
     splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
+    config = {
+        "experiment": asdict(experiment),
+        "head": trained.heads[0].head.config.to_json(),
+        **clips.provenance,
+        "settings": used.to_json(),
+        **({"probe": {"grid": grid_json(settings), **trained.probe.to_json()}} if trained.probe else {}),
+        "clips": clips.counts,
+        "dropped": clips.dropped,
+    }
     folder = write_run(
         dataset.root,
         name,
         kind="fit",
-        config={
-            "experiment": asdict(experiment),
-            "head": trained.heads[0].head.config.to_json(),
-            **clips.provenance,
-            "settings": used.to_json(),
-            **({"probe": {"grid": grid_json(settings), **trained.probe.to_json()}} if trained.probe else {}),
-            "clips": clips.counts,
-            "dropped": clips.dropped,
-        },
+        config=config,
         figures={split: result.to_json() for split, result in splits.items()},
         history=[("", trained.heads)],
         predictions=splits.values(),
         heads={"": trained.heads},
     )
-    return RunResult(experiment, used, chosen, folder, splits, trained.heads, clips.dropped, trained.probe)
+    return RunResult(experiment, used, chosen, folder, splits, trained.heads, clips.dropped, trained.probe, config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, KFold
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.streams import names_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .curve import FUSED
 from .same_clips import SameClips
@@ -69,7 +72,7 @@ class MtebRow:
 
 
 @dataclass(frozen=True)
-class MtebScores:
+class MtebScores(Tabular):
     """Result of `mteb_scores`.
 
     Attributes:
@@ -100,7 +103,7 @@ class MtebScores:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{row.name} {row.score:.4f}" for row in self.rows)
+        scores = ", ".join(f"{row.name} {row.score:.4f}, shuffled {row.shuffled!r}" for row in self.rows)
         return f"MtebScores({self.dataset_name!r}, {self.clips} clips, {scores})"
 
     def config(self) -> dict[str, Any]:
@@ -135,9 +138,9 @@ class MtebScores:
 
 
 def mteb_scores(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     draws: int = MTEB_DRAWS,
     progress: Progress = NO_PROGRESS,
 ) -> MtebScores:
@@ -147,8 +150,8 @@ def mteb_scores(
     `alphafuse.write_curve`.
 
     Args:
-        dataset: a dataset whose test split is extracted; the other splits are not used.
-        streams: streams to use; by default all that are extracted.
+        dataset: a dataset, or its folder, whose test split is extracted; the other splits are not used.
+        streams: streams to use; by default all that are extracted; "sight" and "sound" are all of a medium.
         draws: shufflings, with seeds 42 (MTEB's), 43, ...; more make the interval of the leak narrower.
         progress: counts logistic regressions.
 
@@ -160,9 +163,10 @@ def mteb_scores(
     >>> mteb_scores(Dataset.open("demo"), streams=["timesformer"], draws=1)
     MtebScores('demo', 192 clips, timesformer 0...)
     """
+    dataset = Dataset.open(dataset)
     if draws < 1:
         raise ExperimentError(f"MTEB's protocol needs at least 1 draw, not {draws}")
-    complete = SameClips.complete(dataset, streams, splits=(SPLIT,))
+    complete = SameClips.complete(dataset, names_of(streams, dataset.media), splits=(SPLIT,))
     clips = complete.embeddings[SPLIT]
     classes, targets = np.unique(np.asarray(clips.labels, dtype=object).astype(str), return_inverse=True)
     groups = tuple(clips.groups)

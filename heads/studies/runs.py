@@ -45,6 +45,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.files import iterate_csv, one_line, read_json, write_atomically, write_csv, write_json
 
+from .predictions import Predictions, predictions_of
 from .reproduce import command_of
 from .same_clips import EVALUATED, SplitResult, validation_rank
 
@@ -418,6 +419,29 @@ class TrainedRun:
     def encoders(self) -> Mapping[str, Mapping[str, Any]]:
         """stream -> {"name", "revision", "medium", "options"} of its encoder; empty if the store didn't record it."""
         return self.config.get("encoders", {})
+
+    def predictions(self, split: str = "test", *, dataset: Dataset | str | Path | None = None) -> Predictions:
+        """Return the heads' answers for every clip of a split, from its cached embeddings; nothing is trained.
+
+        Args:
+            split: "train", "val" or "test".
+            dataset: a dataset, or its folder, other than the run's own (`<root>/runs/<name>`).
+
+        Raises:
+            DatasetError, StoreError: the split doesn't exist or isn't extracted.
+            ExperimentError: the run isn't inside a dataset and none is named, or the heads can't use any clip.
+            RecipeMismatchError: the embeddings were made by other encoders or another protocol than the run's.
+        """
+        opened = Dataset.open(dataset) if dataset else dataset_of(self.folder)
+        self.require_recipes_of(opened, split)
+        return predictions_of(self.heads, opened, split)
+
+    def require_recipes_of(self, dataset: Dataset, split: str) -> None:
+        """Raise `RecipeMismatchError` unless a split's embeddings have the recipes that the heads were trained on."""
+        stored = dataset.store(split).recipes()
+        for stream in self.streams if stored else ():
+            than = f"the {split} clips of {dataset.root}"
+            require_recipe(self.folder, stream, self.embeddings[stream], stored.get(stream, {}), than=than)
 
     def write(self, folder: str | Path) -> None:
         """Write the run to another folder, for `read_run`; config.json is written last."""

@@ -344,7 +344,7 @@ def ceiling_json(ceiling: Ceiling) -> dict[str, Any]:
 @contextmanager
 def epochs_of(progress: Progress, title: str, heads: int, settings: TrainSettings) -> Iterator[Progress]:
     """Start progress over the epochs of this number of heads; stop it when the block ends."""
-    progress.start(title, total=heads * settings.total_epochs, unit="epoch")
+    progress.start(f"{title}, {heads} head{'s' * (heads != 1)}", total=heads * settings.total_epochs, unit="epoch")
     try:
         yield progress
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from alphafuse.heads.scoring.choice import choose_weight
 from alphafuse.heads.scoring.statistics import Comparison
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.system.cluster import require_engine
+from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .same_clips import (
     SameClips,
@@ -65,7 +68,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Tabular):
     """Result of `sweep`: a transform with several alphas on one or more streams.
 
     Attributes:
@@ -100,8 +103,9 @@ class Sweep:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        best = ", ".join(f"{on}: {found.alpha:g}" for on, found in self.chosen.items())
-        return f"Sweep({self.dataset_name!r}, {self.transform}, {len(self.alphas)} alphas, chosen {best})"
+        best = ", ".join(f"{on} {found.alpha:g} test top1={found.test.top1!r}" for on, found in self.chosen.items())
+        sizes = f"{len(self.alphas)} alphas, {len(self.seeds)} seeds, n={self.clips['test']}"
+        return f"Sweep({self.dataset_name!r}, {self.transform}, {sizes}, chosen {best})"
 
     @property
     def name(self) -> str:
@@ -195,9 +199,9 @@ def count_sweep_heads(on: Sequence[str], alphas: Sequence[float], seeds: int) ->
 
 
 def sweep(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
-    on: Sequence[str],
+    on: str | Sequence[str],
     alphas: Sequence[float],
     transform: str = "scale",
     seeds: int = SWEEP_SEEDS,
@@ -212,7 +216,7 @@ def sweep(
     Writes no files; see `alphafuse.write_sweep`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         on: one or more of a stream's name, several names ("ast,clap": the same alpha on each) and "all"; each gives a
             curve.
         alphas: values of the transform's alpha, all different.
@@ -237,14 +241,15 @@ def sweep(
     >>> found.chosen["ast"].test
     SplitResult(test: n=192, top1=0... [0..., 0...], loss=2... [2..., 2...])
     """
+    dataset = Dataset.open(dataset)
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen_seeds = seed_range(seeds, first_seed)
-    on, alphas = tuple(on), tuple(float(alpha) for alpha in alphas)
+    on, alphas = each(on), tuple(float(alpha) for alpha in alphas)
     _check(transform, on, alphas)
     of_target = [[Experiment(transform, on=target, alpha=alpha) for alpha in alphas] for target in on]
     clips = SameClips.load(dataset, settings, chosen_seeds)
-    of_target = [[experiment.of(clips.streams) for experiment in curve] for curve in of_target]
+    of_target = [[one.with_senses(dataset.media).of(clips.streams) for one in curve] for curve in of_target]
     by_on = {str(curve[0].on): curve for curve in of_target}  # two words for the same streams are one curve
     on, grid = tuple(by_on), [experiment for curve in by_on.values() for experiment in curve]
     heads = count_sweep_heads(on, alphas, len(chosen_seeds))

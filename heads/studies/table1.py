@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from alphafuse.data.dataset import Dataset
@@ -24,6 +25,7 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
 from .same_clips import SameClips, SplitResult, against, ceiling_json, epochs_of, resolvable_gap, seed_range
 
@@ -118,7 +120,7 @@ class Table1Row:
 
 
 @dataclass(frozen=True)
-class Table1:
+class Table1(Tabular):
     """The paper's table 1 on a dataset.
 
     Attributes:
@@ -158,7 +160,9 @@ class Table1:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"Table1({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
+        first = self.rows[0]
+        sizes = f"{len(self.rows)} rows, {len(self.seeds)} seeds, n={first.test.n}"
+        return f"Table1({self.dataset_name!r}, {sizes}, {first.experiment.title} test top1={first.test.top1!r})"
 
     @property
     def largest_gap(self) -> float:
@@ -224,7 +228,7 @@ class Table1:
 
 
 def table1(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     seeds: int = TABLE1_SEEDS,
     first_seed: int = 0,
@@ -239,7 +243,7 @@ def table1(
     dataset aren't read, and change nothing. Writes no files; see `alphafuse.write_table1`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
+        dataset: a dataset, or its folder, whose three splits are extracted.
         seeds, first_seed: one head for each of the seeds first_seed, first_seed + 1, ... and each row.
         settings: training settings; the paper's by default.
         progress: counts finished epochs, `len(TABLE1) * seeds * settings.total_epochs` in total.
@@ -268,6 +272,7 @@ def table1(
     TimeSformer only None
     AST only None
     """
+    dataset = Dataset.open(dataset)
     require_engine(engine)
     settings = settings or TrainSettings()
     chosen = seed_range(seeds, first_seed)

@@ -34,8 +34,9 @@ from alphafuse.heads.scoring.statistics import accuracy_interval
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .evaluate import load_embeddings_of, load_run
+from .evaluate import load_run
 from .permuted_stream import PermutedStream
+from .predictions import load_embeddings_of
 
 PERMUTATIONS = 10  # of each stream for the perceptual score
 
@@ -104,7 +105,7 @@ def use_of_run(
         seed: seed of the permutations.
         progress: counts passes over the test clips.
     """
-    heads = load_run(run, dataset, "test")
+    heads = load_run(run, dataset, "test").heads
     names = heads[0].config.streams
     rows = {split: load_embeddings_of(dataset, split) for split in ("val", "test")}
     for split, of_split in rows.items():

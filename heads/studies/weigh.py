@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.labelling import labelling_warning
-from alphafuse.data.streams import SENSES, title_of
+from alphafuse.data.streams import SENSES, names_of, title_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.closed.mixture import LateWeights
 from alphafuse.heads.closed.moments import effective_rank
@@ -40,7 +41,10 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.devices import choose_device
 from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.results import Tabular
 
+from .predictions import Predictions
+from .runs import TrainedRun, run_folder
 from .same_clips import EVALUATED, SameClips, SplitResult
 
 FOLDS = 5
@@ -112,7 +116,7 @@ class NeighbourVotes:
 
 
 @dataclass(frozen=True)
-class Weighing:
+class Weighing(Tabular):
     """Result of `weigh`.
 
     Attributes:
@@ -139,6 +143,7 @@ class Weighing:
         warning: what the way the labels were given can hide, see `labelling_warning`; None if nothing.
         head: the chosen head: linear, on centred and scaled embeddings.
         provenance: inputs of the study, for config.json.
+        root: the dataset's folder.
 
     >>> from alphafuse import Dataset, weigh
     >>> found = weigh(Dataset.open("demo"))
@@ -170,10 +175,12 @@ class Weighing:
     warning: str | None
     head: AlphaFusion
     provenance: Mapping[str, Any]
+    root: Path
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{stream}: {weight:.2g}" for stream, weight in self.weights.items())
-        return f"Weighing({self.dataset_name!r}, {weights})"
+        top1 = self.heads[CHOSEN].test.top1
+        return f"Weighing({self.dataset_name!r}, {weights}, test top1={top1!r} n={self.clips['test']})"
 
     @property
     def weights(self) -> dict[str, float]:
@@ -189,6 +196,11 @@ class Weighing:
     def verdict(self) -> str:
         """What to do, in a sentence."""
         return verdict_of(self.found, tuple(self.dims), self.clips["train"], self.constant)
+
+    def predictions(self, split: str = "test") -> Predictions:
+        """Return the chosen head's answers for every clip of a split, see `TrainedRun.predictions`."""
+        run = TrainedRun(run_folder(self.root, "weigh"), self.head.config.experiment, (self.head,), self.config(), {})
+        return run.predictions(split, dataset=self.root)
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -301,9 +313,9 @@ def _titles(streams: Sequence[str]) -> str:
 
 
 def weigh(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
-    streams: Sequence[str] = (),
+    streams: str | Sequence[str] = (),
     folds: int = FOLDS,
     seed: int = 0,
     everything: bool = False,
@@ -315,8 +327,8 @@ def weigh(
     Writes no files; see `alphafuse.write_weigh`.
 
     Args:
-        dataset: a dataset whose three splits are extracted.
-        streams: the streams to weigh; all that are extracted by default.
+        dataset: a dataset, or its folder, whose three splits are extracted.
+        streams: the streams to weigh; all that are extracted by default; "sight" and "sound" are all of a medium.
         folds: folds of source videos within train, at least 2.
         seed: decides the folds, and the draws of intervals.
         everything: also the weights of late fusion, and the logistic probe even if it takes long.
@@ -332,6 +344,8 @@ def weigh(
     >>> found.weights, found.verdict
     ({'ast': 1.0}, 'AST is the only stream: there is nothing to weigh it against.')
     """
+    dataset = Dataset.open(dataset)
+    streams = names_of(streams, dataset.media)
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         raise ExperimentError(f"folds must be a whole number of at least 2, not {folds!r}")
     clips = SameClips.complete(dataset, streams, settings=SETTINGS)
@@ -382,6 +396,7 @@ def weigh(
         warning=labelling_warning(dataset),
         head=chosen,
         provenance={**clips.provenance, "settings": SETTINGS.to_json(), "seeds": [seed]},
+        root=dataset.root,
     )
 
 

@@ -41,7 +41,7 @@ from alphafuse.predict.explain import ALPHAS, ChangedAnswer, Explanation, explai
 from alphafuse.predict.model import AlphaFuse, find_clips
 from alphafuse.predict.prediction import Prediction, Ranked
 from alphafuse.predict.push import push_bundle
-from alphafuse.predict.shares import no_shares, shares_of
+from alphafuse.predict.shares import Shares, no_shares, shares_of
 from alphafuse.report.predict import format_explanation, format_prediction, to_csv, to_json, verdict
 from alphafuse.report.studies import write_table1
 from alphafuse.system.files import read_json, write_json
@@ -207,7 +207,7 @@ def test_a_stream_without_a_finite_blank_embedding_is_left_as_it_is() -> None:
         for name, changed in one.blanked.items():
             without = ask(replace(rows, features={**features, name: np.zeros((2, 3))}), None)[0, i]
             assert changed.probability == pytest.approx(without[classes.index(str(one.prediction.label))])
-            assert (changed.top.label != one.prediction.label) == (name in one.decided)
+            assert (changed.top.label != one.prediction.label) == (name in one.changed_by)
         left = features["dino"][i].sum()
         assert max(one.blank.probability, 1 - one.blank.probability) == pytest.approx(1 / (1 + np.exp(-abs(left))))
 
@@ -328,38 +328,65 @@ def test_the_lead_and_its_shares_are_one_line(root: Dataset) -> None:
         f"{name} {shares.streams[key]:+.2f}" for key, name in (("timesformer", "TimeSformer"), ("ast", "AST"))
     )
     line = f"lead over {shares.second}, in bits: {shares.lead:+.2f} = {sight}, {sound}, without any stream"
-    assert line in format_explanation(explained)
+    text = " ".join(format_explanation(explained).split())
+    assert line in text and f"why: {verdict(explained)}" in text and "decided" in verdict(explained)
     shutil.rmtree(run)
 
 
 @pytest.mark.parametrize(
-    ("decided", "sentence"),
+    ("changed_by", "sentence"),
     [
-        (
-            "",
-            "no single one is needed: the answer stays the same without the video (a), and without the video (b), and",
-        ),
-        (
-            "a",
-            "the video (a) decided: the answer changes when the video (a) is black, and stays the same when the video",
-        ),
-        (
-            "ac",
-            "the video (a) and the audio decided: the answer changes when the video (a) is black, or when the audio",
-        ),
-        ("abc", "all are needed: without the video (a), or without the video (b), or without the audio, the answer"),
+        ("", "the answer stays the same with the video (a) black, and with the video (b) black, and with the audio mu"),
+        ("a", "the answer changes with the video (a) black; it stays the same with the video (b) black, and with the"),
+        ("ac", "the answer changes with the video (a) black, and with the audio muted; it stays the same with the vi"),
+        ("abc", "the answer changes with the video (a) black, and with the video (b) black, and with the audio muted."),
     ],
 )
-def test_verdicts_name_the_streams_of_a_medium(decided: str, sentence: str) -> None:
+def test_without_shares_a_verdict_says_what_blank_streams_change_and_not_what_decided(
+    changed_by: str, sentence: str
+) -> None:
     media = {"a": "video", "b": "video", "c": "audio"}
     prediction = Prediction(Path("a.mp4"), (Ranked("dog", 0.9),), 1, 1, {}, media, np.array([0.9, 0.1]))
-    changed = {name: ChangedAnswer(Ranked("cat" if name in decided else "dog", 0.6), 0.4) for name in media}
+    changed = {name: ChangedAnswer(Ranked("cat" if name in changed_by else "dog", 0.6), 0.4) for name in media}
     found = Explanation(
         prediction, changed, ChangedAnswer(Ranked("cat", 0.5), 0.5), None, "there is only one label", {"a": ()}
     )
-    assert verdict(found).startswith(sentence) and verdict(found).endswith(".")
+    assert verdict(found).startswith(sentence) and verdict(found).endswith(".") and "decided" not in verdict(found)
+    assert found.decided == () and found.changed_by == tuple(changed_by)
     text = format_explanation(found)
     assert "video (b) black" in text and "audio muted" in text and "    all " in text
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ({"a": 4.0, "c": 1.9}, "the video decided: video +4.0 and audio +1.9 bits of the answer's lead of +6.0."),
+        ({"a": 1.9, "c": 4.0}, "the audio decided: audio +4.0 and video +1.9 bits of the answer's lead of +6.0."),
+        ({"a": 2.1, "c": 4.0}, "both decided: audio +4.0 and video +2.1 bits of the answer's lead of +6.2."),
+        ({"a": -2.9, "c": 4.0}, "the audio decided: audio +4.0 and video -2.9 bits of the answer's lead of +1.2."),
+        ({"a": 0.3, "c": 0.4}, "both decided, narrowly: audio +0.4 and video +0.3 bits of the answer's lead of +0.8."),
+        (
+            {"a": -0.1, "c": -0.2},
+            "no stream speaks for the answer: these heads give it without any (video -0.1 and aud",
+        ),
+        (
+            {"a": 3.0, "b": 0.1, "c": 2.0},
+            "the video (a) and the audio decided: video (a) +3.0, audio +2.0 and video (b) +0.1 bits of",
+        ),
+        ({"a": 3.0, "b": 2.0, "c": 2.0}, "all decided: video (a) +3.0, video (b) +2.0 and audio +2.0 bits of the ans"),
+    ],
+)
+def test_a_verdict_follows_the_shares_whatever_blank_streams_change(shares: dict[str, float], sentence: str) -> None:
+    """A blank stream changes the answer here exactly where its share is small."""
+    media = {name: medium for name, medium in {"a": "video", "b": "video", "c": "audio"}.items() if name in shares}
+    prediction = Prediction(Path("a.mp4"), (Ranked("dog", 0.9),), 1, 1, {}, media, np.array([0.9, 0.1]))
+    most = max(shares.values())
+    changed = {n: ChangedAnswer(Ranked("cat" if share < most else "dog", 0.6), 0.4) for n, share in shares.items()}
+    own = Shares("cat", 0.051 + sum(shares.values()), 0.051, shares)
+    found = Explanation(prediction, changed, ChangedAnswer(Ranked("cat", 0.5), 0.5), own, "", {"a": ()})
+    assert verdict(found).startswith(sentence)
+    assert found.decided == tuple(name for name, share in shares.items() if most > 0 and share >= most / 2)
+    assert to_json([found])[0]["why"]["decided"] == list(found.decided)
 
 
 def test_a_muted_clip_is_a_clip_with_a_silent_track(root: Dataset, model: AlphaFuse, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from alphafuse.heads.studies.evaluate import load_embeddings_of, trained_labels
 from alphafuse.report.contents import Absent, Report, Role, Votes
 from alphafuse.report.figures import write_figures
 from alphafuse.report.looks import looks_of, roles_of
-from alphafuse.system.files import one_line, write_atomically
+from alphafuse.system.files import each, one_line, write_atomically
 
 from .explorer import explored_clip_ids, explorer_html
 from .html import draw_figures, render_page
@@ -32,10 +32,10 @@ EXPLORER_EDGE = 112  # pixels of the explorer's images: up to 400 images of abou
 
 
 def write_report(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     out: str | Path,
     *,
-    runs: Sequence[str | Path] = (),
+    runs: str | Path | Sequence[str | Path] = (),
     figures: str | Path | None = None,
     progress: Callable[[str], object] = lambda doing: None,
 ) -> Path:
@@ -46,11 +46,11 @@ def write_report(
     without data names the command that adds it.
 
     Args:
-        dataset: the root. Sections that need predictions are missing unless its test split is extracted.
+        dataset: the root, or its folder. Sections that need predictions are missing unless its test split is extracted.
         out: the html file, written atomically.
-        runs: run folders to show; by default all of the root's. Votes, confusions and gains are those of the first
-            named run with fused heads; by default, of the `fit` run with the highest validation accuracy, else of
-            table 1.
+        runs: a run folder to show, or several; by default all of the root's. Votes, confusions and gains are those of
+            the first named run with fused heads; by default, of the `fit` run with the highest validation accuracy,
+            else of table 1.
         figures: folder to write each figure to, as .png and .svg.
         progress: called with a few words at each step.
 
@@ -65,7 +65,8 @@ def write_report(
     >>> write_report(Dataset.open("demo"), "report.html").name
     'report.html'
     """
-    report, drawn = build_report(dataset, runs=[Path(run) for run in runs], progress=progress)
+    dataset = Dataset.open(dataset)
+    report, drawn = build_report(dataset, runs=[Path(run) for run in each(runs)], progress=progress)
     progress("writing the page")
     page = render_page(report, drawn)
     if figures is not None:

@@ -49,7 +49,6 @@ def test_every_fusion_every_transform_and_the_controls_have_a_row(table: Compare
     assert any(e.auxiliary for e in experiments)
     groups = [row.group for row in table.rows]
     assert groups == sorted(groups, key=["baseline", "alone", "fusion", "transform", "control"].index)
-    assert PROGRESS.rounds == [("compare", sum(PROGRESS.done), "epoch")] and PROGRESS.stopped == 1
     heads = len(Grid.of(DEFAULT_NAMES).experiments) + 1  # gradient blending comes on top
     assert sum(PROGRESS.done) == count_compare_heads(DEFAULT_NAMES, 2) * SETTINGS.epochs == heads * 2 * SETTINGS.epochs
 

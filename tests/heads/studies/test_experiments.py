@@ -228,7 +228,7 @@ def test_a_stream_that_is_not_extracted_yet_is_read_by_no_head_and_asked_for_by_
 def test_fit_writes_a_complete_run_and_predictions_that_add_up(dataset: Dataset) -> None:
     progress = RecordedProgress()
     result = fit(dataset, Experiment("sqrt", on="ast"), seeds=2, first_seed=5, settings=SETTINGS, progress=progress)
-    assert progress.rounds == [("AST sqrt", 2 * SETTINGS.epochs, "epoch")] and progress.stopped == 1
+    assert progress.rounds == [("AST sqrt, 2 heads", 2 * SETTINGS.epochs, "epoch")] and progress.stopped == 1
     assert sum(progress.done) == 2 * SETTINGS.epochs
     assert result.folder == dataset.root / "runs" / "sqrt-ast"
     config = json.loads((result.folder / "config.json").read_text())
