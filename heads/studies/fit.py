@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .probe import Probe, grid_json, points_for, probe_grid
-from .runs import check_run_name, write_run
+from .runs import check_run_name, run_folder, write_run
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
+from .words import compact_note, score_sentence
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class RunResult:
         heads: one head per seed, in the order of `seeds`.
         dropped: split -> clips left out because they lack a stream.
         probe: how the settings were chosen; None without a probe.
+        encoders: stream -> {"name", ...} of its encoder, as the store records it.
 
     >>> from alphafuse import Dataset, Experiment, TrainSettings, fit
     >>> quick = TrainSettings(epochs=2, hidden=(16,))
@@ -54,14 +56,32 @@ class RunResult:
     heads: tuple[TrainedHead, ...]
     dropped: Mapping[str, int]
     probe: Probe | None = None
+    encoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that the heads tell apart."""
+        return len(self.heads[0].head.config.classes)
+
+    @property
+    def answer(self) -> str:
+        """How often the heads are right on test clips, in a sentence."""
+        test = self.splits["test"]
+        return score_sentence(test.top1, test.labels, test.ceiling.reachable)
+
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.encoders, self.heads[0].head.config.streams)
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} top1={result.top1!r} n={result.n}" for name, result in self.splits.items())
         return f"RunResult({self.experiment.title}, {len(self.seeds)} seeds, {figures}, folder={str(self.folder)!r})"
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure of both splits, json-able."""
-        return {split: result.to_json() for split, result in self.splits.items()}
+        """What they say, and every figure of both splits, json-able."""
+        said = {"answer": self.answer, "note_on_encoders": self.note_on_encoders}
+        return {**said, **{split: result.to_json() for split, result in self.splits.items()}}
 
 
 def fit(
@@ -125,8 +145,18 @@ def fit(
         (trained,) = train([experiment], chosen, settings=settings, progress=shown, engine=engine, address=address)
     assert trained.test is not None
     used = trained.probe.settings if trained.probe else settings
-    splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
-    folder = write_run(
+    result = RunResult(
+        experiment=experiment,
+        settings=used,
+        seeds=chosen,
+        folder=run_folder(dataset.root, name),
+        splits=dict(zip(EVALUATED, (trained.val, trained.test), strict=True)),
+        heads=trained.heads,
+        dropped=clips.dropped,
+        probe=trained.probe,
+        encoders=clips.provenance["encoders"],
+    )
+    write_run(
         dataset.root,
         name,
         kind="fit",
@@ -139,9 +169,9 @@ def fit(
             "clips": clips.counts,
             "dropped": clips.dropped,
         },
-        figures={split: result.to_json() for split, result in splits.items()},
+        figures=result.to_json(),
         history=[("", trained.heads)],
-        predictions=splits.values(),
+        predictions=result.splits.values(),
         heads={"": trained.heads},
     )
-    return RunResult(experiment, used, chosen, folder, splits, trained.heads, clips.dropped, trained.probe)
+    return result

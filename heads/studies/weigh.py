@@ -41,6 +41,7 @@ from alphafuse.system.devices import choose_device
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .same_clips import EVALUATED, SameClips, SplitResult
+from .words import compact_note, listed
 
 FOLDS = 5
 MOST_QUERIES = 2000  # validation clips that neighbours vote on
@@ -189,6 +190,11 @@ class Weighing:
         """What to do, in a sentence."""
         return verdict_of(self.found, tuple(self.dims), self.clips["train"], self.constant)
 
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.provenance["encoders"], self.dims)
+
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
         return {
@@ -204,6 +210,8 @@ class Weighing:
         """Every figure, json-able."""
         chosen, found = self.heads[CHOSEN], self.found
         return {
+            "answer": self.verdict,
+            "note_on_encoders": self.note_on_encoders,
             "dataset": self.dataset_name,
             "verdict": self.verdict,
             "clips": dict(self.clips),
@@ -311,8 +319,7 @@ def _ratio(value: float) -> str:
 
 
 def _titles(streams: Sequence[str]) -> str:
-    titles = [title_of(stream) for stream in streams]
-    return " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
+    return listed([title_of(stream) for stream in streams])
 
 
 def weigh(
