@@ -45,14 +45,14 @@ from measuring import (
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import Clip, Manifest
 from alphafuse.data.sources.importing import find_videos
-from alphafuse.data.streams import DEFAULT_STREAMS, TITLES
+from alphafuse.data.streams import COMPACT, DEFAULT_STREAMS, TITLES
 from alphafuse.errors import DatasetError
 from alphafuse.extract.decoding.decode import decode_clip, decode_inputs
 from alphafuse.extract.decoding.specs import FrameSpec, Spec, frame_indices
 from alphafuse.extract.encoders.ast import SpectrogramSpec, audio_inputs
 from alphafuse.extract.encoders.encoder import Encoder
 from alphafuse.extract.encoders.families import load_encoder
-from alphafuse.extract.encoders.hub import COMPACT, COMPACT_FOLDER
+from alphafuse.extract.encoders.hub import COMPACT_FOLDER
 from alphafuse.extract.encoders.timesformer import frame_inputs
 from alphafuse.extract.encoders.transformer import model_flops
 from alphafuse.extract.engines.embedder import Embedder

@@ -16,6 +16,7 @@ MEDIUM_WORDS = {**{medium: medium for medium in MEDIA}, **{sense: medium for med
 PROTOCOLS = ("standard", "notebook")  # how inputs are prepared: see alphafuse.extract.decoding.specs
 DEFAULT_PROTOCOL = "standard"
 OPTIONS = ("medium", "frames", "rate", "seconds", "pool", "protocol", "precision")
+COMPACT = "compact"  # the small encoders of the package, for the demo and for trying
 GIVEN = "given"  # the encoder of embeddings that a user brings
 ALL = "all"  # every stream, as in --on all
 # names that other words need: `all`, `both` and `fused` in options and results, the rest in torch's named collections

@@ -39,6 +39,7 @@ probe_option = click.option(
     help="Choose a linear or MLP head, learning rate and weight decay on validation: 18 more heads per experiment.",
 )
 engine_options = options_of(ExtractSettings, "engine", "address")
+wide_option = click.option("--wide", is_flag=True, help="Print all columns and notes, in 120 columns of text.")
 
 
 streams_option = click.option(
@@ -73,6 +74,7 @@ def seeds_options(default: int) -> Callable[[Callable[..., None]], Callable[...,
 @training_options
 @engine_options
 @root_option
+@wide_option
 @json_option
 @click.pass_context
 def fit(
@@ -86,6 +88,7 @@ def fit(
     settings: TrainSettings,
     engine: str,
     address: str | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Train one experiment on the cached embeddings; writes ROOT/runs/NAME/.
@@ -127,7 +130,7 @@ def fit(
             made["probe"] = result.probe.to_json()
         print_json({**made, **result.to_json()})
         return
-    print_text(f"{to_text(describe(result))}Run: {result.folder}\n")
+    print_text(f"{to_text(describe(result), wide=wide)}Run: {result.folder}\n")
 
 
 @click.command()
@@ -135,6 +138,7 @@ def fit(
 @training_options
 @engine_options
 @root_option
+@wide_option
 @json_option
 def table1(
     root: Path,
@@ -143,6 +147,7 @@ def table1(
     settings: TrainSettings,
     engine: str,
     address: str | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Train the paper's six experiments, the untransformed baseline and each stream alone.
@@ -172,7 +177,9 @@ def table1(
     if as_json:
         print_json(table.to_json())
         return
-    print_text(f"{to_text(describe(table))}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)")
+    print_text(
+        f"{to_text(describe(table), wide=wide)}\nwritten: {folder} (table1.md, table1.json, history.csv, figure3.png)"
+    )
 
 
 @click.command()
@@ -201,6 +208,7 @@ def table1(
 @training_options
 @engine_options
 @root_option
+@wide_option
 @json_option
 def sweep(
     root: Path,
@@ -214,6 +222,7 @@ def sweep(
     settings: TrainSettings,
     engine: str,
     address: str | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Measure accuracy and loss against alpha, chosen on validation, tested once; writes ROOT/runs/sweep-ON/.
@@ -248,7 +257,9 @@ def sweep(
     if as_json:
         print_json(found.to_json())
         return
-    print_text(f"{to_text(describe(found))}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)")
+    print_text(
+        f"{to_text(describe(found), wide=wide)}\nwritten: {folder} (sweep.csv, sweep.json, history.csv, sweep.png)"
+    )
 
 
 @click.command()
@@ -257,6 +268,7 @@ def sweep(
 @training_options
 @engine_options
 @root_option
+@wide_option
 @json_option
 def compare(
     root: Path,
@@ -266,6 +278,7 @@ def compare(
     settings: TrainSettings,
     engine: str,
     address: str | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Compare streams alone and in pairs, late fusion, all fusions, all transforms and controls in one table.
@@ -296,7 +309,7 @@ def compare(
     if as_json:
         print_json(table.to_json())
         return
-    print_text(f"{to_text(describe(table))}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
+    print_text(f"{to_text(describe(table), wide=wide)}\nwritten: {folder} (compare.md, compare.json, compare.csv)")
 
 
 @click.command()
@@ -318,6 +331,7 @@ def compare(
     help="mteb: the protocol of MTEB's VGGSound tasks instead, on the test clips, and what its folds leak.",
 )
 @root_option
+@wide_option
 @json_option
 @click.pass_context
 def curve(
@@ -328,6 +342,7 @@ def curve(
     streams: tuple[str, ...],
     seed: int,
     preset: str | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Measure test accuracy against training clips per class, of each stream and of all; writes ROOT/runs/curve/.
@@ -341,7 +356,7 @@ def curve(
     from alphafuse.heads.studies.curve import CURVE_DRAWS, parse_sizes
     from alphafuse.heads.studies.curve import curve as draw_curve
     from alphafuse.heads.studies.mteb import MTEB_DRAWS, mteb_scores
-    from alphafuse.report.curve import describe, write_curve
+    from alphafuse.report.curve import curve_json, describe, write_curve
     from alphafuse.report.tables import to_text
 
     if preset not in (None, "mteb"):
@@ -359,10 +374,10 @@ def curve(
         )
     folder = write_curve(found, dataset)
     if as_json:
-        print_json(found.to_json())
+        print_json(curve_json(found))
         return
     files = "curve.md, curve.json, curve.csv" + ("" if preset else ", curve.png")
-    print_text(f"{to_text(describe(found))}\nwritten: {folder} ({files})")
+    print_text(f"{to_text(describe(found), wide=wide)}\nwritten: {folder} ({files})")
 
 
 @click.command()
@@ -385,6 +400,7 @@ def curve(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds, permutations, heads.")
 @training_options
 @root_option
+@wide_option
 @json_option
 def contribute(
     root: Path,
@@ -395,6 +411,7 @@ def contribute(
     refits: int,
     seed: int,
     settings: TrainSettings,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Measure what each stream contributes: what the embeddings offer, and what a trained run uses.
@@ -429,7 +446,9 @@ def contribute(
     if as_json:
         print_json(contribution_json(found))
         return
-    print_text(f"{to_text(describe(found))}\nwritten: {folder} (contribute.md, contribute.json, contribute.csv)")
+    print_text(
+        f"{to_text(describe(found), wide=wide)}\nwritten: {folder} (contribute.md, contribute.json, contribute.csv)"
+    )
 
 
 @click.command()
@@ -448,8 +467,11 @@ def contribute(
     shell_complete=roots,
     help="Dataset root. [default: the root that holds the run]",
 )
+@wide_option
 @json_option
-def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, as_json: bool) -> None:
+def evaluate(
+    run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, wide: bool, as_json: bool
+) -> None:
     """Compute every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
 
     \b
@@ -467,7 +489,9 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
     if as_json:
         print_json(found.to_json())
         return
-    print_text(f"{to_text(describe(found))}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)")
+    print_text(
+        f"{to_text(describe(found), wide=wide)}\nwritten: {folder} (evaluation.json, classes.csv, confusion.csv)"
+    )
 
 
 @click.command()
@@ -480,6 +504,7 @@ def evaluate(run: Path, split: str, against: Path | None, vggsounder: bool, root
 @click.option("--vggsounder", is_flag=True, help="Also VGGSounder's modality confusion (needs the package vggsounder).")
 @click.option("--run", help="Name of the run. [default: weigh]")
 @root_option
+@wide_option
 @json_option
 def weigh(
     root: Path,
@@ -489,6 +514,7 @@ def weigh(
     everything: bool,
     vggsounder: bool,
     run: str | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Say how much each stream should weigh, in closed form, with an interval; writes ROOT/runs/weigh/.
@@ -516,4 +542,4 @@ def weigh(
     if as_json:
         print_json(found.to_json())
         return
-    print_text(f"{to_text(describe(found))}\nwritten: {folder} (weigh.json, weigh.csv, weigh.md, head/)")
+    print_text(f"{to_text(describe(found), wide=wide)}\nwritten: {folder} (weigh.json, weigh.csv, weigh.md, head/)")

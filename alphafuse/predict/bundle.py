@@ -17,9 +17,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from alphafuse.data.streams import GIVEN, Stream, is_code
+from alphafuse.data.streams import COMPACT, GIVEN, Stream, is_code
 from alphafuse.errors import EncoderError, ExperimentError
-from alphafuse.extract.encoders.hub import COMPACT, local_folder
+from alphafuse.extract.encoders.hub import local_folder
 from alphafuse.heads.studies.runs import TrainedRun, read_run
 
 from .card import model_card

@@ -9,8 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from alphafuse.data.sources.demo import DEMO_NAME
-from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, MEDIA, is_code, title_of
-from alphafuse.extract.encoders.hub import COMPACT
+from alphafuse.data.streams import COMPACT, DEFAULT_NAMES, GIVEN, MEDIA, is_code, title_of
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.version import __version__
 

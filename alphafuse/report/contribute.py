@@ -12,6 +12,7 @@ from alphafuse.heads.scoring.contribution import Figure, Worth
 from alphafuse.heads.studies.contribute import ClassShare, Contribution, Gain, Shared
 from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.use import Use
+from alphafuse.heads.studies.words import compact_note
 
 from .looks import capitalised, listed
 from .studies import describe
@@ -28,18 +29,22 @@ def describe_contribution(found: Contribution) -> Document:
     clips = f"{found.clips['train']} train and {found.clips['test']} test clips"
     title = f"What each stream contributes on {found.dataset_name}{demo}: {clips}, {found.classes} classes"
     tables = [
-        Table((), (), headline(found), ruled=False),
         _values(found),
         *([_streams(found)] if len(found.media) > 1 else []),
         *([_shared("medium", found.of_media, SENSES)] if found.of_media else []),
         *([_classes(found)] if found.classes > 1 and len(found.media) > 1 else []),
         _used(found),
-        Table((), (), _methods(found), ruled=False),
+        Table((), (), _always(found), ruled=False, details=_methods(found)),
     ]
-    return Document(title, tables)
+    return Document(title, tables, lead=[*headline(found), *filter(None, [note_on_encoders(found)])])
 
 
 # words
+
+
+def note_on_encoders(found: Contribution) -> str:
+    """Name the streams whose encoders stand in for real ones; "" if there are none."""
+    return compact_note(found.provenance["encoders"], found.media)
 
 
 def hears(name: str, medium: str) -> str:
@@ -136,17 +141,17 @@ def _range(figure: Figure, scale: int, digits: int) -> str:
 # tables
 
 
-def _columns(of: Callable[[Any], Worth | None], bits: str = "bits", points: str = "points") -> list[Column]:
-    """Columns: bits and points, each with its interval."""
+def _columns(of: Callable[[Any], Worth | None], *, only_bits: bool = False) -> list[Column]:
+    """Columns: bits and points, each with its interval; with `only_bits`, text has points only with --wide."""
 
     def cell(write: Callable[[Worth], str]) -> Callable[[Any], str | None]:
         return lambda row: write(worth) if (worth := of(row)) else None
 
     return [
-        Column(bits, cell(lambda worth: f"{worth.bits.mean:.2f}")),
+        Column("bits", cell(lambda worth: f"{worth.bits.mean:.2f}")),
         Column("interval", cell(lambda worth: _range(worth.bits, 1, 2))),
-        Column(points, cell(lambda worth: percent(worth.accuracy.mean))),
-        Column("interval", cell(lambda worth: _range(worth.accuracy, 100, 1))),
+        Column("points", cell(lambda worth: percent(worth.accuracy.mean)), wide=only_bits),
+        Column("interval", cell(lambda worth: _range(worth.accuracy, 100, 1)), wide=only_bits),
     ]
 
 
@@ -156,8 +161,8 @@ def _values(found: Contribution) -> Table:
         *_columns(lambda row: row[1]),
     ]
     if found.out_of_fold:
-        columns.append(Column("out of fold, bits", lambda row: f"{found.out_of_fold[row[0]][0]:.2f}"))
-        columns.append(Column("points", lambda row: percent(found.out_of_fold[row[0]][1])))
+        columns.append(Column("out of fold, bits", lambda row: f"{found.out_of_fold[row[0]][0]:.2f}", wide=True))
+        columns.append(Column("points", lambda row: percent(found.out_of_fold[row[0]][1]), wide=True))
     how = (
         "in closed form: a ridge per row on streams of equal variance; their weights (in octaves, `alphafuse weigh` "
         "is finer), the penalty and the probabilities' temperature are chosen over "
@@ -168,15 +173,15 @@ def _values(found: Contribution) -> Table:
     notes = [
         "What the embeddings offer. Bits: information about a clip's label, mean of log2(probability of the label / "
         "its class's share of the training clips). Points: right of 100 clips.",
-        f"Heads {how}.",
     ]
+    details = [f"Heads {how}."]
     if found.head == "closed":
-        notes.append(
+        details.append(
             "Such heads add up what the streams say. What only a combination tells (a picture that changes what a "
             "sound means) needs trained heads: --head fit. Out of fold: training clips, by heads trained without their "
             "fold."
         )
-    return Table(columns, list(found.values.items()), notes)
+    return Table(columns, list(found.values.items()), notes, details=details)
 
 
 def _subset(names: Sequence[str], found: Contribution) -> str:
@@ -199,13 +204,13 @@ def _streams(found: Contribution) -> Table:
 
     columns = [
         Column("share of", lambda row: row[0], left=True),
-        *_columns(lambda row: row[1]),
+        *_columns(lambda row: row[1], only_bits=True),
         Column("on top, bits", gain(lambda one: f"{one.worth.bits.mean:.2f}")),
         *([Column("permuted", gain(_permuted))] if found.refits else []),
         Column("p", gain(lambda one: p_value(one.p_holm))),
         Column("", gain(lambda one: one.verdict), left=True),
     ]
-    notes = [
+    details = [
         "Share: Shapley value, the mean over all orders in which streams may join; shares sum to what all are worth "
         "beyond nothing. A row of two streams: their cooperation, below 0 if they offer the same, above 0 if each "
         "makes the other worth more.",
@@ -213,16 +218,18 @@ def _streams(found: Contribution) -> Table:
         "Holm-corrected.",
     ]
     if found.refits:
-        notes.append(
+        details.append(
             f"Permuted: the same gain when the stream comes from clips of other source videos, in training, tuning and "
             f"test, {_times(found.refits)} (least..most). It is what more columns and more tuning give. A gain above "
             f"all of {found.refits} has p = 1/{found.refits + 1}."
         )
-    notes.append(
+    notes = [
+        "Share: of what all streams together tell beyond nothing; on top: all streams against all but this one"
+        f"{'; permuted: the same with clips exchanged' if found.refits else ''}.",
         f"adds: p at most .05{' and above all permuted' if found.refits else ''}. can go: without it at most 1 point "
-        "is lost (upper 95% bound). undecided: neither."
-    )
-    return Table(columns, rows, notes)
+        "is lost (upper 95% bound). undecided: neither.",
+    ]
+    return Table(columns, rows, notes, details=details)
 
 
 def _permuted(gain: Gain) -> str:
@@ -257,7 +264,7 @@ def _classes(found: Contribution) -> Table:
     for name in found.media:
         columns += [
             Column(f"{title_of(name)}, bits", share_of(name)),
-            Column("interval", lambda row, name=name: _range(row[name].worth.bits, 1, 2)),  # type: ignore[misc]
+            Column("interval", lambda row, name=name: _range(row[name].worth.bits, 1, 2), wide=True),  # type: ignore[misc]
         ]
     found_count = sum(share.is_found for share in found.by_class)
     notes = [
@@ -277,7 +284,8 @@ def _used(found: Contribution) -> Table:
     if used.interaction:
         rows.append(("only a sum over streams", used.interaction))
     columns = [Column(f"{used.run.name} loses", lambda row: row[0], left=True), *_columns(lambda row: row[1])]
-    return Table(columns, rows, _used_notes(used))
+    first, *details = _used_notes(used)
+    return Table(columns, rows, [first], details=details)
 
 
 def _used_notes(used: Use) -> list[str]:
@@ -304,11 +312,16 @@ def _used_notes(used: Use) -> list[str]:
 
 
 def _methods(found: Contribution) -> list[str]:
-    notes = [
+    return [
         f"95% intervals: bootstrap over the {found.source_videos} source videos of the test clips, with the heads held "
         "fixed: other training clips would give other heads.",
         "A figure is of a stream as its encoder makes it; another encoder of the same medium may tell more.",
     ]
+
+
+def _always(found: Contribution) -> list[str]:
+    """Return what limits the figures, which no table should be without."""
+    notes = []
     dropped = ", ".join(f"{count} {split}" for split, count in found.dropped.items() if count)
     if dropped:
         notes.append(f"Left out because they lack a stream: {dropped}.")
@@ -321,8 +334,9 @@ def _methods(found: Contribution) -> list[str]:
 
 
 def contribution_json(found: Contribution) -> dict[str, Any]:
-    """Return every figure, and in "said" what the figures say: what to do, then a sentence per stream."""
-    return {"said": headline(found), **found.to_json()}
+    """Return every figure, and in "said" what the figures say: what to do (also "answer"), then why, per stream."""
+    said = headline(found)
+    return {"answer": said[0], "note_on_encoders": note_on_encoders(found), "said": said, **found.to_json()}
 
 
 def class_shares(found: Contribution) -> Table:

@@ -9,15 +9,16 @@ from typing import Any
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.streams import title_of
 from alphafuse.heads.scoring.statistics import Comparison, Interval
-from alphafuse.heads.studies.curve import EVERY, FUSED, Curve, CurvePoint, told_apart
+from alphafuse.heads.studies.curve import EVERY, FUSED, Curve, CurvePoint
 from alphafuse.heads.studies.mteb import FOLDS, ITERATIONS, PER_CLASS, SEED, MtebRow, MtebScores
 from alphafuse.heads.studies.runs import write_run
+from alphafuse.heads.studies.words import compact_note, score, told_apart
 
 from .contents import LearningCurves
 from .figures import learning_curves, png
 from .looks import listed, looks_of
-from .studies import against_columns, describe
-from .tables import Column, Document, Table, csv_rows, p_value, percent, percent_range, split_counts, to_markdown
+from .studies import against_columns, describe, left_out
+from .tables import Column, Document, Table, csv_rows, p_value, percent, percent_range, to_markdown
 
 MTEB_VERSION = "2.20.0"  # held against this version
 
@@ -32,7 +33,7 @@ def write_curve(found: Curve | MtebScores, dataset: Dataset | str | Path) -> Pat
     ['config.json', 'curve.csv', 'curve.json', 'curve.md', 'curve.png']
     """
     dataset = Dataset.open(dataset)
-    figures, picture = found.to_json(), None
+    figures, picture = curve_json(found), None
     if isinstance(found, Curve):
         picture = png(learning_curves(LearningCurves.from_json(figures), looks_of(dataset.media)))
     return write_run(
@@ -47,6 +48,17 @@ def write_curve(found: Curve | MtebScores, dataset: Dataset | str | Path) -> Pat
     )
 
 
+def curve_json(found: Curve | MtebScores) -> dict[str, Any]:
+    """Return every figure, and in "answer" what they say."""
+    said = verdict(found) if isinstance(found, Curve) else mteb_verdict(found)
+    return {"answer": said, "note_on_encoders": note_on_encoders(found), **found.to_json()}
+
+
+def note_on_encoders(found: Curve | MtebScores) -> str:
+    """Name the streams whose encoders stand in for real ones; "" if there are none."""
+    return compact_note(found.provenance["encoders"], found.streams)
+
+
 # learning curves
 
 Row = tuple[CurvePoint, str]  # a size, and the heads
@@ -57,8 +69,8 @@ def describe_curve(curve: Curve) -> Document:
     """Describe what to do, then every size and heads."""
     columns = [
         Column("up to", lambda row: row[0].size if _is_first(row) else None),
-        Column("per class", lambda row: f"{row[0].per_class:.3g}" if _is_first(row) else None),
-        Column("clips", lambda row: row[0].clips if _is_first(row) else None),
+        Column("per class", lambda row: f"{row[0].per_class:.3g}" if _is_first(row) else None, wide=True),
+        Column("clips", lambda row: row[0].clips if _is_first(row) else None, wide=True),
         Column("heads", lambda row: _heads(row[1]), left=True),
         Column("top-1", lambda row: percent(row[0].top1[row[1]].mean)),
         Column("interval", lambda row: percent_range(row[0].top1[row[1]].interval)),
@@ -67,22 +79,22 @@ def describe_curve(curve: Curve) -> Document:
     if len(curve.streams) == 1:
         columns = columns[:6]
     clips = f"{curve.clips['train']} train, {curve.clips['test']} test clips, {curve.classes} classes"
+    notes, details = _curve_notes(curve)
     return Document(
         f"Learning curve on {curve.dataset_name}: {clips}, {_draws(curve.draws)}",
-        [
-            Table((), (), [sentence for sentence in (verdict(curve), last_step(curve)) if sentence], ruled=False),
-            Table(columns, _rows(curve), _curve_notes(curve)),
-        ],
+        [Table(columns, _rows(curve), notes, details=details)],
         picture=("Test accuracy against training clips per class", "curve.png"),
+        lead=[sentence for sentence in (verdict(curve), last_step(curve), note_on_encoders(curve)) if sentence],
     )
 
 
 def verdict(curve: Curve) -> str:
-    """Return a sentence on where fusing pays; "" for a single stream."""
+    """Return a sentence on where fusing pays; of a single stream, on what it reaches."""
     points = curve.points
-    if len(curve.streams) == 1:
-        return ""
     largest = points[-1]
+    if len(curve.streams) == 1:
+        reached = f"{score(largest.top1[largest.lead])} of {curve.clips['test']} test clips"
+        return f"There is one stream, and nothing to fuse: {_heads(largest.lead)} is right for {reached}."
     gain = largest.gains[largest.best_stream]
     better = "better" if len(curve.streams) == 2 else "best"
     at_most = (
@@ -128,11 +140,12 @@ def last_step(curve: Curve) -> str:
     return f"{step}: {end[sign]}."
 
 
-def _curve_notes(curve: Curve) -> list[str]:
+def _curve_notes(curve: Curve) -> tuple[list[str], list[str]]:
+    """Return the notes, and more of them."""
     largest = curve.points[-1]
     once = f" ({EVERY}: one, they are the same)" if curve.draws > 1 and largest.size == EVERY else ""
     test = curve.clips["test"]
-    notes = [
+    details = [
         f"Accuracies in %, means over {_draws(curve.draws)} of training clips{once}; n = {test} test clips of "
         f"{curve.source_videos} source videos, the same at every size. 95% intervals: {_method(largest, curve)}; all "
         f"draws are from these {curve.clips['train']} training clips, so large sizes vary less than newly collected "
@@ -146,19 +159,26 @@ def _curve_notes(curve: Curve) -> list[str]:
     if len(curve.streams) > 1:
         method = next(iter(largest.gains.values())).test.method
         count = len(curve.points) * len(curve.streams)
-        notes += [
+        details += [
             "fused: all streams, scaled to the same total variance, weighing alike. fusing gains: points over that "
             f"stream alone; p: {method}, Holm-corrected for {count} comparisons, of these draws. Fusing pays where p < "
             ".05 and the interval, which also varies the draws, lies above 0, for every stream.",
         ]
     ceiling = curve.ceiling
-    notes.append(
+    details.append(
         f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
         f"exceed {percent(ceiling.accuracy)}%. Nothing is chosen on test clips; validation clips are not used."
     )
-    if any(curve.dropped.values()):
-        notes.append(f"Left out because they lack a stream: {split_counts(curve.dropped)}.")
-    return notes
+    limits = left_out(curve.dropped)
+    if ceiling.reachable < ceiling.clips:
+        limits.append(f"Ceiling: {percent(ceiling.accuracy)}%, the test clips whose label occurs in training.")
+    fusing = "; fusing gains: points over that stream alone" if len(curve.streams) > 1 else ""
+    notes = [
+        f"up to: training clips of each class. Top-1 in % of {test} test clips, means over {_draws(curve.draws)} of "
+        f"training clips{once}{fusing}.",
+        *([" ".join(limits)] if limits else []),
+    ]
+    return notes, details
 
 
 def _short(curve: Curve) -> str:
@@ -223,9 +243,9 @@ def describe_mteb(scores: MtebScores) -> Document:
     columns = [
         Column("heads", lambda row: _heads(row.name), left=True),
         Column("mteb", lambda row: percent(row.score)),
-        Column("its folds", lambda row: " ".join(percent(found) for found in row.per_fold)),
-        Column("shuffled", lambda row: percent(row.shuffled.mean)),
-        Column("interval", lambda row: percent_range(row.shuffled.interval)),
+        Column("its folds", lambda row: " ".join(percent(found) for found in row.per_fold), wide=True),
+        Column("shuffled", lambda row: percent(row.shuffled.mean), wide=True),
+        Column("interval", lambda row: percent_range(row.shuffled.interval), wide=True),
     ]
     if scores.rows[0].leak is not None:
         columns += [
@@ -234,12 +254,15 @@ def describe_mteb(scores: MtebScores) -> Document:
             *against_columns("leak", lambda row: row.leak),
         ]
     size = f"{scores.clips} test clips, {scores.classes} classes, {_draws(scores.draws)}"
+    notes = [
+        f"mteb: its score in % as MTEB {MTEB_VERSION} computes it; MTEB's published ones are of other clips."
+        + (" grouped: whole source videos in each fold; leak: what shuffling adds." if scores.rows[0].leak else ""),
+        *([f"Left out because they lack a stream: {scores.dropped} test clips."] if scores.dropped else []),
+    ]
     return Document(
         f"MTEB's VGGSound protocol on {scores.dataset_name}: {size}",
-        [
-            Table((), (), [mteb_verdict(scores)], ruled=False),
-            Table(columns, scores.rows, _mteb_notes(scores)),
-        ],
+        [Table(columns, scores.rows, notes, details=_mteb_notes(scores))],
+        lead=[sentence for sentence in (mteb_verdict(scores), note_on_encoders(scores)) if sentence],
     )
 
 
@@ -284,8 +307,6 @@ def _mteb_notes(scores: MtebScores) -> list[str]:
         notes.append(
             "fused: the streams' embeddings side by side, not scaled, so a stream of larger numbers weighs more."
         )
-    if scores.dropped:
-        notes.append(f"Left out because they lack a stream: {scores.dropped} test clips.")
     return notes
 
 

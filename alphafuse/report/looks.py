@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alphafuse.data.streams import SENSES, in_order, title_of
+from alphafuse.heads.studies.words import listed as listed  # for the modules of this room
 
 FUSED = "fused"  # the role of heads that read several streams; all others are those of one stream and have its name
 
@@ -78,11 +79,6 @@ def roles_of(media: Mapping[str, str]) -> tuple[str, ...]:
     (('fused', 'timesformer', 'ast'), ('ast',))
     """
     return (*((FUSED,) if len(media) > 1 else ()), *in_order(media))
-
-
-def listed(words: Sequence[str]) -> str:
-    """Join words for a sentence: "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def capitalised(text: str) -> str:

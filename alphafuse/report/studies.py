@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import title_of
 from alphafuse.heads.model.config import is_notebook, title_of_streams
 from alphafuse.heads.model.transforms import NOTEBOOK_POS_SCALAR
@@ -28,6 +29,7 @@ from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
 from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
+from alphafuse.heads.studies.words import gains_sentence, listed, signed, signed_range, verdict
 from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
@@ -77,24 +79,29 @@ def describe(result: object) -> Document:
 # columns shared by several tables
 
 
-def accuracy_columns(title: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
+def accuracy_columns(title: str, of: Callable[[Any], Estimate | None], *, wide: bool = False) -> list[Column]:
     """Columns: an accuracy in percent, and its interval."""
     return [
-        Column(title, lambda row: percent(found.mean) if (found := of(row)) else None),
-        Column("interval", lambda row: percent_range(found.interval) if (found := of(row)) else None),
+        Column(title, lambda row: percent(found.mean) if (found := of(row)) else None, wide=wide),
+        Column("interval", lambda row: percent_range(found.interval) if (found := of(row)) else None, wide=wide),
     ]
 
 
-def loss_columns(title: str, of: Callable[[Any], Estimate], digits: int) -> list[Column]:
+def loss_columns(title: str, of: Callable[[Any], Estimate], digits: int, *, wide: bool = True) -> list[Column]:
     """Columns: a loss in nats, and its interval."""
     return [
-        Column(title, lambda row: f"{of(row).mean:.{digits}f}"),
-        Column("interval", lambda row: loss_range(of(row))),
+        Column(title, lambda row: f"{of(row).mean:.{digits}f}", wide=wide),
+        Column("interval", lambda row: loss_range(of(row)), wide=wide),
     ]
 
 
-def against_columns(title: str, of: Callable[[Any], Comparison | None] = attrgetter("comparison")) -> list[Column]:
-    """Columns: the difference of a row's comparison in points, its interval, and its corrected p."""
+def against_columns(
+    title: str, of: Callable[[Any], Comparison | None] = attrgetter("comparison"), *, says: str = "verdict"
+) -> list[Column]:
+    """Columns: the difference of a row's comparison in points, its interval, its corrected p, and the verdict.
+
+    `says` is the one of "p" and "verdict" that text in 80 columns has.
+    """
 
     def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
         return lambda row: write(found) if (found := of(row)) else None
@@ -102,8 +109,14 @@ def against_columns(title: str, of: Callable[[Any], Comparison | None] = attrget
     return [
         Column(title, cell(lambda found: f"{100 * found.test.difference:+.1f}")),
         Column("interval", cell(lambda found: percent_range(found.interval, sign="+"))),
-        Column("p", cell(lambda found: p_value(found.p_holm))),
+        Column("p", cell(lambda found: p_value(found.p_holm)), wide=says != "p"),
+        Column("verdict", cell(verdict), left=True, wide=says != "verdict"),
     ]
+
+
+def lead_of(result: Any, *more: str) -> list[str]:
+    """Return what a result says: its answer, more sentences, and which of its encoders stand in for real ones."""
+    return [sentence for sentence in (result.answer, *more, result.note_on_encoders) if sentence]
 
 
 def spread(name: str, of: Callable[[Any], Estimate | None]) -> list[Column]:
@@ -156,21 +169,21 @@ def describe_fit(result: RunResult) -> Document:
         Column("split", lambda split: split.split, left=True),
         Column("n", lambda split: split.n),
         *accuracy_columns("top-1", lambda split: split.top1),
-        *accuracy_columns(f"top-{k}", lambda split: split.topk),
-        *loss_columns("loss", lambda split: split.loss, digits=3),
-        Column("ceiling", lambda split: percent(split.ceiling.accuracy)),
+        *(accuracy_columns(f"top-{k}", lambda split: split.topk) if k < result.classes else []),
+        *loss_columns("loss", lambda split: split.loss, digits=3, wide=False),
+        Column("ceiling", lambda split: percent(split.ceiling.accuracy), wide=True),
     ]
     seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
     means = f"mean over {seeds}" if len(result.seeds) > 1 else f"of {seeds}"
-    notes = [
-        *([f"Probe: {result.probe.sentence}; val figures are those of the best: use test's."] if result.probe else []),
-        f"Accuracies in %, {means}. {methods(test)}",
-        "Ceiling: share of clips whose label occurs in training; no head can exceed it.",
-        *([f"Top-{k} instead of top-5: there are only {k} classes."] if k < 5 else []),
-        *left_out(result.dropped),
-    ]
-    splits = Table(columns, list(result.splits.values()), ruled=False)
-    return Document(f"{result.experiment.title} ({seeds})", [splits, Table((), (), notes, ruled=False)])
+    probe = [f"Probe: {result.probe.sentence}; val figures are those of the best: use test's."] if result.probe else []
+    notes = [*probe, f"Accuracies in %, {means}. {methods(test)} {' '.join(left_out(result.dropped))}".rstrip()]
+    details = ["Ceiling: share of clips whose label occurs in training; no head can exceed it."]
+    ceilings = {split: found.ceiling for split, found in result.splits.items()}
+    if any(found.reachable < found.clips for found in ceilings.values()):
+        shares = ", ".join(f"{split} {percent(found.accuracy)}%" for split, found in ceilings.items())
+        notes[-1] += f" Ceiling: {shares}, the share of clips whose label occurs in training."
+    splits = Table(columns, list(result.splits.values()), notes, ruled=False, details=details)
+    return Document(f"{result.experiment.title} ({seeds})", [splits], lead=lead_of(result))
 
 
 # table 1
@@ -180,39 +193,55 @@ def describe_fit(result: RunResult) -> Document:
 def describe_table1(table: Table1) -> Document:
     """Describe table 1, beside the paper's figures."""
     columns = [
-        Column("#", lambda row: row.paper and row.paper.experiment),
+        Column("#", lambda row: row.paper and row.paper.experiment, wide=True),
         Column("experiment", lambda row: row.experiment.title, left=True),
         *accuracy_columns("top-1", lambda row: row.test.top1),
-        *against_columns("vs none"),
-        Column("val", lambda row: percent(row.val.top1.mean)),
+        *against_columns("vs none", says="p"),
+        Column("val", lambda row: percent(row.val.top1.mean), wide=True),
         *loss_columns("loss", lambda row: row.test.loss, digits=2),
         Column("paper", lambda row: row.paper and f"{row.paper.accuracy:.0%}"),
-        Column("code", lambda row: row.paper and f"{row.paper.correct}/{PAPER_TEST_CLIPS}"),
-        Column("loss", lambda row: row.paper and f"{row.paper.loss:.2f}"),
+        Column("code", lambda row: row.paper and f"{row.paper.correct}/{PAPER_TEST_CLIPS}", wide=True),
+        Column("loss", lambda row: row.paper and f"{row.paper.loss:.2f}", wide=True),
+    ]
+    where = "this split" if table.is_paper_split else f"{PAPER_TEST_CLIPS} other clips, for orientation alone"
+    notes = [
+        f"In % of {table.clips['test']} test clips; vs none: points against the untransformed head; p: Holm-corrected "
+        f"for {len(table.rows) - 1} rows. paper: on {where}.",
+        " ".join([*_ceiling(table.ceiling), *left_out(table.dropped)]),
     ]
     return Document(
         f"Table 1 on {_on(table)}",
-        [Table(columns, table.rows, _table1_notes(table))],
+        [Table(columns, table.rows, [note for note in notes if note], details=_table1_details(table))],
         picture=("Train and validation loss of experiment 2", "figure3.png"),
+        lead=lead_of(table),
     )
 
 
-def _table1_notes(table: Table1) -> list[str]:
+def _ceiling(ceiling: Ceiling) -> list[str]:
+    """Return a sentence on the test clips whose label no head can know, if there are any."""
+    if ceiling.reachable == ceiling.clips:
+        return []
+    return [
+        f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
+        f"exceed {percent(ceiling.accuracy)}%."
+    ]
+
+
+def _table1_details(table: Table1) -> list[str]:
     baseline, compared = table.rows[0].test, [row.comparison for row in table.rows if row.comparison]
     ceiling = table.ceiling
     notes = [
-        table.verdict,
         f"Ceiling: {ceiling.reachable} of {ceiling.clips} test clips have a label that occurs in training: no head can "
         f"exceed {percent(ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {baseline.n} test clips of {len(set(baseline.groups))} source videos "
         f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
         methods(baseline),
         f"vs none: points against the untransformed row; p: {compared[0].test.method}, Holm-corrected "
-        f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds).",
+        f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds); verdict: p "
+        "below .05 and an interval without 0, else undecided.",
     ]
     if is_notebook(table.provenance["embeddings"]):
         notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")
-    notes += left_out(table.dropped)
     paper = "paper, code, loss: the paper's table 1, and the test clips that its authors' notebook got right"
     if table.is_paper_split:
         return [*notes, f"{paper}, on this split."]
@@ -271,9 +300,8 @@ def describe_sweep(sweep: Sweep) -> Document:
     def alpha(point: Trained) -> str | None:
         return None if point.experiment.alpha is None else f"{point.experiment.alpha:g}"
 
-    def p(point: Trained) -> str | None:
-        chosen = sweep.chosen_at(point)
-        return p_value(chosen.comparison.p_holm) if chosen else None
+    def compared(write: Callable[[Comparison], str]) -> Callable[[Trained], str | None]:
+        return lambda point: write(chosen.comparison) if (chosen := sweep.chosen_at(point)) else None
 
     columns = [
         Column(
@@ -282,39 +310,35 @@ def describe_sweep(sweep: Sweep) -> Document:
             left=True,
         ),
         Column("alpha", alpha),
-        *accuracy_columns("val top-1", lambda point: point.val.top1),
-        *loss_columns("val loss", lambda point: point.val.loss, digits=3),
-        Column("", lambda point: "<- chosen" if sweep.chosen_at(point) else None, left=True),
-        *accuracy_columns("test top-1", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
-        Column("p", p),
+        *accuracy_columns("val", lambda point: point.val.top1),
+        *loss_columns("loss", lambda point: point.val.loss, digits=3),
+        Column("", lambda point: "chosen" if sweep.chosen_at(point) else None, left=True),
+        *accuracy_columns("test", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
+        Column("vs none", compared(lambda found: signed(found.test.difference)), wide=True),
+        Column("interval", compared(lambda found: signed_range(found.interval)), wide=True),
+        Column("p", compared(lambda found: p_value(found.p_holm)), wide=True),
+        Column("verdict", compared(verdict), left=True),
     ]
     rows = [sweep.baseline, *sweep.points]
-    return Document(f"{sweep.transform} on {_on(sweep)}", [Table(columns, rows, _sweep_notes(sweep))])
+    notes = [
+        "Top-1 in %, means over seeds. chosen: the untransformed heads, unless validation clips show that an alpha has "
+        "less loss; scored once on test; verdict: against the untransformed heads, on test.",
+        " ".join(left_out(sweep.dropped)),
+    ]
+    if sweep.settings.normalize != "none":
+        notes[1] = f"{NORMALIZE_NOTES[sweep.settings.normalize]} {notes[1]}".rstrip()
+    table = Table(columns, rows, [note for note in notes if note], details=_sweep_details(sweep))
+    return Document(f"{sweep.transform} on {_on(sweep)}", [table], lead=[*sweep.answers.values(), *lead_of(sweep)[1:]])
 
 
-def _sweep_notes(sweep: Sweep) -> list[str]:
+def _sweep_details(sweep: Sweep) -> list[str]:
     test = sweep.baseline.test
     assert test is not None
-    notes = []
     method = next(iter(sweep.chosen.values())).comparison.test.method
+    notes = []
     for on, found in sweep.chosen.items():
-        as_good = (
-            f"{min(found.as_good):g} to {max(found.as_good):g} are as good" if found.as_good else "none is as good"
-        )
-        clips = f"{sweep.baseline.val.n} validation clips"
-        if found.is_untransformed:
-            notes.append(
-                f"{title_of_streams(on)}: keep the untransformed heads. {clips} don't show that another alpha is "
-                f"better ({as_good})."
-            )
-            continue
-        difference = 100 * found.comparison.test.difference
-        verdict = ("better" if difference > 0 else "worse") if found.comparison.is_found else "undecided"
-        notes.append(
-            f"{title_of_streams(on)}: alpha {found.alpha:g} is better than none on {clips} ({as_good}); on {test.n} "
-            f"test clips it is {verdict}: {difference:+.1f} points "
-            f"({percent_range(found.comparison.interval, sign='+')})."
-        )
+        ends = f"none of the alphas {min(found.as_good):g} to {max(found.as_good):g}" if found.as_good else "no alpha"
+        notes.append(f"{title_of_streams(on)}: validation clips show {ends} to have more loss than another.")
     notes += [
         f"{test.n} test clips resolve differences of about {percent(sweep.resolvable_gap)} points and more (paired "
         "test, 80% power).",
@@ -326,9 +350,7 @@ def _sweep_notes(sweep: Sweep) -> list[str]:
         f"Accuracies in %, means over seeds; n = {sweep.baseline.val.n} val and {test.n} test clips. {methods(test)}",
         f"p: {method} against the untransformed head, Holm-corrected over the curves.",
     ]
-    if sweep.settings.normalize != "none":
-        notes.append(NORMALIZE_NOTES[sweep.settings.normalize])
-    return notes + left_out(sweep.dropped)
+    return notes
 
 
 def sweep_rows(sweep: Sweep) -> Table:
@@ -384,11 +406,11 @@ def describe_compare(table: CompareTable) -> Document:
     """Describe the table, with notes and figures that others published."""
     first_of_group = {row.group: row for row in reversed(table.rows)}
     columns = [
-        Column("", lambda row: row.group if first_of_group[row.group] is row else None, left=True),
+        Column("", lambda row: row.group if first_of_group[row.group] is row else None, left=True, wide=True),
         Column("experiment", lambda row: row.title, left=True),
         *accuracy_columns("top-1", lambda row: row.test.top1),
         *against_columns("vs concat"),
-        Column("val", lambda row: percent(row.val.top1.mean)),
+        Column("val", lambda row: percent(row.val.top1.mean), wide=True),
         *(_choice() if table.is_probe else loss_columns("loss", lambda row: row.test.loss, digits=2)),
     ]
 
@@ -399,16 +421,37 @@ def describe_compare(table: CompareTable) -> Document:
     published = [
         Column("VGGSound, 309 classes", lambda row: row.system, left=True),
         *(Column(side, partial(share, side)) for side in ("audio", "visual", "both")),
-        Column("remark", lambda row: row.note, left=True),
-        Column("repository", lambda row: row.repository, left=True),
+        Column("remark", lambda row: row.note, left=True, wide=True),
+        Column("repository", lambda row: row.repository, left=True, wide=True),
+    ]
+    others = [Table(published, published_results(), [PUBLISHED_NOTE], ruled=False)] if table.is_vggsound else []
+    test, rows = table.rows[0].test, len(table.rows) - 1
+    notes = [
+        f"Top-1 in % of {test.n} test clips, means over seeds; vs concat: points. verdict: p below .05, corrected "
+        f"for all {rows} rows, and a 95% interval without 0. chosen: on {table.clips['val']} validation clips.",
+        " ".join([*_ceiling(table.ceiling), *left_out(table.dropped)]),
     ]
     return Document(
         f"Comparison on {_on(table)}",
-        [
-            Table(columns, table.rows, _compare_notes(table)),
-            Table(published, published_results(), [PUBLISHED_NOTE], ruled=False),
-        ],
+        [Table(columns, table.rows, [note for note in notes if note], details=_compare_details(table)), *others],
+        lead=lead_of(table, gains_sentence(table.gains, table.media), _others(table)),
     )
+
+
+def _others(table: CompareTable) -> str:
+    """Say which ways to fuse, transforms and controls differ from the untransformed concat."""
+    others = [row for row in table.rows if row.comparison and row.group not in PARTIAL]
+    parts = []
+    for word in ("better", "worse"):
+        names = [
+            f"{row.title} {signed(row.comparison.test.difference)}"
+            for row in others
+            if row.comparison and verdict(row.comparison) == word
+        ]
+        parts += [f"{len(names)} {'is' if len(names) == 1 else 'are'} {word} ({', '.join(names)})"] if names else []
+    what = "ways to fuse" if table.gains else "heads"
+    found = listed(parts) if parts else "none is shown to be better or worse"
+    return f"Of the {len(others)} other {what}, {found} than the untransformed concat."
 
 
 def _choice() -> list[Column]:
@@ -418,21 +461,14 @@ def _choice() -> list[Column]:
         return names_of(row.probe.settings)[place] if row.probe else None
 
     titles = ("head", "rate", "decay")
-    return [Column(title, partial(cell, place), left=place == 0) for place, title in enumerate(titles)]
+    return [Column(title, partial(cell, place), left=place == 0, wide=True) for place, title in enumerate(titles)]
 
 
-def _compare_notes(table: CompareTable) -> list[str]:
+def _compare_details(table: CompareTable) -> list[str]:
     test = table.rows[0].test
-    compared = table.gain or next(row.comparison for row in table.rows if row.comparison)
-    others = [row for row in table.rows if row.comparison and row.group not in PARTIAL]
-    found = [row for row in others if row.comparison and row.comparison.is_found]
-    names = ", ".join(f"{row.title} ({100 * row.comparison.test.difference:+.1f})" for row in found if row.comparison)
-    fuse = "ways to fuse" if table.better_single else "heads"
+    compared = next(row.comparison for row in table.rows if row.comparison)
     return [
-        *_gain(table),
         *_probing(table),
-        f"Of the {len(others)} other {fuse}, {len(found) or 'none'} can be distinguished from the "
-        "untransformed concat" + (f": {names}." if found else "."),
         f"{test.n} test clips resolve differences of about {percent(table.resolvable_gap)} points and more (paired "
         f"test among {len(table.rows) - 1}, 80% power). Ceiling: {percent(table.ceiling.accuracy)}%.",
         f"Accuracies in %, means over seeds, n = {test.n} test clips of {len(set(test.groups))} source videos (val: "
@@ -443,20 +479,7 @@ def _compare_notes(table: CompareTable) -> list[str]:
         "Control: heads on standardised embeddings, where scalar alphas change nothing, and a learning rate for "
         f"{title_of(table.tuned)} instead of an alpha: under Adam, an alpha is a learning rate and an initial scale.",
         *_blending(table),
-        *left_out(table.dropped),
     ]
-
-
-def _gain(table: CompareTable) -> list[str]:
-    """Return a sentence on what fusing gains; none if there is only one stream."""
-    if table.gain is None or table.better_single is None:
-        return []
-    gain, p = table.gain, p_value(table.gain.test.p_value)
-    interval = percent_range(gain.interval, sign="+")
-    points = f"{100 * gain.test.difference:+.1f} points ({interval}, p {p if p.startswith('<') else f'= {p}'})"
-    better = "better" if sum(row.group == "alone" for row in table.rows) == 2 else "best"
-    name = table.better_single.title.removesuffix(" only")
-    return [f"Fusing gains {points} over the {better} stream alone, {name}."]
 
 
 def _probing(table: CompareTable) -> list[str]:
@@ -538,10 +561,18 @@ def describe_evaluation(found: RunEvaluation) -> Document:
         Column("metric", lambda row: row[0], left=True),
         Column("mean", lambda row: row[1]),
         Column("interval", lambda row: row[2]),
-        Column("interval by", lambda row: row[3], left=True),
+        Column("interval by", lambda row: row[3], left=True, wide=True),
     ]
-    tables = [Table(columns, [_metric(*item) for item in figures.estimates.items()], _evaluation_notes(found))]
-    return Document(title, [*tables, _classes(figures.table), *_vggsounder(found)])
+    by_rank = f"top{figures.k}" if figures.k >= len(figures.classes) else ""  # always 1
+    metrics = [_metric(*item) for item in figures.estimates.items() if item[0] != by_rank]
+    shown = [
+        "95% intervals, by resampling source videos; means over seeds."
+        if found.seeds > 1
+        else "95% intervals, by resampling source videos.",
+        " ".join(_evaluation_notes(found)),
+    ]
+    tables = [Table(columns, metrics, [note for note in shown if note])]
+    return Document(title, [*tables, _classes(figures.table), *_vggsounder(found)], lead=lead_of(found))
 
 
 def _metric(name: str, estimate: Estimate | None) -> tuple[str, str, str, str]:
@@ -553,18 +584,15 @@ def _metric(name: str, estimate: Estimate | None) -> tuple[str, str, str, str]:
 
 
 def _evaluation_notes(found: RunEvaluation) -> list[str]:
-    figures, against = found.evaluation, found.against
+    figures, ceiling = found.evaluation, found.ceiling
     notes = []
-    if against:
-        gap = f"{100 * against.test.difference:+.1f} points ({percent_range(against.interval, sign='+')})"
+    if ceiling.reachable < ceiling.clips:
         notes.append(
-            f"Against {against.run} ({percent(against.top1)}% on the same {against.n} clips): {gap}, p "
-            f"{p_value(against.test.p_value)} ({against.test.method})."
+            f"Ceiling: {ceiling.reachable} of {ceiling.clips} clips have a label that occurs in training: no accuracy "
+            f"can exceed {percent(ceiling.accuracy)}%."
         )
-    notes.append(
-        f"Ceiling: {found.ceiling.reachable} of {found.ceiling.clips} clips have a label that occurs in training: no "
-        f"accuracy can exceed {percent(found.ceiling.accuracy)}%. Means over seeds."
-    )
+    if found.against:
+        notes.append(f"Test against the other run: {found.against.test.method}.")
     if figures.absent_classes:
         notes.append(
             f"{len(figures.absent_classes)} of {len(figures.classes)} classes have no clip in this split: left out of "
@@ -588,11 +616,12 @@ def _classes(rows: Sequence[ClassRow]) -> Table:
         Column("clips", lambda row: row.n),
         Column("found", lambda row: percent(row.recall or 0)),
         Column("interval", lambda row: row.interval and percent_range(row.interval)),
-        Column("AP", lambda row: None if row.average_precision is None else f"{row.average_precision:.3f}"),
+        Column("AP", lambda row: None if row.average_precision is None else f"{row.average_precision:.3f}", wide=True),
         Column(
             "most often predicted as",
             lambda row: row.confused_with and taken.format(row, percent(row.confused or 0))[:48],
             left=True,
+            wide=True,
         ),
     ]
     return Table(columns, shown, ruled=False)
@@ -607,11 +636,11 @@ def _vggsounder(found: RunEvaluation) -> list[Table]:
         Column("labels", lambda row: row.labels, left=True),
         Column("n", lambda row: row.n),
         *accuracy_columns("hit@1", lambda row: row.hit1),
-        Column(f"hit@{scores.k}", lambda row: percent(row.hitk.mean)),
+        Column(f"hit@{scores.k}", lambda row: percent(row.hitk.mean), wide=True),
         Column("micro F1", lambda row: percent(row.micro_f1)),
-        Column("macro F1", lambda row: percent(row.macro_f1)),
-        Column("Jaccard", lambda row: percent(row.jaccard)),
-        Column("subset", lambda row: percent(row.subset_accuracy.mean)),
+        Column("macro F1", lambda row: percent(row.macro_f1), wide=True),
+        Column("Jaccard", lambda row: percent(row.jaccard), wide=True),
+        Column("subset", lambda row: percent(row.subset_accuracy.mean), wide=True),
     ]
     note = (
         f"VGGSounder {scores.version}: {scores.n} clips listed, {scores.missing} not. A head names one class per clip: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # commands that only read stores need no torch
     from alphafuse.heads.scoring.statistics import Estimate, Interval
     from alphafuse.heads.studies.same_clips import SplitResult
 
-TEXT_COLUMNS = 118
+TEXT_COLUMNS = 80
+WIDE_COLUMNS = 118
+NAME_COLUMNS = 12  # a first column is wrapped to no fewer
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Column:
         title: the header.
         cell: row -> content of the cell: text, or any value for a csv; None leaves it empty.
         left: whether it is aligned to the left.
+        wide: whether text has it only with --wide; markdown and csv always do.
     """
 
     title: str
     cell: Callable[[Any], object]
     left: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,43 +46,63 @@ class Table:
     Attributes:
         columns: the columns; none for notes only.
         rows: arguments of the columns' `cell`; a str is a line of its own.
-        notes: sentences that explain the figures.
+        notes: sentences that explain the figures, two at most.
+        details: more of them, in text only with --wide.
         ruled: whether text output has a rule above and below.
+        wide: whether text has the table only with --wide.
     """
 
     columns: Sequence[Column]
     rows: Sequence[Any]
     notes: Sequence[str] = ()
     ruled: bool = True
+    details: Sequence[str] = ()
+    wide: bool = False
+
+    def narrow(self) -> Table:
+        """Return the table as text without --wide has it."""
+        return replace(self, columns=[column for column in self.columns if not column.wide], details=())
 
 
 @dataclass(frozen=True)
 class Document:
-    """A title and tables; in markdown also a picture: (alternative text, file)."""
+    """What a result says, a title and tables; in markdown also a picture: (alternative text, file).
+
+    Attributes:
+        lead: sentences in plain words, the first of which can be acted on.
+    """
 
     title: str
     tables: Sequence[Table]
     picture: tuple[str, str] | None = None
+    lead: Sequence[str] = ()
 
 
-def to_text(document: Document) -> str:
-    """Return the document as text, in at most 120 columns unless its cells are too long."""
-    lines = textwrap.wrap(document.title, TEXT_COLUMNS)
-    for table in document.tables:
-        rows = _ruled(table) if table.ruled else _aligned(table) if table.columns else []
-        lines += ["", *rows, *wrapped(table.notes)]
+def to_text(document: Document, *, wide: bool = False) -> str:
+    """Return the document as text: in 80 columns with the columns that decide, or everything in 120 columns.
+
+    A table that is wider has the names in its first column wrapped.
+    """
+    width = WIDE_COLUMNS if wide else TEXT_COLUMNS
+    lines = wrapped(document.lead, width)
+    lines += [""] * bool(document.lead) + textwrap.wrap(document.title, width)
+    for table in document.tables if wide else [table.narrow() for table in document.tables if not table.wide]:
+        rows = _ruled(table, width) if table.ruled else _aligned(table, width) if table.columns else []
+        notes = wrapped([*table.notes, *table.details], width)
+        lines += ["", *rows, *notes] if rows or notes else []
     return "\n".join(lines) + "\n"
 
 
 def to_markdown(document: Document) -> str:
     """Return the document as markdown."""
-    lines = [f"# {document.title}"]
+    lines = [f"# {document.title}", *(line for sentence in document.lead for line in ("", sentence))]
     for table in document.tables:
         if table.columns:
             rule = ["---" if column.left else "---:" for column in table.columns]
             header, *rows = _cells(table)
             lines += ["", *("| " + " | ".join(row) + " |" for row in (header, rule, *rows))]
-        lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+        notes = [*table.notes, *table.details]
+        lines += ["", *(f"- {note}" for note in notes)] if notes else []
     if document.picture:
         lines += ["", "![{}]({})".format(*document.picture)]
     return "\n".join(lines) + "\n"
@@ -124,12 +148,29 @@ def _cells(table: Table) -> list[list[str]]:
     return rows
 
 
-def _aligned(table: Table) -> list[str]:
-    return aligned(_cells(table), left=[column.title for column in table.columns if column.left])
+def _aligned(table: Table, width: int) -> list[str]:
+    cells = _cells(table)
+    whole = [row for row in cells if len(row) == len(table.columns)]
+    others = [max(len(row[place]) for row in whole) + 2 for place in range(1, len(table.columns))]
+    room = max(width - sum(others), NAME_COLUMNS)
+    if len(table.columns) > 1 and table.columns[0].left:
+        cells = [line for row in cells for line in _wrapped_name(row, room, len(table.columns))]
+    return aligned(cells, left=[column.title for column in table.columns if column.left])
 
 
-def _ruled(table: Table) -> list[str]:
-    lines = _aligned(table)
+def _wrapped_name(row: list[str], room: int, columns: int) -> Iterator[list[str]]:
+    """Yield a row with its first cell in at most this many columns, and rows for what doesn't fit into the first."""
+    if len(row) < columns:
+        yield row
+        return
+    first, *more = textwrap.wrap(row[0], room, subsequent_indent="  ") or [""]
+    yield [first, *row[1:]]
+    for part in more:
+        yield [part, *[""] * (columns - 1)]
+
+
+def _ruled(table: Table, width: int) -> list[str]:
+    lines = _aligned(table, width)
     rule = "-" * max(len(line) for line in lines)
     return [lines[0], rule, *lines[1:], rule]
 
@@ -151,9 +192,13 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def wrapped(notes: Sequence[str]) -> list[str]:
-    """Return sentences wrapped to the width of the text."""
-    return [line for note in notes for line in textwrap.wrap(note, TEXT_COLUMNS, subsequent_indent="  ")]
+def wrapped(notes: Sequence[str], width: int = TEXT_COLUMNS) -> list[str]:
+    """Return sentences wrapped to the width of the text; long words, such as paths, stay whole."""
+    return [
+        line
+        for note in notes
+        for line in textwrap.wrap(note, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    ]
 
 
 # formats of numbers

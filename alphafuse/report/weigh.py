@@ -15,6 +15,7 @@ from alphafuse.heads.closed.recommend import DROP_SHARE, Profile, ratio_in_words
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, NeighbourVotes, Tested, Weighing
+from alphafuse.heads.studies.words import p_text, signed, signed_range, verdict
 
 from .figures import png, weight_profile
 from .looks import capitalised
@@ -38,15 +39,19 @@ class _Seeded(NamedTuple):
 def describe_weigh(found: Weighing) -> Document:
     """Describe what to do, then the streams, the heads on test, and the profile of the loss."""
     clips = f"{found.clips['train']:,} train clips of {found.source_videos:,} source videos"
+    lead = [found.verdict, *_gain(found), *_regret(found), *_warning(found), found.note_on_encoders]
+    test = found.heads[CHOSEN].test
+    notes = [f"Top-1 in % of {test.n} test clips, scored once; weighed gains: points over the row."]
+    notes += [" ".join(_always(found))] if any(_always(found)) else []
     return Document(
-        found.verdict,
+        f"Weights on {found.dataset_name}: {clips}",
         [
-            Table((), (), [*_gain(found), *_regret(found), *_warning(found)], ruled=False),
             _streams(found),
-            Table(_head_columns(), _rows(found), [*_notes(found, clips)]),
+            Table(_head_columns(), _rows(found), notes, details=[*_details(found, clips)]),
             *([_profile(found.found.profile)] if found.found.profile else []),
         ],
         picture=("Out-of-fold error against the weights", "weigh.png") if _has_picture(found) else None,
+        lead=[sentence for sentence in lead if sentence],
     )
 
 
@@ -64,13 +69,13 @@ def _gain(found: Weighing) -> Iterator[str]:
     if compared is None or len(found.head.config.streams) == 1:
         yield f"On test, {percent(own.top1.mean)}% of {own.n} clips ({percent_range(own.top1.interval)})."
         return
-    p = p_value(compared.p_holm)
-    decided = "" if compared.is_found else f": {own.n} test clips can't decide which is better"
+    said = verdict(compared)
+    decided = f", {said}" if said != "undecided" else f": {own.n} test clips can't decide which is better"
     yield (
         f"On test, the weighed streams reach {percent(own.top1.mean)}% of {own.n} clips "
         f"({percent_range(own.top1.interval)}), the best single stream, {title_of(single)}, "
-        f"{percent(other.top1.mean)}%: {100 * compared.test.difference:+.1f} points "
-        f"({percent_range(compared.interval, sign='+')}, p {p if p.startswith('<') else f'= {p}'}){decided}."
+        f"{percent(other.top1.mean)}%: {signed(compared.test.difference)} points "
+        f"({signed_range(compared.interval)}, {p_text(compared.p_holm)}){decided}."
     )
 
 
@@ -108,11 +113,13 @@ def _streams(found: Weighing) -> Table:
         Column("", lambda row: SENSES[found.media[row[0]]], left=True),
         Column("weight", lambda row: weight(row[0])),
         Column("interval", lambda row: interval(row[0])),
-        Column("alpha for fit", lambda row: f"{found.raw[row[0]]:.3g}" if found.raw.get(row[0]) else None),
+        Column("alpha for fit", lambda row: f"{found.raw[row[0]]:.3g}" if found.raw.get(row[0]) else None, wide=True),
         Column("lost without", lambda row: percent(without[row[0]].lost) if row[0] in without else None),
         Column("at most", lambda row: percent(without[row[0]].bound) if row[0] in without else None),
-        Column("dimensions", lambda row: found.dims.get(row[0])),
-        Column("effective rank", lambda row: f"{found.ranks[row[0]]:.0f}" if row[0] in found.ranks else None),
+        Column("dimensions", lambda row: found.dims.get(row[0]), wide=True),
+        Column(
+            "effective rank", lambda row: f"{found.ranks[row[0]]:.0f}" if row[0] in found.ranks else None, wide=True
+        ),
     ]
     two = profile is not None and len(profile.streams) == 2
     has_open = profile is not None and any(None in profile.limits_of(stream) for stream in profile.streams)
@@ -120,13 +127,19 @@ def _streams(found: Weighing) -> Table:
     notes = [
         "weight: on the scale on which all streams have the same total variance, relative to "
         f"{'the other stream' if two else 'the geometric mean'}; interval: every weight whose out-of-fold error isn't "
-        f"significantly above another's (95%{is_open}). alpha for fit: the same for raw embeddings, of which the first "
-        "has 1.",
+        f"significantly above another's (95%{is_open}).",
         "lost without: points of out-of-fold accuracy lost without the stream; at most: the 95% upper bound. A stream "
-        f"can go if at most {percent(DROP_SHARE)} is lost. Effective rank: how many dimensions a stream's variance "
-        "fills; if it is far below the dimensions, a few of them rule the scale (see the z-scored answer).",
+        f"can go if at most {percent(DROP_SHARE)} is lost.",
     ]
-    return Table(columns, [(stream,) for stream in found.streams], notes if profile else [], ruled=False)
+    details = [
+        "alpha for fit: the weight for raw embeddings, of which the first has 1. Effective rank: how many dimensions a "
+        "stream's variance fills; if it is far below the dimensions, a few of them rule the scale (see the z-scored "
+        "answer).",
+    ]
+    rows = [(stream,) for stream in found.streams]
+    if not profile:
+        return Table(columns, rows, ruled=False)
+    return Table(columns, rows, notes, ruled=False, details=details)
 
 
 def _rows(found: Weighing) -> list[_Head]:
@@ -140,12 +153,25 @@ def _head_columns() -> list[Column]:
         Column("head, in closed form", lambda row: row.title, left=True),
         *accuracy_columns("top-1", lambda row: row.tested.test.top1),
         *loss_columns("loss", lambda row: row.tested.test.loss, digits=2),
-        *against_columns("weighed against it", lambda row: row.tested.comparison),
-        Column("val", lambda row: percent(row.tested.val.top1.mean)),
+        *against_columns("weighed gains", lambda row: row.tested.comparison),
+        Column("val", lambda row: percent(row.tested.val.top1.mean), wide=True),
     ]
 
 
-def _notes(found: Weighing, clips: str) -> Iterator[str]:
+def _always(found: Weighing) -> Iterator[str]:
+    """Say what limits the figures, which no table should be without."""
+    ceiling = found.heads[CHOSEN].test.ceiling
+    if ceiling.reachable < ceiling.clips:
+        yield f"Ceiling: {percent(ceiling.accuracy)}%, the share of test clips whose label occurs in training."
+    if found.constant:
+        yield f"Left out, because they are the same for all clips: {', '.join(map(title_of, found.constant))}."
+    if found.absent:
+        names = ", ".join(map(title_of, found.absent))
+        yield f"Left out, because they aren't extracted (`alphafuse extract`): {names}."
+    yield from left_out(found.dropped)
+
+
+def _details(found: Weighing, clips: str) -> Iterator[str]:
     test = found.heads[CHOSEN].test
     compared = next((head.comparison for head in found.heads.values() if head.comparison), None)
     yield (
@@ -154,9 +180,6 @@ def _notes(found: Weighing, clips: str) -> Iterator[str]:
     )
     if compared:
         yield f"Differences in points; p: {compared.test.method}, Holm-corrected."
-    ceiling = test.ceiling
-    if ceiling.reachable < ceiling.clips:
-        yield f"Ceiling: {percent(ceiling.accuracy)}%, the share of test clips whose label occurs in training."
     if found.zscored:
         yield _zscored(found.zscored)
     if found.late:
@@ -182,12 +205,6 @@ def _notes(found: Weighing, clips: str) -> Iterator[str]:
         )
     if found.probe:
         yield "Logistic probe: on the same weighted streams, its penalty chosen on validation clips."
-    if found.constant:
-        yield f"Left out, because they are the same for all clips: {', '.join(map(title_of, found.constant))}."
-    if found.absent:
-        names = ", ".join(map(title_of, found.absent))
-        yield f"Left out, because they aren't extracted (`alphafuse extract`): {names}."
-    yield from left_out(found.dropped)
 
 
 def _zscored(profile: Profile) -> str:
@@ -245,7 +262,7 @@ def _profile(profile: Profile) -> Table:
         Column("", lambda i: "in the interval" if profile.choice.inside[i] else None, left=True),
     ]
     title = [] if two else ["The 12 weightings of least error."]
-    return Table(columns, [int(i) for i in shown], title, ruled=False)
+    return Table(columns, [int(i) for i in shown], title, ruled=False, wide=True)
 
 
 def _has_picture(found: Weighing) -> bool:

@@ -13,11 +13,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphafuse.data.streams import DEFAULT_STREAMS, GIVEN, MEDIA, OPTIONS, Stream, is_code, medium_of_word, require_name
+from alphafuse.data.streams import (
+    COMPACT,
+    DEFAULT_STREAMS,
+    GIVEN,
+    MEDIA,
+    OPTIONS,
+    Stream,
+    is_code,
+    medium_of_word,
+    require_name,
+)
 from alphafuse.errors import AlphafuseError, DatasetError, EncoderError, unknown
 from alphafuse.system.files import one_line
 
-from .hub import COMPACT, hub_reachable, local_folder, locate, not_found, read_file
+from .hub import hub_reachable, local_folder, locate, not_found, read_file
 
 if TYPE_CHECKING:
     from alphafuse.data.coverage import Hearing

@@ -8,11 +8,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from alphafuse.data.streams import DEFAULT_NAMES, Stream
+from alphafuse.data.streams import COMPACT, DEFAULT_NAMES, Stream
 from alphafuse.errors import AlphafuseError, EncoderError
 from alphafuse.system.files import read_json
 
-COMPACT = "compact"
 COMPACT_FOLDER = Path(__file__).parent / "compact"
 LAYOUT = "config.json and model.safetensors"
 HUB_TIMEOUT_SECONDS = 5.0

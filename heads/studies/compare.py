@@ -50,13 +50,14 @@ from .same_clips import (
     epochs_of,
     resolvable_gap,
     seed_range,
-    validation_rank,
 )
+from .words import FusingGain, compact_note, fusing, fusing_gains
 
 COMPARE_SEEDS = 5
 ROWS_AT_ONCE = 65_536  # training clips that are scored at a time: bounds memory
 RATIOS = (0.25, 0.5, 2.0, 4.0)  # one stream relative to the others, as alpha and as learning rate
 LATE_TITLE = "late: mean probability"
+VGGSOUND_CLASSES = 309
 PARTIAL = ("alone", "some")  # groups of rows that read only some of the streams
 
 
@@ -166,21 +167,22 @@ class CompareTable(Tabular):
         seeds, settings: seeds and training settings of every row; with a probe, hidden layers, learning rate and
             weight decay are each row's own.
         rows: all rows, the untransformed concat first.
-        gain: gain of the untransformed concat over the best single stream (by validation), on test clips; None if there
-            is only one stream.
-        better_single: that stream's row, or None.
+        media: stream -> medium, of the streams that are fused.
+        gains: what the untransformed concat gains over each single stream on test clips, the smallest first; its p is
+            that of the row, corrected for all rows. Empty for one stream.
         blend: weights of gradient blending, determined on training and validation clips; empty for one stream.
         tuned: the stream whose alpha and learning rate were chosen on validation.
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
             Holm's correction for the table's comparisons.
+        resolvable_gain: the same for a gain of fusing over a stream alone; None for one stream.
         provenance: inputs of the study, for config.json.
 
     >>> from alphafuse import Dataset, TrainSettings, compare
     >>> table = compare(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
     >>> sorted({row.group for row in table.rows})
     ['alone', 'baseline', 'control', 'fusion', 'transform']
-    >>> table.gain.test.p_value > 0, table.better_single.group
-    (True, 'alone')
+    >>> sorted(gain.stream for gain in table.gains)
+    ['ast', 'timesformer']
     """
 
     dataset_name: str
@@ -192,11 +194,12 @@ class CompareTable(Tabular):
     seeds: tuple[int, ...]
     settings: TrainSettings
     rows: tuple[CompareRow, ...]
-    gain: Comparison | None
-    better_single: CompareRow | None
+    media: Mapping[str, str]
+    gains: tuple[FusingGain, ...]
     blend: Mapping[str, float]
     tuned: str
     resolvable_gap: float
+    resolvable_gain: float | None
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
@@ -208,6 +211,29 @@ class CompareTable(Tabular):
     def is_probe(self) -> bool:
         """Whether each row has settings of its own, chosen by a probe."""
         return self.rows[0].probe is not None
+
+    @property
+    def answer(self) -> str:
+        """What to do, in a sentence: use all streams, one alone, or that the test clips can't decide."""
+        fused, every = self.rows[0], set(self.media)
+        without = {
+            next(iter(left_out)): row.comparison
+            for row in self.rows
+            if row.group == "some" and row.experiment and row.comparison
+            if len(left_out := every - set(row.experiment.streams)) == 1
+        }
+        resolvable = self.resolvable_gain
+        return fusing(fused.test, self.gains, self.media, without=without, resolvable=resolvable)
+
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.provenance["encoders"], self.media)
+
+    @property
+    def is_vggsound(self) -> bool:
+        """Whether the dataset has VGGSound's clips and all its classes, of which published figures are."""
+        return "csv_sha256" in self.provenance["dataset"]["source"] and self.classes == VGGSOUND_CLASSES
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -222,6 +248,8 @@ class CompareTable(Tabular):
     def to_json(self) -> dict[str, Any]:
         """Every figure of the table, json-able."""
         return {
+            "answer": self.answer,
+            "note_on_encoders": self.note_on_encoders,
             "dataset": self.dataset_name,
             "is_demo": self.is_demo,
             "classes": self.classes,
@@ -230,9 +258,8 @@ class CompareTable(Tabular):
             "reachable_ceiling": ceiling_json(self.ceiling),
             "seeds": list(self.seeds),
             "smallest_resolvable_gap": self.resolvable_gap,
-            "gain_over_better_stream": self.better_single
-            and self.gain
-            and {"stream": self.better_single.title, **self.gain.to_json()},
+            "smallest_resolvable_gain": self.resolvable_gain,
+            "gains_of_fusing": [gain.to_json() for gain in self.gains],
             "blending_weights": dict(self.blend),
             "tuned_stream": self.tuned,
             "rows": [
@@ -247,7 +274,7 @@ class CompareTable(Tabular):
                 }
                 for row in self.rows
             ],
-            "published": [asdict(row) for row in published_results()],
+            "published": [asdict(row) for row in published_results()] if self.is_vggsound else [],
         }
 
 
@@ -360,11 +387,7 @@ def compare(
     baseline, others = rows[0], rows[1:]
     comparisons = against(baseline.test, [row.test for row in others])
     others = [replace(row, comparison=comparison) for row, comparison in zip(others, comparisons, strict=True)]
-    better = min(
-        (row for row in others if row.group == "alone"),
-        key=lambda row: validation_rank(row.val.top1.mean, row.val.loss.mean),
-        default=None,
-    )
+    alone = [row for row in others if row.group == "alone"]
     return CompareTable(
         dataset_name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
@@ -375,13 +398,18 @@ def compare(
         seeds=chosen,
         settings=settings,
         rows=(baseline, *others),
-        gain=against(better.test, [baseline.test])[0] if better else None,
-        better_single=better,
+        media={stream: dataset.media[stream] for stream in grid.streams},
+        gains=fusing_gains(
+            (row.experiment.streams[0], row.test, row.comparison) for row in alone if row.experiment and row.comparison
+        ),
         blend=blend,
         tuned=grid.tuned,
         resolvable_gap=resolvable_gap(
             baseline.test, [row.test for row in others if row.group not in PARTIAL], comparisons=len(others)
         ),
+        resolvable_gain=resolvable_gap(baseline.test, [row.test for row in alone], comparisons=len(others))
+        if alone
+        else None,
         provenance=clips.provenance,
     )
 

@@ -30,6 +30,7 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.results import Tabular
 
 from .same_clips import SameClips, ceiling_json
+from .words import told_apart
 
 FUSED = "fused"  # all streams together, in results; no stream can have this name
 EVERY = "all"  # the size that takes every training clip
@@ -466,9 +467,3 @@ def _resolvable_gap(points: Sequence[CurvePoint], streams: Sequence[str], videos
     squared = float(np.mean([np.square(correct[FUSED] - correct[stream]).mean() for stream in streams]))
     level = 1 - (1 - LEVEL) / (len(points) * len(streams))
     return smallest_resolvable_gap(videos, discordance=squared, level=level)
-
-
-def told_apart(gain: Comparison) -> int:
-    """Return 1 for a gain, -1 for a loss, 0 unless the corrected test and the interval (over draws too) agree."""
-    beyond = gain.interval.low > 0 or gain.interval.high < 0
-    return (1 if gain.test.difference > 0 else -1) if gain.is_found and beyond else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
@@ -17,7 +17,7 @@ from alphafuse.errors import DatasetError, ExperimentError
 from alphafuse.heads.model.config import HeadConfig, usable_clips
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
-from alphafuse.heads.scoring.statistics import Interval, PairedTest, compare_pairs
+from alphafuse.heads.scoring.statistics import Comparison, Interval, PairedTest, compare_pairs
 from alphafuse.heads.scoring.vggsounder import VGGSounderScores, vggsounder_scores
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.results import Tabular
@@ -25,6 +25,7 @@ from alphafuse.system.results import Tabular
 from .predictions import Predictions, load_embeddings_of, softmax
 from .runs import TrainedRun, dataset_of, read_run
 from .same_clips import ceiling_json
+from .words import compact_note, p_text, score_sentence, signed, signed_range, verdict, whole
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class Against:
     interval: Interval
     test: PairedTest
 
+    @property
+    def sentence(self) -> str:
+        """Which of the two runs is better, or that it is undecided."""
+        found = verdict(Comparison(self.interval, self.test, self.test.p_value))
+        gap = f"{signed(self.test.difference)} points, {signed_range(self.interval)}, {p_text(self.test.p_value)}"
+        result = {"better": "Better than", "worse": "Worse than"}.get(found, "Undecided whether better or worse than")
+        return f"{result} {self.run}, {whole(self.top1)} on the same {self.n:,} clips ({gap})."
+
 
 @dataclass(frozen=True)
 class RunEvaluation(Tabular):
@@ -62,6 +71,7 @@ class RunEvaluation(Tabular):
         vggsounder: multi-label scores, if requested.
         trained: the run, with its heads.
         root: the root of the scored clips.
+        encoders: stream -> {"name", ...} of its encoder, as the split's store records it.
 
     >>> from alphafuse import evaluate
     >>> found = evaluate("demo/runs/sqrt-ast", split="val")
@@ -80,6 +90,19 @@ class RunEvaluation(Tabular):
     vggsounder: VGGSounderScores | None
     trained: TrainedRun
     root: Path
+    encoders: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def answer(self) -> str:
+        """How often the heads are right, and whether they are better than the other run's, in a sentence or two."""
+        labels = [row.label for row in self.evaluation.table for _ in range(row.n)]
+        said = score_sentence(self.evaluation.top1, labels, self.ceiling.reachable, split=self.split)
+        return f"{said} {self.against.sentence}" if self.against else said
+
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.encoders, self.head.streams)
 
     def __repr__(self) -> str:
         return f"RunEvaluation({str(self.run)!r}, {self.split}, {self.evaluation!r})"
@@ -92,6 +115,8 @@ class RunEvaluation(Tabular):
         """Every figure, json-able."""
         against = self.against
         return {
+            "answer": self.answer,
+            "note_on_encoders": self.note_on_encoders,
             "run": str(self.run),
             "split": self.split,
             "dropped": self.dropped,
@@ -171,6 +196,7 @@ def evaluate(
         vggsounder=vggsounder_scores(kept.clip_ids, probabilities, config.classes) if vggsounder else None,
         trained=trained,
         root=dataset.root,
+        encoders=dataset.store(split).provenance().get("encoders", {}),
     )
 
 

@@ -22,8 +22,9 @@ from alphafuse.system.results import Tabular
 
 from .predictions import Predictions
 from .probe import Probe, grid_json, points_for, probe_grid
-from .runs import TrainedRun, check_run_name, write_run
+from .runs import TrainedRun, check_run_name, run_folder, write_run
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
+from .words import compact_note, score_sentence
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,22 @@ class RunResult(Tabular):
     probe: Probe | None
     config: Mapping[str, Any]
 
+    @property
+    def classes(self) -> int:
+        """Number of classes that the heads tell apart."""
+        return len(self.heads[0].head.config.classes)
+
+    @property
+    def answer(self) -> str:
+        """How often the heads are right on test clips, in a sentence."""
+        test = self.splits["test"]
+        return score_sentence(test.top1, test.labels, test.ceiling.reachable)
+
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.config["encoders"], self.heads[0].head.config.streams)
+
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} top1={result.top1!r} n={result.n}" for name, result in self.splits.items())
         return f"RunResult({self.experiment.title}, {len(self.seeds)} seeds, {figures}, folder={str(self.folder)!r})"
@@ -76,8 +93,9 @@ class RunResult(Tabular):
         return self.trained.predictions(split)
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure of both splits, json-able."""
-        return {split: result.to_json() for split, result in self.splits.items()}
+        """What they say, and every figure of both splits, json-able."""
+        said = {"answer": self.answer, "note_on_encoders": self.note_on_encoders}
+        return {**said, **{split: result.to_json() for split, result in self.splits.items()}}
 
 
 def fit(
@@ -143,7 +161,6 @@ def fit(
         (trained,) = train([experiment], chosen, settings=settings, progress=shown, engine=engine, address=address)
     assert trained.test is not None
     used = trained.probe.settings if trained.probe else settings
-    splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
     config = {
         "experiment": asdict(experiment),
         "head": trained.heads[0].head.config.to_json(),
@@ -153,14 +170,25 @@ def fit(
         "clips": clips.counts,
         "dropped": clips.dropped,
     }
-    folder = write_run(
+    result = RunResult(
+        experiment=experiment,
+        settings=used,
+        seeds=chosen,
+        folder=run_folder(dataset.root, name),
+        splits=dict(zip(EVALUATED, (trained.val, trained.test), strict=True)),
+        heads=trained.heads,
+        dropped=clips.dropped,
+        probe=trained.probe,
+        config=config,
+    )
+    write_run(
         dataset.root,
         name,
         kind="fit",
         config=config,
-        figures={split: result.to_json() for split, result in splits.items()},
+        figures=result.to_json(),
         history=[("", trained.heads)],
-        predictions=splits.values(),
+        predictions=result.splits.values(),
         heads={"": trained.heads},
     )
-    return RunResult(experiment, used, chosen, folder, splits, trained.heads, clips.dropped, trained.probe, config)
+    return result

@@ -17,7 +17,7 @@ import numpy as np
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.model.config import BASELINE, Experiment
+from alphafuse.heads.model.config import BASELINE, Experiment, title_of_streams
 from alphafuse.heads.model.transforms import TRANSFORMS
 from alphafuse.heads.scoring.choice import choose_weight
 from alphafuse.heads.scoring.statistics import Comparison
@@ -36,6 +36,7 @@ from .same_clips import (
     resolvable_gap,
     seed_range,
 )
+from .words import compact_note, says_nothing, signed, signed_range, told_apart
 
 SWEEP_SEEDS = 5
 SWEEP_ALPHAS = "0:2:0.25"
@@ -127,6 +128,38 @@ class Sweep(Tabular):
         chosen = self.chosen_at(point)
         return chosen.test if chosen else point.test
 
+    @property
+    def answers(self) -> dict[str, str]:
+        """Curve -> whether to change alpha, in a sentence: a recommendation stands only if test clips agree."""
+        return {on: self._answer(on, found) for on, found in self.chosen.items()}
+
+    @property
+    def answer(self) -> str:
+        """The sentences of all curves."""
+        return " ".join(self.answers.values())
+
+    def _answer(self, on: str, found: Chosen) -> str:
+        what, val, test = title_of_streams(on), self.baseline.val, found.test
+        clips = f"{val.n:,} validation clips"
+        nothing = says_nothing(val.labels, val.ceiling.reachable, split="validation")
+        if nothing:
+            return f"Keep {what} as it is: {nothing[1]}, so that they can't choose an alpha."
+        if found.is_untransformed:
+            return f"Keep {what} as it is: {clips} don't show that another alpha is better."
+        gap = f"{signed(found.comparison.test.difference)} points, {signed_range(found.comparison.interval)}"
+        chosen = f"alpha {found.alpha:g} has the least loss on {clips}"
+        sign = told_apart(found.comparison)
+        if sign > 0:
+            return f"Use alpha {found.alpha:g} on {what}: it is better on {clips} and on {test.n:,} test clips ({gap})."
+        if sign < 0:
+            return f"Keep {what} as it is: {chosen}, but on {test.n:,} test clips it is worse ({gap})."
+        return f"Undecided on {what}: {chosen}, but {test.n:,} test clips don't show that it is better ({gap})."
+
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.provenance["encoders"], self.provenance["embeddings"])
+
     def config(self) -> dict[str, Any]:
         """Return the content of config.json: the call's arguments under `sweep`, and the other inputs."""
         return {
@@ -147,6 +180,8 @@ class Sweep(Tabular):
         """Every figure of the sweep, json-able."""
         assert self.baseline.test is not None
         return {
+            "answer": self.answer,
+            "note_on_encoders": self.note_on_encoders,
             "dataset": self.dataset_name,
             "transform": self.transform,
             "clips": dict(self.clips),

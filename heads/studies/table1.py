@@ -28,11 +28,13 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.results import Tabular
 
 from .same_clips import SameClips, SplitResult, against, ceiling_json, epochs_of, resolvable_gap, seed_range
+from .words import compact_note, fusing, fusing_gains, listed, signed, told_apart
 
 TABLE1_SEEDS = 5  # 45 heads: well under a minute on the demo with 2 cores
 PAPER_TEST_CLIPS = 18  # in the authors' notebook; the paper says 20
 
 PAPER_STREAMS = ("timesformer", "ast")
+MEDIA = {stream.name: stream.medium for stream in DEFAULT_STREAMS}
 PAPER_SIX = tuple(
     Experiment(transform, on=stream).of(PAPER_STREAMS)
     for stream in PAPER_STREAMS
@@ -173,12 +175,17 @@ class Table1(Tabular):
     def verdict(self) -> str:
         """One sentence that says whether the six experiments differ significantly from the baseline."""
         n, gap, largest = self.clips["test"], 100 * self.resolvable_gap, 100 * self.largest_gap
-        found = [row for row in self.rows if row.paper and row.comparison and row.comparison.is_found]
-        if found:
+        compared = [(row.experiment.title, row.comparison) for row in self.rows if row.paper and row.comparison]
+        parts, count = [], 0
+        for word, sign in (("better", 1), ("worse", -1)):
+            found = [f"{name} {signed(one.test.difference)}" for name, one in compared if told_apart(one) == sign]
+            count += len(found)
+            parts += [f"{len(found)} {'is' if len(found) == 1 else 'are'} {word} ({', '.join(found)})"] if found else []
+        if parts:
+            rest = "" if count == len(compared) else ", the rest undecided"
             return (
-                f"{len(found)} of the six differ from the untransformed head (Holm-corrected p < {1 - LEVEL:.2f}), the "
-                f"most by {max(abs(100 * row.comparison.test.difference) for row in found if row.comparison):.1f} "
-                f"points; {n} test clips resolve differences from about {gap:.1f} points on (80% power)."
+                f"{listed(parts)} than the untransformed head{rest} (points on {n} test clips; Holm-corrected p < "
+                f"{1 - LEVEL:.2f})."
             )
         if self.largest_gap < self.resolvable_gap:
             return (
@@ -190,6 +197,19 @@ class Table1(Tabular):
             f"None of the six can be told from the untransformed head: the largest difference is {largest:.1f} points, "
             f"and {n} test clips resolve differences from about {gap:.1f} points on (paired test, 80% power)."
         )
+
+    @property
+    def answer(self) -> str:
+        """What to do, in two sentences: about both streams or one, then about the transforms."""
+        first, alone = self.rows[0], [row for row in self.rows[1:] if len(row.experiment.streams) == 1]
+        gains = fusing_gains((row.experiment.streams[0], row.test, row.comparison) for row in alone if row.comparison)
+        of_six = f"Of the paper's six transforms: {self.verdict[0].lower()}{self.verdict[1:]}"
+        return f"{fusing(first.test, gains, MEDIA)} {of_six}"
+
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.provenance["encoders"], PAPER_STREAMS)
 
     @property
     def note_on_streams(self) -> str:
@@ -211,6 +231,8 @@ class Table1(Tabular):
     def to_json(self) -> dict[str, Any]:
         """Every figure of the table, json-able (no NaN)."""
         return {
+            "answer": self.answer,
+            "note_on_encoders": self.note_on_encoders,
             "dataset": self.dataset_name,
             "is_demo": self.is_demo,
             "is_paper_split": self.is_paper_split,

@@ -46,6 +46,7 @@ from alphafuse.system.results import Tabular
 from .predictions import Predictions
 from .runs import TrainedRun, run_folder
 from .same_clips import EVALUATED, SameClips, SplitResult
+from .words import compact_note, listed
 
 FOLDS = 5
 MOST_QUERIES = 2000  # validation clips that neighbours vote on
@@ -202,6 +203,11 @@ class Weighing(Tabular):
         run = TrainedRun(run_folder(self.root, "weigh"), self.head.config.experiment, (self.head,), self.config(), {})
         return run.predictions(split, dataset=self.root)
 
+    @property
+    def note_on_encoders(self) -> str:
+        """Names the streams whose encoders stand in for real ones; "" if there are none."""
+        return compact_note(self.provenance["encoders"], self.dims)
+
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""
         return {
@@ -217,6 +223,8 @@ class Weighing(Tabular):
         """Every figure, json-able."""
         chosen, found = self.heads[CHOSEN], self.found
         return {
+            "answer": self.verdict,
+            "note_on_encoders": self.note_on_encoders,
             "dataset": self.dataset_name,
             "verdict": self.verdict,
             "clips": dict(self.clips),
@@ -308,8 +316,7 @@ def _points(share: float) -> str:
 
 
 def _titles(streams: Sequence[str]) -> str:
-    titles = [title_of(stream) for stream in streams]
-    return " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
+    return listed([title_of(stream) for stream in streams])
 
 
 def weigh(
