@@ -16,6 +16,7 @@ from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, NeighbourVotes, Tested, Weighing
 
+from .contents import WeightCurve
 from .figures import png, weight_profile
 from .looks import capitalised
 from .studies import accuracy_columns, against_columns, describe, left_out, loss_columns
@@ -274,6 +275,7 @@ def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) ->
     ['config.json', 'head', 'predictions-test.csv', 'predictions-val.csv']
     """
     profile = found.found.profile
+    curve = WeightCurve.from_json(profile and profile.to_json())
     chosen = found.heads[CHOSEN]
     return write_run(
         dataset.root,
@@ -285,5 +287,5 @@ def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) ->
         heads={"": [_Seeded(found.arguments["seed"], found.head)]},
         markdown=to_markdown(describe(found)),
         rows=csv_rows(_csv(profile)) if profile else None,
-        picture=png(weight_profile(profile)) if profile and _has_picture(found) else None,
+        picture=png(weight_profile(curve)) if curve else None,
     )

@@ -51,6 +51,8 @@ from alphafuse.heads.scoring.statistics import wilson_interval
 from alphafuse.report.looks import Looks, capitalised, listed, look_of
 from alphafuse.report.tables import percent
 
+from .votes import in_memory
+
 TEMPLATES = Path(__file__).parent / "templates"
 EXPLORABLE = ("concat", "add")  # fusions that are linear without bias
 MAX_CLIPS = 400  # with 309 classes: 0.15 s per recomputation on a busy core of an Intel Xeon, 4.1 MB of page
@@ -202,7 +204,7 @@ def explorer_html(
         ValueError: a thumbnail is not a `data:image/` URI.
     """
     rows = _explored_rows(heads, embeddings)
-    head, clips = heads[0], _in_memory(embeddings, rows)
+    head, clips = heads[0], in_memory(embeddings, rows.tolist())
     streams, classes = head.config.streams, head.config.classes
     packed = PackedHead.of(head, clips)
     grids = _grids(streams)
@@ -297,16 +299,6 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
             f"{MAX_PAGE_BYTES / 1e6:.0f} MB (hidden layers {', '.join(map(str, config.settings.hidden))})"
         )
     return rows
-
-
-def _in_memory(embeddings: EmbeddingSource, rows: np.ndarray) -> Embeddings:
-    chosen = rows.tolist()
-    return Embeddings(
-        clip_ids=tuple(embeddings.clip_ids[i] for i in chosen),
-        labels=tuple(embeddings.labels[i] for i in chosen),
-        groups=tuple(embeddings.groups[i] for i in chosen),
-        features=embeddings.read_rows(rows),
-    )
 
 
 def _agreement(
