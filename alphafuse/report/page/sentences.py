@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alphafuse.data.power import LEVEL
@@ -28,7 +28,9 @@ def answer(report: Report) -> list[str]:
     said += [] if isinstance(report.curve, Absent) else [report.curve.said]
     sentences = list(dict.fromkeys(filter(None, said)))
     if isinstance(votes, Votes):
-        sentences += _of_votes(report, votes)
+        if not sentences:
+            sentences.append(_accuracy(report, votes))
+        sentences += _gains(report, votes)
     elif not isinstance(table, Absent):
         sentences.append(table.verdict)
     elif not isinstance(ablation, Absent):
@@ -50,21 +52,23 @@ def answer(report: Report) -> list[str]:
     return sentences or ["No study has answered yet: the commands at the end add answers."]
 
 
-def _of_votes(report: Report, votes: Votes) -> list[str]:
+def _accuracy(report: Report, votes: Votes) -> str:
     top1 = votes.fused.metrics["top1"]
     assert top1 is not None
-    sentences = [
+    return (
         f"On {votes.clips} test clips of {votes.source_videos} source videos, {report.lead} are right on "
         f"{percent(top1.mean)}% ({between(top1)})."
-    ]
+    )
+
+
+def _gains(report: Report, votes: Votes) -> Iterator[str]:
     for one in votes.contributions:
         added, base = added_to(one.over, votes, report), look_of(report.looks, one.over).sense
-        sentences.append(
+        yield (
             f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
             f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
             + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be distinguished from 0.")
         )
-    return sentences
 
 
 def classes_in_words(name: str, shares: Sequence[ClassShare]) -> str:

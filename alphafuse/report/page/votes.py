@@ -58,6 +58,8 @@ class Side:
     @property
     def title(self) -> str:
         """Title of the heads' experiment."""
+        if self.run.kind == "weigh":
+            return "weighed"
         if self.run.kind in HEADS:
             return self.run.experiment.title
         return "untransformed" if self.role == FUSED else f"{title_of(self.role)} only"
