@@ -373,11 +373,15 @@ class Weight:
 
 @dataclass(frozen=True)
 class Weights:
-    """What each stream should weigh: a run of `weigh`. `curve` is None unless it weighs two streams."""
+    """What each stream should weigh: a run of `weigh`.
+
+    `curve` is None unless it weighs two streams; `is_learned`: whether the clips say anything about weights.
+    """
 
     said: str
     streams: tuple[Weight, ...]
     curve: WeightCurve | None
+    is_learned: bool
     train_clips: int
     run: Run
 
@@ -395,6 +399,7 @@ class Weights:
             said=str(content.get("answer", content["verdict"])),
             streams=tuple(streams),
             curve=WeightCurve.from_json(content["profile"]),
+            is_learned=bool(profile.get("is_learned")),
             train_clips=int(content["clips"]["train"]),
             run=run,
         )
@@ -495,7 +500,7 @@ class Offer:
             )
         first, *others = map(str, content["said"])
         said = (str(content.get("answer", first)), *others)
-        least, most = min(0.0, *(one.share.low for one in streams)), max(0.01, *(one.share.high for one in streams))
+        least, most = min([0.0, *(one.share.low for one in streams)]), max([0.01, *(one.share.high for one in streams)])
         refits = len(content["gains"][streams[0].stream]["permuted_bits"])
         return cls(said, tuple(streams), least, most, refits, int(content["source_videos"]), run)
 

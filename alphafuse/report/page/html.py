@@ -65,7 +65,7 @@ ENDS = 4  # classes shown at each end: those that a stream helps most, and those
 def draw_figures(report: Report, *, narrow: bool = False) -> dict[str, Figure]:
     """Plot the figures that have data, by name, in the page's order; `narrow`: only those with a layout for phones."""
     drawn: dict[str, Figure] = {}
-    if not isinstance(report.weights, Absent) and report.weights.curve:
+    if not isinstance(report.weights, Absent) and report.weights.curve and report.weights.is_learned:
         drawn["weights"] = draw.weight_profile(report.weights.curve, narrow=narrow)
     if not isinstance(report.votes, Absent) and not narrow:
         drawn["confusion"] = draw.confusion(report.votes.confusion)
@@ -180,6 +180,11 @@ def missing(report: Report) -> list[Absent]:
     """Return what the page could show as well, one entry per command."""
     found = [report.offer, report.weights, report.votes, report.ablation, report.curve, report.table, report.explorer]
     absent = [one for one in found if isinstance(one, Absent) and one.line]
+    if isinstance(report.votes, Votes):
+        for stream in report.streams if len(report.streams) > 1 else ():
+            if stream not in report.votes.alone:
+                command = f"alphafuse fit --stream {stream} --root {shlex.quote(str(report.root))}"
+                absent.append(Absent(f"What {title_of(stream)} alone predicts", command))
     if not report.sweeps:
         on = ",".join(report.streams)
         command = f"alphafuse sweep --on {on} --root {shlex.quote(str(report.root))}"
@@ -194,7 +199,7 @@ def _sections(report: Report) -> dict[str, str]:
     """Return the sections that have data, id -> name."""
     data = {
         "contributions": report.offer,
-        "weights": report.weights,
+        "weights": Absent("") if isinstance(report.weights, Absent) or not report.weights.is_learned else report.weights,
         "classes": Absent("") if isinstance(report.offer, Absent) or not report.offer.has_classes else report.offer,
         "hardest": report.votes,
         "confusion": report.votes,
@@ -209,16 +214,17 @@ def _sections(report: Report) -> dict[str, str]:
     return {name: title for name, title in SECTIONS.items() if not isinstance(data.get(name), Absent)}
 
 
-def class_ends(shares: Sequence[ClassShare]) -> tuple[Sequence[ClassShare], Sequence[ClassShare]]:
-    """Return the classes that a stream helps most, and those that it hurts most or helps least; at most 4 of each."""
-    ends = min(ENDS, len(shares) // 2)
-    return shares[: max(ends, 1)], shares[len(shares) - ends :]
+def class_ends(shares: Sequence[ClassShare]) -> dict[str, Sequence[ClassShare]]:
+    """Return the classes that a stream helps most, and those that it hurts (else helps least); at most 4 of each."""
+    helped, hurt = ([one for one in shares if sign * one.points.mean > 0] for sign in (1, -1))
+    ends = {"helps most": helped[:ENDS], "hurts": hurt[-ENDS:], "helps least": [] if hurt else helped[ENDS:][-ENDS:]}
+    return {title: some for title, some in ends.items() if some}
 
 
 def class_span(offer: Offer) -> tuple[float, float]:
     """Return the ends of the bars of classes: the same for all streams, and 0 inside."""
-    shown = [share.points for one in offer.streams for end in class_ends(one.by_class) for share in end]
-    return min(0.0, *(one.low for one in shown)), max(0.01, *(one.high for one in shown))
+    shown = [share.points for one in offer.streams for end in class_ends(one.by_class).values() for share in end]
+    return min([0.0, *(one.low for one in shown)]), max([0.01, *(one.high for one in shown)])
 
 
 def _by_class(offer: Offer | Absent) -> dict[str, list[ClassShare]]:
