@@ -1,7 +1,7 @@
 """The data of the report: read from run folders, plotted by `figures`, shown by the page.
 
-Shares (accuracies, gains) are in [-1, 1], losses in nats. A section without data is an `Absent`: one line
-that says why, and the command that adds the data.
+Shares (accuracies, gains) are in [-1, 1], losses in nats. A section without data is an `Absent`: the page leaves it out
+and names, at its end, the command that adds it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from alphafuse.data.splits import Ceiling
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.scoring.statistics import Estimate, Interval, wilson_interval
 from alphafuse.heads.studies.runs import Run
+from alphafuse.predict.shares import Shares
 
 from .looks import FUSED, Looks
 
@@ -26,7 +27,7 @@ Role = str  # `looks.FUSED`, or the name of the one stream that heads read
 
 @dataclass(frozen=True)
 class Absent:
-    """A section without data: the line shown instead, and the command that adds the data (or "")."""
+    """A section without data: what is missing, and the command that adds it (or "")."""
 
     line: str
     command: str = ""
@@ -291,14 +292,18 @@ class LearningCurves:
         curves: role -> (mean clips per class, top-1) of each size, smallest first.
         ceiling: ceiling of the test split.
         draws: draws of training clips.
+        said: what to do, in a sentence; "" if the run has none.
+        run: the run of the curves; None while the run is being written.
     """
 
     curves: Mapping[Role, tuple[tuple[float, Measure], ...]]
     ceiling: Ceiling
     draws: int
+    said: str = ""
+    run: Run | None = None
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> LearningCurves:
+    def from_json(cls, content: Mapping[str, Any], run: Run | None = None) -> LearningCurves:
         """Make one from curve.json."""
         n, points = int(content["clips"]["test"]), content["points"]
         measured = {
@@ -307,7 +312,111 @@ class LearningCurves:
             )
             for role in points[0]["top1"]
         }
-        return cls(measured, ceiling_from_json(content), int(content["draws"]))
+        said = str(content.get("answer", ""))
+        return cls(measured, ceiling_from_json(content), int(content["draws"]), said, run)
+
+
+@dataclass(frozen=True)
+class WeightCurve:
+    """The out-of-fold error of two streams against the ratio of their weights.
+
+    Attributes:
+        first, last: the streams; a ratio is the weight of `last` relative to `first`.
+        ratios: (candidates,) float64, ascending.
+        excess: (candidates,) float64, squared error above the least one, in percent.
+        inside: (candidates,) bool, whether the candidate is in the 95% interval.
+        chosen: position of the recommended candidate.
+    """
+
+    first: str
+    last: str
+    ratios: np.ndarray
+    excess: np.ndarray
+    inside: np.ndarray
+    chosen: int
+
+    def __repr__(self) -> str:
+        return f"WeightCurve({self.last} : {self.first}, {len(self.ratios)} ratios)"
+
+    @classmethod
+    def from_json(cls, profile: Mapping[str, Any] | None) -> WeightCurve | None:
+        """Make one from the profile in weigh.json; None unless it weighs two streams against each other."""
+        if profile is None or len(profile["streams"]) != 2:
+            return None
+        first, last = map(str, profile["streams"])
+        candidates = sorted(profile["candidates"], key=lambda one: one["weights"][1] / one["weights"][0])
+        ratios = np.array([one["weights"][1] / one["weights"][0] for one in candidates])
+        losses = np.array([float(one["loss"]) for one in candidates])
+        inside = np.array([bool(one["inside"]) for one in candidates])
+        chosen = int(np.abs(np.log(ratios / float(profile["weights"][last]))).argmin())
+        return cls(first, last, ratios, 100 * (losses / losses.min() - 1), inside, chosen)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a stream in a run of `weigh`.
+
+    Attributes:
+        stream: its name.
+        weight: on a scale on which all streams have the same total variance; 0 if the stream is to be dropped.
+        low, high: 95% interval of the weight; None if it has none.
+        lost, bound: accuracy lost without the stream out of fold, and at most (95%); None for a single stream.
+    """
+
+    stream: Role
+    weight: float
+    low: float | None
+    high: float | None
+    lost: float | None
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each stream should weigh: a run of `weigh`.
+
+    `curve` is None unless it weighs two streams; `is_learned`: whether the clips say anything about weights.
+    """
+
+    said: str
+    streams: tuple[Weight, ...]
+    curve: WeightCurve | None
+    is_learned: bool
+    train_clips: int
+    run: Run
+
+    @classmethod
+    def from_json(cls, run: Run, content: Mapping[str, Any]) -> Weights:
+        """Make one from weigh.json."""
+        profile = content["final"] or content["profile"] or {"weights": {}, "ranges": {}}
+        streams = []
+        for name, kept in content["weights"].items():
+            low, high = profile["ranges"].get(name, (None, None))
+            without = content["without"].get(name, {})
+            weight = float(profile["weights"].get(name, 1.0)) if kept else 0.0
+            streams.append(Weight(str(name), weight, low, high, without.get("lost"), without.get("bound")))
+        return cls(
+            said=str(content.get("answer", content["verdict"])),
+            streams=tuple(streams),
+            curve=WeightCurve.from_json(content["profile"]),
+            is_learned=bool(profile.get("is_learned")),
+            train_clips=int(content["clips"]["train"]),
+            run=run,
+        )
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """What a stream adds to one class: `points` is its share of the class's right answers, negative if it hurts."""
+
+    label: str
+    n: int
+    points: Measure
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the 95% interval excludes 0."""
+        return self.points.has_interval and (self.points.low > 0 or self.points.high < 0)
 
 
 @dataclass(frozen=True)
@@ -321,6 +430,7 @@ class OfferedStream:
         gain: what it adds to all others; points: the same in accuracy.
         permuted: the largest gain of a permuted refit; None without any.
         verdict: "adds", "can go" or "undecided".
+        by_class: what it adds to each class, most first.
     """
 
     stream: Role
@@ -330,6 +440,7 @@ class OfferedStream:
     points: Measure
     permuted: float | None
     verdict: str
+    by_class: tuple[ClassShare, ...]
 
 
 @dataclass(frozen=True)
@@ -339,7 +450,7 @@ class Offer:
     Attributes:
         said: what to do, then a sentence per stream.
         streams: the streams, in order.
-        most: the longest bar, in bits.
+        least, most: ends of the bars, in bits; `least` is at most 0.
         refits: permuted refits of each stream.
         source_videos: of the test clips.
         run: the run.
@@ -347,10 +458,16 @@ class Offer:
 
     said: tuple[str, ...]
     streams: tuple[OfferedStream, ...]
+    least: float
     most: float
     refits: int
     source_videos: int
     run: Run
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether what each of several streams adds is known per class."""
+        return len(self.streams) > 1 and any(one.by_class for one in self.streams)
 
     @classmethod
     def from_json(cls, run: Run, content: Mapping[str, Any]) -> Offer:
@@ -361,6 +478,11 @@ class Offer:
             return Measure(float(worth[unit]["mean"]), *_ends(worth[unit]["interval"]), n)
 
         alone = {tuple(value["streams"]): value for value in content["values"]}
+        by_class: dict[str, list[ClassShare]] = {}
+        for row in content["by_class"]:
+            points, clips = row["accuracy"], int(row["n"])
+            share = ClassShare(str(row["label"]), clips, Measure(points["mean"], *_ends(points["interval"]), clips))
+            by_class.setdefault(row["stream"], []).append(share)
         streams = []
         for name, gain in content["gains"].items():
             permuted = [float(bits) for bits in gain["permuted_bits"]]
@@ -373,12 +495,14 @@ class Offer:
                     points=measure(gain, "accuracy"),
                     permuted=max(permuted) if permuted else None,
                     verdict=str(gain["verdict"]),
+                    by_class=tuple(sorted(by_class.get(name, []), key=lambda one: (-one.points.mean, one.label))),
                 )
             )
-        said = tuple(str(sentence) for sentence in content["said"])
-        most = max(one.share.high for one in streams)
+        first, *others = map(str, content["said"])
+        said = (str(content.get("answer", first)), *others)
+        least, most = min([0.0, *(one.share.low for one in streams)]), max([0.01, *(one.share.high for one in streams)])
         refits = len(content["gains"][streams[0].stream]["permuted_bits"])
-        return cls(said, tuple(streams), most, refits, int(content["source_videos"]), run)
+        return cls(said, tuple(streams), least, most, refits, int(content["source_videos"]), run)
 
 
 @dataclass(frozen=True)
@@ -402,7 +526,7 @@ class Ablation:
         bars: accuracies on test clips, from top to bottom.
         runs: the runs of the bars.
         ceiling: ceiling of the test split.
-        note: sentence of `compare` on the gain over the best stream; empty without `compare`, or with one stream.
+        note: what `compare` says to do; "" without it.
     """
 
     bars: tuple[Bar, ...]
@@ -439,19 +563,6 @@ class Contribution:
     gain: Measure
     p_value: float
     method: str
-
-
-@dataclass(frozen=True)
-class ClassGain:
-    """One class: recall of the fused heads, of one stream alone, and the difference with its interval."""
-
-    label: str
-    n: int
-    source_videos: int
-    fused: float
-    alone: float
-    gain: Measure
-    is_reachable: bool
 
 
 @dataclass(frozen=True)
@@ -493,7 +604,8 @@ class HardClip:
         is_reachable: whether its label occurs in training.
         votes: role -> vote; a role whose heads can't use the clip is missing.
         finding: which stream misled the fused heads, in words.
-        thumbnail: data URI of a middle frame; "" if the file can't be read.
+        picture, sound: data URIs of a middle frame and of two seconds around it; "" if the file has none.
+        answer, shares: an answer of `Votes.shares`, and what each stream brings to it; None without exact shares.
     """
 
     clip_id: str
@@ -502,7 +614,10 @@ class HardClip:
     is_reachable: bool
     votes: Mapping[Role, Vote]
     finding: str
-    thumbnail: str = ""
+    picture: str = ""
+    sound: str = ""
+    answer: str = ""
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)
@@ -516,11 +631,11 @@ class Votes:
         ceiling: ceiling on those clips.
         contributions: gain of the fused heads over each of their streams alone.
         joined: the streams that the fused heads read; none in a root of one stream.
-        base: the one of them with whose heads the fused ones are compared per class.
-        gains: gain per class over `base` alone, the largest first; empty without such heads.
         confusion: confusions of the fused heads.
         hardest: clips of highest loss, the hardest first.
         unreachable: number of test clips whose label never occurs in training.
+        shares: title of the heads whose answers have shares; "" if no heads have exact ones.
+        no_shares: why the first heads have none; "" if they have.
     """
 
     fused: Voter
@@ -531,11 +646,11 @@ class Votes:
     ceiling: Ceiling
     contributions: tuple[Contribution, ...]
     joined: tuple[str, ...]
-    base: str
-    gains: tuple[ClassGain, ...]
     confusion: Confusion
     hardest: tuple[HardClip, ...]
     unreachable: int
+    shares: str = ""
+    no_shares: str = ""
 
     @property
     def voters(self) -> tuple[Voter, ...]:
@@ -577,6 +692,8 @@ class Report:
     runs: tuple[Run, ...]
     left_out: tuple[str, ...]
     offer: Offer | Absent
+    weights: Weights | Absent
+    curve: LearningCurves | Absent
     table: Table | Absent
     losses: LossCurves | Absent
     sweeps: tuple[AlphaCurves, ...]

@@ -28,7 +28,6 @@ from matplotlib.ticker import MaxNLocator
 
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import title_of
-from alphafuse.heads.closed.recommend import Profile
 from alphafuse.heads.model.config import title_of_streams
 from alphafuse.system.files import one_line, write_atomically
 
@@ -36,13 +35,13 @@ from .contents import (
     Ablation,
     AlphaCurves,
     Bar,
-    ClassGain,
     Confusion,
     LearningCurves,
     LossCurves,
     Measure,
     Table,
     TableRow,
+    WeightCurve,
 )
 from .looks import COMBINED, FUSED, Looks, look_of
 from .tables import percent
@@ -66,9 +65,8 @@ NARROW_ROW, NARROW_LABEL, ABOVE = 0.47, 38, 0.42  # inches; characters; rows bet
 PAPER_CEILING = (
     4 / 18
 )  # of the paper's test clips, these have a label that occurs in its training clips (docs/paper.md)
-UNSEEN = " \u2020"  # a dagger: the label never occurs in training
-ENDS = 20  # number of classes shown at each end of the gains
 MOST_CELLS = 40  # up to this many classes, the matrix shows labels and figures
+MOST_NAMED = 2000  # cells of the matrix with a name to hover over, the fullest first: 120 bytes each
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -308,24 +306,18 @@ def alpha_curves(found: AlphaCurves, looks: Looks, *, narrow: bool = False) -> F
 
 
 @_styled
-def weight_profile(found: Profile, *, narrow: bool = False) -> Figure:
+def weight_profile(found: WeightCurve, *, narrow: bool = False) -> Figure:
     """Plot the error of two streams against the ratio of their weights, with the interval and equal weights."""
-    first, last = (title_of(stream) for stream in found.streams)
     figure = Figure(figsize=(NARROW if narrow else WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
-    ratios = np.array([found.relative(one)[found.streams[-1]] for one in found.weightings])
-    excess = 100 * (found.choice.losses / found.choice.losses.min() - 1)
-    inside = ratios[found.choice.inside]
-    interval = f"95% interval: {found.limits_in_words(found.streams[-1])}"
-    axes.axvspan(inside.min(), inside.max(), color=PALETTE["fused"], alpha=0.14, linewidth=0, label=interval)
+    ratios, excess, inside = found.ratios, found.excess, found.ratios[found.inside]
+    axes.axvspan(inside.min(), inside.max(), color=PALETTE["fused"], alpha=0.14, linewidth=0, label="95% interval")
     axes.plot(ratios, excess, color=PALETTE["fused"], label="out-of-fold error")
     axes.axvline(1, color=PALETTE["muted"], linewidth=1, linestyle="--", label="equal weights")
-    axes.plot(
-        ratios[found.choice.chosen], excess[found.choice.chosen], "D", color=PALETTE["fused"], label="recommended"
-    )
+    axes.plot(ratios[found.chosen], excess[found.chosen], "D", color=PALETTE["fused"], label="recommended")
     axes.set_xscale("log", base=2)
     axes.set_xticks([2.0**i for i in range(-4, 5)], ["1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"])
-    axes.set_xlabel(f"weight of {last} relative to {first}")
+    axes.set_xlabel(f"weight of {title_of(found.last)} relative to {title_of(found.first)}")
     axes.set_ylabel("squared error above the least (%)")
     axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # room for the marker
     axes.grid(axis="y")
@@ -372,49 +364,6 @@ def _apart(sizes: Sequence[float]) -> list[float]:
 
 
 @_styled
-def class_gains(gains: Sequence[ClassGain], base: str, looks: Looks, *, narrow: bool = False) -> Figure:
-    """Plot the change in each class's recall from adding other streams to `base`; of many classes, both ends."""
-    others = [role for role in looks if role not in (FUSED, base)]
-    gained = PALETTE[look_of(looks, others[0] if len(others) == 1 else FUSED).color]
-    lost = PALETTE[look_of(looks, base).color]
-    shown = shown_gains(gains)
-    figure, axes = _rows_figure(len(shown), row_inches=0.25, narrow=narrow)
-    ends = [100 * end for one in shown for end in (one.gain.low, one.gain.high, one.gain.mean)]
-    for place, one in enumerate(shown):
-        apart = one.gain.has_interval and (one.gain.low > 0 or one.gain.high < 0)
-        color = (gained if one.gain.mean > 0 else lost) if apart else PALETTE["muted"]
-        if one.gain.has_interval:
-            axes.plot([100 * one.gain.low, 100 * one.gain.high], [place, place], color=color, linewidth=1.1, alpha=0.6)
-        axes.plot(
-            [100 * one.gain.mean], [place], "o", color=color, markersize=5, mfc=color if apart else PALETTE["paper"]
-        )
-    axes.axvline(0, color=PALETTE["ink"], linewidth=0.8)
-    if len(shown) < len(gains):
-        axes.axhline(ENDS - 0.5, color=PALETTE["muted"], linewidth=0.9, linestyle=":")
-    axes.set_xlim(min(-12, *ends) - 3, max(12, *ends) + 3)
-    most = NARROW_LABEL if narrow else LONGEST_LABEL
-    labels = [
-        shortened(one.label, most) if one.is_reachable else shortened(one.label, most - len(UNSEEN)) + UNSEEN
-        for one in shown
-    ]
-    _row_labels(axes, labels, narrow=narrow)
-    values = [(_whole_points(one.gain.mean), f"n = {one.n}") for one in shown]
-    _texts(axes, values, range(len(shown)), narrow=narrow)
-    axes.set_xlabel(f"recall, fused minus {title_of(base)} only (points)", color=PALETTE["muted"])
-    return figure
-
-
-def _whole_points(share: float) -> str:
-    points = round(100 * share)
-    return f"{points:+d}".replace("-", "\u2212") if points else "0"
-
-
-def shown_gains(gains: Sequence[ClassGain]) -> list[ClassGain]:
-    """Return all gains; of more than twice `ENDS`, those at each end."""
-    return list(gains) if len(gains) <= 2 * ENDS else [*gains[:ENDS], *gains[-ENDS:]]
-
-
-@_styled
 def confusion(found: Confusion) -> Figure:
     """Plot the confusion matrix of the fused heads: rows are true labels; darker means a larger share of the row."""
     count = len(found.labels)
@@ -449,6 +398,25 @@ def confusion(found: Confusion) -> Figure:
     return figure
 
 
+def cell_names(found: Confusion, figure: Figure) -> list[tuple[tuple[float, float, float, float], str]]:
+    """Return the place of each cell that has clips, (left, top, width, height) in points of the drawing, and its name.
+
+    Of many cells, those with the most clips.
+    """
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    place, count = figure.axes[0].get_position(), len(found.labels)
+    across, down = place.width * width / count, place.height * height / count
+    clips = found.shares * np.array(found.n)[:, None]
+    named = []
+    for cell in np.argsort(-clips, axis=None, kind="stable")[:MOST_NAMED].tolist():
+        i, j = divmod(cell, count)
+        if clips[i, j]:
+            of = f"{clips[i, j]:.1f}".removesuffix(".0")
+            at = (place.x0 * width + j * across, (1 - place.y1) * height + i * down, across, down)
+            named.append((at, f"{found.labels[i]}, predicted as {found.labels[j]}: {of} of {found.n[i]} clips"))
+    return named
+
+
 def _rows_figure(rows: float, *, row_inches: float, narrow: bool) -> tuple[Figure, Axes]:
     """Return a figure of rows from top to bottom on a percent scale, with room for labels and values."""
     row_inches = max(row_inches, NARROW_ROW) if narrow else row_inches
@@ -476,22 +444,17 @@ def _row_labels(
 def _values(
     axes: Axes, measures: Sequence[Measure], places: Sequence[float] | None = None, *, narrow: bool = False
 ) -> None:
-    """Write the mean and interval of each row as text."""
+    """Write the mean and interval of each row to its right, or above its right end."""
     values = [(percent(one.mean), f"{percent(one.low)} to {percent(one.high)}") for one in measures]
-    _texts(axes, values, range(len(values)) if places is None else places, narrow=narrow)
-
-
-def _texts(axes: Axes, values: Sequence[tuple[str, str]], places: Sequence[float], *, narrow: bool) -> None:
-    """Write a number and a remark to the right of each row, or above its right end."""
     right, muted = axes.get_yaxis_transform(), PALETTE["muted"]
-    figure_at = 0.98 - 0.018 * max(len(remark) for _, remark in values)
-    for place, (figure, remark) in zip(places, values, strict=True):
+    mean_at = 0.98 - 0.018 * max(len(ends) for _, ends in values)
+    for place, (mean, ends) in zip(range(len(values)) if places is None else places, values, strict=True):
         if narrow:
-            axes.text(figure_at, place - ABOVE, figure, transform=right, va="center", ha="right", fontsize=8)
-            axes.text(1, place - ABOVE, remark, transform=right, va="center", ha="right", fontsize=7.5, color=muted)
+            axes.text(mean_at, place - ABOVE, mean, transform=right, va="center", ha="right", fontsize=8)
+            axes.text(1, place - ABOVE, ends, transform=right, va="center", ha="right", fontsize=7.5, color=muted)
         else:
-            axes.text(1.02, place, figure, transform=right, va="center", fontsize=8.5)
-            axes.text(1.12, place, remark, transform=right, va="center", fontsize=8, color=muted)
+            axes.text(1.02, place, mean, transform=right, va="center", fontsize=8.5)
+            axes.text(1.12, place, ends, transform=right, va="center", fontsize=8, color=muted)
 
 
 def _interval(axes: Axes, place: float, measure: Measure, looks: Looks, role: str, *, is_full: bool) -> None:
@@ -566,13 +529,19 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     return written
 
 
-def inline_svg(figure: Figure, name: str, title: str) -> str:
+def inline_svg(
+    figure: Figure,
+    name: str,
+    title: str,
+    names: Sequence[tuple[tuple[float, float, float, float], str]] = (),
+) -> str:
     """Return a figure as an <svg> element for a page that defines the css variables of `PALETTE`.
 
     Args:
         figure: a figure in the colours of `PALETTE`.
         name: letters, digits and "-", unique in the page; prefix of all ids.
         title: description for screen readers.
+        names: (left, top, width, height) in points -> what is shown while the pointer is there.
     """
     drawing = ElementTree.fromstring(_svg(figure, fonttype="none", facecolor="none"))
     for parent in drawing.iter():
@@ -596,9 +565,12 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
         "width": str(width),
         "height": str(height),
     }
-    heading = ElementTree.Element("title")
-    heading.text = title
-    drawing.insert(0, heading)
+    if not names:  # a title would be shown over the whole figure
+        ElementTree.SubElement(drawing, "title").text = title
+    over = ElementTree.SubElement(drawing, "g", {"class": "names"}) if names else drawing
+    for at, text in names:
+        sizes = {key: f"{value:.1f}" for key, value in zip(("x", "y", "width", "height"), at, strict=True)}
+        ElementTree.SubElement(ElementTree.SubElement(over, "rect", sizes), "title").text = shortened(text, 300)
     return ElementTree.tostring(drawing, encoding="unicode")
 
 

@@ -17,6 +17,7 @@ from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, NeighbourVotes, Tested, Weighing
 from alphafuse.heads.studies.words import p_text, signed, signed_range, verdict
 
+from .contents import WeightCurve
 from .figures import png, weight_profile
 from .looks import capitalised
 from .studies import accuracy_columns, against_columns, describe, left_out, loss_columns
@@ -297,6 +298,7 @@ def write_weigh(found: Weighing, dataset: Dataset | str | Path, *, run: str | No
     """
     dataset = Dataset.open(dataset)
     profile = found.found.profile
+    curve = WeightCurve.from_json(profile and profile.to_json())
     chosen = found.heads[CHOSEN]
     return write_run(
         dataset.root,
@@ -308,5 +310,5 @@ def write_weigh(found: Weighing, dataset: Dataset | str | Path, *, run: str | No
         heads={"": [_Seeded(found.arguments["seed"], found.head)]},
         markdown=to_markdown(describe(found)),
         rows=csv_rows(profile_rows(profile)) if profile else None,
-        picture=png(weight_profile(profile)) if profile and _has_picture(found) else None,
+        picture=png(weight_profile(curve)) if curve else None,
     )

@@ -22,11 +22,10 @@ from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.system.files import each, one_line, write_atomically
 
 from .explorer import explored_clip_ids, explorer_html
+from .excerpts import excerpts
 from .html import draw_figures, render_page
 from .sections import collect, find_runs, first_command
-from .sentences import named
-from .thumbnails import thumbnails
-from .votes import Side, ask_heads, explorable_sides, find_sides
+from .votes import Side, ask_heads, explorable_sides, find_sides, with_shares
 
 EXPLORER_EDGE = 112  # pixels of the explorer's images: up to 400 images of about 3 kB
 
@@ -41,9 +40,9 @@ def write_report(
 ) -> Path:
     """Write one self-contained html page of a root's runs.
 
-    It shows table 1 beside the paper's, loss curves, accuracy against alpha, the contribution of each stream in all
-    and per class, confusions, the hardest clips, the splits' ceiling, and the source of every number. A section
-    without data names the command that adds it.
+    It leads with the answer: what each stream adds, in all and per class, what it should weigh, and the clips that are
+    hardest, with a picture and two seconds of sound. The source of every number follows. Sections without data are
+    left out; the page ends with the commands that add them.
 
     Args:
         dataset: the root, or its folder. Sections that need predictions are missing unless its test split is extracted.
@@ -82,16 +81,16 @@ def build_report(
     found, left_out = find_runs(dataset, runs)
     if not found:
         raise ExperimentError(
-            f"no run in {dataset.root / 'runs'} to report on: make one with `{first_command(dataset)}`"
+            f"no run in {dataset.root / 'runs'} to report on: make one with `{first_command(dataset.root)}`"
         )
-    roles = roles_of(dataset.media)
-    sides = find_sides(found, roles, chosen=bool(runs), problems=left_out)
-    votes = _votes(dataset, sides, progress)
+    lead = roles_of(dataset.media)[0]
+    sides = find_sides(found, roles_of(dataset.media), chosen=bool(runs), problems=left_out)
+    explorable = explorable_sides(found, sides[lead]) if lead in sides else []
+    votes = _votes(dataset, sides, explorable, progress)
     progress("reading the runs")
     report = replace(collect(dataset, found, left_out, votes), is_chosen=bool(runs))
     if isinstance(votes, Votes):
-        candidates = explorable_sides(found, sides[roles[0]])
-        report = replace(report, explorer=_explorer(dataset, candidates, votes, progress))
+        report = replace(report, explorer=_explorer(dataset, explorable, progress))
     progress("drawing")
     return report, draw_figures(report)
 
@@ -100,40 +99,43 @@ def _kind(dataset: Dataset) -> str:
     return "fused heads" if len(dataset.media) > 1 else "heads"
 
 
-def _votes(dataset: Dataset, sides: Mapping[Role, Side], progress: Callable[[str], object]) -> Votes | Absent:
-    lead = roles_of(dataset.media)[0]
-    if lead not in sides:
-        return Absent(f"No run has {_kind(dataset)}", first_command(dataset))
+def _votes(
+    dataset: Dataset, sides: Mapping[Role, Side], explorable: Sequence[Side], progress: Callable[[str], object]
+) -> Votes | Absent:
+    if not explorable:
+        return Absent(f"Heads for predictions, confusions and the hardest clips ({_kind(dataset)})", first_command(dataset.root))
     try:
-        votes = ask_heads(dataset, sides, progress=progress)
+        votes = with_shares(dataset, ask_heads(dataset, sides, progress=progress), explorable)
     except AlphafuseError as error:
         return Absent(f"The heads can't be used: {one_line(error)}")
     paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
-    progress("reading images of the hardest clips")
-    pictures = thumbnails({clip.clip_id: paths[clip.clip_id] for clip in votes.hardest})
-    hardest = tuple(replace(clip, thumbnail=pictures.get(clip.clip_id, "")) for clip in votes.hardest)
+    progress("reading pictures and sounds of the hardest clips")
+    found = excerpts({clip.clip_id: paths[clip.clip_id] for clip in votes.hardest}, sound=True)
+    hardest = tuple(
+        replace(clip, picture=found[clip.clip_id].picture, sound=found[clip.clip_id].sound) for clip in votes.hardest
+    )
     return replace(votes, hardest=hardest)
 
 
-def _explorer(dataset: Dataset, sides: Sequence[Side], votes: Votes, progress: Callable[[str], object]) -> str | Absent:
+def _explorer(dataset: Dataset, sides: Sequence[Side], progress: Callable[[str], object]) -> str | Absent:
     """Return the explorer of the first of these heads that can be explored."""
     reason = ""
-    embeddings = load_embeddings_of(dataset, "test")  # `votes` has already read them without an error
+    embeddings = load_embeddings_of(dataset, "test")  # `_votes` has already read them without an error
     paths = {clip.clip_id: dataset.path_of(clip) for clip in dataset.manifest.of_split("test")}
     for side in sides:
         try:
-            chosen = set(explored_clip_ids(side.heads, embeddings))
-            progress("reading images for the explorer")
-            pictures = thumbnails({one: path for one, path in paths.items() if one in chosen}, edge=EXPLORER_EDGE)
-            labels = [label for one, label in zip(embeddings.clip_ids, embeddings.labels, strict=True) if one in chosen]
+            chosen = explored_clip_ids(side.heads, embeddings)
+            progress("reading pictures for the explorer")
+            found = excerpts({clip_id: paths[clip_id] for clip_id in chosen}, edge=EXPLORER_EDGE)
+            labels = [label for one, label in zip(embeddings.clip_ids, embeddings.labels, strict=True) if one in found]
             return explorer_html(
                 side.heads,
                 embeddings,
                 ceiling=reachable_ceiling(trained_labels(dataset, side.heads[0].config), labels),
-                title=named(side.title, side.run),
+                title=side.name,
                 looks=looks_of(dataset.media),
                 note=f"The {_kind(dataset)} at the top of this page can't be explored: {reason}." if reason else "",
-                thumbnails=pictures,
+                thumbnails={clip_id: one.picture for clip_id, one in found.items() if one.picture},
             )
         except AlphafuseError as error:
             reason = reason or one_line(error)

@@ -1,6 +1,6 @@
-"""The alpha explorer of the report page: a trained head that recomputes its predictions in the browser.
+"""The explorer of the report page: a trained head that recomputes its predictions in the browser.
 
-An alpha is a factor on a stream before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
+An alpha, which readers know as a weight, is a factor on a stream before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
 first layer splits into one part per stream, for any transform and normalisation before it; for two streams S and A:
 
     z1 = W1 fuse(aS S, aA A) + b1 = aS (W1 fuse(S, 0)) + aA (W1 fuse(0, A)) + b1
@@ -42,14 +42,14 @@ from scipy.special import softmax
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
-from alphafuse.data.streams import title_of
 from alphafuse.errors import ExperimentError
 from alphafuse.heads.model.config import usable_clips
 from alphafuse.heads.model.head import AlphaFusion
-from alphafuse.heads.model.transforms import NEG_SCALAR, POS_SCALAR
 from alphafuse.heads.scoring.statistics import wilson_interval
 from alphafuse.report.looks import Looks, capitalised, listed, look_of
 from alphafuse.report.tables import percent
+
+from .votes import in_memory
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXPLORABLE = ("concat", "add")  # fusions that are linear without bias
@@ -179,7 +179,7 @@ def explorer_html(
     thumbnails: Mapping[str, str] | None = None,
     split: str = "test",
 ) -> str:
-    """Return the alpha explorer as html: `<section id="explorer">` with its own style, data and script.
+    """Return the explorer as html: `<section id="explorer">` with its own style, data and script.
 
     It loads nothing. Colours and typefaces are the custom properties `--ink`, `--muted`, `--paper`,
     `--panel`, `--line`, `--sight`, `--sound`, `--fused`, `--good`, `--bad`, `--accent`, `--mono` and `--sans` if the
@@ -202,7 +202,7 @@ def explorer_html(
         ValueError: a thumbnail is not a `data:image/` URI.
     """
     rows = _explored_rows(heads, embeddings)
-    head, clips = heads[0], _in_memory(embeddings, rows)
+    head, clips = heads[0], in_memory(embeddings, rows.tolist())
     streams, classes = head.config.streams, head.config.classes
     packed = PackedHead.of(head, clips)
     grids = _grids(streams)
@@ -223,7 +223,7 @@ def explorer_html(
             raise ValueError(f"the thumbnail of {clip_id} must be a data:image/ address, not {address[:40]!r}")
     data = {
         "streams": [
-            {"id": name, "name": title_of(name), "sense": look.sense, "short": look.short, "color": look.color}
+            {"id": name, "sense": look.sense, "short": look.short, "color": look.color}
             for name, look in ((name, look_of(looks, name)) for name in streams)
         ],
         "classes": list(classes),
@@ -258,7 +258,7 @@ def explorer_html(
             right=right[at_one],
             interval=wilson_interval(right[at_one], len(rows)),
             maps=[
-                _map(pair, grid, [right[points.index(point)] for point in grid], len(rows))
+                _map(pair, grid, [right[points.index(point)] for point in grid], len(rows), looks)
                 for pair, grid in grids.items()
             ],
             side=MAP_PIXELS,
@@ -271,7 +271,7 @@ def explorer_html(
 def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) -> np.ndarray:
     """Return the positions of the clips in the page; raise `ExperimentError` if the head can't be explored."""
     if not heads:
-        raise ExperimentError("the alpha explorer needs a head")
+        raise ExperimentError("the explorer needs a head")
     config = heads[0].config
     if config.experiment.fusion not in EXPLORABLE:
         raise ExperimentError(
@@ -299,16 +299,6 @@ def _explored_rows(heads: Sequence[AlphaFusion], embeddings: EmbeddingSource) ->
     return rows
 
 
-def _in_memory(embeddings: EmbeddingSource, rows: np.ndarray) -> Embeddings:
-    chosen = rows.tolist()
-    return Embeddings(
-        clip_ids=tuple(embeddings.clip_ids[i] for i in chosen),
-        labels=tuple(embeddings.labels[i] for i in chosen),
-        groups=tuple(embeddings.groups[i] for i in chosen),
-        features=embeddings.read_rows(rows),
-    )
-
-
 def _agreement(
     packed: PackedHead, points: Sequence[Mapping[str, float]], exact: Sequence[np.ndarray], at_one: int
 ) -> Agreement:
@@ -331,30 +321,19 @@ def _grids(streams: Sequence[str]) -> dict[tuple[str, ...], list[dict[str, float
     }
 
 
-def _presets(streams: Sequence[str], looks: Looks) -> dict[str, list[dict[str, str]]]:
-    """Return buttons in groups: their text and the alphas they set, as json."""
+def _presets(streams: Sequence[str], looks: Looks) -> list[dict[str, str]]:
+    """Return buttons: their text and the weights they set, as json."""
     ones = dict.fromkeys(streams, 1.0)
-    groups = {"Alphas": [("as trained", ones)]}
+    presets = [("as trained", ones)]
     for kept in streams if len(streams) > 1 else ():
-        dropped = [name for name in streams if name != kept]
-        others = f" ({title_of(dropped[0])} 0)" if len(dropped) == 1 else ""
-        groups["Alphas"].append((f"{look_of(looks, kept).short} only{others}", ones | dict.fromkeys(dropped, 0.0)))
+        presets.append((f"{look_of(looks, kept).short} only", ones | {name: 0.0 for name in streams if name != kept}))
     if len(streams) > 2:
-        groups["Alphas"] += [(f"without {look_of(looks, name).short}", ones | {name: 0.0}) for name in streams]
-    else:  # the paper scales one of two streams
-        groups["The paper's scalars:"] = [
-            (f"{title_of(stream)} {value:g}", ones | {stream: value})
-            for stream in streams
-            for value in (POS_SCALAR, NEG_SCALAR)
-        ]
-    return {
-        group: [{"text": text, "alphas": json.dumps(alphas)} for text, alphas in presets]
-        for group, presets in groups.items()
-    }
+        presets += [(f"without {look_of(looks, name).short}", ones | {name: 0.0}) for name in streams]
+    return [{"text": text, "alphas": json.dumps(alphas)} for text, alphas in presets]
 
 
 def _map(
-    pair: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int
+    pair: Sequence[str], points: Sequence[Mapping[str, float]], right: Sequence[int], clips: int, looks: Looks
 ) -> dict[str, Any]:
     """Return accuracy over the alphas of one or two streams for the template: x is the last one's alpha, y the other's.
 
@@ -372,7 +351,7 @@ def _map(
                 "row": row,
                 "accuracy": count / clips,
                 "shade": (count - low) / (high - low) if high > low else 0.0,
-                "alphas": ", ".join(f"{title_of(name)} {point[name]:g}" for name in pair),
+                "alphas": ", ".join(f"{look_of(looks, name).sense} {point[name]:g}" for name in pair),
             }
         )
     return {"pair": pair, "cells": cells, "columns": len(alphas), "low": low / clips, "high": high / clips}

@@ -18,8 +18,9 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
-from alphafuse.data.streams import DEFAULT_NAMES, GIVEN
+from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, Stream
 from alphafuse.errors import AlphafuseError
+from alphafuse.extract.encoders.hub import COMPACT
 from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, list_runs
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
 from alphafuse.report.contents import (
@@ -27,17 +28,18 @@ from alphafuse.report.contents import (
     Absent,
     AlphaCurves,
     Bar,
+    LearningCurves,
     LossCurves,
     Measure,
     Offer,
     Report,
     Table,
     Votes,
+    Weights,
     ceiling_from_json,
     role_of,
 )
 from alphafuse.report.looks import looks_of, roles_of
-from alphafuse.report.tables import p_phrase, points
 from alphafuse.system.files import one_line
 
 OUTLINE = {  # groups of `compare` in the ablation, and their names there
@@ -58,35 +60,33 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
     """
     if chosen:
         return [Run.open(Path(folder), dataset.root) for folder in chosen], []
-    runs, left_out = list_runs(dataset.root)
-    return [run for run in runs if run.kind != "curve"], left_out  # no section shows it
+    return list_runs(dataset.root)
 
 
-def first_command(dataset: Dataset) -> str:
-    """Return a command that makes a first run of a root: the paper's table if it has the paper's streams."""
-    command = "table1" if set(DEFAULT_NAMES) <= set(dataset.media) else "fit"
-    return f"alphafuse {command} --root {shlex.quote(str(dataset.root))}"
+def first_command(root: Path) -> str:
+    """Return a command that makes a first run with heads, in seconds."""
+    return _command("weigh", root)
 
 
 def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], votes: Votes | Absent) -> Report:
     """Collect the data of the page, with `votes` from `votes.ask_heads`; the explorer is still absent."""
     problems = list(left_out)
-    tables = _of_kind(runs, "table1", _table, problems)
-    sweeps = _of_kind(runs, "sweep", _sweep, problems)
-    offers = _of_kind(runs, "contribute", _offer, problems)
-    root, first = dataset.root, first_command(dataset)
-    no_table = Absent("No run of table 1", first)
-    if not set(DEFAULT_NAMES) <= set(dataset.media):
-        no_table = Absent(
-            f"The paper's table is of its streams {' and '.join(DEFAULT_NAMES)}, and this root has others"
-        )
-    losses = _losses(runs, votes, Absent("No run with loss curves", first), problems)
+    tables = _of_kind(runs, "table1", lambda run: Table.from_json(run, run.figures()), problems)
+    sweeps = _of_kind(runs, "sweep", lambda run: AlphaCurves.from_json(run.figures(), run), problems)
+    offers = _of_kind(runs, "contribute", lambda run: Offer.from_json(run, run.figures()), problems)
+    weights = _of_kind(runs, "weigh", lambda run: Weights.from_json(run, run.figures()), problems)
+    drawn = [run for run in runs if run.config.get("curve", {}).get("preset") is None]  # MTEB's has no curve
+    curves = _of_kind(drawn, "curve", lambda run: LearningCurves.from_json(run.figures(), run), problems)
+    root = dataset.root
+    has_papers_streams = set(DEFAULT_NAMES) <= set(dataset.media)
+    no_table = Absent("The paper's Table 1", _command("table1", root)) if has_papers_streams else Absent("")
+    losses = _losses(runs, votes, problems)
     ablation = _ablation(runs, tables, votes, problems, root)
     return Report(
         root=root,
         name=dataset.name,
         is_demo=dataset.name == DEMO_NAME,
-        networks={one.name: one.encoder if one.title == one.name else one.title for one in dataset.streams},
+        networks={one.name: _network(one) for one in dataset.streams},
         looks=looks_of(dataset.media),
         roles=roles_of(dataset.media),
         classes=len(dataset.classes),
@@ -96,14 +96,24 @@ def collect(dataset: Dataset, runs: Sequence[Run], left_out: Sequence[str], vote
         audit=audit(dataset),
         runs=tuple(runs),
         left_out=tuple(dict.fromkeys(problems)),  # extended by the calls above
-        offer=offers[0] if offers else Absent("No run of contribute", _command("contribute", root)),
+        offer=offers[0]
+        if offers
+        else Absent("What each stream adds, in all and to each class", _command("contribute", root)),
+        weights=weights[0] if weights else Absent("What each stream should weigh", _command("weigh", root)),
+        curve=curves[0] if curves else Absent("Whether more training clips would help", _command("curve", root)),
         table=tables[0] if tables else no_table,
         losses=losses,
         sweeps=tuple(sweeps),
         ablation=ablation,
         votes=votes,
-        explorer=Absent("No heads to explore", first),
+        explorer=Absent(""),
     )
+
+
+def _network(stream: Stream) -> str:
+    """Return what a stream's encoder is called; a stand-in is named."""
+    name = stream.encoder if stream.title == stream.name else stream.title
+    return f"a small stand-in for {name}" if stream.encoder == COMPACT and name != COMPACT else name
 
 
 def _embedding_command(dataset: Dataset) -> str:
@@ -128,24 +138,12 @@ def _command(name: str, root: Path) -> str:
     return f"alphafuse {name} --root {shlex.quote(str(root))}"
 
 
-def _offer(run: Run) -> Offer:
-    return Offer.from_json(run, run.figures())
-
-
-def _table(run: Run) -> Table:
-    return Table.from_json(run, run.figures())
-
-
-def _sweep(run: Run) -> AlphaCurves:
-    return AlphaCurves.from_json(run.figures(), run)
-
-
-def _losses(runs: Sequence[Run], votes: Votes | Absent, none: Absent, problems: list[str]) -> LossCurves | Absent:
+def _losses(runs: Sequence[Run], votes: Votes | Absent, problems: list[str]) -> LossCurves | Absent:
     """Return the curves of table 1's experiment 2 beside the paper's figure 3; without it, of the run of `votes`."""
     curves = _of_kind(runs, "table1", _figure3, problems)
     if not curves and isinstance(votes, Votes) and votes.fused.run.kind == "fit":
         curves = _of_kind([votes.fused.run], "fit", _own_losses, problems)
-    return curves[0] if curves else none
+    return curves[0] if curves else Absent("")
 
 
 def _figure3(run: Run) -> LossCurves:
@@ -190,25 +188,15 @@ def _ablation(
         used.append(run)
         ceilings.append(ceiling)
     if not bars:
-        return Absent("No fused and single heads to compare", f"alphafuse compare --root {shlex.quote(str(root))}")
+        return Absent("All fusions beside each stream alone", _command("compare", root))
     return Ablation(tuple(bars), tuple(used), ceilings[0], note)
 
 
 def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
-    """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the best stream."""
+    """Return the bars of a run of `compare`, their ceiling, and what it says to do."""
     content = run.figures()
     bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
-    gain = content["gain_over_better_stream"]
-    if gain is None:  # there is only one stream
-        return run, bars, ceiling_from_json(content), ""
-    low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
-    better = str(gain["stream"]).removesuffix(" only")
-    best = "best" if sum(row["group"] == "alone" for row in content["rows"]) > 2 else "better"
-    note = (
-        f"Fused against {better}, the stream that is {best} on validation: {points(float(gain['difference']))} "
-        f"points on test clips ({low} to {high}; {p_phrase(float(gain['p_value']))}, {gain['method']})."
-    )
-    return run, bars, ceiling_from_json(content), note
+    return run, bars, ceiling_from_json(content), str(content.get("answer", ""))
 
 
 def _compare_bar(row: Mapping[str, Any]) -> Bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alphafuse.data.power import LEVEL
@@ -11,64 +11,78 @@ from alphafuse.heads.model.config import title_of_streams
 from alphafuse.heads.studies.probe import sentence_of
 from alphafuse.heads.studies.runs import HEADS, Run
 from alphafuse.heads.training.settings import TrainSettings
-from alphafuse.report.contents import Absent, Measure, Report, Votes, role_of
+from alphafuse.report.contents import Absent, ClassShare, Measure, Report, Votes, role_of
 from alphafuse.report.looks import FUSED, capitalised, listed, look_of
 from alphafuse.report.tables import p_phrase, percent, points
 
 
+WITHOUT_EPOCHS = ("weigh", "contribute", "curve")  # heads in closed form: no epochs, and seeds only of folds and draws
+
+
 def answer(report: Report) -> list[str]:
-    """Return the answer as sentences: the contribution of each stream, the transforms, the ceiling."""
-    sentences = []
-    votes, table = report.votes, report.table
+    """Return the answer as sentences: what the studies say to do, then what the heads reach, the ceiling, the demo."""
+    votes, table, ablation = report.votes, report.table, report.ablation
+    said = [] if isinstance(report.offer, Absent) else [report.offer.said[0]]
+    said += [] if isinstance(report.weights, Absent) else [report.weights.said]
+    said += [] if isinstance(ablation, Absent) else [ablation.note]
+    said += [] if isinstance(report.curve, Absent) else [report.curve.said]
+    sentences = list(dict.fromkeys(filter(None, said)))
     if isinstance(votes, Votes):
-        top1 = votes.fused.metrics["top1"]
-        assert top1 is not None
-        sentences.append(
-            f"On {votes.clips} test clips of {votes.source_videos} source videos, {report.lead} are right on "
-            f"{percent(top1.mean)}% ({between(top1)})."
-        )
-        for one in votes.contributions:
-            added, base = added_to(one.over, votes, report), look_of(report.looks, one.over).sense
-            sentences.append(
-                f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
-                f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
-                + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be distinguished from 0.")
-            )
+        if not sentences:
+            sentences.append(_accuracy(report, votes))
+        sentences += _gains(report, votes)
     elif not isinstance(table, Absent):
-        base_row = table.rows[0]
-        sentences.append(
-            f"On {base_row.test.n} test clips, the untransformed fused heads are right on "
-            f"{percent(base_row.test.mean)}% ({between(base_row.test)})."
-        )
-        for row in table.rows:
-            if row.role != FUSED and row.difference and row.p_value is not None:
-                ends = f"{points(row.difference.low)} to {points(row.difference.high)}"
-                gap = f"{points(row.difference.mean)} points ({ends}, {p_phrase(row.p_value)})"
-                sentences.append(f"{row.title}: {percent(row.test.mean)}%, {gap}.")
-    elif not isinstance(report.ablation, Absent):
+        sentences.append(table.verdict)
+    elif not isinstance(ablation, Absent):
         sentences += [
             f"{bar.title}: right on {percent(bar.test.mean)}% ({between(bar.test)}) of {bar.test.n} test clips."
-            for bar in report.ablation.bars
+            for bar in ablation.bars
             if bar.is_plain
         ]
-    if not isinstance(table, Absent):
-        sentences.append(f"Of the paper's six transforms: {table.verdict[0].lower()}{table.verdict[1:]}")
     ceiling = report.audit.splits["test"].ceiling
-    unseen = ceiling.clips - ceiling.reachable
-    sentences.append(
-        f"The ceiling is {percent(ceiling.accuracy)}%: "
-        + (
-            f"{unseen} of {ceiling.clips} test clips have a label that never occurs in training, so no head can be "
-            "right on them."
-            if unseen
-            else "every test clip's label occurs in training."
+    if unseen := ceiling.clips - ceiling.reachable:
+        sentences.append(
+            f"The ceiling is {percent(ceiling.accuracy)}%: {unseen} of {ceiling.clips} test clips have a label that "
+            "never occurs in training, so no head can be right on them."
         )
-    )
     if report.is_demo:
         sentences.append(
             "This is the generated demo, whose difficulty is chosen: its accuracies say nothing about real clips."
         )
-    return sentences
+    return sentences or ["No study has answered yet: the commands at the end add answers."]
+
+
+def _accuracy(report: Report, votes: Votes) -> str:
+    top1 = votes.fused.metrics["top1"]
+    assert top1 is not None
+    return (
+        f"On {votes.clips} test clips of {votes.source_videos} source videos, {report.lead} are right on "
+        f"{percent(top1.mean)}% ({between(top1)})."
+    )
+
+
+def _gains(report: Report, votes: Votes) -> Iterator[str]:
+    for one in votes.contributions:
+        added, base = added_to(one.over, votes, report), look_of(report.looks, one.over).sense
+        yield (
+            f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
+            f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
+            + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be distinguished from 0.")
+        )
+
+
+def classes_in_words(name: str, shares: Sequence[ClassShare]) -> str:
+    """Return how many classes a stream helps and hurts: "AST helps 14 of 16 classes, and hurts 1; ...".
+
+    A class counts if the 95% interval excludes 0.
+    """
+    helped = sum(one.is_apart and one.points.mean > 0 for one in shares)
+    hurt = sum(one.is_apart and one.points.mean < 0 for one in shares)
+    return (
+        f"{name} helps {helped} of {len(shares)} classes and hurts {hurt or 'none'}"
+        + (f"; for {undecided} these clips can't tell" if (undecided := len(shares) - helped - hurt) else "")
+        + "."
+    )
 
 
 def added_to(stream: str, votes: Votes, report: Report) -> str:
@@ -175,9 +189,14 @@ def described(name: str, report: Report) -> str:
         return f"Validation accuracy and loss against alpha with 95% bands; chosen: {chosen}"
     if name == "losses" and not isinstance(report.losses, Absent):
         return f"Training and validation loss per epoch: {report.losses.title}"
-    if name == "class-gains" and isinstance(report.votes, Votes):
-        base = title_of(report.votes.base)
-        return f"Recall of each class, fused minus {base} only, with 95% intervals; the table below has the figures"
+    if name == "weights" and not isinstance(report.weights, Absent):
+        return f"Error against the ratio of two weights, lowest where the data want it. {report.weights.said}"
+    if name == "curve" and not isinstance(report.curve, Absent):
+        ends = ", ".join(
+            f"{look_of(report.looks, role).alone} from {percent(found[0][1].mean)}% to {percent(found[-1][1].mean)}%"
+            for role, found in report.curve.curves.items()
+        )
+        return f"Test accuracy against training clips per class: {ends}"
     return f"Confusion matrix of {report.lead} on test clips; the table below lists the most frequent mistakes"
 
 
@@ -189,16 +208,13 @@ def named(title: str, run: Run) -> str:
 
 def all_seeds(report: Report) -> str:
     """Return the number of seeds of the runs: "5", or "1 to 5"."""
-    counts = sorted({len(run.seeds) for run in report.runs if run.kind != "contribute"} or {1})
+    counts = sorted({len(run.seeds) for run in report.runs if run.kind not in WITHOUT_EPOCHS} or {1})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
     """Return (name, value) pairs: the source of a run's numbers."""
     config = run.config
-    settings, usual = dict(config["settings"]), TrainSettings().to_json()
-    changed = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) != value]
-    same = [f"{name} {_text(value)}" for name, value in settings.items() if usual.get(name) == value]
     facts = [("run", str(run.folder)), ("written", f"{run.written} UTC")]
     if run.kind in HEADS:
         facts.append(("experiment", run.experiment.title))
@@ -210,7 +226,7 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("left out", f"{dropped} (they lack a stream)"))
     if config.get("probe"):
         facts.append(("probe", _probe_fact(config)))
-    facts.append(("settings", "; ".join(filter(None, [", ".join(changed), f"the paper's: {', '.join(same)}"]))))
+    facts.append(("settings", _settings(run)))
     for stream, made in config["embeddings"].items():
         encoder = config.get("encoders", {}).get(stream, {})
         parts = [str(encoder.get("name") or "encoder not recorded")]
@@ -220,6 +236,19 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         facts.append((title_of(stream), ", ".join(parts)))
     facts.append(("versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())))
     return facts
+
+
+def _settings(run: Run) -> str:
+    """Return a run's settings, those that differ from the paper's first; of heads in closed form, the study's own."""
+    own = run.config.get(run.kind, {})
+    if run.kind in WITHOUT_EPOCHS and own.get("head", "closed") == "closed":
+        named = [f"{name} {_text(value)}" for name, value in own.items() if value not in (None, False, [])]
+        return ", ".join(["heads in closed form", *(one for one in named if one != "head closed")])
+    usual = TrainSettings().to_json()
+    settings = {name: _text(value) for name, value in run.config["settings"].items()}
+    changed = [f"{name} {value}" for name, value in settings.items() if value != _text(usual.get(name))]
+    same = [f"{name} {value}" for name, value in settings.items() if value == _text(usual.get(name))]
+    return "; ".join(filter(None, [", ".join(changed), f"the paper's: {', '.join(same)}"]))
 
 
 def _probe_fact(config: Mapping[str, Any]) -> str:

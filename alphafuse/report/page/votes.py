@@ -1,4 +1,4 @@
-"""Predictions of trained heads on the test clips: the contribution of each stream, per class and per clip.
+"""Predictions of trained heads on the test clips: the contribution of each stream, confusions, the hardest clips.
 
 The fused heads and the heads of each stream alone are compared on the clips that all can use. In a root of one stream,
 the heads of that stream take the place of the fused ones, and nothing is compared.
@@ -7,12 +7,13 @@ the heads of that stream take the place of the fused ones, and nothing is compar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.splits import reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import title_of
@@ -20,12 +21,13 @@ from alphafuse.errors import AlphafuseError, ExperimentError
 from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
-from alphafuse.heads.scoring.statistics import Interval, compare_pairs, difference_interval
+from alphafuse.heads.scoring.statistics import compare_pairs
 from alphafuse.heads.studies.evaluate import load_embeddings_of, softmax, trained_labels
 from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, load_heads, require_recipe
 from alphafuse.heads.training.train import class_indices
+from alphafuse.predict.prediction import Prediction, Ranked
+from alphafuse.predict.shares import no_shares, shares_of
 from alphafuse.report.contents import (
-    ClassGain,
     Confusion,
     Contribution,
     HardClip,
@@ -38,7 +40,9 @@ from alphafuse.report.contents import (
 )
 from alphafuse.report.looks import FUSED, Looks, listed, look_of, looks_of, roles_of
 
-HARDEST = 24  # number of clips shown
+from .sentences import named
+
+HARDEST = 12  # number of clips shown
 PAIRS = 20  # number of confusions listed
 
 
@@ -54,9 +58,16 @@ class Side:
     @property
     def title(self) -> str:
         """Title of the heads' experiment."""
+        if self.run.kind == "weigh":
+            return "weighed"
         if self.run.kind in HEADS:
             return self.run.experiment.title
         return "untransformed" if self.role == FUSED else f"{title_of(self.role)} only"
+
+    @property
+    def name(self) -> str:
+        """The title, with the run's name if the name differs."""
+        return named(self.title, self.run)
 
 
 def find_sides(runs: Sequence[Run], roles: Sequence[Role], chosen: bool, problems: list[str]) -> dict[Role, Side]:
@@ -142,7 +153,6 @@ def ask_heads(
     correct = {role: asked.argmax(axis=2) == targets[common] for role, asked in on_common.items()}
     voters = {role: _voter(sides[role], found) for role, found in evaluations.items()}
     joined = config.streams if lead == FUSED else ()
-    base = next((name for name in joined if dataset.media[name] == "video"), joined[0] if joined else "")
     return Votes(
         fused=voters[lead],
         alone={role: voter for role, voter in voters.items() if role != lead},
@@ -152,8 +162,6 @@ def ask_heads(
         ceiling=reachable_ceiling(train_labels, kept.labels),
         contributions=_contributions(correct, joined, groups),
         joined=tuple(joined),
-        base=base,
-        gains=_class_gains(correct, base, kept, dataset.classes, set(train_labels)) if base in correct else (),
         confusion=_confusion(evaluations[lead]),
         hardest=_hardest(
             embeddings, probabilities, usable, targets, classes, set(train_labels), joined, looks_of(dataset.media)
@@ -194,38 +202,6 @@ def _contributions(
         )
         for role, one in zip(alone, compare_pairs(pairs, groups), strict=True)
     )
-
-
-def _class_gains(
-    correct: Mapping[Role, np.ndarray], base: str, kept: EmbeddingSource, classes: Sequence[str], trained: set[str]
-) -> tuple[ClassGain, ...]:
-    """Return the recall of the fused heads minus that of `base` alone, the largest gain first."""
-    labels, groups = np.asarray(kept.labels, dtype=object), np.asarray(kept.groups, dtype=object)
-    found = []
-    for label in classes:
-        of_class = labels == label
-        if not of_class.any():
-            continue
-        fused, alone = (correct[role][:, of_class] for role in (FUSED, base))
-        videos = groups[of_class].tolist()
-        is_reachable = label in trained
-        if is_reachable:
-            interval = difference_interval(fused, alone, videos)
-        else:  # both recalls are always 0: there is no sampling error
-            interval = Interval(0.0, 0.0, "none: its label never occurs in training")
-        gain = float(fused.mean() - alone.mean())
-        found.append(
-            ClassGain(
-                label=label,
-                n=int(of_class.sum()),
-                source_videos=len(set(videos)),
-                fused=float(fused.mean()),
-                alone=float(alone.mean()),
-                gain=Measure.between(gain, interval, int(of_class.sum())),
-                is_reachable=is_reachable,
-            )
-        )
-    return tuple(sorted(found, key=lambda one: (-one.gain.mean, -one.n, one.label)))
 
 
 def _confusion(found: Evaluation) -> Confusion:
@@ -279,6 +255,48 @@ def _hardest(
         finding = finding_of(votes, is_reachable, lead, joined, looks)
         found.append(HardClip(embeddings.clip_ids[row], label, float(losses[position]), is_reachable, votes, finding))
     return tuple(found)
+
+
+def with_shares(dataset: Dataset, votes: Votes, sides: Sequence[Side]) -> Votes:
+    """Return `votes` with each stream's share of the answers for the hardest clips, of the first heads with exact ones.
+
+    Args:
+        dataset: the root of `votes`.
+        votes: result of `ask_heads`.
+        sides: heads that join the streams, those of `votes` first.
+    """
+    reason = no_shares(sides[0].heads[0].config)
+    side = next((side for side in sides if not no_shares(side.heads[0].config)), None)
+    if side is None:
+        return replace(votes, no_shares=reason)
+    embeddings = load_embeddings_of(dataset, "test")
+    try:
+        _require_same_recipes(side, embeddings)
+    except AlphafuseError as error:
+        return replace(votes, no_shares=reason or str(error))
+    place = {clip_id: row for row, clip_id in enumerate(embeddings.clip_ids)}
+    kept = in_memory(embeddings, [place[clip.clip_id] for clip in votes.hardest])
+    classes = side.heads[0].config.classes
+    predictions = []
+    for clip_id, probabilities in zip(kept.clip_ids, softmax(side.heads, kept).mean(axis=0), strict=True):
+        best = () if np.isnan(probabilities).any() else (Ranked(classes[probabilities.argmax()], probabilities.max()),)
+        predictions.append(Prediction(Path(clip_id), best, 0, len(side.heads), {}, dataset.media, probabilities))
+    found = shares_of(side.heads, kept, predictions, classes)
+    hardest = tuple(
+        replace(clip, answer=prediction.label or "", shares=shares)
+        for clip, prediction, shares in zip(votes.hardest, predictions, found, strict=True)
+    )
+    return replace(votes, hardest=hardest, shares=side.name, no_shares=reason)
+
+
+def in_memory(embeddings: EmbeddingSource, rows: Sequence[int]) -> Embeddings:
+    """Return these clips' embeddings, in memory."""
+    return Embeddings(
+        clip_ids=tuple(embeddings.clip_ids[i] for i in rows),
+        labels=tuple(embeddings.labels[i] for i in rows),
+        groups=tuple(embeddings.groups[i] for i in rows),
+        features=embeddings.read_rows(np.asarray(rows)),
+    )
 
 
 def finding_of(votes: Mapping[Role, Vote], is_reachable: bool, lead: Role, joined: Sequence[str], looks: Looks) -> str:

@@ -1,11 +1,13 @@
-// The alpha explorer: adds the parts of a head at the chosen alphas, and shows its predictions.
+// The explorer: adds the parts of a head at the chosen weights (alphas), and shows its predictions.
+// The address keeps its state: #explorer?timesformer=0.5&ast=1&list=changed
 (function () {
   "use strict";
   const root = document.currentScript.closest(".explorer-root");
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
   const { clips, classes, votes } = data;
   const streams = data.streams.map((stream) => stream.id);
-  const PER_PAGE = 24;
+  const FIRST_CARDS = 6;
+  const MORE_CARDS = 12;
   const SLICE_MS = 11; // of the 16 ms of a frame: leaves the browser time to draw
   const SPEAK_AFTER_MS = 500; // a screen reader announces the final position of a slider, not every step
 
@@ -156,6 +158,7 @@
     return { button, alphas: streams.map((stream) => alphas[stream]) };
   });
   const list = one(".explorer-list");
+  const more = one("[data-more]");
   const maps = all(".explorer-map svg"); // of each pair of streams, one shown
   let map = maps[0];
   const wanted = () => sliders.map((slider) => Number(slider.value));
@@ -168,7 +171,7 @@
     right: (clip) => isRight(shown, clip),
   };
   let kind = "all";
-  let page = 0;
+  let cards = FIRST_CARDS;
 
   /** Wilson's score interval, as `wilson_interval` in Python. */
   function wilson(successes, n) {
@@ -184,7 +187,7 @@
     const alphas = wanted();
     alphas.forEach((alpha, m) => {
       values[m].textContent = alpha.toFixed(2);
-      sliders[m].setAttribute("aria-valuetext", `${data.streams[m].name} alpha ${alpha.toFixed(2)}`);
+      sliders[m].setAttribute("aria-valuetext", `weight ${alpha.toFixed(2)} of ${data.streams[m].sense}`);
     });
     for (const preset of presets) preset.button.setAttribute("aria-pressed", String(same(preset.alphas, alphas)));
     const { left, cell, rows, perAlpha, x, y } = geometry();
@@ -240,34 +243,53 @@
       one(`[data-count="${name}"]`).textContent = String(clips.filter((_, clip) => KINDS[name](clip)).length);
     }
     if (atStart) return; // no alpha has been changed yet
-    const where = data.streams.map(({ name }, m) => `${name} ${shown.alphas[m].toFixed(2)}`).join(", ");
-    speak(`At alpha ${where}: accuracy ${accuracy}, ${counts.right} of ${n} clips right; ${change}.`);
+    const where = data.streams.map(({ sense }, m) => `${sense} ${shown.alphas[m].toFixed(2)}`).join(", ");
+    speak(`At weights ${where}: accuracy ${accuracy}, ${counts.right} of ${n} clips right; ${change}.`);
   }
 
   let speaking = 0;
   function speak(sentence) {
     clearTimeout(speaking);
-    speaking = setTimeout(() => (out("spoken").textContent = sentence), SPEAK_AFTER_MS);
+    speaking = setTimeout(() => {
+      out("spoken").textContent = sentence;
+      keepState();
+    }, SPEAK_AFTER_MS);
+  }
+
+  function keepState() {
+    const state = new URLSearchParams(streams.map((stream, m) => [stream, String(wanted()[m])]));
+    state.set("list", kind);
+    const isStart = same(wanted(), ONES) && kind === "all";
+    try {
+      if (!isStart || location.hash.startsWith("#explorer?")) {
+        history.replaceState(null, "", isStart ? "#explorer" : `#explorer?${state}`);
+      }
+    } catch { /* a page without an address of its own */ }
+  }
+
+  function readState() {
+    const [place, text] = location.hash.split("?");
+    if (place !== "#explorer" || !text) return;
+    const state = new URLSearchParams(text);
+    streams.forEach((stream, m) => { if (state.has(stream)) sliders[m].value = state.get(stream); });
+    const choice = all('[name="explorer-filter"]').find((one) => one.value === state.get("list"));
+    if (choice) {
+      choice.checked = true;
+      kind = choice.value;
+    }
+    moved();
+    root.scrollIntoView();
   }
 
   function showClips() {
     const chosen = clips.map((_, clip) => clip).filter(KINDS[kind]);
-    const pages = Math.max(1, Math.ceil(chosen.length / PER_PAGE));
-    page = Math.min(page, pages - 1);
-    const here = chosen.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+    const here = chosen.slice(0, cards);
     while (list.children.length < here.length) list.append(one("template").content.cloneNode(true));
     while (list.children.length > here.length) list.lastElementChild.remove();
     here.forEach((clip, i) => showCard(list.children[i], clip));
     one(".explorer-empty").hidden = here.length > 0;
-    const start = page * PER_PAGE;
-    for (const place of all('[data-out="shown"]')) {
-      place.textContent = here.length ? `${start + 1} to ${start + here.length} of ${chosen.length}` : "none";
-    }
-    for (const button of all("[data-turn]")) {
-      const turned = page + Number(button.dataset.turn);
-      button.disabled = turned < 0 || turned >= pages;
-    }
-    one(".explorer-pager-end").hidden = pages === 1;
+    out("shown").textContent = here.length < chosen.length ? `${here.length} of ${chosen.length}` : "";
+    more.hidden = here.length === chosen.length;
   }
 
   /** Labels and ids are untrusted: insert them as text only. */
@@ -364,20 +386,22 @@
   for (const choice of all('[name="explorer-filter"]')) {
     choice.addEventListener("change", () => {
       kind = choice.value;
-      page = 0;
+      cards = FIRST_CARDS;
       render();
       speak(`${one(`[data-count="${kind}"]`).textContent} clips listed: ${kind}.`);
     });
   }
-  for (const button of all("[data-turn]")) {
-    button.addEventListener("click", () => {
-      page += Number(button.dataset.turn);
-      render();
-      if (button.closest(".explorer-pager-end")) one(".explorer-clips").scrollIntoView();
-    });
-  }
+  more.addEventListener("click", () => {
+    const before = list.children.length;
+    cards += MORE_CARDS;
+    render();
+    list.children[before].tabIndex = -1;
+    list.children[before].focus({ preventScroll: true }); // the button may be gone
+  });
   window.addEventListener("beforeprint", finishNow);
+  window.addEventListener("hashchange", readState);
 
   showAlphas();
+  readState();
   frame = requestAnimationFrame(onFrame);
 })();
