@@ -32,6 +32,7 @@ try:
     from . import heads as cli_heads
     from . import predict as cli_predict
     from . import report as cli_report
+    from . import runs as cli_runs
     from . import similar as cli_similar
     from . import store as cli_store
 except ImportError as error:  # a library is missing or broken; doctor still loads and names it
@@ -62,6 +63,7 @@ SECTIONS = {
         "evaluate": "Every metric of a run: mAP, AUC, calibration, per class.",
     },
     "See and use": {
+        "runs": "List the trained runs, and which one is the best; pin one.",
         "predict": "Label clips with a trained run.",
         "similar": "Find the cached clips that look and sound most like a clip.",
         "report": "Write one self-contained html page of a root's runs.",
@@ -213,6 +215,7 @@ if _cannot_load is None:
         cli_heads.curve,
         cli_heads.contribute,
         cli_heads.evaluate,
+        cli_runs.runs,
         cli_predict.predict,
         cli_predict.export,
         cli_similar.similar,

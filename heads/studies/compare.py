@@ -172,6 +172,8 @@ class CompareTable:
         resolvable_gap: smallest difference in test top-1 that a paired test on this split finds in 4 of 5 cases, with
             Holm's correction for the table's comparisons.
         provenance: inputs of the study, for config.json.
+        kept: heads of the main rows: the untransformed concat, each stream alone, and the best on validation if it is
+            none of them. `write_compare` keeps them as runs.
 
     >>> from alphafuse import Dataset, TrainSettings, compare
     >>> table = compare(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
@@ -196,6 +198,7 @@ class CompareTable:
     tuned: str
     resolvable_gap: float
     provenance: Mapping[str, Any]
+    kept: tuple[Trained, ...] = ()
 
     def __repr__(self) -> str:
         return f"CompareTable({self.dataset_name!r}, {len(self.rows)} rows, {len(self.seeds)} seeds, n={self.clips})"
@@ -378,7 +381,14 @@ def compare(
             baseline.test, [row.test for row in others if row.group not in PARTIAL], comparisons=len(others)
         ),
         provenance=clips.provenance,
+        kept=_main_rows([found[grid.baseline], *singles], [found[row.experiment] for row in rows if row.experiment]),
     )
+
+
+def _main_rows(always: Sequence[Trained], rows: Sequence[Trained]) -> tuple[Trained, ...]:
+    """Return the heads that are kept: these, and of all rows the best on validation."""
+    best = best_on_validation(rows)
+    return (*always, *([] if any(best is one for one in always) else [best]))
 
 
 def _row(group: str, title: str, trained: Trained) -> CompareRow:

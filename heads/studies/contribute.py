@@ -72,6 +72,7 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .best_run import best_run
 from .evaluate import load_embeddings_of, load_run
+from .runs import resolve_run
 from .same_clips import SameClips
 
 HEADS = ("closed", "fit")
@@ -403,7 +404,8 @@ def contribute(
             term per stream: what only the combination of two streams tells, they can't see. "fit": a trained head
             per subset, its temperature chosen on validation clips.
         streams: the streams to compare; all by default.
-        run: the trained run whose use of its streams is measured; the root's best by default, if it has one.
+        run: the trained run whose use of its streams is measured, a folder or the name of one of the root's; the root's
+            best by default, if it has one.
         folds: folds of source videos, for heads in closed form.
         seed: seed of the folds, the permutations and the trained heads.
         refits: permuted refits of each stream; 0 leaves them out.
@@ -426,7 +428,8 @@ def contribute(
     if isinstance(refits, bool) or not isinstance(refits, int) or refits < 0:
         raise ExperimentError(f"refits must be a whole number of at least 0, not {refits!r}")
     settings = settings or TrainSettings()
-    used = load_run(Path(run), dataset, "test") if run else None  # fails before the work starts
+    run = resolve_run(run, dataset.root) if run else None
+    used = load_run(run, dataset, "test") if run else None  # fails before the work starts
     experiment = Experiment(streams=tuple(streams))
     clips = SameClips.load(dataset, replace(settings, absent="drop"), (seed,), experiment)
     names = experiment.of(clips.streams).streams
@@ -492,7 +495,7 @@ def contribute(
         of_media=_of_media(*games, media, groups),
         gains=_gains(found, null, names, groups),
         by_class=_by_class(*games, names, groups, labels),
-        used=use_of_run(Path(run), dataset, seed=seed, progress=progress) if run else None,
+        used=use_of_run(run, dataset, seed=seed, progress=progress) if run else None,
         not_used=not_used,
         warning=labelling_warning(dataset),
         provenance=clips.provenance,

@@ -23,7 +23,7 @@ from alphafuse.heads.scoring.vggsounder import VGGSounderScores, vggsounder_scor
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.processes import free_memory_bytes
 
-from .runs import dataset_of, read_run, require_recipe
+from .runs import dataset_of, read_run, require_recipe, resolve_run
 from .same_clips import ceiling_json
 
 
@@ -114,10 +114,10 @@ def evaluate(
     Writes no files; see `alphafuse.write_evaluation`.
 
     Args:
-        run: folder that `fit` wrote, with its head/ and heads/.
+        run: folder of a run with heads, or, with `dataset`, the name of one of its runs.
         split: the split to score. Test scores are no longer unbiased once they were used to choose something.
         dataset: a dataset other than the run's own (`<root>/runs/<name>`), extracted with the same recipes.
-        against: another run to compare with on the same clips.
+        against: another run to compare with on the same clips; a folder, or the name of one of the dataset's runs.
         vggsounder: also score VGGSounder's multiple labels; needs the package `vggsounder`.
 
     Raises:
@@ -132,8 +132,9 @@ def evaluate(
     >>> found.evaluation.mean_average_precision
     0.9... [0.8..., 0.9...]
     """
-    run = Path(run)
+    run = resolve_run(run, dataset and dataset.root)
     dataset = dataset or dataset_of(run)
+    against = resolve_run(against, dataset.root) if against else None
     heads = load_run(run, dataset, split)
     config = heads[0].config
     embeddings = load_embeddings_of(dataset, split)
@@ -141,7 +142,7 @@ def evaluate(
     other: list[AlphaFusion] = []
     common = usable
     if against:
-        other = load_run(Path(against), dataset, split)
+        other = load_run(against, dataset, split)
         if other[0].config.classes != config.classes:
             raise ExperimentError(f"{against} has other classes than {run}: compare runs of the same dataset")
         common = usable & usable_clips(embeddings, other[0].config)
@@ -158,7 +159,7 @@ def evaluate(
         dropped=int((~usable).sum()),
         ceiling=reachable_ceiling(trained_labels(dataset, config), kept.labels),
         evaluation=evaluate_probabilities(probabilities, targets, config.classes, kept.groups),
-        against=_against(Path(against), heads, other, embeddings.take(common)) if against else None,
+        against=_against(against, heads, other, embeddings.take(common)) if against else None,
         vggsounder=vggsounder_scores(kept.clip_ids, probabilities, config.classes) if vggsounder else None,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.cluster import connected, require_engine
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
-from .probe import Probe, grid_json, points_for, probe_grid
-from .runs import check_run_name, write_run
+from .probe import Probe, points_for, probe_grid
+from .runs import check_run_name, write_trained
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
 
 
@@ -124,24 +124,15 @@ def fit(
         train = clips.train_probed if probe else clips.train
         (trained,) = train([experiment], chosen, settings=settings, progress=shown, engine=engine, address=address)
     assert trained.test is not None
-    used = trained.probe.settings if trained.probe else settings
-    splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
-    folder = write_run(
+    folder = write_trained(
         dataset.root,
         name,
-        kind="fit",
-        config={
-            "experiment": asdict(experiment),
-            "head": trained.heads[0].head.config.to_json(),
-            **clips.provenance,
-            "settings": used.to_json(),
-            **({"probe": {"grid": grid_json(settings), **trained.probe.to_json()}} if trained.probe else {}),
-            "clips": clips.counts,
-            "dropped": clips.dropped,
-        },
-        figures={split: result.to_json() for split, result in splits.items()},
-        history=[("", trained.heads)],
-        predictions=splits.values(),
-        heads={"": trained.heads},
+        trained,
+        settings=settings,
+        provenance=clips.provenance,
+        clips=clips.counts,
+        dropped=clips.dropped,
     )
+    used = trained.probe.settings if trained.probe else settings
+    splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
     return RunResult(experiment, used, chosen, folder, splits, trained.heads, clips.dropped, trained.probe)

@@ -48,9 +48,8 @@ def write_report(
     Args:
         dataset: the root. Sections that need predictions are missing unless its test split is extracted.
         out: the html file, written atomically.
-        runs: run folders to show; by default all of the root's. Votes, confusions and gains are those of the first
-            named run with fused heads; by default, of the `fit` run with the highest validation accuracy, else of
-            table 1.
+        runs: run folders to show, or names of the root's; by default all of the root's. Votes, confusions and gains
+            are those of the first named run with fused heads; by default, of the best run (see `best_run`).
         figures: folder to write each figure to, as .png and .svg.
         progress: called with a few words at each step.
 

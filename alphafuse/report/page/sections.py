@@ -20,7 +20,7 @@ from alphafuse.data.sources.demo import DEMO_NAME
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import DEFAULT_NAMES, GIVEN
 from alphafuse.errors import AlphafuseError
-from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, list_runs
+from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, list_runs, resolve_run
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
 from alphafuse.report.contents import (
     Ablation,
@@ -57,7 +57,7 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
         ExperimentError: a chosen folder is not a run (without a choice, such a folder is left out, with a line).
     """
     if chosen:
-        return [Run.open(Path(folder), dataset.root) for folder in chosen], []
+        return [Run.open(resolve_run(folder, dataset.root), dataset.root) for folder in chosen], []
     runs, left_out = list_runs(dataset.root)
     return [run for run in runs if run.kind != "curve"], left_out  # no section shows it
 
