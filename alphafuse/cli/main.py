@@ -26,6 +26,7 @@ from .common import Commands, Context, print_error, walk
 
 _cannot_load: ImportError | None = None
 try:
+    from . import answer as cli_answer
     from . import convert as cli_convert
     from . import data as cli_data
     from . import extract as cli_extract
@@ -44,6 +45,9 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_NO_READER = 128 + 13  # SIGPIPE, which Windows lacks
 
 SECTIONS = {
+    "All in one": {
+        "answer": "From a folder of clips to an answer, a report and a classifier.",
+    },
     "Data": {
         "data": "Make, audit and split dataset roots; the demo needs no download.",
     },
@@ -170,7 +174,7 @@ def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def _kept() -> str:
     """Return a hint for commands that resume; "" for the others."""
-    resumes = sys.argv[1:2] == ["extract"] or sys.argv[1:3] == ["data", "demo"]
+    resumes = sys.argv[1:2] in (["extract"], ["answer"]) or sys.argv[1:3] == ["data", "demo"]
     return "; finished work is kept, run the same command again to resume" if resumes else ""
 
 
@@ -203,6 +207,7 @@ def _name_variables() -> None:
 
 if _cannot_load is None:
     for _command in (
+        cli_answer.answer,
         cli_data.data,
         cli_extract.extract,
         cli_convert.convert,

@@ -255,6 +255,11 @@ def keep_heads(
     return folders
 
 
+def made_from(root: Path, name: str) -> str | None:
+    """Return the digest of a run's inputs, see `same_clips.inputs_of`; None if there is no such run, or no digest."""
+    return _config_of(run_folder(root, name)).get("inputs")
+
+
 def _plain_json(value: Any) -> Any:
     """Return a value as it reads after it was written as json: tuples are lists."""
     return json.loads(json.dumps(value))

@@ -313,6 +313,15 @@ def inputs_of(dataset: Dataset, splits: Mapping[str, EmbeddingSource]) -> str:
     return digest.hexdigest()
 
 
+def current_inputs(dataset: Dataset) -> str:
+    """Return the digest that a study of all streams records as "inputs", as the root is now; see `inputs_of`.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+    """
+    return inputs_of(dataset, dataset.all_embeddings(max_bytes=0))  # 0: features stay on disk
+
+
 def _require_streams(dataset: Dataset, train: EmbeddingSource, experiment: Experiment) -> None:
     """Raise `ExperimentError` if the experiment names a stream of the dataset that isn't extracted.
 
