@@ -25,7 +25,6 @@ from .common import (
     print_json,
     print_text,
     root_option,
-    roots,
     run_folders,
     seed_option,
     some_of,
@@ -393,7 +392,7 @@ def curve(
     "--run",
     type=click.Path(path_type=Path),
     shell_complete=run_folders,
-    help="Trained run whose use of its streams is measured. [default: the root's best]",
+    help="Trained run whose use of its streams is measured: a name or a folder. [default: the root's best]",
 )
 @click.option("--folds", default=5, show_default=True, help="Folds of source videos, for closed.")
 @click.option("--refits", default=20, show_default=True, help="Permuted refits of each stream; 0 = none.")
@@ -422,7 +421,7 @@ def contribute(
     \b
     Examples:
       alphafuse contribute --root demo
-      alphafuse contribute --root demo --run demo/runs/untransformed --refits 0
+      alphafuse contribute --root demo --run untransformed --refits 0
       alphafuse contribute --root demo --head fit --refits 3 --normalize zscore
     """
     from alphafuse.heads.studies.contribute import contribute as run_contribute
@@ -452,7 +451,7 @@ def contribute(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
+@click.argument("run", type=click.Path(path_type=Path), required=False, shell_complete=run_folders)
 @click.option("--split", default="test", show_default=True, shell_complete=one_of(*SPLITS), help="train, val or test.")
 @click.option(
     "--against",
@@ -461,29 +460,45 @@ def contribute(
     help="Another run, for a paired test on the same clips.",
 )
 @click.option("--vggsounder", is_flag=True, help="Also VGGSounder's multi-label scores (needs the package vggsounder).")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    shell_complete=roots,
-    help="Dataset root. [default: the root that holds the run]",
-)
+@root_option
 @wide_option
 @json_option
+@click.pass_context
 def evaluate(
-    run: Path, split: str, against: Path | None, vggsounder: bool, root: Path | None, wide: bool, as_json: bool
+    context: click.Context,
+    run: Path | None,
+    split: str,
+    against: Path | None,
+    vggsounder: bool,
+    root: Path,
+    wide: bool,
+    as_json: bool,
 ) -> None:
     """Compute every metric of a run's heads on a split; writes RUN/evaluation-SPLIT/.
 
+    RUN is a folder, or the name of one of the root's runs; by default the root's best run. A folder of another root
+    is scored on that root's clips, unless --root is given.
+
     \b
     Examples:
-      alphafuse evaluate demo/runs/sqrt-ast --split test
-      alphafuse evaluate demo/runs/sqrt-ast --against demo/runs/untransformed
+      alphafuse evaluate --root demo
+      alphafuse evaluate sqrt-ast --against untransformed --root demo
+      alphafuse evaluate demo/runs/sqrt-ast --split val
     """
+    from alphafuse.heads.studies.best_run import best_run
     from alphafuse.heads.studies.evaluate import evaluate as evaluate_run
+    from alphafuse.heads.studies.runs import dataset_of, resolve_run
     from alphafuse.report.studies import describe, write_evaluation
     from alphafuse.report.tables import to_text
 
-    dataset = Dataset.open(root) if root else None
+    if run is None:
+        dataset = Dataset.open(root)
+        run = best_run(dataset)
+        click.echo(f"run: {run}", err=True)
+    else:
+        run = resolve_run(run, root)
+        is_typed = context.get_parameter_source("root") == ParameterSource.COMMANDLINE
+        dataset = Dataset.open(root) if is_typed else dataset_of(run)
     found = evaluate_run(run, split=split, dataset=dataset, against=against, vggsounder=vggsounder)
     folder = write_evaluation(found)
     if as_json:

@@ -26,12 +26,14 @@ from .common import Commands, Context, print_error, walk
 
 _cannot_load: ImportError | None = None
 try:
+    from . import answer as cli_answer
     from . import convert as cli_convert
     from . import data as cli_data
     from . import extract as cli_extract
     from . import heads as cli_heads
     from . import predict as cli_predict
     from . import report as cli_report
+    from . import runs as cli_runs
     from . import similar as cli_similar
     from . import store as cli_store
 except ImportError as error:  # a library is missing or broken; doctor still loads and names it
@@ -43,6 +45,9 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_NO_READER = 128 + 13  # SIGPIPE, which Windows lacks
 
 SECTIONS = {
+    "All in one": {
+        "answer": "From a folder of clips to an answer, a report and a classifier.",
+    },
     "Data": {
         "data": "Make, audit and split dataset roots; the demo needs no download.",
     },
@@ -62,6 +67,7 @@ SECTIONS = {
         "evaluate": "Every metric of a run: mAP, AUC, calibration, per class.",
     },
     "See and use": {
+        "runs": "List the trained runs, and which one is the best; pin one.",
         "predict": "Label clips with a trained run.",
         "similar": "Find the cached clips that look and sound most like a clip.",
         "report": "Write one self-contained html page of a root's runs.",
@@ -168,7 +174,7 @@ def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def _kept() -> str:
     """Return a hint for commands that resume; "" for the others."""
-    resumes = sys.argv[1:2] == ["extract"] or sys.argv[1:3] == ["data", "demo"]
+    resumes = sys.argv[1:2] in (["extract"], ["answer"]) or sys.argv[1:3] == ["data", "demo"]
     return "; finished work is kept, run the same command again to resume" if resumes else ""
 
 
@@ -201,6 +207,7 @@ def _name_variables() -> None:
 
 if _cannot_load is None:
     for _command in (
+        cli_answer.answer,
         cli_data.data,
         cli_extract.extract,
         cli_convert.convert,
@@ -213,6 +220,7 @@ if _cannot_load is None:
         cli_heads.curve,
         cli_heads.contribute,
         cli_heads.evaluate,
+        cli_runs.runs,
         cli_predict.predict,
         cli_predict.export,
         cli_similar.similar,

@@ -24,7 +24,7 @@ ENCODER_HELP = "Folder or hub id of the encoder. [default: recorded in the run]"
 @click.option(
     "--run",
     shell_complete=run_folders,
-    help="Run folder, exported folder or hub id. [default: the root's best run on validation]",
+    help="Name of a run of the root, its folder, an exported folder or a hub id. [default: the root's best run]",
 )
 @root_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per clip.")
@@ -64,14 +64,14 @@ def predict(
     \b
     Examples:
       alphafuse predict clip.mp4 --root demo
-      alphafuse predict clip.mp4 --run demo/runs/sqrt-ast --why
+      alphafuse predict clip.mp4 --run sqrt-ast --why --root demo
       alphafuse predict clips/ --run exported --top 1 --csv > labels.csv
     """
     if as_csv and (why or as_json):
         raise click.UsageError("--csv can't be combined with --why or --json: use --json for everything")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set before torch is loaded, as in extract
-    from alphafuse.heads.studies.best_run import best_run
-    from alphafuse.heads.studies.runs import read_run
+    from alphafuse.heads.studies.best_run import find_best
+    from alphafuse.heads.studies.runs import read_run, resolve_run
     from alphafuse.predict.explain import Explanation
     from alphafuse.predict.model import AlphaFuse, find_clips
     from alphafuse.report import predict as report
@@ -79,8 +79,11 @@ def predict(
 
     files = find_clips(clips)
     if run is None:
-        run = str(best_run(Dataset.open(root)))
-        click.echo(f"run: {run} ({report.format_best(read_run(run))})", err=True)
+        best = find_best(Dataset.open(root))
+        run = str(best.run.folder)
+        click.echo(f"run: {run} ({best.why}; {report.format_best(read_run(run))})", err=True)
+    else:
+        run = str(resolve_run(run, root)) if "://" not in run else run
     model = AlphaFuse.from_pretrained(run, encoders=encoders, trust_code=trust_code, device=device, workers=workers)
     if report.is_guessing(model.run):
         click.echo(
@@ -111,31 +114,54 @@ def predict(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=run_folders)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument(
+    "places",
+    metavar="[RUN] OUT",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=run_folders,
+)
+@root_option
 @click.option("--with-encoders", is_flag=True, help="Also copy the encoders' files into the folder.")
 @click.option("--push", metavar="OWNER/NAME", help="Also push it to the hub (needs a token: `hf auth login`).")
 @click.option("--private", is_flag=True, help="With --push: a private repository.")
 @click.option("--trust-code", is_flag=True, help="With --push: run the Python code that the run names, as a check.")
 @json_option
 def export(
-    run: Path, out: Path, with_encoders: bool, push: str | None, private: bool, trust_code: bool, as_json: bool
+    places: tuple[Path, ...],
+    root: Path,
+    with_encoders: bool,
+    push: str | None,
+    private: bool,
+    trust_code: bool,
+    as_json: bool,
 ) -> None:
     """Bundle a run into one folder: heads, preprocessing, encoders' ids, metrics, and a model card.
 
-    The folder is all that `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
+    RUN is a folder, or the name of one of the root's runs; by default the root's best run. The folder is all that
+    `alphafuse predict --run` and `AlphaFuse.from_pretrained` need.
 
     \b
     Examples:
-      alphafuse export demo/runs/sqrt-ast exported
-      alphafuse export demo/runs/sqrt-ast exported --with-encoders
+      alphafuse export exported --root demo
+      alphafuse export sqrt-ast exported --with-encoders --root demo
       alphafuse export vggsound/runs/sqrt-ast exported --push me/vggsound-sqrt-ast
     """
-    from alphafuse.heads.studies.runs import read_run
+    from alphafuse.heads.studies.best_run import best_run
+    from alphafuse.heads.studies.runs import read_run, resolve_run
     from alphafuse.predict.bundle import export_run
     from alphafuse.predict.card import warnings_of
     from alphafuse.predict.push import push_bundle
 
+    if len(places) > 2:
+        raise click.UsageError(f"export takes a run and a folder to make, not {len(places)} arguments")
+    *named, out = places
+    if named:
+        run = resolve_run(named[0], root)
+    else:
+        run = best_run(Dataset.open(root))
+        click.echo(f"run: {run}", err=True)
     folder = export_run(run, out, with_encoders=with_encoders)
     for warning in warnings_of(read_run(folder)):
         click.echo(f"note: {warning}", err=True)

@@ -31,19 +31,19 @@ def report(
 ) -> None:
     """Write one self-contained page of a root's runs: for an appendix, or to send to a colleague.
 
-    Shows all runs in ROOT/runs, or the named RUN folders (then --root defaults to the root that holds them). The heads
-    shown are those of the first RUN with fused heads, else of the fit run with the highest validation accuracy, else of
-    table 1.
+    Shows all runs in ROOT/runs, or those that are named: a name, or a folder (then --root defaults to the root that
+    holds it). The heads shown are those of the first RUN with fused heads, else of the root's best run.
 
     \b
     Examples:
       alphafuse report --root demo
       alphafuse report demo/runs/sqrt-ast demo/runs/table1 -o paper/report.html --figures paper/figures
     """
-    from alphafuse.heads.studies.runs import dataset_of
+    from alphafuse.heads.studies.runs import dataset_of, resolve_run
     from alphafuse.report.page.build import write_report
 
     is_default = context.get_parameter_source("root") == ParameterSource.DEFAULT
+    runs = tuple(resolve_run(run, root) for run in runs)
     dataset = dataset_of(runs[0]) if runs and is_default else Dataset.open(root)
     with tqdm(desc="report", bar_format="{desc} ({elapsed_s:.0f} s so far)", disable=None, leave=False) as bar:
         path = write_report(

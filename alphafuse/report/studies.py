@@ -25,7 +25,7 @@ from alphafuse.heads.studies.compare import PARTIAL, RATIOS, CompareTable, publi
 from alphafuse.heads.studies.evaluate import RunEvaluation
 from alphafuse.heads.studies.fit import RunResult
 from alphafuse.heads.studies.probe import names_of
-from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_run
+from alphafuse.heads.studies.runs import keep_heads, padded, write_evaluation_folder, write_run
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
 from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
@@ -524,6 +524,9 @@ def compare_rows(table: CompareTable) -> Table:
 def write_compare(table: CompareTable, dataset: Dataset | str | Path) -> Path:
     """Write `<root>/runs/compare/`, replacing an older one as a whole, and return the folder.
 
+    The heads of the table's main rows become runs of their own (see `keep_heads`), so that `predict` and the report
+    work from them.
+
     >>> from alphafuse import Dataset, TrainSettings, compare, write_compare
     >>> dataset = Dataset.open("demo")
     >>> folder = write_compare(compare(dataset, seeds=1, settings=TrainSettings(epochs=2, hidden=(16,))), dataset)
@@ -531,6 +534,15 @@ def write_compare(table: CompareTable, dataset: Dataset | str | Path) -> Path:
     ['compare.csv', 'compare.json', 'compare.md', 'config.json']
     """
     dataset = Dataset.open(dataset)
+    keep_heads(
+        dataset.root,
+        table.kept,
+        settings=table.settings,
+        provenance=table.provenance,
+        kept_by="compare",
+        clips=table.clips,
+        dropped=table.dropped,
+    )
     return write_run(
         dataset.root,
         "compare",

@@ -46,14 +46,15 @@ class Bar(Progress):
         bar: the tqdm of the round.
     """
 
-    def __init__(self, title: str = "", *, disable: bool | None = None) -> None:
+    def __init__(self, title: str = "", *, disable: bool | None = None, leave: bool = True) -> None:
         """Show nothing yet.
 
         Args:
             title: text before the bar; "" = the title of the round.
             disable: True = show nothing; None = only on a terminal.
+            leave: whether the bar stays when the round ends.
         """
-        self._title, self._disable = title, disable
+        self._title, self._disable, self._leave = title, disable, leave
 
     def start(self, title: str, *, total: int, done: int = 0, unit: str = "clip") -> None:  # noqa: D102
         self._figures: dict[str, int] = {}
@@ -63,6 +64,7 @@ class Bar(Progress):
             desc=self._title or title,
             unit=unit,
             disable=self._disable,
+            leave=self._leave,
             smoothing=0.05,
             file=sys.stderr,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {words}{postfix}",

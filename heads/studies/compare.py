@@ -176,6 +176,8 @@ class CompareTable(Tabular):
             Holm's correction for the table's comparisons.
         resolvable_gain: the same for a gain of fusing over a stream alone; None for one stream.
         provenance: inputs of the study, for config.json.
+        kept: heads of the main rows: the untransformed concat, each stream alone, and the best on validation if it is
+            none of them. `write_compare` keeps them as runs.
 
     >>> from alphafuse import Dataset, TrainSettings, compare
     >>> table = compare(Dataset.open("demo"), seeds=1, settings=TrainSettings(epochs=2, hidden=(16,)))
@@ -201,6 +203,7 @@ class CompareTable(Tabular):
     resolvable_gap: float
     resolvable_gain: float | None
     provenance: Mapping[str, Any]
+    kept: tuple[Trained, ...] = ()
 
     def __repr__(self) -> str:
         first = self.rows[0]
@@ -411,7 +414,14 @@ def compare(
         if alone
         else None,
         provenance=clips.provenance,
+        kept=_main_rows([found[grid.baseline], *singles], [found[row.experiment] for row in rows if row.experiment]),
     )
+
+
+def _main_rows(always: Sequence[Trained], rows: Sequence[Trained]) -> tuple[Trained, ...]:
+    """Return the heads that are kept: these, and of all rows the best on validation."""
+    best = best_on_validation(rows)
+    return (*always, *([] if any(best is one for one in always) else [best]))
 
 
 def _row(group: str, title: str, trained: Trained) -> CompareRow:

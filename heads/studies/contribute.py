@@ -69,6 +69,7 @@ from alphafuse.system.results import Tabular
 from .best_run import best_run
 from .evaluate import load_run
 from .permuted_stream import PermutedStream
+from .runs import resolve_run
 from .same_clips import SameClips
 from .use import Use, use_of_run
 
@@ -334,7 +335,8 @@ def contribute(
             Such heads add up a term per stream: what only the combination of two streams tells, they can't see.
             "fit": a trained head per subset, its temperature chosen on validation clips.
         streams: the streams to compare; all by default; "sight" and "sound" are all of a medium.
-        run: the trained run whose use of its streams is measured; the root's best by default, if it has one.
+        run: the trained run whose use of its streams is measured, a folder or the name of one of the root's; the root's
+            best by default, if it has one.
         folds: folds of source videos, for heads in closed form.
         seed: seed of the folds, the permutations and the trained heads.
         refits: permuted refits of each stream; 0 leaves them out.
@@ -359,8 +361,9 @@ def contribute(
     if isinstance(refits, bool) or not isinstance(refits, int) or refits < 0:
         raise ExperimentError(f"refits must be a whole number of at least 0, not {refits!r}")
     settings = replace(settings or TrainSettings(), absent="drop")
+    run = resolve_run(run, dataset.root) if run else None
     if run:
-        load_run(Path(run), dataset, "test")  # fails before the work starts
+        load_run(run, dataset, "test")  # fails before the work starts
     clips = SameClips.complete(dataset, streams, settings=settings)
     names = clips.read
     if len(names) > MOST_STREAMS:
@@ -430,7 +433,7 @@ def contribute(
         of_media=_of_media(*games, media, groups),
         gains=_gains(found, null, names, groups),
         by_class=_by_class(*games, names, groups, labels),
-        used=use_of_run(Path(run), dataset, seed=seed, progress=progress) if run else None,
+        used=use_of_run(run, dataset, seed=seed, progress=progress) if run else None,
         not_used=not_used,
         warning=labelling_warning(dataset),
         provenance={**clips.provenance, "settings": settings.to_json(), "seeds": [seed]},

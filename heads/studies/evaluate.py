@@ -23,7 +23,7 @@ from alphafuse.heads.training.train import class_indices
 from alphafuse.system.results import Tabular
 
 from .predictions import Predictions, load_embeddings_of, softmax
-from .runs import TrainedRun, dataset_of, read_run
+from .runs import TrainedRun, dataset_of, read_run, resolve_run
 from .same_clips import ceiling_json
 from .words import compact_note, p_text, score_sentence, signed, signed_range, verdict, whole
 
@@ -147,11 +147,11 @@ def evaluate(
     Writes no files; see `alphafuse.write_evaluation`.
 
     Args:
-        run: folder that `fit` wrote, with its head/ and heads/.
+        run: folder of a run with heads, or, with `dataset`, the name of one of its runs.
         split: the split to score. Test scores are no longer unbiased once they were used to choose something.
         dataset: a dataset, or its folder, other than the run's own (`<root>/runs/<name>`), extracted with the same
             recipes.
-        against: another run to compare with on the same clips.
+        against: another run to compare with on the same clips; a folder, or the name of one of the dataset's runs.
         vggsounder: also score VGGSounder's multiple labels; needs the package `vggsounder`.
 
     Raises:
@@ -166,8 +166,10 @@ def evaluate(
     >>> found.evaluation.mean_average_precision
     0.9... [0.8..., 0.9...]
     """
-    run = Path(run)
-    dataset = Dataset.open(dataset) if dataset else dataset_of(run)
+    dataset = Dataset.open(dataset) if dataset else None
+    run = resolve_run(run, dataset and dataset.root)
+    dataset = dataset or dataset_of(run)
+    against = resolve_run(against, dataset.root) if against else None
     trained = load_run(run, dataset, split)
     heads, config = trained.heads, trained.heads[0].config
     embeddings = load_embeddings_of(dataset, split)
@@ -175,7 +177,7 @@ def evaluate(
     other: Sequence[AlphaFusion] = ()
     common = usable
     if against:
-        other = load_run(Path(against), dataset, split).heads
+        other = load_run(against, dataset, split).heads
         if other[0].config.classes != config.classes:
             raise ExperimentError(f"{against} has other classes than {run}: compare runs of the same dataset")
         common = usable & usable_clips(embeddings, other[0].config)
@@ -192,7 +194,7 @@ def evaluate(
         dropped=int((~usable).sum()),
         ceiling=reachable_ceiling(trained_labels(dataset, config), kept.labels),
         evaluation=evaluate_probabilities(probabilities, targets, config.classes, kept.groups),
-        against=_against(Path(against), heads, other, embeddings.take(common)) if against else None,
+        against=_against(against, heads, other, embeddings.take(common)) if against else None,
         vggsounder=vggsounder_scores(kept.clip_ids, probabilities, config.classes) if vggsounder else None,
         trained=trained,
         root=dataset.root,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.results import Tabular
 
 from .predictions import Predictions
-from .probe import Probe, grid_json, points_for, probe_grid
-from .runs import TrainedRun, check_run_name, run_folder, write_run
+from .probe import Probe, points_for, probe_grid
+from .runs import TrainedRun, check_run_name, figures_of, write_trained
 from .same_clips import EVALUATED, SameClips, SplitResult, epochs_of, seed_range
-from .words import compact_note, score_sentence
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,12 @@ class RunResult(Tabular):
     @property
     def answer(self) -> str:
         """How often the heads are right on test clips, in a sentence."""
-        test = self.splits["test"]
-        return score_sentence(test.top1, test.labels, test.ceiling.reachable)
+        return str(self.to_json()["answer"])
 
     @property
     def note_on_encoders(self) -> str:
         """Names the streams whose encoders stand in for real ones; "" if there are none."""
-        return compact_note(self.config["encoders"], self.heads[0].head.config.streams)
+        return str(self.to_json()["note_on_encoders"])
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} top1={result.top1!r} n={result.n}" for name, result in self.splits.items())
@@ -94,8 +92,7 @@ class RunResult(Tabular):
 
     def to_json(self) -> dict[str, Any]:
         """What they say, and every figure of both splits, json-able."""
-        said = {"answer": self.answer, "note_on_encoders": self.note_on_encoders}
-        return {**said, **{split: result.to_json() for split, result in self.splits.items()}}
+        return figures_of(self.splits, self.config)
 
 
 def fit(
@@ -160,35 +157,17 @@ def fit(
         train = clips.train_probed if probe else clips.train
         (trained,) = train([experiment], chosen, settings=settings, progress=shown, engine=engine, address=address)
     assert trained.test is not None
-    used = trained.probe.settings if trained.probe else settings
-    config = {
-        "experiment": asdict(experiment),
-        "head": trained.heads[0].head.config.to_json(),
-        **clips.provenance,
-        "settings": used.to_json(),
-        **({"probe": {"grid": grid_json(settings), **trained.probe.to_json()}} if trained.probe else {}),
-        "clips": clips.counts,
-        "dropped": clips.dropped,
-    }
-    result = RunResult(
-        experiment=experiment,
-        settings=used,
-        seeds=chosen,
-        folder=run_folder(dataset.root, name),
-        splits=dict(zip(EVALUATED, (trained.val, trained.test), strict=True)),
-        heads=trained.heads,
-        dropped=clips.dropped,
-        probe=trained.probe,
-        config=config,
-    )
-    write_run(
+    run = write_trained(
         dataset.root,
         name,
-        kind="fit",
-        config=config,
-        figures=result.to_json(),
-        history=[("", trained.heads)],
-        predictions=result.splits.values(),
-        heads={"": trained.heads},
+        trained,
+        settings=settings,
+        provenance=clips.provenance,
+        clips=clips.counts,
+        dropped=clips.dropped,
     )
-    return result
+    used = trained.probe.settings if trained.probe else settings
+    splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
+    return RunResult(
+        experiment, used, chosen, run.folder, splits, trained.heads, clips.dropped, trained.probe, run.config
+    )

@@ -12,7 +12,8 @@
     table1 adds              table1.json, table1.md, figure3.png (losses of experiment 2 next to the paper's), and
       heads/<name>/          heads of untransformed and of each stream alone, each like a run of fit
     sweep adds               sweep.json, sweep.csv (a line per point), sweep.png; its config.json reproduces it
-    compare adds             compare.json, compare.csv (a line per row), compare.md; no history
+    compare adds             compare.json, compare.csv (a line per row), compare.md; no history. Heads of its main rows
+      are runs like those of fit, whose config.json says "kept_by": "compare"
     weigh adds               weigh.json, and predictions and head/ like a run of fit; no history
     curve adds               curve.json, curve.csv (a line per size and heads), curve.md, curve.png
     contribute adds          contribute.json, contribute.csv (a line per class and stream), contribute.md; no history
@@ -20,16 +21,18 @@
       evaluation-<split>/    evaluation.json, classes.csv, confusion.csv
 
 A run folder is written completely under a temporary name, and then replaces an older run of its name.
+<root>/runs/pinned.json names the run that is used when none is named, if someone pinned one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,8 +49,10 @@ from alphafuse.heads.training.train import TrainedHead
 from alphafuse.system.files import iterate_csv, one_line, read_json, write_atomically, write_csv, write_json
 
 from .predictions import Predictions, predictions_of
+from .probe import grid_json
 from .reproduce import command_of
-from .same_clips import EVALUATED, SplitResult, validation_rank
+from .same_clips import EVALUATED, SplitResult, Trained, validation_rank
+from .words import compact_note, score_sentence
 
 FIGURES = {
     "fit": "metrics.json",
@@ -71,7 +76,9 @@ RESERVED_RUNS = {  # name -> the command, and kind, whose runs have it
     "curve-mteb": "curve",
 }
 DAMAGED = (AlphafuseError, KeyError, TypeError, ValueError, IndexError, OSError)  # raised by reading a damaged run
-TRAIN_FIRST = "train one with `alphafuse fit`, or name a run folder under <root>/runs/"
+TRAIN_FIRST = "train one with `alphafuse fit`, or name one that `alphafuse runs` lists"
+PINNED = "pinned.json"  # in <root>/runs
+DECIDING = ("experiment", "settings", "seeds", "classes", "embeddings", "inputs")  # parts of config.json: same heads
 
 CsvRows = Iterable[Sequence[object]]
 
@@ -91,6 +98,20 @@ class SeededHead(Protocol):
 def run_folder(root: Path, name: str) -> Path:
     """Return the folder of a root's run."""
     return root / "runs" / name
+
+
+def resolve_run(run: str | Path, root: str | Path | None) -> Path:
+    """Return the folder of a run: `<root>/runs/<run>` if the root has a run of this name, else `run` as a path.
+
+    >>> from alphafuse.heads.studies.runs import resolve_run
+    >>> resolve_run("sqrt-ast", "demo").as_posix(), resolve_run("elsewhere/sqrt-ast", "demo").as_posix()
+    ('demo/runs/sqrt-ast', 'elsewhere/sqrt-ast')
+    """
+    path = Path(run)
+    if root is None or len(path.parts) != 1 or path.is_absolute():
+        return path
+    folder = run_folder(Path(root), str(path))
+    return folder if folder.is_dir() else path
 
 
 def check_run_name(name: str, kind: str = "") -> None:
@@ -157,6 +178,121 @@ def write_run(
     return run_folder(root, name)
 
 
+def write_trained(
+    root: Path,
+    name: str,
+    trained: Trained,
+    *,
+    settings: TrainSettings,
+    provenance: Mapping[str, Any],
+    clips: Mapping[str, int],
+    dropped: Mapping[str, int],
+    kept_by: str = "",
+) -> TrainedRun:
+    """Write an experiment's heads, scored on val and test, as a run of `fit`, and return it.
+
+    Args:
+        root, name: see `write_run`.
+        trained: the heads.
+        settings: training settings before a probe chose some of them.
+        provenance, clips, dropped: see `SameClips`.
+        kept_by: the study that trained them, if it wasn't `fit`.
+    """
+    assert trained.test is not None
+    splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
+    used = trained.probe.settings if trained.probe else settings
+    config = {
+        "experiment": asdict(trained.experiment),
+        "head": trained.heads[0].head.config.to_json(),
+        **provenance,
+        "settings": used.to_json(),
+        **({"probe": {"grid": grid_json(settings), **trained.probe.to_json()}} if trained.probe else {}),
+        **({"kept_by": kept_by} if kept_by else {}),
+        "clips": dict(clips),
+        "dropped": dict(dropped),
+    }
+    figures = figures_of(splits, config)
+    folder = write_run(
+        root,
+        name,
+        kind="fit",
+        config=config,
+        figures=figures,
+        history=[("", trained.heads)],
+        predictions=splits.values(),
+        heads={"": trained.heads},
+    )
+    heads = tuple(one.head for one in trained.heads)
+    return TrainedRun(folder, trained.experiment, heads, config, figures)
+
+
+def figures_of(splits: Mapping[str, SplitResult], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the heads of a run say, and every figure of its splits, json-able: the content of metrics.json."""
+    test = splits["test"]
+    return {
+        "answer": score_sentence(test.top1, test.labels, test.ceiling.reachable),
+        "note_on_encoders": compact_note(config["encoders"], config["head"]["streams"]),
+        **{split: result.to_json() for split, result in splits.items()},
+    }
+
+
+def keep_heads(
+    root: Path,
+    kept: Sequence[Trained],
+    *,
+    settings: TrainSettings,
+    provenance: Mapping[str, Any],
+    kept_by: str,
+    **counts: Mapping[str, int],
+) -> list[Path]:
+    """Write heads of a study as runs of `fit`, named after their experiments; return the folders.
+
+    Runs that the same study kept before are replaced; those that it doesn't keep any more are deleted, unless one is
+    pinned. A run that something else wrote stays: with the same inputs it has the same heads and is returned;
+    otherwise the study's heads get the name `<study>-<name>`.
+    """
+    folders = []
+    for trained in kept:
+        made = _plain_json({"experiment": asdict(trained.experiment), **provenance})
+        made["settings"] = (trained.probe.settings if trained.probe else settings).to_json()
+        name = trained.experiment.name
+        if (existing := _config_of(run_folder(root, name))) and existing.get("kept_by") != kept_by:
+            if all(existing.get(part) == _plain_json(made.get(part)) for part in DECIDING):
+                folders.append(run_folder(root, name))
+                continue
+            name = f"{kept_by}-{name}"
+        folders.append(
+            write_trained(
+                root, name, trained, settings=settings, provenance=provenance, kept_by=kept_by, **counts
+            ).folder
+        )
+    for folder in (root / "runs").glob("*/"):
+        old = _config_of(folder).get("kept_by") == kept_by
+        if old and folder not in folders and folder.name != pinned_name(root):
+            shutil.rmtree(folder, ignore_errors=True)
+    return folders
+
+
+def made_from(root: Path, name: str) -> str | None:
+    """Return the digest of a run's inputs, see `same_clips.inputs_of`; None if there is no such run, or no digest."""
+    return _config_of(run_folder(root, name)).get("inputs")
+
+
+def _plain_json(value: Any) -> Any:
+    """Return a value as it reads after it was written as json: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Return a run's config.json; {"kind": None} if the folder holds something else; {} if there is no folder."""
+    if not folder.is_dir():
+        return {}
+    try:
+        return dict(read_json(folder / "config.json"))
+    except DAMAGED:
+        return {"kind": None}
+
+
 def write_evaluation_folder(
     run: Path, split: str, *, figures: Mapping[str, Any], classes: CsvRows, confusion: CsvRows
 ) -> Path:
@@ -201,6 +337,29 @@ def save_heads(heads: Iterable[tuple[int, AlphaFusion]], folder: Path) -> None:
     """Write an experiment's (seed, head) pairs: the first to head/, the others to heads/seed-<n>/."""
     for position, (seed, head) in enumerate(heads):
         head.save_pretrained(folder / "heads" / f"seed-{seed}" if position else folder / "head")
+
+
+def pin_run(root: Path, name: str | None) -> None:
+    """Make a run the one that is used when none is named; None = none is pinned.
+
+    Raises:
+        ExperimentError: the root has no such run, or it has no heads.
+    """
+    path = root / "runs" / PINNED
+    if name is None:
+        path.unlink(missing_ok=True)
+        return
+    read_run(run_folder(root, name))
+    write_json(path, {"run": name})
+
+
+def pinned_name(root: Path) -> str | None:
+    """Return the name of the pinned run; None if none is pinned."""
+    path = root / "runs" / PINNED
+    try:
+        return str(read_json(path)["run"]) if path.is_file() else None
+    except DAMAGED:
+        raise ExperimentError(f"{path} is damaged: pin a run again with `alphafuse runs --pin NAME`") from None
 
 
 def _history_rows(history: Sequence[tuple[str, Sequence[TrainedHead]]]) -> Iterator[tuple[object, ...]]:
@@ -286,8 +445,16 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment of a run of `fit`."""
+        """The experiment of a run with heads; of table 1, the untransformed one."""
+        if self.kind == "table1":
+            fields = self.config["experiments"][0]
+            return Experiment(**{name: fields[name] for name in Experiment.__dataclass_fields__ if name in fields})
         return Experiment(**self.config["experiment"])
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether `read_run` can read its heads: fit, weigh, and the untransformed ones of table 1."""
+        return self.kind in HEADS or (self.kind == "table1" and self.heads_folder(BASELINE.name).is_dir())
 
     @property
     def dataset_name(self) -> str:
@@ -302,14 +469,40 @@ class Run:
         """Return the losses per epoch, see `read_history`."""
         return read_history(self.folder / "history.csv", experiment)
 
+    def correct(self, split: str) -> tuple[list[str], list[str], np.ndarray]:
+        """Read which clips of "val" or "test" the heads get right.
+
+        Returns:
+            clip_ids, their source videos, and (seeds, clips) bool.
+
+        Raises:
+            OSError, ValueError, IndexError: the run has no such predictions, or they are damaged.
+        """
+        rows = iterate_csv(self.folder / f"predictions-{split}.csv")
+        header = next(rows)[1]
+        columns = [header.index(name) for name in ("clip_id", "group", "seed", "correct")]
+        by_seed: dict[str, list[bool]] = {}
+        clip_ids, groups = [], []
+        for _, row in rows:
+            clip_id, group, seed, correct = (row[column] for column in columns)
+            if len(by_seed.setdefault(seed, [])) == len(clip_ids):
+                clip_ids.append(clip_id)
+                groups.append(group)
+            by_seed[seed].append(correct == "1")
+        return clip_ids, groups, np.array(list(by_seed.values()))
+
     def heads_folder(self, experiment: str = "") -> Path:
         """Return the folder of the heads; in a run of table1, of the row named `experiment`."""
         return self.folder / "heads" / experiment if self.kind == "table1" else self.folder
 
-    def validation_rank(self) -> tuple[float, float]:
-        """Sort key of runs with heads, best first; for table 1, of the untransformed heads."""
+    def scores(self) -> Mapping[str, Any]:
+        """Return "val" and "test" -> figures of the heads; of table 1, of the untransformed ones."""
         figures = self.figures()
-        val = figures["val"] if self.kind in HEADS else figures["rows"][0]["val"]
+        return figures if self.kind in HEADS else figures["rows"][0]
+
+    def validation_rank(self) -> tuple[float, float]:
+        """Sort key of runs with heads, best first."""
+        val = self.scores()["val"]
         return validation_rank(float(val["top1"]["mean"]), float(val["loss"]["mean"]))
 
 

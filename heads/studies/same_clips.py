@@ -7,6 +7,8 @@ This module alone selects the clips of a study and defines "best on validation".
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -194,7 +196,7 @@ class SameClips:
                 )
             kept[split] = embeddings if usable.all() else embeddings.take(usable)
             dropped[split] = int((~usable).sum())
-        provenance = provenance_of(dataset, splits[0], first)
+        provenance = {**provenance_of(dataset, splits[0], first), "inputs": inputs_of(dataset, by_split)}
         return cls(kept, dropped, config.experiment.available, config.streams, dataset.classes, provenance)
 
     def train(
@@ -321,6 +323,31 @@ def provenance_of(dataset: Dataset, split: str, rows: EmbeddingSource) -> dict[s
             "numpy": np.__version__,
         },
     }
+
+
+def inputs_of(dataset: Dataset, splits: Mapping[str, EmbeddingSource]) -> str:
+    """Return a digest of what decides a study's figures beside its own settings, in hexadecimal.
+
+    Classes and how labels were given; clips, labels and source videos of each split, in order; streams, their recipes,
+    and which clips lack them. The numbers themselves aren't read: clip and recipe decide them.
+    """
+    digest = hashlib.sha256(json.dumps([dataset.classes, dataset.labelled_by]).encode())
+    for split, rows in splits.items():
+        recipes = {stream: dict(rows.recipes[stream]) for stream in in_order(rows.dims)}
+        listed = [list(rows.clip_ids), list(rows.labels), list(rows.groups)]
+        digest.update(json.dumps([split, recipes, listed], sort_keys=True, default=str).encode())
+        for stream in recipes:
+            digest.update(np.packbits(rows.present(stream)).tobytes())
+    return digest.hexdigest()
+
+
+def current_inputs(dataset: Dataset) -> str:
+    """Return the digest that a study of all streams records as "inputs", as the root is now; see `inputs_of`.
+
+    Raises:
+        DatasetError, StoreError: splits that are empty or not extracted.
+    """
+    return inputs_of(dataset, dataset.all_embeddings(max_bytes=0))  # 0: features stay on disk
 
 
 def _require_streams(dataset: Dataset, train: EmbeddingSource, experiment: Experiment) -> None:

@@ -21,8 +21,8 @@ from alphafuse.report.figures import write_figures
 from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.system.files import each, one_line, write_atomically
 
-from .explorer import explored_clip_ids, explorer_html
 from .excerpts import excerpts
+from .explorer import explored_clip_ids, explorer_html
 from .html import draw_figures, render_page
 from .sections import collect, find_runs, first_command
 from .votes import Side, ask_heads, explorable_sides, find_sides, with_shares
@@ -47,9 +47,9 @@ def write_report(
     Args:
         dataset: the root, or its folder. Sections that need predictions are missing unless its test split is extracted.
         out: the html file, written atomically.
-        runs: a run folder to show, or several; by default all of the root's. Votes, confusions and gains are those of
-            the first named run with fused heads; by default, of the `fit` run with the highest validation accuracy,
-            else of table 1.
+        runs: a run folder or the name of one of the root's runs, or several; by default all of the root's. Votes,
+            confusions and gains are those of the first named run with fused heads; by default, of the best run (see
+            `best_run`).
         figures: folder to write each figure to, as .png and .svg.
         progress: called with a few words at each step.
 
@@ -103,7 +103,9 @@ def _votes(
     dataset: Dataset, sides: Mapping[Role, Side], explorable: Sequence[Side], progress: Callable[[str], object]
 ) -> Votes | Absent:
     if not explorable:
-        return Absent(f"Heads for predictions, confusions and the hardest clips ({_kind(dataset)})", first_command(dataset.root))
+        return Absent(
+            f"Heads for predictions, confusions and the hardest clips ({_kind(dataset)})", first_command(dataset.root)
+        )
     try:
         votes = with_shares(dataset, ask_heads(dataset, sides, progress=progress), explorable)
     except AlphafuseError as error:

@@ -21,7 +21,7 @@ from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import DEFAULT_NAMES, GIVEN, Stream
 from alphafuse.errors import AlphafuseError
 from alphafuse.extract.encoders.hub import COMPACT
-from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, list_runs
+from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, list_runs, resolve_run
 from alphafuse.heads.studies.table1 import FIGURE3, paper_results
 from alphafuse.report.contents import (
     Ablation,
@@ -59,7 +59,7 @@ def find_runs(dataset: Dataset, chosen: Sequence[Path]) -> tuple[list[Run], list
         ExperimentError: a chosen folder is not a run (without a choice, such a folder is left out, with a line).
     """
     if chosen:
-        return [Run.open(Path(folder), dataset.root) for folder in chosen], []
+        return [Run.open(resolve_run(folder, dataset.root), dataset.root) for folder in chosen], []
     return list_runs(dataset.root)
 
 

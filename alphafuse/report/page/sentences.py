@@ -12,9 +12,8 @@ from alphafuse.heads.studies.probe import sentence_of
 from alphafuse.heads.studies.runs import HEADS, Run
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.contents import Absent, ClassShare, Measure, Report, Votes, role_of
-from alphafuse.report.looks import FUSED, capitalised, listed, look_of
+from alphafuse.report.looks import capitalised, listed, look_of
 from alphafuse.report.tables import p_phrase, percent, points
-
 
 WITHOUT_EPOCHS = ("weigh", "contribute", "curve")  # heads in closed form: no epochs, and seeds only of folds and draws
 

@@ -22,8 +22,9 @@ from alphafuse.heads.model.config import BASELINE
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.scoring.metrics import Evaluation, evaluate_probabilities
 from alphafuse.heads.scoring.statistics import compare_pairs
+from alphafuse.heads.studies.best_run import best_first
 from alphafuse.heads.studies.evaluate import load_embeddings_of, softmax, trained_labels
-from alphafuse.heads.studies.runs import DAMAGED, HEADS, Run, load_heads, require_recipe
+from alphafuse.heads.studies.runs import HEADS, Run, load_heads, require_recipe
 from alphafuse.heads.training.train import class_indices
 from alphafuse.predict.prediction import Prediction, Ranked
 from alphafuse.predict.shares import no_shares, shares_of
@@ -74,9 +75,8 @@ def find_sides(runs: Sequence[Run], roles: Sequence[Role], chosen: bool, problem
     """Find the heads of each role, as far as they exist; the first role is that of the heads that read most.
 
     If the caller has `chosen` the runs, the fused heads are those of the first run that has fused heads. Else they are
-    those of the `fit` or `weigh` run with the highest validation accuracy (ties: lowest validation loss), else the
-    untransformed ones of table 1. The heads of each stream are found in the same way. A damaged run is left out, with
-    a line in `problems`.
+    those of the best run by the rule of `heads.studies.best_run`. The heads of each stream are found by the same rule,
+    else in table 1. A damaged run is left out, with a line in `problems`.
     """
     sides: dict[Role, Side] = {}
     for role in roles:
@@ -86,7 +86,7 @@ def find_sides(runs: Sequence[Run], roles: Sequence[Role], chosen: bool, problem
         candidates = (
             [run for run in runs if run in fits or run in tables]
             if by_hand
-            else [*_best_first(fits, problems), *tables]
+            else [*_best_first([*fits, *(tables if role == FUSED else [])], problems), *tables]
         )
         for run in candidates:
             path = run.heads_folder(BASELINE.name if role == FUSED else f"{role}-only")
@@ -102,14 +102,12 @@ def find_sides(runs: Sequence[Run], roles: Sequence[Role], chosen: bool, problem
     return sides
 
 
-def _best_first(fits: Sequence[Run], problems: list[str]) -> list[Run]:
-    scored = []
-    for run in fits:
-        try:
-            scored.append((run.validation_rank(), run.name, run))
-        except DAMAGED:
+def _best_first(runs: Sequence[Run], problems: list[str]) -> list[Run]:
+    ranked = best_first([run for run in runs if run.has_heads])
+    for run in runs:
+        if run.kind in HEADS and run not in ranked:
             problems.append(f"{run.folder} has no usable metrics.json: make it again: {run.command}")
-    return [run for *_, run in sorted(scored, key=lambda entry: entry[:2])]
+    return ranked
 
 
 def ask_heads(
