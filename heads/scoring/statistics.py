@@ -16,14 +16,19 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binomtest, nct, norm
+from scipy.special import ndtr
+from scipy.stats import binomtest, chi2, norm
 from scipy.stats import t as student_t
 
 from alphafuse.data.power import LEVEL, POWER, smallest_resolvable_gap
 
 Groups = Sequence[str] | np.ndarray  # source videos by name or by number, one per clip
 
-PSEUDO_VIDEOS = 2  # videos whose clips are all right or all wrong together, added to an accuracy's effective sample
+# Satterthwaite's power is 2: then three seeds reject up to 7.7% of true nulls, because a share that is too small by
+# luck also has too many degrees of freedom; with 1.5, 3 to 20 seeds reject 3.3 to 6.9% (docs/statistics.md)
+SEED_POWER = 1.5
+PSEUDO_VIDEOS = 1  # videos whose clips are all right or all wrong together, added to an accuracy's effective sample
+NODES = 32  # quantiles over which the power of a test is averaged
 RESAMPLES = 2000
 DRAWS = 10_000
 NOTHING_VARIES = "none: no variation"
@@ -357,7 +362,8 @@ def resolvable_gap(
     """Return the smallest difference in accuracy that the tests of these experiments find with this power.
 
     Two single heads on clips of different source videos: exact McNemar's (`smallest_resolvable_gap`). Otherwise the t
-    test's, with the mean variance of these comparisons.
+    test's, with the mean variance of these comparisons. That variance is itself estimated, the worse the fewer seeds
+    there are, so the gap is one that is found with this power on average over such estimates.
 
     Args:
         pairs: pairs of (seeds, clips) correct or not, whose disagreement is taken for that of the experiments.
@@ -374,14 +380,15 @@ def resolvable_gap(
     models = [model for model in map(_crossed, compared) if model.varies]
     if not models:
         return smallest_resolvable_gap(videos, power=power, level=level)
-    variance = float(np.mean([model.variance for model in models]))
+    error = math.sqrt(float(np.mean([model.variance for model in models])))
     freedom = float(np.median([model.freedom for model in models]))
     bound = float(student_t.ppf((1 + level) / 2, freedom))
+    nodes = np.sqrt(chi2.ppf((np.arange(NODES) + 0.5) / NODES, freedom) / freedom)  # estimated / true standard error
 
-    def missing(gap: float) -> float:
-        return power - float(nct.sf(bound, freedom, gap / math.sqrt(variance)))
+    def missing(gap: float) -> float:  # `error` is an estimate, and so is the standard error that the test will use
+        return power - float(ndtr(gap / error * nodes[:, None] - bound * nodes).mean())
 
-    return 1.0 if missing(1.0) >= 0 else float(brentq(missing, 0.0, 1.0))
+    return 1.0 if missing(1.0) >= 0 else float(brentq(missing, 0.0, 1.0, xtol=1e-6))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -437,9 +444,9 @@ def _crossed(sides: Sequence[_Side]) -> _Model:
     Multi-reader multi-case analysis (Obuchowski and Rockette 1995, Hillis 2007) with seeds for readers and videos for
     cases: value[seed, video] = mean + seed + video + both. With S seeds and V videos of equal size, the variance of the
     mean is (max(MS_seed, MS_both) + max(MS_video - MS_both, 0)) / (S V), with Satterthwaite's (1946) degrees of freedom
-    over all mean squares. Seeds of two sides are independent: each side has its own MS_seed and MS_both, and the video
-    effects are of the difference of the sides' means. A side of one seed has no seed effects: its head is taken as it
-    is.
+    over all mean squares, where the seeds' share of the variance counts with the power `SEED_POWER`. Seeds of two sides
+    are independent: each side has its own MS_seed and MS_both, and the video effects are of the difference of the
+    sides' means. A side of one seed has no seed effects: its head is taken as it is.
 
     Videos of unequal size: an accuracy is a ratio of sums, so a video's value is its influence on the ratio,
     (sum - accuracy x size) / mean size, enlarged by the video's leverage on the accuracy (Bell and McCaffrey 2002), and
@@ -455,7 +462,8 @@ def _crossed(sides: Sequence[_Side]) -> _Model:
     leverage = np.sqrt((1 - 1 / videos) / (1 - sizes / clips))  # 1 for equal sizes
     df_video = max(clips**2 / float(np.square(sizes, dtype=np.float64).sum()) - 1, 1.0)
     of_video = np.zeros(videos)
-    of_seeds = of_both = squares = 0.0  # squares: of the terms, each divided by its degrees of freedom
+    of_seeds: list[tuple[float, float]] = []  # each side's variance of the mean from seeds, and its degrees of freedom
+    of_both = squares = 0.0
     for side, of_seed in zip(sides, accuracies, strict=True):
         count = len(side.sums)
         influence = (side.sums - of_seed[:, None] * sizes) * (leverage * videos / clips)  # (seeds, videos)
@@ -465,15 +473,17 @@ def _crossed(sides: Sequence[_Side]) -> _Model:
             seed = float(of_seed.var(ddof=1)) / count
             both = float(np.square(influence - means).sum()) / ((count - 1) * (videos - 1) * count * videos)
             df_both = (count - 1) * df_video
-            of_seeds += max(seed, both)
+            of_seeds.append((seed, count - 1) if seed >= both else (both, df_both))
             of_both += both
-            squares += both**2 / df_both + (seed**2 / (count - 1) if seed >= both else both**2 / df_both)
+            squares += both**2 / df_both
     video = float(np.square(of_video).sum()) / ((videos - 1) * videos)
-    variance = of_seeds + max(video - of_both, 0.0)
+    squares += video**2 / df_video
+    variance = sum(part for part, _ in of_seeds) + max(video - of_both, 0.0)
     scale = max(float(np.square(side.sums).sum()) / (len(side.sums) * clips**2) for side in sides)
     if variance <= 1e-20 * scale:  # rounding
         return _Model(mean, 0.0, df_video, videos, seeds, varies=False)
-    return _Model(mean, variance, variance**2 / (squares + video**2 / df_video), videos, seeds, varies=True)
+    squares += sum(variance**2 * (part / variance) ** SEED_POWER / freedom for part, freedom in of_seeds)
+    return _Model(mean, variance, variance**2 / squares, videos, seeds, varies=True)
 
 
 def _compared(a: np.ndarray, b: np.ndarray, groups: Groups) -> list[_Side]:
