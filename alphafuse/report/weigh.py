@@ -298,7 +298,7 @@ def write_weigh(found: Weighing, dataset: Dataset | str | Path, *, run: str | No
     """
     dataset = Dataset.open(dataset)
     profile = found.found.profile
-    curve = WeightCurve.from_json(profile and profile.to_json())
+    curve = WeightCurve.from_json(profile.to_json() if profile else None)
     chosen = found.heads[CHOSEN]
     return write_run(
         dataset.root,

@@ -166,9 +166,8 @@ def evaluate(
     >>> found.evaluation.mean_average_precision
     0.9... [0.8..., 0.9...]
     """
-    dataset = Dataset.open(dataset) if dataset else None
-    run = resolve_run(run, dataset and dataset.root)
-    dataset = dataset or dataset_of(run)
+    run = resolve_run(run, Dataset.open(dataset).root if dataset else None)
+    dataset = Dataset.open(dataset) if dataset else dataset_of(run)
     against = resolve_run(against, dataset.root) if against else None
     trained = load_run(run, dataset, split)
     heads, config = trained.heads, trained.heads[0].config

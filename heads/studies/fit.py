@@ -157,7 +157,7 @@ def fit(
         train = clips.train_probed if probe else clips.train
         (trained,) = train([experiment], chosen, settings=settings, progress=shown, engine=engine, address=address)
     assert trained.test is not None
-    run = write_trained(
+    written = write_trained(
         dataset.root,
         name,
         trained,
@@ -169,5 +169,5 @@ def fit(
     used = trained.probe.settings if trained.probe else settings
     splits = dict(zip(EVALUATED, (trained.val, trained.test), strict=True))
     return RunResult(
-        experiment, used, chosen, run.folder, splits, trained.heads, clips.dropped, trained.probe, run.config
+        experiment, used, chosen, written.folder, splits, trained.heads, clips.dropped, trained.probe, written.config
     )

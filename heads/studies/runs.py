@@ -231,7 +231,7 @@ def figures_of(splits: Mapping[str, SplitResult], config: Mapping[str, Any]) -> 
     test = splits["test"]
     return {
         "answer": score_sentence(test.top1, test.labels, test.ceiling.reachable),
-        "note_on_encoders": compact_note(config["encoders"], config["head"]["streams"]),
+        "note_on_encoders": compact_note(config["encoders"], config["experiment"]["streams"]),
         **{split: result.to_json() for split, result in splits.items()},
     }
 
