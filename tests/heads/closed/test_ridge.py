@@ -113,9 +113,8 @@ def test_the_best_penalty_is_that_of_scipys_minimiser(near: float | None) -> Non
     for alphas in ((1.0, 1.0), (0.25, 4.0), (1.0, 0.0)):
         best = minimize_scalar(lambda e: folds.loss(alphas, 2.0**e), bounds=(-20, 30), method="bounded")  # noqa: B023
         found = folds.best(alphas, near=near)
-        assert found.loss == pytest.approx(best.fun, rel=5e-4)  # a parabola's vertex
-        assert folds.loss(alphas, found.penalty) == pytest.approx(best.fun, rel=1e-4)
-        assert np.log2(found.penalty) == pytest.approx(best.x, abs=0.3)
+        assert found.loss == pytest.approx(best.fun, rel=1e-5)
+        assert np.log2(found.penalty) == pytest.approx(best.x, abs=0.1)
 
 
 def test_the_search_for_a_penalty_ends_where_more_or_less_always_helps() -> None:
@@ -167,7 +166,7 @@ def test_the_profile_of_two_streams_is_the_least_error_at_each_ratio() -> None:
 
 
 def test_the_search_over_three_streams_finds_what_random_search_finds() -> None:
-    rows, targets = make_rows(120, signal={"timesformer": 1.5, "ast": 0.3, "dino-s": 0.0})
+    rows, targets = make_rows(120, signal={"timesformer": 1.5, "ast": 0.9, "dino-s": 0.0})
     of_clip, _ = folds_of(rows, targets, CLASSES)
     folds = Folds(standardised(Moments.of(rows, targets, of_clip, classes=CLASSES)).moments)
     found = search(folds)
