@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtr
-from scipy.stats import binomtest, chi2, norm
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 from alphafuse.data.power import LEVEL, POWER, smallest_resolvable_gap
@@ -254,7 +254,7 @@ def accuracy_interval(correct: np.ndarray, groups: Groups, *, level: float = LEV
     model = _crossed([side])
     pseudo = PSEUDO_VIDEOS
     per_video = (side.videos * model.variance / (p * (1 - p)) + pseudo / side.videos) / (side.videos + pseudo)
-    low, high = _wilson_ends(p, 1 / per_video, float(student_t.ppf((1 + level) / 2, model.freedom)))
+    low, high = _wilson_ends(p, 1 / per_video, float(stdtrit(model.freedom, (1 + level) / 2)))
     return Interval(low, high, f"Wilson over {_over(len(correct))}")
 
 
@@ -382,8 +382,8 @@ def resolvable_gap(
         return smallest_resolvable_gap(videos, power=power, level=level)
     error = math.sqrt(float(np.mean([model.variance for model in models])))
     freedom = float(np.median([model.freedom for model in models]))
-    bound = float(student_t.ppf((1 + level) / 2, freedom))
-    nodes = np.sqrt(chi2.ppf((np.arange(NODES) + 0.5) / NODES, freedom) / freedom)  # estimated / true standard error
+    bound = float(stdtrit(freedom, (1 + level) / 2))
+    nodes = np.sqrt(2 * gammaincinv(freedom / 2, (np.arange(NODES) + 0.5) / NODES) / freedom)  # estimate / true error
 
     def missing(gap: float) -> float:  # `error` is an estimate, and so is the standard error that the test will use
         return power - float(ndtr(gap / error * nodes[:, None] - bound * nodes).mean())
@@ -511,14 +511,14 @@ def _test(a: np.ndarray, b: np.ndarray, groups: Groups, model: _Model) -> Paired
         return mcnemar(a[0], b[0]) if single else paired_permutation_test(a, b, groups)
     if not model.varies:
         return paired_permutation_test(a, b, groups)
-    p_value = 2 * float(student_t.sf(abs(model.mean) / math.sqrt(model.variance), model.freedom))
+    p_value = 2 * float(stdtr(model.freedom, -abs(model.mean) / math.sqrt(model.variance)))
     return PairedTest(model.mean, p_value, _test_name(len(a), len(b)), model.videos)
 
 
 def _t_interval(model: _Model, level: float) -> Interval:
     if not model.varies:
         return Interval(model.mean, model.mean, NOTHING_VARIES)
-    half = float(student_t.ppf((1 + level) / 2, model.freedom)) * math.sqrt(model.variance)
+    half = float(stdtrit(model.freedom, (1 + level) / 2)) * math.sqrt(model.variance)
     return Interval(model.mean - half, model.mean + half, f"t over {_over(model.seeds)}")
 
 

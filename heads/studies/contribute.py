@@ -48,7 +48,6 @@ from alphafuse.heads.scoring.contribution import (
     best_sharpness,
     discoveries,
     information_gain,
-    mean_intervals,
     of_groups,
     partners_of,
     permuted_across,
@@ -64,6 +63,7 @@ from alphafuse.heads.scoring.statistics import (
     difference_interval,
     group_sums,
     holm,
+    mean_intervals,
     paired_permutation_test,
 )
 from alphafuse.heads.training.settings import TrainSettings
@@ -729,7 +729,7 @@ def _values(
     hits = np.stack([answers.hits for answers in found.values()])
     values = {}
     for some, own, worth in zip(found, hits, _worths(bits, hits, groups), strict=True):
-        if np.isin(own, (0, 1)).all():  # Wilson's interval where the bootstrap has no width
+        if np.isin(own, (0, 1)).all():  # an accuracy: Wilson's interval stays within 0 and 1
             worth = replace(worth, accuracy=Figure(worth.accuracy.mean, accuracy_interval(own[None], groups)))
         values[_named(some, names)] = worth
     return values
