@@ -30,7 +30,7 @@ from itertools import product
 import joblib
 import numpy as np
 from command import one_line_errors
-from scipy.special import ndtri
+from scipy import special
 
 from alphafuse.heads.scoring.statistics import accuracy_interval, compare_pairs, resolvable_gap
 
@@ -136,7 +136,7 @@ def draw(case: Case, rng: np.random.Generator, gap: float = 0.0) -> tuple[np.nda
     shared = normal(CLIP, clips) + normal(VIDEO, case.videos)[groups]
     found = []
     for seeds, accuracy in ((case.seeds, middle + gap / 2), (case.others, middle - gap / 2)):
-        level = float(ndtri(accuracy))
+        level = float(special.ndtri(accuracy))
         variance = CLIP + VIDEO + OWN_CLIP + OWN_VIDEO + NOISE
         slope = math.exp(-level * level / 2) / math.sqrt(2 * math.pi)  # of the accuracy, per standard deviation
         of_seed = (case.deviation / 100 / slope) ** 2 * variance
