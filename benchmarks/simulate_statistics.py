@@ -89,7 +89,7 @@ def grid() -> list[Case]:
 def simulate(case: Case, draws: int, seed: int = 0, jobs: int = -1) -> Rates:
     """Simulate a case."""
     blocks = [min(BLOCK, draws - start) for start in range(0, draws, BLOCK)]
-    found = joblib.Parallel(n_jobs=jobs)(
+    found = joblib.Parallel(n_jobs=jobs if len(blocks) > 1 else 1)(
         joblib.delayed(_block)(case, count, [seed, place]) for place, count in enumerate(blocks)
     )
     covers, rejects, finds, gaps, holds = np.concatenate(found).T

@@ -235,7 +235,7 @@ def accuracy_interval(correct: np.ndarray, groups: Groups, *, level: float = LEV
 
     Wilson's for one head on clips that all come from different source videos, because only such clips are independent.
     Otherwise Wilson's with t quantiles and an effective number of clips, p (1 - p) / variance, where the variance is of
-    the model in which seeds and source videos are random (Kott and Liu 2009 for samples of clusters). With few videos
+    the model in which seeds and source videos are random (Franco and others 2019). With few videos
     that variance may be small from luck: `PSEUDO_VIDEOS` videos are added whose clips are all right or wrong together.
     If all clips are right in all seeds, or all wrong, each source video counts as one independent clip.
 
@@ -374,18 +374,36 @@ def resolvable_gap(
     level = 1 - (1 - LEVEL) / comparisons
     compared = [_compared(a, b, groups) for a, b in pairs]
     videos = compared[0][0].videos
-    if all(len(side.sums) == 1 for sides in compared for side in sides) and videos == len(groups):
-        squared = float(np.mean([np.square(sides[0].sums).mean() for sides in compared]))
-        return smallest_resolvable_gap(videos, discordance=squared, power=power, level=level)
-    models = [model for model in map(_crossed, compared) if model.varies]
-    if not models:
+    means = [(_as_matrix(a, groups).mean(axis=0), _as_matrix(b, groups).mean(axis=0)) for a, b in pairs]
+    disagreement = float(np.mean([np.abs(a - b).mean() for a, b in means]))
+    if not disagreement:
         return smallest_resolvable_gap(videos, power=power, level=level)
-    error = math.sqrt(float(np.mean([model.variance for model in models])))
-    freedom = float(np.median([model.freedom for model in models]))
+    if all(len(side.sums) == 1 for sides in compared for side in sides) and videos == len(groups):
+
+        def gap_of(growth: float) -> float:
+            share = min(disagreement * growth, 1.0)
+            return smallest_resolvable_gap(videos, discordance=share, power=power, level=level)
+
+    else:
+        models = [model for model in map(_crossed, compared) if model.varies]
+        if not models:
+            return smallest_resolvable_gap(videos, power=power, level=level)
+        variance = float(np.mean([model.variance for model in models]))
+        freedom = float(np.median([model.freedom for model in models]))
+
+        def gap_of(growth: float) -> float:
+            return _t_gap(math.sqrt(variance * growth), freedom, power, level)
+
+    # experiments that differ by so much disagree on more clips than these, which may be equally good
+    return gap_of(math.hypot(1, gap_of(1.0) / disagreement))
+
+
+def _t_gap(error: float, freedom: float, power: float, level: float) -> float:
+    """Return the difference, at most 1, that a t test finds with this power; `error` is an estimated standard error."""
     bound = float(stdtrit(freedom, (1 + level) / 2))
     nodes = np.sqrt(2 * gammaincinv(freedom / 2, (np.arange(NODES) + 0.5) / NODES) / freedom)  # estimate / true error
 
-    def missing(gap: float) -> float:  # `error` is an estimate, and so is the standard error that the test will use
+    def missing(gap: float) -> float:  # the standard error that the test will use is an estimate, too
         return power - float(ndtr(gap / error * nodes[:, None] - bound * nodes).mean())
 
     return 1.0 if missing(1.0) >= 0 else float(brentq(missing, 0.0, 1.0, xtol=1e-6))
