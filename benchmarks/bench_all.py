@@ -28,6 +28,7 @@ def main() -> None:
             ("bench_heads.py", "--quick", "--repeats", 1),
             ("bench_weigh.py", "--quick"),
             ("simulate_weigh.py", "--dims", "8,8", "--signal", "0.8,0.4", "--clips", 100, "--draws", 2, "--truths", 2),
+            ("simulate_statistics.py", "--videos", 50, "--draws", 10),
             ("bench_scale.py", "--clips", 1_000_000, "--nodes", 100, "--roots", 4),
             ("train_compact.py", "--out", folder / "compact", "--clips", 16, "--epochs", 1),
         )

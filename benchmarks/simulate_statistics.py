@@ -30,7 +30,7 @@ from itertools import product
 import joblib
 import numpy as np
 from command import one_line_errors
-from scipy.stats import norm
+from scipy import special
 
 from alphafuse.heads.scoring.statistics import accuracy_interval, compare_pairs, resolvable_gap
 
@@ -89,7 +89,7 @@ def grid() -> list[Case]:
 def simulate(case: Case, draws: int, seed: int = 0, jobs: int = -1) -> Rates:
     """Simulate a case."""
     blocks = [min(BLOCK, draws - start) for start in range(0, draws, BLOCK)]
-    found = joblib.Parallel(n_jobs=jobs)(
+    found = joblib.Parallel(n_jobs=jobs if len(blocks) > 1 else 1)(
         joblib.delayed(_block)(case, count, [seed, place]) for place, count in enumerate(blocks)
     )
     covers, rejects, finds, gaps, holds = np.concatenate(found).T
@@ -136,9 +136,10 @@ def draw(case: Case, rng: np.random.Generator, gap: float = 0.0) -> tuple[np.nda
     shared = normal(CLIP, clips) + normal(VIDEO, case.videos)[groups]
     found = []
     for seeds, accuracy in ((case.seeds, middle + gap / 2), (case.others, middle - gap / 2)):
-        level = float(norm.ppf(accuracy))
+        level = float(special.ndtri(accuracy))
         variance = CLIP + VIDEO + OWN_CLIP + OWN_VIDEO + NOISE
-        of_seed = (case.deviation / 100) ** 2 * variance / float(norm.pdf(level)) ** 2
+        slope = math.exp(-level * level / 2) / math.sqrt(2 * math.pi)  # of the accuracy, per standard deviation
+        of_seed = (case.deviation / 100 / slope) ** 2 * variance
         own = shared + normal(OWN_CLIP, clips) + normal(OWN_VIDEO, case.videos)[groups]
         heads = own + normal(of_seed, seeds, 1) + normal(NOISE, seeds, clips)
         found.append(heads > -level * math.sqrt(variance + of_seed))

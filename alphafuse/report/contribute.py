@@ -313,7 +313,7 @@ def _used_notes(used: Use) -> list[str]:
 
 def _methods(found: Contribution) -> list[str]:
     return [
-        f"95% intervals: bootstrap over the {found.source_videos} source videos of the test clips, with the heads held "
+        f"95% intervals: t over the {found.source_videos} source videos of the test clips, with the heads held "
         "fixed: other training clips would give other heads.",
         "A figure is of a stream as its encoder makes it; another encoder of the same medium may tell more.",
     ]

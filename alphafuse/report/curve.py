@@ -161,8 +161,8 @@ def _curve_notes(curve: Curve) -> tuple[list[str], list[str]]:
         count = len(curve.points) * len(curve.streams)
         details += [
             "fused: all streams, scaled to the same total variance, weighing alike. fusing gains: points over that "
-            f"stream alone; p: {method}, Holm-corrected for {count} comparisons, of these draws. Fusing pays where p < "
-            ".05 and the interval, which also varies the draws, lies above 0, for every stream.",
+            f"stream alone; p: {method.replace('seeds', 'draws')}, Holm-corrected for {count} comparisons. Fusing "
+            "pays where p < .05 for every stream.",
         ]
     ceiling = curve.ceiling
     details.append(
@@ -191,7 +191,7 @@ def _short(curve: Curve) -> str:
 
 def _method(point: CurvePoint, curve: Curve) -> str:
     if curve.draws > 1 and any(other.draws > 1 for other in curve.points):
-        return "bootstrap over draws and source videos"
+        return "Wilson over draws and source videos"
     return point.top1[point.lead].interval.method
 
 
@@ -300,8 +300,8 @@ def _mteb_notes(scores: MtebScores) -> list[str]:
     if lead.leak is not None:
         notes.append(
             f"grouped: the same with whole source videos in each fold. leak: shuffled minus grouped, in points; "
-            f"{scores.repeated} of the clips share their source video. p: {lead.leak.test.method}, Holm-corrected over "
-            "the rows, of these draws."
+            f"{scores.repeated} of the clips share their source video. p: "
+            f"{lead.leak.test.method.replace('seeds', 'draws')}, Holm-corrected over the rows."
         )
     if lead.name == FUSED:
         notes.append(

@@ -237,8 +237,7 @@ def _table1_details(table: Table1) -> list[str]:
         f"(val: {table.clips['val']} clips); the last epoch's heads, test scored once.",
         methods(baseline),
         f"vs none: points against the untransformed row; p: {compared[0].test.method}, Holm-corrected "
-        f"for the {len(compared)} comparisons, of these seeds' heads (the intervals also vary the seeds); verdict: p "
-        "below .05 and an interval without 0, else undecided.",
+        f"for the {len(compared)} comparisons; verdict: p below .05 and an interval without 0, else undecided.",
     ]
     if is_notebook(table.provenance["embeddings"]):
         notes.append(f"Protocol notebook: pos-scalar multiplies by {NOTEBOOK_POS_SCALAR:g}, as the authors' code did.")

@@ -237,10 +237,10 @@ def p_phrase(p: float) -> str:
 
 def methods(result: SplitResult) -> str:
     """Return a sentence that names the methods of a result's intervals."""
-    accuracy, loss = result.top1.interval.method, result.loss.interval.method
-    if accuracy == loss:
-        return f"95% intervals: {accuracy}."
-    return f"95% intervals: {accuracy} (accuracy), {loss} (loss)."
+    accuracy, loss = (found.interval.method.partition(" over ") for found in (result.top1, result.loss))
+    if accuracy[2] and accuracy[2] == loss[2]:
+        return f"95% intervals over {loss[2]}: {accuracy[0]} (accuracy), {loss[0]} (loss)."
+    return f"95% intervals: {''.join(accuracy)} (accuracy), {''.join(loss)} (loss)."
 
 
 def split_counts(counts: Mapping[str, int]) -> str:

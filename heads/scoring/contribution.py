@@ -2,7 +2,7 @@
 
 A game says what every subset S of the players is worth, v(S). Here v(S) is a score of a head that has the streams in S:
 information gain in bits per clip first, then accuracy. All indices are linear in v, so they are computed per clip, and
-their means get an interval by resampling source videos. Such an interval holds the heads fixed: it says how the figure
+their means get an interval over source videos. Such an interval holds the heads fixed: it says how the figure
 varies with the clips that are scored, not with those that are learned from.
 
     v(S)        information_gain, or correct or not; worths, gain_worth: their means with intervals
@@ -26,14 +26,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from scipy.stats import false_discovery_control
 
-from alphafuse.data.power import LEVEL
-
 from .statistics import (
-    RESAMPLES,
     Interval,
-    bootstrap_counts,
     difference_interval,
-    group_sums,
+    mean_intervals,
     paired_permutation_test,
 )
 
@@ -211,27 +207,6 @@ def gain_worth(bits: np.ndarray, hits: np.ndarray, other_hits: np.ndarray, group
         Figure(float(bits.mean()), mean_intervals(bits[None], groups)[0]),
         Figure(float((hits - other_hits).mean()), difference_interval(hits, other_hits, groups)),
     )
-
-
-def mean_intervals(
-    values: np.ndarray, groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
-) -> list[Interval]:
-    """Return percentile bootstrap intervals of several means over the same clips; source videos are resampled.
-
-    Args:
-        values: (figures, clips).
-        groups: (clips,) source videos.
-        resamples, seed: number and seed of the resamples.
-    """
-    sums, sizes = group_sums(np.asarray(values, dtype=np.float64), groups)
-    if len(sizes) < 2:
-        means = values.mean(axis=1)
-        return [Interval(float(mean), float(mean), "none: no variation to resample") for mean in means]
-    _, counts = bootstrap_counts(1, [f"{i:09d}" for i in range(len(sizes))], resamples=resamples, seed=seed)
-    means = (counts @ sums.T) / (counts @ sizes)[:, None]
-    tail = (1 - LEVEL) / 2
-    ends = np.quantile(means, [tail, 1 - tail], axis=0)
-    return [Interval(float(low), float(high), "bootstrap over source videos") for low, high in ends.T]
 
 
 def discoveries(values: Sequence[np.ndarray], groups: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from .statistics import (
     Interval,
     accuracy_interval,
     bootstrap_counts,
-    bootstrap_interval,
+    mean_interval,
     resampled_interval,
     t_interval,
 )
@@ -201,11 +201,12 @@ def evaluate_probabilities(
 ) -> Evaluation:
     """Evaluate heads' softmax scores.
 
-    Intervals: Wilson for the accuracies of one head on clips of different source videos, else the bootstrap over seeds
-    and source videos; each names its method. mAP and ECE are biased upwards on few clips, so their intervals are
-    centred: they are intervals for the mean over splits of this size. In 150 simulated splits of 1,500 clips and 30
-    classes they covered that mean in 95% (mAP) and 96% (ECE) of the splits; plain percentile intervals covered it in
-    85% and 80%. The ECE of a well calibrated head on few clips is mostly that bias: compare it only on the same clips.
+    Intervals: Wilson for accuracies and t for the log loss, over seeds and source videos; the bootstrap over seeds and
+    source videos for what isn't a mean over clips (docs/statistics.md); each names its method. mAP and ECE are biased
+    upwards on few clips, so their intervals are centred: they are intervals for the mean over splits of this size. In
+    150 simulated splits of 1,500 clips and 30 classes they covered that mean in 95% (mAP) and 96% (ECE) of the splits;
+    plain percentile intervals covered it in 85% and 80%. The ECE of a well calibrated head on few clips is mostly that
+    bias: compare it only on the same clips.
 
     Args:
         probabilities: (seeds, clips, C) in [0, 1]; each clip's sum is 1. Compute the softmax in float64: a probability
@@ -266,7 +267,7 @@ def evaluate_probabilities(
         mean_average_precision=estimate(map_per_seed, drawn.average_precision, centred=True) if ranked else None,
         auc=estimate(auc_per_seed, drawn.auc) if ranked else None,
         d_prime=estimate(d_prime(auc_per_seed), d_prime(drawn.auc)) if ranked else None,
-        log_loss=mean_of(loss, bootstrap_interval(loss, groups)),
+        log_loss=mean_of(loss, mean_interval(loss, groups)),
         ece=estimate(
             _calibration_errors(confidence, scores.top1, np.ones((1, len(targets)), np.float32))[0],
             _calibration_errors(confidence, scores.top1, clip_counts),

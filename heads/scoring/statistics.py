@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtr
-from scipy.stats import binomtest, chi2, norm
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 from alphafuse.data.power import LEVEL, POWER, smallest_resolvable_gap
@@ -235,7 +235,7 @@ def accuracy_interval(correct: np.ndarray, groups: Groups, *, level: float = LEV
 
     Wilson's for one head on clips that all come from different source videos, because only such clips are independent.
     Otherwise Wilson's with t quantiles and an effective number of clips, p (1 - p) / variance, where the variance is of
-    the model in which seeds and source videos are random (Kott and Liu 2009 for samples of clusters). With few videos
+    the model in which seeds and source videos are random (Franco and others 2019). With few videos
     that variance may be small from luck: `PSEUDO_VIDEOS` videos are added whose clips are all right or wrong together.
     If all clips are right in all seeds, or all wrong, each source video counts as one independent clip.
 
@@ -254,7 +254,7 @@ def accuracy_interval(correct: np.ndarray, groups: Groups, *, level: float = LEV
     model = _crossed([side])
     pseudo = PSEUDO_VIDEOS
     per_video = (side.videos * model.variance / (p * (1 - p)) + pseudo / side.videos) / (side.videos + pseudo)
-    low, high = _wilson_ends(p, 1 / per_video, float(student_t.ppf((1 + level) / 2, model.freedom)))
+    low, high = _wilson_ends(p, 1 / per_video, float(stdtrit(model.freedom, (1 + level) / 2)))
     return Interval(low, high, f"Wilson over {_over(len(correct))}")
 
 
@@ -374,18 +374,36 @@ def resolvable_gap(
     level = 1 - (1 - LEVEL) / comparisons
     compared = [_compared(a, b, groups) for a, b in pairs]
     videos = compared[0][0].videos
-    if all(len(side.sums) == 1 for sides in compared for side in sides) and videos == len(groups):
-        squared = float(np.mean([np.square(sides[0].sums).mean() for sides in compared]))
-        return smallest_resolvable_gap(videos, discordance=squared, power=power, level=level)
-    models = [model for model in map(_crossed, compared) if model.varies]
-    if not models:
+    means = [(_as_matrix(a, groups).mean(axis=0), _as_matrix(b, groups).mean(axis=0)) for a, b in pairs]
+    disagreement = float(np.mean([np.abs(a - b).mean() for a, b in means]))
+    if not disagreement:
         return smallest_resolvable_gap(videos, power=power, level=level)
-    error = math.sqrt(float(np.mean([model.variance for model in models])))
-    freedom = float(np.median([model.freedom for model in models]))
-    bound = float(student_t.ppf((1 + level) / 2, freedom))
-    nodes = np.sqrt(chi2.ppf((np.arange(NODES) + 0.5) / NODES, freedom) / freedom)  # estimated / true standard error
+    if all(len(side.sums) == 1 for sides in compared for side in sides) and videos == len(groups):
 
-    def missing(gap: float) -> float:  # `error` is an estimate, and so is the standard error that the test will use
+        def gap_of(growth: float) -> float:
+            share = min(disagreement * growth, 1.0)
+            return smallest_resolvable_gap(videos, discordance=share, power=power, level=level)
+
+    else:
+        models = [model for model in map(_crossed, compared) if model.varies]
+        if not models:
+            return smallest_resolvable_gap(videos, power=power, level=level)
+        variance = float(np.mean([model.variance for model in models]))
+        freedom = float(np.median([model.freedom for model in models]))
+
+        def gap_of(growth: float) -> float:
+            return _t_gap(math.sqrt(variance * growth), freedom, power, level)
+
+    # experiments that differ by so much disagree on more clips than these, which may be equally good
+    return gap_of(math.hypot(1, gap_of(1.0) / disagreement))
+
+
+def _t_gap(error: float, freedom: float, power: float, level: float) -> float:
+    """Return the difference, at most 1, that a t test finds with this power; `error` is an estimated standard error."""
+    bound = float(stdtrit(freedom, (1 + level) / 2))
+    nodes = np.sqrt(2 * gammaincinv(freedom / 2, (np.arange(NODES) + 0.5) / NODES) / freedom)  # estimate / true error
+
+    def missing(gap: float) -> float:  # the standard error that the test will use is an estimate, too
         return power - float(ndtr(gap / error * nodes[:, None] - bound * nodes).mean())
 
     return 1.0 if missing(1.0) >= 0 else float(brentq(missing, 0.0, 1.0, xtol=1e-6))
@@ -511,14 +529,14 @@ def _test(a: np.ndarray, b: np.ndarray, groups: Groups, model: _Model) -> Paired
         return mcnemar(a[0], b[0]) if single else paired_permutation_test(a, b, groups)
     if not model.varies:
         return paired_permutation_test(a, b, groups)
-    p_value = 2 * float(student_t.sf(abs(model.mean) / math.sqrt(model.variance), model.freedom))
+    p_value = 2 * float(stdtr(model.freedom, -abs(model.mean) / math.sqrt(model.variance)))
     return PairedTest(model.mean, p_value, _test_name(len(a), len(b)), model.videos)
 
 
 def _t_interval(model: _Model, level: float) -> Interval:
     if not model.varies:
         return Interval(model.mean, model.mean, NOTHING_VARIES)
-    half = float(student_t.ppf((1 + level) / 2, model.freedom)) * math.sqrt(model.variance)
+    half = float(stdtrit(model.freedom, (1 + level) / 2)) * math.sqrt(model.variance)
     return Interval(model.mean - half, model.mean + half, f"t over {_over(model.seeds)}")
 
 

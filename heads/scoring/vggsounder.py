@@ -177,7 +177,7 @@ def vggsounder_scores(
 ) -> VGGSounderScores:
     """Score heads on VGGSounder's labels.
 
-    Intervals: Wilson for one head on clips of different source videos, else the bootstrap over seeds and source videos.
+    Intervals: Wilson over seeds and source videos (docs/statistics.md).
 
     Args:
         clip_ids: `{youtube_id}_{start:06d}`, without repetitions.

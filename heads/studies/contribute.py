@@ -580,7 +580,7 @@ def _values(
     hits = np.stack([answers.hits for answers in found.values()])
     values = {}
     for some, own, worth in zip(found, hits, worths(bits, hits, groups), strict=True):
-        if np.isin(own, (0, 1)).all():  # Wilson's interval where the bootstrap has no width
+        if np.isin(own, (0, 1)).all():  # an accuracy: Wilson's interval stays within 0 and 1
             worth = replace(worth, accuracy=Figure(worth.accuracy.mean, accuracy_interval(own[None], groups)))
         values[_named(some, names)] = worth
     return values

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from alphafuse.data.dataset import Dataset
-from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import names_of
@@ -24,7 +23,14 @@ from alphafuse.heads.closed.moments import Moments, assign_folds, blocks
 from alphafuse.heads.closed.profile import constant_streams, standardised
 from alphafuse.heads.closed.ridge import Folds
 from alphafuse.heads.closed.rows import refit_of
-from alphafuse.heads.scoring.statistics import Comparison, Estimate, accuracy_interval, compare_pairs, estimate
+from alphafuse.heads.scoring.statistics import (
+    Comparison,
+    Estimate,
+    accuracy_interval,
+    compare_pairs,
+    estimate,
+    resolvable_gap,
+)
 from alphafuse.heads.training.train import class_indices
 from alphafuse.system.progress import NO_PROGRESS, Progress
 from alphafuse.system.results import Tabular
@@ -281,7 +287,7 @@ def curve(
         streams=clips.read,
         points=made,
         last_step=last,
-        resolvable_gap=_resolvable_gap(made, clips.read, len(set(groups))),
+        resolvable_gap=_resolvable_gap(made, clips.read, groups),
         clips=clips.counts,
         dropped=clips.dropped,
         classes=len(trained),
@@ -459,11 +465,10 @@ def _gains(
     ]
 
 
-def _resolvable_gap(points: Sequence[CurvePoint], streams: Sequence[str], videos: int) -> float | None:
+def _resolvable_gap(points: Sequence[CurvePoint], streams: Sequence[str], groups: Sequence[str]) -> float | None:
     """Return the smallest gain at the largest size that a test finds with 80% power, corrected for all comparisons."""
     if len(streams) < 2:
         return None
-    correct = {name: found.mean(axis=0) for name, found in points[-1].correct.items()}
-    squared = float(np.mean([np.square(correct[FUSED] - correct[stream]).mean() for stream in streams]))
-    level = 1 - (1 - LEVEL) / (len(points) * len(streams))
-    return smallest_resolvable_gap(videos, discordance=squared, level=level)
+    correct = points[-1].correct
+    pairs = [(correct[FUSED], correct[stream]) for stream in streams]
+    return resolvable_gap(pairs, groups, comparisons=len(points) * len(streams))

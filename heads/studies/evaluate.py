@@ -37,7 +37,7 @@ class Against:
         top1: accuracy of the other run on the clips that both runs can use.
         n: number of these clips.
         interval: interval of the difference, this run minus the other.
-        test: exact McNemar for two single heads, else the paired permutation test.
+        test: exact for two single heads; of several seeds, the t test over seeds and source videos.
     """
 
     run: Path

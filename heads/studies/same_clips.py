@@ -22,7 +22,6 @@ import torch
 
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
-from alphafuse.data.power import LEVEL, smallest_resolvable_gap
 from alphafuse.data.splits import Ceiling, reachable_ceiling
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.data.streams import in_order
@@ -33,10 +32,11 @@ from alphafuse.heads.scoring.statistics import (
     Comparison,
     Estimate,
     accuracy_interval,
-    bootstrap_interval,
     compare_pairs,
     estimate,
+    mean_interval,
 )
+from alphafuse.heads.scoring.statistics import resolvable_gap as gap_of_pairs
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import TrainedHead, class_indices, memory_bytes, train_heads
 from alphafuse.system.devices import choose_device
@@ -304,7 +304,7 @@ class SameClips:
             ceiling=reachable_ceiling(self.trained_labels, embeddings.labels),
             top1=estimate(scores.top1, accuracy_interval(scores.top1, groups)),
             topk=estimate(scores.topk, accuracy_interval(scores.topk, groups)),
-            loss=estimate(scores.loss, bootstrap_interval(scores.loss, groups)),
+            loss=estimate(scores.loss, mean_interval(scores.loss, groups)),
             scores=scores,
         )
 
@@ -401,12 +401,6 @@ def against(baseline: SplitResult, others: Sequence[SplitResult]) -> list[Compar
 
 
 def resolvable_gap(baseline: SplitResult, others: Sequence[SplitResult], *, comparisons: int) -> float:
-    """Return the smallest gap in top-1 that a paired test finds with 80% power.
-
-    Assumes the mean squared difference per clip between the others and the baseline, and the level that Holm's
-    correction requires of the smallest of `comparisons` p-values.
-    """
-    base = baseline.scores.top1.mean(axis=0)
-    squared = [np.mean((result.scores.top1.mean(axis=0) - base) ** 2) for result in others]
-    level = 1 - (1 - LEVEL) / comparisons
-    return smallest_resolvable_gap(len(set(baseline.groups)), discordance=float(np.mean(squared)), level=level)
+    """Return the smallest gap in top-1 that the test of one of `comparisons` experiments finds with 80% power."""
+    pairs = [(other.scores.top1, baseline.scores.top1) for other in others]
+    return gap_of_pairs(pairs, baseline.groups, comparisons=comparisons)

@@ -113,7 +113,7 @@ def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_e
 
 def test_fit_prints_figures_with_n_and_intervals_and_writes_a_run(run: Run, extracted: Path) -> None:
     code, out, _ = run("fit", "--transform", "sqrt", "--on", "ast", "--epochs", 2, "--root", extracted)
-    assert code == 0 and "AST sqrt (seed 0)" in out and "95% intervals" in out and "bootstrap over source videos" in out
+    assert code == 0 and "AST sqrt (seed 0)" in out and "95% intervals" in out and "over source videos: Wilson" in out
     folder = extracted / "runs" / "sqrt-ast"
     assert {"config.json", "metrics.json", "history.csv", "head"} <= {path.name for path in folder.iterdir()}
     code, out, _ = run("fit", "--epochs", 2, "--seeds", 2, "--root", extracted, "--run", "mine", "--json")

@@ -465,7 +465,7 @@ def test_of_many_classes_both_ends_are_drawn_and_confusions_are_an_image() -> No
 
 
 def test_an_interval_without_variation_is_not_drawn() -> None:
-    none = Measure(-1.0, -1.0, -1.0, "none: no variation to resample", 1)
+    none = Measure(-1.0, -1.0, -1.0, "none: no variation", 1)
     gain = ClassGain("owl", 1, 1, 0.0, 1.0, none, True)
     assert not none.has_interval
     lengths = [len(line.get_xdata()) for line in draw.class_gains([gain], "timesformer", LOOKS).axes[0].lines]
@@ -733,12 +733,12 @@ def test_reachability_of_a_split_is_counted_on_the_clips_that_all_heads_use(vote
 
 
 def test_intervals_of_several_methods_are_named() -> None:
-    drawn = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
+    drawn = Measure(0.5, 0.4, 0.6, "Wilson over source videos", 20)
     none_right = Measure(0.0, 0.0, 0.2, "Wilson", 20)
-    assert interval_methods([("fused", drawn), ("sight alone", drawn)]) == "bootstrap over source videos"
+    assert interval_methods([("fused", drawn), ("sight alone", drawn)]) == "Wilson over source videos"
     text = interval_methods([("fused", drawn), ("sight alone", none_right), ("sound alone", none_right)])
-    assert text == "bootstrap over source videos (fused), Wilson (sight alone, sound alone)"
-    assert not Measure(0.0, 0.0, 0.0, "bootstrap over source videos", 20).has_interval
+    assert text == "Wilson over source videos (fused), Wilson (sight alone, sound alone)"
+    assert not Measure(0.0, 0.0, 0.0, "Wilson over source videos", 20).has_interval
 
 
 def test_the_page_says_how_heads_were_chosen_and_why_the_explorer_shows_others(html: str, report: Report) -> None:

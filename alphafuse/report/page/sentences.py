@@ -162,9 +162,9 @@ def whose_heads(report: Report) -> str:
 def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
     """Return the methods of these intervals; with the figures' names if there are several methods.
 
-    >>> one = Measure(0.5, 0.4, 0.6, "bootstrap over source videos", 20)
+    >>> one = Measure(0.5, 0.4, 0.6, "Wilson over source videos", 20)
     >>> interval_methods([("fused", one), ("sight alone", Measure(0.0, 0.0, 0.2, "Wilson", 20))])
-    'bootstrap over source videos (fused), Wilson (sight alone)'
+    'Wilson over source videos (fused), Wilson (sight alone)'
     """
     names: dict[str, list[str]] = {}
     for name, measure in measures:

@@ -17,7 +17,6 @@ from alphafuse.heads.scoring.contribution import (
     discoveries,
     information_gain,
     margin_shares,
-    mean_intervals,
     of_groups,
     permuted_across,
     prior_hits,
@@ -26,7 +25,6 @@ from alphafuse.heads.scoring.contribution import (
     shapley_values,
     subsets_of,
 )
-from alphafuse.heads.scoring.statistics import bootstrap_interval
 
 PLAYERS = ("timesformer", "ast", "clap", "dino")
 
@@ -103,16 +101,6 @@ def test_the_sharpness_is_that_of_a_logistic_regression_and_0_for_noise() -> Non
     assert best_sharpness(-evidence, prior, targets) == 0  # what points away from the labels is worth the prior
     assert best_sharpness(0 * evidence, prior, targets) == 0
     np.testing.assert_allclose(calibrated(evidence, prior, 0.0), np.broadcast_to(prior, (400, 2)))
-
-
-def test_intervals_of_several_means_are_those_of_each() -> None:
-    rng = np.random.default_rng(1)
-    values, groups = rng.normal(size=(3, 90)), [f"video{i // 3}" for i in range(90)]
-    for one, found in zip(values, mean_intervals(values, groups), strict=True):
-        alone = bootstrap_interval(one[None], groups)
-        assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.02)
-    single = mean_intervals(values, ["video"] * 90)[0]
-    assert single.low == single.high and single.method.startswith("none")
 
 
 def test_classes_are_corrected_for_the_false_discovery_rate() -> None:

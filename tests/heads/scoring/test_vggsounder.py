@@ -96,13 +96,13 @@ def test_labels_that_the_head_does_not_know_are_misses_and_are_counted() -> None
     assert row.micro_f1 == pytest.approx(4 / 7)
 
 
-def test_scores_of_several_seeds_are_means_with_a_bootstrap_over_seeds() -> None:
+def test_scores_of_several_seeds_are_means_with_an_interval_over_seeds() -> None:
     wrong = top("car", "dog", "car", "cat")
     one, other = (vggsounder_scores(CLIP_IDS, scores, CLASSES, k=2, table=TABLE).row() for scores in (SCORES, wrong))
     both = vggsounder_scores(CLIP_IDS, np.stack([SCORES, wrong]), CLASSES, k=2, table=TABLE).row()
     assert both.hit1.per_seed == (one.hit1.mean, other.hit1.mean) == (pytest.approx(2 / 3), 0)
     assert both.micro_f1 == pytest.approx((one.micro_f1 + other.micro_f1) / 2)
-    assert both.hit1.interval.method == "bootstrap over seeds and source videos"
+    assert both.hit1.interval.method == "Wilson over seeds and source videos"
 
 
 def test_scores_are_json() -> None:

@@ -260,7 +260,7 @@ def test_fit_prints_both_splits_with_n_and_intervals(dataset: Dataset) -> None:
     result = fit(dataset, BASELINE, settings=SETTINGS)
     text = to_text(describe(result))
     assert "val" in text and "test" in text and " 45 " in text
-    assert "95% intervals: bootstrap over source videos." in text
+    assert "95% intervals over source videos: Wilson (accuracy), t (loss)." in text
     assert "RunResult(untransformed, 1 seeds, val top1=" in repr(result)
 
 
