@@ -455,7 +455,7 @@ class EmbeddingStore:
 
     @_retry_if_packed
     def changed(self, sizes: Mapping[str, int], digest_of: Callable[[str], str] | None = None) -> list[str]:
-        """Return the clips with another file than the one whose embeddings or failures are stored, in the order of `sizes`.
+        """Return the clips with another file than the one that was extracted, in the order of `sizes`.
 
         Args:
             sizes: clip_id -> bytes of its file now; only these clips are compared.
