@@ -176,6 +176,7 @@ class AuditReport(Tabular):
         straddling: source video -> splits that it lies in, for those in more than one.
         missing: clip_ids without a file.
         byte_identical: sets of clips whose files are the same.
+        changed: clips whose file has another size than when it was extracted.
         content: findings of decoding; None if nothing was decoded.
         coverage: what each stream hears of the clips, for streams of which that is known.
         problems: all findings as sentences, the worst first.
@@ -196,6 +197,7 @@ class AuditReport(Tabular):
     straddling: Mapping[str, tuple[str, ...]]
     missing: tuple[str, ...]
     byte_identical: tuple[Copies, ...]
+    changed: tuple[str, ...]
     content: Content | None
     coverage: tuple[Coverage, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -263,6 +265,7 @@ def audit(
         straddling=_straddling(clips),
         missing=missing,
         byte_identical=tuple(_copies(ids, by_id) for ids in identical),
+        changed=tuple(_changed(dataset, sizes)),
         content=None if signatures is None else _content(signatures, by_id, identical),
         coverage=_coverage(dataset, signatures, stored_hearing(dataset) if hearing is None else hearing),
     )
@@ -313,6 +316,12 @@ def _straddling(clips: Iterable[Clip]) -> dict[str, tuple[str, ...]]:
 
 def _in_order(splits: set[str]) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in splits)
+
+
+def _changed(dataset: Dataset, sizes: Mapping[str, int]) -> Iterator[str]:
+    for split in SPLITS if dataset.needs_clips else ():
+        ids = dataset.manifest.of_split(split).clip_ids
+        yield from dataset.store(split).changed({clip_id: sizes[clip_id] for clip_id in ids if clip_id in sizes})
 
 
 def _byte_identical(files: Mapping[str, tuple[Path, ...]], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
@@ -403,7 +412,7 @@ def _coverage(
     seconds: dict[str, float] = {}
     if signatures is None:
         for split in SPLITS:
-            seconds |= stored_seconds(dataset, split)
+            seconds |= stored_seconds(dataset, split, hearing)
     else:
         seconds = {clip_id: signature.sound_seconds for clip_id, signature in signatures.items()}
     return coverage_of(hearing, seconds)
@@ -420,6 +429,14 @@ def _problems(report: AuditReport, media: Mapping[str, str]) -> Iterator[Problem
             "missing",
             f"{len(report.missing)} of {total} clips have no file: {_first_names(report.missing)}.",
             "Bring the files back into the clip folder, or make the root again.",
+        )
+    if report.changed:
+        yield Problem(
+            "warning",
+            "changed",
+            f"The files of {_counted(len(report.changed), 'clip', 'clips')} were changed since their extraction: "
+            f"{_first_names(report.changed)}.",
+            f"Extract them again: `alphafuse extract --split all --refresh --root {report.root}`.",
         )
     if report.content is not None:
         near = report.content.near_identical

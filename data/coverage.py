@@ -145,14 +145,15 @@ def stored_hearing(dataset: Dataset) -> dict[str, Hearing]:
     return found
 
 
-def stored_seconds(dataset: Dataset, split: str) -> dict[str, float]:
-    """Return clip_id -> seconds of the clips of a split that are stored, the longer of picture and sound."""
+def stored_seconds(dataset: Dataset, split: str, streams: Iterable[str]) -> dict[str, float]:
+    """Return clip_id -> seconds, the longer of picture and sound, of clips of a split that one of the streams hears."""
     clips, store = dataset.manifest.of_split(split), dataset.store(split)
     if not clips or not store.recipes():
         return {}
-    columns = store.open_rows(clips).columns().pooled()
-    ends = np.nan_to_num(columns.windows[:, 1])
-    return dict(zip(columns.clip_ids, ends.tolist(), strict=True))
+    rows = store.open_rows(clips)
+    heard = np.any([np.zeros(len(rows), bool), *(rows.present(name) for name in streams if name in rows.dims)], axis=0)
+    columns = rows.take(heard).columns().pooled()
+    return dict(zip(columns.clip_ids, np.nan_to_num(columns.windows[:, 1]).tolist(), strict=True))
 
 
 def _number(value: object) -> float | None:

@@ -48,7 +48,7 @@ def drop_clips(dataset: Dataset, clip_ids: Sequence[str], *, reason: str = "") -
             )
     if len(wanted) == len(known):
         raise DatasetError(f"all {len(known)} clips of {dataset.root} would be dropped: name some of them")
-    kept, lines = [], []
+    kept, lines = list[Clip](), list[tuple[Clip, int, str]]()
     for place, clip in enumerate(dataset.manifest):
         if clip.clip_id in wanted:
             # the place as it is when the clips before it are dropped: put back in reverse, each comes to its own

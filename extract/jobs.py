@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from alphafuse.data.coverage import HEARD
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Embeddings, Failure
 from alphafuse.data.manifest import Clip, Clips
@@ -106,6 +107,7 @@ class Batch:
         digests: (clips,) str, digest of each clip's file, see `Decoded.digest`; "" if unknown.
         decode_seconds: time of one core that decoding took.
         embed_seconds: time that embedding took: of one core if the models run on the CPU, else of the device.
+        sound_seconds: (clips,) float64, duration of each clip's sound; nan if unknown.
     """
 
     jobs: tuple[Job, ...]
@@ -116,11 +118,18 @@ class Batch:
     digests: np.ndarray
     decode_seconds: float
     embed_seconds: float
+    sound_seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def nbytes(self) -> int:
         """Size of its embeddings in bytes."""
         return sum(rows.nbytes for rows in self.rows.values())
+
+    def shorter_sounds(self) -> dict[str, float]:
+        """Return clip_id -> seconds of its sound, of clips whose picture is clearly longer; most clips have none."""
+        names = (job.clip.clip_id for job in self.jobs)
+        lengths = zip(names, self.sound_seconds.tolist(), self.seconds.tolist(), strict=False)
+        return {clip_id: sound for clip_id, sound, whole in lengths if sound < HEARD * whole}
 
     def embedded(self, stream: str) -> int:
         """Return the number of embeddings of this stream."""
@@ -141,6 +150,7 @@ class Done:
         elsewhere: clips that another process has done meanwhile.
         is_shared: whether other processes could share the work; False if the file system has no locks.
         figures: progress beyond the store, as totals, not increments: embedded=96, nodes=3.
+        shorter_sounds: clip_id -> seconds of sound, of clips whose picture is clearly longer.
     """
 
     clips: int = 0
@@ -151,6 +161,7 @@ class Done:
     elsewhere: int = 0
     is_shared: bool = True
     figures: Mapping[str, int] = field(default_factory=dict)
+    shorter_sounds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Done:
@@ -162,6 +173,7 @@ class Done:
             failures=tuple(failure for batch in batches for failure in batch.failures),
             decode_seconds=sum(batch.decode_seconds for batch in batches),
             embed_seconds=sum(batch.embed_seconds for batch in batches),
+            shorter_sounds={name: value for batch in batches for name, value in batch.shorter_sounds().items()},
         )
 
     def __add__(self, other: Done) -> Done:
@@ -175,6 +187,7 @@ class Done:
             elsewhere=self.elsewhere + other.elsewhere,
             is_shared=self.is_shared and other.is_shared,
             figures={**self.figures, **other.figures},
+            shorter_sounds={**self.shorter_sounds, **other.shorter_sounds},
         )
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from alphafuse.data.coverage import Coverage, coverage_of, stored_hearing, stored_seconds
+from alphafuse.data.coverage import Coverage, Hearing, coverage_of, stored_hearing, stored_seconds
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.data.manifest import SPLITS
@@ -52,8 +52,10 @@ class ExtractReport:
         seconds: wall time of this split, without loading the models.
         decode_seconds: time of one core spent on decoding.
         embed_seconds: time spent in the models: of one core if they run on the CPU, else of the device.
-        coverage: what the extracted streams hear of the split's clips; empty if none of them hears.
+        coverage: what the extracted streams hear of the split's clips; empty if none of them hears. Of clips that
+            were extracted before, the seconds are those of the longer of picture and sound, which the store keeps.
         changed: clips whose file was changed since they were extracted; settings.refresh extracts them again.
+        shorter_sounds: clip_id -> seconds of sound, of clips of this call whose picture is clearly longer.
         refreshed: clips whose old embeddings this call removed, because their file was changed.
         is_shared: whether other processes could share the work; False if the file system has no locks.
         store: the store of the embeddings.
@@ -78,6 +80,7 @@ class ExtractReport:
     coverage: tuple[Coverage, ...] = ()
     changed: tuple[str, ...] = ()
     refreshed: tuple[str, ...] = ()
+    shorter_sounds: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         made = ", ".join(f"{stream} {count}" for stream, count in self.embedded.items())
@@ -129,7 +132,13 @@ def extract_embeddings(
             changed = () if settings.refresh else changed_clips(dataset, work.split)
             reports.append(replace(report, changed=changed, refreshed=refreshed))
         hearing = {name: heard for name, heard in stored_hearing(dataset).items() if name in engine.recipes}
-    return [replace(one, coverage=coverage_of(hearing, stored_seconds(dataset, one.split))) for one in reports]
+    return [replace(one, coverage=_coverage(dataset, one, hearing)) for one in reports]
+
+
+def _coverage(dataset: Dataset, report: ExtractReport, hearing: Mapping[str, Hearing]) -> tuple[Coverage, ...]:
+    if not hearing:
+        return ()
+    return coverage_of(hearing, {**stored_seconds(dataset, report.split, hearing), **report.shorter_sounds})
 
 
 @contextmanager
@@ -203,5 +212,6 @@ class _Tally:
             decode_seconds=done.decode_seconds,
             embed_seconds=done.embed_seconds,
             is_shared=done.is_shared,
+            shorter_sounds=done.shorter_sounds,
             store=self._work.store,
         )

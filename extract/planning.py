@@ -245,7 +245,9 @@ def plan_extraction(
                 new_bytes=TEXT_BYTES * pending + sum(sizes.values()),
                 stream_bytes=sizes,
                 seconds=seconds,
-                coverage=coverage_of(hearing, {**stored_seconds(dataset, work.split), **own}) if hearing else (),
+                coverage=coverage_of(hearing, {**stored_seconds(dataset, work.split, hearing), **own})
+                if hearing
+                else (),
                 changed=changed_clips(dataset, work.split, read=settings.refresh),
             )
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+from alphafuse.data.coverage import Coverage
 from alphafuse.data.dataset import Dataset
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.progress import Bar
@@ -89,7 +90,7 @@ def predict(
         click.echo(
             "note: on test clips, this run can't be distinguished from guessing; don't rely on its answers", err=True
         )
-    answers, rows, coverage = 0, [], []
+    answers, rows, coverage = 0, [], list[Coverage]()
     if as_csv:
         click.echo(report.to_csv([]), nl=False)
     for one in model.stream(files, top=top, why=why, progress=Bar(disable=None if len(files) > 1 else True)):

@@ -44,19 +44,15 @@ def _changed(report: ExtractReport) -> str:
         lines += f"  {_clips(report.refreshed)} extracted again, because the file was changed\n"
     if report.changed:
         lines += (
-            f"  {_clips(report.changed)} in a file that was changed since its extraction, and the old embeddings are "
-            f"used: `alphafuse extract --split {report.split} --refresh --root {report.store.root}` makes new ones\n"
+            f"  {_clips(report.changed)}: the file was changed since its extraction, and the old embeddings are used: "
+            f"`alphafuse extract --split {report.split} --refresh --root {report.store.root}` makes new ones\n"
         )
     return lines
 
 
 def format_changed(names: Sequence[str]) -> str:
     """Return a plan's line about clips whose file was changed; "" if there are none."""
-    return (
-        f"{_clips(names)} in a file that was changed since its extraction: --refresh makes new embeddings"
-        if names
-        else ""
-    )
+    return f"{_clips(names)}: the file was changed since its extraction; --refresh extracts it again" if names else ""
 
 
 def _clips(names: Sequence[str]) -> str:

@@ -30,8 +30,8 @@ _HIDDEN = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 # what makes a URL a secret: a password or a web token before the host, or a parameter that signs or identifies
-_SECRET = re.compile(
-    r"(?P<before>://)(?:[^/?#@\s'\"]*:[^/?#@\s'\"]*|(?<=https://)[^/?#@\s'\"]+|(?<=http://)[^/?#@\s'\"]+)(?=@)"
+_SECRET = re.compile(  # one slash: as a `Path` shows a URL
+    r"(?P<web>https?://?)[^/?#@\s'\"]+(?=@)|(?P<other>:/{1,2})[^/?#@\s'\"]*:[^/?#@\s'\"]*(?=@)"
     r"|(?P<name>[?&;](?:x-(?:amz|goog|ms|oss)-[\w-]+|awsaccesskeyid|googleaccessid|signature|sig|apikey"
     r"|(?:[\w-]*[_-])?(?:token|key|secret|password|passwd|pwd|credentials?|auth))=)[^&;#\s'\"]+",
     re.IGNORECASE,
@@ -85,9 +85,9 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("can't open https://me:pass@example.org/a.mp4?token=abc&part=2")
     "can't open https://***@example.org/a.mp4?token=***&part=2"
     """
-    if "://" not in text and "=" not in text:
+    if ":/" not in text and "=" not in text:
         return text
-    return _SECRET.sub(lambda found: f"{found['before'] or found['name']}***", text)
+    return _SECRET.sub(lambda found: f"{found['web'] or found['other'] or found['name']}***", text)
 
 
 def require_no_secrets(text: str) -> None:

@@ -455,14 +455,14 @@ class EmbeddingStore:
 
     @_retry_if_packed
     def changed(self, sizes: Mapping[str, int], digest_of: Callable[[str], str] | None = None) -> list[str]:
-        """Return the clips with another file than the one whose embeddings or failures are stored, in stored order.
+        """Return the clips with another file than the one that was extracted, in the order of `sizes`.
 
         Args:
             sizes: clip_id -> bytes of its file now; only these clips are compared.
             digest_of: clip_id -> digest of its file now ("" = unknown), asked for files of the stored size; None =
                 only sizes are compared.
         """
-        found: dict[str, None] = {}
+        found: set[str] = set()
         for path in self._files.each(self.shards()):
             with self._files.open(path) as shard:
                 ids = list(chain.from_iterable(shard.clip_ids()))
@@ -473,12 +473,12 @@ class EmbeddingStore:
                     if size is None or before < 0 or clip_id in found:
                         continue
                     if size != before:
-                        found[clip_id] = None
+                        found.add(clip_id)
                     elif digest_of is not None and digests[place]:
                         digest = digest_of(clip_id)
                         if digest and digest != digests[place]:
-                            found[clip_id] = None
-        return list(found)
+                            found.add(clip_id)
+        return [clip_id for clip_id in sizes if clip_id in found]
 
     def forget(self, clip_ids: Iterable[str]) -> int:
         """Remove what was extracted of these clips, embeddings and failures; return the number of shards that had some.
@@ -505,7 +505,9 @@ class EmbeddingStore:
         ids, failures = list(chain.from_iterable(shard.clip_ids())), shard.failures()
         named = np.array([clip_id in gone for clip_id in ids], bool)
         kept = [one for one in failures if one.clip_id not in gone or one.stream in given]
-        if len(kept) == len(failures) and (not named.any() or given >= set(shard.dims)):
+        extracted = [name for name in shard.dims if name not in given]
+        has_rows = any(shard.embedded(name)[named].any() for name in extracted) if given else named.any()
+        if len(kept) == len(failures) and not has_rows:
             return False
         parts = list(shard.columns())
         columns = Embeddings(

@@ -246,6 +246,7 @@ def embed_batch(encoders: Mapping[str, Encoder], decoded_jobs: DecodedJobs) -> B
         digests=np.array([clip.digest for clip in decoded], np.str_),
         decode_seconds=sum(clip.cpu_seconds for clip in decoded),
         embed_seconds=clock() - began,
+        sound_seconds=np.array([clip.sound_seconds for clip in decoded]),
     )
 
 

@@ -282,10 +282,15 @@ def test_a_terminal_gets_headings_and_errors_in_colour_unless_it_declines() -> N
 # ------------------------------------------------------------------------------------------------ stdout and stderr
 
 JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
-    "data folder": "classes clips labelled_by left_out listed missing name notes reachable root",
+    "data folder": "classes clips labelled_by left_out listed missing name notes reachable root skipped",
     "data split": "carried clips root single_video_labels",
-    "data audit": ("balance byte_identical content is_sound missing name problems resolution root splits straddling"),
-    "extract": "already clips decode_seconds embed_seconds embedded failures seconds split store",
+    "data audit": (
+        "balance byte_identical changed content coverage is_sound missing name problems resolution root splits "
+        "straddling"
+    ),
+    "extract": (
+        "already changed clips coverage decode_seconds embed_seconds embedded failures refreshed seconds split store"
+    ),
     "extract --dry-run": "rates splits",
     "store info": "bytes clips dims duplicates failures files folder provenance recipes rows shards windows",
     "store verify": "folder problems shards",

@@ -13,6 +13,7 @@ from support.clips import write_clip
 from transformers import ASTFeatureExtractor, ASTModel, TimesformerModel
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
+from alphafuse.data.audit import audit
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
 from alphafuse.data.manifest import Clip, Manifest
@@ -20,6 +21,7 @@ from alphafuse.data.sources.vggsound import import_vggsound
 from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError, EmptySplitError, EncoderError, RecipeMismatchError
 from alphafuse.extract.decoding.decode import decode_clip
+from alphafuse.extract.decoding.signatures import sign_clips
 from alphafuse.extract.decoding.specs import AudioSpec, frame_indices
 from alphafuse.extract.encoders.ast import decibel_spectrogram
 from alphafuse.extract.encoders.encoder import Encoder
@@ -31,7 +33,7 @@ from alphafuse.extract.pipeline import extract_embeddings, fill_store
 from alphafuse.extract.planning import TEXT_BYTES, plan_extraction
 from alphafuse.extract.recheck import TOLERANCE, resample
 from alphafuse.extract.settings import ExtractSettings
-from alphafuse.report.extract import format_report
+from alphafuse.report.extract import format_coverage, format_report
 from alphafuse.system import claims
 
 MakeRoot = Callable[..., Path]
@@ -432,3 +434,54 @@ def test_picture_and_sound_may_lie_in_two_files_and_in_parts_of_a_container(
         features = rows.features[stream]
         np.testing.assert_allclose(features[1], features[0], atol=1e-4 if stream == "timesformer" else 0.05)
     assert len(set(rows.digests)) == 3 and rows.file_bytes[1] == size
+
+
+def test_a_changed_file_is_noticed_by_its_size_and_extracted_again_on_request(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root())
+    (first,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
+    assert first.changed == () == first.refreshed
+    one, two, *others = dataset.manifest.of_split("val")
+    before = dataset.embeddings("val")
+    write_clip(dataset.path_of(one), look=40, frames=30)  # of another size
+    content = bytearray(dataset.path_of(two).read_bytes())
+    place = content.index(b"mdat") + 40
+    content[place] ^= 1  # of the same size
+    dataset.path_of(two).write_bytes(content)
+    dataset.path_of(others[0]).touch()  # a new time says nothing
+    (noticed,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
+    assert noticed.changed == (one.clip_id,) and noticed.embedded == {"timesformer": 0, "ast": 0}
+    text = format_report(noticed)
+    assert one.clip_id in text and "extract --split val --refresh" in text
+    assert [problem.kind for problem in audit(dataset).problems].count("changed") == 1
+    plans, _ = plan_extraction(dataset, ["val"], tiny(tiny_encoders, refresh=True))
+    assert plans[0].changed == (one.clip_id, two.clip_id)
+    (made,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders, refresh=True))
+    assert made.refreshed == (one.clip_id, two.clip_id) and made.embedded == {"timesformer": 2, "ast": 2}
+    after = dataset.embeddings("val")
+    same = (before.features["ast"] == after.features["ast"]).all(axis=1)
+    assert not same[0] and same[2:].all() and after.failures == ()
+    (last,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders, refresh=True))
+    assert last.refreshed == () == last.changed and last.already == last.clips
+
+
+def test_what_a_stream_does_not_hear_is_counted_before_and_after_extraction(
+    make_root: MakeRoot, tiny_encoders: dict[str, Path]
+) -> None:
+    dataset = Dataset.open(make_root(frames=24, fps=12))  # 2 s; the tiny AST hears 1.28 s
+    film, brief, mute, _ = dataset.manifest.of_split("val")
+    write_clip(dataset.path_of(film), frames=60, fps=12, look=3)
+    write_clip(dataset.path_of(brief), frames=24, fps=12, seconds=0.5)  # the sound ends before the picture
+    write_clip(dataset.path_of(mute), frames=24, fps=12, audio=False)
+    plans, _ = plan_extraction(dataset, ["val"], tiny(tiny_encoders))
+    (made,) = extract_embeddings(dataset, ["val"], tiny(tiny_encoders))
+    signed = audit(dataset, signatures=sign_clips(dataset, dataset.manifest.of_split("val")))
+    for found in (*plans[0].coverage, *made.coverage, *signed.coverage):
+        assert (found.stream, found.hears, found.pads_to, found.clips) == ("ast", 1.28, 1.28, 3)
+        assert list(found.short) == [brief.clip_id] and film.clip_id in found.cut and len(found.cut) == 2
+        assert found.unheard_seconds == pytest.approx(5 - 1.28 + 2 - 1.28, abs=0.15)
+    stored = audit(dataset).coverage[0]  # stores keep the longer of picture and sound
+    assert stored.clips == 3 and not stored.short and len(stored.cut) == 3
+    assert {problem.kind for problem in signed.problems} >= {"unheard", "padded"}
+    assert "2 of 3 clips are longer" in format_coverage(made.coverage, dataset.media).replace("\n ", "")

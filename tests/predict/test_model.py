@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -707,3 +708,17 @@ def test_black_frames_are_embedded_once_for_clips_of_any_duration(
         len(clips) < calls.count("timesformer") <= len(clips) + model.embedder.threads
     )  # several threads may start it at once
     assert calls.count("ast") == 2 * len(clips)
+
+
+def test_a_prediction_says_what_a_stream_does_not_hear_of_the_clip(root: Dataset, tmp_path: Path) -> None:
+    """The tiny AST hears 1.28 s; its answer is the same for a film that is silent afterwards."""
+    write_clip(tmp_path / "film.mp4", frames=48, fps=12)
+    write_clip(tmp_path / "brief.mp4", frames=12, fps=12, seconds=0.5)
+    write_clip(tmp_path / "mute.mp4", frames=48, fps=12, audio=False)
+    model = AlphaFuse.from_pretrained(best_run(root))
+    film, brief, mute = model.predict([tmp_path / f"{name}.mp4" for name in ("film", "brief", "mute")])
+    assert film.to_json()["unheard_seconds"]["ast"] == pytest.approx(4 - 1.28, abs=0.1)
+    assert re.search(r"AST hears its first 1.3 s: 2.\d s are not heard", format_prediction(film))
+    assert re.search(r"AST hears 0.\d s of sound, and padding up to 1.3 s", format_prediction(brief))
+    assert brief.to_json()["unheard_seconds"] == mute.to_json()["unheard_seconds"] == {"ast": 0.0}
+    assert "hear" not in format_prediction(mute)

@@ -46,6 +46,7 @@ def test_a_url_with_credentials_is_refused_without_showing_them(url: str, tmp_pa
             refuse(url.format(secret))
         assert secret not in str(caught.value)
     assert secret not in one_line(OSError(f"can't open {url.format(secret)}: no"))
+    assert secret not in one_line(Path(url.format(secret)))  # which has one slash instead of two
     assert not (tmp_path / "root").exists()
 
 

@@ -793,3 +793,59 @@ def test_provenance_names_each_stream_s_encoder_wherever_it_was_written(store: E
         "timesformer": "my timesformer",
         "ast": "my ast",
     }
+
+
+def filed(rows_: Embeddings, sizes: list[int], digests: list[str]) -> Embeddings:
+    """Return the same rows with the bytes and digests of their files."""
+    return replace(rows_, file_bytes=np.array(sizes), digests=tuple(digests))
+
+
+def test_clips_with_another_file_are_found_by_size_and_by_digest(store: EmbeddingStore) -> None:
+    store.write(filed(rows("a", "b", "c"), [10, 20, -1], ["1" * 64, "2" * 64, ""]))
+    store.write(filed(rows("d", "e"), [40, 50], ["4" * 64, "5" * 64]))
+    sizes = {"a": 10, "b": 21, "c": 30, "d": 40, "other": 1}  # e has no file now
+    assert store.changed(sizes) == ["b"]
+    now = {"a": "1" * 64, "d": "9" * 64}
+    asked: list[str] = []
+    assert store.changed(sizes, lambda clip_id: asked.append(clip_id) or now[clip_id]) == ["b", "d"]
+    assert asked == ["a", "d"]  # another size needs no digest
+    assert store.changed(sizes, lambda clip_id: "") == ["b"]  # a file that can't be read
+
+
+def test_forgotten_clips_are_gone_and_all_others_stay_to_the_bit_in_their_order(store: EmbeddingStore) -> None:
+    store.write(rows("a", "b", "c", absent=("b",)))
+    store.write(rows("a", "d", offset=1.0))  # a is stored twice: the older counts
+    store.write(rows("e"))
+    before, names = store.read(clips("a", "c", "d", "e")), [path.name for path in store.shards()]
+    assert store.forget(["b", "unknown"]) == 1
+    assert store.verify() == [] and [path.name[:26] for path in store.shards()] == [name[:26] for name in names]
+    assert [path.name for path in store.shards()][1:] == names[1:]
+    after = store.read(clips("a", "c", "d", "e"))
+    for stream, matrix in before.features.items():
+        np.testing.assert_array_equal(after.features[stream], matrix)
+    assert "b" not in store.done(streams=("timesformer", "ast")) and store.read(clips("b")).failures == ()
+    assert store.forget(["e"]) == 1 and len(store.shards()) == 2
+    assert store.forget(["e"]) == 0
+    store.write(rows("b", offset=2.0))
+    assert store.read(clips("b")).features["timesformer"].tolist() == [[98.0, 2.0, 1.5]]
+
+
+def test_forgetting_keeps_windows_float16_and_embeddings_that_were_given(store: EmbeddingStore) -> None:
+    made = Embeddings(
+        clip_ids=("a", "b"),
+        labels=("x", "y"),
+        groups=("a", "b"),
+        features={"clap": np.arange(6, dtype=np.float16).reshape(3, 2), "own": np.ones((3, 1), np.float32)},
+        recipes={"clap": {"dim": 2}, "own": {"dim": 1}},
+        windows=np.array([[0.0, 5.0], [5.0, 9.0], [0.0, 4.0]]),
+        offsets=np.array([0, 2, 3]),
+        file_bytes=np.array([5, 6]),
+        digests=("1" * 64, "2" * 64),
+    )
+    store.write(made, provenance={"encoders": {"clap": {"name": "laion/clap"}, "own": {"name": "given"}}})
+    assert store.forget(["a"]) == 1 and store.verify() == []
+    left = store.read(pooled=False)
+    assert left.offsets.tolist() == [0, 2, 3] and left.windows.tolist() == made.windows.tolist()
+    assert left.features["own"].tolist() == [[1.0]] * 3 and left.present("clap").tolist() == [False, True]
+    assert store.changed({"a": 9, "b": 6}) == []
+    assert store.forget(["b"]) == 1 and store.forget(["a", "b"]) == 0
