@@ -102,7 +102,9 @@ def _votes(
     dataset: Dataset, sides: Mapping[Role, Side], explorable: Sequence[Side], progress: Callable[[str], object]
 ) -> Votes | Absent:
     if not explorable:
-        return Absent(f"Heads for predictions, confusions and the hardest clips ({_kind(dataset)})", first_command(dataset.root))
+        return Absent(
+            f"Heads for predictions, confusions and the hardest clips ({_kind(dataset)})", first_command(dataset.root)
+        )
     try:
         votes = with_shares(dataset, ask_heads(dataset, sides, progress=progress), explorable)
     except AlphafuseError as error:

@@ -199,7 +199,9 @@ def _sections(report: Report) -> dict[str, str]:
     """Return the sections that have data, id -> name."""
     data = {
         "contributions": report.offer,
-        "weights": Absent("") if isinstance(report.weights, Absent) or not report.weights.is_learned else report.weights,
+        "weights": Absent("")
+        if isinstance(report.weights, Absent) or not report.weights.is_learned
+        else report.weights,
         "classes": Absent("") if isinstance(report.offer, Absent) or not report.offer.has_classes else report.offer,
         "hardest": report.votes,
         "confusion": report.votes,
