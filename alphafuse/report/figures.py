@@ -43,7 +43,7 @@ from .contents import (
     TableRow,
     WeightCurve,
 )
-from .looks import COMBINED, FUSED, Looks, look_of
+from .looks import COMBINED, Looks, look_of
 from .tables import percent
 
 PALETTE = {  # as in page/page.css, light: blue, orange and green of Okabe and Ito (2008), darkened for text

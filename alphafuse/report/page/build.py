@@ -21,8 +21,8 @@ from alphafuse.report.figures import write_figures
 from alphafuse.report.looks import looks_of, roles_of
 from alphafuse.system.files import one_line, write_atomically
 
-from .explorer import explored_clip_ids, explorer_html
 from .excerpts import excerpts
+from .explorer import explored_clip_ids, explorer_html
 from .html import draw_figures, render_page
 from .sections import collect, find_runs, first_command
 from .votes import Side, ask_heads, explorable_sides, find_sides, with_shares

@@ -1,7 +1,8 @@
 """The explorer of the report page: a trained head that recomputes its predictions in the browser.
 
-An alpha, which readers know as a weight, is a factor on a stream before fusion. If fusion is linear without bias (`concat`, `add`), the product of the
-first layer splits into one part per stream, for any transform and normalisation before it; for two streams S and A:
+An alpha, which readers know as a weight, is a factor on a stream before fusion. If fusion is linear without bias
+(`concat`, `add`), the product of the first layer splits into one part per stream, for any transform and normalisation
+before it; for two streams S and A:
 
     z1 = W1 fuse(aS S, aA A) + b1 = aS (W1 fuse(S, 0)) + aA (W1 fuse(0, A)) + b1
 

@@ -12,9 +12,8 @@ from alphafuse.heads.studies.probe import sentence_of
 from alphafuse.heads.studies.runs import HEADS, Run
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.contents import Absent, ClassShare, Measure, Report, Votes, role_of
-from alphafuse.report.looks import FUSED, capitalised, listed, look_of
+from alphafuse.report.looks import capitalised, listed, look_of
 from alphafuse.report.tables import p_phrase, percent, points
-
 
 WITHOUT_EPOCHS = ("weigh", "contribute", "curve")  # heads in closed form: no epochs, and seeds only of folds and draws
 
@@ -242,7 +241,11 @@ def _settings(run: Run) -> str:
     """Return a run's settings, those that differ from the paper's first; of heads in closed form, the study's own."""
     own = run.config.get(run.kind, {})
     if run.kind in WITHOUT_EPOCHS and own.get("head", "closed") == "closed":
-        named = [f"{name} {_text(value)}" for name, value in own.items() if value or value == 0 and value is not False]
+        named = [
+            f"{name} {_text(value)}"
+            for name, value in own.items()
+            if value not in (None, [], "") and value is not False
+        ]
         return ", ".join(["heads in closed form", *(one for one in named if one != "head closed")])
     usual = TrainSettings().to_json()
     settings = {name: _text(value) for name, value in run.config["settings"].items()}
