@@ -241,7 +241,11 @@ def _settings(run: Run) -> str:
     """Return a run's settings, those that differ from the paper's first; of heads in closed form, the study's own."""
     own = run.config.get(run.kind, {})
     if run.kind in WITHOUT_EPOCHS and own.get("head", "closed") == "closed":
-        named = [f"{name} {_text(value)}" for name, value in own.items() if value not in (None, False, [])]
+        named = [
+            f"{name} {_text(value)}"
+            for name, value in own.items()
+            if value not in (None, [], "") and value is not False
+        ]
         return ", ".join(["heads in closed form", *(one for one in named if one != "head closed")])
     usual = TrainSettings().to_json()
     settings = {name: _text(value) for name, value in run.config["settings"].items()}
