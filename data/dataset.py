@@ -24,12 +24,12 @@ import numpy as np
 from alphafuse.data.store.lazy import StoredEmbeddings
 from alphafuse.data.store.store import EmbeddingStore, recipe_differences
 from alphafuse.errors import AlphafuseError, DatasetError, EmptySplitError, RecipeMismatchError, unknown
-from alphafuse.system.files import MAX_TEXT, is_clean, one_line, read_json, split_address, to_path, write_json
+from alphafuse.system.files import MAX_TEXT, each, is_clean, one_line, read_json, split_address, to_path, write_json
 from alphafuse.system.remote import folder_exists, is_remote, list_objects, object_size
 
 from .embeddings import Embeddings
 from .manifest import SPLITS, Clip, Manifest, lines_of
-from .streams import DEFAULT_STREAMS, GIVEN, Stream, in_order, names_of, require_different
+from .streams import ALL, DEFAULT_STREAMS, GIVEN, Stream, in_order, names_of, require_different
 
 FORMAT_VERSION = 2
 FLOAT32_BYTES = 4
@@ -181,6 +181,19 @@ class Dataset:
     def needs_clips(self) -> bool:
         """Whether clips have files: whether any stream is extracted from them, not given as embeddings."""
         return any(stream.encoder != GIVEN for stream in self.streams)
+
+    def splits_of(self, splits: str | Sequence[str]) -> tuple[str, ...]:
+        """Return splits that are given as one name, several, or "all": those that have clips.
+
+        Raises:
+            DatasetError: a split is unknown.
+        """
+        if splits == ALL:
+            return tuple(split for split in SPLITS if self.manifest.of_split(split))
+        for split in each(splits):
+            if split not in SPLITS:
+                raise DatasetError(unknown("split", split, (*SPLITS, ALL)))
+        return each(splits)
 
     def stream(self, name: str) -> Stream:
         """Return the stream of this name; `DatasetError` if the root has none."""

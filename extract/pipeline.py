@@ -17,10 +17,9 @@ from typing import Any, Protocol
 from alphafuse.data.coverage import Coverage, Hearing, coverage_of, stored_hearing, stored_seconds
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.embeddings import Failure
-from alphafuse.data.manifest import SPLITS
 from alphafuse.data.store.store import EmbeddingStore
+from alphafuse.data.streams import ALL
 from alphafuse.system.devices import list_devices
-from alphafuse.system.files import each
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .jobs import Done
@@ -90,7 +89,7 @@ class ExtractReport:
 
 def extract_embeddings(
     dataset: Dataset | str | Path,
-    splits: str | Sequence[str] = SPLITS,
+    splits: str | Sequence[str] = ALL,
     settings: ExtractSettings | None = None,
     *,
     progress: Progress = NO_PROGRESS,
@@ -99,7 +98,7 @@ def extract_embeddings(
 
     Args:
         dataset: the root, or its folder.
-        splits: one or some of "train", "val", "test".
+        splits: one or some of "train", "val", "test"; by default all that have clips.
         settings: how to extract; by default with the root's encoders, on this machine.
         progress: callbacks; a round for each split, `advance` counts clips that are stored.
 
@@ -110,13 +109,13 @@ def extract_embeddings(
         StoreError: a store can't be written.
         ClusterError: Ray isn't installed, or the cluster failed.
 
-    >>> from alphafuse import Dataset, extract_embeddings
-    >>> dataset = Dataset.open("demo")
-    >>> reports = extract_embeddings(dataset, ["train", "val", "test"])  # does only what is missing
+    >>> from alphafuse import extract_embeddings
+    >>> reports = extract_embeddings("demo")  # does only what is missing
     >>> [(report.split, report.clips, report.already) for report in reports]
     [('train', 230, 230), ('val', 26, 26), ('test', 192, 192)]
     """
-    dataset, splits = Dataset.open(dataset), each(splits)
+    dataset = Dataset.open(dataset)
+    splits = dataset.splits_of(splits)
     settings = settings or ExtractSettings()
     for split in splits:
         dataset.manifest.require_split(split)

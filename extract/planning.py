@@ -19,11 +19,10 @@ from loky import cpu_count
 
 from alphafuse.data.coverage import Coverage, coverage_of, stored_seconds
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
-from alphafuse.data.manifest import SPLITS
+from alphafuse.data.streams import ALL
 from alphafuse.errors import ClusterError, DatasetError
 from alphafuse.system.cluster import alive_nodes, connected
 from alphafuse.system.devices import list_devices
-from alphafuse.system.files import each
 from alphafuse.system.interrupts import map_in
 from alphafuse.system.remote import is_remote
 
@@ -188,7 +187,7 @@ class ClipsPlan:
 
 
 def plan_extraction(
-    dataset: Dataset | str | Path, splits: str | Sequence[str] = SPLITS, settings: ExtractSettings | None = None
+    dataset: Dataset | str | Path, splits: str | Sequence[str] = ALL, settings: ExtractSettings | None = None
 ) -> tuple[list[ExtractPlan], Rates | None]:
     """Plan what `extract_embeddings` would do, and measure the rate on a few of the clips; nothing is written.
 
@@ -204,7 +203,8 @@ def plan_extraction(
     >>> plans[0].pending, plans[0].finished, rates
     (0, {'timesformer': 192, 'ast': 192}, None)
     """
-    dataset, splits = Dataset.open(dataset), each(splits)
+    dataset = Dataset.open(dataset)
+    splits = dataset.splits_of(splits)
     settings = settings or ExtractSettings()
     measured, of_all_devices = _one_device(settings)
     embedder = Embedder(load_encoders(dataset, measured, measured.device), measured)

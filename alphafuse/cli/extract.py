@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.streams import DEFAULT_NAMES
-from alphafuse.errors import DatasetError, unknown
+from alphafuse.errors import DatasetError
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.progress import Bar
 
@@ -99,9 +99,7 @@ def extract(
         return
     split = require_option(context, "split", split)
     dataset = Dataset.open(root)
-    if split not in (*SPLITS, "all"):
-        raise DatasetError(unknown("split", split, (*SPLITS, "all")))
-    splits = [name for name in SPLITS if dataset.manifest.of_split(name)] if split == "all" else [split]
+    splits = dataset.splits_of(split)
     if not splits:
         raise DatasetError(f"{root / 'manifest.csv'} lists no clips: make the root again")
     if dry_run:

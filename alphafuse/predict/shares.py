@@ -24,6 +24,7 @@ from alphafuse.heads.scoring.contribution import margin_shares, shapley_values, 
 from .prediction import Prediction
 
 LN2 = float(np.log(2))
+CLEAR = 0.1  # bits of lead below which nothing decided: the second label has more than 93% of the answer's probability
 DECIDES = 0.5  # streams that bring at least this part of the largest share decide together
 MOST_LEARNED = 2  # modality dropout takes one stream at a time: of three, a head has never missed two
 WEIGHED = "use the head of `alphafuse weigh`"
@@ -47,9 +48,13 @@ class Shares:
 
     @property
     def decided(self) -> tuple[str, ...]:
-        """The streams that bring at least half as much as the one that brings most; () if none brings anything."""
+        """The streams that bring at least half as much as the one that brings most.
+
+        () if none brings anything, or if the answer hardly leads the second label.
+        """
         most = max(self.streams.values())
-        return tuple(name for name, share in self.streams.items() if most > 0 and share >= DECIDES * most)
+        some = self.lead >= CLEAR and most > 0
+        return tuple(name for name, share in self.streams.items() if some and share >= DECIDES * most)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as json-able values."""

@@ -13,7 +13,7 @@ from alphafuse.data.streams import title_of
 from alphafuse.heads.studies.runs import TrainedRun
 from alphafuse.predict.explain import ChangedAnswer, Explanation
 from alphafuse.predict.prediction import Prediction
-from alphafuse.predict.shares import Shares
+from alphafuse.predict.shares import CLEAR, Shares
 from alphafuse.system.files import one_line
 
 from .looks import listed
@@ -121,6 +121,9 @@ def _by_shares(prediction: Prediction, shares: Shares) -> str:
     """Say which streams decided, and what each brings; largest first."""
     ranked = sorted(shares.streams.items(), key=lambda one: -one[1])
     parts = listed([f"{_noun(prediction, name)} {share:+.1f}" for name, share in ranked])
+    if shares.lead < CLEAR:
+        second = one_line(shares.second, LABEL_COLUMNS)
+        return f"no clear answer: {second} is as likely, so nothing decided ({parts} bits)."
     if not shares.decided:
         return f"no stream speaks for the answer: these heads give it without any ({parts} bits)."
     who = listed([f"the {_noun(prediction, name)}" for name, _ in ranked if name in shares.decided])

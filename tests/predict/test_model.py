@@ -371,6 +371,10 @@ def test_without_shares_a_verdict_says_what_blank_streams_change_and_not_what_de
             "no stream speaks for the answer: these heads give it without any (video -0.1 and aud",
         ),
         (
+            {"a": 2.0, "c": -2.0},
+            "no clear answer: cat is as likely, so nothing decided (video +2.0 and audio -2.0 bits).",
+        ),
+        (
             {"a": 3.0, "b": 0.1, "c": 2.0},
             "the video (a) and the audio decided: video (a) +3.0, audio +2.0 and video (b) +0.1 bits of",
         ),
@@ -383,10 +387,12 @@ def test_a_verdict_follows_the_shares_whatever_blank_streams_change(shares: dict
     prediction = Prediction(Path("a.mp4"), (Ranked("dog", 0.9),), 1, 1, {}, media, np.array([0.9, 0.1]))
     most = max(shares.values())
     changed = {n: ChangedAnswer(Ranked("cat" if share < most else "dog", 0.6), 0.4) for n, share in shares.items()}
-    own = Shares("cat", 0.051 + sum(shares.values()), 0.051, shares)
+    base = 0.5 if most < 0 else 0.051
+    own = Shares("cat", base + sum(shares.values()), base, shares)
     found = Explanation(prediction, changed, ChangedAnswer(Ranked("cat", 0.5), 0.5), own, "", {"a": ()})
     assert verdict(found).startswith(sentence)
-    assert found.decided == tuple(name for name, share in shares.items() if most > 0 and share >= most / 2)
+    decided = [name for name, share in shares.items() if "decided" in sentence[:40] and share >= most / 2]
+    assert found.decided == tuple(decided)
     assert to_json([found])[0]["why"]["decided"] == list(found.decided)
 
 
