@@ -37,7 +37,6 @@ from alphafuse.report.contents import (
     role_of,
 )
 from alphafuse.report.looks import looks_of, roles_of
-from alphafuse.report.tables import p_phrase, points
 from alphafuse.system.files import one_line
 
 OUTLINE = {  # groups of `compare` in the ablation, and their names there
@@ -198,17 +197,7 @@ def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
     """Return the bars of a run of `compare`, their ceiling, and a sentence on the gain over the best stream."""
     content = run.figures()
     bars = [_compare_bar(row) for row in content["rows"] if row["group"] in OUTLINE]
-    gain = content["gain_over_better_stream"]
-    if gain is None:  # there is only one stream
-        return run, bars, ceiling_from_json(content), ""
-    low, high = (points(float(gain["interval"][end])) for end in ("low", "high"))
-    better = str(gain["stream"]).removesuffix(" only")
-    best = "best" if sum(row["group"] == "alone" for row in content["rows"]) > 2 else "better"
-    note = (
-        f"Fused against {better}, the stream that is {best} on validation: {points(float(gain['difference']))} "
-        f"points on test clips ({low} to {high}; {p_phrase(float(gain['p_value']))}, {gain['method']})."
-    )
-    return run, bars, ceiling_from_json(content), note
+    return run, bars, ceiling_from_json(content), str(content["answer"])
 
 
 def _compare_bar(row: Mapping[str, Any]) -> Bar:
