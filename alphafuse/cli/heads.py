@@ -129,7 +129,7 @@ def fit(
             made["probe"] = result.probe.to_json()
         print_json({**made, **result.to_json()})
         return
-    print_text(f"{to_text(describe(result), wide=wide)}Run: {result.folder}\n")
+    print_text(f"{to_text(describe(result), wide=wide)}\nRun: {result.folder}\n")
 
 
 @click.command()

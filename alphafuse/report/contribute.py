@@ -206,7 +206,7 @@ def _streams(found: Contribution) -> Table:
         Column("share of", lambda row: row[0], left=True),
         *_columns(lambda row: row[1], only_bits=True),
         Column("on top, bits", gain(lambda one: f"{one.worth.bits.mean:.2f}")),
-        *([Column("permuted", gain(_permuted))] if found.refits else []),
+        *([Column("permuted", gain(_permuted), wide=True)] if found.refits else []),
         Column("p", gain(lambda one: p_value(one.p_holm))),
         Column("", gain(lambda one: one.verdict), left=True),
     ]
@@ -224,8 +224,7 @@ def _streams(found: Contribution) -> Table:
             f"all of {found.refits} has p = 1/{found.refits + 1}."
         )
     notes = [
-        "Share: of what all streams together tell beyond nothing; on top: all streams against all but this one"
-        f"{'; permuted: the same with clips exchanged' if found.refits else ''}.",
+        "Share: of what all streams together tell beyond nothing; on top: all streams against all but this one.",
         f"adds: p at most .05{' and above all permuted' if found.refits else ''}. can go: without it at most 1 point "
         "is lost (upper 95% bound). undecided: neither.",
     ]

@@ -60,6 +60,7 @@ METRIC_NAMES = {
     "log_loss": "log loss (nats)",
     "ece": "calibration error (ECE)",
 }
+LISTED_ROWS = 3  # of those that differ, named in a sentence
 LISTED_CLASSES = 5  # number of best and of worst classes shown
 PUBLISHED_NOTE = (
     "Published top-1 in %, for orientation: other features, other training, and some choose the epoch on test clips, "
@@ -447,7 +448,8 @@ def _others(table: CompareTable) -> str:
             for row in others
             if row.comparison and verdict(row.comparison) == word
         ]
-        parts += [f"{len(names)} {'is' if len(names) == 1 else 'are'} {word} ({', '.join(names)})"] if names else []
+        shown = [*names[:LISTED_ROWS], *([f"{len(names) - LISTED_ROWS} more"] if len(names) > LISTED_ROWS else [])]
+        parts += [f"{len(names)} {'is' if len(names) == 1 else 'are'} {word} ({', '.join(shown)})"] if names else []
     what = "ways to fuse" if table.gains else "heads"
     found = listed(parts) if parts else "none is shown to be better or worse"
     return f"Of the {len(others)} other {what}, {found} than the untransformed concat."

@@ -63,19 +63,19 @@ def _warning(found: Weighing) -> Iterator[str]:
 
 
 def _gain(found: Weighing) -> Iterator[str]:
-    """Compare the chosen head with the best single stream, on test."""
-    single = found.best_single
-    compared = found.heads[single].comparison
-    own, other = found.heads[CHOSEN].test, found.heads[single].test
-    if compared is None or len(found.head.config.streams) == 1:
+    """Say what the chosen head gains over each stream alone on test, the smallest gain."""
+    own = found.heads[CHOSEN].test
+    singles = [(one.comparison, name) for name, one in found.heads.items() if one.comparison and name != EQUAL]
+    if not singles or len(found.head.config.streams) == 1:
         yield f"On test, {percent(own.top1.mean)}% of {own.n} clips ({percent_range(own.top1.interval)})."
         return
+    compared, single = min(singles, key=lambda one: one[0].test.difference)
     said = verdict(compared)
     decided = f", {said}" if said != "undecided" else f": {own.n} test clips can't decide which is better"
     yield (
         f"On test, the weighed streams reach {percent(own.top1.mean)}% of {own.n} clips "
-        f"({percent_range(own.top1.interval)}), the best single stream, {title_of(single)}, "
-        f"{percent(other.top1.mean)}%: {signed(compared.test.difference)} points "
+        f"({percent_range(own.top1.interval)}). The smallest gain over a stream alone, over {title_of(single)} "
+        f"({percent(found.heads[single].test.top1.mean)}%), is {signed(compared.test.difference)} points "
         f"({signed_range(compared.interval)}, {p_text(compared.p_holm)}){decided}."
     )
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from alphafuse.data.streams import COMPACT, SENSES, in_order, title_of
 from alphafuse.heads.closed.recommend import DROP_SHARE
-from alphafuse.heads.scoring.statistics import Comparison, Estimate, Interval
+from alphafuse.heads.scoring.statistics import Comparison, Estimate, Interval, wilson_interval
 
 if TYPE_CHECKING:
     from .same_clips import SplitResult
 
 LABEL_LETTERS = 40
+CONSTANT = "always giving the same answer is right"
 
 
 def told_apart(found: Comparison) -> int:
@@ -94,17 +95,17 @@ def fusing(
     if nothing:
         return f"{nothing[0]}: {nothing[1]}."
     results = [fused.top1, *(one.alone.top1 for one in gains)]
-    if all(found.interval.low <= guess[1] for found in results):
+    if all(found.interval.low <= guess for found in results):
         who = f"{called(next(iter(media)), media)} tells" if not gains else "any stream tells"
         together = "right for" if not gains else "together"
         return (
-            f"Undecided: {clips} don't show that {who} the labels apart: {together} {score(fused.top1)}, and always "
-            f"answering '{guess[0]}' is right for {whole(guess[1])}."
+            f"Undecided: {clips} don't show that {who} the labels apart: {together} {score(fused.top1)}, and "
+            f"{CONSTANT} for {whole(guess)}."
         )
     if not gains:
         return (
             f"There is one stream, and nothing to fuse: {called(next(iter(media)), media)} is right for "
-            f"{score(fused.top1)} of {clips}; always answering '{guess[0]}', {whole(guess[1])}."
+            f"{score(fused.top1)} of {clips}; {CONSTANT} for {whole(guess)}."
         )
     all_of = "both" if len(gains) == 2 else f"all {len(gains)}"
     names = {one.stream: called(one.stream, media) for one in gains}
@@ -117,15 +118,16 @@ def fusing(
         do = f"{_upper(names[worse[0].stream])} only" if single else f"Don't fuse {all_of} as they are"
         which = listed([alone[one.stream] for one in worse])
         costs = listed([_points(one.gain) for one in worse])
-        return f"{do}: {which}, {together} of {clips}; fusing costs accuracy: {costs}."
+        return f"{do}: {which}, {together} of {clips}. Fusing costs accuracy: {costs}."
     if not same:
         if len(gains) == 2:
             return f"Use both: {', '.join(alone.values())}, together {score(fused.top1)} of {clips}."
         return _several(fused, gains, names, without or {})
-    enough = [one for one in same if one.gain.interval.high <= DROP_SHARE]
+    least = wilson_interval(0, len(set(fused.groups))).high  # few clips can't show that nothing is gained
+    enough = [one for one in same if max(one.gain.interval.high, least) <= DROP_SHARE]
     if enough:
         which = " or ".join(names[one.stream] for one in enough)
-        most = max(max(one.gain.interval.high for one in enough), 0.0)
+        most = max(least, *(one.gain.interval.high for one in enough))
         figures = listed([whole(one.alone.top1.mean) for one in enough])
         return (
             f"{_upper(which)} alone is enough: {figures}, {together} of {clips}; fusing gains at most "
@@ -134,12 +136,12 @@ def fusing(
     figures = f"{together}, {', '.join(alone[one.stream] for one in same)}"
     if better:
         rivals = " or ".join(f"{names[one.stream]} alone" for one in same)
-        sentence = f"{clips} can't decide between {all_of} and {rivals}: {figures} ({_points(same[0].gain)})"
+        sentence = f"{clips} can't decide between {all_of} and {rivals}: {figures} ({_inside(same[0].gain)})"
         others = [alone[one.stream] for one in better]
         sentence += f"; {listed(others)} {_is(others)} worse than {all_of}"
     else:
         sentence = f"{clips} can't decide whether to use {all_of}: {figures}"
-        sentence += f" (over {names[same[0].stream]}: {_points(same[0].gain)})"
+        sentence += f" (over {names[same[0].stream]}: {_inside(same[0].gain)})"
     if resolvable is not None and abs(same[0].gain.test.difference) < resolvable:
         sentence += f". A gain below about {100 * resolvable:.0f} points can't be told from none here"
     return f"{sentence}."
@@ -167,7 +169,8 @@ def gains_sentence(gains: Sequence[FusingGain], media: Mapping[str, str]) -> str
     """Say what fusing gains over each stream, the smallest gain first; "" for one stream."""
     if not gains:
         return ""
-    each = [f"{_points(one.gain)} over {called(one.stream, media)} alone, {verdict(one.gain)}" for one in gains]
+    words = {1: "", 0: ": undecided", -1: ": worse"}
+    each = [f"{_points(one.gain)} over {called(one.stream, media)} alone{words[told_apart(one.gain)]}" for one in gains]
     return f"Fusing gains, the smallest first: {'; '.join(each)}."
 
 
@@ -177,15 +180,15 @@ def score_sentence(top1: Estimate, labels: Sequence[str], reachable: int, *, spl
     nothing = says_nothing(labels, reachable, split=split)
     if nothing:
         return f"{nothing[0]}: {nothing[1]}."
-    label, share = commonest(labels)
+    guess = commonest(labels)
     if split == "train":
         return f"Right for {score(top1)} of {clips}, which it was trained on: no measure of what it does on new ones."
-    if top1.interval.low <= share:
+    if top1.interval.low <= guess:
         return (
-            f"Undecided: {clips} don't show that it is better than a guess: right for {score(top1)}, always answering "
-            f"'{label}' for {whole(share)}."
+            f"Undecided: {clips} don't show that it is better than a guess: right for {score(top1)}, and {CONSTANT} "
+            f"for {whole(guess)}."
         )
-    return f"Right for {score(top1)} of {clips}; always answering '{label}' is right for {whole(share)}."
+    return f"Right for {score(top1)} of {clips}; {CONSTANT} for {whole(guess)}."
 
 
 def says_nothing(labels: Sequence[str], reachable: int, *, split: str = "test") -> tuple[str, str] | None:
@@ -210,7 +213,7 @@ def compact_note(encoders: Mapping[str, Mapping[str, Any]], streams: Iterable[st
         return ""
     verb = "is a compact encoder" if len(names) == 1 else "are compact encoders"
     return (
-        f"{listed(names)} {verb}, made for the demo's clips and for trying: these accuracies say nothing about real "
+        f"{listed(names)} {verb}, made for the demo's clips and for trying: these figures say nothing about real "
         "encoders."
     )
 
@@ -229,10 +232,9 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def commonest(labels: Sequence[str]) -> tuple[str, float]:
-    """Return the label that most clips have, shortened, and its share: the most that a constant answer gets right."""
-    label, count = Counter(labels).most_common(1)[0]
-    return _label(label), count / len(labels)
+def commonest(labels: Sequence[str]) -> float:
+    """Return the share of the commonest label: the most that a constant answer gets right."""
+    return max(Counter(labels).values()) / len(labels)
 
 
 def whole(share: float) -> str:
@@ -261,6 +263,11 @@ def p_text(p: float) -> str:
 
 
 def _points(found: Comparison) -> str:
+    return f"{signed(found.test.difference)} points ({signed_range(found.interval)}, {p_text(found.p_holm)})"
+
+
+def _inside(found: Comparison) -> str:
+    """Return the same, to stand in brackets."""
     return f"{signed(found.test.difference)} points, {signed_range(found.interval)}, {p_text(found.p_holm)}"
 
 

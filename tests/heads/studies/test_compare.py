@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def test_streams_are_compared_alone_in_pairs_and_without_each(tmp_path: Path, st
 def test_one_stream_alone_has_transforms_and_controls_and_nothing_to_fuse(tmp_path: Path) -> None:
     table = compare(make_dataset(tmp_path, streams=(CLAP,)), seeds=1, settings=TrainSettings(epochs=1, hidden=(4,)))
     assert {row.group for row in table.rows} == {"baseline", "transform", "control"}
-    assert table.gain is None and table.better_single is None and table.blend == {} and table.tuned == "clap"
-    assert table.to_json()["gain_over_better_stream"] is None
+    assert table.gains == () and table.resolvable_gain is None and table.blend == {} and table.tuned == "clap"
+    assert table.to_json()["gains_of_fusing"] == [] and "sound (clap)" in table.answer
     assert all(row.experiment and row.experiment.streams == ("clap",) for row in table.rows)
 
 
@@ -83,9 +84,18 @@ def test_concat_beats_both_streams_by_more_than_the_interval(table: CompareTable
     concat, *others = table.rows
     alone = [row for row in others if row.group == "alone"]
     assert concat.test.top1.mean > max(row.test.top1.mean for row in alone) + 0.2
-    assert table.gain.interval.low > 0 and table.gain.test.p_value < 0.05
-    assert table.better_single in alone
     assert all(row.comparison and row.comparison.interval.high < 0 for row in alone)
+    assert table.answer.startswith("Use both: ")
+
+
+def test_the_gain_over_each_stream_is_that_of_its_row_with_the_tables_corrected_p(table: CompareTable) -> None:
+    alone = {row.experiment.streams[0]: row for row in table.rows if row.group == "alone" and row.experiment}
+    assert {gain.stream for gain in table.gains} == set(alone)
+    assert [*table.gains] == sorted(table.gains, key=lambda one: one.gain.test.difference)
+    for one in table.gains:
+        row = alone[one.stream].comparison
+        assert row and one.gain.p_holm == row.p_holm and one.gain.test.difference == -row.test.difference
+        assert (one.gain.interval.low, one.gain.interval.high) == (-row.interval.high, -row.interval.low)
 
 
 def test_late_fusion_is_the_mean_of_the_streams_probabilities(dataset: Dataset, table: CompareTable) -> None:
@@ -122,14 +132,34 @@ def test_p_values_are_corrected_for_all_rows(table: CompareTable) -> None:
     assert min(c.p_holm for c in comparisons if c) == pytest.approx(min(1.0, smallest * len(comparisons)))
 
 
-def test_the_comparison_prints_in_120_columns_with_its_caveats(table: CompareTable) -> None:
-    text = to_text(describe(table))
-    assert max(len(line) for line in text.splitlines()) <= 120
-    for words in ("Fusing gains +", "n = 45 test clips", "Holm-corrected", "Ceiling: 100.0%", "test was scored once"):
-        assert words in text
-    assert "UAVM" in text and "65.9" in text
-    lines = to_markdown(describe(table)).splitlines()  # two tables, each with a header and a rule
-    assert sum(line.startswith("|") for line in lines) == 2 + len(table.rows) + 2 + len(published_results())
+def test_the_comparison_prints_in_80_columns_and_with_wide_everything_in_120(table: CompareTable) -> None:
+    text, wide = (to_text(describe(table), wide=wide) for wide in (False, True))
+    assert max(map(len, text.splitlines())) <= 80 and max(map(len, wide.splitlines())) <= 120
+    assert " ".join(text.split()).startswith(f"{table.answer} Fusing gains, the smallest first: +")
+    for words in ("n = 45 test clips", "Holm-corrected", "Ceiling: 100.0%", "test was scored once", "  p  ", "loss"):
+        assert words in wide and words not in text
+    verdicts = [row for row in text.splitlines() if row.endswith(("better", "worse", "undecided"))]
+    assert len(verdicts) == len(table.rows) - 1
+    lines = to_markdown(describe(table)).splitlines()
+    assert sum(line.startswith("|") for line in lines) == 2 + len(table.rows)
+    assert lines[2] == table.answer == table.to_json()["answer"]
+
+
+def test_published_figures_are_printed_under_vggsound_alone(table: CompareTable) -> None:
+    assert "UAVM" not in to_text(describe(table)) and table.to_json()["published"] == []
+    source = {"name": "vggsound", "source": {"csv_sha256": "0" * 64}}
+    other = replace(table, classes=309, provenance={**table.provenance, "dataset": source})
+    text = to_text(describe(other))
+    assert "UAVM" in text and "65.9" in text and max(map(len, text.splitlines())) <= 80
+    assert len(other.to_json()["published"]) == len(published_results())
+    assert "UAVM" not in to_text(describe(replace(other, classes=30)))
+
+
+def test_placeholder_encoders_are_named_beside_accuracies(table: CompareTable) -> None:
+    assert table.note_on_encoders == ""
+    compact = replace(table, provenance={**table.provenance, "encoders": {"ast": {"name": "compact"}}})
+    assert "AST is a compact encoder" in to_text(describe(compact))
+    assert compact.to_json()["note_on_encoders"] == compact.note_on_encoders != ""
 
 
 def test_the_comparisons_folder_holds_csv_json_and_markdown(dataset: Dataset, table: CompareTable) -> None:

@@ -115,11 +115,15 @@ def test_an_evaluations_folder_holds_json_classes_and_confusion(dataset: Dataset
     assert sum(int(count) for row in counts for count in row[1:]) == 2 * 45
 
 
-def test_an_evaluation_prints_every_metric_in_120_columns(fused: RunResult, single: RunResult) -> None:
-    text = to_text(describe(evaluate(fused.folder, against=single.folder)))
-    assert max(len(line) for line in text.splitlines()) <= 120
-    for words in ("top-5 accuracy", "mAP", "AUC", "d-prime", "ECE", "Ceiling: 45 of 45", "Against", "bootstrap"):
+def test_an_evaluation_prints_every_metric_in_80_columns(fused: RunResult, single: RunResult) -> None:
+    found = evaluate(fused.folder, against=single.folder)
+    narrow, text = (to_text(describe(found), wide=wide) for wide in (False, True))
+    assert max(len(line) for line in narrow.splitlines() if str(fused.folder) not in line) <= 80
+    for words in ("top-5 accuracy", "mAP", "AUC", "d-prime", "ECE", "Right for ", str(single.folder), "bootstrap"):
         assert words in text
+    assert found.to_json()["answer"] == found.answer and found.answer.startswith("Right for ")
+    few = replace(found, evaluation=replace(found.evaluation, k=9))
+    assert "top-9" not in to_text(describe(few)), "of 9 classes it is always 100"
     assert evaluate(fused.folder).to_json()["against"] is None
 
 

@@ -150,15 +150,17 @@ def test_every_accuracy_of_table1_comes_with_n_and_an_interval_around_it(table: 
     assert table.rows[3].comparison.test.difference == pytest.approx(difference)
 
 
-def test_table1_prints_in_120_columns_with_its_caveats(table: Table1) -> None:
-    text = to_text(describe(table))
+def test_table1_prints_in_80_columns_and_with_wide_in_120_with_its_caveats(table: Table1) -> None:
+    narrow, text = (to_text(describe(table), wide=wide) for wide in (False, True))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert " ".join(narrow.split()).startswith(table.answer) and table.answer.startswith("Use both: ")
     assert max(len(line) for line in text.splitlines()) <= 120
     rows = [line for line in text.splitlines() if line[:1].isdigit() and ("TimeSformer" in line or "AST" in line)]
     assert [row.split()[0] for row in rows[:6]] == ["1", "2", "3", "4", "5", "6"]
     assert "2/18" in rows[0] and "7.29" in rows[0]
     for phrase in ("Ceiling: 45 of 45", "n = 45 test clips of 23 source videos", "Holm-corrected", "on other clips"):
         assert phrase in " ".join(text.split())
-    assert table.verdict in " ".join(text.split())
+    assert table.verdict[1:] in " ".join(text.split())
 
 
 def test_table1_folder_holds_json_markdown_history_and_figure(dataset: Dataset, table: Table1) -> None:
@@ -198,7 +200,7 @@ def test_table1_on_a_split_that_is_too_small_says_so(tmp_path: Path) -> None:
     assert all(row.test.n == 18 for row in result.rows), "single-stream rows use the same clips"
     assert (result.ceiling.reachable, result.ceiling.clips) == (8, 18)
     assert "18 test clips can't settle differences of this size" in result.verdict
-    assert "0 train, 0 val, 27 test" in to_text(describe(result))
+    assert "0 train, 0 val, 27 test" in to_text(describe(result)) and "Use both" not in result.answer
 
 
 def test_table1_reads_the_papers_streams_alone(dataset: Dataset, tmp_path: Path) -> None:
@@ -262,13 +264,17 @@ def test_fit_prints_both_splits_with_n_and_intervals(dataset: Dataset) -> None:
     assert "val" in text and "test" in text and " 45 " in text
     assert "95% intervals over source videos: Wilson (accuracy), t (loss)." in text
     assert "RunResult(untransformed, 1 seeds, val top1=" in repr(result)
+    figures = json.loads((result.folder / "metrics.json").read_text())
+    assert figures["answer"] == result.answer and result.answer.startswith("Right for ")
 
 
 def test_fit_leaves_out_silent_clips_and_reports_them(tmp_path: Path) -> None:
     silent = make_dataset(tmp_path, silent_test_clips=3)
     dropped = fit(silent, BASELINE, settings=SETTINGS)
     assert dropped.splits["test"].n == 42 and dropped.splits["test"].dropped == 3
-    assert "Left out because they lack a stream: 0 train, 0 val, 3 test." in to_text(describe(dropped))
+    assert "Left out because they lack a stream: 0 train, 0 val, 3 test." in to_text(describe(dropped)).replace(
+        "\n  ", " "
+    )
     zeros = fit(silent, BASELINE, settings=TrainSettings(epochs=1, hidden=(4,), absent="zeros"), run="zeros")
     assert zeros.splits["test"].n == 45
 

@@ -101,7 +101,7 @@ def test_scores_per_fold_are_those_of_the_rule_and_the_leak_is_found(doubled: Da
     assert lead.name == "fused" and lead.grouped is not None and lead.leak is not None
     assert lead.leak.is_found and lead.leak.interval.low > 0 and lead.grouped.mean < 0.5
     text = to_text(describe(found))
-    assert "but its folds leak" in text and max(map(len, text.splitlines())) <= 120
+    assert "but its folds leak" in text and max(map(len, text.splitlines())) <= 80
     folder = write_curve(found, doubled)
     content = json.loads((folder / "curve.json").read_text())
     assert_no_nan(content)

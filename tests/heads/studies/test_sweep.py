@@ -88,7 +88,7 @@ def test_a_curve_without_alpha_1_can_keep_the_untransformed_heads_and_says_so(da
     chosen = found.chosen["ast"]
     assert chosen.is_untransformed and chosen.point.experiment == found.baseline.experiment and chosen.alpha == 1.0
     assert chosen.comparison.test.difference == 0
-    assert "AST: keep the untransformed heads" in to_text(describe(found))
+    assert "Keep AST as it is: 27 validation clips don't show that another alpha" in to_text(describe(found))
     assert (write_sweep(found, dataset, run="kept") / "sweep.png").is_file()
 
 
@@ -143,10 +143,11 @@ def test_a_sweeps_folder_holds_csv_json_and_plot(dataset: Dataset, found: Sweep)
     assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_sweep_prints_in_120_columns_with_its_caveats(found: Sweep) -> None:
-    text = to_text(describe(found))
-    assert max(len(line) for line in text.splitlines()) <= 120
-    assert text.count("<- chosen") == 2
+def test_a_sweep_prints_in_80_columns_and_its_caveats_with_wide(found: Sweep) -> None:
+    narrow, text = (to_text(describe(found), wide=wide) for wide in (False, True))
+    assert max(map(len, narrow.splitlines())) <= 80 and max(map(len, text.splitlines())) <= 120
+    assert " ".join(narrow.split()).startswith(found.answer) and found.answer == found.to_json()["answer"]
+    assert sum(" chosen " in line and line.startswith(("TimeSformer ", "AST ")) for line in narrow.splitlines()) == 2
     for words in ("scored once", "Ceiling: val 100.0%, test 100.0%", "n = 27 val and 45 test clips", "Holm-corrected"):
         assert words in text
     assert "change nothing" in to_text(describe(replace(found, settings=replace(SETTINGS, normalize="zscore"))))
