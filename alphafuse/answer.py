@@ -146,7 +146,12 @@ def default_root(clips: str | Path) -> Path:
     place = to_path(clips)
     if is_remote(place):
         return Path(f"{place.name or place.drive}-answer")
-    return Path(place) if (place / "dataset.json").is_file() else Path(f"{place.resolve().name}-answer")
+    return Path(place) if _is_root(clips) else Path(f"{place.resolve().name}-answer")
+
+
+def _is_root(clips: str | Path) -> bool:
+    place = to_path(clips)
+    return not is_remote(place) and (place / "dataset.json").is_file()
 
 
 def answer(
@@ -198,6 +203,8 @@ def answer(
     """
     settings, training = settings or ExtractSettings(), training or TrainSettings()
     place = Path(root) if root is not None else default_root(clips)
+    if _is_root(clips) and place.resolve() != Path(clips).resolve():
+        raise DatasetError(f"{clips} is a root itself: leave --root {place} out")
     work = _Steps(tell)
     with work.step("import") as done:
         options = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
@@ -327,10 +334,7 @@ class _Inside(Progress):
 def _opened(root: Path, clips: str | Path, csv: str | Path | None, options: Mapping[str, Any]) -> Dataset:
     """Open a root that exists, after checking that it was made from these clips and options."""
     dataset, place = Dataset.open(root), to_path(clips)
-    if not is_remote(place) and (place / "dataset.json").is_file():
-        if place.resolve() != root.resolve():
-            raise DatasetError(f"{place} is a root itself: leave out --root {root}")
-    else:
+    if not _is_root(clips):
         same = str(dataset.clip_folder) == str(place) or (
             not is_remote(place)
             and not is_remote(dataset.clip_folder)
@@ -466,7 +470,7 @@ def _expect(
     to_do = [name for name in STUDIES if not inputs or made_from(dataset.root, name) != inputs]
     if not missing and not to_do:
         return {}
-    tell(Step("estimate", "running", "measuring a few clips and heads"))
+    tell(Step("estimate", "running", "measuring a few clips" if missing else ""))
     started = time.monotonic()
     expected: dict[str, float] = {}
     dims: dict[str, int] = {}
@@ -479,6 +483,7 @@ def _expect(
     dims = dims or dataset.store("train").dims()
     clips = len(dataset.manifest.of_split("train"))
     if dims and clips:
+        tell(Step("estimate", "running", "measuring a few heads"))
         found = _study_seconds(clips, dims, max(len(dataset.classes), 2), training, seeds, refits)
         expected |= {name: found[name] for name in (*to_do, "report")}
     if not expected:
@@ -512,9 +517,7 @@ def _study_seconds(
     """Estimate the seconds of the studies from heads trained, and a ridge solved, on random numbers of this size."""
     sample = min(clips, MEASURED_CLIPS)
     rows = _random_rows(sample, dims, classes)
-    names = tuple(sorted(set(rows.labels)))
-    quick = replace(training, epochs=1)
-    config = BASELINE.head_config(rows, names, quick)
+    config = BASELINE.head_config(rows, [str(i) for i in range(classes)], training)
     for epochs in (1, MEASURED_EPOCHS):  # the first call starts threads, and isn't counted
         started = time.monotonic()
         train_heads(rows, rows, [config], range(seeds), settings=replace(training, epochs=epochs))
