@@ -53,7 +53,7 @@ from alphafuse.system.remote import is_remote
 STEPS = ("import", "audit", "extract", "weigh", "contribute", "compare", "report")
 STUDIES = ("weigh", "contribute", "compare")
 MEASURED_CLIPS = 2000  # clips on which the time of heads is measured; more cost in proportion
-MEASURED_EPOCHS = 3
+MEASURED_EPOCHS = 4
 ONCE = 5.0  # seconds of a study beside its heads: intervals, tables, pictures
 WEIGHTINGS = 30  # ridges of `weigh` per fold
 
@@ -146,7 +146,12 @@ def default_root(clips: str | Path) -> Path:
     place = to_path(clips)
     if is_remote(place):
         return Path(f"{place.name or place.drive}-answer")
-    return Path(place) if (place / "dataset.json").is_file() else Path(f"{place.resolve().name}-answer")
+    return Path(place) if _is_root(clips) else Path(f"{place.resolve().name}-answer")
+
+
+def _is_root(clips: str | Path) -> bool:
+    place = to_path(clips)
+    return not is_remote(place) and (place / "dataset.json").is_file()
 
 
 def answer(
@@ -198,6 +203,8 @@ def answer(
     """
     settings, training = settings or ExtractSettings(), training or TrainSettings()
     place = Path(root) if root is not None else default_root(clips)
+    if _is_root(clips) and place.resolve() != Path(clips).resolve():
+        raise DatasetError(f"{clips} is a root itself: leave --root {place} out")
     work = _Steps(tell)
     with work.step("import") as done:
         options = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
@@ -228,9 +235,7 @@ def answer(
         warnings = _audit(dataset, settings.workers if decode else None, work.inside(progress), done)
     with work.step("extract") as done:
         _extract(dataset, splits, settings, work.inside(progress), done)
-    inputs = ""
-    with suppress(AlphafuseError):  # without a split, say: the studies say why they can't be made
-        inputs = current_inputs(dataset)
+    inputs = _inputs(dataset)
     studies: dict[str, Callable[[], Path]] = {
         "weigh": lambda: write_weigh(weigh(dataset, progress=work.inside(progress)), dataset),
         "contribute": lambda: write_contribution(
@@ -279,7 +284,7 @@ class _Steps:
 
     @contextmanager
     def step(self, name: str, *, keep_going: bool = False) -> Iterator[Callable[..., None]]:
-        """Run a step; its block calls `done(line, kept=False)`. With `keep_going`, an `AlphafuseError` leaves it out."""
+        """Run a step; its block calls `done(line, kept=...)`. With `keep_going`, an `AlphafuseError` leaves it out."""
         started, self._running = time.monotonic(), name
         self._tell(Step(name, "running"))
         ended = Step(name, "done")
@@ -329,10 +334,7 @@ class _Inside(Progress):
 def _opened(root: Path, clips: str | Path, csv: str | Path | None, options: Mapping[str, Any]) -> Dataset:
     """Open a root that exists, after checking that it was made from these clips and options."""
     dataset, place = Dataset.open(root), to_path(clips)
-    if not is_remote(place) and (place / "dataset.json").is_file():
-        if place.resolve() != root.resolve():
-            raise DatasetError(f"{place} is a root itself: leave out --root {root}")
-    else:
+    if not _is_root(clips):
         same = str(dataset.clip_folder) == str(place) or (
             not is_remote(place)
             and not is_remote(dataset.clip_folder)
@@ -421,6 +423,13 @@ def _extract(
 # studies
 
 
+def _inputs(dataset: Dataset) -> str:
+    """Return the digest of what a study reads; "" if it can't read it: the studies then say why they are left out."""
+    with suppress(AlphafuseError):
+        return current_inputs(dataset)
+    return ""
+
+
 def _sentences(root: Path, steps: Sequence[Step]) -> Iterator[str]:
     """Yield the first sentence of weigh, and of compare."""
     for step in steps:
@@ -457,9 +466,11 @@ def _expect(
 ) -> dict[str, float]:
     """Estimate the seconds of each step that is to do: measured on a few clips, and on a few epochs of a few heads."""
     missing = dataset.needs_clips and not all(_is_extracted(dataset, split) for split in splits)
-    if not missing and all(made_from(dataset.root, name) for name in STUDIES):
+    inputs = "" if missing else _inputs(dataset)
+    to_do = [name for name in STUDIES if not inputs or made_from(dataset.root, name) != inputs]
+    if not missing and not to_do:
         return {}
-    tell(Step("estimate", "running", "measuring a few clips and heads"))
+    tell(Step("estimate", "running", "measuring a few clips" if missing else ""))
     started = time.monotonic()
     expected: dict[str, float] = {}
     dims: dict[str, int] = {}
@@ -472,7 +483,9 @@ def _expect(
     dims = dims or dataset.store("train").dims()
     clips = len(dataset.manifest.of_split("train"))
     if dims and clips:
-        expected |= _study_seconds(clips, dims, max(len(dataset.classes), 2), training, seeds, refits)
+        tell(Step("estimate", "running", "measuring a few heads"))
+        found = _study_seconds(clips, dims, max(len(dataset.classes), 2), training, seeds, refits)
+        expected |= {name: found[name] for name in (*to_do, "report")}
     if not expected:
         return {}
     expected = {name: expected[name] for name in STEPS if name in expected}
@@ -504,15 +517,11 @@ def _study_seconds(
     """Estimate the seconds of the studies from heads trained, and a ridge solved, on random numbers of this size."""
     sample = min(clips, MEASURED_CLIPS)
     rows = _random_rows(sample, dims, classes)
-    names = tuple(sorted(set(rows.labels)))
-    quick = replace(training, epochs=1)
-    config = BASELINE.head_config(rows, names, quick)
-    times = []
-    for epochs in (1, 1 + MEASURED_EPOCHS):  # the difference leaves out what is done once
+    config = BASELINE.head_config(rows, [str(i) for i in range(classes)], training)
+    for epochs in (1, MEASURED_EPOCHS):  # the first call starts threads, and isn't counted
         started = time.monotonic()
         train_heads(rows, rows, [config], range(seeds), settings=replace(training, epochs=epochs))
-        times.append(time.monotonic() - started)
-    epoch = max(times[1] - times[0], 1e-4) / MEASURED_EPOCHS / seeds * clips / sample
+        epoch = (time.monotonic() - started) / epochs / seeds * clips / sample
     matrix = np.concatenate([rows.features[name] for name in in_order(dims)], axis=1).astype(np.float64)
     started = time.monotonic()
     np.linalg.eigh(matrix.T @ matrix if matrix.shape[1] <= sample else matrix @ matrix.T)

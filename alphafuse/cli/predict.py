@@ -82,7 +82,7 @@ def predict(
     if run is None:
         best = find_best(Dataset.open(root))
         run = str(best.run.folder)
-        click.echo(f"run: {run} ({best.why}; {report.format_best(read_run(run))})", err=True)
+        click.echo(f"run: {run} ({best.why}; {report.format_score(read_run(run))})", err=True)
     else:
         run = str(resolve_run(run, root)) if "://" not in run else run
     model = AlphaFuse.from_pretrained(run, encoders=encoders, trust_code=trust_code, device=device, workers=workers)

@@ -145,10 +145,10 @@ def _by_blanks(explanation: Explanation) -> str:
     return f"the answer changes with {', and with '.join(changes)}; it {same}." if changes else f"the answer {same}."
 
 
-def format_best(run: TrainedRun) -> str:
-    """Return why this run was chosen."""
+def format_score(run: TrainedRun) -> str:
+    """Return how good a run is, in a few words."""
     val = run.metrics["val"]
-    return f"the root's best on validation: {_percent(val['top1']['mean'])}% of {val['n']} clips"
+    return f"right on {_percent(val['top1']['mean'])}% of {val['n']} validation clips"
 
 
 def is_guessing(run: TrainedRun) -> bool:
