@@ -23,9 +23,10 @@ from sklearn.model_selection import PredefinedSplit
 
 from alphafuse.heads.closed.moments import Moments, assign_folds, blocks
 from alphafuse.heads.closed.profile import ratio_profile, standardised
+from alphafuse.heads.closed.recommend import worth_scoring
 from alphafuse.heads.closed.ridge import Folds
 from alphafuse.heads.closed.rows import Clips, heads_of, score_rows, units_of
-from alphafuse.heads.scoring.choice import choose_by_sums
+from alphafuse.heads.scoring.choice import Choice, choose_by_sums
 
 FOLDS = 5
 PARTS = ("size", "himalaya", "clips")
@@ -92,10 +93,16 @@ def size(clips: int, dim: int, classes: int) -> None:
     seconds, found = timed(lambda: ratio_profile(problem))
     print(f"profile, {len(found)} ratios, the best penalty of each, {FOLDS} folds: {taken + seconds:.1f} s")
     scored = Clips(rows, rows.targets, folds, units_of(rows.groups))
-    candidates = [partial(heads_of, problem, one, standard) for one in found]
-    seconds, scores = timed(lambda: score_rows(scored, candidates, moments))
-    chosen, choice = timed(lambda: choose_by_sums(scores.squared, scores.sizes, len(found) // 2))
-    print(f"confidence set: {seconds + chosen:.1f} s, {int(choice.inside.sum())} ratios in it")
+    inflation = 1 + FOLDS / (FOLDS - 1)
+
+    def confidence_set() -> tuple[np.ndarray, Choice]:
+        kept = worth_scoring(problem, found, rows.groups, inflation=inflation)
+        scores = score_rows(scored, [partial(heads_of, problem, found[i], standard) for i in kept], moments)
+        equal = int(np.flatnonzero(kept == len(found) // 2)[0])
+        return kept, choose_by_sums(scores.squared, scores.sizes, equal, inflation=inflation)
+
+    seconds, (kept, choice) = timed(confidence_set)
+    print(f"confidence set: {seconds:.1f} s, {len(kept)} ratios scored on clips, {int(choice.inside.sum())} in the set")
 
 
 def himalaya(clips: int, dim: int, classes: int, gammas: int) -> None:

@@ -16,7 +16,15 @@ import torch
 
 from alphafuse.data.store.lazy import EmbeddingSource
 from alphafuse.errors import ExperimentError
-from alphafuse.heads.scoring.choice import Choice, choose_by_sums, most_lost, paired_margin
+from alphafuse.heads.scoring.choice import (
+    Choice,
+    choose_by_sums,
+    far_above,
+    hardly_above,
+    most_lost,
+    of_all,
+    paired_margin,
+)
 from alphafuse.system.progress import NO_PROGRESS, Progress
 
 from .mixture import LateWeights, fit_temperature, late_weights, log_probabilities
@@ -28,6 +36,7 @@ from .rows import Clips, LinearHead, heads_of, refit_of, score_rows, scores_of, 
 DROP_SHARE = 0.01  # a stream goes if the accuracy without it is lower by at most this, with 95% confidence
 COARSE = 0.5  # octaves between the weights of the second profile, of z-scored dimensions
 NOTHING = 100.0  # log2 of a penalty at which nothing is learned: the head guesses by class frequency
+MANY = 10_000  # clips: scoring fewer takes less time than finding out which weightings need no scores
 SAMPLE = 20_000  # clips for a temperature and for late weights: a few numbers need no more
 
 
@@ -279,7 +288,9 @@ class Laboratory:
         near = found[equal].penalty
         one_less = [problem.best([float(other != stream) for other in streams], near=near) for stream in streams]
         guess = Weighting(len(streams) * (1.0,), problem.unit * 2.0**NOTHING, 0.0)
-        candidates = [*found, *one_less, guess]
+        inflation = 1 + self.folds / (self.folds - 1)
+        kept = worth_scoring(problem, found, self.clips.rows.groups, inflation=inflation)
+        candidates = [*(found[i] for i in kept), *one_less, guess]
         self.progress.start("scores", total=len(candidates) * len(self.clips.targets))
         try:
             scored = score_rows(
@@ -290,15 +301,15 @@ class Laboratory:
             )
         finally:
             self.progress.stop()
-        inflation = 1 + self.folds / (self.folds - 1)
-        squared = scored.squared[: len(found)]
-        choice = choose_by_sums(squared, scored.sizes, equal, inflation=inflation, seed=self.seed)
+        squared, at = scored.squared[: len(kept)], int(np.flatnonzero(kept == equal)[0])
+        some = choose_by_sums(squared, scored.sizes, at, inflation=inflation, seed=self.seed)
+        choice = of_all(some, kept, np.array([one.loss for one in found]))
         if len(streams) == 2:
             choice = _without_gaps(choice, equal)
         measured = tuple(replace(one, loss=float(loss)) for one, loss in zip(found, choice.losses, strict=True))
-        without = dict(zip(streams, scored.correct[len(found) : -1], strict=True))
-        gain, margin = paired_margin(scored.squared[-1] - scored.squared[choice.best], scored.sizes)
-        return Profile(tuple(streams), measured, choice, gain > margin), scored.correct[choice.best], without
+        without = dict(zip(streams, scored.correct[len(kept) : -1], strict=True))
+        gain, margin = paired_margin(scored.squared[-1] - squared[some.best], scored.sizes)
+        return Profile(tuple(streams), measured, choice, gain > margin), scored.correct[some.best], without
 
     def refit(self, weighting: Weighting) -> tuple[LinearHead, float]:
         """Return the head of these weights trained on all clips, and the temperature of its scores."""
@@ -321,6 +332,24 @@ class Laboratory:
     @cached_property
     def _sample(self) -> Clips:
         return self.clips.drawn(SAMPLE, seed=self.seed)
+
+
+def worth_scoring(
+    problem: Folds, weightings: Sequence[Weighting], groups: Sequence[str], *, inflation: float = 1.0
+) -> np.ndarray:
+    """Return the positions of the weightings whose errors on single clips the confidence set needs.
+
+    Of many clips, those are the weightings whose mean errors alone leave open whether they are in the set (they are if
+    they are hardly above the least error, and aren't if `far_above` it), the best one, and every fourth of all: the
+    set depends on the others through a maximum over weightings, in which neighbours hardly differ.
+    """
+    everything = np.arange(len(weightings))
+    if len(groups) < MANY:
+        return everything
+    losses = np.array([one.loss for one in weightings])
+    best = int(losses.argmin())
+    far = far_above(losses, problem.distances(weightings, weightings[best]), groups, inflation=inflation)
+    return everything[~(far | hardly_above(losses)) | (everything % 4 == 0) | (everything == best)]
 
 
 def _without_gaps(choice: Choice, equal: int) -> Choice:

@@ -143,6 +143,20 @@ class Folds:
             found, loss = best_penalty(lambda penalty: self.loss(alphas, penalty), self.unit, near)
         return Weighting(tuple(float(alpha) for alpha in alphas), found, loss)
 
+    def distances(self, weightings: Sequence[Weighting], to: Weighting) -> np.ndarray:
+        """Return how far each weighting's out-of-fold scores are from another's: mean squares per clip, (weightings,).
+
+        All of them weigh every stream.
+        """
+        with threads_for(self.unit**3):
+            total = np.zeros(len(weightings))
+            for part in self._all:
+                reference = part.solve(self.penalties(to.alphas, to.penalty)[1])
+                for i, one in enumerate(weightings):
+                    moved = part.solve(self.penalties(one.alphas, one.penalty)[1]).sub_(reference)
+                    total[i] += float((part.held_gram @ moved).mul_(moved).sum())
+        return total / self.whole.n
+
     def heads(self, weighting: Weighting) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (matrix (D, C), bias (C,)) for shifted vectors, of the head trained without each fold."""
         return [self._head(train, weighting) for train in self.train]
@@ -184,9 +198,13 @@ class _Stacked:
         gram, held_gram = (whole[:, columns][:, :, columns] for whole in (self.gram, self.held_gram))
         return _Stacked(gram, self.cross[:, columns], held_gram, self.held_cross[:, columns])
 
+    def solve(self, penalty: torch.Tensor) -> torch.Tensor:
+        """Return the ridges' matrices, (folds, D, C), for a penalty (D,) on each dimension."""
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(_penalised(self.gram, penalty)))
+
     def error(self, penalty: torch.Tensor) -> float:
         """Return the out-of-fold squared error less that of the training shares; penalty (D,)."""
-        matrix = torch.cholesky_solve(self.cross, torch.linalg.cholesky(_penalised(self.gram, penalty)))
+        matrix = self.solve(penalty)
         return float((self.held_gram @ matrix).sub_(self.held_cross, alpha=2).mul_(matrix).sum())
 
 

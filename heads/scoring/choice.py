@@ -9,7 +9,7 @@ and only if that is excluded the one of least loss: the best of many figures is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -21,6 +21,8 @@ from .statistics import group_sums
 
 DRAWS = 4000
 NEGLIGIBLE = 5e-4  # a share of the loss: a smaller difference is no reason to exclude, however certain it is
+FAR = 4.0  # standard errors; the 95% quantile of the largest of 200 differences is 3.5
+LONGEST = 8.0  # squared length of s + t - 2 y for two heads' scores s, t of one-hot labels y
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,44 @@ def choose_by_sums(
     regret = float(means[equal] - means[best])
     bound = regret + float(student_t.ppf(LEVEL, units - 1)) * float(error[equal, best])
     return Choice(means, best, equal if inside[equal] else best, inside, regret, bound, units)
+
+
+def hardly_above(losses: np.ndarray) -> np.ndarray:
+    """Return which candidates' mean losses are too near to the least to exclude them, (candidates,) bool."""
+    return np.asarray(losses - losses.min() <= NEGLIGIBLE * np.abs(losses))
+
+
+def far_above(
+    losses: np.ndarray, distances: np.ndarray, groups: Sequence[str], *, inflation: float = 1.0
+) -> np.ndarray:
+    """Return which candidates' mean errors exclude them whatever their errors on single clips are, (candidates,) bool.
+
+    A clip's squared errors |s - y|^2 and |t - y|^2 by two heads differ by (s - t) . (s + t - 2 y). The second factor's
+    squared length is at most 8 if neither error is above 2, that of a wrong answer that is certain. So the mean squared
+    distance of the scores bounds the standard error of a difference.
+
+    Args:
+        losses: (candidates,) mean squared error per clip, of scores for one-hot labels.
+        distances: (candidates,) mean squared distance per clip of the scores from those of the candidate of least loss.
+        groups: (clips,) source videos.
+        inflation: as in `choose_by_sums`.
+    """
+    sizes = np.unique(np.asarray(groups, dtype=object).astype(str), return_counts=True)[1].astype(np.float64)
+    variance = inflation * LONGEST * distances * np.square(sizes / sizes.sum()).sum()
+    return np.asarray(losses - losses.min() > FAR * np.sqrt(variance))
+
+
+def of_all(choice: Choice, positions: np.ndarray, losses: np.ndarray) -> Choice:
+    """Return a choice among some of the candidates, at these positions, as one among all, by their mean losses.
+
+    Of the others those are inside that are hardly above the least.
+    """
+    inside = hardly_above(losses)
+    inside[positions] = choice.inside
+    filled = losses.copy()
+    filled[positions] = choice.losses
+    best, chosen = int(positions[choice.best]), int(positions[choice.chosen])
+    return replace(choice, losses=filled, best=best, chosen=chosen, inside=inside)
 
 
 def _of_differences(covariance: np.ndarray) -> np.ndarray:
