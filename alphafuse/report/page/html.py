@@ -128,8 +128,9 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
             for name, figure in figures.items()
         }
 
-    has_matrix = isinstance(report.votes, Votes) and "confusion" in drawn
-    cells = draw.cell_names(report.votes.confusion, drawn["confusion"]) if has_matrix else []
+    cells = []
+    if isinstance(report.votes, Votes) and "confusion" in drawn:
+        cells = draw.cell_names(report.votes.confusion, drawn["confusion"])
     tiles = _tiles(report)
     sweep_names = ["alpha" if len(report.sweeps) == 1 else f"alpha-{i}" for i in range(1, len(report.sweeps) + 1)]
     return environment.get_template("page.html.j2").render(
