@@ -97,7 +97,7 @@ def _why(found: Contribution, name: str, said: str) -> str:
     gain = found.gains[name]
     alone = found.values[name,]
     text = (
-        f"{capitalised(said)}: alone {alone.bits.mean:.2f} bits per clip; on top of the rest {_bits(gain.worth)}, "
+        f"{capitalised(said)}: alone {_fixed(alone.bits.mean)} bits per clip; on top of the rest {_bits(gain.worth)}, "
         f"{100 * gain.worth.accuracy.mean:+.1f} points ({_range(gain.worth.accuracy, 100, 1)})"
     )
     if found.refits:
@@ -112,12 +112,12 @@ def _times(count: int) -> str:
     return f"{count} times" if count > 1 else "once"
 
 
-def _rounded(value: float, digits: int = 2) -> float:
-    return round(value, digits) + 0.0  # no -0.00
+def _fixed(value: float, digits: int = 2, sign: str = "") -> str:
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no -0.00
 
 
 def _signed(bits: float) -> str:
-    return f"{_rounded(bits):+.2f}"
+    return _fixed(bits, sign="+")
 
 
 def _bits(worth: Worth) -> str:
@@ -129,8 +129,7 @@ def _accuracy(worth: Worth) -> str:
 
 
 def _range(figure: Figure, scale: int, digits: int) -> str:
-    low, high = (_rounded(scale * end, digits) for end in (figure.interval.low, figure.interval.high))
-    return f"{low:.{digits}f}..{high:.{digits}f}"
+    return "..".join(_fixed(scale * end, digits) for end in (figure.interval.low, figure.interval.high))
 
 
 # tables
@@ -143,7 +142,7 @@ def _columns(of: Callable[[Any], Worth | None], bits: str = "bits", points: str 
         return lambda row: write(worth) if (worth := of(row)) else None
 
     return [
-        Column(bits, cell(lambda worth: f"{worth.bits.mean:.2f}")),
+        Column(bits, cell(lambda worth: _fixed(worth.bits.mean))),
         Column("interval", cell(lambda worth: _range(worth.bits, 1, 2))),
         Column(points, cell(lambda worth: percent(worth.accuracy.mean))),
         Column("interval", cell(lambda worth: _range(worth.accuracy, 100, 1))),
@@ -156,7 +155,7 @@ def _values(found: Contribution) -> Table:
         *_columns(lambda row: row[1]),
     ]
     if found.out_of_fold:
-        columns.append(Column("out of fold, bits", lambda row: f"{found.out_of_fold[row[0]][0]:.2f}"))
+        columns.append(Column("out of fold, bits", lambda row: _fixed(found.out_of_fold[row[0]][0])))
         columns.append(Column("points", lambda row: percent(found.out_of_fold[row[0]][1])))
     how = (
         "in closed form: a ridge per row on streams of equal variance; their weights (in octaves, `alphafuse weigh` "
@@ -200,7 +199,7 @@ def _streams(found: Contribution) -> Table:
     columns = [
         Column("share of", lambda row: row[0], left=True),
         *_columns(lambda row: row[1]),
-        Column("on top, bits", gain(lambda one: f"{one.worth.bits.mean:.2f}")),
+        Column("on top, bits", gain(lambda one: _fixed(one.worth.bits.mean))),
         *([Column("permuted", gain(_permuted))] if found.refits else []),
         Column("p", gain(lambda one: p_value(one.p_holm))),
         Column("", gain(lambda one: one.verdict), left=True),
@@ -226,7 +225,7 @@ def _streams(found: Contribution) -> Table:
 
 
 def _permuted(gain: Gain) -> str:
-    return f"{_rounded(min(gain.permuted_bits)):.2f}..{_rounded(max(gain.permuted_bits)):.2f}"
+    return f"{_fixed(min(gain.permuted_bits))}..{_fixed(max(gain.permuted_bits))}"
 
 
 def _shared(what: str, shared: Shared, names: Mapping[str, str]) -> Table:
@@ -248,7 +247,7 @@ def _classes(found: Contribution) -> Table:
         rows[LISTED_CLASSES:-LISTED_CLASSES] = [f"... ({more} more in contribute.csv)"]
 
     def share_of(name: str) -> Callable[[Any], str]:
-        return lambda row: f"{row[name].worth.bits.mean:.2f}{'' if row[name].is_found else ' ?'}"
+        return lambda row: f"{_fixed(row[name].worth.bits.mean)}{'' if row[name].is_found else ' ?'}"
 
     columns = [
         Column("class", lambda row: row[first].label[:40], left=True),

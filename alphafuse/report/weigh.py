@@ -44,7 +44,7 @@ def describe_weigh(found: Weighing) -> Document:
             Table((), (), [*_gain(found), *_regret(found), *_warning(found)], ruled=False),
             _streams(found),
             Table(_head_columns(), _rows(found), [*_notes(found, clips)]),
-            *([_profile(found.found.profile)] if found.found.profile else []),
+            *([_profile(profile)] if (profile := found.found.profile) and profile.is_learned else []),
         ],
         picture=("Out-of-fold error against the weights", "weigh.png") if _has_picture(found) else None,
     )
