@@ -102,7 +102,7 @@ def _why(found: Contribution, name: str, said: str) -> str:
     gain = found.gains[name]
     alone = found.values[name,]
     text = (
-        f"{capitalised(said)}: alone {alone.bits.mean:.2f} bits per clip; on top of the rest {_bits(gain.worth)}, "
+        f"{capitalised(said)}: alone {_fixed(alone.bits.mean)} bits per clip; on top of the rest {_bits(gain.worth)}, "
         f"{100 * gain.worth.accuracy.mean:+.1f} points ({_range(gain.worth.accuracy, 100, 1)})"
     )
     if found.refits:
@@ -117,12 +117,12 @@ def _times(count: int) -> str:
     return f"{count} times" if count > 1 else "once"
 
 
-def _rounded(value: float, digits: int = 2) -> float:
-    return round(value, digits) + 0.0  # no -0.00
+def _fixed(value: float, digits: int = 2, sign: str = "") -> str:
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no -0.00
 
 
 def _signed(bits: float) -> str:
-    return f"{_rounded(bits):+.2f}"
+    return _fixed(bits, sign="+")
 
 
 def _bits(worth: Worth) -> str:
@@ -134,8 +134,7 @@ def _accuracy(worth: Worth) -> str:
 
 
 def _range(figure: Figure, scale: int, digits: int) -> str:
-    low, high = (_rounded(scale * end, digits) for end in (figure.interval.low, figure.interval.high))
-    return f"{low:.{digits}f}..{high:.{digits}f}"
+    return "..".join(_fixed(scale * end, digits) for end in (figure.interval.low, figure.interval.high))
 
 
 # tables
@@ -148,7 +147,7 @@ def _columns(of: Callable[[Any], Worth | None], *, only_bits: bool = False) -> l
         return lambda row: write(worth) if (worth := of(row)) else None
 
     return [
-        Column("bits", cell(lambda worth: f"{worth.bits.mean:.2f}")),
+        Column(bits, cell(lambda worth: _fixed(worth.bits.mean))),
         Column("interval", cell(lambda worth: _range(worth.bits, 1, 2))),
         Column("points", cell(lambda worth: percent(worth.accuracy.mean)), wide=only_bits),
         Column("interval", cell(lambda worth: _range(worth.accuracy, 100, 1)), wide=only_bits),
@@ -161,7 +160,7 @@ def _values(found: Contribution) -> Table:
         *_columns(lambda row: row[1]),
     ]
     if found.out_of_fold:
-        columns.append(Column("out of fold, bits", lambda row: f"{found.out_of_fold[row[0]][0]:.2f}", wide=True))
+        columns.append(Column("out of fold, bits", lambda row: _fixed(found.out_of_fold[row[0]][0]), wide=True))
         columns.append(Column("points", lambda row: percent(found.out_of_fold[row[0]][1]), wide=True))
     how = (
         "in closed form: a ridge per row on streams of equal variance; their weights (in octaves, `alphafuse weigh` "
@@ -205,7 +204,7 @@ def _streams(found: Contribution) -> Table:
     columns = [
         Column("share of", lambda row: row[0], left=True),
         *_columns(lambda row: row[1], only_bits=True),
-        Column("on top, bits", gain(lambda one: f"{one.worth.bits.mean:.2f}")),
+        Column("on top, bits", gain(lambda one: _fixed(one.worth.bits.mean))),
         *([Column("permuted", gain(_permuted), wide=True)] if found.refits else []),
         Column("p", gain(lambda one: p_value(one.p_holm))),
         Column("", gain(lambda one: one.verdict), left=True),
@@ -232,7 +231,7 @@ def _streams(found: Contribution) -> Table:
 
 
 def _permuted(gain: Gain) -> str:
-    return f"{_rounded(min(gain.permuted_bits)):.2f}..{_rounded(max(gain.permuted_bits)):.2f}"
+    return f"{_fixed(min(gain.permuted_bits))}..{_fixed(max(gain.permuted_bits))}"
 
 
 def _shared(what: str, shared: Shared, names: Mapping[str, str]) -> Table:
@@ -254,7 +253,7 @@ def _classes(found: Contribution) -> Table:
         rows[LISTED_CLASSES:-LISTED_CLASSES] = [f"... ({more} more in contribute.csv)"]
 
     def share_of(name: str) -> Callable[[Any], str]:
-        return lambda row: f"{row[name].worth.bits.mean:.2f}{'' if row[name].is_found else ' ?'}"
+        return lambda row: f"{_fixed(row[name].worth.bits.mean)}{'' if row[name].is_found else ' ?'}"
 
     columns = [
         Column("class", lambda row: row[first].label[:40], left=True),

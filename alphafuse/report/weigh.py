@@ -49,7 +49,7 @@ def describe_weigh(found: Weighing) -> Document:
         [
             _streams(found),
             Table(_head_columns(), _rows(found), notes, details=[*_details(found, clips)]),
-            *([_profile(found.found.profile)] if found.found.profile else []),
+            *([_profile(profile)] if (profile := found.found.profile) and profile.is_learned else []),
         ],
         picture=("Out-of-fold error against the weights", "weigh.png") if _has_picture(found) else None,
         lead=[sentence for sentence in lead if sentence],
