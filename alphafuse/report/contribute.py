@@ -147,7 +147,7 @@ def _columns(of: Callable[[Any], Worth | None], *, only_bits: bool = False) -> l
         return lambda row: write(worth) if (worth := of(row)) else None
 
     return [
-        Column(bits, cell(lambda worth: _fixed(worth.bits.mean))),
+        Column("bits", cell(lambda worth: _fixed(worth.bits.mean))),
         Column("interval", cell(lambda worth: _range(worth.bits, 1, 2))),
         Column("points", cell(lambda worth: percent(worth.accuracy.mean)), wide=only_bits),
         Column("interval", cell(lambda worth: _range(worth.accuracy, 100, 1)), wide=only_bits),

@@ -23,11 +23,13 @@ def test_the_experiments_that_are_drawn_have_the_accuracies_that_are_said() -> N
 
 
 def test_intervals_tests_and_power_hold_for_seeds_that_differ_and_videos_of_unequal_size() -> None:
-    case = Case(400, 0, 5, 5, 2.0)
-    found = simulate(case, draws=150, seed=1, jobs=1)
+    found = simulate(Case(400, 0, 5, 5, 2.0), draws=150, seed=1, jobs=1)
     assert found.covers > 0.9 and found.holds > 0.88 and found.rejects < 0.12 and 0.68 < found.finds < 0.92
-    rng, held = np.random.default_rng(2), []
-    for _ in range(40):  # a test over videos alone, with the heads held as they are, takes seeds for a difference
+
+
+def test_a_test_over_videos_alone_takes_seeds_for_a_difference() -> None:
+    case, rng, held = Case(3000, 1, 3, 3, 2.0), np.random.default_rng(2), []
+    for _ in range(40):
         first, second, groups = draw(case, rng)
         held.append(paired_permutation_test(first, second, groups.tolist(), draws=500).p_value < 0.05)
     assert np.mean(held) > 0.2
