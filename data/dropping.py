@@ -31,13 +31,11 @@ def drop_clips(dataset: Dataset, clip_ids: Sequence[str], *, reason: str = "") -
     Raises:
         DatasetError: the root has no such clip, or no clip would be left.
 
-    >>> from alphafuse import Dataset, drop_clips, resplit_dataset, restore_clips
+    >>> from alphafuse import Dataset, drop_clips, resplit_dataset
     >>> root = resplit_dataset(Dataset.open("demo"), "fewer").dataset
-    >>> fewer = drop_clips(root, ["0mel8sIKhgk_000007"], reason="two sounds at once")
+    >>> fewer = drop_clips(root, [root.manifest[0].clip_id], reason="two sounds at once")
     >>> len(root.manifest), len(fewer.manifest)
     (448, 447)
-    >>> list(restore_clips(fewer).manifest) == list(root.manifest)
-    True
     """
     wanted = dict.fromkeys(clip_ids)
     known = set(dataset.manifest.clip_ids)
@@ -65,6 +63,12 @@ def restore_clips(dataset: Dataset, clip_ids: Sequence[str] = ()) -> Dataset:
 
     Raises:
         DatasetError: such a clip wasn't dropped.
+
+    >>> from alphafuse import Dataset, drop_clips, resplit_dataset, restore_clips
+    >>> root = resplit_dataset(Dataset.open("demo"), "again").dataset
+    >>> fewer = drop_clips(root, [root.manifest[7].clip_id])
+    >>> list(restore_clips(fewer).manifest) == list(root.manifest)
+    True
     """
     dropped = _read(dataset.root)
     names = [clip.clip_id for clip, _, _ in dropped]

@@ -232,12 +232,13 @@ def data_kinetics(as_json: bool, **arguments: Any) -> None:
 @_defaults
 @json_option
 def data_folder(as_json: bool, **arguments: Any) -> None:
-    """Make a root from your own clips: one folder per class, or a csv that lists them.
+    """Make a root from your own clips, videos or sounds: one folder per class, or a csv that lists them.
 
     \b
     Examples:
       alphafuse data folder clips/ --root mine              clips/dog/a.mp4, clips/cat/b.mkv, ...
       alphafuse data folder clips/ --root mine              clips/train/dog/a.mp4, clips/test/dog/b.mp4, ...
+      alphafuse data folder sounds/ --root mine             sounds/dog/a.wav, sounds/cat/b.mp3, ...
       alphafuse data folder clips/ --csv labels.csv --root mine
       alphafuse data folder s3://bucket/clips --stores s3://bucket/stores --root mine
     """

@@ -445,7 +445,7 @@ def test_csv_has_a_line_per_rank_and_one_for_a_clip_without_an_answer(model: Alp
 
 def test_folders_are_searched_for_clips_and_missing_paths_are_named(root: Dataset, tmp_path: Path) -> None:
     assert len(find_clips([root.clip_folder])) == len(root.manifest)
-    with pytest.raises(DatasetError, match="no video files in"):
+    with pytest.raises(DatasetError, match="no files of video or sound in"):
         find_clips([tmp_path])
     with pytest.raises(DatasetError, match=r"no such clip: .*nothing.mp4"):
         find_clips([tmp_path / "nothing.mp4"])
