@@ -38,6 +38,8 @@ def answer(report: Report) -> list[str]:
             for bar in ablation.bars
             if bar.is_plain
         ]
+    if not sentences:
+        sentences.append("No study has answered yet: the commands at the end do.")
     ceiling = report.audit.splits["test"].ceiling
     if unseen := ceiling.clips - ceiling.reachable:
         sentences.append(
@@ -48,7 +50,7 @@ def answer(report: Report) -> list[str]:
         sentences.append(
             "This is the generated demo, whose difficulty is chosen: its accuracies say nothing about real clips."
         )
-    return sentences or ["No study has answered yet: the commands at the end add answers."]
+    return sentences
 
 
 def _accuracy(report: Report, votes: Votes) -> str:
