@@ -513,8 +513,6 @@ class Bar:
     title: str
     role: Role
     test: Measure
-    difference: Measure | None
-    p_value: float | None
     is_plain: bool
 
 

@@ -275,7 +275,7 @@ def write_weigh(found: Weighing, dataset: Dataset, *, run: str | None = None) ->
     ['config.json', 'head', 'predictions-test.csv', 'predictions-val.csv']
     """
     profile = found.found.profile
-    curve = WeightCurve.from_json(profile and profile.to_json())
+    curve = WeightCurve.from_json(profile.to_json() if profile else None)
     chosen = found.heads[CHOSEN]
     return write_run(
         dataset.root,

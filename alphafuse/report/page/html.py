@@ -25,7 +25,6 @@ from alphafuse.report.tables import p_value, percent, points, seeds_text
 from alphafuse.version import __version__
 
 from .sentences import (
-    all_seeds,
     answer,
     between,
     classes_in_words,
@@ -128,8 +127,7 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
             for name, figure in figures.items()
         }
 
-    has_matrix = isinstance(report.votes, Votes) and "confusion" in drawn
-    cells = draw.cell_names(report.votes.confusion, drawn["confusion"]) if has_matrix else []
+    cells = draw.cell_names(report.votes.confusion, drawn["confusion"]) if isinstance(report.votes, Votes) else []
     tiles = _tiles(report)
     sweep_names = ["alpha" if len(report.sweeps) == 1 else f"alpha-{i}" for i in range(1, len(report.sweeps) + 1)]
     return environment.get_template("page.html.j2").render(
@@ -168,8 +166,6 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         run_facts=run_facts,
         metric_names=_metric_names(report.votes),
         most_cells=draw.MOST_CELLS,
-        seeds_text=seeds_text,
-        all_seeds=all_seeds(report),
         version=__version__,
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),

@@ -207,12 +207,6 @@ def named(title: str, run: Run) -> str:
     return title if is_named_so else f"{title}, run {run.name}"
 
 
-def all_seeds(report: Report) -> str:
-    """Return the number of seeds of the runs: "5", or "1 to 5"."""
-    counts = sorted({len(run.seeds) for run in report.runs if run.kind not in WITHOUT_EPOCHS} or {1})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
 def run_facts(run: Run) -> list[tuple[str, str]]:
     """Return (name, value) pairs: the source of a run's numbers."""
     config = run.config
