@@ -513,8 +513,6 @@ class Bar:
     title: str
     role: Role
     test: Measure
-    difference: Measure | None
-    p_value: float | None
     is_plain: bool
 
 
@@ -674,7 +672,7 @@ class Report:
         audit: audit of the splits, without decoding.
         runs: all runs that were read.
         left_out: one line per unused run folder: why it was left out.
-        explorer: html of the alpha explorer.
+        explorer: html of the explorer.
         is_chosen: whether the caller named the runs.
     """
 

@@ -190,7 +190,9 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_reader_picks_two_of_three_streams_for_the_map(browser: Any, html: str, tmp_path: Path, theme: str) -> None:
     (tmp_path / "report.html").write_text(html, "utf-8")
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=theme)
+    page = browser.new_page(
+        viewport={"width": 1280, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+    )  # no smooth scrolling: a click needs its element at once
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -25,7 +25,6 @@ from alphafuse.report.tables import p_value, percent, points, seeds_text
 from alphafuse.version import __version__
 
 from .sentences import (
-    all_seeds,
     answer,
     between,
     classes_in_words,
@@ -169,8 +168,6 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         run_facts=run_facts,
         metric_names=_metric_names(report.votes),
         most_cells=draw.MOST_CELLS,
-        seeds_text=seeds_text,
-        all_seeds=all_seeds(report),
         version=__version__,
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),

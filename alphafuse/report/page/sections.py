@@ -173,9 +173,7 @@ def _ablation(
         note = sentence
     for table in tables[:1] if not bars else ():
         chosen = [row for row in table.rows if not row.paper]
-        bars += [
-            Bar("table 1", row.title, row.role, row.test, row.difference, row.p_value, is_plain=True) for row in chosen
-        ]
+        bars += [Bar("table 1", row.title, row.role, row.test, is_plain=True) for row in chosen]
         used.append(table.run)
         ceilings.append(table.ceiling)
     titles, plain = {bar.title for bar in bars}, {bar.role for bar in bars if bar.is_plain}
@@ -200,14 +198,11 @@ def _compared(run: Run) -> tuple[Run, list[Bar], Ceiling, str]:
 
 
 def _compare_bar(row: Mapping[str, Any]) -> Bar:
-    against, test = row["against_concat"], row["test"]
     return Bar(
         group=OUTLINE[row["group"]],
         title=str(row["title"]),
         role=role_of(row["experiment"]),
-        test=Measure.from_json(test, "top1"),
-        difference=Measure.of_difference(against, int(test["n"])),
-        p_value=against and float(against["p_holm"]),
+        test=Measure.from_json(row["test"], "top1"),
         is_plain=row["group"] != "fusion",
     )
 
@@ -219,7 +214,7 @@ def _fit_bar(run: Run) -> tuple[Bar, Run, Any]:
     is_plain = (experiment.transform, experiment.fusion) == ("none", "concat") and not experiment.rates
     is_plain = is_plain and experiment.normalize in (None, "none")
     test = Measure.from_json(metrics["test"], "top1")
-    bar = Bar("single runs", title, role_of(experiment), test, None, None, is_plain)
+    bar = Bar("single runs", title, role_of(experiment), test, is_plain)
     return bar, run, ceiling_from_json(metrics["test"])
 
 

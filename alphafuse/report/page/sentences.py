@@ -38,6 +38,8 @@ def answer(report: Report) -> list[str]:
             for bar in ablation.bars
             if bar.is_plain
         ]
+    if not sentences:
+        sentences.append("No study has answered yet: the commands at the end do.")
     ceiling = report.audit.splits["test"].ceiling
     if unseen := ceiling.clips - ceiling.reachable:
         sentences.append(
@@ -48,7 +50,7 @@ def answer(report: Report) -> list[str]:
         sentences.append(
             "This is the generated demo, whose difficulty is chosen: its accuracies say nothing about real clips."
         )
-    return sentences or ["No study has answered yet: the commands at the end add answers."]
+    return sentences
 
 
 def _accuracy(report: Report, votes: Votes) -> str:
@@ -203,12 +205,6 @@ def named(title: str, run: Run) -> str:
     """Return an experiment's title, with the run's name if the name differs."""
     is_named_so = run.name == title.lower().replace(" ", "-")
     return title if is_named_so else f"{title}, run {run.name}"
-
-
-def all_seeds(report: Report) -> str:
-    """Return the number of seeds of the runs: "5", or "1 to 5"."""
-    counts = sorted({len(run.seeds) for run in report.runs if run.kind not in WITHOUT_EPOCHS} or {1})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
