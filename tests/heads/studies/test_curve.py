@@ -142,8 +142,8 @@ def test_three_streams_and_one_stream(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(dataset: Dataset) -> None:
-    with pytest.raises(DatasetError, match="unknown stream 'sound'"):
-        curve(dataset, streams=["sound"])
+    with pytest.raises(DatasetError, match="unknown stream 'smell'"):
+        curve(dataset, streams=["smell"])
     with pytest.raises(ExperimentError, match="at least 1, or 'all', not 0"):
         curve(dataset, sizes=[0])
     with pytest.raises(ExperimentError, match="at least 1 draw"):

@@ -170,8 +170,8 @@ def test_ties_of_accuracy_are_decided_by_the_lowest_loss(found: Sweep) -> None:
         ({"on": (), "alphas": (1.0,)}, "needs streams and alphas"),
         ({"on": ("ast",), "alphas": (1.0, 1.0)}, "occurs twice"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqrt"}, r"'sqrt' takes no alpha to sweep: choose from power"),
-        ({"on": ("sound",), "alphas": (1.0,)}, "unknown stream 'sound'"),
-        ({"on": ("ast,sound",), "alphas": (1.0,)}, "unknown stream 'sound'"),
+        ({"on": ("smell",), "alphas": (1.0,)}, "unknown stream 'smell'"),
+        ({"on": ("ast,smell",), "alphas": (1.0,)}, "unknown stream 'smell'"),
         ({"on": ("ast",), "alphas": (1.0,), "transform": "sqr"}, "unknown transform 'sqr'"),
     ],
 )
