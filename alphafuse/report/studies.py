@@ -101,7 +101,7 @@ def against_columns(
 ) -> list[Column]:
     """Columns: the difference of a row's comparison in points, its interval, its corrected p, and the verdict.
 
-    `says` is the one of "p" and "verdict" that text in 80 columns has.
+    With `says="p"` there is no verdict; else text in 80 columns has no p.
     """
 
     def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
@@ -111,7 +111,7 @@ def against_columns(
         Column(title, cell(lambda found: f"{100 * found.test.difference:+.1f}")),
         Column("interval", cell(lambda found: percent_range(found.interval, sign="+"))),
         Column("p", cell(lambda found: p_value(found.p_holm)), wide=says != "p"),
-        Column("verdict", cell(verdict), left=True, wide=says != "verdict"),
+        *([Column("verdict", cell(verdict), left=True)] if says == "verdict" else []),
     ]
 
 
