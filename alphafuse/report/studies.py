@@ -29,7 +29,7 @@ from alphafuse.heads.studies.runs import padded, write_evaluation_folder, write_
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
 from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
-from alphafuse.heads.studies.words import gains_sentence, listed, signed, signed_range, verdict
+from alphafuse.heads.studies.words import gains_sentence, listed, signed, verdict
 from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
@@ -299,8 +299,6 @@ def describe_sweep(sweep: Sweep) -> Document:
         *loss_columns("loss", lambda point: point.val.loss, digits=3),
         Column("", lambda point: "chosen" if sweep.chosen_at(point) else None, left=True),
         *accuracy_columns("test", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
-        Column("vs none", compared(lambda found: signed(found.test.difference)), wide=True),
-        Column("interval", compared(lambda found: signed_range(found.interval)), wide=True),
         Column("p", compared(lambda found: p_value(found.p_holm)), wide=True),
         Column("verdict", compared(verdict), left=True),
     ]
