@@ -286,7 +286,11 @@ def describe_sweep(sweep: Sweep) -> Document:
         return None if point.experiment.alpha is None else f"{point.experiment.alpha:g}"
 
     def compared(write: Callable[[Comparison], str]) -> Callable[[Trained], str | None]:
-        return lambda point: write(chosen.comparison) if (chosen := sweep.chosen_at(point)) else None
+        def cell(point: Trained) -> str | None:
+            chosen = sweep.chosen_at(point)
+            return write(chosen.comparison) if chosen and not chosen.is_untransformed else None
+
+        return cell
 
     columns = [
         Column(
