@@ -29,7 +29,7 @@ from alphafuse.heads.studies.runs import keep_heads, padded, write_evaluation_fo
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
 from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
-from alphafuse.heads.studies.words import gains_sentence, listed, signed, signed_range, verdict
+from alphafuse.heads.studies.words import gains_sentence, listed, signed, verdict
 from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
@@ -101,7 +101,7 @@ def against_columns(
 ) -> list[Column]:
     """Columns: the difference of a row's comparison in points, its interval, its corrected p, and the verdict.
 
-    `says` is the one of "p" and "verdict" that text in 80 columns has.
+    With `says="p"` there is no verdict; else text in 80 columns has no p.
     """
 
     def cell(write: Callable[[Comparison], str]) -> Callable[[Any], str | None]:
@@ -111,7 +111,7 @@ def against_columns(
         Column(title, cell(lambda found: f"{100 * found.test.difference:+.1f}")),
         Column("interval", cell(lambda found: percent_range(found.interval, sign="+"))),
         Column("p", cell(lambda found: p_value(found.p_holm)), wide=says != "p"),
-        Column("verdict", cell(verdict), left=True, wide=says != "verdict"),
+        *([Column("verdict", cell(verdict), left=True)] if says == "verdict" else []),
     ]
 
 
@@ -301,7 +301,11 @@ def describe_sweep(sweep: Sweep) -> Document:
         return None if point.experiment.alpha is None else f"{point.experiment.alpha:g}"
 
     def compared(write: Callable[[Comparison], str]) -> Callable[[Trained], str | None]:
-        return lambda point: write(chosen.comparison) if (chosen := sweep.chosen_at(point)) else None
+        def cell(point: Trained) -> str | None:
+            chosen = sweep.chosen_at(point)
+            return write(chosen.comparison) if chosen and not chosen.is_untransformed else None
+
+        return cell
 
     columns = [
         Column(
@@ -314,8 +318,6 @@ def describe_sweep(sweep: Sweep) -> Document:
         *loss_columns("loss", lambda point: point.val.loss, digits=3),
         Column("", lambda point: "chosen" if sweep.chosen_at(point) else None, left=True),
         *accuracy_columns("test", lambda point: test.top1 if (test := sweep.test_at(point)) else None),
-        Column("vs none", compared(lambda found: signed(found.test.difference)), wide=True),
-        Column("interval", compared(lambda found: signed_range(found.interval)), wide=True),
         Column("p", compared(lambda found: p_value(found.p_holm)), wide=True),
         Column("verdict", compared(verdict), left=True),
     ]
