@@ -132,7 +132,7 @@ def evaluate(
     >>> found.evaluation.mean_average_precision
     0.9... [0.8..., 0.9...]
     """
-    run = resolve_run(run, dataset and dataset.root)
+    run = resolve_run(run, dataset.root if dataset else None)
     dataset = dataset or dataset_of(run)
     against = resolve_run(against, dataset.root) if against else None
     heads = load_run(run, dataset, split)

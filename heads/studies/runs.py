@@ -464,7 +464,8 @@ class Run:
         header = next(rows)[1]
         columns = [header.index(name) for name in ("clip_id", "group", "seed", "correct")]
         by_seed: dict[str, list[bool]] = {}
-        clip_ids, groups = [], []
+        clip_ids: list[str] = []
+        groups: list[str] = []
         for _, row in rows:
             clip_id, group, seed, correct = (row[column] for column in columns)
             if len(by_seed.setdefault(seed, [])) == len(clip_ids):
