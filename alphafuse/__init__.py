@@ -42,7 +42,7 @@ from alphafuse.system.results import tables_by as _tables_by
 from alphafuse.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from alphafuse.answer import Answer, answer
+    from alphafuse.answering import Answer, answer
     from alphafuse.cli.doctor import Finding, examine
     from alphafuse.data.audit import AuditReport, audit
     from alphafuse.data.dataset import Dataset
@@ -105,7 +105,7 @@ if TYPE_CHECKING:
     from alphafuse.report.weigh import write_weigh
 
 _HOMES = {
-    "alphafuse.answer": ("Answer", "answer"),
+    "alphafuse.answering": ("Answer", "answer"),
     "alphafuse.predict.bundle": ("export_run",),
     "alphafuse.data.audit": ("AuditReport", "audit"),
     "alphafuse.data.dataset": ("Dataset",),

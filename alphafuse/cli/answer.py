@@ -21,7 +21,7 @@ from .options import options_of
 from .streams import labelled_by_option, stream_options
 
 if TYPE_CHECKING:
-    from alphafuse.answer import Answer, Step
+    from alphafuse.answering import Answer, Step
 
 
 def _with_root(command: Callable[..., None]) -> Callable[..., None]:
@@ -29,7 +29,7 @@ def _with_root(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(clips: Path, root: Path | None, **arguments: Any) -> None:
-        from alphafuse.answer import default_root
+        from alphafuse.answering import default_root
 
         command(clips=clips, root=default_root(clips) if root is None else root, **arguments)
 
@@ -82,7 +82,7 @@ def answer(
       alphafuse answer clips/ --timesformer compact --ast compact
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set before torch is loaded, as in extract
-    from alphafuse.answer import answer as run_answer
+    from alphafuse.answering import answer as run_answer
 
     shown = _Shown()
     try:

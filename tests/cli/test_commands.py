@@ -214,7 +214,7 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(
     assert_one_line_error(run("extrakt"), "'extrakt' (did you mean 'extract'?) (see `alphafuse --help`)")
     assert_one_line_error(run("verify"), "unknown command 'verify' (did you mean 'store verify'?)")
     assert_one_line_error(run("data", "flder"), "unknown command 'flder' (did you mean 'folder'?)")
-    assert_one_line_error(run("qqq"), "unknown command 'qqq': choose from data, extract, store")
+    assert_one_line_error(run("qqq"), "unknown command 'qqq': choose from answer, data, extract, store")
     assert_one_line_error(run("extract"), "missing option '--split': train, val, test or all (see `alphafuse extract")
     assert_one_line_error(run("store", "info", tmp_path / "nowhere"), "no embeddings in")
     assert_one_line_error(

@@ -33,7 +33,7 @@ from alphafuse.heads.scoring.statistics import wilson_interval
 from alphafuse.heads.studies.compare import compare
 from alphafuse.heads.studies.contribute import contribute
 from alphafuse.heads.studies.fit import fit
-from alphafuse.heads.studies.runs import Run, read_history
+from alphafuse.heads.studies.runs import Run, pin_run, read_history
 from alphafuse.heads.studies.sweep import sweep
 from alphafuse.heads.studies.table1 import paper_results, table1
 from alphafuse.heads.studies.weigh import weigh
@@ -79,13 +79,15 @@ def make_root(root: Path) -> Dataset:
     dataset = make_dataset(root, unseen_test_labels=2, silent_test_clips=2, classes=LABELS, name="toy <i>&amp;</i> co")
     write_table1(table1(dataset, seeds=3, settings=QUICK), dataset)
     write_sweep(sweep(dataset, on=("timesformer", "ast"), alphas=(0.5, 1.0), seeds=2, settings=QUICK), dataset)
-    write_compare(compare(dataset, seeds=1, settings=replace(QUICK, epochs=2)), dataset)
+    compared = compare(dataset, seeds=1, settings=replace(QUICK, epochs=2))
+    write_compare(replace(compared, kept=()), dataset)  # as if the user had deleted the runs that it keeps
     write_contribution(contribute(dataset, refits=2), dataset)
     fit(dataset, Experiment("sqrt", on="ast"), seeds=2, settings=QUICK)
     fit(dataset, Experiment(fusion="attention"), seeds=2, settings=replace(QUICK, epochs=1), run="badly-trained")
     fit(dataset, Experiment(streams=("timesformer",)), seeds=2, settings=QUICK)
     for position, clip in enumerate(dataset.manifest.of_split("test")[::3]):
         write_clip(dataset.path_of(clip), look=position)
+    pin_run(dataset.root, "sqrt-ast")
     return dataset
 
 
@@ -187,14 +189,12 @@ def test_a_root_without_runs_names_the_command_that_makes_one(tmp_path: Path) ->
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_heads_shown_are_those_of_best_validation_accuracy_or_of_the_named_run(
-    dataset: Dataset, votes: Votes
-) -> None:
+def test_the_heads_shown_are_those_of_the_pinned_the_best_or_the_named_run(dataset: Dataset, votes: Votes) -> None:
     runs = dataset.root / "runs"
-    accuracy = {
-        name: read_json(runs / name / "metrics.json")["val"]["top1"]["mean"] for name in ("sqrt-ast", "badly-trained")
-    }
-    assert accuracy["badly-trained"] < accuracy["sqrt-ast"]
+    sides = find_sides(
+        [run for run in find_runs(dataset, [])[0] if run.name != "sqrt-ast"], ROLES, chosen=False, problems=[]
+    )
+    assert sides["fused"].path == runs / "table1" / "heads" / "untransformed"
     assert votes.fused.path == runs / "sqrt-ast"
     assert votes.alone["timesformer"].path == runs / "timesformer-only"
     assert votes.alone["ast"].path == runs / "table1" / "heads" / "ast-only"

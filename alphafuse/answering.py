@@ -139,7 +139,7 @@ class Answer:
 def default_root(clips: str | Path) -> Path:
     """Return the root of `answer` when none is named: `clips` if it is a root, else NAME-answer in this folder.
 
-    >>> from alphafuse.answer import default_root
+    >>> from alphafuse.answering import default_root
     >>> default_root("films/clips").as_posix(), default_root("demo").as_posix()
     ('clips-answer', 'demo')
     """

@@ -12,7 +12,7 @@ import pytest
 from support.cli import Run, assert_one_line_error
 from support.clips import write_clip
 
-from alphafuse.answer import STEPS, Step, answer, default_root
+from alphafuse.answering import STEPS, Step, answer, default_root
 from alphafuse.data.dataset import Dataset
 from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError
