@@ -471,7 +471,6 @@ def _expect(
     if not missing and not to_do:
         return {}
     tell(Step("estimate", "running", "measuring a few clips" if missing else ""))
-    started = time.monotonic()
     expected: dict[str, float] = {}
     dims: dict[str, int] = {}
     if missing:
@@ -491,7 +490,7 @@ def _expect(
     expected = {name: expected[name] for name in STEPS if name in expected}
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in expected.items())
     line = f"about {_minutes(sum(expected.values()))} in all ({parts})"
-    tell(Step("estimate", "done", line, time.monotonic() - started))
+    tell(Step("estimate", "done", line))
     return expected
 
 
