@@ -15,6 +15,7 @@ import numpy as np
 
 from alphafuse.data.audit import AuditReport
 from alphafuse.data.splits import Ceiling
+from alphafuse.heads.closed.recommend import limits_in_words
 from alphafuse.heads.model.config import Experiment
 from alphafuse.heads.scoring.statistics import Estimate, Interval, wilson_interval
 from alphafuse.heads.studies.runs import Run
@@ -359,14 +360,13 @@ class Weight:
     Attributes:
         stream: its name.
         weight: on a scale on which all streams have the same total variance; 0 if the stream is to be dropped.
-        low, high: 95% interval of the weight; None if it has none.
+        limits: 95% interval of the weight, in words; "" if it has none.
         lost, bound: accuracy lost without the stream out of fold, and at most (95%); None for a single stream.
     """
 
     stream: Role
     weight: float
-    low: float | None
-    high: float | None
+    limits: str
     lost: float | None
     bound: float | None
 
@@ -391,10 +391,10 @@ class Weights:
         profile = content["final"] or content["profile"] or {"weights": {}, "ranges": {}}
         streams = []
         for name, kept in content["weights"].items():
-            low, high = profile["ranges"].get(name, (None, None))
+            limits = limits_in_words(*profile["ranges"][name]) if name in profile["ranges"] else ""
             without = content["without"].get(name, {})
             weight = float(profile["weights"].get(name, 1.0)) if kept else 0.0
-            streams.append(Weight(str(name), weight, low, high, without.get("lost"), without.get("bound")))
+            streams.append(Weight(str(name), weight, limits, without.get("lost"), without.get("bound")))
         return cls(
             said=str(content.get("answer", content["verdict"])),
             streams=tuple(streams),

@@ -88,10 +88,7 @@ class Profile:
 
     def limits_in_words(self, stream: str, between: str = " to ") -> str:
         """Return "0.46 to 1.2", "at most 1.2", "at least 0.46" or "no limit found"."""
-        low, high = (None if limit is None else ratio_in_words(limit) for limit in self.limits_of(stream))
-        if low and high:
-            return f"{low}{between}{high}"
-        return f"at least {low}" if low else f"at most {high}" if high else "no limit found"
+        return limits_in_words(*self.limits_of(stream), between)
 
     def relative(self, weighting: Weighting) -> dict[str, float]:
         """Return stream -> weight; of two streams relative to the other one, of more to the geometric mean of all."""
@@ -121,6 +118,15 @@ class Profile:
 def ratio_in_words(weight: float) -> str:
     """Return a weight with two digits."""
     return f"{weight:.2g}" if weight < 10 else f"{weight:.0f}"
+
+
+def limits_in_words(low: float | None, high: float | None, between: str = " to ") -> str:
+    """Return the limits of a weight in words, see `Profile.limits_in_words`; None: no limit was found."""
+    if low is not None and high is not None:
+        return f"{ratio_in_words(low)}{between}{ratio_in_words(high)}"
+    if low is not None:
+        return f"at least {ratio_in_words(low)}"
+    return "no limit found" if high is None else f"at most {ratio_in_words(high)}"
 
 
 @dataclass(frozen=True)
