@@ -13,9 +13,11 @@ A dataset is given as its folder or as a `Dataset`; streams as text ("ast", "ast
 Nothing prints: `print(result)` shows what the command shows, a notebook shows tables, and `result.to_pandas()` gives
 unrounded figures.
 
+Answer         answer (Answer)
 Datasets       make_demo, import_folder, import_vggsound, import_ucf101, import_kinetics, import_embeddings
                (GivenReport); Dataset, Manifest, Clip, Stream, parse_stream
-Splits         audit (AuditReport), sign_clips, files_without_audio, labelling_warning, resplit_dataset, fold_datasets
+Splits         audit (AuditReport), sign_clips, files_without_audio, labelling_warning, resplit_dataset, fold_datasets,
+               drop_clips, restore_clips
 Extraction     extract_embeddings (ExtractSettings, ExtractReport), plan_extraction (ExtractPlan, Rates),
                resample (Resampling), decode_clip; CustomEncoder, FrameSpec, AudioSpec, convert_timesformer, convert_ast
 Embeddings     EmbeddingStore, Embeddings, StoredEmbeddings, EmbeddingSource, Failure

@@ -100,8 +100,8 @@ class Answer:
     >>> from alphafuse import TrainSettings, answer
     >>> quick = TrainSettings(epochs=2, hidden=(16,))  # only for speed: use the defaults for meaningful figures
     >>> found = answer("demo", seeds=1, refits=0, training=quick, decode=False)
-    >>> found.report.as_posix(), found.run.name, [step.name for step in found.steps if step.state == "left out"]
-    ('demo/report.html', 'untransformed', [])
+    >>> found.report.as_posix(), [step.name for step in found.steps if step.state == "left out"]
+    ('demo/report.html', [])
     """
 
     root: Path

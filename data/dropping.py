@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from alphafuse.errors import DatasetError, unknown
-from alphafuse.system.files import iterate_csv, one_line, write_csv
+from alphafuse.system.files import each, iterate_csv, one_line, write_csv
 
 from .dataset import Dataset
 from .manifest import COLUMNS, Clip, Manifest
@@ -20,12 +20,12 @@ DROPPED = "dropped.csv"
 _HEADER = (*COLUMNS, "place", "reason")
 
 
-def drop_clips(dataset: Dataset, clip_ids: Sequence[str], *, reason: str = "") -> Dataset:
+def drop_clips(dataset: Dataset | str | Path, clip_ids: str | Sequence[str], *, reason: str = "") -> Dataset:
     """Take clips out of a root's manifest, and list them in its dropped.csv; return the root without them.
 
     Args:
-        dataset: the root.
-        clip_ids: clips of its manifest.
+        dataset: the root, or its folder.
+        clip_ids: one clip of its manifest, or several.
         reason: why, for people.
 
     Raises:
@@ -37,7 +37,8 @@ def drop_clips(dataset: Dataset, clip_ids: Sequence[str], *, reason: str = "") -
     >>> len(root.manifest), len(fewer.manifest)
     (448, 447)
     """
-    wanted = dict.fromkeys(clip_ids)
+    dataset = Dataset.open(dataset)
+    wanted = dict.fromkeys(each(clip_ids))
     known = set(dataset.manifest.clip_ids)
     for clip_id in wanted:
         if clip_id not in known:
@@ -58,7 +59,7 @@ def drop_clips(dataset: Dataset, clip_ids: Sequence[str], *, reason: str = "") -
     return _with(dataset, kept)
 
 
-def restore_clips(dataset: Dataset, clip_ids: Sequence[str] = ()) -> Dataset:
+def restore_clips(dataset: Dataset | str | Path, clip_ids: str | Sequence[str] = ()) -> Dataset:
     """Put dropped clips back into a root's manifest, each at its place; () = all of them.
 
     Raises:
@@ -70,6 +71,7 @@ def restore_clips(dataset: Dataset, clip_ids: Sequence[str] = ()) -> Dataset:
     >>> list(restore_clips(fewer).manifest) == list(root.manifest)
     True
     """
+    dataset, clip_ids = Dataset.open(dataset), each(clip_ids)
     dropped = _read(dataset.root)
     names = [clip.clip_id for clip, _, _ in dropped]
     for clip_id in clip_ids:

@@ -38,6 +38,7 @@ WALK = {
     "alphafuse.data.store.lazy",
     "alphafuse.heads.studies.table1",
     "alphafuse.heads.studies.same_clips",
+    "alphafuse.heads.studies.words",
     "alphafuse.heads.training.train",
     "alphafuse.heads.training.batches",
     "alphafuse.heads.training.epochs",

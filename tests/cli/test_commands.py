@@ -103,7 +103,7 @@ def test_extract_counts_failures_by_reason(run: Run, make_root: MakeRoot, tiny_e
         *("--timesformer", tiny_encoders["timesformer"], "--ast", tiny_encoders["ast"]),
     )
     assert code == 0 and "4 clips embedded (timesformer 4, ast 2)" in out
-    header, row = (line.split(maxsplit=2) for line in out.splitlines()[1:])
+    header, row = (line.split(maxsplit=2) for line in out.splitlines()[1:3])
     assert header[:2] == ["clips", "without"] and row[:2] == ["2", "ast"]
     assert row[2].startswith("no audio stream  train0_00000")
     code, out, _ = run("store", "info", root / "stores" / "train", "--json")
@@ -123,7 +123,7 @@ def test_fit_prints_figures_with_n_and_intervals_and_writes_a_run(run: Run, extr
 
 
 def test_table1_prints_and_writes_nine_rows(run: Run, extracted: Path) -> None:
-    code, out, _ = run("table1", "--seeds", 2, "--epochs", 2, "--root", extracted)
+    code, out, _ = run("table1", "--seeds", 2, "--epochs", 2, "--root", extracted, "--wide")
     assert code == 0 and "TimeSformer pos-scalar" in out and "AST only" in out and "4/18" in out
     names = {path.name for path in (extracted / "runs" / "table1").iterdir()}
     assert {"table1.json", "table1.md", "figure3.png", "config.json", "history.csv"} <= names

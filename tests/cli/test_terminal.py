@@ -189,7 +189,9 @@ def test_every_option_has_a_variable_of_its_name_and_the_command_line_wins(
     assert_one_line_error(run("fit"), "'--seeds'", "'many' is not a valid integer", "from ALPHAFUSE_FIT_SEEDS")
 
 
-def test_the_variable_of_the_root_does_not_replace_the_root_of_a_named_run() -> None:
+def test_the_variable_of_the_root_does_not_replace_the_root_of_a_named_run(
+    run: Run, extracted: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def variable(*path: str) -> object:
         found: click.Command = cli
         for name in path:
@@ -198,7 +200,9 @@ def test_the_variable_of_the_root_does_not_replace_the_root_of_a_named_run() -> 
 
     for path in (("extract",), ("fit",), ("data", "demo"), ("data", "vggsound"), ("data", "audit"), ("doctor",)):
         assert variable(*path) == "ALPHAFUSE_ROOT"
-    assert variable("evaluate") == "ALPHAFUSE_EVALUATE_ROOT"
+    run("fit", "--epochs", 1, "--root", extracted)
+    monkeypatch.setenv("ALPHAFUSE_ROOT", str(tmp_path / "another"))
+    assert run("evaluate", extracted / "runs" / "untransformed")[0] == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- colours
@@ -294,19 +298,19 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     "extract --dry-run": "rates splits",
     "store info": "bytes clips dims duplicates failures files folder provenance recipes rows shards windows",
     "store verify": "folder problems shards",
-    "fit": "experiment run seeds test val",
+    "fit": "answer experiment note_on_encoders run seeds test val",
     "table1": (
-        "classes clips dataset dropped is_demo is_paper_split largest_gap reachable_ceiling rows seeds "
+        "answer classes clips dataset dropped is_demo is_paper_split largest_gap note_on_encoders reachable_ceiling rows seeds "
         "smallest_resolvable_gap unread_streams verdict"
     ),
-    "sweep": "baseline chosen clips curves dataset seeds smallest_resolvable_gap transform",
+    "sweep": "answer baseline chosen clips curves dataset note_on_encoders seeds smallest_resolvable_gap transform",
     "weigh": (
-        "absent best_single clips confusion constant dataset dropped effective_ranks final heads late neighbours probe "
-        "profile raw_alphas removed source_videos streams test val verdict warning weights without zscored"
+        "absent answer best_single clips confusion constant dataset dropped effective_ranks final heads late neighbours "
+        "note_on_encoders probe profile raw_alphas removed source_videos streams test val verdict warning weights without zscored"
     ),
     "evaluate": (
-        "absent_classes against auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "
-        "reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
+        "absent_classes against answer auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "
+        "note_on_encoders reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
     ),
 }
 

@@ -832,7 +832,8 @@ def test_weights_and_exact_shares_come_from_the_run_of_weigh_which_lists_no_epoc
     assert isinstance(weights, Weights) and weights.curve and isinstance(votes, Votes)
     assert answer(report)[0] == content["verdict"]
     inside = weights.curve.ratios[weights.curve.inside]
-    assert [inside.min(), inside.max()] == pytest.approx(content["profile"]["ranges"]["ast"])
+    for end, limit in zip((inside.min(), inside.max()), content["profile"]["ranges"]["ast"], strict=True):
+        assert limit is None or end == pytest.approx(limit)
     assert weights.curve.ratios[weights.curve.chosen] == pytest.approx(content["profile"]["weights"]["ast"])
     assert ("weights" in drawn) == content["profile"]["is_learned"]
     assert votes.fused.path.name == "sqrt-ast" and votes.shares == "weighed, run weigh"

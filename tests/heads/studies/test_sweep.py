@@ -187,8 +187,8 @@ def test_a_config_that_is_not_of_a_sweep_is_refused_by_name(dataset: Dataset, tm
 
 
 @pytest.mark.parametrize("train", [sweep, fit, table1, compare])
-def test_an_unknown_engine_is_refused_before_anything_is_read(train: Callable[..., object]) -> None:
+def test_an_unknown_engine_is_refused_before_anything_is_read(dataset: Dataset, train: Callable[..., object]) -> None:
     more: dict[str, object] = {"on": ["ast"], "alphas": [1]} if train is sweep else {}
-    arguments = [None, BASELINE] if train is fit else [None]
+    arguments = [dataset, BASELINE] if train is fit else [dataset]
     with pytest.raises(ClusterError, match=r"unknown engine 'rya' .did you mean 'ray'"):
         train(*arguments, engine="rya", **more)

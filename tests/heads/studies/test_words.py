@@ -14,7 +14,7 @@ from alphafuse.heads.scoring.metrics import Scores
 from alphafuse.heads.scoring.statistics import (
     Interval,
     accuracy_interval,
-    bootstrap_interval,
+    mean_interval,
     compare_pairs,
     difference_interval,
     estimate,
@@ -56,7 +56,7 @@ def result(
         ceiling=Ceiling(n if reachable is None else reachable, n),
         top1=top1,
         topk=top1,
-        loss=estimate(loss, bootstrap_interval(loss, ids)),
+        loss=estimate(loss, mean_interval(loss, ids)),
         scores=Scores(right.astype(int), right, right, 5, loss, right.mean(axis=1)),
     )
 
