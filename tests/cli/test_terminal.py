@@ -300,17 +300,18 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     "store verify": "folder problems shards",
     "fit": "answer experiment note_on_encoders run seeds test val",
     "table1": (
-        "answer classes clips dataset dropped is_demo is_paper_split largest_gap note_on_encoders reachable_ceiling rows seeds "
-        "smallest_resolvable_gap unread_streams verdict"
+        "answer classes clips dataset dropped is_demo is_paper_split largest_gap note_on_encoders reachable_ceiling "
+        "rows seeds smallest_resolvable_gap unread_streams verdict"
     ),
     "sweep": "answer baseline chosen clips curves dataset note_on_encoders seeds smallest_resolvable_gap transform",
     "weigh": (
-        "absent answer best_single clips confusion constant dataset dropped effective_ranks final heads late neighbours "
-        "note_on_encoders probe profile raw_alphas removed source_videos streams test val verdict warning weights without zscored"
+        "absent answer best_single clips confusion constant dataset dropped effective_ranks final heads late "
+        "neighbours note_on_encoders probe profile raw_alphas removed source_videos streams test val verdict warning "
+        "weights without zscored"
     ),
     "evaluate": (
-        "absent_classes against answer auc classes d_prime dropped ece log_loss mean_average_precision mean_class_accuracy n "
-        "note_on_encoders reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
+        "absent_classes against answer auc classes d_prime dropped ece log_loss mean_average_precision "
+        "mean_class_accuracy n note_on_encoders reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
     ),
 }
 

@@ -147,7 +147,7 @@ def test_the_page_of_one_stream_has_no_fused_heads(one: Path) -> None:
     assert set(drawn) == {"losses", "alpha", "ablation", "confusion"}
     command("report", "--root", one)
     page = (one / "report.html").read_text()
-    assert "one: what sound tells" in page and "the heads are right on" in page and "fused heads" not in page
+    assert "show that sound (ear) tells the labels apart" in page and "fused heads" not in page
     assert page.count('<div class="tile">') == page.count('type="range"') == 1
 
 

@@ -14,10 +14,10 @@ from alphafuse.heads.scoring.metrics import Scores
 from alphafuse.heads.scoring.statistics import (
     Interval,
     accuracy_interval,
-    mean_interval,
     compare_pairs,
     difference_interval,
     estimate,
+    mean_interval,
 )
 from alphafuse.heads.studies.evaluate import Against
 from alphafuse.heads.studies.same_clips import SplitResult, resolvable_gap
