@@ -311,7 +311,8 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
     ),
     "evaluate": (
         "absent_classes against answer auc classes d_prime dropped ece log_loss mean_average_precision "
-        "mean_class_accuracy n note_on_encoders reachable_ceiling run seeds source_videos split table top1 top3 vggsounder"
+        "mean_class_accuracy n note_on_encoders reachable_ceiling run seeds source_videos split table top1 top3 "
+        "vggsounder"
     ),
 }
 
