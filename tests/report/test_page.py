@@ -798,7 +798,7 @@ def test_intervals_of_several_methods_are_named() -> None:
 
 
 def test_the_page_says_how_heads_were_chosen_and_why_the_explorer_shows_others(html: str, report: Report) -> None:
-    assert "The fused heads are those of run sqrt-ast: the best of 2 runs on validation clips." in html
+    assert "The fused heads are those of run sqrt-ast: the best of 2 runs by the rule of alphafuse runs." in html
     assert whose_heads(replace(report, is_chosen=True)).endswith(
         "run sqrt-ast, the first that was named for this page."
     )

@@ -158,7 +158,7 @@ def whose_heads(report: Report) -> str:
     if report.is_chosen:
         return f"{lead} are those of run {run.name}, the first that was named for this page."
     among = f"{len(rivals)} runs" if not report.left_out else "those that can be used"
-    return f"{lead} are those of run {run.name}: the best of {among} on validation clips."
+    return f"{lead} are those of run {run.name}: the best of {among} by the rule of alphafuse runs."
 
 
 def interval_methods(measures: Sequence[tuple[str, Measure]]) -> str:
