@@ -22,13 +22,15 @@ import numpy as np
 
 from alphafuse.data.audit import audit
 from alphafuse.data.dataset import FLOAT32_BYTES, Dataset
+from alphafuse.data.dropping import dropped_clips
 from alphafuse.data.embeddings import Embeddings
 from alphafuse.data.manifest import SPLITS
 from alphafuse.data.sources.folder import import_folder
-from alphafuse.data.sources.importing import find_videos
+from alphafuse.data.sources.importing import find_files
 from alphafuse.data.streams import Stream, in_order
 from alphafuse.errors import AlphafuseError, DatasetError
 from alphafuse.extract.decoding.signatures import sign_clips
+from alphafuse.extract.encoders.families import known_hearing
 from alphafuse.extract.pipeline import extract_embeddings
 from alphafuse.extract.planning import ExtractPlan, plan_extraction
 from alphafuse.extract.settings import ExtractSettings
@@ -43,11 +45,10 @@ from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.heads.training.train import train_heads
 from alphafuse.report.contribute import write_contribution
 from alphafuse.report.page.build import write_report
-from alphafuse.report.plan import duration
 from alphafuse.report.studies import write_compare
 from alphafuse.report.weigh import write_weigh
 from alphafuse.system.files import read_json, to_path, write_json
-from alphafuse.system.progress import NO_PROGRESS, Progress
+from alphafuse.system.progress import NO_PROGRESS, Progress, duration
 from alphafuse.system.remote import is_remote
 
 STEPS = ("import", "audit", "extract", "weigh", "contribute", "compare", "report")
@@ -361,20 +362,25 @@ def _counts(dataset: Dataset) -> str:
 
 
 def _unlisted(dataset: Dataset) -> str:
-    """Say how many files of the folder the root doesn't list; "" if there are none, or a csv decided."""
-    if dataset.source.get("csv") or "folder" not in dataset.source or is_remote(dataset.clip_folder):
-        return ""
-    try:
-        found = {path.as_posix() for path in find_videos(dataset.clip_folder).values()}
-    except DatasetError:
-        return ""
-    new = len(found - {clip.path for clip in dataset.manifest})
+    new = unlisted_files(dataset)
     if not new:
         return ""
     return (
         f"; {new} more file{'s' * (new != 1)} in {dataset.clip_folder}: `alphafuse data folder {dataset.clip_folder} "
         f"--root {dataset.root}` adds them"
     )
+
+
+def unlisted_files(dataset: Dataset) -> int:
+    """Return how many files of its clips' folder a root neither lists nor dropped; 0 if a csv chose its clips."""
+    if dataset.source.get("csv") or "folder" not in dataset.source or is_remote(dataset.clip_folder):
+        return 0
+    try:
+        found = {path.as_posix() for path in find_files(dataset.clip_folder).clips.values()}
+    except DatasetError:
+        return 0
+    known = [*dataset.manifest, *(clip for clip, _ in dropped_clips(dataset.root))]
+    return len(found - {clip.path for clip in known})
 
 
 # audit and extraction
@@ -394,10 +400,11 @@ def _audit(dataset: Dataset, workers: int | None, progress: Progress, done: Call
             content = {}
     is_kept = content.get("inputs") == inputs and (workers is None or bool(content.get("content")) or not sizes)
     if not is_kept:
-        signatures = None
+        signatures = hearing = None
         if sizes and workers is not None:
             signatures = sign_clips(dataset, workers=workers, progress=progress)
-        content = {"inputs": inputs, **audit(dataset, signatures=signatures).to_json()}
+            hearing = known_hearing(dataset)
+        content = {"inputs": inputs, **audit(dataset, signatures=signatures, hearing=hearing).to_json()}
         write_json(path, content)
     problems = content["problems"]
     counts = {severity: sum(one["severity"] == severity for one in problems) for severity in ("error", "warning")}

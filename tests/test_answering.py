@@ -12,8 +12,9 @@ import pytest
 from support.cli import Run, assert_one_line_error
 from support.clips import write_clip
 
-from alphafuse.answering import STEPS, Step, answer, default_root
+from alphafuse.answering import STEPS, Step, answer, default_root, unlisted_files
 from alphafuse.data.dataset import Dataset
+from alphafuse.data.dropping import drop_clips
 from alphafuse.data.streams import DEFAULT_STREAMS
 from alphafuse.errors import DatasetError
 from alphafuse.extract.settings import ExtractSettings
@@ -91,6 +92,16 @@ def test_studies_are_of_the_labels_splits_and_embeddings_that_the_root_has(root:
     manifest = (dataset.root / "manifest.csv").read_text().replace(",cat,", ",dog,", 1)
     (dataset.root / "manifest.csv").write_text(manifest)
     assert current_inputs(Dataset.open(dataset.root)) != made_from(dataset.root, "weigh")
+
+
+def test_files_that_the_root_neither_lists_nor_dropped_are_counted(root: Path, tmp_path: Path) -> None:
+    dataset = Dataset.open(shutil.copytree(root, tmp_path / "root"))
+    fewer = drop_clips(dataset, dataset.manifest.clip_ids[0])
+    assert unlisted_files(fewer) == 0
+    sound = dataset.clip_folder / "owl" / "new.wav"
+    sound.write_bytes(b"")
+    assert unlisted_files(fewer) == 1
+    sound.unlink()
 
 
 def test_the_command_prints_the_answer_and_what_to_do_with_it(run: Run, clips: Path, root: Path) -> None:

@@ -16,7 +16,7 @@ from alphafuse.data.dataset import Dataset
 from alphafuse.extract.settings import ExtractSettings
 from alphafuse.system.progress import Bar
 
-from .common import Place, json_option, print_json, print_text, roots, workers_option
+from .common import Place, json_option, print_json, print_text, root_option_with, workers_option
 from .options import options_of
 from .streams import labelled_by_option, stream_options
 
@@ -38,14 +38,7 @@ def _with_root(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @click.argument("clips", type=Place())
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    envvar="ALPHAFUSE_ROOT",
-    show_envvar=True,
-    shell_complete=roots,
-    help="Folder to make, or to go on with. [default: CLIPS-answer in this folder]",
-)
+@root_option_with(help="Folder to make, or to go on with. [default: CLIPS-answer in this folder]")
 @click.option("--csv", type=click.Path(path_type=Path), help="List of clips: path,label[,split][,group][,audio].")
 @_with_root
 @labelled_by_option

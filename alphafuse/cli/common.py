@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -89,15 +90,16 @@ class Place(click.Path):
         return super().convert(value, param, ctx)
 
 
-root_option = click.option(
+root_option_with = partial(
+    click.option,
     "--root",
     type=click.Path(path_type=Path),
-    default=DEFAULT_ROOT,
     envvar="ALPHAFUSE_ROOT",
-    show_default=True,
     show_envvar=True,
     shell_complete=roots,
-    help="Dataset root: manifest, embedding stores, runs.",
+)
+root_option = root_option_with(
+    default=DEFAULT_ROOT, show_default=True, help="Dataset root: manifest, embedding stores, runs."
 )
 workers_option = click.option(
     "--workers",

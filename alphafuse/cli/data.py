@@ -34,7 +34,6 @@ from .common import (
 from .streams import data_embeddings, data_streams, labelled_by_option, stream_options
 
 if TYPE_CHECKING:
-    from alphafuse.data.coverage import Hearing
     from alphafuse.data.sources.importing import ImportReport, LeaveOut
     from alphafuse.data.sources.resplit import SplitReport
 
@@ -289,13 +288,14 @@ def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json:
     """
     from alphafuse.data.audit import audit
     from alphafuse.extract.decoding.signatures import sign_clips
+    from alphafuse.extract.encoders.families import known_hearing
     from alphafuse.report.audit import format_audit
 
     dataset = Dataset.open(root)
     signatures = hearing = None
     if not no_decode:
         signatures = sign_clips(dataset, workers=workers, progress=Bar("audit"))
-        hearing = _hearing(dataset)
+        hearing = known_hearing(dataset)
     report = audit(dataset, signatures=signatures, hearing=hearing)
     if as_json:
         print_json(report.to_json())
@@ -303,19 +303,6 @@ def data_audit(root: Path, strict: bool, no_decode: bool, workers: int, as_json:
         click.echo(format_audit(report), nl=False)
     if strict and not report.is_sound:
         sys.exit(EXIT_FOUND)
-
-
-def _hearing(dataset: Dataset) -> dict[str, Hearing]:
-    """Return what the streams hear: as stored, else as their encoders say, of those that are on this machine."""
-    from alphafuse.data.coverage import stored_hearing
-
-    stored = stored_hearing(dataset)
-    unknown = [one for one in dataset.streams if one.medium == "audio" and one.name not in stored]
-    if not unknown:
-        return stored
-    from alphafuse.extract.encoders.families import hearing_of
-
-    return {**stored, **hearing_of(unknown)}
 
 
 @data.command("drop")

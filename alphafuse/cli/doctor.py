@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .common import DEFAULT_ROOT, EXIT_FOUND, json_option, paint, print_json, roots
+from .common import DEFAULT_ROOT, EXIT_FOUND, json_option, paint, print_json, root_option_with
 
 if TYPE_CHECKING:
     from alphafuse.data.streams import Stream
@@ -363,14 +363,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
 
 
 @click.command()
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    envvar="ALPHAFUSE_ROOT",
-    show_envvar=True,
-    shell_complete=roots,
-    help=f"Also check this dataset root. [default: {DEFAULT_ROOT}, if it exists]",
-)
+@root_option_with(help=f"Also check this dataset root. [default: {DEFAULT_ROOT}, if it exists]")
 @click.option("--quick", is_flag=True, help="Skip the self test, which runs stage one on a generated clip.")
 @json_option
 def doctor(root: Path | None, quick: bool, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alphafuse.data.streams import SENSES, in_order, title_of
-from alphafuse.heads.studies.words import listed as listed  # for the modules of this room
+from alphafuse.heads.studies.words import capitalised as capitalised  # these two are for the modules of this room
+from alphafuse.heads.studies.words import listed as listed
 
 FUSED = "fused"  # the role of heads that read several streams; all others are those of one stream and have its name
 
@@ -79,8 +80,3 @@ def roles_of(media: Mapping[str, str]) -> tuple[str, ...]:
     (('fused', 'timesformer', 'ast'), ('ast',))
     """
     return (*((FUSED,) if len(media) > 1 else ()), *in_order(media))
-
-
-def capitalised(text: str) -> str:
-    """Return a text with a capital first letter."""
-    return text[:1].upper() + text[1:]

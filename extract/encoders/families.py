@@ -31,6 +31,7 @@ from .hub import hub_reachable, local_folder, locate, not_found, read_file
 
 if TYPE_CHECKING:
     from alphafuse.data.coverage import Hearing
+    from alphafuse.data.dataset import Dataset
 
     from .encoder import Encoder, Placement
 
@@ -121,6 +122,14 @@ def hearing_of(streams: Iterable[Stream]) -> dict[str, Hearing]:
         if hears is not None:
             found[stream.name] = hears
     return found
+
+
+def known_hearing(dataset: Dataset) -> dict[str, Hearing]:
+    """Return what a root's streams hear: as its stores record it, else as `hearing_of` says."""
+    from alphafuse.data.coverage import stored_hearing  # commands that only parse streams read no store
+
+    stored = stored_hearing(dataset)
+    return {**stored, **hearing_of(one for one in dataset.streams if one.medium == "audio" and one.name not in stored)}
 
 
 def parse_stream(text: str) -> Stream:

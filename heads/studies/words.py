@@ -115,7 +115,7 @@ def fusing(
     worse, same, better = ([one for one in gains if signs[one.stream] == sign] for sign in (-1, 0, 1))
     if worse:
         single = len(gains) == 2 and len(worse) == 1
-        do = f"{_upper(names[worse[0].stream])} only" if single else f"Don't fuse {all_of} as they are"
+        do = f"{capitalised(names[worse[0].stream])} only" if single else f"Don't fuse {all_of} as they are"
         which = listed([alone[one.stream] for one in worse])
         costs = listed([_points(one.gain) for one in worse])
         return f"{do}: {which}, {together} of {clips}. Fusing costs accuracy: {costs}."
@@ -130,7 +130,7 @@ def fusing(
         most = max(least, *(one.gain.interval.high for one in enough))
         figures = listed([whole(one.alone.top1.mean) for one in enough])
         return (
-            f"{_upper(which)} alone is enough: {figures}, {together} of {clips}; fusing gains at most "
+            f"{capitalised(which)} alone is enough: {figures}, {together} of {clips}; fusing gains at most "
             f"{100 * most:.1f} points (95%)."
         )
     figures = f"{together}, {', '.join(alone[one.stream] for one in same)}"
@@ -232,6 +232,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
+def capitalised(text: str) -> str:
+    """Return a text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def commonest(labels: Sequence[str]) -> float:
     """Return the share of the commonest label: the most that a constant answer gets right."""
     return max(Counter(labels).values()) / len(labels)
@@ -281,7 +286,3 @@ def _is(names: Sequence[str]) -> str:
 
 def _label(label: str) -> str:
     return label if len(label) <= LABEL_LETTERS else f"{label[: LABEL_LETTERS - 3]}..."
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
