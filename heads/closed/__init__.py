@@ -2,6 +2,7 @@
 
     moments      one pass over a store: counts, sums and Gram matrices per fold of source videos
     ridge        ridge heads of any streams, weights and penalty, from the moments alone; their out-of-fold error
+    systems      its linear systems, in the space of the dimensions or of the clips, whichever is smaller
     dual         ridge heads on few clips, directly from their rows, and their error on left-out source videos
     profile      that error for many weightings, each with its best penalty
     rows         scores of such heads on the clips of a store: accuracy, losses per source video

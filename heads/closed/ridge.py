@@ -20,10 +20,10 @@ import torch
 from alphafuse.system.devices import threads_for
 
 from .moments import Moments
+from .systems import SMALL, Dual, Primal, System, columns_of, stacked
 
 LARGEST_EXPONENT = 40.0  # log2 of the penalty, relative to the dimensions: beyond, nothing is learned or penalised
 ROUNDING = 1e-12  # a penalty below this share of the largest sum of squares is lost in the rounding of float64
-SMALL = 512  # dimensions
 PARABOLAS = 2  # one alone is off by up to 3e-4 of the loss, as much as two weights differ by
 FLAT = 1e-7  # a relative difference of two losses that isn't worth another step
 
@@ -65,16 +65,6 @@ class Centred:
         total = float(n - 2 * counts @ shares + n * shares @ shares)
         return cls(n, mean, shares, gram, cross, total)
 
-    def block(self, columns: torch.Tensor) -> Centred:
-        """Return the statistics of some of the columns."""
-        return Centred(
-            self.n, self.mean[columns], self.shares, self.gram[columns][:, columns], self.cross[columns], self.total
-        )
-
-    def solve(self, penalty: torch.Tensor) -> torch.Tensor:
-        """Return the ridge's matrix (D, C) for a penalty (D,) above 0 on each dimension."""
-        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(_penalised(self.gram, penalty)))
-
 
 @dataclass(frozen=True)
 class Weighting:
@@ -108,29 +98,33 @@ class Folds:
         self.unit = float(sum(moments.dims.values()))  # the penalty's natural size, if a dimension's variance is 1
         self._least = ROUNDING * float(self.whole.gram.diagonal().max())  # keeps singular matrices solvable
         self._total = sum(of_fold.total for of_fold in held)
-        # small matrices are faster together, large ones one by one
-        at_once = moments.folds if self.unit < SMALL else 1
-        pairs = [*zip(self.train, held, strict=True)]
-        self._all = [_Stacked.of(pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
-        self._used: tuple[tuple[bool, ...], list[_Stacked]] = (len(moments.dims) * (True,), self._all)
+        self._refit: System | None = None
+        self._dims = tuple(moments.dims.values())
+        self._used, self._parts = tuple(range(len(self._dims))), self._grouped(held)
+        self._all = self._parts
 
-    def penalties(self, alphas: Sequence[float], penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the columns of the streams that weigh something, and the penalty on each of these columns."""
-        columns, values = [], []
-        for alpha, own in zip(alphas, self.moments.columns.values(), strict=True):
-            if alpha:
-                columns.append(torch.arange(own.start, own.stop))
-                value = max(penalty / alpha**2, self._least)
-                values.append(torch.full((own.stop - own.start,), value, dtype=torch.float64))
-        return torch.cat(columns).to(self.device), torch.cat(values).to(self.device)
+    def _grouped(self, held: Sequence[Centred]) -> list[_Part]:
+        """Return the folds with their systems, in the form and in groups that are fastest."""
+        parts, at_once = [], self.moments.folds if self.unit < SMALL else 1
+        for start in range(0, self.moments.folds, at_once):
+            train, own = self.train[start : start + at_once], held[start : start + at_once]
+            system = _system(self._dims, train)
+            parts.append(_Part(system, stacked([one.gram for one in own]), stacked([one.cross for one in own])))
+        return parts
+
+    def penalties(self, alphas: Sequence[float], penalty: float) -> tuple[tuple[int, ...], torch.Tensor]:
+        """Return the streams that weigh something, by number, and the penalty of each on its dimensions."""
+        used = tuple(i for i, alpha in enumerate(alphas) if alpha)
+        values = [max(penalty / alphas[i] ** 2, self._least) for i in used]
+        return used, torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def loss(self, alphas: Sequence[float], penalty: float) -> float:
         """Return the out-of-fold squared error per clip."""
-        columns, values = self.penalties(alphas, penalty)
-        used = tuple(alpha > 0 for alpha in alphas)
-        if used != self._used[0]:  # kept while the set of streams stays
-            self._used = used, self._all if all(used) else [part.block(columns) for part in self._all]
-        return (self._total + sum(part.error(values) for part in self._used[1])) / self.whole.n
+        used, values = self.penalties(alphas, penalty)
+        if used != self._used:  # kept while the set of streams stays
+            every = len(used) == len(self._dims)
+            self._used, self._parts = used, self._all if every else [one.only(self._dims, used) for one in self._all]
+        return (self._total + sum(part.error(values) for part in self._parts)) / self.whole.n
 
     def at(self, alphas: Sequence[float], penalty: float) -> Weighting:
         """Return these weights with this penalty."""
@@ -151,68 +145,66 @@ class Folds:
         with threads_for(self.unit**3):
             total = np.zeros(len(weightings))
             for part in self._all:
-                reference = part.solve(self.penalties(to.alphas, to.penalty)[1])
+                reference = part.system.solve(self.penalties(to.alphas, to.penalty)[1])
                 for i, one in enumerate(weightings):
-                    moved = part.solve(self.penalties(one.alphas, one.penalty)[1]).sub_(reference)
-                    total[i] += float((part.held_gram @ moved).mul_(moved).sum())
+                    moved = part.system.solve(self.penalties(one.alphas, one.penalty)[1]).sub_(reference)
+                    total[i] += float((part.gram @ moved).mul_(moved).sum())
         return total / self.whole.n
 
     def heads(self, weighting: Weighting) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (matrix (D, C), bias (C,)) for shifted vectors, of the head trained without each fold."""
-        return [self._head(train, weighting) for train in self.train]
+        matrices = [matrix for part in self._all for matrix in self._solve(part.system, weighting)]
+        return [(matrix, of.shares - of.mean @ matrix) for matrix, of in zip(matrices, self.train, strict=True)]
 
     def refit(self, weighting: Weighting) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (matrix (D, C), bias (C,)) for shifted vectors, of the head trained on all folds."""
-        return self._head(self.whole, weighting)
+        if self._refit is None:
+            self._refit = _system(self._dims, [self.whole])
+        matrix = self._solve(self._refit, weighting)[0]
+        return matrix, self.whole.shares - self.whole.mean @ matrix
 
-    def _head(self, train: Centred, weighting: Weighting) -> tuple[torch.Tensor, torch.Tensor]:
-        columns, values = self.penalties(weighting.alphas, weighting.penalty)
+    def _solve(self, system: System, weighting: Weighting) -> torch.Tensor:
+        """Return the matrices of a system's training sets, (sets, D, C), 0 for streams without weight."""
+        used, values = self.penalties(weighting.alphas, weighting.penalty)
         with threads_for(self.unit**3):
-            if all(weighting.alphas):
-                matrix = train.solve(values)
-            else:
-                matrix = torch.zeros_like(train.cross)
-                matrix[columns] = train.block(columns).solve(values)
-        return matrix, train.shares - train.mean @ matrix
+            if len(used) == len(self._dims):
+                return system.solve(values)
+            found = system.only(used).solve(values)
+            whole = found.new_zeros(len(found), sum(self._dims), found.shape[2])
+            whole[:, columns_of(self._dims, used, found.device)] = found
+            return whole
 
 
 @dataclass(frozen=True)
-class _Stacked:
-    """The matrices of some folds, trained on and held out: (folds, D, D) and (folds, D, C)."""
+class _Part:
+    """Some folds: the system of their training clips, and the statistics of their held-out clips.
 
+    Attributes:
+        system: of a training set per fold.
+        gram: (folds, D, D) of the held-out clips.
+        cross: (folds, D, C) of the held-out clips.
+    """
+
+    system: System
     gram: torch.Tensor
     cross: torch.Tensor
-    held_gram: torch.Tensor
-    held_cross: torch.Tensor
 
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[Centred, Centred]]) -> _Stacked:
-        """Stack pairs of training and held-out statistics; a single pair is not copied."""
-        parts = [[train.gram, train.cross, held.gram, held.cross] for train, held in pairs]
-        if len(parts) == 1:
-            return cls(*(matrix[None] for matrix in parts[0]))
-        return cls(*(torch.stack(matrices) for matrices in zip(*parts, strict=True)))
+    def only(self, dims: Sequence[int], streams: Sequence[int]) -> _Part:
+        """Return the same for some of the streams, by number."""
+        own = columns_of(dims, streams, self.gram.device)
+        return _Part(self.system.only(streams), self.gram[:, own][:, :, own], self.cross[:, own])
 
-    def block(self, columns: torch.Tensor) -> _Stacked:
-        """Return the matrices of some of the columns."""
-        gram, held_gram = (whole[:, columns][:, :, columns] for whole in (self.gram, self.held_gram))
-        return _Stacked(gram, self.cross[:, columns], held_gram, self.held_cross[:, columns])
-
-    def solve(self, penalty: torch.Tensor) -> torch.Tensor:
-        """Return the ridges' matrices, (folds, D, C), for a penalty (D,) on each dimension."""
-        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(_penalised(self.gram, penalty)))
-
-    def error(self, penalty: torch.Tensor) -> float:
-        """Return the out-of-fold squared error less that of the training shares; penalty (D,)."""
-        matrix = self.solve(penalty)
-        return float((self.held_gram @ matrix).sub_(self.held_cross, alpha=2).mul_(matrix).sum())
+    def error(self, penalties: torch.Tensor) -> float:
+        """Return the out-of-fold squared error less that of the training shares; a penalty per stream."""
+        matrix = self.system.solve(penalties)
+        return float((self.gram @ matrix).sub_(self.cross, alpha=2).mul_(matrix).sum())
 
 
-def _penalised(gram: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Return (..., D, D) with the penalty (D,) added to the diagonal."""
-    penalised = gram.clone()
-    penalised.diagonal(dim1=-2, dim2=-1).add_(penalty)
-    return penalised
+def _system(dims: tuple[int, ...], sets: Sequence[Centred]) -> System:
+    """Return the system of some training sets, in the form that is faster."""
+    if len(sets) == 1 and sets[0].n < sum(dims):
+        return Dual.of(dims, sets[0].gram, sets[0].cross)
+    return Primal(dims, stacked([one.gram for one in sets]), stacked([one.cross for one in sets]))
 
 
 def best_penalty(loss_of: Callable[[float], float], unit: float, near: float | None = None) -> tuple[float, float]:

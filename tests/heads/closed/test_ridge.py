@@ -16,6 +16,7 @@ from alphafuse.heads.closed.profile import of_ratio, ratio_profile, search, stan
 from alphafuse.heads.closed.ridge import Folds, Weighting, best_penalty
 
 CLASSES = 4
+WIDE = {"wide": 500, "narrow": 30}  # more dimensions than clips: solved in the space of the clips
 SOME = {name: {stream: DIMS[stream] for stream in list(DIMS)[:count]} for count, name in enumerate("abc", start=1)}
 
 
@@ -45,6 +46,10 @@ def brute_force(
         (SOME["b"], (0.0, 1.0)),
         (SOME["c"], (0.5, 2.0, 3.0)),
         (SOME["c"], (1.0, 0.0, 0.2)),
+        (WIDE, (1.0, 1.0)),
+        (WIDE, (0.3, 4.0)),
+        (WIDE, (0.0, 1.0)),
+        (WIDE, (2.0, 0.0)),
     ],
 )
 def test_out_of_fold_error_and_heads_are_those_of_scikit_learns_ridge(
