@@ -199,28 +199,11 @@ class LossCurves:
 
 @dataclass(frozen=True)
 class AlphaPoint:
-    """One alpha of a sweep, on validation clips."""
+    """The scores of one alpha of a sweep."""
 
     alpha: float
     top1: Measure
     loss: Measure
-
-
-@dataclass(frozen=True)
-class ChosenAlpha:
-    """The alpha that validation recommends: its test scores, and its difference from the untransformed heads.
-
-    `as_good` are the alphas that none is significantly better than on validation; `is_untransformed`: none is better
-    than the untransformed heads.
-    """
-
-    alpha: float
-    top1: Measure
-    loss: Measure
-    difference: Measure
-    p_value: float
-    is_untransformed: bool
-    as_good: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -228,9 +211,11 @@ class AlphaCurves:
     """A sweep: see `alphafuse.heads.studies.sweep.Sweep`.
 
     Attributes:
-        curves, chosen: a stream, several ("ast,clap") or "all" -> points in order of alpha, and the chosen one.
+        curves, chosen: a stream, several ("ast,clap") or "all" -> points in order of alpha on validation clips, and the
+            chosen one on test clips.
         untransformed: split -> "top1" and "loss" of the untransformed heads.
         ceilings: split -> ceiling.
+        said: whether to change an alpha, in words.
         run: the run of the sweep; None while the run is being written.
     """
 
@@ -238,10 +223,11 @@ class AlphaCurves:
     transform: str
     seeds: int
     curves: Mapping[str, tuple[AlphaPoint, ...]]
-    chosen: Mapping[str, ChosenAlpha]
+    chosen: Mapping[str, AlphaPoint]
     untransformed: Mapping[str, Mapping[str, Measure]]
     ceilings: Mapping[str, Ceiling]
     resolvable_gap: float
+    said: str
     run: Run | None = None
 
     @classmethod
@@ -252,37 +238,23 @@ class AlphaCurves:
             transform=str(content["transform"]),
             seeds=len(content["seeds"]),
             curves={
-                on: tuple(sorted((_alpha_point(point) for point in points), key=lambda point: point.alpha))
+                on: tuple(sorted((_alpha_point(point, "val") for point in points), key=lambda point: point.alpha))
                 for on, points in content["curves"].items()
             },
-            chosen={on: _chosen(found) for on, found in content["chosen"].items()},
+            chosen={on: _alpha_point(found, "test") for on, found in content["chosen"].items()},
             untransformed={
                 split: {name: Measure.from_json(found, name) for name in ("top1", "loss")}
                 for split, found in content["baseline"].items()
             },
             ceilings={split: ceiling_from_json(found) for split, found in content["baseline"].items()},
             resolvable_gap=float(content["smallest_resolvable_gap"]),
+            said=str(content["answer"]),
             run=run,
         )
 
 
-def _alpha_point(point: Mapping[str, Any]) -> AlphaPoint:
-    return AlphaPoint(float(point["alpha"]), *(Measure.from_json(point["val"], name) for name in ("top1", "loss")))
-
-
-def _chosen(found: Mapping[str, Any]) -> ChosenAlpha:
-    test, against = found["test"], found["against_baseline"]
-    difference = Measure.of_difference(against, int(test["n"]))
-    assert difference is not None
-    return ChosenAlpha(
-        alpha=float(found["alpha"]),
-        top1=Measure.from_json(test, "top1"),
-        loss=Measure.from_json(test, "loss"),
-        difference=difference,
-        p_value=float(against["p_holm"]),
-        is_untransformed=bool(found["is_untransformed"]),
-        as_good=tuple(map(float, found["as_good"])),
-    )
+def _alpha_point(found: Mapping[str, Any], split: str) -> AlphaPoint:
+    return AlphaPoint(float(found["alpha"]), *(Measure.from_json(found[split], name) for name in ("top1", "loss")))
 
 
 @dataclass(frozen=True)

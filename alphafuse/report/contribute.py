@@ -12,11 +12,11 @@ from alphafuse.heads.scoring.contribution import Figure, Worth
 from alphafuse.heads.studies.contribute import ClassShare, Contribution, Gain, Shared
 from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.use import Use
-from alphafuse.heads.studies.words import compact_note
+from alphafuse.heads.studies.words import compact_note, p_value
 
 from .looks import capitalised, listed
 from .studies import describe
-from .tables import Column, Document, Table, csv_rows, p_value, percent, to_markdown
+from .tables import Column, Document, Table, csv_rows, percent, to_markdown
 
 LISTED_CLASSES = 5  # at either end of the table of classes
 VERBS = {"video": "sees", "audio": "hears"}

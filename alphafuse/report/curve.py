@@ -12,13 +12,13 @@ from alphafuse.heads.scoring.statistics import Comparison, Interval
 from alphafuse.heads.studies.curve import EVERY, FUSED, Curve, CurvePoint
 from alphafuse.heads.studies.mteb import FOLDS, ITERATIONS, PER_CLASS, SEED, MtebRow, MtebScores
 from alphafuse.heads.studies.runs import write_run
-from alphafuse.heads.studies.words import compact_note, score, told_apart
+from alphafuse.heads.studies.words import compact_note, p_value, score, told_apart
 
 from .contents import LearningCurves
 from .figures import learning_curves, png
 from .looks import listed, looks_of
 from .studies import against_columns, describe, left_out
-from .tables import Column, Document, Table, csv_rows, p_value, percent, percent_range, to_markdown
+from .tables import Column, Document, Table, csv_rows, percent, percent_range, to_markdown
 
 MTEB_VERSION = "2.20.0"  # held against this version
 

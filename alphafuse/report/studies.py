@@ -29,7 +29,7 @@ from alphafuse.heads.studies.runs import keep_heads, padded, write_evaluation_fo
 from alphafuse.heads.studies.same_clips import Trained
 from alphafuse.heads.studies.sweep import Sweep
 from alphafuse.heads.studies.table1 import FIGURE3, PAPER_TEST_CLIPS, Table1
-from alphafuse.heads.studies.words import gains_sentence, listed, signed, verdict
+from alphafuse.heads.studies.words import gains_sentence, listed, p_value, signed, verdict
 from alphafuse.heads.training.settings import NORMALIZE_NOTES
 
 from .contents import AlphaCurves, LossCurves
@@ -42,7 +42,6 @@ from .tables import (
     csv_rows,
     loss_range,
     methods,
-    p_value,
     percent,
     percent_range,
     seeds_text,

@@ -225,16 +225,6 @@ def loss_range(loss: Estimate) -> str:
     return f"{loss.interval.low:.2f}..{loss.interval.high:.2f}"
 
 
-def p_value(p: float) -> str:
-    """0.0471 -> ".047"."""
-    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
-def p_phrase(p: float) -> str:
-    """Format a p-value for a sentence, with a no-break space: "p <.001", "p = .047"."""
-    return f"p\u00a0{p_value(p)}" if p < 0.001 else f"p\u00a0=\u00a0{p_value(p)}"
-
-
 def methods(result: SplitResult) -> str:
     """Return a sentence that names the methods of a result's intervals."""
     accuracy, loss = (found.interval.method.partition(" over ") for found in (result.top1, result.loss))

@@ -15,13 +15,13 @@ from alphafuse.heads.closed.recommend import DROP_SHARE, Profile, ratio_in_words
 from alphafuse.heads.model.head import AlphaFusion
 from alphafuse.heads.studies.runs import write_run
 from alphafuse.heads.studies.weigh import CHOSEN, EQUAL, NeighbourVotes, Tested, Weighing
-from alphafuse.heads.studies.words import p_text, signed, signed_range, verdict
+from alphafuse.heads.studies.words import p_text, p_value, signed, signed_range, verdict
 
 from .contents import WeightCurve
 from .figures import png, weight_profile
 from .looks import capitalised
 from .studies import accuracy_columns, against_columns, describe, left_out, loss_columns
-from .tables import Column, Document, Table, csv_rows, methods, p_value, percent, percent_range, to_markdown
+from .tables import Column, Document, Table, csv_rows, methods, percent, percent_range, to_markdown
 
 SHOWN_RATIOS = 4  # of the profile's steps, one in four is shown: half octaves
 

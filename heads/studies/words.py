@@ -262,9 +262,14 @@ def signed_range(interval: Interval) -> str:
     return f"{signed(interval.low)}..{signed(interval.high)}"
 
 
+def p_value(p: float) -> str:
+    """0.0471 -> ".047"."""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
 def p_text(p: float) -> str:
     """0.0471 -> "p = .047"."""
-    return "p <.001" if p < 0.001 else f"p = {p:.3f}".replace("= 0.", "= .")
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def _points(found: Comparison) -> str:

@@ -810,10 +810,12 @@ def test_the_ceiling_of_the_tiles_is_that_of_the_clips_used(html: str, votes: Vo
     assert html.count(f'<line x1="{100 * votes.ceiling.accuracy}"') == 3
 
 
-def test_chosen_alphas_are_drawn_beside_the_untransformed_heads_on_the_same_clips(
-    built: tuple[Report, dict[str, Any]],
+def test_chosen_alphas_are_drawn_beside_the_untransformed_heads_and_said_in_the_sweeps_words(
+    built: tuple[Report, dict[str, Any]], html: str, dataset: Dataset
 ) -> None:
     report, drawn = built
+    said = read_json(dataset.root / "runs" / "sweep-timesformer-ast" / "sweep.json")["answer"]
+    assert f"<p>{said}</p>" in html_text.unescape(html)
     test = report.sweeps[0].untransformed["test"]
     for axes, place in zip(drawn["alpha"].axes, (100 * test["top1"].mean, test["loss"].mean), strict=True):
         assert any(np.allclose(line.get_ydata(), place) and len(line.get_ydata()) == 2 for line in axes.lines)

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 from alphafuse.data.splits import Ceiling
 from alphafuse.data.streams import title_of
+from alphafuse.heads.studies.words import p_value
 from alphafuse.report import figures as draw
 from alphafuse.report.contents import Absent, ClassShare, Measure, Offer, Report, Role, Votes
 from alphafuse.report.looks import Looks, capitalised, look_of
 from alphafuse.report.studies import metric_title
-from alphafuse.report.tables import p_value, percent, points, seeds_text
+from alphafuse.report.tables import percent, points, seeds_text
 from alphafuse.version import __version__
 
 from .sentences import (
@@ -34,7 +35,6 @@ from .sentences import (
     named,
     number,
     run_facts,
-    sweep_verdicts,
     telling,
     whose_heads,
 )
@@ -162,7 +162,6 @@ def render_page(report: Report, drawn: Mapping[str, Figure]) -> str:
         class_span=class_span,
         classes=_by_class(report.offer),
         first_clips=FIRST_CLIPS,
-        sweep_verdicts={name: sweep_verdicts(curves) for name, curves in zip(sweep_names, report.sweeps, strict=True)},
         svg=inline(drawn, ""),
         narrow_svg=inline(draw_figures(report, narrow=True), "-narrow"),
         run_facts=run_facts,

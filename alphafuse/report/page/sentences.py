@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alphafuse.data.power import LEVEL
-from alphafuse.data.streams import ALL, SENSES, title_of
+from alphafuse.data.streams import SENSES, title_of
 from alphafuse.heads.model.config import title_of_streams
 from alphafuse.heads.studies.probe import sentence_of
 from alphafuse.heads.studies.runs import HEADS, Run
+from alphafuse.heads.studies.words import p_text
 from alphafuse.heads.training.settings import TrainSettings
 from alphafuse.report.contents import Absent, ClassShare, Measure, Report, Votes, role_of
 from alphafuse.report.looks import capitalised, listed, look_of
-from alphafuse.report.tables import p_phrase, percent, points
+from alphafuse.report.tables import percent, points
 
 WITHOUT_EPOCHS = ("weigh", "contribute", "curve")  # heads in closed form: no epochs, and seeds only of folds and draws
 
@@ -67,7 +68,7 @@ def _gains(report: Report, votes: Votes) -> Iterator[str]:
         added, base = added_to(one.over, votes, report), look_of(report.looks, one.over).sense
         yield (
             f"Adding {added} to {base} alone {_changes(one.gain.mean)} {abs(100 * one.gain.mean):.1f} points "
-            f"({points(one.gain.low)} to {points(one.gain.high)}, {p_phrase(one.p_value)})"
+            f"({points(one.gain.low)} to {points(one.gain.high)}, {p_text(one.p_value)})"
             + ("." if one.p_value < 1 - LEVEL else ": on these clips it can't be distinguished from 0.")
         )
 
@@ -117,32 +118,6 @@ def _is_of(sense: str, stream: str, report: Report) -> bool:
 
 def _changes(gain: float) -> str:
     return "gains" if gain >= 0 else "loses"
-
-
-def sweep_verdicts(curves: Any) -> list[str]:
-    """Return sentences on the test scores of the alphas chosen on validation."""
-    sentences = []
-    for on, found in curves.chosen.items():
-        if found.is_untransformed:
-            sentences.append(f"No alpha of {_changed(on)} is shown to be better than 1 on validation clips: keep 1.")
-            continue
-        word = "better" if found.difference.mean > 0 else "worse"
-        verdict = word if found.p_value < 1 - LEVEL else "undecided"
-        ends = f"{points(found.difference.low)} to {points(found.difference.high)}"
-        sentences.append(
-            f"Alpha {found.alpha:g} of {_changed(on)} is better than 1 on validation clips; on test clips it is "
-            f"{verdict}: {points(found.difference.mean)} points ({ends}, {p_phrase(found.p_value)})."
-        )
-    if not curves.ceilings["val"].reachable:
-        sentences.append(
-            "No validation clip has a label that occurs in training, so validation accuracy is 0 at every alpha: "
-            "the alphas were chosen by validation loss alone, which is weak evidence."
-        )
-    return sentences
-
-
-def _changed(on: str) -> str:
-    return "all streams" if on == ALL else title_of_streams(on)
 
 
 def whose_heads(report: Report) -> str:
