@@ -1,6 +1,7 @@
 # make reproduce-table1           the demo: generates clips, extracts, trains and prints Table 1 (offline once installed)
 # make reproduce-table1 ROOT=R    the same on a dataset root of yours (see README)
 # make test                       lint, types, tests; installs what they need as well
+# make test-slow                  the tests that take long: kills, full disks, full-size encoders, every example (minutes)
 # make test-cluster               tests on Ray clusters of several nodes, which are killed meanwhile (minutes)
 # make bench                      every benchmark in its quick form (benchmarks/README.md has the real ones)
 # make docs                       the documentation site, in build/docs/index.html
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EDITABLE = $(if $(wildcard $(VENV)/editable),--config-settings editable_mode=strict --editable)
 SOURCES := setup.cfg pyproject.toml README.md $(shell find alphafuse extract heads data -type f -not -name '*.pyc')
 
-.PHONY: install dev test test-cluster lint bench docs reproduce-table1 clean
+.PHONY: install dev test test-slow test-cluster lint bench docs reproduce-table1 clean
 
 install: $(VENV)/installed
 
@@ -49,7 +50,10 @@ lint: $(VENV)/installed-dev
 	cd tests && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 
 test: lint
-	$(BIN)/pytest -n auto -m 'not cluster'
+	$(BIN)/pytest -n auto -m 'not slow and not cluster'
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/pytest -n auto -m 'slow and not cluster'
 
 test-cluster: $(VENV)/installed-dev
 	$(BIN)/pytest -m cluster

@@ -72,6 +72,7 @@ def root(clips: Path, tiny_encoders: dict[str, Path]) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_repeated_call_keeps_everything_and_answers_the_same(
     clips: Path, root: Path, tiny_encoders: dict[str, Path]
 ) -> None:
@@ -119,6 +120,7 @@ def test_the_command_prints_the_answer_and_what_to_do_with_it(run: Run, clips: P
     assert set(found) == {*["root", "answer", "report", "run", "why", "warnings", "expected_seconds", "steps", "next"]}
 
 
+@pytest.mark.slow
 def test_what_one_class_can_not_answer_is_left_out_with_its_reason(
     run: Run, tmp_path: Path, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def is_counted(module: str) -> bool:
     return not (module.startswith(NOT_COUNTED) or module in PLAIN)
 
 
+@pytest.mark.slow
 def test_one_clip_passes_few_modules_from_the_command_to_its_row(
     tmp_path: Path, finished_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

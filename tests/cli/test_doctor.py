@@ -47,6 +47,7 @@ def problems(findings: list[Finding]) -> list[str]:
     return [finding.name for finding in findings if finding.status == "problem"]
 
 
+@pytest.mark.slow
 def test_a_healthy_installation_has_no_problem_and_embeds_a_clip(extracted: Path) -> None:
     found = list(examine(extracted))
     assert not problems(found), found
@@ -62,6 +63,7 @@ def test_a_healthy_installation_has_no_problem_and_embeds_a_clip(extracted: Path
     assert not [path for path in extracted.iterdir() if "doctor" in path.name], "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_the_json_of_doctor_has_the_content_of_the_text(run: Run, extracted: Path) -> None:
     code, out, _ = run("doctor", "--root", extracted, "--quick", "--json")
     content = json.loads(out)
@@ -74,6 +76,7 @@ def test_the_json_of_doctor_has_the_content_of_the_text(run: Run, extracted: Pat
             assert finding["line"] in out and finding["mend"] in out
 
 
+@pytest.mark.slow
 def test_a_torchaudio_that_does_not_fit_is_named_with_the_command_that_fixes_it(
     broken: Broken, run: Run, tmp_path: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_a_library_that_hangs_is_stopped_after_the_time_limit(broken: Broken, mo
     assert [finding.name for finding in found] == ["python", "numpy", "tqdm", "click"]
 
 
+@pytest.mark.slow
 def test_a_command_that_cannot_be_loaded_points_to_doctor_which_works(broken: Broken) -> None:
     broken("h5py", "raise ImportError('libhdf5.so.310: cannot open shared object file')")
 

@@ -107,6 +107,7 @@ def test_a_root_is_measured_and_gives_the_size_that_its_own_dry_run_gives(
         measure_root(dataset, settings)
 
 
+@pytest.mark.slow
 def test_a_stream_that_was_added_later_is_priced_alone(
     make_root: MakeRoot, run: Run, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("device", ["all", "cuda:0,cuda:1"])
+@pytest.mark.slow
 def test_several_devices_are_counted_and_one_is_measured(
     device: str, two_gpus: list[str], run: Run, make_root: MakeRoot, tiny_encoders: dict[str, Path]
 ) -> None:
@@ -166,6 +168,7 @@ def test_several_devices_are_counted_and_one_is_measured(
     assert code == 0 and "on 2 GPUs and 16 decode workers" in out
 
 
+@pytest.mark.slow
 def test_several_devices_are_measured_for_real(make_root: MakeRoot, tiny_encoders: dict[str, Path]) -> None:
     plans, rates = plan_extraction(Dataset.open(make_root()), ["train"], tiny(tiny_encoders, device="cpu,cpu"))
     assert rates is not None and rates.device == "cpu" and plans[0].seconds

@@ -62,6 +62,7 @@ def test_help_answers_without_loading_torch(words: tuple[str, ...]) -> None:
     assert result.returncode == 0 and "Example" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_help_and_completion_are_fast(tmp_path: Path) -> None:
     def seconds(**environment: str) -> float:
         began = time.monotonic()
@@ -123,6 +124,7 @@ def test_completion_offers_names(words: str, offered: list[str], monkeypatch: py
     assert [item.value for item in shell.get_completions(*shell.get_completion_args())] == offered
 
 
+@pytest.mark.slow
 def test_the_installed_command_completes_runs_stores_and_roots(tmp_path: Path) -> None:
     for run_name in ("sqrt-ast", "untransformed"):
         folder = tmp_path / "demo" / "runs" / run_name
@@ -317,6 +319,7 @@ JSON_KEYS = {  # programs rely on these keys: list every change in the changelog
 }
 
 
+@pytest.mark.slow
 def test_json_is_one_document_with_the_keys_that_programs_rely_on(
     extracted: Path, tiny_encoders: dict[str, Path], make_root: MakeRoot, tmp_path: Path, run: Run
 ) -> None:
@@ -355,6 +358,7 @@ def test_json_is_one_document_with_the_keys_that_programs_rely_on(
     assert found == JSON_KEYS
 
 
+@pytest.mark.slow
 def test_warnings_and_progress_never_reach_stdout(extracted: Path) -> None:
     noisy = "import warnings, runpy, sys, logging; warnings.simplefilter('always'); warnings.warn('hear me');"
     noisy += "logging.basicConfig(level='DEBUG'); sys.argv = ['alphafuse', *sys.argv[1:]];"

@@ -108,6 +108,7 @@ def test_killed_at_random_moments_the_store_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
+@pytest.mark.slow
 def test_an_interrupt_flushes_prints_how_to_resume_and_exits_with_its_code(
     files: Path, tmp_path: Path, tiny_encoders: Names, number: int, code: int, word: str
 ) -> None:
@@ -130,6 +131,7 @@ def test_an_interrupt_flushes_prints_how_to_resume_and_exits_with_its_code(
     assert all(path.name.startswith("shard-") for path in store.folder.iterdir()), "only shards are left"
 
 
+@pytest.mark.slow
 def test_embeddings_made_before_an_interrupt_are_written(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     """With an infinite flush interval, everything in the store was flushed by the interrupt."""
     dataset = make(tmp_path / "root", files, 3000)
@@ -163,6 +165,7 @@ def test_an_interrupt_during_the_last_write_lets_it_finish(tmp_path: Path, monke
     assert len(store.shards()) == 1 and store.finished()["ast"] == {"clip_000000"}
 
 
+@pytest.mark.slow
 def test_two_extractions_at_once_share_the_work_without_duplicate_rows(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
@@ -184,6 +187,7 @@ def test_two_extractions_at_once_share_the_work_without_duplicate_rows(
     assert_same_stores(shared, calm)
 
 
+@pytest.mark.slow
 def test_when_one_of_two_is_killed_the_other_also_embeds_its_clips(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
@@ -204,6 +208,7 @@ def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_one_line_error_and_nothing_is_corrupted(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
@@ -226,6 +231,7 @@ def test_a_full_disk_is_a_one_line_error_and_nothing_is_corrupted(
     assert_same_stores(full, calm)
 
 
+@pytest.mark.slow
 def test_a_small_real_file_system_that_fills_up(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     mount = tmp_path / "disk"
     mount.mkdir()
@@ -248,6 +254,7 @@ def test_a_small_real_file_system_that_fills_up(files: Path, tmp_path: Path, tin
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_the_store_is_a_one_line_error(
     files: Path, tmp_path: Path, tiny_encoders: Names
 ) -> None:
@@ -258,6 +265,7 @@ def test_a_file_in_the_place_of_the_store_is_a_one_line_error(
     assert ended.stderr.count("\n") == 1 and "stores" in ended.stderr
 
 
+@pytest.mark.slow
 def test_memory_stays_within_the_limit(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     """Clips of very different sizes; the memory of all processes is measured often from outside."""
     import psutil
@@ -287,6 +295,7 @@ def test_memory_stays_within_the_limit(files: Path, tmp_path: Path, tiny_encoder
     assert 0 < most / 1e9 < limit
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_error_before_any_work(files: Path, tmp_path: Path, tiny_encoders: Names) -> None:
     dataset = make(tmp_path / "root", files, 3)
     ended = subprocess.run(
@@ -296,6 +305,7 @@ def test_too_little_memory_is_an_error_before_any_work(files: Path, tmp_path: Pa
     assert not dataset.store("train").folder.exists()
 
 
+@pytest.mark.slow
 def test_clips_that_crash_or_hang_the_decoder_are_recorded_and_the_rest_is_embedded(
     files: Path, tmp_path: Path, tiny_encoders: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,18 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
 @parametrize_with_checks(
     [
         AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3),  # otherwise the defaults
+        AlphaFusionClassifier("tanh", on="x", normalize="zscore", hidden=(), learning_rate=1e-2),
+    ]
+)
+def test_scikit_learns_checks_pass(
+    estimator: AlphaFusionClassifier, check: Callable[[AlphaFusionClassifier], None]
+) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [
         AlphaFusionClassifier(
             "learned-dim",
             on="all",
@@ -76,11 +88,10 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
             hidden=(32,),
             learning_rate=2e-3,
             epochs=10,
-        ),
-        AlphaFusionClassifier("tanh", on="x", normalize="zscore", hidden=(), learning_rate=1e-2),
+        )
     ]
 )
-def test_scikit_learns_checks_pass(
+def test_scikit_learns_checks_pass_with_learned_factors_and_absent_streams(
     estimator: AlphaFusionClassifier, check: Callable[[AlphaFusionClassifier], None]
 ) -> None:
     check(estimator)

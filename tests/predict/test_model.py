@@ -396,6 +396,7 @@ def test_a_verdict_follows_the_shares_whatever_blank_streams_change(shares: dict
     assert to_json([found])[0]["why"]["decided"] == list(found.decided)
 
 
+@pytest.mark.slow
 def test_a_muted_clip_is_a_clip_with_a_silent_track(root: Dataset, model: AlphaFuse, tmp_path: Path) -> None:
     import av
 

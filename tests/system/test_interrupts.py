@@ -75,6 +75,7 @@ if __name__ == "__main__":
     ("pool", "step", "least"),
     [("threads", 1, 200), ("mapped", 1, 150), ("processes", 23, 15) if THOROUGH else ("processes", 71, 5)],
 )
+@pytest.mark.slow
 def test_an_interrupt_at_any_moment_ends_a_pool(pool: str, step: int, least: int) -> None:
     result = subprocess.run(
         [sys.executable, "-P", "-c", EVERYWHERE, pool, str(step)],

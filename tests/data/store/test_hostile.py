@@ -480,6 +480,7 @@ def with_variable_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["of fixed length", "of variable length"])
+@pytest.mark.slow
 def test_random_damage_neither_crashes_nor_hangs_nor_fills_the_memory(tmp_path: Path, text: str) -> None:
     path = make(tmp_path / "store")
     if text == "of variable length":
@@ -560,6 +561,7 @@ def plant(group: h5py.Group, name: str, tree: object) -> None:
 
 @quick
 @given(st.dictionaries(st.sampled_from(NAMES), trees, max_size=4), st.dictionaries(st.sampled_from(ATTRIBUTES), values))
+@pytest.mark.slow
 def test_a_shard_with_any_tree_in_it_is_read_or_refused(tree: dict, attributes: dict) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = make(Path(folder) / "store")
@@ -573,6 +575,7 @@ def test_a_shard_with_any_tree_in_it_is_read_or_refused(tree: dict, attributes: 
 
 @quick
 @given(st.dictionaries(st.sampled_from(NAMES), st.dictionaries(st.sampled_from(NAMES), datasets), max_size=9))
+@pytest.mark.slow
 def test_any_hdf5_file_is_read_or_refused(tree: dict) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store" / "shard-1.h5"

@@ -173,6 +173,7 @@ def test_imports_inside_of_functions_find_the_current_folder_and_the_path_is_res
 # -------------------------------------------------------------------------------------------------------- other places
 
 
+@pytest.mark.slow
 def test_code_is_pickled_by_name_and_a_machine_without_it_says_so(write: Callable[..., str], tmp_path: Path) -> None:
     write(FACTORY)
     pickled, arrays = ship_encoders({"corner": load("corner=mine:corner,medium=video")})
@@ -364,6 +365,7 @@ def test_mistakes_are_one_line(write: Callable[..., str], text: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- trust
 
 
+@pytest.mark.slow
 def test_no_command_imports_code_that_is_not_trusted(
     make_root: MakeRoot, write: Callable[..., str], run: Run, tmp_path: Path
 ) -> None:
