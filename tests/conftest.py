@@ -79,9 +79,9 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the finished demo as slow: it takes a minute to make."""
+    """Mark as slow what needs the finished demo, which takes a minute to make, and what is of a benchmark."""
     for item in items:
-        if "finished_demo" in getattr(item, "fixturenames", ()):
+        if "finished_demo" in getattr(item, "fixturenames", ()) or item.path.parent.name == "benchmarks":
             item.add_marker(pytest.mark.slow)
 
 

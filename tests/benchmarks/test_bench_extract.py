@@ -38,7 +38,6 @@ def quick(clips: Path) -> Bench:
         return bench_extract(clips, [part for part in PARTS if part != "engines"], repeats=1, quick=True)
 
 
-@pytest.mark.slow
 def test_every_part_measures_its_figures(quick: Bench) -> None:
     assert [part.name for part in quick.parts] == list(PARTS)[:-1]
     for part in quick.parts:
@@ -51,7 +50,6 @@ def test_every_part_measures_its_figures(quick: Bench) -> None:
     assert quick["memory"]["peak memory, all processes"].median > 100
 
 
-@pytest.mark.slow
 def test_all_of_it_is_printed(quick: Bench) -> None:
     text = format_bench(quick)
     assert text.startswith("Extraction: one turn")
@@ -60,7 +58,6 @@ def test_all_of_it_is_printed(quick: Bench) -> None:
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
-@pytest.mark.slow
 def test_the_script_measures_in_new_processes_and_prints_json(clips: Path) -> None:
     words = [sys.executable, Path(bench_extract_module.__file__), "--clips", clips, "--part", "decode", "--quick"]
     ran = subprocess.run([*words, "--repeats", "1", "--json"], capture_output=True, text=True, check=True)

@@ -46,7 +46,6 @@ def quick() -> tuple[Bench, list[str]]:
         return bench_heads(repeats=2, quick=True, progress=messages.append), messages
 
 
-@pytest.mark.slow
 def test_every_part_has_plausible_figures_of_every_turn(quick: tuple[Bench, list[str]]) -> None:
     result, _ = quick
     assert [part.name for part in result.parts] == list(PARTS)

@@ -33,7 +33,6 @@ def test_true_weights_favour_the_stream_that_says_more_and_ignore_noise() -> Non
     assert noise.alphas[1] < 0.3 and noise.cost_without[1] < 0.005 < noise.cost_without[0]
 
 
-@pytest.mark.slow
 def test_a_draw_says_whether_the_set_holds_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
     truth = Truth(EASY, 0)
     drawn = once(truth, true_weights(truth, 4, 1), 2)

@@ -18,7 +18,6 @@ def test_no_event_of_the_demo_is_trained_on() -> None:
     train_compact.assert_disjoint()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timesformer", "ast"])
 def test_training_writes_an_encoder_that_extraction_takes(
     name: str, script: Script, make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

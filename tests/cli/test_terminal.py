@@ -372,6 +372,7 @@ def test_warnings_and_progress_never_reach_stdout(extracted: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("data", "audit", "--no-decode", "--json")], ids=" ".join)
+@pytest.mark.slow
 def test_a_closed_reader_ends_the_command_without_a_message(extracted: Path, arguments: tuple[str, ...]) -> None:
     with subprocess.Popen(
         [*ALPHAFUSE, *arguments],

@@ -66,8 +66,7 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
 
 @parametrize_with_checks(
     [
-        AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3),  # otherwise the defaults
-        AlphaFusionClassifier("tanh", on="x", normalize="zscore", hidden=(), learning_rate=1e-2),
+        AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3)  # otherwise the defaults
     ]
 )
 def test_scikit_learns_checks_pass(
@@ -88,10 +87,11 @@ def test_scikit_learns_checks_pass(
             hidden=(32,),
             learning_rate=2e-3,
             epochs=10,
-        )
+        ),
+        AlphaFusionClassifier("tanh", on="x", normalize="zscore", hidden=(), learning_rate=1e-2),
     ]
 )
-def test_scikit_learns_checks_pass_with_learned_factors_and_absent_streams(
+def test_scikit_learns_checks_pass_with_other_heads(
     estimator: AlphaFusionClassifier, check: Callable[[AlphaFusionClassifier], None]
 ) -> None:
     check(estimator)
@@ -165,6 +165,7 @@ def test_grid_search_over_transforms_and_alphas_equals_a_loop() -> None:
     assert search.best_estimator_.get_params()["transform"] == search.best_params_["transform"]
 
 
+@pytest.mark.slow
 def test_cross_validation_in_worker_processes_gives_the_same_scores() -> None:
     alone = cross_val_score(estimator(), X, Y, cv=3, scoring="neg_log_loss")
     np.testing.assert_allclose(cross_val_score(estimator(), X, Y, cv=3, scoring="neg_log_loss", n_jobs=2), alone)

@@ -520,6 +520,7 @@ def test_cells_of_the_confusion_matrix_have_names_and_a_large_matrix_is_an_image
     assert len(draw.inline_svg(figure, "confusion", "c")) < 200_000
 
 
+@pytest.mark.slow
 def test_figures_are_written_as_png_and_svg(dataset: Dataset, tmp_path: Path) -> None:
     write_report(dataset, tmp_path / "report.html", figures=tmp_path / "figures")
     names = {path.name for path in (tmp_path / "figures").iterdir()}

@@ -50,6 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_in_any_order(demo: Path, tmp_path: Path) -> None:
     clips = list_demo_clips(seed=5, clips_per_class=3)
     for clip in reversed(clips[10:13]):

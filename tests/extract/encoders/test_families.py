@@ -1031,6 +1031,7 @@ def test_a_model_behind_a_licence_says_where_to_accept_it(monkeypatch):
     assert str(error.value).startswith(expected) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_commit_of_a_hub_model_is_known(folders, tmp_path):
     """The hub's cache serves the processor, the model and the commit without a network."""
     names = ("clip", "whisper", "generic-images")
@@ -1091,6 +1092,7 @@ def test_a_checkpoint_of_two_media_asks_for_one(folders):
     assert medium_of("tiny", str(folders["generic-spectrogram"]), {}) == "audio"
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_needed(folders, clips, tmp_path):
     """The families whose HuggingFace processors need it give the same without it."""
     names = ("vjepa2", "dinov3", "vivit", "generic-images")  # PE-AV needs timm, which itself needs torchvision

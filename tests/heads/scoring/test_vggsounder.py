@@ -196,6 +196,7 @@ def test_best_scores_of_real_labels_are_the_published_ones(
     assert [round(100 * row.best_micro_f1) for row in rows] == [59, 69, 70]
 
 
+@pytest.mark.slow
 def test_scores_equal_the_packages_own_benchmark(real_table: LabelTable) -> None:
     import pandas
     from vggsounder import VGGSounder, benchmark

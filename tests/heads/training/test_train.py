@@ -257,6 +257,7 @@ def test_stacked_heads_equal_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, r
     assert all(close(a, b) for a, b in zip(stacked, train(*heads, seeds=(0, 1), settings=settings), strict=True))
 
 
+@pytest.mark.slow
 def test_processes_and_threads_give_the_same_heads_and_report_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = config(), config(transform="sqrt", on="ast")
     monkeypatch.setattr(training, "STACK_CPU", 1)
