@@ -25,6 +25,8 @@ from alphafuse.heads.training.settings import TrainSettings
 
 LABELS = ("cat", "dog", "owl")
 
+pytestmark = pytest.mark.slow  # all need a folder that was answered once
+
 
 def options(encoders: dict[str, Path]) -> dict[str, Any]:
     """Quick settings, with tiny encoders."""
@@ -72,7 +74,6 @@ def root(clips: Path, tiny_encoders: dict[str, Path]) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_a_repeated_call_keeps_everything_and_answers_the_same(
     clips: Path, root: Path, tiny_encoders: dict[str, Path]
 ) -> None:
@@ -120,7 +121,6 @@ def test_the_command_prints_the_answer_and_what_to_do_with_it(run: Run, clips: P
     assert set(found) == {*["root", "answer", "report", "run", "why", "warnings", "expected_seconds", "steps", "next"]}
 
 
-@pytest.mark.slow
 def test_what_one_class_can_not_answer_is_left_out_with_its_reason(
     run: Run, tmp_path: Path, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

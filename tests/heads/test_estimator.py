@@ -66,7 +66,7 @@ def embeddings(x: np.ndarray, y: np.ndarray) -> Embeddings:
 
 @parametrize_with_checks(
     [
-        AlphaFusionClassifier(hidden=(128, 64), learning_rate=1e-3)  # otherwise the defaults
+        AlphaFusionClassifier(hidden=(32,), learning_rate=3e-3)  # otherwise the defaults
     ]
 )
 def test_scikit_learns_checks_pass(

@@ -498,6 +498,7 @@ def test_a_read_only_store_can_be_read_and_writing_is_a_one_line_error(mounted: 
         assert not claims.is_shared and claims.claim(["b"]) == ["b"]
 
 
+@pytest.mark.slow
 def test_threads_write_at_the_same_time_and_only_old_temporary_files_are_removed(store: EmbeddingStore) -> None:
     store.folder.mkdir(parents=True)
     fresh, old = (store.folder / f".shard-{i}.h5.0123.partial" for i in range(2))

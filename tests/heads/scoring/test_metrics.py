@@ -263,6 +263,7 @@ def test_resampled_calibration_error_equals_that_of_repeated_clips() -> None:
         assert drawn[r] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_of_map_and_auc_contain_the_values_of_other_splits_of_this_size() -> None:
     points, intervals, uncentred = [], [], []
     for seed in range(40):

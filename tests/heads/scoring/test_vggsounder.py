@@ -181,6 +181,7 @@ def test_real_labels_have_our_class_names_and_clip_ids(real_table: LabelTable) -
         assert len(youtube_id) == 11 and start[0] == "_" and len(start) == 7 and start[1:].isdigit()
 
 
+@pytest.mark.slow
 def test_best_scores_of_real_labels_are_the_published_ones(
     real_table: LabelTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
