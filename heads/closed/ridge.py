@@ -20,9 +20,10 @@ import torch
 from alphafuse.system.devices import threads_for
 
 from .moments import Moments
-from .systems import SMALL, Dual, Primal, System, columns_of, stacked
+from .systems import Dual, Primal, System, columns_of
 
 LARGEST_EXPONENT = 40.0  # log2 of the penalty, relative to the dimensions: beyond, nothing is learned or penalised
+SMALL = 512  # dimensions: smaller matrices are faster together, larger ones one by one
 ROUNDING = 1e-12  # a penalty below this share of the largest sum of squares is lost in the rounding of float64
 PARABOLAS = 2  # one alone is off by up to 3e-4 of the loss, as much as two weights differ by
 FLAT = 1e-7  # a relative difference of two losses that isn't worth another step
@@ -100,8 +101,8 @@ class Folds:
         self._total = sum(of_fold.total for of_fold in held)
         self._refit: System | None = None
         self._dims = tuple(moments.dims.values())
-        self._used, self._parts = tuple(range(len(self._dims))), self._grouped(held)
-        self._all = self._parts
+        self._used = tuple(range(len(self._dims)))
+        self._all = self._parts = self._grouped(held)
 
     def _grouped(self, held: Sequence[Centred]) -> list[_Part]:
         """Return the folds with their systems, in the form and in groups that are fastest."""
@@ -109,7 +110,7 @@ class Folds:
         for start in range(0, self.moments.folds, at_once):
             train, own = self.train[start : start + at_once], held[start : start + at_once]
             system = _system(self._dims, train)
-            parts.append(_Part(system, stacked([one.gram for one in own]), stacked([one.cross for one in own])))
+            parts.append(_Part(system, _stacked([one.gram for one in own]), _stacked([one.cross for one in own])))
         return parts
 
     def penalties(self, alphas: Sequence[float], penalty: float) -> tuple[tuple[int, ...], torch.Tensor]:
@@ -204,7 +205,12 @@ def _system(dims: tuple[int, ...], sets: Sequence[Centred]) -> System:
     """Return the system of some training sets, in the form that is faster."""
     if len(sets) == 1 and sets[0].n < sum(dims):
         return Dual.of(dims, sets[0].gram, sets[0].cross)
-    return Primal(dims, stacked([one.gram for one in sets]), stacked([one.cross for one in sets]))
+    return Primal(dims, _stacked([one.gram for one in sets]), _stacked([one.cross for one in sets]))
+
+
+def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return (matrices, ...); a single one is not copied."""
+    return matrices[0][None] if len(matrices) == 1 else torch.stack(list(matrices))
 
 
 def best_penalty(loss_of: Callable[[float], float], unit: float, near: float | None = None) -> tuple[float, float]:

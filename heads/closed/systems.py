@@ -18,7 +18,6 @@ from typing import Protocol
 import torch
 from scipy.linalg.lapack import dpstrf
 
-SMALL = 512  # dimensions: smaller matrices are faster together, larger ones one by one
 RANK_SHARE = 1e-12  # pivots below this share of the largest are the rounding of sums in float64
 
 
@@ -105,8 +104,3 @@ def columns_of(dims: Sequence[int], streams: Sequence[int], device: str | torch.
     """Return the columns of some of the streams, by number."""
     own = torch.arange(sum(dims), device=device).split(list(dims))
     return torch.cat([own[i] for i in streams])
-
-
-def stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return (matrices, ...); a single one is not copied."""
-    return matrices[0][None] if len(matrices) == 1 else torch.stack(list(matrices))

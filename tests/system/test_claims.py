@@ -151,7 +151,7 @@ def come_and_go(folder: Path, seconds: float, least: int) -> None:
 
 
 def test_no_clip_has_two_owners_while_the_file_is_made_and_removed(tmp_path: Path) -> None:
-    workers = [spawned(come_and_go, tmp_path, 2, 10) for _ in range(3)]
+    workers = [spawned(come_and_go, tmp_path, 2, 11) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
